@@ -1,0 +1,1 @@
+"""Load datasets of canteen-tray photos into Supabase, in batches, exactly once."""

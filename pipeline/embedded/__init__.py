@@ -1,0 +1,1 @@
+"""PostgreSQL and Supabase Storage for a machine that has nothing but pip."""

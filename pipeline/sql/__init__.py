@@ -1,0 +1,1 @@
+"""SQL statements, one a file, that can be pasted into psql."""
