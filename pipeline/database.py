@@ -1,0 +1,359 @@
+"""The one door to PostgreSQL: connections, transactions, COPY, and what an error means.
+
+Nothing here lives longer than a transaction on the server: `SET LOCAL` only, no session-level lock, no named prepared
+statement, for the database may sit behind a pooler in transaction mode. Engines belong to the process that made
+them (keyed by its pid), because a connection does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+
+import psycopg2
+import psycopg2.extensions
+import sqlalchemy
+import sqlalchemy.exc
+
+from pipeline import sql
+from pipeline.config import Settings, redact
+from pipeline.errors import (
+    AccessDenied,
+    DatabaseError,
+    DatabaseUnavailable,
+    PipelineError,
+    RefusedError,
+    SettingsError,
+)
+from pipeline.logger import get_logger
+
+logger = get_logger(__name__)
+
+Result = TypeVar("Result")
+
+#: SQLSTATE of our own refusals, raised by ingest.refuse_referenced().
+REFERENCED = "IN001"
+MINIMUM_VERSION = 140000
+
+# SQLSTATE classes and codes that may go away unchanged (PostgreSQL manual, appendix A).
+_TRANSIENT_CLASSES = ("08",)
+_TRANSIENT_CODES = frozenset(
+    {"40001", "40P01", "53300", "53400", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
+)
+# Parameters that other tools put into DATABASE_URL and libpq does not know (Prisma, node-postgres).
+_FOREIGN_PARAMETERS = frozenset(
+    {"pgbouncer", "connection_limit", "pool_timeout", "schema", "statement_cache_size", "prepared_statements"}
+)
+
+
+class Connection:
+    """A connection in a transaction; `execute` takes the name of a file in `pipeline/sql`."""
+
+    def __init__(self, connection: sqlalchemy.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, name: str, /, **parameters: object) -> Sequence[sqlalchemy.Row[Any]]:
+        """Run the statement `name` and return its rows, an empty list when it returns none."""
+        result = self._connection.execute(_text(name), parameters)
+        return result.all() if result.returns_rows else []
+
+    def one(self, name: str, /, **parameters: object) -> sqlalchemy.Row[Any]:
+        """Run the statement `name`, which returns exactly one row."""
+        return self._connection.execute(_text(name), parameters).one()
+
+    def count(self, name: str, /, **parameters: object) -> int:
+        """Run the statement `name` and return how many rows it touched."""
+        return int(self._connection.execute(_text(name), parameters).rowcount)
+
+    def stream(self, name: str, /, **parameters: object) -> Iterator[sqlalchemy.Row[Any]]:
+        """Run the statement `name` through a server-side cursor and yield its rows, a thousand at a time."""
+        options = {"stream_results": True, "yield_per": 1000}
+        yield from self._connection.execute(_text(name), parameters, execution_options=options)
+
+    def run_script(self, text: str) -> None:
+        """Run one statement as it is, without parameters."""
+        with self._cursor() as cursor:
+            cursor.execute(text)
+
+    def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+        """COPY rows into a table from an iterable, without holding them; return their number.
+
+        A value is None, str, int, float, bool, or a list or tuple of such (an array).
+        """
+        source = _CopySource(rows)
+        statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        with self._cursor() as cursor:
+            cursor.copy_expert(statement, source, size=_CopySource.CHUNK)
+        return source.rows
+
+    @contextmanager
+    def _cursor(self) -> Iterator[psycopg2.extensions.cursor]:
+        raw = self._connection.connection.cursor()
+        try:
+            yield raw  # type: ignore[misc]
+        finally:
+            raw.close()
+
+
+class _CopySource:
+    """A readable file over an iterable of rows, in the text format of COPY (PostgreSQL manual, COPY, File Formats)."""
+
+    CHUNK = 1 << 16
+
+    def __init__(self, rows: Iterable[Sequence[object]]) -> None:
+        self._rows = iter(rows)
+        self.rows = 0
+
+    def read(self, size: int = CHUNK) -> bytes:
+        """Return whole lines of about `size` bytes together, nothing at the end; psycopg2 takes longer ones too."""
+        lines = []
+        length = 0
+        for row in self._rows:
+            line = "\t".join(map(_field, row)) + "\n"
+            lines.append(line)
+            length += len(line)
+            self.rows += 1
+            if length >= size:
+                break
+        return "".join(lines).encode()
+
+    def readline(self, size: int = CHUNK) -> bytes:
+        """Return the same as `read`: the driver asks for a file, and uses `read` only."""
+        return self.read(size)
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def _field(value: object) -> str:
+    if value is None:
+        return r"\N"
+    if isinstance(value, str):
+        return value.translate(_ESCAPES)
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    if isinstance(value, (list, tuple)):
+        return ("{" + ",".join(map(_element, value)) + "}").translate(_ESCAPES)
+    return str(value)
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+@cache
+def _text(name: str) -> sqlalchemy.TextClause:
+    return sqlalchemy.text(sql.statement(name))
+
+
+class Database:
+    """The database of a run; cheap to make, connects at the first use."""
+
+    def __init__(self, settings: Settings, application: str = "pipeline") -> None:
+        self._settings = settings
+        self._application = application
+        self._engine: sqlalchemy.Engine | None = None
+        self._pid = 0
+
+    def engine(self) -> sqlalchemy.Engine:
+        """Return the engine of this process; the one inherited through a fork is left alone, never used or closed."""
+        if self._engine is None or self._pid != os.getpid():
+            self._engine = sqlalchemy.create_engine(
+                "postgresql+psycopg2://",
+                creator=self.connect,
+                pool_size=self._settings.tuning.connection_pool_size,
+                max_overflow=0,
+                use_native_hstore=False,
+            )
+            self._pid = os.getpid()
+        return self._engine
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """Open one connection outside the pool, with the errors of this module."""
+        dsn = connection_string(self._settings.database_url.reveal())
+        try:
+            return psycopg2.connect(
+                dsn,
+                connect_timeout=10,
+                application_name=self._application,
+                keepalives_idle=30,
+                keepalives_interval=10,
+                keepalives_count=3,
+            )
+        except psycopg2.ProgrammingError as exc:
+            raise SettingsError(
+                f"DATABASE_URL is not understood: {_sentence(exc)}", "Copy it again from Connect in the dashboard."
+            ) from exc
+        except psycopg2.OperationalError as exc:
+            raise _connection_error(exc, dsn, self._settings.environment) from exc
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        if self._engine is not None and self._pid == os.getpid():
+            self._engine.dispose()
+        self._engine = None
+
+    @contextmanager
+    def transaction(self, timeout: float = 60.0, *, read_only: bool = False) -> Iterator[Connection]:
+        """Begin a transaction and commit it at the end of the block, or roll it back when the block raises.
+
+        Arguments:
+            timeout: seconds that one statement may take; 0 for no bound.
+            read_only: refuse writes, and see one moment of the database throughout.
+
+        Raises:
+            DatabaseUnavailable: no connection, or an error that may go away; the outcome of a commit is then unknown.
+            DatabaseError: the statement is refused.
+        """
+        with _translated(), self.engine().connect() as connection:
+            if read_only:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                connection.exec_driver_sql(
+                    f"SET LOCAL statement_timeout = {int(timeout * 1000)}; "
+                    "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = 0"
+                )
+                yield Connection(connection)
+
+    def run(self, work: Callable[[Connection], Result], timeout: float = 60.0, *, read_only: bool = False) -> Result:
+        """Run `work` in a transaction, and again from its start after a transient error.
+
+        An error at the commit leaves open whether it happened: `work` looks for its own traces first (a marker).
+        """
+        tuning = self._settings.tuning
+        attempt = 0
+        while True:
+            try:
+                with self.transaction(timeout, read_only=read_only) as connection:
+                    return work(connection)
+            except DatabaseUnavailable as exc:
+                if attempt >= tuning.retry_max_attempts:
+                    raise
+                ceiling = min(tuning.retry_backoff_factor**attempt, 60.0)
+                wait = random.uniform(0, ceiling)
+                attempt += 1
+                logger.warning("%s Trying again in %.1f s (%d).", exc.message, wait, attempt)
+                time.sleep(wait)
+
+
+def connection_string(url: str) -> str:
+    """Return the address for libpq: without the parameters that only other drivers know."""
+    if not url.startswith("postgresql://"):
+        return url
+    parts = urlsplit(url)
+    query = {
+        name: values[-1]
+        for name, values in parse_qs(parts.query, keep_blank_values=True).items()
+        if name not in _FOREIGN_PARAMETERS
+    }
+    return urlunsplit(parts._replace(query=urlencode(query)))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlalchemy.exc.DBAPIError as exc:
+        if isinstance(exc.orig, PipelineError):
+            raise exc.orig from exc
+        raise _error_of(exc.orig if isinstance(exc.orig, psycopg2.Error) else None, exc) from exc
+    except sqlalchemy.exc.TimeoutError as exc:
+        raise DatabaseUnavailable(
+            "No database connection became free in 30 seconds.", "Raise connection_pool_size in luigi.cfg."
+        ) from exc
+    except psycopg2.Error as exc:
+        raise _error_of(exc, exc) from exc
+
+
+def _sentence(exc: BaseException) -> str:
+    text = redact(" ".join(str(exc).split()))
+    return text if text.endswith(".") else f"{text}."
+
+
+def _error_of(error: psycopg2.Error | None, exc: Exception) -> PipelineError:
+    code = (error.pgcode or "") if error is not None else ""
+    message = ""
+    if error is not None and error.diag is not None:
+        message = error.diag.message_primary or ""
+    message = redact(message) or _sentence(error or exc)
+    if code == REFERENCED:
+        return RefusedError(f"Refused: {message}.", "Remove those rows, or keep this batch; nothing was changed.")
+    if code == "23503":
+        return RefusedError(f"Refused: {message}.", "A row of another table references it; nothing was changed.")
+    if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
+        return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", "Run the same command again.")
+    if not code and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+        return DatabaseUnavailable(f"The connection to PostgreSQL broke: {message}", "Run the same command again.")
+    return DatabaseError(f"PostgreSQL: {message} ({code or type(error or exc).__name__}).", _hint(code, message), code)
+
+
+def _hint(code: str, message: str) -> str:
+    if code == "57014":
+        return "The statement took longer than allowed: look for a lock held by another session."
+    if code in ("42P01", "3F000", "42883", "42703"):
+        return "The schema is not up to date: run `python -m pipeline migrate`."
+    if code in ("42501", "0A000"):
+        return "DATABASE_URL must name the owner of the tables, on Supabase the user postgres, not a restricted role."
+    if code == "25006":
+        return "The database is read-only: it may be a replica, or its disk is full."
+    if code == "53100":
+        return "The disk of the database is full."
+    return ""
+
+
+def _connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str) -> PipelineError:
+    """Tell why no connection came about, by looking at the way to the server instead of at the text."""
+    parameters = psycopg2.extensions.parse_dsn(dsn)
+    host = parameters.get("host") or os.environ.get("PGHOST") or ""
+    port = int((parameters.get("port") or "5432").split(",")[0])
+    hint = (
+        "Start it with `python -m pipeline up`."
+        if environment == "embedded"
+        else "Check that it runs and that a firewall lets you through."
+    )
+    if host and not host.startswith("/"):
+        try:
+            addresses = socket.getaddrinfo(host.split(",")[0], port, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            return AccessDenied(
+                f"The database host {host} is unknown.",
+                "Check DATABASE_URL for a typing error; a paused Supabase project loses its name as well.",
+            )
+        if all(family == socket.AF_INET6 for family, *_ in addresses):
+            hint = (
+                f"{host} has only an IPv6 address, which this network may not reach: use the session pooler's "
+                "address from Connect in the dashboard (…pooler.supabase.com:5432)."
+            )
+        reachable = _reachable(addresses)
+    else:
+        reachable = _reachable([(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", f"{host or '/tmp'}/.s.PGSQL.{port}")])
+    message = _sentence(exc)
+    # Once the server answers, only its sentence tells a refusal from a bad moment. It decides the exit code, no retry.
+    refusals = ("authentication failed", "no pg_hba.conf entry", "does not exist", "not found", "no password supplied")
+    if reachable and any(words in message for words in refusals):
+        return AccessDenied(
+            f"PostgreSQL refuses the login: {message}", "Check the user and the password in DATABASE_URL."
+        )
+    return DatabaseUnavailable(f"PostgreSQL cannot be reached: {message}", hint)
+
+
+def _reachable(addresses: Sequence[tuple[Any, ...]]) -> bool:
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.settimeout(3)
+            try:
+                probe.connect(address)
+            except OSError:
+                continue
+            return True
+    return False

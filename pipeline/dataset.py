@@ -1,0 +1,357 @@
+"""Pure: a dataset on disk -> recognitions or rejects. Nothing here knows of a database or a network.
+
+<source>/[<export>/]recognition_<digits>/[photos/]*Main*.jpg, *Qualifying*.jpg, *AM.json, *correct_dishes.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.errors import UsageError
+
+MAXIMUM_ID = 2**63 - 1
+MAXIMUM_PHOTO_BYTES = 32 << 20
+MAXIMUM_DOCUMENT_BYTES = 16 << 20
+MAXIMUM_COUNT = 1000
+_MAXIMUM_DEPTH = 100
+
+_FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
+_DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
+_MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
+_RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
+_EXPONENT = re.compile(r"[eE][+-]?0*([0-9]+)$")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A recognition's folder: its number and its path relative to the source."""
+
+    recognition_id: int
+    path: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as discovery saw it: path relative to the source, bytes, modification time in ns since 1970."""
+
+    path: str
+    size: int
+    mtime: int
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """A usable recognition: the photos of camera 1 and 2, and its documents where it has them."""
+
+    recognition_id: int
+    photos: tuple[File, File]
+    menu: File | None
+    receipt: File | None
+    captured_on: date | None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input that is left out, with a code and a sentence."""
+
+    recognition_id: int | None
+    path: str
+    code: str
+    message: str
+
+
+class BadInput(Exception):
+    """Say by a reject code and a sentence why a file is not usable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def find_source(given: str | None, setting: str | None) -> Path:
+    """Return the dataset's folder: the one given, the setting's, else the first of the usual places.
+
+    Raises:
+        UsageError: there is none, it is not a folder, or it may not be read.
+    """
+    if given or setting:
+        path = Path(given or setting or "").expanduser()
+        if not path.exists():
+            raise UsageError(f"The dataset {path} does not exist.", "Name its folder with --source or DATASET_DIR.")
+        if not path.is_dir():
+            raise UsageError(f"The dataset {path} is not a folder.", "Name its folder with --source or DATASET_DIR.")
+        return path.resolve()
+    home = Path.home()
+    places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
+    for folder, pattern in (*places, (home, "RRS_Dataset*")):
+        for path in sorted(folder.glob(pattern)) if folder.is_dir() else []:
+            if path.is_dir():
+                return path.resolve()
+    raise UsageError(
+        "No dataset was named and none was found: looked for ./dataset, ./RRS_Dataset*, "
+        "~/Downloads/RRS_Dataset* and ~/RRS_Dataset*.",
+        "Name its folder with --source or DATASET_DIR.",
+    )
+
+
+def list_folders(source: Path) -> Iterator[Folder | Reject]:
+    """Yield the folders of recognitions, in no order and without holding them.
+
+    Raises:
+        UsageError: the source or an export cannot be read.
+    """
+    exports = []
+    for name in _folders(source):
+        if _FOLDER.fullmatch(name):
+            yield _folder(name, name)
+        elif not name.startswith("."):
+            exports.append(name)
+    for export in sorted(exports):
+        for name in _folders(source / export):
+            if _FOLDER.fullmatch(name):
+                yield _folder(name, f"{export}/{name}")
+
+
+def _folders(directory: Path) -> Iterator[str]:
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield entry.name
+    except OSError as exc:
+        raise UsageError(
+            f"The folder {directory} cannot be read: {exc.strerror}.", "Check its owner and mode, then run again."
+        ) from exc
+
+
+def _folder(name: str, path: str) -> Folder | Reject:
+    digits = name.removeprefix("recognition_")
+    if not _is_text(path):
+        return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
+    # int() refuses more than 4,300 digits, and a file name has at most 255.
+    number = int(digits)
+    if number > MAXIMUM_ID:
+        return Reject(None, path, "id_invalid", f"the number {digits} is beyond what a bigint holds")
+    return Folder(number, path)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_text(path: str) -> str:
+    return os.fsencode(path).decode(errors="replace")
+
+
+def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
+    """Look at the names and sizes of a recognition's files; nothing is opened."""
+
+    def reject(code: str, message: str, path: str = folder.path) -> Reject:
+        return Reject(folder.recognition_id, path, code, message)
+
+    try:
+        files = list(_files(source, folder.path))
+        if any(name == "photos" for name in _folders_of(source, folder.path)):
+            photo_files = list(_files(source, f"{folder.path}/photos"))
+        else:
+            photo_files = []
+    except OSError as exc:
+        return reject("folder_unreadable", f"the folder cannot be read: {exc.strerror}")
+
+    photos = sorted(
+        (file for file in (*files, *photo_files) if file.path.lower().endswith((".jpg", ".jpeg"))),
+        key=lambda file: file.path,
+    )
+    bad_name = next((file for file in (*files, *photo_files) if not _is_text(file.path)), None)
+    if bad_name is not None:
+        return reject("path_encoding", f"the name of {_as_text(bad_name.path)} is not UTF-8")
+    if len(photos) != 2:
+        return reject("photo_count", f"{len(photos)} photos instead of two")
+    cameras = {_camera(photo.path): photo for photo in photos}
+    if set(cameras) != {1, 2}:
+        return reject("photo_cameras", "the photos are not one Main and one Qualifying")
+    for photo in photos:
+        if photo.size == 0:
+            return reject("photo_empty", "the file is empty", photo.path)
+        if photo.size > MAXIMUM_PHOTO_BYTES:
+            return reject("photo_too_large", f"the file has {photo.size} bytes", photo.path)
+
+    menu = _last(files, _MENU)
+    receipt = _last(files, _RECEIPT)
+    for document in (menu, receipt):
+        if document is not None and document.size > MAXIMUM_DOCUMENT_BYTES:
+            return reject("json_too_large", f"the file has {document.size} bytes", document.path)
+    return Recognition(folder.recognition_id, (cameras[1], cameras[2]), menu, receipt, _captured_on(cameras[1].path))
+
+
+def _files(source: Path, folder: str) -> Iterator[File]:
+    with os.scandir(source / folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            facts = entry.stat()
+            if stat.S_ISREG(facts.st_mode):
+                yield File(f"{folder}/{entry.name}", facts.st_size, facts.st_mtime_ns)
+
+
+def _folders_of(source: Path, folder: str) -> Iterator[str]:
+    with os.scandir(source / folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield entry.name
+
+
+def _camera(path: str) -> int | None:
+    name = path.rsplit("/", 1)[-1].lower()
+    if ("main" in name) == ("qualifying" in name):
+        return None
+    return 1 if "main" in name else 2
+
+
+def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:
+    """Return the file that sorts last, as with exports."""
+    named = [file for file in files if pattern.fullmatch(file.path.rsplit("/", 1)[-1])]
+    return max(named, key=lambda file: file.path, default=None)
+
+
+def _captured_on(path: str) -> date | None:
+    for match in _DATE.finditer(path.rsplit("/", 1)[-1]):
+        try:
+            return date(*map(int, match.groups()))
+        except ValueError:
+            continue
+    return None
+
+
+def check_menu(content: bytes) -> str:
+    """Return the JSON text of a menu as it is in the file, when it is an array of entries that jsonb takes.
+
+    Raises:
+        BadInput: json_broken, json_nul or json_shape.
+    """
+    text, menu = _parse(content)
+    if not isinstance(menu, list):
+        raise BadInput("json_shape", "the menu is not an array")
+    for number, entry in enumerate(menu, 1):
+        where = f"entry {number} of the menu"
+        if not isinstance(entry, dict):
+            raise BadInput("json_shape", f"{where} is not an object")
+        _require_id(entry, where)
+        if not isinstance(entry.get("Name"), str):
+            raise BadInput("json_shape", f"{where} has no Name")
+        for field in ("Category", "Price"):
+            if isinstance(entry.get(field), (dict, list)):
+                raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
+    return text
+
+
+def check_receipt(content: bytes) -> str:
+    """Return the JSON text of a receipt as it is in the file, when it is an array of lines that jsonb takes.
+
+    Raises:
+        BadInput: json_broken, json_nul, json_shape or receipt_count.
+    """
+    text, receipt = _parse(content)
+    if not isinstance(receipt, list):
+        raise BadInput("json_shape", "the receipt is not an array")
+    for number, line in enumerate(receipt, 1):
+        where = f"line {number} of the receipt"
+        if not isinstance(line, dict):
+            raise BadInput("json_shape", f"{where} is not an object")
+        count = line.get("Count")
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise BadInput("json_shape", f"{where} has no whole number as Count")
+        if not 1 <= count <= MAXIMUM_COUNT:
+            raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
+        dishes = line.get("Dishes")
+        if not isinstance(dishes, list) or not dishes:
+            raise BadInput("json_shape", f"{where} has no Dishes")
+        for dish in dishes:
+            if not isinstance(dish, dict) or not isinstance(dish.get("Name"), str):
+                raise BadInput("json_shape", f"{where} has a dish without Name")
+            _require_id(dish, where)
+    return text
+
+
+def _require_id(entry: dict[str, object], where: str) -> None:
+    external_id = entry.get("ExternalId")
+    if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or external_id == "":
+        raise BadInput("json_shape", f"{where} has no ExternalId")
+
+
+def _parse(content: bytes) -> tuple[str, object]:
+    """Return the text and the value of a JSON document that jsonb takes as it is."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise BadInput("json_broken", f"the file is not UTF-8 at byte {exc.start}") from exc
+    try:
+        value = json.loads(
+            text, parse_constant=_no_constant, parse_float=_number, parse_int=_integer, object_pairs_hook=_object
+        )
+    except json.JSONDecodeError as exc:
+        raise BadInput(
+            "json_broken", f"the file is not JSON at line {exc.lineno}, column {exc.colno}: {exc.msg}"
+        ) from exc
+    except RecursionError as exc:
+        raise BadInput("json_shape", "the file is nested too deeply") from exc
+    _require_jsonb(value, 0)
+    return text, value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise BadInput("json_broken", f"the file is not JSON: {name}")
+
+
+def _number(text: str) -> float:
+    # numeric ends at 131,072 digits before and 16,383 after the point; no price comes near.
+    exponent = _EXPONENT.search(text)
+    if len(text) > 1000 or (exponent and len(exponent[1]) > 3):
+        raise BadInput("json_shape", "a number is larger than the database takes")
+    return float(text)
+
+
+def _integer(text: str) -> int:
+    if len(text) > 1000:
+        raise BadInput("json_shape", "a number is larger than the database takes")
+    return int(text)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        # jsonb keeps the last of two equal keys, but reads both.
+        for _, hidden in pairs:
+            _require_jsonb(hidden, 0)
+    return value
+
+
+def _require_jsonb(value: object, depth: int) -> None:
+    """Raise on what JSON allows and jsonb refuses: NUL characters, half surrogate pairs; and on extreme nesting."""
+    if depth > _MAXIMUM_DEPTH:
+        raise BadInput("json_shape", "the file is nested too deeply")
+    if isinstance(value, str):
+        if "\0" in value:
+            raise BadInput("json_nul", "a string contains a NUL character")
+        if not value.isascii() and not _is_text(value):
+            raise BadInput("json_broken", "a string contains half a surrogate pair")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _require_jsonb(key, depth)
+            _require_jsonb(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _require_jsonb(item, depth + 1)

@@ -1,0 +1,74 @@
+"""Pure: the bytes of a photo -> its dimensions, or the reason why it is not usable."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+
+# A till photo has a megapixel or two; what claims more than this is not one, and would take the memory of many.
+MAXIMUM_PIXELS = 120_000_000
+Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; check_photo refuses before it decodes.
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Width and height in pixels as stored, and the EXIF orientation, 1 to 8."""
+
+    width: int
+    height: int
+    orientation: int
+
+
+class BadPhoto(Exception):
+    """Say by a reject code and a sentence why a photo is not usable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def check_photo(content: bytes) -> Dimensions:
+    """Decode a JPEG at an eighth of its size, which reads all of its data, and return its dimensions.
+
+    Raises:
+        BadPhoto: it is empty, not a JPEG, truncated, or cannot be decoded.
+    """
+    if not content:
+        raise BadPhoto("photo_empty", "the file is empty")
+    if not content.startswith(b"\xff\xd8"):
+        kind = "a PNG" if content.startswith(b"\x89PNG") else "not a JPEG"
+        raise BadPhoto("photo_not_jpeg", f"the file is {kind}")
+    try:
+        image = Image.open(io.BytesIO(content), formats=("JPEG",))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as exc:
+        raise BadPhoto(*_reason(content, "has no readable header")) from exc
+    with image:
+        width, height = image.size
+        if width * height > MAXIMUM_PIXELS:
+            raise BadPhoto("photo_too_large", f"the picture is {width} x {height} pixels")
+        orientation = _orientation(image)
+        try:
+            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+            image.load()
+        except (OSError, SyntaxError, ValueError, IndexError, EOFError) as exc:
+            raise BadPhoto(*_reason(content, "cannot be decoded")) from exc
+    return Dimensions(width, height, orientation)
+
+
+def _reason(content: bytes, what: str) -> tuple[str, str]:
+    """Tell a file that ends too early from one that is damaged: a whole JPEG ends with the marker EOI."""
+    if b"\xff\xd9" not in content[-64:]:
+        return "photo_truncated", "the file ends before the picture does"
+    return "photo_undecodable", f"the picture {what}"
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1

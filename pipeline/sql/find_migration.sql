@@ -1,0 +1,1 @@
+SELECT EXISTS (SELECT FROM supabase_migrations.schema_migrations WHERE version = :version) AS there

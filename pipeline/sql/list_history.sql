@@ -1,0 +1,1 @@
+SELECT version FROM supabase_migrations.schema_migrations ORDER BY version

@@ -1,0 +1,161 @@
+-- The pipeline's own bookkeeping (schema ingest) and what the datasets said, batch by batch (schema raw).
+
+CREATE SCHEMA IF NOT EXISTS ingest;
+CREATE SCHEMA IF NOT EXISTS raw;
+
+COMMENT ON SCHEMA ingest IS 'Bookkeeping of the batch loader: batches, markers, manifests, rejects.';
+COMMENT ON SCHEMA raw IS 'What the datasets said, one set of rows per batch; append-only.';
+
+CREATE TABLE ingest.batches (
+    id text PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$' AND id !~ '\.\.'),
+    kind text NOT NULL CHECK (kind IN ('load', 'qwen')),
+    state text NOT NULL CHECK (state IN ('loading', 'done', 'resetting', 'reset')),
+    source text NOT NULL,
+    recognition_limit bigint CHECK (recognition_limit > 0),
+    force boolean NOT NULL DEFAULT false,
+    strict boolean NOT NULL DEFAULT false,
+    bucket text NOT NULL,
+    shards integer NOT NULL DEFAULT 0,
+    recognitions bigint NOT NULL DEFAULT 0,
+    photos bigint NOT NULL DEFAULT 0,
+    bytes bigint NOT NULL DEFAULT 0,
+    -- Discovery: what the dataset has beyond this batch.
+    found bigint NOT NULL DEFAULT 0,
+    already_loaded bigint NOT NULL DEFAULT 0,
+    held_elsewhere bigint NOT NULL DEFAULT 0,
+    held_by text[] NOT NULL DEFAULT '{}',
+    superseded_copies bigint NOT NULL DEFAULT 0,
+    beyond_limit bigint NOT NULL DEFAULT 0,
+    -- The order of commits: of two finished batches with one recognition, the higher version is what readers see.
+    version bigint UNIQUE,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz,
+    reset_at timestamptz,
+    metrics jsonb NOT NULL DEFAULT '{}'
+);
+CREATE INDEX batches_created_at ON ingest.batches (created_at);
+CREATE INDEX batches_unfinished ON ingest.batches (kind, source) WHERE state IN ('loading', 'resetting');
+
+CREATE TABLE ingest.batch_state (
+    batch_id text NOT NULL REFERENCES ingest.batches (id),
+    step text NOT NULL,
+    shard integer NOT NULL DEFAULT 0 CHECK (shard >= 0),
+    started_at timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    worker text NOT NULL DEFAULT '',
+    metrics jsonb NOT NULL DEFAULT '{}',
+    PRIMARY KEY (batch_id, step, shard)
+);
+COMMENT ON TABLE ingest.batch_state IS
+    'Markers: a row says that a step is done, for a shard (from 1) or for the whole batch (shard 0).';
+
+CREATE TABLE ingest.manifest (
+    batch_id text NOT NULL REFERENCES ingest.batches (id),
+    recognition_id bigint NOT NULL CHECK (recognition_id >= 0),
+    shard integer NOT NULL CHECK (shard > 0),
+    captured_on date,
+    -- Arrays of two: camera 1, camera 2. Paths are relative to the batch's source.
+    photo_paths text[] NOT NULL,
+    photo_sizes bigint[] NOT NULL,
+    photo_mtimes bigint[] NOT NULL,
+    object_keys text[] NOT NULL,
+    menu_path text,
+    menu_size bigint,
+    menu_mtime bigint,
+    receipt_path text,
+    receipt_size bigint,
+    receipt_mtime bigint,
+    -- Known when the photos have been read, that is with the marker of the shard's upload.
+    widths integer[],
+    heights integer[],
+    orientations smallint[],
+    sha256s text[],
+    md5s text[],
+    menu_sha256 text,
+    receipt_sha256 text,
+    PRIMARY KEY (batch_id, recognition_id)
+) WITH (fillfactor = 60);
+CREATE INDEX manifest_shard ON ingest.manifest (batch_id, shard);
+COMMENT ON TABLE ingest.manifest IS 'What a batch contains, written before any upload. Times are nanoseconds since 1970.';
+
+CREATE TABLE ingest.claims (
+    kind text NOT NULL CHECK (kind IN ('load', 'qwen')),
+    recognition_id bigint NOT NULL,
+    batch_id text NOT NULL REFERENCES ingest.batches (id),
+    PRIMARY KEY (kind, recognition_id)
+);
+CREATE INDEX claims_batch ON ingest.claims (batch_id);
+COMMENT ON TABLE ingest.claims IS 'Which unfinished batch holds a recognition: at most one.';
+
+CREATE TABLE ingest.rejects (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    batch_id text NOT NULL REFERENCES ingest.batches (id),
+    recognition_id bigint,
+    path text NOT NULL,
+    code text NOT NULL,
+    message text NOT NULL,
+    step text NOT NULL,
+    shard integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX rejects_batch ON ingest.rejects (batch_id, step, shard);
+COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
+
+CREATE TABLE raw.recognition_files (
+    batch_id text NOT NULL,
+    recognition_id bigint NOT NULL,
+    camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
+    captured_on date,
+    source_path text NOT NULL,
+    object_key text NOT NULL,
+    width integer NOT NULL,
+    height integer NOT NULL,
+    orientation smallint NOT NULL,
+    byte_size bigint NOT NULL,
+    sha256 text NOT NULL,
+    PRIMARY KEY (batch_id, recognition_id, camera_number)
+);
+CREATE INDEX recognition_files_recognition ON raw.recognition_files (recognition_id);
+
+CREATE TABLE raw.recipes (
+    batch_id text NOT NULL,
+    recognition_id bigint NOT NULL,
+    receipt jsonb,
+    menu_sha256 text,
+    PRIMARY KEY (batch_id, recognition_id)
+);
+COMMENT ON TABLE raw.recipes IS 'One row a recognition: its till receipt, and the hash of its menu file in raw.menus.';
+
+CREATE TABLE raw.menus (
+    batch_id text NOT NULL,
+    shard integer NOT NULL,
+    sha256 text NOT NULL,
+    content jsonb NOT NULL,
+    PRIMARY KEY (batch_id, sha256, shard)
+);
+COMMENT ON TABLE raw.menus IS 'Each distinct menu file once a shard, by the SHA-256 of its bytes.';
+
+CREATE TABLE raw.qwen_annotations (
+    batch_id text NOT NULL,
+    recognition_id bigint NOT NULL,
+    camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
+    detection integer NOT NULL CHECK (detection > 0),
+    label text NOT NULL,
+    x1 double precision NOT NULL,
+    y1 double precision NOT NULL,
+    x2 double precision NOT NULL,
+    y2 double precision NOT NULL,
+    PRIMARY KEY (batch_id, recognition_id, camera_number, detection)
+);
+CREATE INDEX qwen_annotations_recognition ON raw.qwen_annotations (recognition_id);
+COMMENT ON TABLE raw.qwen_annotations IS 'One row a detection, numbered from 1 on its photo; corners in pixels.';
+
+ALTER TABLE ingest.batches ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.batch_state ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.manifest ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.claims ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE raw.recognition_files ENABLE ROW LEVEL SECURITY;
+ALTER TABLE raw.recipes ENABLE ROW LEVEL SECURITY;
+ALTER TABLE raw.menus ENABLE ROW LEVEL SECURITY;
+ALTER TABLE raw.qwen_annotations ENABLE ROW LEVEL SECURITY;
