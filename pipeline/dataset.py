@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.errors import UsageError
+from pipeline.errors import BadInput, UsageError
 
 MAXIMUM_ID = 2**63 - 1
 MAXIMUM_PHOTO_BYTES = 32 << 20
@@ -66,15 +66,6 @@ class Reject:
     path: str
     code: str
     message: str
-
-
-class BadInput(Exception):
-    """Say by a reject code and a sentence why a file is not usable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 def find_source(given: str | None, setting: str | None) -> Path:
@@ -163,19 +154,16 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
         return Reject(folder.recognition_id, path, code, message)
 
     try:
-        files = list(_files(source, folder.path))
-        if any(name == "photos" for name in _folders_of(source, folder.path)):
-            photo_files = list(_files(source, f"{folder.path}/photos"))
-        else:
-            photo_files = []
+        files, folders = _list(source, folder.path)
+        below = _list(source, f"{folder.path}/photos")[0] if "photos" in folders else []
     except OSError as exc:
         return reject("folder_unreadable", f"the folder cannot be read: {exc.strerror}")
 
     photos = sorted(
-        (file for file in (*files, *photo_files) if file.path.lower().endswith((".jpg", ".jpeg"))),
+        (file for file in (*files, *below) if file.path.lower().endswith((".jpg", ".jpeg"))),
         key=lambda file: file.path,
     )
-    bad_name = next((file for file in (*files, *photo_files) if not _is_text(file.path)), None)
+    bad_name = next((file for file in (*files, *below) if not _is_text(file.path)), None)
     if bad_name is not None:
         return reject("path_encoding", f"the name of {_as_text(bad_name.path)} is not UTF-8")
     if len(photos) != 2:
@@ -197,21 +185,19 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
     return Recognition(folder.recognition_id, (cameras[1], cameras[2]), menu, receipt, _captured_on(cameras[1].path))
 
 
-def _files(source: Path, folder: str) -> Iterator[File]:
+def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
+    """Return the files of a folder and the names of the folders in it, without those that begin with a dot."""
+    files, folders = [], set()
     with os.scandir(source / folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             facts = entry.stat()
             if stat.S_ISREG(facts.st_mode):
-                yield File(f"{folder}/{entry.name}", facts.st_size, facts.st_mtime_ns)
-
-
-def _folders_of(source: Path, folder: str) -> Iterator[str]:
-    with os.scandir(source / folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield entry.name
+                files.append(File(f"{folder}/{entry.name}", facts.st_size, facts.st_mtime_ns))
+            elif stat.S_ISDIR(facts.st_mode):
+                folders.add(entry.name)
+    return files, folders
 
 
 def _camera(path: str) -> int | None:

@@ -17,6 +17,8 @@
             ├── ObjectNotFound
             └── ObjectExists
 
+    BadInput                    a file of the dataset is not usable; becomes a reject, never an error of the run
+
 The split that matters for a retry is transient and permanent. Which exit code belongs to which error is told in
 one place only, the table in `cli.py`.
 """
@@ -74,7 +76,9 @@ class DatabaseUnavailable(TransientError):
 
 
 class StorageUnavailable(TransientError):
-    """Storage cannot be reached or answers with a server error."""
+    """Storage cannot be reached or answers with a server error; `code` is the error code of its answer, if any."""
+
+    code = ""
 
 
 class StorageOverloaded(StorageUnavailable):
@@ -113,3 +117,12 @@ class ObjectNotFound(StorageError):
 
 class ObjectExists(StorageError):
     """There is such an object or bucket already."""
+
+
+class BadInput(Exception):
+    """Say by a reject code and a sentence why a file of the dataset is not usable."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message

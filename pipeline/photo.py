@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.errors import BadInput
+
 # A till photo has a megapixel or two; what claims more than this is not one, and would take the memory of many.
 MAXIMUM_PIXELS = 120_000_000
 Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; check_photo refuses before it decodes.
@@ -22,40 +24,31 @@ class Dimensions:
     orientation: int
 
 
-class BadPhoto(Exception):
-    """Say by a reject code and a sentence why a photo is not usable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
 def check_photo(content: bytes) -> Dimensions:
     """Decode a JPEG at an eighth of its size, which reads all of its data, and return its dimensions.
 
     Raises:
-        BadPhoto: it is empty, not a JPEG, truncated, or cannot be decoded.
+        BadInput: it is empty, not a JPEG, truncated, or cannot be decoded.
     """
     if not content:
-        raise BadPhoto("photo_empty", "the file is empty")
+        raise BadInput("photo_empty", "the file is empty")
     if not content.startswith(b"\xff\xd8"):
         kind = "a PNG" if content.startswith(b"\x89PNG") else "not a JPEG"
-        raise BadPhoto("photo_not_jpeg", f"the file is {kind}")
+        raise BadInput("photo_not_jpeg", f"the file is {kind}")
     try:
         image = Image.open(io.BytesIO(content), formats=("JPEG",))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as exc:
-        raise BadPhoto(*_reason(content, "has no readable header")) from exc
+        raise BadInput(*_reason(content, "has no readable header")) from exc
     with image:
         width, height = image.size
         if width * height > MAXIMUM_PIXELS:
-            raise BadPhoto("photo_too_large", f"the picture is {width} x {height} pixels")
+            raise BadInput("photo_too_large", f"the picture is {width} x {height} pixels")
         orientation = _orientation(image)
         try:
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
             image.load()
         except (OSError, SyntaxError, ValueError, IndexError, EOFError) as exc:
-            raise BadPhoto(*_reason(content, "cannot be decoded")) from exc
+            raise BadInput(*_reason(content, "cannot be decoded")) from exc
     return Dimensions(width, height, orientation)
 
 

@@ -73,9 +73,12 @@ CREATE TABLE ingest.manifest (
     md5s text[],
     menu_sha256 text,
     receipt_sha256 text,
+    -- Left out after its photos were uploaded; the commit removes its objects and this row.
+    rejected boolean NOT NULL DEFAULT false,
     PRIMARY KEY (batch_id, recognition_id)
 ) WITH (fillfactor = 60);
 CREATE INDEX manifest_shard ON ingest.manifest (batch_id, shard);
+CREATE INDEX manifest_rejected ON ingest.manifest (batch_id) WHERE rejected;
 COMMENT ON TABLE ingest.manifest IS 'What a batch contains, written before any upload. Times are nanoseconds since 1970.';
 
 CREATE TABLE ingest.claims (

@@ -1,0 +1,138 @@
+"""Batches and markers: what is done is what a committed row says. Every function takes a connection."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pipeline.database import Connection
+from pipeline.dataset import Reject
+from pipeline.errors import RefusedError
+
+DISCOVER = "discover"
+UPLOAD = "upload"
+COPY = "copy"
+TRANSFORM = "transform"
+LOAD = "load"
+
+#: The shard number of a marker that stands for the whole batch.
+WHOLE = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A row of ingest.batches; `limit` is None for no limit, `version` until the commit."""
+
+    id: str
+    kind: str
+    state: str
+    source: str
+    limit: int | None
+    force: bool
+    strict: bool
+    bucket: str
+    shards: int
+    recognitions: int
+    photos: int
+    bytes: int
+    found: int
+    already_loaded: int
+    held_elsewhere: int
+    held_by: tuple[str, ...]
+    superseded_copies: int
+    beyond_limit: int
+    version: int | None
+    created_at: datetime
+    finished_at: datetime | None
+    reset_at: datetime | None
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What a step needs to know of its batch, and when by the database's clock it began."""
+
+    source: str
+    bucket: str
+    shards: int
+    now: datetime
+
+
+def batch_from(row: Any) -> Batch:
+    """Return the batch of a row with the columns of find_batch.sql."""
+    values = dict(row._mapping)
+    values["limit"] = values.pop("recognition_limit")
+    values["held_by"] = tuple(values["held_by"])
+    return Batch(**values)
+
+
+def find_batch(connection: Connection, batch_id: str) -> Batch | None:
+    """Return the batch, None when there is none of that id."""
+    rows = connection.execute("find_batch", batch_id=batch_id)
+    return batch_from(rows[0]) if rows else None
+
+
+def hold(connection: Connection, batch_id: str, *, alone: bool = False) -> Hold:
+    """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
+
+    Raises:
+        RefusedError: the batch is not being loaded, so this work does not count.
+    """
+    rows = connection.execute("lock_batch" if alone else "hold_batch", batch_id=batch_id)
+    if not rows or rows[0].state != "loading":
+        state = rows[0].state if rows else "unknown"
+        raise RefusedError(
+            f"Batch {batch_id} is {state}, not loading: nothing of this run was recorded.",
+            "Look at it with `python -m pipeline status`.",
+        )
+    return Hold(rows[0].source, rows[0].bucket, rows[0].shards, rows[0].now)
+
+
+def try_lock(connection: Connection, batch_id: str) -> bool:
+    """Take the lock of a run of this batch for the length of the transaction; return whether it was free."""
+    return bool(connection.one("try_lock_batch", batch_id=batch_id).locked)
+
+
+def is_done(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:
+    """Return whether the marker is there."""
+    return bool(connection.one("find_marker", batch_id=batch_id, step=step, shard=shard).done)
+
+
+def mark(
+    connection: Connection, batch_id: str, step: str, shard: int, started_at: datetime, metrics: Mapping[str, Any]
+) -> None:
+    """Insert the marker; the primary key refuses a second one."""
+    connection.execute(
+        "insert_marker",
+        batch_id=batch_id,
+        step=step,
+        shard=shard,
+        started_at=started_at,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        metrics=json.dumps(metrics),
+    )
+
+
+def count_done(connection: Connection, batch_id: str, step: str) -> int:
+    """Return how many shards have the marker of a step."""
+    return int(connection.one("count_markers", batch_id=batch_id, step=step).done)
+
+
+def pending_shards(connection: Connection, batch_id: str, step: str) -> list[int]:
+    """Return the shards of a batch without the marker of a step, ascending."""
+    return [row.shard for row in connection.execute("list_pending_shards", batch_id=batch_id, step=step)]
+
+
+def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, rejects: Sequence[Reject]) -> None:
+    """Record inputs that were left out."""
+    if rejects:
+        connection.copy_in(
+            "ingest.rejects",
+            ("batch_id", "recognition_id", "path", "code", "message", "step", "shard"),
+            ((batch_id, r.recognition_id, r.path, r.code, r.message, step, shard) for r in rejects),
+        )

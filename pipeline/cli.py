@@ -1,0 +1,291 @@
+"""The commands, thin: read the arguments, call a step or build a task, say what came of it. One table of exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import luigi
+
+from pipeline import errors, tasks
+from pipeline.config import home_directory, redact
+from pipeline.database import Database
+from pipeline.embedded import services
+from pipeline.errors import Interrupted, PipelineError, RefusedError, UnfinishedError, UsageError
+from pipeline.logger import configure_logging
+from pipeline.migrate import migrate
+from pipeline.sample import write_sample
+from pipeline.steps import status as status_step
+from pipeline.steps.begin import Wish, begin_load
+from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
+from pipeline.steps.summary import headline, performance_metrics, size, summarise
+from pipeline.worker import SchedulerFactory, resume_hint
+
+DONE = 0
+USAGE = 2
+UNFINISHED = 3
+REFUSED = 4
+DIFFERENCES = 5
+INTERRUPTED = 130
+
+#: The first class that fits decides; the README has the same table.
+EXIT_CODES: tuple[tuple[type[PipelineError], int], ...] = (
+    (UsageError, USAGE),
+    (RefusedError, REFUSED),
+    (Interrupted, INTERRUPTED),
+    (PipelineError, UNFINISHED),
+)
+
+
+def exit_code(error: PipelineError) -> int:
+    """Return the exit code of an error."""
+    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    verbose = getattr(options, "verbose", False)
+    configure_logging(verbose)
+    tasks.forget()
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except PipelineError as exc:
+        return _tell(exc, verbose)
+    except KeyboardInterrupt:
+        print(f"Interrupted. {resume_hint()}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to say, and Python must not try at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _tell(error: PipelineError, verbose: bool) -> int:
+    if verbose:
+        sys.excepthook(type(error), error, error.__traceback__)
+    print(redact(f"Error: {error.message}"), file=sys.stderr)
+    if error.hint:
+        print(redact(f"Hint: {error.hint}"), file=sys.stderr)
+    return exit_code(error)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="pipeline", description="Load datasets of canteen-tray photos into Supabase, in batches, exactly once."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=summary, description=summary)
+        one.set_defaults(command=command)
+        return one
+
+    production: dict[str, Any] = {"action": "store_true", "help": "use .env.production, and nothing in its place"}
+    verbose: dict[str, Any] = {"action": "store_true", "help": "say every step on stderr, and show tracebacks"}
+    as_json: dict[str, Any] = {"action": "store_true", "help": "print the result as one JSON object on stdout"}
+
+    one = add("up", _up, "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
+    one.add_argument("--verbose", **verbose)
+    one = add("down", _down, "Stop the embedded services; their data stays.")
+    one.add_argument("--verbose", **verbose)
+
+    one = add("migrate", _migrate, "Apply the pending migrations.")
+    one.add_argument("--production", **production)
+    one.add_argument("--verbose", **verbose)
+
+    one = add("sample", _sample, "Write a synthetic dataset with real JPEGs.")
+    one.add_argument("directory", metavar="DIR", help="a folder that does not exist yet, or is empty")
+    one.add_argument("--recognitions", type=_number(0), default=200, metavar="N", help="how many trays (200)")
+    one.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same bytes; another, other ids (0)")
+    one.add_argument("--broken", action="store_true", help="add one of every kind of reject")
+
+    one = add("load", _load, "Load a dataset: photos to Storage, rows to PostgreSQL.")
+    one.add_argument("--source", metavar="PATH", help="the dataset's folder (DATASET_DIR, or the usual places)")
+    one.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
+    one.add_argument("--batch-id", metavar="ID", help="the batch (the newest unfinished one like it, or a new one)")
+    one.add_argument("--force", action="store_true", help="load what is loaded already, as a new version")
+    one.add_argument("--strict", action="store_true", help="check everything first; one reject refuses the batch")
+    one.add_argument("--dry-run", action="store_true", help="print what would be loaded, and write nothing")
+    one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
+    one.add_argument("--local-scheduler", action="store_true", help="do not ask for a luigid")
+    one.add_argument("--production", **production)
+    one.add_argument("--verbose", **verbose)
+    one.add_argument("--json", **as_json)
+
+    one = add("status", _status, "Show the environment, both connections, and the batches.")
+    one.add_argument("--batch-id", metavar="ID", help="show the numbers of this batch")
+    one.add_argument("--json", **as_json)
+    one.add_argument("--production", **production)
+    one.add_argument("--verbose", **verbose)
+    return top
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    number.__name__ = "number"
+    return number
+
+
+def _up(options: argparse.Namespace) -> int:
+    home = home_directory()
+    started = services.up(home)
+    print(started.describe())
+    with closing(_database(production=False)) as database:
+        applied = migrate(database)
+    print(f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date")
+    print(f"For other tools: set -a; . {home / 'env'}")
+    return DONE
+
+
+def _down(options: argparse.Namespace) -> int:
+    print(services.down(home_directory()).describe())
+    return DONE
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    with closing(_database(options.production)) as database:
+        applied = migrate(database)
+    for one in applied:
+        print(f"applied {one.version}_{one.name}")
+    print(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
+    return DONE
+
+
+def _sample(options: argparse.Namespace) -> int:
+    directory = Path(options.directory).expanduser()
+    try:
+        done = write_sample(directory, options.recognitions, options.seed, broken=options.broken)
+    except OSError as exc:
+        raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
+    print(
+        f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}, "
+        f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s"
+    )
+    return DONE
+
+
+def _load(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _dry_run(options)
+    parameters: dict[str, Any] = {
+        "batch_id": options.batch_id or "",
+        "source": options.source or "",
+        "limit": options.limit,
+        "force": options.force,
+        "strict": options.strict,
+        "production": options.production,
+    }
+    task = tasks.LoadBatch(**parameters)
+    factory = SchedulerFactory(bare=False)
+    luigi.build([task], factory, workers=options.workers, local_scheduler=options.local_scheduler, no_lock=True)
+    worker = SchedulerFactory.last
+    assert worker is not None
+    return _report(task.batch_id, options, worker.failures)
+
+
+def _report(batch_id: str, options: argparse.Namespace, failures: Sequence[Any]) -> int:
+    """Say what became of a batch; whether it is done is for the database to say, not for Luigi."""
+    database = tasks.database_of(options.production)
+    try:
+        summary = database.run(lambda connection: summarise(connection, batch_id))
+    except UsageError as exc:
+        # Discovery wrote nothing; why, its failure says.
+        raise _error_of(failures, batch_id, options) from exc
+    if options.json:
+        print(json.dumps({**summary, "failures": [vars(one) for one in failures]}, ensure_ascii=False))
+    if summary["state"] == "done":
+        if not options.json:
+            print(headline(summary))
+            print(performance_metrics(summary))
+        return DONE
+    if not options.json:
+        print(headline(summary), file=sys.stderr)
+    raise _error_of(failures, batch_id, options)
+
+
+def _error_of(failures: Sequence[Any], batch_id: str, options: argparse.Namespace) -> PipelineError:
+    """Return the error that the failures of tasks amount to: their own when it is one, else that of the batch."""
+    known = [one for one in failures if one.error]
+    for one in known:
+        kind = getattr(errors, one.error)
+        if issubclass(kind, (UsageError, RefusedError)):
+            return kind(one.message, one.hint)  # type: ignore[no-any-return]
+    for one in failures[:5]:
+        print(redact(f"Failed: {one.task}: {one.message} {one.hint}".rstrip()), file=sys.stderr)
+    return UnfinishedError(f"Batch {batch_id} is unfinished: {len(failures)} tasks failed.", resume_hint())
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    settings = tasks.settings_of(options.production)
+    database = tasks.database_of(options.production)
+    wish = Wish(options.batch_id, options.source, options.limit, options.force)
+    begun = begin_load(settings, database, wish, dry_run=True)
+    request = Request(
+        batch_id=begun.batch_id,
+        source=begun.source,
+        bucket=settings.bucket,
+        limit=options.limit,
+        force=options.force,
+        strict=options.strict,
+        batch_size=settings.tuning.batch_size,
+        threads=settings.tuning.thread_count,
+    )
+    found = None if begun.done else discover(database, request, dry_run=True)
+    if found is None:
+        print(f"Batch {begun.batch_id} is discovered already; nothing would be chosen anew.")
+        return DONE
+    if options.json:
+        print(json.dumps({"dry_run": True, **found.as_dict()}, ensure_ascii=False))
+    else:
+        print(_describe(found))
+    return DONE
+
+
+def _describe(found: Discovery) -> str:
+    lines = [
+        f"Would load {found.recognitions} recognitions, {found.photos} photos, {size(found.bytes)}, "
+        f"in {found.shards} shards, as batch {found.batch_id}. Nothing was written.",
+        f"Dataset: {found.source}: {found.found} recognitions, {found.already_loaded} already loaded, "
+        f"{found.held_elsewhere} held by unfinished batches{' ' + ', '.join(found.held_by) if found.held_by else ''}, "
+        f"{found.beyond_limit} beyond the limit, {found.superseded_copies} earlier copies in other exports.",
+    ]
+    if found.rejects:
+        lines.append(f"Rejects seen so far: {describe_rejects(found.rejects)}.")
+    return "\n".join(lines)
+
+
+def _status(options: argparse.Namespace) -> int:
+    settings = tasks.settings_of(options.production)
+    database = tasks.database_of(options.production)
+    if options.batch_id:
+        summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
+        if options.json:
+            print(json.dumps(summary, ensure_ascii=False))
+        else:
+            print(headline(summary))
+            print(performance_metrics(summary))
+        return DONE
+    result, failures = status_step.status(settings, database)
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print(status_step.as_text(result, options.production))
+    return exit_code(failures[0]) if failures else DONE
+
+
+def _database(production: bool) -> Database:
+    return tasks.database_of(production)

@@ -1,0 +1,1 @@
+SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id

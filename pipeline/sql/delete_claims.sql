@@ -1,0 +1,1 @@
+DELETE FROM ingest.claims WHERE batch_id = :batch_id

@@ -1,0 +1,3 @@
+SELECT EXISTS (
+    SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
+) AS done

@@ -1,0 +1,176 @@
+"""Begin: which batch is meant, may it be loaded now, and is this run the only one of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pipeline import batch_state
+from pipeline.batch_state import Batch
+from pipeline.config import Settings
+from pipeline.database import Connection, Database
+from pipeline.dataset import find_source
+from pipeline.errors import DatabaseUnavailable, RefusedError, SettingsError, UsageError
+from pipeline.logger import get_logger
+from pipeline.migrate import pending
+from pipeline.storage import Storage
+
+logger = get_logger(__name__)
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks for, before it is known which batch that is."""
+
+    batch_id: str | None = None
+    source: str | None = None
+    limit: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The batch that is meant: its id, its source as an absolute path, and whether it is done already."""
+
+    batch_id: str
+    source: str
+    done: bool
+
+
+def check_batch_id(batch_id: str) -> None:
+    """Raise UsageError unless the id can be part of an object key."""
+    if not _ID.fullmatch(batch_id) or ".." in batch_id:
+        raise UsageError(
+            f"The batch id {batch_id!r} is not valid.",
+            "Use 1 to 100 letters, digits, dots, dashes and underscores, a letter or digit first, and no '..'.",
+        )
+
+
+def begin_load(settings: Settings, database: Database, wish: Wish, *, dry_run: bool = False) -> Begun:
+    """Find the batch that a load means: the one named, the newest unfinished one like it, or a new one.
+
+    For a batch that is not done, both services are checked as well, and the bucket is made when it is missing, so
+    that a wrong setting is told before anything is written; a `dry_run` makes nothing.
+
+    Raises:
+        UsageError: a wrong id, limit or source; migrations are pending; a service refuses us.
+        RefusedError: the batch is another kind, was begun with other parameters, or is being reset.
+    """
+    if wish.batch_id is not None:
+        check_batch_id(wish.batch_id)
+    if wish.limit is not None and wish.limit < 1:
+        raise UsageError(f"--limit is {wish.limit}.", "Use a number from 1, or leave it out for no limit.")
+    begun = database.run(lambda connection: _resolve(connection, settings, wish))
+    if not begun.done and not dry_run:
+        storage = Storage(settings)
+        try:
+            storage.ensure_bucket()
+        finally:
+            storage.close()
+    return begun
+
+
+def _resolve(connection: Connection, settings: Settings, wish: Wish) -> Begun:
+    require_schema(connection)
+    if wish.batch_id is not None:
+        batch = batch_state.find_batch(connection, wish.batch_id)
+        if batch is not None and batch.state != "reset":
+            return _resume(batch, settings, wish)
+        return Begun(wish.batch_id, str(find_source(wish.source, settings.dataset_dir)), False)
+    source = str(find_source(wish.source, settings.dataset_dir))
+    rows = connection.execute(
+        "find_unfinished", kind="load", source=source, force=wish.force, recognition_limit=wish.limit
+    )
+    if rows:
+        return Begun(rows[0].id, source, False)
+    return Begun(_new_id(connection, "batch"), source, False)
+
+
+def require_schema(connection: Connection) -> None:
+    """Raise SettingsError when a migration is pending."""
+    missing = pending(connection)
+    if missing:
+        raise SettingsError(
+            f"{len(missing)} {'migration is' if len(missing) == 1 else 'migrations are'} pending, the first is "
+            f"{missing[0].version}_{missing[0].name}.",
+            "Run `python -m pipeline migrate` first.",
+        )
+
+
+def _resume(batch: Batch, settings: Settings, wish: Wish) -> Begun:
+    if batch.kind != "load":
+        raise RefusedError(f"Batch {batch.id} holds Qwen annotations, not a dataset.", "Choose another --batch-id.")
+    if batch.state == "resetting":
+        raise RefusedError(
+            f"Batch {batch.id} is being reset.", f"Finish that first: `python -m pipeline reset --batch-id {batch.id}`."
+        )
+    differences = []
+    if wish.source is not None and str(Path(wish.source).expanduser().resolve()) != batch.source:
+        differences.append(f"--source {batch.source}")
+    if wish.limit != batch.limit:
+        differences.append(f"--limit {batch.limit}" if batch.limit is not None else "no --limit")
+    if wish.force != batch.force:
+        differences.append("--force" if batch.force else "no --force")
+    if settings.bucket != batch.bucket:
+        differences.append(f"STORAGE_BUCKET {batch.bucket}")
+    if differences:
+        raise RefusedError(
+            f"Batch {batch.id} was begun with {', '.join(differences)}.",
+            "Repeat the command with the same parameters, or choose another --batch-id.",
+        )
+    done = batch.state == "done"
+    if not done:
+        find_source(batch.source, None)
+    return Begun(batch.id, batch.source, done)
+
+
+def _new_id(connection: Connection, prefix: str) -> str:
+    moment = datetime.now()
+    while True:
+        batch_id = f"{prefix}_{moment:%Y%m%d_%H%M%S}"
+        if batch_state.find_batch(connection, batch_id) is None:
+            return batch_id
+        moment += timedelta(seconds=1)
+
+
+class Lease:
+    """The lock of a run: a transaction that stays open, and whose lock dies with the last process that holds it.
+
+    A forked worker inherits the connection, so a run whose parent was killed still counts as running until its last
+    worker has ended.
+    """
+
+    def __init__(self, settings: Settings, batch_id: str, patience: float = 10.0) -> None:
+        """Take the lock, waiting `patience` seconds for another run to end.
+
+        Raises:
+            RefusedError: another run of this batch goes on.
+        """
+        self._stack = ExitStack()
+        database = Database(settings, application=f"pipeline lock {batch_id}")
+        self._stack.callback(database.close)
+        try:
+            connection = self._stack.enter_context(database.transaction())
+            deadline = time.monotonic() + patience
+            while not batch_state.try_lock(connection, batch_id):
+                if time.monotonic() > deadline:
+                    raise RefusedError(
+                        f"Another run of batch {batch_id} is going on.", "Wait for it, or stop it; nothing was changed."
+                    )
+                time.sleep(0.2)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give the lock back; when its connection broke, the server did that already."""
+        try:
+            self._stack.close()
+        except DatabaseUnavailable as exc:
+            logger.info("lock: %s", exc.message)

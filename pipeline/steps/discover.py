@@ -1,0 +1,283 @@
+"""Discover: walk the dataset, choose what is new, and write the manifest; all in one transaction.
+
+Killed at any moment before its commit, discovery leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import batch_state
+from pipeline.batch_state import DISCOVER, WHOLE
+from pipeline.database import Connection, Database
+from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
+from pipeline.errors import RefusedError, UsageError
+from pipeline.logger import get_logger
+from pipeline.metrics import Metrics
+from pipeline.steps.upload import read_recognition
+
+logger = get_logger(__name__)
+
+#: Two tasks a shard and three for the batch stay under a thousand.
+MAXIMUM_SHARDS = 490
+_PAGE = 2000
+_SHOWN_REJECTS = 50
+
+_STAGED = (
+    "recognition_id",
+    "captured_on",
+    "photo_paths",
+    "photo_sizes",
+    "photo_mtimes",
+    "menu_path",
+    "menu_size",
+    "menu_mtime",
+    "receipt_path",
+    "receipt_size",
+    "receipt_mtime",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a load is asked to do; `source` is absolute."""
+
+    batch_id: str
+    source: str
+    bucket: str
+    limit: int | None = None
+    force: bool = False
+    strict: bool = False
+    batch_size: int = 100
+    threads: int = 16
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What discovery found, counted in recognitions where nothing else is said."""
+
+    batch_id: str
+    source: str
+    found: int
+    already_loaded: int
+    held_elsewhere: int
+    held_by: tuple[str, ...]
+    superseded_copies: int
+    beyond_limit: int
+    recognitions: int
+    photos: int
+    bytes: int
+    shards: int
+    rejects: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return {**asdict(self), "held_by": list(self.held_by)}
+
+
+class _DryRun(Exception):
+    """Carry what was found out of a transaction that is not to be committed."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        super().__init__("dry run")
+        self.discovery = discovery
+
+
+def discover(database: Database, request: Request, *, dry_run: bool = False) -> Discovery | None:
+    """Write the batch, its manifest and its rejects; return what was found, None when that was done before.
+
+    Arguments:
+        dry_run: find out, and write nothing.
+
+    Raises:
+        UsageError: the dataset cannot be read, or holds no recognition at all.
+        RefusedError: the batch exists already, or `strict` met a reject.
+    """
+
+    def work(connection: Connection) -> Discovery | None:
+        if not dry_run and batch_state.is_done(connection, request.batch_id, DISCOVER):
+            return None
+        discovery = _discover(connection, request)
+        if dry_run:
+            raise _DryRun(discovery)
+        return discovery
+
+    try:
+        return database.run(work, timeout=0)
+    except _DryRun as result:
+        return result.discovery
+
+
+def _discover(connection: Connection, request: Request) -> Discovery:
+    source = Path(request.source)
+    now = connection.one("now").now
+    metrics = Metrics()
+    with metrics.timed("discover_walk"):
+        found = _find(connection, request, source)
+    with metrics.timed("discover_inspect"):
+        last = _stage(connection, request, source)
+        beyond = connection.one("count_beyond", after=last).beyond if last is not None else 0
+    rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
+    if request.strict and rejects:
+        _refuse(connection, rejects)
+
+    with metrics.timed("discover_manifest"):
+        if not connection.count(
+            "insert_batch",
+            batch_id=request.batch_id,
+            kind="load",
+            source=request.source,
+            recognition_limit=request.limit,
+            force=request.force,
+            strict=request.strict,
+            bucket=request.bucket,
+            found=found.found,
+            already_loaded=found.already_loaded,
+            held_elsewhere=found.held_elsewhere,
+            held_by=list(found.held_by),
+            superseded_copies=found.superseded_copies,
+            beyond_limit=beyond,
+        ):
+            raise RefusedError(
+                f"Batch {request.batch_id} was begun by another run meanwhile.", "Run the same command again."
+            )
+        connection.execute("analyze_staged")
+        connection.execute("insert_claims", batch_id=request.batch_id)
+        connection.execute("drop_late_claims", batch_id=request.batch_id, force=request.force)
+        claimed = connection.one("count_claims", batch_id=request.batch_id).claims
+        connection.execute(
+            "insert_manifest", batch_id=request.batch_id, shard_size=shard_size(claimed, request.batch_size)
+        )
+        connection.execute("insert_found_rejects", batch_id=request.batch_id)
+        counts = connection.one("update_batch_counts", batch_id=request.batch_id)
+    batch_state.mark(connection, request.batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
+    return Discovery(
+        batch_id=request.batch_id,
+        source=request.source,
+        found=found.found,
+        already_loaded=found.already_loaded,
+        held_elsewhere=found.held_elsewhere,
+        held_by=tuple(found.held_by),
+        superseded_copies=found.superseded_copies,
+        beyond_limit=beyond,
+        recognitions=counts.recognitions,
+        photos=counts.photos,
+        bytes=counts.bytes,
+        shards=counts.shards,
+        rejects=rejects,
+    )
+
+
+def shard_size(recognitions: int, batch_size: int) -> int:
+    """Return how many recognitions a shard holds: `batch_size`, or more where there would be too many shards."""
+    return max(batch_size, -(-recognitions // MAXIMUM_SHARDS))
+
+
+def _find(connection: Connection, request: Request, source: Path) -> Any:
+    """List the folders' names into a temporary table, and choose the candidates there."""
+    connection.execute("create_found")
+    listed = connection.copy_in(
+        "pg_temp.found",
+        ("recognition_id", "path", "code", "message"),
+        (
+            (entry.recognition_id, entry.path, None, None)
+            if isinstance(entry, Folder)
+            else (entry.recognition_id, entry.path, entry.code, entry.message)
+            for entry in list_folders(source)
+        ),
+    )
+    if not listed:
+        raise UsageError(
+            f"The dataset {source} holds no recognition.",
+            "A recognition is a folder `recognition_<digits>` or `<digits>`, in the source or in an export below it.",
+        )
+    connection.execute("analyze_found")
+    found = connection.one("count_found", batch_id=request.batch_id, force=request.force)
+    connection.execute("create_candidates", batch_id=request.batch_id, force=request.force)
+    connection.execute("index_candidates")
+    return found
+
+
+def _stage(connection: Connection, request: Request, source: Path) -> int | None:
+    """Inspect candidates, lowest id first, until the limit is reached; return the last id looked at, if any."""
+    connection.execute("create_staged")
+    wanted = request.limit
+    after = -1
+    looked = None
+    with ThreadPoolExecutor(min(8, request.threads)) as executor:
+        while wanted is None or wanted > 0:
+            # A page is never more than what is still wanted, so that nobody is inspected in vain.
+            count = _PAGE if wanted is None else min(_PAGE, wanted)
+            page = connection.execute("list_candidates", after=after, count=count)
+            if not page:
+                break
+            after = looked = page[-1].recognition_id
+            folders = [Folder(row.recognition_id, row.path) for row in page]
+            results = executor.map(lambda folder: _look(source, folder, request.strict), folders)
+            usable: list[Recognition] = []
+            rejects: list[Reject] = []
+            for result in results:
+                (usable if isinstance(result, Recognition) else rejects).append(result)  # type: ignore[arg-type]
+            connection.copy_in("pg_temp.staged", _STAGED, map(_staged_row, usable))
+            connection.copy_in(
+                "pg_temp.found",
+                ("recognition_id", "path", "code", "message"),
+                ((r.recognition_id, r.path, r.code, r.message) for r in rejects),
+            )
+            if wanted is not None:
+                wanted -= len(usable)
+    return looked
+
+
+def _look(source: Path, folder: Folder, strict: bool) -> Recognition | Reject:
+    """Inspect a folder; with `strict` read and check its files as well, which else the upload does."""
+    result = inspect_folder(source, folder)
+    if strict and isinstance(result, Recognition):
+        checked = read_recognition(source, result)
+        if isinstance(checked, Reject):
+            return checked
+    return result
+
+
+def _staged_row(recognition: Recognition) -> Sequence[object]:
+    menu, receipt = recognition.menu, recognition.receipt
+    return (
+        recognition.recognition_id,
+        recognition.captured_on,
+        [photo.path for photo in recognition.photos],
+        [photo.size for photo in recognition.photos],
+        [photo.mtime for photo in recognition.photos],
+        *((menu.path, menu.size, menu.mtime) if menu else (None, None, None)),
+        *((receipt.path, receipt.size, receipt.mtime) if receipt else (None, None, None)),
+    )
+
+
+def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
+    total = sum(rejects.values())
+    lines = [
+        f"  {row.code}: {row.path}: {row.message}"
+        for row in connection.execute("list_found_rejects", count=_SHOWN_REJECTS)
+    ]
+    if total > len(lines):
+        lines.append(f"  … and {total - len(lines)} more")
+    raise RefusedError(
+        f"--strict refuses the batch, {total} of its inputs {'is' if total == 1 else 'are'} not usable "
+        f"({describe_rejects(rejects)}):\n" + "\n".join(lines),
+        "Mend or remove them, or load without --strict, which leaves them out.",
+    )
+
+
+def describe_rejects(rejects: dict[str, int]) -> str:
+    """Return counts by code as one line, the most frequent first."""
+    return ", ".join(f"{code} {count}" for code, count in Counter(rejects).most_common())
+
+
+def rejects_of(connection: Connection, batch_id: str) -> Iterator[tuple[str, int]]:
+    """Yield the codes of a batch's rejects and how many there are of each."""
+    for row in connection.execute("count_rejects", batch_id=batch_id):
+        yield row.code, row.rejects

@@ -1,0 +1,159 @@
+"""Summaries: the numbers of a batch, gathered from its markers, as JSON and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pipeline import batch_state
+from pipeline.database import Connection
+from pipeline.errors import UsageError
+from pipeline.metrics import merge
+
+
+def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
+    """Return the numbers of a batch, finished or not; durations in seconds, sizes in bytes.
+
+    Raises:
+        UsageError: there is no such batch.
+    """
+    batch = batch_state.find_batch(connection, batch_id)
+    if batch is None:
+        raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for those there are.")
+    markers = connection.execute("list_markers", batch_id=batch_id)
+    total: dict[str, Any] = {}
+    done: dict[str, int] = {}
+    for marker in markers:
+        merge(total, marker.metrics)
+        done[marker.step] = done.get(marker.step, 0) + 1
+    seconds = active_seconds([(marker.started_at, marker.finished_at) for marker in markers])
+    counters = total.get("counters", {})
+    rejects = {row.code: row.rejects for row in connection.execute("count_rejects", batch_id=batch_id)}
+    counts = {
+        "recognitions_processed": batch.recognitions,
+        "images_processed": batch.photos,
+        "bytes_uploaded": counters.get("bytes_uploaded", 0),
+    }
+    return {
+        "batch_id": batch.id,
+        "kind": batch.kind,
+        "state": batch.state,
+        "source": batch.source,
+        "limit": batch.limit,
+        "force": batch.force,
+        "strict": batch.strict,
+        "bucket": batch.bucket,
+        "version": batch.version,
+        "created_at": _time(batch.created_at),
+        "finished_at": _time(batch.finished_at),
+        "reset_at": _time(batch.reset_at),
+        "shards": batch.shards,
+        "shards_done": {step: done.get(step, 0) for step in (batch_state.UPLOAD, batch_state.COPY)},
+        "found": batch.found,
+        "already_loaded": batch.already_loaded,
+        "held_elsewhere": batch.held_elsewhere,
+        "held_by": list(batch.held_by),
+        "superseded_copies": batch.superseded_copies,
+        "beyond_limit": batch.beyond_limit,
+        "rejected": sum(rejects.values()),
+        "rejects": rejects,
+        **counts,
+        "bytes": batch.bytes,
+        "total_seconds": round(seconds, 3),
+        "throughput": {name: {"count": n, "per_second": _rate(n, seconds)} for name, n in counts.items()},
+        "operations": {
+            name: {
+                "ops": int(entry["ops"]),
+                "average_seconds": round(entry["seconds"] / max(1, entry["ops"]), 6),
+                "total_seconds": round(entry["seconds"], 6),
+            }
+            for name, entry in sorted(total.get("operations", {}).items())
+        },
+        "counters": counters,
+    }
+
+
+def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
+    """Return how long at least one step was at work: the union of the intervals, without the pauses between runs."""
+    total = 0.0
+    end: datetime | None = None
+    for begin, finish in sorted(intervals):
+        if end is None or begin > end:
+            total += (finish - begin).total_seconds()
+            end = finish
+        elif finish > end:
+            total += (finish - end).total_seconds()
+            end = finish
+    return total
+
+
+def _rate(count: int, seconds: float) -> float:
+    return round(count / seconds, 2) if seconds > 0 else 0.0
+
+
+def _time(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment is not None else None
+
+
+def performance_metrics(summary: Mapping[str, Any]) -> str:
+    """Return the block `Performance Metrics:` of a summary."""
+    lines = ["Performance Metrics:", f"  Total time: {duration(summary['total_seconds'])}", "  Throughput:"]
+    for name, entry in summary["throughput"].items():
+        if name.startswith("bytes"):
+            lines.append(f"    {name}: {size(entry['count'])} ({size(entry['per_second'])}/s)")
+        else:
+            lines.append(f"    {name}: {entry['count']} ({entry['per_second']:.1f}/s)")
+    lines.append("  Operation timings:")
+    for name, entry in summary["operations"].items():
+        lines.append(
+            f"    {name}: {entry['ops']} ops, avg {entry['average_seconds'] * 1000:.2f} ms, "
+            f"total {entry['total_seconds']:.2f} s"
+        )
+    return "\n".join(lines)
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """Return what became of a batch in a few lines."""
+    state = summary["state"]
+    lines = [
+        f"Batch {summary['batch_id']} is {state}: {summary['recognitions_processed']} recognitions, "
+        f"{summary['images_processed']} photos, {size(summary['bytes'])}."
+    ]
+    skipped = []
+    if summary["already_loaded"]:
+        skipped.append(f"{summary['already_loaded']} already loaded")
+    if summary["held_elsewhere"]:
+        skipped.append(f"{summary['held_elsewhere']} held by unfinished {', '.join(summary['held_by'])}")
+    if summary["beyond_limit"]:
+        skipped.append(f"{summary['beyond_limit']} beyond the limit")
+    if skipped:
+        lines.append(f"Skipped: {'; '.join(skipped)}.")
+    if summary["superseded_copies"]:
+        lines.append(
+            f"Several exports hold the same recognition: the one that sorts last was taken, "
+            f"{summary['superseded_copies']} earlier copies were left."
+        )
+    if summary["rejected"]:
+        codes = ", ".join(f"{code} {count}" for code, count in summary["rejects"].items())
+        lines.append(f"Rejected: {summary['rejected']} ({codes}).")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `8.2 s`, `1m 15s` or `2h 03m`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def size(count: float) -> str:
+    """Return bytes in decimal units, as Supabase does."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,54 @@
+"""Transform: make the batch count, in one transaction with its marker and its state."""
+
+from __future__ import annotations
+
+from pipeline import batch_state
+from pipeline.batch_state import COPY, TRANSFORM, WHOLE
+from pipeline.database import Connection, Database
+from pipeline.errors import UnfinishedError
+from pipeline.logger import get_logger
+from pipeline.metrics import Metrics
+from pipeline.storage import PAGE, Storage
+
+logger = get_logger(__name__)
+
+
+def transform_batch(database: Database, storage: Storage, batch_id: str, metrics: Metrics) -> None:
+    """Publish the batch's raw rows in the domain and finish the batch; nothing happens when that was done before.
+
+    Raises:
+        UnfinishedError: a shard is not copied yet.
+        RefusedError: the batch is not being loaded, or a row that would go is referenced by a table that is not ours.
+    """
+    _remove_rejected(database, storage, batch_id)
+
+    def work(connection: Connection) -> None:
+        connection.execute("lock_commits")
+        if batch_state.is_done(connection, batch_id, TRANSFORM):
+            return
+        held = batch_state.hold(connection, batch_id, alone=True)
+        copied = batch_state.count_done(connection, batch_id, COPY)
+        if copied != held.shards:
+            raise UnfinishedError(
+                f"Batch {batch_id}: {held.shards - copied} of {held.shards} shards are not copied yet.",
+                "Run the same command again.",
+            )
+        connection.execute("delete_rejected", batch_id=batch_id)
+        with metrics.timed("transform"):
+            for row in connection.execute("transform_batch", batch_id=batch_id):
+                metrics.add(row.operation, row.seconds)
+                logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
+        connection.execute("delete_claims", batch_id=batch_id)
+        done = connection.one("update_batch_finished", batch_id=batch_id)
+        batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, metrics.as_dict())
+        logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
+
+    database.run(work, timeout=0)
+
+
+def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:
+    """Remove the objects of recognitions that were rejected after their upload: no row will ever name them."""
+    rows = database.run(lambda connection: connection.execute("list_rejected_keys", batch_id=batch_id))
+    keys = [row.key for row in rows]
+    for start in range(0, len(keys), PAGE):
+        storage.remove(keys[start : start + PAGE])

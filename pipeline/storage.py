@@ -1,0 +1,363 @@
+"""The one door to Supabase Storage: its HTTP API, its error codes, and when to try again.
+
+The API answers nearly every error with HTTP 400 and puts the truth into the body (`code`, `statusCode`), so errors are
+told apart by that code (https://github.com/supabase/storage, src/internal/errors/codes.ts). Sessions belong to one
+thread of one process.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import backoff
+import requests
+import requests.adapters
+import requests.utils
+
+from pipeline.config import Settings, redact
+from pipeline.errors import (
+    AccessDenied,
+    Interrupted,
+    ObjectExists,
+    ObjectNotFound,
+    PipelineError,
+    StorageError,
+    StorageOverloaded,
+    StorageUnavailable,
+)
+from pipeline.gate import Gate
+from pipeline.logger import get_logger
+from pipeline.metrics import Metrics
+
+logger = get_logger(__name__)
+
+#: Keys of one bulk delete, and entries of one page of a list: the API's own limits.
+PAGE = 1000
+_TIMEOUT = (10.0, 60.0)
+_LONGEST_WAIT = 30.0
+#: Overload says "later", not "no": it is tried this many times more than another transient error.
+_PATIENCE = 6
+
+_EXISTS = frozenset({"KeyAlreadyExists", "ResourceAlreadyExists", "BucketAlreadyExists"})
+_MISSING = frozenset({"NoSuchBucket", "NoSuchKey"})
+_DENIED = frozenset({"AccessDenied", "InvalidJWT", "ExpiredToken", "SignatureDoesNotMatch", "InvalidAccessKeyId"})
+_OVERLOAD = frozenset({"SlowDown", "DatabaseTimeout", "LockTimeout", "DatabaseReadOnly"})
+_TRANSIENT = frozenset(
+    {
+        "ResourceLocked",
+        "InternalError",
+        "DatabaseError",
+        "DatabaseTransactionAborted",
+        "Aborted",
+        "AbortedTerminate",
+        "TransactionError",
+        "NoAvailableShard",
+    }
+)
+_OVERLOAD_STATUS = frozenset({429, 503, 544})
+_TRANSIENT_STATUS = frozenset({408, 423, 425, 499})
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object in the bucket: its key, its bytes, and the MD5 of its content where the ETag is one."""
+
+    key: str
+    size: int
+    md5: str | None
+
+
+class _ServiceKey(requests.auth.AuthBase):
+    """Send the key both ways: the gateway reads `apikey`, the server reads `Authorization`."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["apikey"] = self._key
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+class Storage:
+    """A bucket, seen through the API."""
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        self._settings = settings
+        self._base = settings.storage_url
+        self._bucket = settings.bucket
+        self._metrics = metrics or Metrics()
+        self._local = threading.local()
+        self._sessions: list[requests.Session] = []
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self.threads = settings.tuning.thread_count
+        self.gate = Gate(self.threads)
+        tuning = settings.tuning
+        # Waits of 1, 2, 4 … seconds at most, each drawn evenly from zero up (full jitter).
+        wait: dict[str, Any] = {
+            "base": tuning.retry_backoff_factor,
+            "max_value": _LONGEST_WAIT,
+            "jitter": backoff.full_jitter,
+            "on_backoff": self._on_backoff,
+            "logger": None,
+        }
+        patient = backoff.on_exception(
+            backoff.expo, StorageOverloaded, max_tries=tuning.retry_max_attempts + 1 + _PATIENCE, **wait
+        )
+        brief = backoff.on_exception(
+            backoff.expo,
+            StorageUnavailable,
+            max_tries=tuning.retry_max_attempts + 1,
+            giveup=lambda exc: isinstance(exc, StorageOverloaded),
+            **wait,
+        )
+        self._send = patient(brief(self._send_once))
+
+    # Objects
+
+    def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
+        """Store an object under a key, in the place of what may be there."""
+        with self._metrics.timed("storage_upload"):
+            answer = self._send(
+                "POST",
+                f"/object/{quote(self._bucket, safe='')}/{quote(key, safe='/')}",
+                data=content,
+                headers={"Content-Type": content_type, "x-upsert": "true", "Cache-Control": "max-age=3600"},
+            )
+        stored = answer.get("Key") if isinstance(answer, dict) else None
+        if stored != f"{self._bucket}/{key}":
+            raise StorageError(f"Storage stored {key} under another key, {stored}.")
+        self._metrics.count("bytes_uploaded", len(content))
+        self._metrics.count("objects_uploaded")
+
+    def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
+        """Yield the objects whose keys begin with a prefix, in byte order of the keys.
+
+        Arguments:
+            prefix: plain text, not a folder.
+            after: yield only keys beyond this one.
+            last: stop beyond this one.
+        """
+        # Only list-v2 without delimiter, sorted by name, is complete. Its cursor is base64 of "l:" and the last key.
+        cursor = base64.b64encode(f"l:{after}".encode()).decode() if after else None
+        while True:
+            body: dict[str, Any] = {"prefix": prefix, "limit": PAGE, "with_delimiter": False}
+            if cursor:
+                body["cursor"] = cursor
+            try:
+                with self._metrics.timed("storage_list"):
+                    page = self._send("POST", f"/object/list-v2/{quote(self._bucket, safe='')}", json=body)
+            except StorageError as exc:
+                if cursor is None or exc.code != "InvalidParameter" or not after:
+                    raise
+                # A server that words its cursors differently: read from the start of the prefix instead.
+                logger.warning("Storage does not take our list cursor; listing %s from its start.", prefix)
+                cursor = None
+                continue
+            for entry in page["objects"]:
+                key = entry.get("key") or entry["name"]
+                if key <= after:
+                    continue
+                if last is not None and key > last:
+                    return
+                yield _stored(key, entry.get("metadata") or {})
+            if not page.get("hasNext"):
+                return
+            cursor = page["nextCursor"]
+
+    def remove(self, keys: Sequence[str]) -> int:
+        """Delete objects by their exact keys, at most a thousand; return how many there were."""
+        if not keys:
+            return 0
+        with self._metrics.timed("storage_remove"):
+            gone = self._send("DELETE", f"/object/{quote(self._bucket, safe='')}", json={"prefixes": list(keys)})
+        return len(gone)
+
+    # The bucket
+
+    def ensure_bucket(self) -> bool:
+        """Make sure that the bucket exists, private when it is made now; return whether it was made.
+
+        Raises:
+            AccessDenied: the key is refused, or the host is unknown.
+        """
+        self.check_host()
+        try:
+            self._send("GET", f"/bucket/{quote(self._bucket, safe='')}")
+        except ObjectNotFound:
+            try:
+                self._send("POST", "/bucket", json={"id": self._bucket, "name": self._bucket, "public": False})
+            except ObjectExists:
+                return False
+            logger.info("storage: made the private bucket %s", self._bucket)
+            return True
+        return False
+
+    def find_bucket(self) -> dict[str, Any] | None:
+        """Return the bucket's settings, None when it does not exist."""
+        self.check_host()
+        try:
+            found = self._send("GET", f"/bucket/{quote(self._bucket, safe='')}")
+        except ObjectNotFound:
+            return None
+        return dict(found)
+
+    def check_host(self) -> None:
+        """Raise AccessDenied when the host of the project's URL has no address."""
+        parts = urlsplit(self._base)
+        try:
+            socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as exc:
+            raise AccessDenied(
+                f"The Storage host {parts.hostname} is unknown.",
+                "Check NEXT_PUBLIC_SUPABASE_URL for a typing error, and that this machine is online.",
+            ) from exc
+
+    # The wire
+
+    def stop(self) -> None:
+        """Let no further request begin; those in flight end by themselves."""
+        self._stopped.set()
+
+    def resume(self) -> None:
+        """Let requests begin again after `stop`."""
+        self._stopped.clear()
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            for session in self._sessions:
+                session.close()
+            self._sessions.clear()
+
+    def _session(self) -> requests.Session:
+        if getattr(self._local, "pid", None) != os.getpid():
+            session = requests.Session()
+            # What `trust_env` would look up for every request, looked up once; and no .netrc over our own key.
+            session.proxies = requests.utils.get_environ_proxies(self._base)
+            session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+            session.trust_env = False
+            session.auth = _ServiceKey(self._settings.key.reveal())
+            session.headers["User-Agent"] = "pipeline"
+            adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
+            session.mount("http://", adapter)
+            session.mount("https://", adapter)
+            self._local.session, self._local.pid = session, os.getpid()
+            with self._lock:
+                self._sessions.append(session)
+        return self._local.session  # type: ignore[no-any-return]
+
+    def _send_once(self, method: str, path: str, **arguments: Any) -> Any:
+        if self._stopped.is_set():
+            raise Interrupted("The upload was interrupted.")
+        with self.gate.pass_through():
+            try:
+                response = self._session().request(
+                    method, self._base + path, timeout=_TIMEOUT, allow_redirects=False, **arguments
+                )
+            except requests.exceptions.SSLError as exc:
+                raise StorageError(
+                    f"The TLS certificate of {self._base} is not accepted.",
+                    "Set REQUESTS_CA_BUNDLE to the authority's certificate.",
+                ) from exc
+            except (
+                requests.exceptions.ConnectionError,
+                requests.exceptions.Timeout,
+                requests.exceptions.ChunkedEncodingError,
+                requests.exceptions.ContentDecodingError,
+            ) as exc:
+                raise StorageUnavailable(
+                    f"Storage at {self._base} cannot be reached ({_innermost(exc)}).", self._hint_unreachable()
+                ) from exc
+            except requests.exceptions.RequestException as exc:
+                raise StorageError(f"Storage cannot be asked: {redact(str(exc))}", "Check the settings.") from exc
+        if 200 <= response.status_code < 300:
+            try:
+                answer = response.json()
+            except requests.exceptions.JSONDecodeError as exc:
+                raise StorageUnavailable(
+                    f"Storage at {self._base} answers with something that is not JSON.",
+                    "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
+                ) from exc
+            self.gate.succeeded()
+            return answer
+        error = error_of(response, f"{method} {path.split('?')[0]}")
+        if isinstance(error, StorageOverloaded):
+            self.gate.overloaded()
+        raise error
+
+    def _hint_unreachable(self) -> str:
+        if self._settings.environment == "embedded":
+            return "Start it with `python -m pipeline up`."
+        return "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
+
+    def _on_backoff(self, details: Any) -> None:
+        exc = details["exception"]
+        code = getattr(exc, "code", "") or type(exc).__name__
+        self._metrics.count(f"retries_{code}")
+        logger.info("storage: %s Trying again in %.1f s.", exc.message, details["wait"])
+
+
+def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:
+    etag = str(metadata.get("eTag") or "").strip('"').lower()
+    is_md5 = len(etag) == 32 and all(character in "0123456789abcdef" for character in etag)
+    return StoredObject(key, int(metadata.get("size", -1)), etag if is_md5 else None)
+
+
+def _innermost(exc: BaseException) -> str:
+    """Return the name of the error below the wrappers, such as ConnectionRefusedError."""
+    inner: Any = exc
+    while True:
+        candidates = [getattr(inner, "reason", None), *getattr(inner, "args", ()), inner.__cause__]
+        below = next((one for one in candidates if isinstance(one, BaseException) and one is not inner), None)
+        if below is None:
+            return type(inner).__name__
+        inner = below
+
+
+def error_of(response: requests.Response, request: str) -> PipelineError:
+    """Tell from an answer that is no success what it means: by the body's code, else by the status."""
+    try:
+        body = response.json()
+    except requests.exceptions.JSONDecodeError:
+        body = {}
+    if not isinstance(body, dict):
+        body = {}
+    code = str(body.get("code") or "")
+    status = response.status_code
+    if str(body.get("statusCode", "")).isdigit():
+        status = int(body["statusCode"])
+    message = redact(str(body.get("message") or response.reason or "no message"))
+    said = f"Storage answers {code or status} to {request}: {message}"
+
+    if code in _EXISTS:
+        return ObjectExists(said, "", code)
+    if code in _MISSING:
+        return ObjectNotFound(said, "", code)
+    if code in _DENIED or status in (401, 403):
+        return AccessDenied(
+            f"Storage refuses the key ({code or status}: {message}).",
+            "Check SUPABASE_SERVICE_ROLE_KEY: it must be the service role key of this very project.",
+        )
+    if code in _OVERLOAD or status in _OVERLOAD_STATUS:
+        return _coded(StorageOverloaded(said, "Storage is overloaded; run the same command again later."), code, status)
+    # "Client Error" comes from the HTTP parser, with a number for a status: the request was cut on its way.
+    cut = body.get("error") == "Bad Request" and body.get("statusCode") == 400 and not code
+    if code in _TRANSIENT or status >= 500 or status in _TRANSIENT_STATUS or cut:
+        return _coded(StorageUnavailable(said, "Run the same command again."), code, status)
+    if 300 <= status < 400 or (status == 404 and not code):
+        return StorageError(said, "Check NEXT_PUBLIC_SUPABASE_URL: there is no Storage API at that address.", code)
+    return StorageError(said, "", code or str(status))
+
+
+def _coded(error: StorageUnavailable, code: str, status: int) -> StorageUnavailable:
+    error.code = code or str(status)
+    return error

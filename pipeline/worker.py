@@ -1,0 +1,284 @@
+"""What hooks into Luigi's workers: one run a batch, a clean stop, the local scheduler when luigid is down.
+
+Luigi has no public way to give the bare `luigi` command another worker; `install` replaces
+`luigi.interface._WorkerSchedulerFactory`, a private name, which is why requirements.txt pins Luigi 3.8 and a test runs
+the bare command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, ClassVar
+
+import luigi
+import luigi.interface
+import luigi.worker
+from luigi.rpc import RemoteScheduler
+from luigi.scheduler import Scheduler
+
+from pipeline import errors, tasks
+from pipeline.batch_state import LOAD
+from pipeline.config import Settings
+from pipeline.logger import configure_logging, get_logger
+from pipeline.progress import Progress
+from pipeline.steps.begin import Lease
+from pipeline.steps.summary import headline, performance_metrics, summarise
+
+logger = get_logger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+# What luigi.cfg says as well; an installed wheel has no luigi.cfg beside it, and must not report a failure as 0.
+_DEFAULTS: dict[str, dict[str, str]] = {
+    "core": {"no_configure_logging": "true", "no_lock": "true", "rpc-retry-attempts": "30", "rpc-retry-wait": "2"},
+    "worker": {
+        "check_complete_on_run": "true",
+        "task_process_context": "pipeline.worker.ChildProcess",
+        "wait_jitter": "0.2",
+    },
+    "execution_summary": {"summary_length": "5"},
+    "retcode": {
+        "already_running": "10",
+        "missing_data": "20",
+        "not_run": "25",
+        "task_failed": "30",
+        "scheduling_error": "35",
+        "unhandled_exception": "40",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that failed: its family, the class of the error by name, the sentence and the hint."""
+
+    task: str
+    error: str
+    message: str
+    hint: str
+
+
+def failure_of(task: str, explanation: str) -> Failure:
+    """Read back what `tasks.describe_failure` wrote; anything else is a message of no class of ours."""
+    text, _, hint = explanation.partition(tasks.HINT)
+    error, separator, message = text.partition(": ")
+    if separator and isinstance(getattr(errors, error, None), type):
+        return Failure(task, error, message, hint)
+    return Failure(task, "", explanation.strip(), "")
+
+
+class ChildProcess:
+    """The context of a task's process: end with the parent, and leave interrupts to it."""
+
+    def __init__(self, task_process: Any) -> None:
+        self._forked = bool(task_process.use_multiprocessing)
+        self._parent = os.getppid()
+
+    def __enter__(self) -> ChildProcess:
+        if self._forked:
+            # Nothing needs cleaning up here: what is not marked does not count, and a transaction ends with its client.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if sys.platform == "linux":
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+                if os.getppid() != self._parent:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+
+class PipelineWorker(luigi.worker.Worker):
+    """A worker that holds the batch's lock, shows progress, remembers failures and stops its children."""
+
+    def __init__(self, *args: Any, lease: Lease | None, verbose_summary: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._lease = lease
+        self._prints_summary = verbose_summary
+        self.failures: list[Failure] = []
+
+    def run(self) -> bool:
+        """Run to the end, or to an interrupt, which ends the children first."""
+        try:
+            with Progress(tasks.counter):
+                succeeded = bool(super().run())  # type: ignore[no-untyped-call]
+        except KeyboardInterrupt:
+            self._end_children()
+            if self._prints_summary:
+                print(f"Interrupted. {resume_hint()}", file=sys.stderr)
+                self._release()
+                raise SystemExit(130) from None
+            raise
+        if self._prints_summary:
+            self._print_summary()
+        return succeeded
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
+        result = super().__exit__(kind, value, traceback)  # type: ignore[no-untyped-call]
+        self._release()
+        return result
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    def _add_task(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("status") == "FAILED":
+            task = self._scheduled_tasks.get(kwargs["task_id"])
+            text = kwargs.get("expl") or ""
+            with contextlib.suppress(json.JSONDecodeError):
+                text = json.loads(text)
+            self.failures.append(failure_of(str(task or kwargs["task_id"]), str(text)))
+        super()._add_task(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _log_complete_error(self, task: Any, tb: Any) -> None:
+        self.failures.append(failure_of(str(task), _last_line(str(tb))))
+        super()._log_complete_error(task, tb)  # type: ignore[no-untyped-call]
+
+    def _end_children(self) -> None:
+        children = [process for process in self._running_tasks.values() if process.use_multiprocessing]
+        for process in children:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+        for process in children:
+            process.join()
+
+    def _print_summary(self) -> None:
+        known = tasks.begun()
+        if known is None:
+            return
+        batch_id, production = known
+        for failure in self.failures[:5]:
+            print(f"Failed: {failure.task}: {failure.message} {failure.hint}", file=sys.stderr)
+        try:
+            summary = tasks.database_of(production).run(lambda connection: summarise(connection, batch_id))
+        except errors.PipelineError as exc:
+            # Nothing was begun, or the database went away; the failures above say why.
+            logger.info("no summary: %s", exc.message)
+            return
+        print(headline(summary))
+        if summary["state"] == "done":
+            print(performance_metrics(summary))
+        else:
+            print(resume_hint(), file=sys.stderr)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def resume_hint() -> str:
+    """Return how the batch of this process is resumed."""
+    known = tasks.begun()
+    if known is None:
+        return "Run the same command again."
+    batch_id, production = known
+    return f"To go on: python -m pipeline load --batch-id {batch_id}{' --production' if production else ''}"
+
+
+class SchedulerFactory:
+    """Make the scheduler and the worker of a run.
+
+    Arguments:
+        bare: this is the `luigi` command itself, so the summary is printed here.
+    """
+
+    last: ClassVar[PipelineWorker | None] = None
+
+    def __init__(self, bare: bool = True) -> None:
+        self._bare = bare
+
+    def create_local_scheduler(self) -> Scheduler:
+        """Return a scheduler inside this process."""
+        return Scheduler(prune_on_get_work=True, record_task_history=False)
+
+    def create_remote_scheduler(self, url: str) -> RemoteScheduler | Scheduler:
+        """Return luigid's, when it answers within a second, else a local one with one warning."""
+        if answers(url):
+            return RemoteScheduler(url)
+        level = logging.WARNING if self._bare else logging.INFO
+        logger.log(level, "luigid does not answer at %s: using the local scheduler.", url)
+        return self.create_local_scheduler()
+
+    def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> PipelineWorker:
+        """Return a worker that holds the lock of its batch, under an id that a re-run takes over."""
+        _install_handler()
+        known = tasks.begun()
+        lease = None
+        arguments: dict[str, Any] = {}
+        if known is not None and not assistant:
+            batch_id, production = known
+            settings = tasks.settings_of(production)
+            if not is_done(settings, batch_id, production):
+                lease = Lease(settings, batch_id)
+            # Stable, so that luigid gives a killed run's tasks to its successor at once; the lock keeps it unique.
+            arguments["worker_id"] = f"Worker(host={socket.gethostname()}, batch={batch_id})"
+        worker = PipelineWorker(
+            scheduler=scheduler,
+            worker_processes=worker_processes,
+            assistant=assistant,
+            lease=lease,
+            verbose_summary=self._bare,
+            **arguments,
+        )
+        type(self).last = worker
+        return worker
+
+
+def is_done(settings: Settings, batch_id: str, production: bool) -> bool:
+    """Return whether the batch needs no lock: all of it, the summary included, is there."""
+    target = tasks.BatchStateTarget(tasks.database_of(production), batch_id, LOAD)
+    return target.exists()
+
+
+def answers(url: str, timeout: float = 1.0) -> bool:
+    """Return whether a luigid answers at the URL, asked once."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout) as response:
+            return bool(response.status < 400)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def _install_handler() -> None:
+    """Make SIGTERM stop a run as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+class _BareSchedulerFactory(SchedulerFactory):
+    """The factory of the `luigi` command, which also sets up the logging that luigi.cfg leaves to us."""
+
+    def __init__(self) -> None:
+        super().__init__(bare=True)
+
+
+def install() -> None:
+    """Put our factory, our defaults and our logging under the `luigi` command."""
+    setattr(luigi.interface, "_WorkerSchedulerFactory", _BareSchedulerFactory)  # noqa: B010 (mypy: a type is no variable)
+    configuration = luigi.configuration.get_config()
+    for section, options in _DEFAULTS.items():
+        for option, value in options.items():
+            if not configuration.has_option(section, option):
+                configuration.set(section, option, value)
+    if not logging.getLogger().handlers:
+        configure_logging()
