@@ -42,7 +42,13 @@ _PR_SET_PDEATHSIG = 1
 
 # What luigi.cfg says as well; an installed wheel has no luigi.cfg beside it, and must not report a failure as 0.
 _DEFAULTS: dict[str, dict[str, str]] = {
-    "core": {"no_configure_logging": "true", "no_lock": "true", "rpc-retry-attempts": "30", "rpc-retry-wait": "2"},
+    "core": {
+        "no_configure_logging": "true",
+        "no_lock": "true",
+        "autoload_range": "false",
+        "rpc_retry_attempts": "30",
+        "rpc_retry_wait": "2",
+    },
     "worker": {
         "check_complete_on_run": "true",
         "task_process_context": "pipeline.worker.ChildProcess",

@@ -1,0 +1,30 @@
+#!/bin/sh
+# The main job from nothing: services, sample dataset, load, status. BIN is the virtual environment's bin folder.
+set -eu
+cd "$(dirname "$0")/.."
+BIN=$(cd "${BIN:-.venv/bin}" && pwd)
+DEMO=$(mktemp -d "${TMPDIR:-/tmp}/pipeline-demo.XXXXXX")
+export PIPELINE_HOME="$DEMO/home"
+# Whatever environment this shell has, the demo works on its own services, in a folder without .env files.
+unset NEXT_PUBLIC_SUPABASE_URL SUPABASE_SERVICE_ROLE_KEY DATABASE_URL STORAGE_BUCKET DATASET_DIR
+LUIGI_CONFIG_PATH="$PWD/luigi.cfg"
+export LUIGI_CONFIG_PATH
+cd "$DEMO"
+finish() {
+    code=$?
+    "$BIN/python" -m pipeline down || true
+    cd /
+    rm -rf "$DEMO"
+    exit $code
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+say() {
+    printf '\n$ python -m pipeline %s\n' "$*"
+    "$BIN/python" -m pipeline "$@"
+}
+say up
+say sample dataset --recognitions "${RECOGNITIONS:-400}" --broken
+say load --source dataset --batch-id demo --workers 2
+say load --source dataset --batch-id demo
+say status

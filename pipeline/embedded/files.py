@@ -1,0 +1,101 @@
+"""Files and locks of the embedded services: private, whole, and safe beside another process that does the same."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import SettingsError
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive flock on a file for the block, waiting for whoever holds it; a killed holder lets go."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_home(home: Path) -> None:
+    """Create the folder of the embedded services for its owner alone; as root others may pass through, not look.
+
+    Raises:
+        SettingsError: it cannot be created.
+    """
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700)
+    except FileExistsError:
+        if home.is_dir():
+            return
+        raise SettingsError(f"{home} is not a folder.", "Set PIPELINE_HOME to another path.") from None
+    except OSError as exc:
+        raise SettingsError(
+            f"The folder {home} cannot be created: {exc.strerror}.", "Set PIPELINE_HOME to a folder of yours."
+        ) from exc
+    if os.geteuid() == 0:
+        home.chmod(0o711)  # the server's user has to get through; what is secret in it has a mode of its own
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask again and again until the condition holds, and say whether it did before the time was up."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Put a text in the place of a file, mode 0600; a reader sees the former or the new one, whole."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from its first moment
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError:
+        os.unlink(name)
+        raise
+
+
+def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Create a folder of exactly this mode and owner (uid, gid), whatever the umask, unless it is there.
+
+    It appears finished, or a kill in between would leave one that the owner cannot use.
+    """
+    if path.exists():
+        return
+    fresh = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
+    os.chmod(fresh, mode)
+    if owner is not None:
+        os.chown(fresh, *owner, follow_symlinks=False)
+    os.rename(fresh, path)
+
+
+def is_private(path: Path, owner: int) -> bool:
+    """Say whether a path is a folder, not a link to one, that its owner alone can enter."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == owner and not found.st_mode & 0o077
+
+
+def complaint(text: str) -> str:
+    """Return the line of a log's end that says why: the last that names an error, else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        for word in ("PANIC:", "FATAL:", "error:", "Error:"):
+            if word in line:
+                return line[line.index(word) :]
+    return lines[-1] if lines else ""
