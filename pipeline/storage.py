@@ -163,7 +163,7 @@ class Storage:
                 cursor = None
                 continue
             for entry in page["objects"]:
-                key = entry.get("key") or entry["name"]
+                key = entry["name"]
                 if key <= after:
                     continue
                 if last is not None and key > last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -33,17 +34,14 @@ def make_home(home: Path) -> None:
     """
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
-        home.mkdir(mode=0o700)
-    except FileExistsError:
-        if home.is_dir():
-            return
+        # As root others may pass through, for the server's user has to; what is secret in it has a mode of its own.
+        make_folder(home, 0o711 if os.geteuid() == 0 else 0o700)
+    except (FileExistsError, NotADirectoryError):
         raise SettingsError(f"{home} is not a folder.", "Set PIPELINE_HOME to another path.") from None
     except OSError as exc:
         raise SettingsError(
             f"The folder {home} cannot be created: {exc.strerror}.", "Set PIPELINE_HOME to a folder of yours."
         ) from exc
-    if os.geteuid() == 0:
-        home.chmod(0o711)  # the server's user has to get through; what is secret in it has a mode of its own
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -62,8 +60,10 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(descriptor)  # or a power cut may leave it empty
         os.replace(name, path)
-    except OSError:
+    except BaseException:
         os.unlink(name)
         raise
 
@@ -72,14 +72,24 @@ def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None) -> 
     """Create a folder of exactly this mode and owner (uid, gid), whatever the umask, unless it is there.
 
     It appears finished, or a kill in between would leave one that the owner cannot use.
+
+    Raises:
+        FileExistsError: something else has that name.
     """
-    if path.exists():
+    if path.is_dir():
         return
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     fresh = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
     os.chmod(fresh, mode)
     if owner is not None:
         os.chown(fresh, *owner, follow_symlinks=False)
-    os.rename(fresh, path)
+    try:
+        os.rename(fresh, path)
+    except OSError:
+        os.rmdir(fresh)
+        if not path.is_dir():  # another process was faster
+            raise
 
 
 def is_private(path: Path, owner: int) -> bool:

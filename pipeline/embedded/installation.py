@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedded.files import complaint
+from pipeline.embedded.files import complaint, make_folder
 from pipeline.errors import SettingsError
 
+_OUTSIDE = (Path("/var/lib/pipeline"), Path("/var/tmp/pipeline-root"))
 OWN_DATABASE = "Set DATABASE_URL in .env.local to a PostgreSQL 14 or newer of your own."
 
 
@@ -146,16 +147,18 @@ def _copy(folder: Path) -> Path:
 
 
 def outside() -> Path:
-    """Return a folder of root that every user can pass through, for what cannot lie below the home."""
-    for folder in (Path("/var/lib/pipeline"), Path("/var/tmp/pipeline-root")):
+    """Return a folder of root that every user can pass through and only root can write to, for what the home cannot hold.
+
+    A folder that is there already keeps its mode: it may be somebody else's.
+    """
+    for folder in _OUTSIDE:
         try:
-            folder.mkdir(mode=0o711, exist_ok=True)
+            make_folder(folder, 0o711)
         except OSError:
             continue
         found = folder.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-            if found.st_mode & 0o777 != 0o711:
-                folder.chmod(0o711)
+        passable = found.st_mode & 0o023 == 0o001
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and passable:
             return folder
     raise SettingsError("Neither /var/lib nor /var/tmp takes a folder for the PostgreSQL server.", OWN_DATABASE)
 

@@ -310,9 +310,10 @@ class EmbeddedPostgres:
             if answers:
                 return False
             self._stop(place, programs)  # it has lost its socket: nobody can reach it
-        if not wait_until(lambda: not _working_on(place.data), _FAREWELL_SECONDS):
+        user = self._user(place)
+        if not wait_until(lambda: not _working_on(place.data, user), _FAREWELL_SECONDS):
             raise DatabaseUnavailable(
-                f"Processes of a former PostgreSQL still work on {place.data}: {sorted(_working_on(place.data))}.",
+                f"Processes of a former PostgreSQL still work on {place.data}: {sorted(_working_on(place.data, user))}.",
                 "Wait for them to end, or end them, then run this again.",
             )
         for remains in (
@@ -359,7 +360,7 @@ class EmbeddedPostgres:
         except (OSError, ValueError):
             return None
         if os.path.isdir("/proc/self"):
-            return pid if pid in _working_on(place.data) else None
+            return pid if pid in _working_on(place.data, self._user(place)) else None
         return pid if self._ask(place) != _SILENT else None
 
     def _run(self, place: _Place, command: list[str]) -> str | None:
@@ -387,23 +388,30 @@ class EmbeddedPostgres:
             return complaint(log.read().decode("utf-8", "replace")) or f"exit code {done.returncode}."
 
 
-def _working_on(data: Path) -> set[int]:
-    """Return the pids of the PostgreSQL processes whose working directory is a data directory, as every server's is."""
+def _working_on(data: Path, user: User | None) -> set[int]:
+    """Return the pids of the PostgreSQL processes whose working directory is a data directory, as every server's is.
+
+    The server's user is asked: in a container not even root may look at what other users' processes work on.
+    """
+    script = 'for process in /proc/[0-9]*; do [ "$process/cwd" -ef "$1" ] && echo "${process#/proc/}"; done'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", str(data)],
+        cwd="/",
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+        **(user.options() if user else {}),
+    )
+    return {int(pid) for pid in done.stdout.split() if _is_postgres(int(pid))}
+
+
+def _is_postgres(pid: int) -> bool:
     try:
-        wanted = data.stat()
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace") == "postgres\n"
     except OSError:
-        return set()
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                program = os.path.basename(os.readlink(f"/proc/{name}/exe"))
-                there = os.stat(f"/proc/{name}/cwd")
-            except OSError:
-                continue  # a zombie, a kernel thread, another user's, or gone
-            if program.startswith("postgres") and os.path.samestat(there, wanted):
-                found.add(int(name))
-    return found
+        return False  # it has ended
 
 
 def _advice(place: _Place) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import http.client
 import importlib.metadata
 import json
 import os
@@ -28,7 +29,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,8 +150,10 @@ def down(home: Path) -> Stopped:
     if not home.is_dir():
         return Stopped(postgres=False, storage=False, seconds=0.0)
     with _locked(home):
-        storage = _stop_storage(home / "storage")
-        postgres = EmbeddedPostgres(home).stop()
+        try:
+            storage = _stop_storage(home / "storage")
+        finally:
+            postgres = EmbeddedPostgres(home).stop()
     return Stopped(postgres, storage, time.monotonic() - begin)
 
 
@@ -174,16 +178,17 @@ def create_roles(dsn: str) -> None:
                 cursor.execute(f"CREATE ROLE {name} {options}")
 
 
-def _locked(home: Path) -> ExitStack:
-    """Return the lock of a home, held; an error of its files is one of the settings."""
-    stack = ExitStack()
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the lock of a home for the block; an error of its files is one of the settings."""
     try:
-        stack.enter_context(locked(home / "lock"))
+        with locked(home / "lock"):
+            yield
     except OSError as exc:
         raise SettingsError(
-            f"{home} cannot be used: {exc.strerror}.", "Run as its owner, or set PIPELINE_HOME to another folder."
+            f"{home} cannot be used: {exc.filename or ''} {exc.strerror}.",
+            "Check its owner and modes and the space on its disk, or set PIPELINE_HOME to another folder.",
         ) from exc
-    return stack
 
 
 def _start_postgres(home: Path, undo: ExitStack) -> Service:
@@ -293,11 +298,15 @@ def _stop_storage(root: Path) -> bool:
                 f"A Storage server holds {root / 'server.lock'} and does not say which process it is.",
                 "Find it with `fuser` and end it.",
             )
-        os.kill(pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, number)
         wait_until(lambda: not _holds_lock(root), _STOP_SECONDS)
     else:
         if _holds_lock(root):
             raise PermanentError(f"The Storage server, pid {pid}, cannot be stopped.", "End it, then run this again.")
+    for child in _children:
+        if child.pid == pid:
+            child.wait(_STOP_SECONDS)
     _children[:] = [child for child in _children if child.poll() is None]
     return True
 
@@ -345,7 +354,7 @@ def _answering(root: Path) -> int | None:
     try:
         with direct.open(f"{_url(port)}/status", timeout=3) as answer:
             return port if answer.status == 200 else None
-    except OSError:  # urllib's errors are OSErrors, and so are those of the socket
+    except (OSError, http.client.HTTPException):  # urllib's own errors are OSErrors as well
         return None
 
 

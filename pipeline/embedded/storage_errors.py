@@ -1,0 +1,91 @@
+"""The errors of the Storage API: what goes wrong, and the body that tells of it.
+
+Source: https://github.com/supabase/storage, src/internal/errors/codes.ts. Nearly every error is answered with HTTP 400
+and has its real status, as text, in the body.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An error of the API.
+
+    Arguments:
+        status: the real status, `statusCode` in the body.
+        error: the label that older clients look at.
+        message: for people.
+        code: the error code that clients decide by.
+        http: the status of the answer; 400 for nearly everything.
+    """
+
+    def __init__(self, status: int, error: str, message: str, code: str, http: int = 400) -> None:
+        super().__init__(message)
+        self.http = http
+        self.body: dict[str, Any] = {"statusCode": str(status), "error": error, "message": message, "code": code}
+
+
+def bucket_missing() -> ApiError:
+    """Return the error for a bucket that does not exist or may not be seen."""
+    return ApiError(404, "Bucket not found", "Bucket not found", "NoSuchBucket")
+
+
+def key_missing() -> ApiError:
+    """Return the error for an object that does not exist or may not be seen."""
+    return ApiError(404, "not_found", "Object not found", "NoSuchKey")
+
+
+def bucket_exists() -> ApiError:
+    """Return the error for a bucket whose id or name is taken."""
+    return ApiError(409, "Duplicate", "The resource already exists", "BucketAlreadyExists")
+
+
+def key_exists(code: str = "KeyAlreadyExists") -> ApiError:
+    """Return the error for a key that is taken."""
+    return ApiError(409, "Duplicate", "The resource already exists", code)
+
+
+def bucket_not_empty() -> ApiError:
+    """Return the error for deleting a bucket that holds objects."""
+    return ApiError(409, "ResourceNotEmpty", "The bucket you tried to delete is not empty", "ResourceNotEmpty")
+
+
+def too_large() -> ApiError:
+    """Return the error for an object beyond the bucket's limit."""
+    return ApiError(413, "Payload too large", "The object exceeded the maximum allowed size", "EntityTooLarge")
+
+
+def invalid_mime_type(mime_type: str) -> ApiError:
+    """Return the error for a type that the bucket does not take."""
+    return ApiError(415, "invalid_mime_type", f"mime type {mime_type} is not supported", "InvalidMimeType")
+
+
+def invalid_key(key: str, why: str = "") -> ApiError:
+    """Return the error for a key with characters that the API does not take."""
+    return ApiError(400, "InvalidKey", f"Invalid key: {key}{why}", "InvalidKey")
+
+
+def invalid_bucket_name() -> ApiError:
+    """Return the error for a bucket name that the API does not take."""
+    return ApiError(400, "Invalid Input", "Bucket name invalid", "InvalidBucketName")
+
+
+def invalid_parameter(message: str) -> ApiError:
+    """Return the error for a parameter that cannot be read."""
+    return ApiError(400, "InvalidParameter", message, "InvalidParameter")
+
+
+def schema(message: str) -> ApiError:
+    """Return the error for a request of the wrong shape."""
+    return ApiError(400, "Error", message, "InvalidRequest")
+
+
+def denied(message: str = "new row violates row-level security policy") -> ApiError:
+    """Return the error for a key that is refused, or a role that may not write."""
+    return ApiError(403, "Unauthorized", message, "AccessDenied")
+
+
+def internal(message: str) -> ApiError:
+    """Return the error for a defect of the server or its disk."""
+    return ApiError(500, "Internal", message, "InternalError", http=500)

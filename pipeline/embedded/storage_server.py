@@ -1,0 +1,1081 @@
+"""A small server of the Supabase Storage API, for one machine: HTTP in front of an `ObjectStore`.
+
+It answers what the pipeline and an ordinary client ask: buckets; uploads raw, multipart and by signed address;
+downloads, HEAD and info; both lists; delete, move, copy and signed addresses, below `/storage/v1` or without it.
+Resumable uploads (TUS), S3 and image rendering are not in it. Statuses and bodies follow
+https://github.com/supabase/storage; where the official server has a defect (a chunked body gets around the size
+limit), this one does not.
+
+    python -m pipeline.embedded.storage_server --root DIR --secret-file FILE [--port N]
+
+A running server holds the lock on `DIR/server.lock` and writes its pid and port into `DIR/server.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import email.utils
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import tornado.httpserver
+import tornado.httputil
+import tornado.netutil
+import tornado.web
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from pipeline.embedded.object_store import Attributes, Bucket, Incoming, Object, ObjectStore, now, sorting_of
+from pipeline.embedded.storage_auth import SERVICE, claims_of, role_of, sign
+from pipeline.embedded.storage_errors import (
+    ApiError,
+    bucket_missing,
+    denied,
+    internal,
+    key_exists,
+    key_missing,
+    schema,
+    too_large,
+)
+from pipeline.embedded.storage_requests import (
+    allowed_mime_types,
+    check_bucket_name,
+    check_content_type,
+    check_key,
+    check_mime_type,
+    file_size_limit,
+    form_metadata,
+    header_metadata,
+    size_limit,
+    text_of,
+    truth,
+    whole_number,
+)
+
+HOST = "127.0.0.1"
+#: Bytes of a JSON body, of a form's field, and of all headers of a request.
+_JSON_LIMIT = 1 << 20
+_HEADER_LIMIT = 16 << 10
+_CHUNK = 256 << 10
+_IDLE_SECONDS = 61
+_SIGNED_UPLOAD_SECONDS = 60
+
+
+class JsonBody:
+    """A body that is collected whole, up to the limit of the API."""
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._is_too_large = False
+
+    def write(self, chunk: bytes) -> None:
+        """Take a part of the body."""
+        self._is_too_large = self._is_too_large or len(self._content) + len(chunk) > _JSON_LIMIT
+        if not self._is_too_large:
+            self._content += chunk
+
+    def read(self, content_type: str) -> Any:
+        """Return the value, None for no body.
+
+        Raises:
+            ApiError: it is too large, or no JSON.
+        """
+        if self._is_too_large:
+            raise ApiError(413, "Payload too large", "Request body is too large", "EntityTooLarge", http=413)
+        if not self._content and not content_type.startswith("application/json"):
+            return None
+        try:
+            return json.loads(bytes(self._content))
+        except (ValueError, RecursionError) as exc:
+            raise ApiError(400, "FastifyError", "Body is not valid JSON", "InvalidRequest") from exc
+
+    def abandon(self) -> None:
+        """Forget the body."""
+
+
+class RawBody:
+    """A body that is the object itself."""
+
+    def __init__(self, incoming: Incoming, limit: int, attributes: Attributes) -> None:
+        self.incoming = incoming
+        self.attributes = attributes
+        self._limit = limit
+
+    def write(self, chunk: bytes) -> None:
+        """Take a part of the object.
+
+        Raises:
+            ApiError: it is too large.
+            OSError: the disk does not take it.
+        """
+        if self.incoming.size + len(chunk) > self._limit:
+            raise too_large()
+        self.incoming.write(chunk)
+
+    def finish(self) -> Attributes:
+        """Return what the uploader says of the object."""
+        return self.attributes
+
+    def abandon(self) -> None:
+        """Remove what was received."""
+        self.incoming.abandon()
+
+
+class FormBody:
+    """A multipart form (RFC 7578): its first part with a file name is the object; fields before it describe it."""
+
+    def __init__(self, incoming: Incoming, limit: int, boundary: bytes, check_type: Callable[[str], None]) -> None:
+        self.incoming = incoming
+        self._limit = limit
+        self._check_type = check_type
+        self._fields: dict[str, bytearray] = {}
+        self._field: bytearray | None = None
+        self._header = (bytearray(), bytearray())
+        self._headers: dict[bytes, bytes] = {}
+        self._is_file = False
+        self._attributes: Attributes | None = None
+        self._ended = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._headers.clear,
+                "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers_finished,
+                "on_part_data": self._on_part_data,
+                "on_part_end": self._on_part_end,
+                "on_end": self._on_end,
+            },
+        )
+
+    def write(self, chunk: bytes) -> None:
+        """Take a part of the form.
+
+        Raises:
+            ApiError: it is no form, or the file is too large or of a type that is not taken.
+            OSError: the disk does not take it.
+        """
+        try:
+            self._parser.write(chunk)
+        except FormParserError as exc:
+            raise schema(f"Multipart: {exc}") from exc
+
+    def finish(self) -> Attributes:
+        """Return what the form says of the object.
+
+        Raises:
+            ApiError: the form has no file, or no end.
+        """
+        if not self._ended:
+            raise schema("Request stream closed before upload could begin")
+        if self._attributes is None:
+            raise schema("No content provided")
+        return self._attributes
+
+    def abandon(self) -> None:
+        """Remove what was received."""
+        self.incoming.abandon()
+
+    def _on_header_end(self) -> None:
+        name, value = (bytes(part) for part in self._header)
+        self._headers[name.lower()] = value
+        for part in self._header:
+            part.clear()
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        self._field = None
+        self._is_file = b"filename" in options and self._attributes is None
+        if self._is_file:
+            self._attributes = self._describe(self._headers.get(b"content-type", b"").decode("latin-1"))
+        elif b"filename" not in options:
+            name = options.get(b"name", b"").decode("utf-8", "replace")
+            self._field = self._fields.setdefault(name, bytearray())
+
+    def _describe(self, part_type: str) -> Attributes:
+        fields = {name: bytes(value).decode("utf-8", "replace") for name, value in self._fields.items()}
+        mime_type = check_content_type(fields.get("contentType") or part_type or "application/octet-stream")
+        self._check_type(mime_type)
+        age = fields.get("cacheControl")
+        metadata = fields.get("metadata") or fields.get("userMetadata")
+        return Attributes(
+            mime_type, f"max-age={age}" if age else "no-cache", form_metadata(metadata) if metadata else {}
+        )
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._is_file:
+            if self.incoming.size + end - start > self._limit:
+                raise too_large()
+            self.incoming.write(data[start:end])
+        elif self._field is not None and len(self._field) < _JSON_LIMIT:
+            self._field += data[start:end]
+
+    def _on_part_end(self) -> None:
+        self._is_file = False
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+@tornado.web.stream_request_body
+class Handler(tornado.web.RequestHandler):
+    """What all routes share: keys, bodies that come in pieces, errors as the API words them.
+
+    An error that is known before the body has come is kept until then: an answer in the middle of a body would cost
+    the client its connection.
+    """
+
+    SUPPORTED_METHODS: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+
+    store: ObjectStore
+    secret: str
+    role: str
+    body: JsonBody | RawBody | FormBody
+    error: ApiError | None
+
+    def initialize(self, store: ObjectStore, secret: str) -> None:
+        """Take what all requests share."""
+        self.store = store
+        self.secret = secret
+        self.body = JsonBody()
+        self.role = "anon"
+        self.error = None
+
+    def set_default_headers(self) -> None:
+        """Answer JSON, and name no software."""
+        self.clear_header("Server")
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+
+    def compute_etag(self) -> None:
+        """Send no ETag of our own."""
+
+    def prepare(self) -> None:
+        """Check the key, and what the route can check before its body comes."""
+        if self.request.method == "OPTIONS":
+            return
+        if re.search(r"%(?![0-9A-Fa-f]{2})", self.request.path):
+            message = f"'{self.request.path}' is not a valid url component"
+            self.error = ApiError(400, "FastifyError", message, "FST_ERR_BAD_URL")
+            return
+        try:
+            self.authenticate()
+            self.begin()
+        except ApiError as exc:
+            self.error = exc
+        except (OSError, sqlite3.Error) as exc:
+            self.error = _disk_error(exc)
+
+    def authenticate(self) -> None:
+        """Learn the role from the key, which most routes need."""
+        authorization = self.request.headers.get("Authorization")
+        if authorization is None:
+            raise schema("headers must have required property 'authorization'")
+        self.role = role_of(authorization, self.secret)
+
+    def begin(self) -> None:
+        """Check what can be checked before the body comes; a route may set another body here."""
+
+    def data_received(self, chunk: bytes) -> None:
+        """Take a part of the body; after an error it is only read."""
+        if self.error is not None:
+            return
+        try:
+            self.body.write(chunk)
+        except ApiError as exc:
+            self._fail(exc)
+        except OSError as exc:
+            self._fail(_disk_error(exc))
+
+    def _fail(self, error: ApiError) -> None:
+        self.error = error
+        self.body.abandon()
+
+    def check(self) -> None:
+        """Raise the error that came up before the answer, if any."""
+        if self.error is not None:
+            raise self.error
+
+    def json_body(self) -> dict[str, Any]:
+        """Return the body, which has to be a JSON object.
+
+        Raises:
+            ApiError: it is not.
+        """
+        self.check()
+        assert isinstance(self.body, JsonBody)
+        value = self.body.read(self.request.headers.get("Content-Type", ""))
+        if not isinstance(value, dict):
+            raise schema("body must be object")
+        return value
+
+    def optional_body(self) -> None:
+        """Check a body that says nothing: none, or a JSON object."""
+        self.check()
+        assert isinstance(self.body, JsonBody)
+        self.body.read(self.request.headers.get("Content-Type", ""))
+
+    def require_service(self) -> None:
+        """Raise ApiError for a role that row-level security lets do nothing."""
+        if self.role != SERVICE:
+            raise denied()
+
+    def answer(self, value: Any) -> None:
+        """Answer with JSON."""
+        self.finish(json.dumps(value, ensure_ascii=False))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with the body of an error."""
+        exc = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(exc, (OSError, sqlite3.Error)):
+            exc = _disk_error(exc)
+        if isinstance(exc, ApiError):
+            self.set_status(exc.http)
+            body = exc.body
+        elif status_code == 400:
+            self.set_status(400)
+            body = ApiError(400, "FastifyError", "the path cannot be decoded", "FST_ERR_BAD_URL").body
+        elif status_code in (404, 405):
+            self.set_status(404)
+            body = _route_missing(self.request)
+        else:
+            self.set_status(500)
+            body = internal("Internal Server Error").body
+        self.set_default_headers()
+        self.finish(json.dumps(body))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log what is a defect or a full disk; an error of the API is an answer."""
+        if not isinstance(value, ApiError):
+            super().log_exception(typ, value, tb)
+
+    def on_connection_close(self) -> None:
+        """Forget an upload whose sender went away."""
+        self.body.abandon()
+
+    def on_finish(self) -> None:
+        """Remove what was received and not stored."""
+        self.body.abandon()
+
+    def options(self, *_: str) -> None:
+        """Answer a browser that asks whether it may."""
+        self.set_header("Access-Control-Allow-Origin", "*")
+        self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE")
+        self.set_header("Access-Control-Allow-Headers", "*")
+        self.set_status(204)
+        self.clear_header("Content-Type")
+
+
+def _disk_error(exc: OSError | sqlite3.Error) -> ApiError:
+    if isinstance(exc, OSError):
+        return internal(exc.strerror or str(exc))
+    full = getattr(exc, "sqlite_errorname", "") == "SQLITE_FULL" or "full" in str(exc)
+    return internal(os.strerror(errno.ENOSPC) if full else str(exc))
+
+
+def _route_missing(request: tornado.httputil.HTTPServerRequest) -> dict[str, Any]:
+    message = f"Route {request.method}:{request.path} not found"
+    if re.match(r"(/storage/v1)?/(object|bucket)(/|$)", request.path):
+        return {"statusCode": "404", "error": "Not Found", "message": message, "code": "InvalidRequest"}
+    return {"message": message, "error": "Not Found", "statusCode": 404}
+
+
+class Missing(Handler):
+    """Any other path."""
+
+    def authenticate(self) -> None:
+        """Ask for no key: there is nothing here."""
+
+    def begin(self) -> None:
+        """Refuse."""
+        self.error = None
+
+    def _missing(self, *_: str) -> None:
+        raise tornado.web.HTTPError(404)
+
+    get = head = post = put = delete = _missing
+
+
+class Status(Handler):
+    """Whether the server is there."""
+
+    def authenticate(self) -> None:
+        """Ask for no key."""
+
+    def get(self) -> None:
+        """Answer 200."""
+        self.answer({"status": "ok"})
+
+
+# Buckets
+
+
+class Buckets(Handler):
+    """All buckets."""
+
+    def get(self) -> None:
+        """List them."""
+        self.check()
+        limit = whole_number(self.get_query_argument("limit", None), "querystring/limit", 1, sys.maxsize)
+        offset = whole_number(self.get_query_argument("offset", None), "querystring/offset", 0, 0)
+        column = self.get_query_argument("sortColumn", "name")
+        order = {"column": column, "order": self.get_query_argument("sortOrder", "asc")}
+        sorting = sorting_of(order, ("id", "name", "created_at", "updated_at"))
+        search = self.get_query_argument("search", "").lower()
+        found = [bucket for bucket in self.store.list_buckets() if search in bucket.name.lower()]
+        found.sort(key=lambda bucket: str(getattr(bucket, column)), reverse=sorting.descending)
+        shown = found[offset : offset + limit] if self.role == SERVICE else []
+        self.answer([{**bucket.as_dict(), "type": "STANDARD"} for bucket in shown])
+
+    def post(self) -> None:
+        """Create one."""
+        body = self.json_body()
+        name = text_of(body, "name")
+        bucket_id = text_of(body, "id", "") or name
+        for text in (name, bucket_id):
+            check_bucket_name(text)
+        self.require_service()
+        moment = now()
+        self.store.create_bucket(
+            Bucket(
+                bucket_id,
+                name,
+                truth(body["public"], "public") if body.get("public") is not None else False,
+                file_size_limit(body.get("file_size_limit")),
+                allowed_mime_types(body.get("allowed_mime_types")),
+                moment,
+                moment,
+            )
+        )
+        self.answer({"name": name})
+
+
+class OneBucket(Handler):
+    """A bucket by its id."""
+
+    def _find(self, bucket_id: str) -> Bucket:
+        if self.role != SERVICE:
+            raise bucket_missing()
+        return self.store.find_bucket(bucket_id)
+
+    def get(self, bucket_id: str) -> None:
+        """Show it."""
+        self.check()
+        self.answer(self._find(bucket_id).as_dict())
+
+    def put(self, bucket_id: str) -> None:
+        """Change its settings."""
+        body = self.json_body()
+        if not {"public", "file_size_limit", "allowed_mime_types"}.intersection(body):
+            raise schema("body must have required property 'public'")
+        bucket = self._find(bucket_id)
+        changes: dict[str, Any] = {}
+        if body.get("public") is not None:
+            changes["public"] = truth(body["public"], "public")
+        if "file_size_limit" in body:
+            changes["file_size_limit"] = file_size_limit(body["file_size_limit"])
+        if "allowed_mime_types" in body:
+            changes["allowed_mime_types"] = allowed_mime_types(body["allowed_mime_types"])
+        self.store.update_bucket(replace(bucket, **changes))
+        self.answer({"message": "Successfully updated"})
+
+    def delete(self, bucket_id: str) -> None:
+        """Delete it when it is empty."""
+        self.optional_body()
+        self._find(bucket_id)
+        self.store.delete_bucket(bucket_id)
+        self.answer({"message": "Successfully deleted"})
+
+
+class EmptyBucket(OneBucket):
+    """The objects of a bucket, all of them."""
+
+    SUPPORTED_METHODS = ("POST", "OPTIONS")
+
+    def post(self, bucket_id: str) -> None:
+        """Delete them, at once, though the API only promises to do it soon."""
+        self.optional_body()
+        self._find(bucket_id)
+        self.store.empty_bucket(bucket_id)
+        self.answer({"message": "Empty bucket has been queued. Completion may take up to an hour."})
+
+
+# Objects
+
+
+class Upload(Handler):
+    """What raw, multipart and signed uploads share."""
+
+    _bucket_id: str
+    _key: str
+    _upsert: bool
+
+    def receive(self, bucket_id: str, key: str, upsert: bool) -> None:
+        """Check an upload in the order of the API, and get ready for its body."""
+        self._bucket_id, self._key, self._upsert = bucket_id, key, upsert
+        bucket = self.store.find_bucket(bucket_id)
+        headers = self.request.headers
+        content_type = headers.get("Content-Type")
+        kind, options = parse_options_header((content_type or "").encode("latin-1", "replace"))
+        is_form = kind == b"multipart/form-data"
+        if not is_form:
+            content_type = check_content_type("application/octet-stream" if content_type is None else content_type)
+            check_mime_type(bucket, content_type)
+            if int(headers.get("Content-Length") or 0) > size_limit(bucket):
+                raise too_large()
+        check_key(key)
+        if not upsert and self.store.find(bucket_id, key) is not None:
+            raise key_exists()
+        self.require_writer()
+        limit = 0 if key.endswith(".emptyFolderPlaceholder") else size_limit(bucket)
+        if not is_form:
+            metadata = header_metadata(headers.get("x-metadata", ""))
+            attributes = Attributes(content_type or "", headers.get("Cache-Control", "no-cache"), metadata)
+            self.body = RawBody(self.store.receive(), limit, attributes)
+        elif boundary := options.get(b"boundary"):
+            self.body = FormBody(
+                self.store.receive(), limit, boundary, lambda mime_type: check_mime_type(bucket, mime_type)
+            )
+        else:
+            raise schema("Multipart: Boundary not found")
+
+    def require_writer(self) -> None:
+        """Raise ApiError when the role may not write."""
+        self.require_service()
+
+    def keep(self) -> Object:
+        """Store what was received."""
+        self.check()
+        assert not isinstance(self.body, JsonBody)
+        attributes = self.body.finish()
+        return self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
+
+    @property
+    def key(self) -> str:
+        """Return the key in the path, decoded."""
+        return self.path_args[-1]
+
+
+class OneObject(Upload):
+    """An object by bucket and key; a private bucket seen without a good key does not exist."""
+
+    def authenticate(self) -> None:
+        """Learn the role; for reading a missing or bad key is nobody's."""
+        if self.request.method not in ("GET", "HEAD"):
+            super().authenticate()
+            return
+        with contextlib.suppress(ApiError):
+            super().authenticate()
+
+    def begin(self) -> None:
+        """Get ready for an upload."""
+        if self.request.method in ("POST", "PUT"):
+            bucket_id, key = self.path_args
+            upsert = self.request.method == "PUT" or self.request.headers.get("x-upsert") == "true"
+            self.receive(bucket_id, key, upsert)
+
+    def visible(self, bucket_id: str, key: str) -> Object:
+        """Return the object if this role sees it.
+
+        Raises:
+            ApiError: there is none, or it is in a private bucket.
+        """
+        bucket = self.store.find_bucket(bucket_id)
+        if not bucket.public and self.role != SERVICE:
+            raise bucket_missing() if "Authorization" not in self.request.headers else key_missing()
+        return self.store.get(bucket_id, key)
+
+    def post(self, *_: str) -> None:
+        """Store an object, in the place of another only with `x-upsert: true`."""
+        found = self.keep()
+        self.answer({"Key": f"{found.bucket_id}/{found.name}", "Id": found.id})
+
+    put = post
+
+    async def get(self, bucket_id: str, key: str) -> None:
+        """Send an object."""
+        self.check()
+        await send(self, self.visible(bucket_id, key))
+
+    async def head(self, bucket_id: str, key: str) -> None:
+        """Send the headers of an object."""
+        await self.get(bucket_id, key)
+
+    def delete(self, bucket_id: str, key: str) -> None:
+        """Delete an object."""
+        self.optional_body()
+        self.store.get(bucket_id, key)
+        if self.role != SERVICE:
+            raise denied("Access denied")
+        self.store.delete(bucket_id, [key])
+        self.answer({"message": "Successfully deleted"})
+
+
+class AuthenticatedObject(OneObject):
+    """An object, by a route that insists on a key."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD", "OPTIONS")
+
+    def authenticate(self) -> None:
+        """Learn the role from a good key."""
+        Handler.authenticate(self)
+
+    def begin(self) -> None:
+        """Expect no upload."""
+
+
+class PublicObject(OneObject):
+    """An object of a public bucket."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD", "OPTIONS")
+
+    def authenticate(self) -> None:
+        """Ask for no key."""
+
+    def begin(self) -> None:
+        """Expect no upload."""
+
+    def visible(self, bucket_id: str, key: str) -> Object:
+        """Return the object of a public bucket.
+
+        Raises:
+            ApiError: there is none.
+        """
+        if not self.store.find_bucket(bucket_id).public:
+            raise bucket_missing()
+        return self.store.get(bucket_id, key)
+
+
+class Info(OneObject):
+    """What is known of an object."""
+
+    SUPPORTED_METHODS = ("GET", "HEAD", "OPTIONS")
+
+    def begin(self) -> None:
+        """Expect no upload."""
+
+    async def get(self, bucket_id: str, key: str) -> None:
+        """Tell it."""
+        self.check()
+        found = self.visible(bucket_id, key)
+        self.answer(
+            {
+                "id": found.id,
+                "name": found.name,
+                "version": found.version,
+                "bucket_id": found.bucket_id,
+                "size": found.size,
+                "content_type": found.mimetype,
+                "cache_control": found.cache_control,
+                "etag": f'"{found.etag}"',
+                "metadata": found.user_metadata,
+                "last_modified": found.updated_at,
+                "created_at": found.created_at,
+            }
+        )
+
+
+class PublicInfo(Info):
+    """What is known of an object of a public bucket."""
+
+    authenticate = PublicObject.authenticate
+    visible = PublicObject.visible
+
+
+class AuthenticatedInfo(Info):
+    """What is known of an object, by a route that insists on a key."""
+
+    authenticate = AuthenticatedObject.authenticate
+
+
+class BulkDelete(Handler):
+    """Objects of a bucket by exact keys, which the API calls prefixes."""
+
+    def delete(self, bucket_id: str) -> None:
+        """Delete those that there are."""
+        keys = self.json_body().get("prefixes")
+        if not isinstance(keys, list):
+            raise schema("body must have required property 'prefixes'")
+        if not keys:
+            raise schema("body/prefixes must NOT have fewer than 1 items")
+        if not all(isinstance(key, str) for key in keys):
+            raise schema("body/prefixes/0 must be string")
+        legal = [key for key in keys if key.isascii()]
+        gone = self.store.delete(bucket_id, legal) if self.role == SERVICE else []
+        self.answer([found.row() for found in gone])
+
+
+class ListFolder(Handler):
+    """The first list: one level of a folder."""
+
+    def post(self, bucket_id: str) -> None:
+        """List."""
+        body = self.json_body()
+        folder = text_of(body, "prefix")
+        limit = min(whole_number(body.get("limit"), "body/limit", 1, 100), 1500)
+        offset = whole_number(body.get("offset"), "body/offset", 0, 0)
+        sorting = sorting_of(_object_of(body, "sortBy"), ("name", "created_at", "updated_at", "last_accessed_at"))
+        search = text_of(body, "search", "")
+        found = self.store.list_folder(bucket_id, folder, search, limit, offset, sorting)
+        self.answer(found if self.role == SERVICE else [])
+
+
+class ListObjects(Handler):
+    """The second list: whole keys, page by page."""
+
+    def post(self, bucket_id: str) -> None:
+        """List."""
+        body = self.json_body()
+        found = self.store.list_objects(
+            bucket_id,
+            text_of(body, "prefix", ""),
+            min(whole_number(body.get("limit"), "body/limit", 1, 1000), 1000),
+            text_of(body, "cursor", "") or None,
+            delimiter=truth(body.get("with_delimiter") or False, "with_delimiter"),
+            sorting=sorting_of(_object_of(body, "sortBy")),
+        )
+        if self.role != SERVICE:
+            found = {"hasNext": False, "folders": [], "objects": []}
+        self.answer(found)
+
+
+class Move(Handler):
+    """Another key for an object."""
+
+    def post(self) -> None:
+        """Move."""
+        body = self.json_body()
+        bucket_id, source_key, key = (text_of(body, name) for name in ("bucketId", "sourceKey", "destinationKey"))
+        target = text_of(body, "destinationBucket", "") or bucket_id
+        check_key(key)
+        source = self.store.get(bucket_id, source_key)
+        self.require_service()
+        _require_target(self.store, target)
+        self.store.move(source, target, key)
+        self.answer({"message": "Successfully moved"})
+
+
+class Copy(Handler):
+    """An object a second time."""
+
+    def post(self) -> None:
+        """Copy."""
+        body = self.json_body()
+        bucket_id, source_key, key = (text_of(body, name) for name in ("bucketId", "sourceKey", "destinationKey"))
+        target = text_of(body, "destinationBucket", "") or bucket_id
+        check_key(key)
+        source = self.store.get(bucket_id, source_key)
+        self.require_service()
+        _require_target(self.store, target)
+        if self.request.headers.get("x-upsert") != "true" and self.store.find(target, key) is not None:
+            raise key_exists()
+        changes = _object_of(body, "metadata")
+        attributes = Attributes(source.mimetype, source.cache_control, source.user_metadata)
+        if body.get("copyMetadata") is not None and not truth(body["copyMetadata"], "copyMetadata"):
+            attributes = Attributes(user_metadata=header_metadata(self.request.headers.get("x-metadata", "")))
+        attributes = Attributes(
+            text_of(changes, "mimetype", attributes.mimetype),
+            text_of(changes, "cacheControl", attributes.cache_control),
+            attributes.user_metadata,
+        )
+        copied = self.store.copy(source, target, key, attributes)
+        self.answer({"Key": f"{target}/{key}", "Id": copied.id, **copied.row()})
+
+
+def _require_target(store: ObjectStore, bucket_id: str) -> None:
+    try:
+        store.find_bucket(bucket_id)
+    except ApiError as exc:
+        message = "The related resource does not exist"
+        raise ApiError(404, "Not found", message, "InvalidRequest") from exc
+
+
+def _object_of(body: dict[str, Any], name: str) -> dict[str, Any]:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise schema(f"body/{name} must be object")
+    return value
+
+
+# Signed addresses
+
+
+class SignedObject(Handler):
+    """An object for whoever has its address."""
+
+    def authenticate(self) -> None:
+        """Ask for no key when the address has a token."""
+        if self.request.method == "POST":
+            super().authenticate()
+
+    def post(self, bucket_id: str, key: str) -> None:
+        """Sign an address."""
+        seconds = whole_number(_required(self.json_body(), "expiresIn"), "body/expiresIn", 1, 0)
+        self.answer({"signedURL": self.address(bucket_id, key, seconds)})
+
+    def address(self, bucket_id: str, key: str, seconds: int) -> str:
+        """Return the signed address of an object.
+
+        Raises:
+            ApiError: there is none, or this role does not see it.
+        """
+        if self.role != SERVICE or self.store.find(bucket_id, key) is None:
+            raise key_missing()
+        token = sign(self.secret, {"url": f"{bucket_id}/{key}"}, seconds)
+        return f"/object/sign/{quote(bucket_id)}/{quote(key)}?token={token}"
+
+    async def get(self, bucket_id: str, key: str) -> None:
+        """Send the object."""
+        self.check()
+        claims = claims_of(self.get_query_argument("token", ""), self.secret)
+        if claims.get("url") != f"{bucket_id}/{key}":
+            raise ApiError(400, "InvalidSignature", "Invalid signature", "InvalidSignature")
+        await send(self, self.store.get(bucket_id, key))
+
+    head = get
+
+
+class SignedObjects(SignedObject):
+    """Several objects for whoever has their addresses."""
+
+    SUPPORTED_METHODS = ("POST", "OPTIONS")
+
+    def post(self, bucket_id: str, _: str = "") -> None:
+        """Sign addresses."""
+        body = self.json_body()
+        seconds = whole_number(_required(body, "expiresIn"), "body/expiresIn", 1, 0)
+        paths = _required(body, "paths")
+        if not isinstance(paths, list) or not paths:
+            raise schema("body/paths must NOT have fewer than 1 items")
+        entries = []
+        for path in map(str, paths):
+            try:
+                entries.append({"error": None, "path": path, "signedURL": self.address(bucket_id, path, seconds)})
+            except ApiError:
+                message = "Either the object does not exist or you do not have access to it"
+                entries.append({"error": message, "path": path, "signedURL": None})
+        self.answer(entries)
+
+
+class SignedUpload(Upload):
+    """An upload for whoever has its address."""
+
+    def authenticate(self) -> None:
+        """Ask for no key when the address has a token."""
+        if self.request.method == "POST":
+            super().authenticate()
+
+    def begin(self) -> None:
+        """Check the token, and get ready for the body."""
+        if self.request.method != "PUT":
+            return
+        bucket_id, key = self.path_args
+        claims = claims_of(self.get_query_argument("token", ""), self.secret)
+        if claims.get("upload") != f"{bucket_id}/{key}":
+            raise ApiError(400, "InvalidSignature", "Invalid signature", "InvalidSignature")
+        self.receive(bucket_id, key, bool(claims.get("upsert")))
+
+    def require_writer(self) -> None:
+        """Trust the token."""
+
+    def post(self, bucket_id: str, key: str) -> None:
+        """Sign an address."""
+        self.optional_body()
+        self.store.find_bucket(bucket_id)
+        check_key(key)
+        self.require_service()
+        upsert = self.request.headers.get("x-upsert") == "true"
+        if not upsert and self.store.find(bucket_id, key) is not None:
+            raise key_exists()
+        claims = {"upload": f"{bucket_id}/{key}", "upsert": upsert}
+        token = sign(self.secret, claims, _SIGNED_UPLOAD_SECONDS)
+        address = f"/object/upload/sign/{quote(bucket_id)}/{quote(key)}?token={token}"
+        self.answer({"url": address, "token": token})
+
+    def put(self, *_: str) -> None:
+        """Store an object."""
+        found = self.keep()
+        self.answer({"Key": f"{found.bucket_id}/{found.name}"})
+
+
+def _required(body: dict[str, Any], name: str) -> Any:
+    if body.get(name) is None:
+        raise schema(f"body must have required property '{name}'")
+    return body[name]
+
+
+# Sending
+
+
+async def send(handler: Handler, found: Object) -> None:
+    """Send an object, or the range of it that is asked for (RFC 9110)."""
+    headers = handler.request.headers
+    modified = datetime.fromisoformat(found.updated_at.replace("Z", "+00:00"))
+    mimetype = "text/plain" + found.mimetype[9:] if found.mimetype.startswith("text/html") else found.mimetype
+    handler.set_header("ETag", f'"{found.etag}"')
+    handler.set_header("Last-Modified", email.utils.format_datetime(modified.astimezone(timezone.utc), usegmt=True))
+    handler.set_header("Cache-Control", found.cache_control)
+    handler.set_header("Accept-Ranges", "bytes")
+    handler.set_header("X-Robots-Tag", "none")
+    if _is_known(headers, found, modified):
+        handler.clear_header("Content-Type")
+        handler.set_status(304)
+        return
+    handler.set_header("Content-Type", mimetype)
+    if (name := handler.get_query_argument("download", None)) is not None:
+        attachment = f"; filename*=UTF-8''{quote(name, safe='')}" if name else ""
+        handler.set_header("Content-Disposition", f"attachment{attachment}")
+    first, last = 0, found.size - 1
+    if "Range" in headers and handler.request.method == "GET":
+        first, last = _range(headers["Range"], found.size)
+        handler.set_status(206)
+        handler.set_header("Content-Range", f"bytes {first}-{last}/{found.size}")
+    handler.set_header("Content-Length", str(last - first + 1))
+    if handler.request.method == "HEAD":
+        return
+    with open(handler.store.content_path(found), "rb") as file:
+        file.seek(first)
+        left = last - first + 1
+        while left:
+            chunk = file.read(min(_CHUNK, left))
+            if not chunk:
+                raise OSError(errno.EIO, "the object's file is shorter than its row says")
+            left -= len(chunk)
+            handler.write(chunk)
+            await handler.flush()
+
+
+def _is_known(headers: tornado.httputil.HTTPHeaders, found: Object, modified: datetime) -> bool:
+    if "If-None-Match" in headers:
+        known = [tag.strip().removeprefix("W/") for tag in headers["If-None-Match"].split(",")]
+        return f'"{found.etag}"' in known or "*" in known
+    since = email.utils.parsedate_tz(headers.get("If-Modified-Since", ""))
+    return since is not None and int(modified.timestamp()) <= email.utils.mktime_tz(since)
+
+
+def _range(text: str, size: int) -> tuple[int, int]:
+    """Return the first and last byte of a range.
+
+    Raises:
+        ApiError: it is none, more than one, or beyond the end.
+    """
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", text.strip(), re.ASCII)
+    if match is not None and (match[1] or match[2]):
+        first = int(match[1]) if match[1] else max(0, size - int(match[2]))
+        last = min(int(match[2]), size - 1) if match[1] and match[2] else size - 1
+        if first <= last:
+            return first, last
+    raise ApiError(416, "invalid_range", "The requested range is not satisfiable", "InvalidRange", http=416)
+
+
+# The process
+
+_ROUTES: tuple[tuple[str, type[Handler]], ...] = (
+    (r"/status", Status),
+    (r"/bucket/?", Buckets),
+    (r"/bucket/([^/]+)/empty", EmptyBucket),
+    (r"/bucket/([^/]+)", OneBucket),
+    (r"/object/move", Move),
+    (r"/object/copy", Copy),
+    (r"/object/list/([^/]+)", ListFolder),
+    (r"/object/list-v2/([^/]+)", ListObjects),
+    (r"/object/info/public/([^/]+)/(.+)", PublicInfo),
+    (r"/object/info/authenticated/([^/]+)/(.+)", AuthenticatedInfo),
+    (r"/object/info/([^/]+)/(.+)", Info),
+    (r"/object/upload/sign/([^/]+)/(.+)", SignedUpload),
+    (r"/object/sign/([^/]+)/(.+)", SignedObject),
+    (r"/object/sign/([^/]+)", SignedObjects),
+    (r"/object/public/([^/]+)/(.+)", PublicObject),
+    (r"/object/authenticated/([^/]+)/(.+)", AuthenticatedObject),
+    (r"/object/([^/]+)/(.+)", OneObject),
+    (r"/object/([^/]+)", BulkDelete),
+)
+
+
+def application(store: ObjectStore, secret: str) -> tornado.web.Application:
+    """Return the routes over a store."""
+    shared = {"store": store, "secret": secret}
+    return tornado.web.Application(
+        [(rf"(?:/storage/v1)?{pattern}", handler, shared) for pattern, handler in _ROUTES],
+        default_handler_class=Missing,
+        default_handler_args=shared,
+        log_function=lambda handler: None,
+    )
+
+
+async def serve(root: Path, secret: str, port: int, started: Callable[[int], Awaitable[None] | None]) -> None:
+    """Serve a folder on 127.0.0.1 until SIGTERM or SIGINT, and call `started` with the port once it listens."""
+    store = ObjectStore(root)
+    try:
+        sockets = tornado.netutil.bind_sockets(port, HOST)
+        server = tornado.httpserver.HTTPServer(
+            application(store, secret),
+            idle_connection_timeout=_IDLE_SECONDS,
+            max_header_size=_HEADER_LIMIT,
+            # The limit that counts is the bucket's, checked by the handler, which has an answer for it.
+            max_body_size=1 << 40,
+            chunk_size=_CHUNK,
+        )
+        server.add_sockets(sockets)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        started(sockets[0].getsockname()[1])
+        await stop.wait()
+        server.stop()
+        await server.close_all_connections()
+    finally:
+        store.close()
+
+
+def main() -> int:
+    """Run the server of a folder; a second one ends with exit code 1."""
+    parser = argparse.ArgumentParser(description="Serve the Supabase Storage API from a folder, on 127.0.0.1.")
+    parser.add_argument("--root", type=Path, required=True, help="the folder of the objects, made when it is missing")
+    parser.add_argument("--secret-file", type=Path, required=True, help="the secret that keys are signed with")
+    parser.add_argument("--port", type=int, default=0, help="0, the default, for any that is free")
+    options = parser.parse_args()
+    secret = options.secret_file.read_text(encoding="ascii").strip()
+    options.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(options.root / "server.lock", "a", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"error: another server works on {options.root}", file=sys.stderr)
+            return 1
+        record = options.root / "server.json"
+
+        def started(port: int) -> None:
+            fresh = record.with_suffix(".new")
+            fresh.write_text(json.dumps({"pid": os.getpid(), "port": port}), encoding="ascii")
+            fresh.replace(record)
+
+        try:
+            asyncio.run(serve(options.root, secret, options.port, started))
+        except OSError as exc:
+            print(f"error: {exc.strerror or exc}", file=sys.stderr)
+            return 1
+        finally:
+            record.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Fixtures: one PostgreSQL and one Storage server a session, a database and a bucket of its own for every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Settings
+from pipeline.database import Database
+from pipeline.embedded.postgres import EmbeddedPostgres
+from pipeline.migrate import migrate
+from pipeline.sample import write_sample
+from tests.services import (
+    MakeDataset,
+    RunPipeline,
+    StartPipeline,
+    StorageServer,
+    end_group,
+    environment_file,
+    execute,
+    fresh_database,
+    is_foreign,
+    local_settings,
+    running_storage,
+    subprocess_environment,
+)
+
+SMALL_PHOTO = (160, 120)
+
+
+@pytest.fixture(scope="session")
+def short_folder() -> Iterator[Path]:
+    """A folder with a path short enough for sockets, which the server's user can pass through when we are root."""
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-tests-", dir="/tmp"))
+    if os.geteuid() == 0:
+        folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(short_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """A running PostgreSQL with the roles of a Supabase project; it forgets everything when it crashes."""
+    server = EmbeddedPostgres(short_folder / "pg", durable=False)
+    try:
+        dsn = server.start()
+        try:
+            from pipeline.embedded.services import create_roles
+        except ModuleNotFoundError:
+            for role in ("anon", "authenticated", "service_role BYPASSRLS"):
+                execute(dsn, f"CREATE ROLE {role}")
+        else:
+            create_roles(dsn)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database with all migrations, to copy; nobody is connected to it."""
+    name = "migrated"
+    with fresh_database(postgres_server.dsn, name) as url:
+        nowhere = StorageServer("http://127.0.0.1:1", "", "none", Path())
+        settings = local_settings(url, nowhere, "none", Path())
+        with closing(Database(settings)) as database:
+            migrate(database)
+        yield name
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
+    """The address of a database of this test's own, with all migrations."""
+    with fresh_database(postgres_server.dsn, f"test_{uuid.uuid4().hex}", template_database) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The address of a database of this test's own, without any migration."""
+    with fresh_database(postgres_server.dsn, f"empty_{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def storage_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageServer]:
+    """A running Storage server that all tests share, each with a bucket of its own."""
+    with running_storage(tmp_path_factory.mktemp("storage")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket() -> str:
+    """The name of a bucket that does not exist yet."""
+    return f"bucket-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def settings(database_url: str, storage_server: StorageServer, bucket: str, tmp_path: Path) -> Settings:
+    """The settings of the environment `local` for this test's database and bucket."""
+    return local_settings(database_url, storage_server, bucket, tmp_path / "home")
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """This test's database through the pipeline's own door."""
+    with closing(Database(settings)) as database:
+        yield database
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take away every variable that decides what the pipeline does, and the folders of the real home."""
+    for name in list(os.environ):
+        if is_foreign(name):
+            monkeypatch.delenv(name)
+    home = tmp_path / "user"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+
+
+@pytest.fixture
+def workdir(settings: Settings, clean_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The working directory, an empty folder but for the `.env.local` of these settings."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    file = folder / ".env.local"
+    file.touch(mode=0o600)
+    file.write_text(environment_file(settings), encoding="utf-8")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def run_pipeline(workdir: Path) -> RunPipeline:
+    """Run a command in the working directory to its end, its output captured."""
+
+    def run(
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 120,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+            cwd=cwd or workdir,
+            env=subprocess_environment(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start_pipeline(workdir: Path) -> Iterator[StartPipeline]:
+    """Start a command in the working directory, its output in pipes; at the end it and its children are killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+            cwd=cwd or workdir,
+            env=subprocess_environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        end_group(process)
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> MakeDataset:
+    """Datasets that all tests share; whoever changes a file takes `own_dataset`."""
+    written: dict[tuple[int, bool, int, int | None], Path] = {}
+
+    def make(recognitions: int = 12, *, broken: bool = False, seed: int = 0, first_id: int | None = None) -> Path:
+        wanted = (recognitions, broken, seed, first_id)
+        if wanted not in written:
+            folder = tmp_path_factory.mktemp("dataset")
+            write_sample(folder, recognitions, seed, broken=broken, first_id=first_id, size=SMALL_PHOTO, workers=1)
+            written[wanted] = folder
+        return written[wanted]
+
+    return make
+
+
+@pytest.fixture
+def own_dataset(small_dataset: MakeDataset, tmp_path: Path) -> MakeDataset:
+    """Copies of such datasets, a new one at every call, for this test to change."""
+    copies: list[Path] = []
+
+    def make(recognitions: int = 12, *, broken: bool = False, seed: int = 0, first_id: int | None = None) -> Path:
+        shared = small_dataset(recognitions, broken=broken, seed=seed, first_id=first_id)
+        copy = tmp_path / f"dataset-{len(copies)}"
+        shutil.copytree(shared, copy)
+        copies.append(copy)
+        return copy
+
+    return make

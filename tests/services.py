@@ -1,0 +1,226 @@
+"""The services that tests run against: databases on a real PostgreSQL, a real Storage server, and the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg2
+import requests
+
+from pipeline.config import Secret, Settings, Tuning
+from pipeline.embedded.files import wait_until
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+
+#: Variables that decide what the pipeline, Luigi or libpq do; tests begin without any of them.
+_FOREIGN = (
+    "NEXT_PUBLIC_SUPABASE_URL",
+    "SUPABASE_SERVICE_ROLE_KEY",
+    "DATABASE_URL",
+    "STORAGE_BUCKET",
+    "DATASET_DIR",
+    "QWEN_ANNOTATIONS",
+    "LUIGI_CONFIG_PATH",
+    "LUIGI_CONFIG_PARSER",
+    "NETRC",
+)
+_FOREIGN_PREFIXES = ("PIPELINE_", "PG")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+class RunPipeline(Protocol):
+    """Run `python -m pipeline` to its end."""
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 120,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+class StartPipeline(Protocol):
+    """Start `python -m pipeline` as the leader of a process group of its own."""
+
+    def __call__(
+        self, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.Popen[str]: ...
+
+
+class MakeDataset(Protocol):
+    """Return the folder of a small synthetic dataset, the same folder for the same arguments."""
+
+    def __call__(
+        self, recognitions: int = 12, *, broken: bool = False, seed: int = 0, first_id: int | None = None
+    ) -> Path: ...
+
+
+@dataclass(frozen=True)
+class StorageServer:
+    """A running Storage server: its address, what signs its keys, the key of the service role, and its folder."""
+
+    url: str
+    secret: str
+    key: str
+    root: Path
+
+
+def free_port() -> int:
+    """Return a port of loopback that nothing listens on."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_foreign(variable: str) -> bool:
+    """Say whether a variable of the environment could change what a test sees."""
+    return variable in _FOREIGN or variable.startswith(_FOREIGN_PREFIXES) or variable.lower() in _PROXIES
+
+
+def subprocess_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for a Python process that imports this working copy, from whichever folder it runs."""
+    path = [str(REPOSITORY), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **(extra or {})}
+
+
+# Databases
+
+
+def with_database(dsn: str, name: str) -> str:
+    """Return the address of another database of the same server."""
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
+    """Run one statement outside any transaction and return its rows."""
+    with closing(psycopg2.connect(dsn)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def fresh_database(server: str, name: str, template: str = "template1") -> Iterator[str]:
+    """Create a database, yield its address, and drop it whoever is connected."""
+    execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    try:
+        yield with_database(server, name)
+    finally:
+        execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def local_settings(database_url: str, storage: StorageServer, bucket: str, home: Path) -> Settings:
+    """Return the settings of the environment `local` for a database and a bucket, with the shortest waits there are."""
+    return Settings(
+        environment="local",
+        url=storage.url,
+        key=Secret(storage.key),
+        database_url=Secret(database_url),
+        bucket=bucket,
+        home=home,
+        dataset_dir=None,
+        qwen_annotations=None,
+        tuning=Tuning(retry_backoff_factor=1.0),
+    )
+
+
+def environment_file(settings: Settings) -> str:
+    """Return settings as the text of an `.env` file."""
+    values = {
+        "NEXT_PUBLIC_SUPABASE_URL": settings.url,
+        "SUPABASE_SERVICE_ROLE_KEY": settings.key.reveal(),
+        "DATABASE_URL": settings.database_url.reveal(),
+        "STORAGE_BUCKET": settings.bucket,
+        "PIPELINE_HOME": str(settings.home),
+        "PIPELINE_RETRY_BACKOFF_FACTOR": str(settings.tuning.retry_backoff_factor),
+    }
+    return "".join(f"{name}='{value}'\n" for name, value in values.items())
+
+
+# Processes
+
+
+def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """Stop a process, the hard way if need be, and let go of its pipes."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    close_pipes(process)
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Kill the leader of a process group with all its members, and let go of its pipes."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    close_pipes(process)
+
+
+def close_pipes(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """Close the ends of the pipes that this process holds."""
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+@contextmanager
+def running_storage(
+    folder: Path, secret: str = "a secret for tests, at least 32 bytes long"
+) -> Iterator[StorageServer]:
+    """Start a Storage server below a folder and stop it by its handle."""
+    from pipeline.embedded.storage_auth import mint_key
+
+    root, secret_file, log = folder / "root", folder / "secret", folder / "log"
+    root.mkdir(exist_ok=True)
+    secret_file.write_text(secret, encoding="ascii")
+    secret_file.chmod(0o600)
+    command = [sys.executable, "-m", "pipeline.embedded.storage_server", "--root", str(root)]
+    command += ["--secret-file", str(secret_file)]
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=subprocess_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        wait_until(lambda: _address(root, process.pid) is not None or process.poll() is not None, START_SECONDS)
+        url = _address(root, process.pid)
+        if url is None or process.poll() is not None:
+            raise RuntimeError(f"The Storage server did not start: {log.read_text(encoding='utf-8', errors='replace')}")
+        yield StorageServer(url, secret, mint_key(secret), root)
+    finally:
+        end(process)
+
+
+def _address(root: Path, pid: int) -> str | None:
+    """Return the address of the server if it is this process and answers."""
+    try:
+        found = json.loads((root / "server.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if found["pid"] != pid:
+        return None
+    url = f"http://127.0.0.1:{found['port']}"
+    with requests.Session() as session:
+        session.trust_env = False
+        try:
+            return url if session.get(f"{url}/status", timeout=5).status_code == 200 else None
+        except requests.ConnectionError:
+            return None

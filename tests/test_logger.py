@@ -1,0 +1,117 @@
+"""logger.py: where lines go, how they look, and that no secret is in any of them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline import config
+from pipeline.config import Secret
+from pipeline.logger import RedactingFormatter, configure_logging, get_logger
+
+PASSWORD = "correct-horse-battery"
+NAMES = ("", "pipeline", "luigi", "luigi-interface")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put logging back as it was: it belongs to the whole process."""
+    monkeypatch.setattr(config, "_secrets", set())
+    levels = {name: logging.getLogger(name).level for name in NAMES}
+    handlers = list(logging.getLogger().handlers)
+    yield
+    logging.getLogger().handlers[:] = handlers
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def stderr(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_verbose_tells_the_steps_and_otherwise_only_warnings_are_told(stderr: Terminal) -> None:
+    logger = get_logger("pipeline.steps.discover")
+    configure_logging()
+    logger.info("discover: 1 recognition")
+    logger.warning("one was left out")
+    configure_logging(verbose=True)
+    logger.info("discover: 2000 recognitions")
+    logger.debug("nobody asked for this")
+    assert stderr.getvalue() == "[WARNING] one was left out\n[INFO] discover: 2000 recognitions\n"
+
+
+def test_calling_it_again_does_not_double_the_lines_nor_take_away_other_handlers(stderr: Terminal) -> None:
+    mine = logging.StreamHandler(io.StringIO())
+    logging.getLogger().addHandler(mine)
+    for _ in range(3):
+        configure_logging(verbose=True)
+    get_logger("upload").info("once")
+    assert stderr.getvalue() == "[INFO] once\n"
+    assert mine in logging.getLogger().handlers
+
+
+def test_where_nobody_is_watching_a_line_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure_logging(verbose=True)
+    get_logger("upload").info("shard 3 done")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[INFO\] shard 3 done\n", stream.getvalue())
+
+
+def test_other_libraries_are_heard_from_warnings_on_and_luigi_not_at_all_unless_verbose(stderr: Terminal) -> None:
+    configure_logging()
+    logging.getLogger("urllib3").info("a connection")
+    logging.getLogger("luigi-interface").error("a task failed, with a traceback")
+    logging.getLogger("urllib3").warning("odd")
+    assert stderr.getvalue() == "[WARNING] odd\n"
+    configure_logging(verbose=True)
+    logging.getLogger("luigi-interface").info("scheduled")
+    assert stderr.getvalue().endswith("[INFO] scheduled\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("pipeline.storage", "pipeline.storage"), ("storage", "pipeline.storage"), ("__main__", "pipeline.__main__")],
+)
+def test_every_logger_is_below_the_root_of_the_package(name: str, expected: str) -> None:
+    assert get_logger(name).name == expected
+
+
+def test_no_secret_is_in_a_line_whichever_way_it_came(stderr: Terminal) -> None:
+    Secret(PASSWORD)
+    configure_logging(verbose=True)
+    logger = get_logger("pipeline.database")
+    logger.info("connecting with %s", PASSWORD)
+    logger.info("to postgresql://postgres:pa55@db.co/postgres as %r", Secret(PASSWORD))
+    try:
+        raise ValueError(f"could not log in with {PASSWORD}")
+    except ValueError:
+        logger.exception("failed")
+    logging.getLogger("urllib3").warning("retry of http://u:hunter2@proxy:3128 with %s", {"key": PASSWORD})
+    written = stderr.getvalue()
+    assert PASSWORD not in written
+    assert "pa55" not in written
+    assert "hunter2" not in written
+    assert "ValueError: could not log in with ***" in written
+    assert written.count("***") >= 5
+
+
+def test_the_stack_of_a_line_is_redacted_as_well() -> None:
+    Secret(PASSWORD)
+    formatter = RedactingFormatter("[%(levelname)s] %(message)s")
+    record = logging.LogRecord("pipeline", logging.INFO, __file__, 1, "see %s", (PASSWORD,), None)
+    record.stack_info = f"Stack:\n  password = {PASSWORD!r}"
+    assert PASSWORD not in formatter.format(record)

@@ -1,0 +1,247 @@
+"""metrics.py, and the text that steps/summary.py makes of the numbers."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import metrics as module
+from pipeline.metrics import Metrics, merge
+from pipeline.steps.summary import active_seconds, duration, headline, performance_metrics, size
+
+NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
+
+
+# Gathering
+
+
+def test_a_new_one_is_empty_and_as_json_a_dict() -> None:
+    assert Metrics().as_dict() == {"operations": {}, "counters": {}}
+
+
+def test_operations_and_counters_add_up_and_are_sorted() -> None:
+    metrics = Metrics()
+    metrics.add("storage_upload", 0.5)
+    metrics.add("db_bulk_copy", 2.0, ops=10)
+    metrics.add("storage_upload", 0.25)
+    metrics.count("objects_uploaded")
+    metrics.count("bytes_uploaded", 1000)
+    metrics.count("objects_uploaded")
+    assert json.dumps(metrics.as_dict()) == json.dumps(
+        {
+            "operations": {
+                "db_bulk_copy": {"ops": 10, "seconds": 2.0},
+                "storage_upload": {"ops": 2, "seconds": 0.75},
+            },
+            "counters": {"bytes_uploaded": 1000, "objects_uploaded": 2},
+        }
+    )
+
+
+def test_a_timed_block_counts_when_it_succeeds_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([10.0, 10.5, 20.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(moments))
+    metrics = Metrics()
+    with metrics.timed("work"):
+        pass
+    with pytest.raises(KeyError), metrics.timed("work"):
+        raise KeyError
+    assert metrics.as_dict()["operations"] == {"work": {"ops": 1, "seconds": 0.5}}
+
+
+def test_what_was_handed_out_does_not_change_afterwards() -> None:
+    metrics = Metrics()
+    metrics.add("work", 1.0)
+    before = metrics.as_dict()
+    metrics.add("work", 1.0)
+    assert before["operations"]["work"]["ops"] == 1
+
+
+def test_no_count_of_any_thread_is_lost() -> None:
+    metrics = Metrics()
+
+    def work(_: int) -> None:
+        for _ in range(500):
+            metrics.count("n")
+            metrics.add("work", 0.001)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert metrics.as_dict() == {
+        "operations": {"work": {"ops": 4000, "seconds": pytest.approx(4.0)}},
+        "counters": {"n": 4000},
+    }
+
+
+parts = st.lists(
+    st.builds(
+        lambda operations, counters: {"operations": operations, "counters": counters},
+        st.dictionaries(
+            st.sampled_from(["storage_upload", "db_bulk_copy", "transform"]),
+            st.fixed_dictionaries({"ops": st.integers(0, 10**6), "seconds": st.integers(0, 10**6)}),
+        ),
+        st.dictionaries(st.sampled_from(["bytes_uploaded", "retries_500"]), st.integers(0, 10**12)),
+    ),
+    max_size=6,
+)
+
+
+@given(parts)
+def test_merging_markers_gives_the_sums_and_leaves_the_markers_alone(markers: list[dict[str, Any]]) -> None:
+    before = json.dumps(markers)
+    total: dict[str, Any] = {}
+    for marker in markers:
+        merge(total, marker)
+    assert json.dumps(markers) == before
+    for group, names in (("operations", {n for m in markers for n in m["operations"]}), ("counters", set())):
+        assert set(total.get(group, {})) >= names
+    for name, entry in total.get("operations", {}).items():
+        for field in ("ops", "seconds"):
+            assert entry[field] == sum(m["operations"].get(name, {}).get(field, 0) for m in markers)
+    for name, value in total.get("counters", {}).items():
+        assert value == sum(m["counters"].get(name, 0) for m in markers)
+
+
+def test_a_marker_without_metrics_is_no_obstacle() -> None:
+    total: dict[str, Any] = {}
+    merge(total, {})
+    merge(total, {"counters": {"n": 1}})
+    merge(total, {"operations": {"work": {"ops": 1, "seconds": 0.5}}})
+    assert total == {"counters": {"n": 1}, "operations": {"work": {"ops": 1, "seconds": 0.5}}}
+
+
+# The time a batch took
+
+
+def at(begin: float, end: float) -> tuple[datetime, datetime]:
+    return NOON + timedelta(seconds=begin), NOON + timedelta(seconds=end)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "seconds"),
+    [
+        ([], 0.0),
+        ([at(0, 5)], 5.0),
+        ([at(0, 5), at(5, 7)], 7.0),
+        ([at(0, 5), at(3, 7)], 7.0),
+        ([at(0, 9), at(3, 4)], 9.0),
+        ([at(0, 5), at(3600, 3602)], 7.0),
+        ([at(10, 12), at(0, 5), at(1, 2), at(11, 14)], 9.0),
+        ([at(3, 3)], 0.0),
+    ],
+)
+def test_time_counts_once_for_parallel_steps_and_not_between_two_runs(
+    intervals: list[tuple[datetime, datetime]], seconds: float
+) -> None:
+    assert active_seconds(intervals) == seconds
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=12))
+def test_the_time_is_the_union_of_the_intervals(spans: list[tuple[int, int]]) -> None:
+    union = {second for begin, length in spans for second in range(begin, begin + length)}
+    assert active_seconds([at(begin, begin + length) for begin, length in spans]) == len(union)
+
+
+# The text
+
+
+SUMMARY: dict[str, Any] = {
+    "batch_id": "batch_20260102_120000",
+    "state": "done",
+    "recognitions_processed": 12904,
+    "images_processed": 25808,
+    "bytes": 3_226_000_000,
+    "already_loaded": 0,
+    "held_elsewhere": 0,
+    "held_by": [],
+    "beyond_limit": 0,
+    "superseded_copies": 0,
+    "rejected": 0,
+    "rejects": {},
+    "total_seconds": 75.0,
+    "throughput": {
+        "recognitions_processed": {"count": 12904, "per_second": 172.05},
+        "images_processed": {"count": 25808, "per_second": 344.11},
+        "bytes_uploaded": {"count": 3_226_000_000, "per_second": 43_013_333.33},
+    },
+    "operations": {
+        "db_bulk_copy": {"ops": 130, "average_seconds": 0.0125, "total_seconds": 1.625},
+        "storage_upload": {"ops": 25808, "average_seconds": 0.04416, "total_seconds": 1139.68},
+    },
+}
+
+
+def test_the_block_of_performance_metrics() -> None:
+    assert performance_metrics(SUMMARY).splitlines() == [
+        "Performance Metrics:",
+        "  Total time: 1m 15s",
+        "  Throughput:",
+        "    recognitions_processed: 12904 (172.1/s)",
+        "    images_processed: 25808 (344.1/s)",
+        "    bytes_uploaded: 3.2 GB (43.0 MB/s)",
+        "  Operation timings:",
+        "    db_bulk_copy: 130 ops, avg 12.50 ms, total 1.62 s",
+        "    storage_upload: 25808 ops, avg 44.16 ms, total 1139.68 s",
+    ]
+
+
+def test_the_headline_of_a_batch_without_incident_is_one_line() -> None:
+    assert headline(SUMMARY) == "Batch batch_20260102_120000 is done: 12904 recognitions, 25808 photos, 3.2 GB."
+
+
+def test_the_headline_tells_what_was_skipped_superseded_and_rejected() -> None:
+    summary = {
+        **SUMMARY,
+        "already_loaded": 3,
+        "held_elsewhere": 2,
+        "held_by": ["batch_a", "batch_b"],
+        "beyond_limit": 5,
+        "superseded_copies": 4,
+        "rejected": 6,
+        "rejects": {"json_broken": 2, "photo_truncated": 4},
+    }
+    assert headline(summary).splitlines()[1:] == [
+        "Skipped: 3 already loaded; 2 held by unfinished batch_a, batch_b; 5 beyond the limit.",
+        "Several exports hold the same recognition: the one that sorts last was taken, 4 earlier copies were left.",
+        "Rejected: 6 (json_broken 2, photo_truncated 4).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (8.24, "8.2 s"), (60, "1m 00s"), (75.4, "1m 15s"), (3599, "59m 59s"), (7380, "2h 03m")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("seconds", [59.95, 59.99])
+def test_a_duration_that_rounds_to_a_minute_is_one(seconds: float) -> None:
+    assert duration(seconds) == "1m 00s"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (125_300, "125.3 kB"),
+        (3_226_000_000, "3.2 GB"),
+        (4.2e12, "4.2 TB"),
+        (7.5e15, "7500.0 TB"),
+    ],
+)
+def test_sizes_in_decimal_units(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(999.7, "1.0 kB"), (999_960, "1.0 MB")])
+def test_a_size_that_rounds_to_a_thousand_goes_to_the_next_unit(count: float, text: str) -> None:
+    assert size(count) == text
