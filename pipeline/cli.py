@@ -191,7 +191,11 @@ def _load(options: argparse.Namespace) -> int:
     }
     task = tasks.LoadBatch(**parameters)
     factory = SchedulerFactory(bare=False)
-    luigi.build([task], factory, workers=options.workers, local_scheduler=options.local_scheduler, no_lock=True)
+    try:
+        luigi.build([task], factory, workers=options.workers, local_scheduler=options.local_scheduler, no_lock=True)
+    except luigi.rpc.RPCError as exc:
+        # What is marked is done all the same.
+        print(redact(f"luigid was lost: {exc}"), file=sys.stderr)
     worker = SchedulerFactory.last
     assert worker is not None
     return _report(task.batch_id, options, worker.failures)
@@ -225,7 +229,9 @@ def _error_of(failures: Sequence[Any], batch_id: str, options: argparse.Namespac
         if issubclass(kind, (UsageError, RefusedError)):
             return kind(one.message, one.hint)  # type: ignore[no-any-return]
     for one in failures[:5]:
-        print(redact(f"Failed: {one.task}: {one.message} {one.hint}".rstrip()), file=sys.stderr)
+        print(redact(f"Failed: {one.task}: {one.message}"), file=sys.stderr)
+        if one.hint:
+            print(redact(f"Hint: {one.hint}"), file=sys.stderr)
     return UnfinishedError(f"Batch {batch_id} is unfinished: {len(failures)} tasks failed.", resume_hint())
 
 
@@ -276,7 +282,7 @@ def _status(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(summary, ensure_ascii=False))
         else:
-            print(headline(summary))
+            print(headline(summary, rejects=100))
             print(performance_metrics(summary))
         return DONE
     result, failures = status_step.status(settings, database)

@@ -276,7 +276,7 @@ def _translated() -> Iterator[None]:
 
 
 def _sentence(exc: BaseException) -> str:
-    text = redact(" ".join(str(exc).split()))
+    text = redact(" ".join(str(exc).split())).split(" Is the server running")[0]
     return text if text.endswith(".") else f"{text}."
 
 
@@ -287,9 +287,9 @@ def _error_of(error: psycopg2.Error | None, exc: Exception) -> PipelineError:
         message = error.diag.message_primary or ""
     message = redact(message) or _sentence(error or exc)
     if code == REFERENCED:
-        return RefusedError(f"Refused: {message}.", "Remove those rows, or keep this batch; nothing was changed.")
+        return RefusedError(f"Refused: {message}.", "Remove those rows, or keep this batch; what readers see was not changed.")
     if code == "23503":
-        return RefusedError(f"Refused: {message}.", "A row of another table references it; nothing was changed.")
+        return RefusedError(f"Refused: {message}.", "A row of another table references it; what readers see was not changed.")
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
         return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", "Run the same command again.")
     if not code and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 from pipeline.config import redact
+from pipeline.errors import PipelineError
 
 
 class RedactingFormatter(logging.Formatter):
-    """Format a record as `[LEVEL] message`, with a timestamp where nobody is watching, and secrets blotted out."""
+    """Format a record as `[LEVEL] message`, secrets blotted out; an error of ours needs no traceback but its sentence.
+
+    Arguments:
+        timestamp: begin with the time, where nobody is watching.
+        tracebacks: show them for our own errors as well.
+    """
+
+    def __init__(self, timestamp: bool, tracebacks: bool) -> None:
+        super().__init__(f"{'%(asctime)s ' if timestamp else ''}[%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
+        self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, tracebacks included, without secrets."""
         return redact(super().format(record))
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback of an error, or the sentence and the hint of one of ours."""
+        error = ei[1]
+        if isinstance(error, PipelineError) and not self._tracebacks:
+            return f"Error: {error.message}" + (f"\nHint: {error.hint}" if error.hint else "")
+        return super().formatException(ei)
+
+
+class _LastWords(logging.Filter):
+    """Of Luigi's errors, let through the one that ends its command; a task's failure we tell ourselves."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno != logging.ERROR or record.funcName == "run_with_retcodes"
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -23,9 +48,8 @@ def get_logger(name: str) -> logging.Logger:
 
 def configure_logging(verbose: bool = False) -> None:
     """Send warnings to stderr, and with `verbose` also the steps of the work; calling it again replaces the former."""
-    timestamp = "" if sys.stderr.isatty() else "%(asctime)s "
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(f"{timestamp}[%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(RedactingFormatter(timestamp=not sys.stderr.isatty(), tracebacks=verbose))
     root = logging.getLogger()
     for former in list(root.handlers):
         if isinstance(former, logging.StreamHandler) and isinstance(former.formatter, RedactingFormatter):
@@ -35,4 +59,9 @@ def configure_logging(verbose: bool = False) -> None:
     logging.getLogger("pipeline").setLevel(logging.INFO if verbose else logging.WARNING)
     # Luigi tells of every task it schedules; what the user wants to know of a task we say ourselves.
     logging.getLogger("luigi").setLevel(logging.WARNING)
-    logging.getLogger("luigi-interface").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    interface = logging.getLogger("luigi-interface")
+    interface.setLevel(logging.INFO if verbose else logging.ERROR)
+    for former_filter in [one for one in interface.filters if isinstance(one, _LastWords)]:
+        interface.removeFilter(former_filter)
+    if not verbose:
+        interface.addFilter(_LastWords())

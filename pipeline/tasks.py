@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,10 @@ def begin(wish: Wish, production: bool) -> Begun:
     return known
 
 
-def begun() -> tuple[str, bool] | None:
-    """Return the batch that this process was started for and whether it is in production, None before it is known."""
-    for (_, production), known in _begun.items():
-        return known.batch_id, production
+def begun() -> tuple[Wish, bool] | None:
+    """Return what this process was started for, with the batch's id, and whether it is in production; None before."""
+    for (wish, production), known in _begun.items():
+        return replace(wish, batch_id=known.batch_id, source=known.source), production
     return None
 
 

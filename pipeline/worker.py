@@ -33,7 +33,7 @@ from pipeline.batch_state import LOAD
 from pipeline.config import Settings
 from pipeline.logger import configure_logging, get_logger
 from pipeline.progress import Progress
-from pipeline.steps.begin import Lease
+from pipeline.steps.begin import Lease, resume_command
 from pipeline.steps.summary import headline, performance_metrics, summarise
 
 logger = get_logger(__name__)
@@ -64,6 +64,9 @@ _DEFAULTS: dict[str, dict[str, str]] = {
         "unhandled_exception": "40",
     },
 }
+
+
+_interrupted = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,17 @@ class PipelineWorker(luigi.worker.Worker):
             self._print_summary()
         return succeeded
 
+    def _get_work(self) -> Any:
+        # An exception raised while Python forks or collects garbage is only printed: look at the flag as well.
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
+        return super()._get_work()  # type: ignore[no-untyped-call]
+
+    def _handle_next_task(self) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
+        super()._handle_next_task()  # type: ignore[no-untyped-call]
+
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
         result = super().__exit__(kind, value, traceback)  # type: ignore[no-untyped-call]
         self._release()
@@ -167,9 +181,11 @@ class PipelineWorker(luigi.worker.Worker):
         known = tasks.begun()
         if known is None:
             return
-        batch_id, production = known
+        batch_id, production = known[0].batch_id or "", known[1]
         for failure in self.failures[:5]:
-            print(f"Failed: {failure.task}: {failure.message} {failure.hint}", file=sys.stderr)
+            print(f"Failed: {failure.task}: {failure.message}", file=sys.stderr)
+            if failure.hint:
+                print(f"Hint: {failure.hint}", file=sys.stderr)
         try:
             summary = tasks.database_of(production).run(lambda connection: summarise(connection, batch_id))
         except errors.PipelineError as exc:
@@ -193,8 +209,8 @@ def resume_hint() -> str:
     known = tasks.begun()
     if known is None:
         return "Run the same command again."
-    batch_id, production = known
-    return f"To go on: python -m pipeline load --batch-id {batch_id}{' --production' if production else ''}"
+    wish, production = known
+    return f"To go on: {resume_command(wish.batch_id or '', 'load', wish.limit, wish.force, production)}"
 
 
 class SchedulerFactory:
@@ -228,7 +244,7 @@ class SchedulerFactory:
         lease = None
         arguments: dict[str, Any] = {}
         if known is not None and not assistant:
-            batch_id, production = known
+            batch_id, production = known[0].batch_id or "", known[1]
             settings = tasks.settings_of(production)
             if not is_done(settings, batch_id, production):
                 lease = Lease(settings, batch_id)
@@ -262,13 +278,19 @@ def answers(url: str, timeout: float = 1.0) -> bool:
 
 
 def _install_handler() -> None:
-    """Make SIGTERM stop a run as Ctrl-C does."""
+    """Make SIGTERM and Ctrl-C stop a run, even when they come at a moment that swallows exceptions."""
+    _interrupted.clear()
+    owner = os.getpid()
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            os._exit(128 + signum)  # a child that has not set up its own handlers yet
+        _interrupted.set()
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, interrupt)
 
 
 class _BareSchedulerFactory(SchedulerFactory):
@@ -281,6 +303,8 @@ class _BareSchedulerFactory(SchedulerFactory):
 def install() -> None:
     """Put our factory, our defaults and our logging under the `luigi` command."""
     setattr(luigi.interface, "_WorkerSchedulerFactory", _BareSchedulerFactory)  # noqa: B010 (mypy: a type is no variable)
+    # Luigi reads these two past its own parameters, and would warn that nobody does.
+    luigi.interface.core.ignore_unconsumed |= {"rpc_retry_attempts", "rpc_retry_wait"}
     configuration = luigi.configuration.get_config()
     for section, options in _DEFAULTS.items():
         for option, value in options.items():

@@ -17,6 +17,7 @@ import pytest
 from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.embedded.postgres import EmbeddedPostgres
+from pipeline.embedded.services import create_roles
 from pipeline.migrate import migrate
 from pipeline.sample import write_sample
 from tests.services import (
@@ -26,7 +27,6 @@ from tests.services import (
     StorageServer,
     end_group,
     environment_file,
-    execute,
     fresh_database,
     is_foreign,
     local_settings,
@@ -48,18 +48,20 @@ def short_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def made_data(short_folder: Path) -> Path:
+    """A PostgreSQL data directory to copy, for tests that are not about initdb: it takes longer than all the rest."""
+    server = EmbeddedPostgres(short_folder / "made", durable=False)
+    server.start()
+    server.stop()
+    return server.data_path
+
+
+@pytest.fixture(scope="session")
 def postgres_server(short_folder: Path) -> Iterator[EmbeddedPostgres]:
     """A running PostgreSQL with the roles of a Supabase project; it forgets everything when it crashes."""
     server = EmbeddedPostgres(short_folder / "pg", durable=False)
     try:
-        dsn = server.start()
-        try:
-            from pipeline.embedded.services import create_roles
-        except ModuleNotFoundError:
-            for role in ("anon", "authenticated", "service_role BYPASSRLS"):
-                execute(dsn, f"CREATE ROLE {role}")
-        else:
-            create_roles(dsn)
+        create_roles(server.start())
         yield server
     finally:
         server.stop()

@@ -19,7 +19,8 @@ import psycopg2
 import requests
 
 from pipeline.config import Secret, Settings, Tuning
-from pipeline.embedded.files import wait_until
+from pipeline.embedded.files import make_folder, make_home, wait_until
+from pipeline.embedded.storage_auth import mint_key
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_SECONDS = 30.0
@@ -114,6 +115,13 @@ def execute(dsn: str, statement: str) -> list[tuple[object, ...]]:
             return cursor.fetchall() if cursor.description else []
 
 
+def give_data(home: Path, data: Path) -> None:
+    """Make a home that has a copy of a PostgreSQL data directory, as if initdb had just made it there."""
+    make_home(home)
+    make_folder(home / "postgres", 0o711 if os.geteuid() == 0 else 0o700)
+    subprocess.run(["cp", "-a", str(data), str(home / "postgres" / "data")], check=True)
+
+
 @contextmanager
 def fresh_database(server: str, name: str, template: str = "template1") -> Iterator[str]:
     """Create a database, yield its address, and drop it whoever is connected."""
@@ -155,6 +163,18 @@ def environment_file(settings: Settings) -> str:
 # Processes
 
 
+def has_gone(pid: int) -> bool:
+    """Say whether a process has ended, be it that its parent has not noticed yet."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except ProcessLookupError:
+        return True
+    except FileNotFoundError:
+        return os.path.isdir("/proc/self")
+    return status.rsplit(")", 1)[1].split()[0] == "Z"
+
+
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
     """Stop a process, the hard way if need be, and let go of its pipes."""
     if process.poll() is None:
@@ -187,8 +207,6 @@ def running_storage(
     folder: Path, secret: str = "a secret for tests, at least 32 bytes long"
 ) -> Iterator[StorageServer]:
     """Start a Storage server below a folder and stop it by its handle."""
-    from pipeline.embedded.storage_auth import mint_key
-
     root, secret_file, log = folder / "root", folder / "secret", folder / "log"
     root.mkdir(exist_ok=True)
     secret_file.write_text(secret, encoding="ascii")

@@ -162,13 +162,20 @@ def test_luigi_cfg_has_the_tuning_defaults() -> None:
     assert dict(luigi_cfg()["pipeline"]) == {field.name: str(field.default) for field in fields(Tuning)}
 
 
+def test_luigi_cfg_names_the_luigid_that_the_readme_starts() -> None:
+    address = re.search(r"^luigid --address (\S+) --port (\d+) .*(http://\S+)$", README, re.MULTILINE)
+    assert address is not None
+    assert luigi_cfg()["core"]["scheduler_url"] == f"http://{address[1]}:{address[2]}/" == f"{address[3]}/"
+    assert "`scheduler_url`" in section("Under Luigi")
+
+
 def test_luigi_cfg_and_the_defaults_of_an_installed_wheel_agree() -> None:
     parser = luigi_cfg()
     for name, options in worker._DEFAULTS.items():
         assert {option: parser.get(name, option, fallback=None) for option in options} == options
     # Every section that our own process reads is in the defaults too, but for the address of luigid.
     for name in ("core", "worker", "retcode", "execution_summary"):
-        assert set(parser[name]) - {"default_scheduler_url"} == set(worker._DEFAULTS[name])
+        assert set(parser[name]) - {"scheduler_url"} == set(worker._DEFAULTS[name])
 
 
 # Rejects
@@ -253,7 +260,7 @@ def work():
 def test_the_architecture_names_every_task_and_every_table() -> None:
     families = [name for name in tasks.__all__ if issubclass(getattr(tasks, name), luigi.Task)]
     assert len(families) >= 5
-    assert [name for name in families if f"`{name}`" not in ARCHITECTURE] == []
+    assert [name for name in families if not re.search(rf"\b{name}\b", ARCHITECTURE)] == []
     migrations = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "supabase").rglob("*.sql")))
     tables = re.findall(r"^CREATE (?:TABLE|VIEW) [a-z]+\.([a-z_]+)", migrations, re.MULTILINE)
     assert len(tables) >= 15
@@ -279,6 +286,21 @@ def test_links_to_files_and_headings_lead_somewhere(path: Path) -> None:
             assert target[1:] in headings, target
         elif not target.startswith("https://"):
             assert (path.parent / target).is_file(), target
+
+
+def test_the_messages_under_troubleshooting_are_those_that_the_code_says() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in SOURCES]
+    said = [path.read_text(encoding="utf-8") for path in (ROOT / "supabase").rglob("*.sql")]
+    said += reject_codes(texts)
+    for tree in map(ast.parse, texts):
+        said += [
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+    symptoms = [message for row in rows(section("Troubleshooting"))[1:] for message in words(row[0])]
+    assert len(symptoms) >= 15
+    for symptom in symptoms:
+        for part in filter(None, (part.strip() for part in symptom.split("…"))):
+            assert any(part in text for text in said), part
 
 
 def test_the_make_targets_that_the_readme_names_are_those_of_the_makefile() -> None:

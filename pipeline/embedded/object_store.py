@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import itertools
 import json
@@ -181,7 +182,8 @@ class Incoming:
 
     def abandon(self) -> None:
         """Remove the file; nothing happens after `finish`."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take, it does not take now
+            self._file.close()
         self._path.unlink(missing_ok=True)
 
 
@@ -369,10 +371,11 @@ class ObjectStore:
                 if found is not None:
                     self._index.execute("DELETE FROM objects WHERE bucket_id = ? AND name = ?", (bucket_id, key))
                     gone.append(found)
-        except sqlite3.Error:
-            self._index.execute("ROLLBACK")
-            raise
-        self._index.execute("COMMIT")
+            self._index.execute("COMMIT")
+        finally:
+            # A transaction that stays open would take in, and lose, every write that is acknowledged after it.
+            if self._index.in_transaction:
+                self._index.execute("ROLLBACK")
         for found in gone:
             self._path(found.version).unlink(missing_ok=True)
         return gone
@@ -397,8 +400,12 @@ class ObjectStore:
         """Store the content of an object under another key as well."""
         version = str(uuid.uuid4())
         incoming = self._incoming / version
-        shutil.copyfile(self._path(source.version), incoming)
-        os.rename(incoming, self._place(version))
+        try:
+            shutil.copyfile(self._path(source.version), incoming)
+            os.rename(incoming, self._place(version))
+        except OSError:
+            incoming.unlink(missing_ok=True)
+            raise
         return self._write(bucket_id, key, version, source.size, source.etag, attributes)
 
     # Lists
@@ -407,7 +414,7 @@ class ObjectStore:
         self, bucket_id: str, folder: str, search: str, limit: int, offset: int, sorting: Sorting
     ) -> list[dict[str, Any]]:
         """Return one level of a folder as the first list call does: names relative, letter case ignored."""
-        base = f"{folder.rstrip('/')}/" if folder else ""
+        base = folder if not folder or folder.endswith("/") else f"{folder}/"
         prefix = (base + search).lower()
         folders: dict[str, dict[str, Any]] = {}
         files: list[tuple[str, Object]] = []

@@ -31,6 +31,7 @@ from pipeline.embedded.installation import (
     User,
     binaries,
     can_enter,
+    check_own_user,
     environment,
     outside,
     postgres_version,
@@ -219,7 +220,7 @@ class EmbeddedPostgres:
         """Return who the server runs as: the data's owner, or the first unprivileged user; ourselves unless root.
 
         Raises:
-            SettingsError: the data belongs to somebody else, or there is no unprivileged user.
+            SettingsError: the data belongs to somebody else, or the server's user is not in the list of users.
         """
         owner = place.data.stat().st_uid if place.data.exists() else None
         if os.geteuid() != 0:
@@ -227,6 +228,7 @@ class EmbeddedPostgres:
                 raise SettingsError(
                     f"{place.data} belongs to another user.", "Run as that user, or set PIPELINE_HOME to a new folder."
                 )
+            check_own_user()
             return None
         return unprivileged_user(owner)
 
@@ -312,8 +314,9 @@ class EmbeddedPostgres:
             self._stop(place, programs)  # it has lost its socket: nobody can reach it
         user = self._user(place)
         if not wait_until(lambda: not _working_on(place.data, user), _FAREWELL_SECONDS):
+            left = ", ".join(map(str, sorted(_working_on(place.data, user))))
             raise DatabaseUnavailable(
-                f"Processes of a former PostgreSQL still work on {place.data}: {sorted(_working_on(place.data, user))}.",
+                f"Processes of a former PostgreSQL still work on {place.data}: {left}.",
                 "Wait for them to end, or end them, then run this again.",
             )
         for remains in (

@@ -198,9 +198,15 @@ def _start_postgres(home: Path, undo: ExitStack) -> Service:
     dsn = server.start()
     if not was_running:
         undo.callback(server.stop)
-    create_roles(dsn)
-    with closing(psycopg2.connect(dsn)) as connection:
-        version = connection.get_parameter_status("server_version") or ""
+    try:
+        create_roles(dsn)
+        with closing(psycopg2.connect(dsn)) as connection:
+            version = connection.get_parameter_status("server_version") or ""
+    except psycopg2.Error as exc:
+        raise PermanentError(
+            f"The embedded PostgreSQL does not do its work: {' '.join(str(exc).split())}",
+            f"Its log is {server.log_path}.",
+        ) from exc
     seconds = 0.0 if was_running else time.monotonic() - begin
     return Service("PostgreSQL", version, dsn, server.pid, was_running, seconds)
 
@@ -217,8 +223,7 @@ def _start_storage(home: Path, undo: ExitStack) -> tuple[Service, str]:
     was_running = _holds_lock(root)
     if was_running:
         # It may be the one that a killed `up` left behind while it was still starting.
-        wait_until(lambda: _answering(root) is not None, _STOP_SECONDS)
-        port = _answering(root)
+        port = _await_answer(root)
         if port is None:
             raise PermanentError(
                 f"The Storage server of {home} runs but does not answer.", "Run `python -m pipeline down`, then `up`."
@@ -241,7 +246,7 @@ def _secret(home: Path) -> str:
 
 
 def _launch_storage(home: Path, undo: ExitStack) -> int:
-    """Start the server as a daemon and return its port once it answers."""
+    """Start the server as a daemon and return the port once it answers."""
     root = home / "storage"
     (root / "server.json").unlink(missing_ok=True)  # of a killed server
     preferred = _remembered_port(home)
@@ -265,10 +270,16 @@ def _launch_storage(home: Path, undo: ExitStack) -> int:
         _children[:] = [child for child in _children if child.poll() is None]
         _children.append(process)
         undo.callback(_end, process)
-        wait_until(lambda: _answering(root) is not None or process.poll() is not None, _START_SECONDS)
-        listening = _answering(root)
-        if listening is not None and process.poll() is None:
-            return listening
+
+        def listens() -> bool:
+            return _server(root)[0] == process.pid and _answering(root) is not None
+
+        wait_until(lambda: listens() or process.poll() is not None, _START_SECONDS)
+        # If ours has ended, the one that a killed `up` left behind may have been faster; only one gets the lock.
+        if listens() or (process.poll() is not None and _holds_lock(root)):
+            answering = _await_answer(root)
+            if answering is not None:
+                return answering
         output.seek(before)
         said = complaint(output.read().decode("utf-8", "replace"))
     how = "does not answer" if process.poll() is None else f"ended at once with exit code {process.returncode}"
@@ -288,9 +299,9 @@ def _stop_storage(root: Path) -> bool:
     """Stop the server of a folder; False when there is none. Its lock proves it alive, its file alone would not."""
     if not _holds_lock(root):
         return False
-    wait_until(lambda: _server(root)[0] is not None or not _holds_lock(root), _STOP_SECONDS)
-    pid = _server(root)[0]
     for number in (signal.SIGTERM, signal.SIGKILL):
+        wait_until(lambda: _server(root)[0] is not None or not _holds_lock(root), _STOP_SECONDS)
+        pid = _server(root)[0]
         if not _holds_lock(root):
             break
         if pid is None:
@@ -356,6 +367,12 @@ def _answering(root: Path) -> int | None:
             return port if answer.status == 200 else None
     except (OSError, http.client.HTTPException):  # urllib's own errors are OSErrors as well
         return None
+
+
+def _await_answer(root: Path) -> int | None:
+    """Return the port of the server of a folder once it answers, None if it does not in time."""
+    wait_until(lambda: _answering(root) is not None, _STOP_SECONDS)
+    return _answering(root)
 
 
 def _url(port: int) -> str:

@@ -86,6 +86,13 @@ def denied(message: str = "new row violates row-level security policy") -> ApiEr
     return ApiError(403, "Unauthorized", message, "AccessDenied")
 
 
+def bad_address(path: str) -> ApiError:
+    """Return the error for a path that cannot be decoded; it is the web framework's, whose status is a number."""
+    error = ApiError(400, "Bad Request", f"'{path}' is not a valid url component", "FST_ERR_BAD_URL")
+    error.body["statusCode"] = 400
+    return error
+
+
 def internal(message: str) -> ApiError:
     """Return the error for a defect of the server or its disk."""
     return ApiError(500, "Internal", message, "InternalError", http=500)

@@ -24,9 +24,11 @@ GLOBAL_LIMIT = 50 << 20
 _LEGAL = r"A-Za-z0-9_!.*'()&$@=;:+,? -"
 _KEY = re.compile(rf"[{_LEGAL}/]+", re.ASCII)
 _BUCKET = re.compile(rf"[{_LEGAL}]{{1,100}}", re.ASCII)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"
+#: What a header cannot hold: control characters, and what has no byte of its own (RFC 9110, 5.5).
+_NO_HEADER_TEXT = re.compile(r"[^\t\x20-\x7e\xa0-\xff]")
 _MIME_PATTERN = re.compile(rf"({_TOKEN}/({_TOKEN}|\*)|\*)")
 _CONTENT_TYPE = re.compile(rf"\s*{_TOKEN}/{_TOKEN}\s*(;.*)?", re.DOTALL)
 
@@ -61,7 +63,7 @@ def check_content_type(text: str) -> str:
     Raises:
         ApiError: it is not of the form type/subtype.
     """
-    if not _CONTENT_TYPE.fullmatch(text):
+    if not _CONTENT_TYPE.fullmatch(text) or _NO_HEADER_TEXT.search(text):
         raise ApiError(415, "invalid_mime_type", "Invalid Content-Type header", "InvalidMimeType")
     return text
 
@@ -92,17 +94,13 @@ def file_size_limit(value: Any) -> int | None:
     """
     if value is None:
         return None
-    text = str(value)
-    if re.fullmatch(r"\d+", text, re.ASCII):
-        limit = int(text)
-    else:
-        match = _SIZE.fullmatch(text)
-        if match is None:
-            raise schema("body/file_size_limit must be a number of bytes or a text such as 1.5MB")
-        limit = int(float(match[1]) * _UNITS[match[2].upper()])
-    if limit > GLOBAL_LIMIT:
+    match = _SIZE.fullmatch(str(value))
+    if match is None:
+        raise schema("body/file_size_limit must be a number of bytes or a text such as 1.5MB")
+    size = float(match[1]) * _UNITS[(match[2] or "B").upper()]
+    if size > GLOBAL_LIMIT:
         raise too_large()
-    return limit
+    return int(size)
 
 
 def allowed_mime_types(value: Any) -> list[str] | None:
@@ -122,15 +120,15 @@ def allowed_mime_types(value: Any) -> list[str] | None:
 
 
 def truth(value: Any, name: str) -> bool:
-    """Return a boolean, also from the text true or false.
+    """Return a boolean, also from the texts true and false, and from 1 and 0.
 
     Raises:
         ApiError: it is neither.
     """
-    if isinstance(value, bool):
-        return value
-    if value in ("true", "false"):
-        return bool(value == "true")
+    if value in (True, "true"):
+        return True
+    if value in (False, "false"):
+        return False
     raise schema(f"body/{name} must be boolean")
 
 
@@ -144,15 +142,17 @@ def whole_number(value: Any, name: str, least: int, default: int) -> int:
         return default
     try:
         number = int(value)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError) as exc:
         raise schema(f"{name} must be integer") from exc
+    if isinstance(value, float) and value != number:
+        raise schema(f"{name} must be integer")
     if number < least:
         raise schema(f"{name} must be >= {least}")
     return number
 
 
 def text_of(body: dict[str, Any], name: str, default: str | None = None) -> str:
-    """Return a text of a request; numbers are texts, null is an empty one.
+    """Return a text of a request; numbers and booleans are texts, null is an empty one.
 
     Raises:
         ApiError: it is missing and there is no default, or it is no text.
@@ -166,20 +166,26 @@ def text_of(body: dict[str, Any], name: str, default: str | None = None) -> str:
         return ""
     if isinstance(value, (dict, list)):
         raise schema(f"body/{name} must be string")
-    text = str(value)
-    if not _is_unicode(text):
+    text = value if isinstance(value, str) else json.dumps(value)
+    if not is_unicode(text):
         raise schema(f"body/{name} must be string")
     return text
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Say whether a text is Unicode; JSON can also name halves of surrogate pairs, which have no UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def header_text(text: str) -> str:
+    """Return a text as a header can carry it: what it cannot becomes a question mark."""
+    return _NO_HEADER_TEXT.sub("?", text)
 
 
 def header_metadata(text: str) -> dict[str, Any]:
     """Return the JSON object in the header x-metadata, base64; what cannot be read is dropped, as the API does."""
     try:
-        value = json.loads(base64.b64decode(text, validate=True))
+        value = json.loads(base64.b64decode(text, validate=True), parse_constant=_no_constant)
     except (binascii.Error, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -192,9 +198,13 @@ def form_metadata(text: str) -> dict[str, Any]:
         ApiError: it is JSON, and no object.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(value, dict):
         raise ApiError(400, "Error", "invalid input syntax for type json", "InvalidRequest")
     return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

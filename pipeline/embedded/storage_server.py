@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import email.utils
 import errno
 import fcntl
@@ -34,6 +33,7 @@ from urllib.parse import quote
 
 import tornado.httpserver
 import tornado.httputil
+import tornado.iostream
 import tornado.netutil
 import tornado.web
 from python_multipart.exceptions import FormParserError
@@ -43,6 +43,7 @@ from pipeline.embedded.object_store import Attributes, Bucket, Incoming, Object,
 from pipeline.embedded.storage_auth import SERVICE, claims_of, role_of, sign
 from pipeline.embedded.storage_errors import (
     ApiError,
+    bad_address,
     bucket_missing,
     denied,
     internal,
@@ -60,6 +61,8 @@ from pipeline.embedded.storage_requests import (
     file_size_limit,
     form_metadata,
     header_metadata,
+    header_text,
+    is_unicode,
     size_limit,
     text_of,
     truth,
@@ -71,6 +74,8 @@ HOST = "127.0.0.1"
 _JSON_LIMIT = 1 << 20
 _HEADER_LIMIT = 16 << 10
 _CHUNK = 256 << 10
+#: The longest boundary of a form (RFC 2046, 5.1.1).
+_BOUNDARY_LIMIT = 70
 _IDLE_SECONDS = 61
 _SIGNED_UPLOAD_SECONDS = 60
 
@@ -269,8 +274,7 @@ class Handler(tornado.web.RequestHandler):
         if self.request.method == "OPTIONS":
             return
         if re.search(r"%(?![0-9A-Fa-f]{2})", self.request.path):
-            message = f"'{self.request.path}' is not a valid url component"
-            self.error = ApiError(400, "FastifyError", message, "FST_ERR_BAD_URL")
+            self.error = bad_address(self.request.path)
             return
         try:
             self.authenticate()
@@ -336,7 +340,7 @@ class Handler(tornado.web.RequestHandler):
 
     def answer(self, value: Any) -> None:
         """Answer with JSON."""
-        self.finish(json.dumps(value, ensure_ascii=False))
+        self.finish(json.dumps(value))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with the body of an error."""
@@ -348,7 +352,7 @@ class Handler(tornado.web.RequestHandler):
             body = exc.body
         elif status_code == 400:
             self.set_status(400)
-            body = ApiError(400, "FastifyError", "the path cannot be decoded", "FST_ERR_BAD_URL").body
+            body = bad_address(self.request.path).body
         elif status_code in (404, 405):
             self.set_status(404)
             body = _route_missing(self.request)
@@ -365,6 +369,7 @@ class Handler(tornado.web.RequestHandler):
 
     def on_connection_close(self) -> None:
         """Forget an upload whose sender went away."""
+        super().on_connection_close()
         self.body.abandon()
 
     def on_finish(self) -> None:
@@ -432,12 +437,11 @@ class Buckets(Handler):
         self.check()
         limit = whole_number(self.get_query_argument("limit", None), "querystring/limit", 1, sys.maxsize)
         offset = whole_number(self.get_query_argument("offset", None), "querystring/offset", 0, 0)
-        column = self.get_query_argument("sortColumn", "name")
-        order = {"column": column, "order": self.get_query_argument("sortOrder", "asc")}
+        order = {name: self.get_query_argument(f"sort{name.title()}", "") for name in ("column", "order")}
         sorting = sorting_of(order, ("id", "name", "created_at", "updated_at"))
         search = self.get_query_argument("search", "").lower()
         found = [bucket for bucket in self.store.list_buckets() if search in bucket.name.lower()]
-        found.sort(key=lambda bucket: str(getattr(bucket, column)), reverse=sorting.descending)
+        found.sort(key=lambda bucket: str(getattr(bucket, sorting.column)), reverse=sorting.descending)
         shown = found[offset : offset + limit] if self.role == SERVICE else []
         self.answer([{**bucket.as_dict(), "type": "STANDARD"} for bucket in shown])
 
@@ -524,34 +528,43 @@ class Upload(Handler):
     _key: str
     _upsert: bool
 
+    def authenticate(self) -> None:
+        """Learn the role, after a look at the type of the upload, which the API parses first."""
+        content_type = self.request.headers.get("Content-Type")
+        if self.request.method in ("POST", "PUT") and content_type is not None:
+            check_content_type(content_type)
+        super().authenticate()
+
     def receive(self, bucket_id: str, key: str, upsert: bool) -> None:
         """Check an upload in the order of the API, and get ready for its body."""
         self._bucket_id, self._key, self._upsert = bucket_id, key, upsert
         bucket = self.store.find_bucket(bucket_id)
         headers = self.request.headers
-        content_type = headers.get("Content-Type")
-        kind, options = parse_options_header((content_type or "").encode("latin-1", "replace"))
+        content_type = headers.get("Content-Type", "application/octet-stream")
+        kind, options = parse_options_header(content_type.encode("latin-1"))
         is_form = kind == b"multipart/form-data"
         if not is_form:
-            content_type = check_content_type("application/octet-stream" if content_type is None else content_type)
             check_mime_type(bucket, content_type)
-            if int(headers.get("Content-Length") or 0) > size_limit(bucket):
+            declared = headers.get("Content-Length", "")
+            # What is no number is refused with the framing of the request.
+            if declared.isdecimal() and int(declared) > size_limit(bucket):
                 raise too_large()
         check_key(key)
+        self.require_writer()
         if not upsert and self.store.find(bucket_id, key) is not None:
             raise key_exists()
-        self.require_writer()
         limit = 0 if key.endswith(".emptyFolderPlaceholder") else size_limit(bucket)
         if not is_form:
             metadata = header_metadata(headers.get("x-metadata", ""))
-            attributes = Attributes(content_type or "", headers.get("Cache-Control", "no-cache"), metadata)
+            attributes = Attributes(content_type, headers.get("Cache-Control", "no-cache"), metadata)
             self.body = RawBody(self.store.receive(), limit, attributes)
-        elif boundary := options.get(b"boundary"):
-            self.body = FormBody(
-                self.store.receive(), limit, boundary, lambda mime_type: check_mime_type(bucket, mime_type)
-            )
-        else:
+            return
+        boundary = options.get(b"boundary", b"")
+        if not 0 < len(boundary) <= _BOUNDARY_LIMIT:
             raise schema("Multipart: Boundary not found")
+        self.body = FormBody(
+            self.store.receive(), limit, boundary, lambda mime_type: check_mime_type(bucket, mime_type)
+        )
 
     def require_writer(self) -> None:
         """Raise ApiError when the role may not write."""
@@ -564,22 +577,21 @@ class Upload(Handler):
         attributes = self.body.finish()
         return self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
 
-    @property
-    def key(self) -> str:
-        """Return the key in the path, decoded."""
-        return self.path_args[-1]
-
 
 class OneObject(Upload):
     """An object by bucket and key; a private bucket seen without a good key does not exist."""
 
+    is_anonymous: bool
+
     def authenticate(self) -> None:
         """Learn the role; for reading a missing or bad key is nobody's."""
-        if self.request.method not in ("GET", "HEAD"):
+        self.is_anonymous = False
+        try:
             super().authenticate()
-            return
-        with contextlib.suppress(ApiError):
-            super().authenticate()
+        except ApiError as exc:
+            if self.request.method not in ("GET", "HEAD") or exc.http != 400:
+                raise
+            self.is_anonymous = True
 
     def begin(self) -> None:
         """Get ready for an upload."""
@@ -596,7 +608,7 @@ class OneObject(Upload):
         """
         bucket = self.store.find_bucket(bucket_id)
         if not bucket.public and self.role != SERVICE:
-            raise bucket_missing() if "Authorization" not in self.request.headers else key_missing()
+            raise bucket_missing() if self.is_anonymous else key_missing()
         return self.store.get(bucket_id, key)
 
     def post(self, *_: str) -> None:
@@ -632,6 +644,7 @@ class AuthenticatedObject(OneObject):
 
     def authenticate(self) -> None:
         """Learn the role from a good key."""
+        self.is_anonymous = False
         Handler.authenticate(self)
 
     def begin(self) -> None:
@@ -788,8 +801,8 @@ class Copy(Handler):
         if body.get("copyMetadata") is not None and not truth(body["copyMetadata"], "copyMetadata"):
             attributes = Attributes(user_metadata=header_metadata(self.request.headers.get("x-metadata", "")))
         attributes = Attributes(
-            text_of(changes, "mimetype", attributes.mimetype),
-            text_of(changes, "cacheControl", attributes.cache_control),
+            text_of(changes, "mimetype", "") or attributes.mimetype,
+            text_of(changes, "cacheControl", "") or attributes.cache_control,
             attributes.user_metadata,
         )
         copied = self.store.copy(source, target, key, attributes)
@@ -835,7 +848,7 @@ class SignedObject(Handler):
         Raises:
             ApiError: there is none, or this role does not see it.
         """
-        if self.role != SERVICE or self.store.find(bucket_id, key) is None:
+        if self.role != SERVICE or not is_unicode(key) or self.store.find(bucket_id, key) is None:
             raise key_missing()
         token = sign(self.secret, {"url": f"{bucket_id}/{key}"}, seconds)
         return f"/object/sign/{quote(bucket_id)}/{quote(key)}?token={token}"
@@ -885,6 +898,7 @@ class SignedUpload(Upload):
         """Check the token, and get ready for the body."""
         if self.request.method != "PUT":
             return
+        check_content_type(self.request.headers.get("Content-Type", "application/octet-stream"))
         bucket_id, key = self.path_args
         claims = claims_of(self.get_query_argument("token", ""), self.secret)
         if claims.get("upload") != f"{bucket_id}/{key}":
@@ -927,17 +941,17 @@ async def send(handler: Handler, found: Object) -> None:
     """Send an object, or the range of it that is asked for (RFC 9110)."""
     headers = handler.request.headers
     modified = datetime.fromisoformat(found.updated_at.replace("Z", "+00:00"))
-    mimetype = "text/plain" + found.mimetype[9:] if found.mimetype.startswith("text/html") else found.mimetype
+    mimetype = re.sub("^text/html", "text/plain", found.mimetype, flags=re.IGNORECASE)
     handler.set_header("ETag", f'"{found.etag}"')
     handler.set_header("Last-Modified", email.utils.format_datetime(modified.astimezone(timezone.utc), usegmt=True))
-    handler.set_header("Cache-Control", found.cache_control)
+    handler.set_header("Cache-Control", header_text(found.cache_control))
     handler.set_header("Accept-Ranges", "bytes")
     handler.set_header("X-Robots-Tag", "none")
     if _is_known(headers, found, modified):
         handler.clear_header("Content-Type")
         handler.set_status(304)
         return
-    handler.set_header("Content-Type", mimetype)
+    handler.set_header("Content-Type", header_text(mimetype))
     if (name := handler.get_query_argument("download", None)) is not None:
         attachment = f"; filename*=UTF-8''{quote(name, safe='')}" if name else ""
         handler.set_header("Content-Disposition", f"attachment{attachment}")
@@ -958,15 +972,21 @@ async def send(handler: Handler, found: Object) -> None:
                 raise OSError(errno.EIO, "the object's file is shorter than its row says")
             left -= len(chunk)
             handler.write(chunk)
-            await handler.flush()
+            try:
+                await handler.flush()
+            except tornado.iostream.StreamClosedError:
+                return  # the client has seen enough
 
 
 def _is_known(headers: tornado.httputil.HTTPHeaders, found: Object, modified: datetime) -> bool:
     if "If-None-Match" in headers:
         known = [tag.strip().removeprefix("W/") for tag in headers["If-None-Match"].split(",")]
         return f'"{found.etag}"' in known or "*" in known
-    since = email.utils.parsedate_tz(headers.get("If-Modified-Since", ""))
-    return since is not None and int(modified.timestamp()) <= email.utils.mktime_tz(since)
+    try:
+        since = email.utils.parsedate_to_datetime(headers["If-Modified-Since"])
+        return int(modified.timestamp()) <= since.timestamp()
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False  # a date that cannot be read is ignored
 
 
 def _range(text: str, size: int) -> tuple[int, int]:
@@ -975,7 +995,7 @@ def _range(text: str, size: int) -> tuple[int, int]:
     Raises:
         ApiError: it is none, more than one, or beyond the end.
     """
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", text.strip(), re.ASCII)
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", text.strip(), re.ASCII)
     if match is not None and (match[1] or match[2]):
         first = int(match[1]) if match[1] else max(0, size - int(match[2]))
         last = min(int(match[2]), size - 1) if match[1] and match[2] else size - 1

@@ -139,6 +139,15 @@ def _new_id(connection: Connection, prefix: str) -> str:
         moment += timedelta(seconds=1)
 
 
+def resume_command(batch_id: str, kind: str, limit: int | None, force: bool, production: bool) -> str:
+    """Return the command that goes on with a batch; its source is on record."""
+    parts = ["python -m pipeline", "load-qwen" if kind == "qwen" else "load", f"--batch-id {batch_id}"]
+    parts += [f"--limit {limit}"] if limit is not None else []
+    parts += ["--force"] if force else []
+    parts += ["--production"] if production else []
+    return " ".join(parts)
+
+
 class Lease:
     """The lock of a run: a transaction that stays open, and whose lock dies with the last process that holds it.
 
@@ -157,6 +166,7 @@ class Lease:
         self._stack.callback(database.close)
         try:
             connection = self._stack.enter_context(database.transaction())
+            connection.execute("notice_lost_client")
             deadline = time.monotonic() + patience
             while not batch_state.try_lock(connection, batch_id):
                 if time.monotonic() > deadline:

@@ -6,7 +6,7 @@ Killed at any moment before its commit, discovery leaves nothing behind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -275,9 +275,3 @@ def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
 def describe_rejects(rejects: dict[str, int]) -> str:
     """Return counts by code as one line, the most frequent first."""
     return ", ".join(f"{code} {count}" for code, count in Counter(rejects).most_common())
-
-
-def rejects_of(connection: Connection, batch_id: str) -> Iterator[tuple[str, int]]:
-    """Yield the codes of a batch's rejects and how many there are of each."""
-    for row in connection.execute("count_rejects", batch_id=batch_id):
-        yield row.code, row.rejects

@@ -10,6 +10,7 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError
 from pipeline.migrate import pending
+from pipeline.steps.begin import resume_command
 from pipeline.steps.summary import size
 from pipeline.storage import Storage
 
@@ -80,6 +81,8 @@ def _batch(batch: Any) -> dict[str, Any]:
         "kind": batch.kind,
         "state": batch.state,
         "source": batch.source,
+        "limit": batch.limit,
+        "force": batch.force,
         "recognitions": batch.recognitions,
         "bytes": batch.bytes,
         "created_at": batch.created_at.isoformat(),
@@ -88,12 +91,11 @@ def _batch(batch: Any) -> dict[str, Any]:
     }
 
 
-def resume_command(batch: dict[str, Any], production: bool) -> str:
+def _command(batch: dict[str, Any], production: bool) -> str:
     """Return the command that finishes an unfinished batch."""
-    command = {"resetting": "reset", "loading": "load"}[batch["state"]]
-    if batch["kind"] == "qwen" and command == "load":
-        command = "load-qwen"
-    return f"python -m pipeline {command} --batch-id {batch['batch_id']}{' --production' if production else ''}"
+    if batch["state"] == "resetting":
+        return f"python -m pipeline reset --batch-id {batch['batch_id']}{' --production' if production else ''}"
+    return resume_command(batch["batch_id"], batch["kind"], batch["limit"], batch["force"], production)
 
 
 def as_text(result: dict[str, Any], production: bool) -> str:
@@ -130,5 +132,5 @@ def as_text(result: dict[str, Any], production: bool) -> str:
     if result["unfinished"]:
         lines.append("Unfinished:")
         for batch in result["unfinished"]:
-            lines.append(f"  {batch['batch_id']} is {batch['state']}: {resume_command(batch, production)}")
+            lines.append(f"  {batch['batch_id']} is {batch['state']}: {_command(batch, production)}")
     return "\n".join(lines)

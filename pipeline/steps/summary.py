@@ -11,6 +11,9 @@ from pipeline.database import Connection
 from pipeline.errors import UsageError
 from pipeline.metrics import merge
 
+#: Rejects that a summary lists; the table has them all.
+_LISTED_REJECTS = 100
+
 
 def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     """Return the numbers of a batch, finished or not; durations in seconds, sizes in bytes.
@@ -30,6 +33,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     seconds = active_seconds([(marker.started_at, marker.finished_at) for marker in markers])
     counters = total.get("counters", {})
     rejects = {row.code: row.rejects for row in connection.execute("count_rejects", batch_id=batch_id)}
+    shown = connection.execute("list_rejects", batch_id=batch_id, count=_LISTED_REJECTS)
     counts = {
         "recognitions_processed": batch.recognitions,
         "images_processed": batch.photos,
@@ -58,6 +62,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         "beyond_limit": batch.beyond_limit,
         "rejected": sum(rejects.values()),
         "rejects": rejects,
+        "rejected_inputs": [dict(row._mapping) for row in shown],
         **counts,
         "bytes": batch.bytes,
         "total_seconds": round(seconds, 3),
@@ -113,8 +118,8 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def headline(summary: Mapping[str, Any]) -> str:
-    """Return what became of a batch in a few lines."""
+def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
+    """Return what became of a batch in a few lines, with its first rejects."""
     state = summary["state"]
     lines = [
         f"Batch {summary['batch_id']} is {state}: {summary['recognitions_processed']} recognitions, "
@@ -137,6 +142,10 @@ def headline(summary: Mapping[str, Any]) -> str:
     if summary["rejected"]:
         codes = ", ".join(f"{code} {count}" for code, count in summary["rejects"].items())
         lines.append(f"Rejected: {summary['rejected']} ({codes}).")
+        shown = summary["rejected_inputs"][:rejects]
+        lines += [f"  {one['path']}: {one['message']}" for one in shown]
+        if len(shown) < summary["rejected"]:
+            lines.append(f"  … and {summary['rejected'] - len(shown)} more, in the table ingest.rejects")
     return "\n".join(lines)
 
 

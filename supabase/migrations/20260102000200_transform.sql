@@ -77,11 +77,16 @@ BEGIN
     )
     INSERT INTO public.menu_items (menu_id, position, external_id, name, category, price, metadata)
     SELECT s.id, i.position, i.item ->> 'ExternalId', coalesce(i.item ->> 'Name', ''), i.item ->> 'Category',
-        (i.item ->> 'Price')::numeric, i.item - ARRAY['ExternalId', 'Name', 'Category', 'Price']
+        CASE WHEN is_price THEN (i.item ->> 'Price')::numeric END,
+        -- A price that is no number stays with the rest, as it was.
+        i.item - CASE WHEN is_price THEN ARRAY['ExternalId', 'Name', 'Category', 'Price']
+            ELSE ARRAY['ExternalId', 'Name', 'Category'] END
     FROM stored_menus s
     JOIN (SELECT DISTINCT ON (content_sha256) content_sha256, content FROM pg_temp.menu_of ORDER BY content_sha256) c
         USING (content_sha256)
-    CROSS JOIN LATERAL jsonb_array_elements(c.content) WITH ORDINALITY AS i (item, position);
+    CROSS JOIN LATERAL jsonb_array_elements(c.content) WITH ORDINALITY AS i (item, position)
+    CROSS JOIN LATERAL (SELECT jsonb_typeof(i.item -> 'Price') IN ('number', 'null')
+        OR i.item ->> 'Price' ~ '^[+-]?\d{1,100}([.]\d{1,100})?\Z') AS p (is_price);
     GET DIAGNOSTICS stored = ROW_COUNT;
     RETURN stored;
 END

@@ -1,0 +1,341 @@
+"""What goes wrong before or around a load: one sentence, what to do, the exit code, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from pipeline.config import Settings
+from pipeline.embedded.storage_auth import mint_key
+from tests import world
+from tests.services import MakeDataset, RunPipeline, StorageServer, free_port, with_database
+
+
+def complains(stderr: str, *words: str) -> bool:
+    """One sentence and one hint that name these words, and neither a traceback nor a secret."""
+    lines = stderr.strip().splitlines()
+    return (
+        len(lines) == 2
+        and lines[0].startswith("Error: ")
+        and lines[1].startswith("Hint: ")
+        and all(word in stderr for word in words)
+        and "eyJ" not in stderr
+    )
+
+
+def nothing_written(settings: Settings) -> bool:
+    return set(world.counts(settings.database_url.reveal()).values()) == {0} and world.objects(settings) == {}
+
+
+def test_a_source_that_does_not_exist(run_pipeline: RunPipeline, settings: Settings, tmp_path: Path) -> None:
+    done = run_pipeline("load", "--source", tmp_path / "nowhere")
+    assert done.returncode == 2
+    assert complains(done.stderr, str(tmp_path / "nowhere"), "does not exist", "--source")
+    assert nothing_written(settings)
+
+
+def test_no_source_anywhere_lists_where_it_looked(run_pipeline: RunPipeline, workdir: Path) -> None:
+    done = run_pipeline("load")
+    assert done.returncode == 2
+    assert complains(done.stderr, "DATASET_DIR", "RRS_Dataset", "Downloads", "--source")
+
+
+def test_a_source_that_is_a_file(run_pipeline: RunPipeline, tmp_path: Path) -> None:
+    file = tmp_path / "dataset.zip"
+    file.write_bytes(b"PK")
+    done = run_pipeline("load", "--source", file)
+    assert done.returncode == 2
+    assert complains(done.stderr, str(file))
+
+
+def test_an_empty_dataset(run_pipeline: RunPipeline, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "export_1").mkdir(parents=True)
+    done = run_pipeline("load", "--source", tmp_path / "empty")
+    assert done.returncode == 2
+    assert complains(done.stderr, "holds no recognition", "recognition_<digits>")
+    assert nothing_written(settings)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_dataset_without_permission(run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings) -> None:
+    dataset = own_dataset(3)
+    dataset.chmod(0)
+    try:
+        done = run_pipeline("load", "--source", dataset)
+    finally:
+        dataset.chmod(0o755)
+    assert done.returncode == 2
+    assert complains(done.stderr, str(dataset), "Permission denied")
+    assert nothing_written(settings)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_recognition_without_permission_is_a_reject(
+    run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
+) -> None:
+    dataset = own_dataset(3)
+    known = world.folders(dataset)
+    first, second, third = sorted(known)
+    known[first].chmod(0)
+    photo = next(known[second].rglob("*.jpg"))
+    photo.chmod(0)
+    try:
+        done = run_pipeline("load", "--source", dataset, "--batch-id", "b1")
+    finally:
+        known[first].chmod(0o755)
+        photo.chmod(0o644)
+    assert done.returncode == 0
+    rejects = world.query(
+        settings.database_url.reveal(), "SELECT recognition_id, code FROM ingest.rejects ORDER BY recognition_id"
+    )
+    assert rejects == [(first, "folder_unreadable"), (second, "photo_unreadable")]
+    world.check(settings, (dataset, "b1", [third]))
+
+
+@pytest.mark.parametrize("role", ["stranger", "anon", "garbage"])
+def test_a_key_that_storage_refuses(
+    role: str,
+    run_pipeline: RunPipeline,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    storage_server: StorageServer,
+) -> None:
+    key = {
+        "stranger": mint_key("the secret of quite another project, 32 bytes"),
+        "anon": mint_key(storage_server.secret, "anon"),
+        "garbage": "sb_secret_0123456789abcdef",
+    }[role]
+    done = run_pipeline("load", "--source", small_dataset(3), env={"SUPABASE_SERVICE_ROLE_KEY": key})
+    assert done.returncode == 2
+    assert complains(done.stderr, "SUPABASE_SERVICE_ROLE_KEY", "service role")
+    assert key not in done.stdout + done.stderr
+    assert nothing_written(settings)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A gateway that refuses every key, with the status that its port stands for."""
+
+    status = 401
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>no</html>")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(params=[401, 403])
+def refusing_gateway(request: pytest.FixtureRequest) -> Iterator[str]:
+    handler = type("RefusingWith", (Refusing,), {"status": request.param})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_gateway_that_refuses_the_key(
+    refusing_gateway: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    done = run_pipeline("load", "--source", small_dataset(3), env={"NEXT_PUBLIC_SUPABASE_URL": refusing_gateway})
+    assert done.returncode == 2
+    assert complains(done.stderr, "SUPABASE_SERVICE_ROLE_KEY")
+    assert nothing_written(settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("NEXT_PUBLIC_SUPABASE_URL", "http://no-such-host.invalid"),
+        ("DATABASE_URL", "postgresql://postgres:s3cret-word@no-such-host.invalid:5432/postgres"),
+    ],
+)
+def test_an_unknown_host(
+    variable: str, value: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    done = run_pipeline("load", "--source", small_dataset(3), env={variable: value})
+    assert done.returncode == 2
+    assert complains(done.stderr, "no-such-host.invalid", variable)
+    assert "s3cret-word" not in done.stderr
+    assert nothing_written(settings)
+
+
+def test_a_database_that_does_not_exist(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    url = with_database(settings.database_url.reveal(), "no_such_database")
+    done = run_pipeline("load", "--source", small_dataset(3), env={"DATABASE_URL": url})
+    assert done.returncode == 2
+    assert complains(done.stderr, "no_such_database", "DATABASE_URL")
+
+
+def test_services_that_do_not_run(run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    quick = {"PIPELINE_RETRY_MAX_ATTEMPTS": "0"}
+    storage = run_pipeline(
+        "load", "--source", small_dataset(3), env={"NEXT_PUBLIC_SUPABASE_URL": f"http://{nobody}", **quick}
+    )
+    assert storage.returncode == 3
+    assert complains(storage.stderr, nobody, "cannot be reached")
+    database = run_pipeline(
+        "load", "--source", small_dataset(3), env={"DATABASE_URL": f"postgresql://postgres@{nobody}/x", **quick}
+    )
+    assert database.returncode == 3
+    assert complains(database.stderr, "PostgreSQL cannot be reached", "Connection refused")
+    assert nothing_written(settings)
+
+
+def test_a_missing_migration(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, empty_database_url: str, settings: Settings
+) -> None:
+    empty = {"DATABASE_URL": empty_database_url}
+    done = run_pipeline("load", "--source", small_dataset(3), "--batch-id", "b1", env=empty)
+    assert done.returncode == 2
+    assert complains(done.stderr, "3 migrations are pending", "ingest_and_raw", "python -m pipeline migrate")
+    status = run_pipeline("status", env=empty)
+    assert (status.returncode, status.stderr) == (0, "")
+    assert "Migrations: 3 pending" in status.stdout
+    migrated = run_pipeline("migrate", env=empty)
+    assert migrated.returncode == 0
+    assert run_pipeline("migrate", env=empty).stdout == "The schema is up to date\n"
+    assert run_pipeline("load", "--source", small_dataset(3), "--batch-id", "b1", env=empty).returncode == 0
+    assert world.domain(empty_database_url).recognitions == world.expected(small_dataset(3), "b1").recognitions
+
+
+@pytest.mark.parametrize("batch_id", ["../b1", "a..b", "-b", ".b", "a/b", "a b", "ä", "", "x" * 101, "b1\n"])
+def test_a_bad_batch_id(
+    batch_id: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    done = run_pipeline("load", "--source", small_dataset(3), f"--batch-id={batch_id}")
+    if not batch_id:
+        assert done.returncode == 0  # an empty one, as from an unset variable of a script, is none
+        return
+    assert done.returncode == 2
+    assert complains(done.stderr, "The batch id", "letters, digits")
+    assert nothing_written(settings)
+
+
+def test_production_without_its_file_does_not_fall_back(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, workdir: Path, settings: Settings
+) -> None:
+    done = run_pipeline("load", "--source", small_dataset(3), "--production")
+    assert done.returncode == 2
+    assert complains(done.stderr, ".env.production", ".env.example")
+    (workdir / ".env.local").unlink()
+    neither = run_pipeline("load", "--source", small_dataset(3), "--production")
+    assert neither.returncode == 2
+    assert complains(neither.stderr, ".env.production")
+    assert nothing_written(settings)
+
+
+def test_no_environment_at_all(run_pipeline: RunPipeline, workdir: Path) -> None:
+    (workdir / ".env.local").unlink()
+    done = run_pipeline("status")
+    assert done.returncode == 2
+    assert complains(done.stderr, ".env.local", "python -m pipeline up")
+
+
+@pytest.mark.parametrize("variable", ["NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"])
+def test_a_missing_variable_is_named(variable: str, run_pipeline: RunPipeline, workdir: Path) -> None:
+    file = workdir / ".env.local"
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith(variable)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    done = run_pipeline("load")
+    assert done.returncode == 2
+    assert complains(done.stderr, variable, ".env.local")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+def test_a_full_disk_under_the_storage_server_stops_the_batch_until_there_is_room(
+    run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings, storage_server: StorageServer
+) -> None:
+    dataset = own_dataset(3)
+    with open(next(dataset.rglob("*_Main.jpg")), "ab") as photo:
+        photo.truncate(12 << 20)  # zeros after the picture's end
+    pid = json.loads((storage_server.root / "server.json").read_text(encoding="ascii"))["pid"]
+    former = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    quick = {"PIPELINE_RETRY_MAX_ATTEMPTS": "0"}
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (8 << 20, former[1]))
+    try:
+        done = run_pipeline("load", "--source", dataset, "--batch-id", "b1", env=quick)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, former)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr  # what the limit says in the place of `No space left on device`
+    assert "python -m pipeline load --batch-id b1" in done.stderr
+    assert world.domain(settings.database_url.reveal()).images == []
+    assert list((storage_server.root / "incoming").iterdir()) == []
+    assert run_pipeline("load", "--source", dataset, "--batch-id", "b1").returncode == 0
+    world.check(settings, (dataset, "b1", None))
+
+
+def test_a_sample_into_a_folder_that_is_not_empty(run_pipeline: RunPipeline, tmp_path: Path, workdir: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.txt").write_text("mine", encoding="utf-8")
+    done = run_pipeline("sample", tmp_path / "there")
+    assert done.returncode == 2
+    assert complains(done.stderr, str(tmp_path / "there"))
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("load", "--limit", "0"),
+        ("load", "--limit", "many"),
+        ("load", "--workers", "0"),
+        ("load", "--unknown"),
+        ("sample",),
+        ("nonsense",),
+        (),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], run_pipeline: RunPipeline) -> None:
+    done = run_pipeline(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: pipeline")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_batch(run_pipeline: RunPipeline) -> None:
+    done = run_pipeline("status", "--batch-id", "nobody")
+    assert done.returncode == 2
+    assert complains(done.stderr, "There is no batch nobody")
+
+
+def test_verbose_shows_the_traceback(run_pipeline: RunPipeline, tmp_path: Path) -> None:
+    done = run_pipeline("load", "--source", tmp_path / "nowhere", "--verbose")
+    assert done.returncode == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "Error: The dataset" in done.stderr
+
+
+def test_a_dataset_that_vanishes_in_the_middle_leaves_a_batch_that_says_so(
+    run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
+) -> None:
+    dsn = settings.database_url.reveal()
+    dataset = own_dataset(3)
+    world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard < 0)")
+    assert run_pipeline("load", "--source", dataset, "--batch-id", "b1").returncode == 3
+    world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
+    shutil.move(dataset, dataset.with_name("moved"))
+    done = run_pipeline("load", "--batch-id", "b1")
+    assert done.returncode == 2
+    assert complains(done.stderr, str(dataset), "does not exist")
+    shutil.move(dataset.with_name("moved"), dataset)
+    assert run_pipeline("load", "--batch-id", "b1").returncode == 0
+    world.check(settings, (dataset, "b1", None))

@@ -1,0 +1,203 @@
+"""The graph under Luigi: the bare command, luigid up and down, several workers, exit codes, and being stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from pipeline import worker
+from pipeline.config import Settings
+from pipeline.embedded.files import wait_until
+from tests import world
+from tests.services import REPOSITORY, MakeDataset, end, end_group, free_port, subprocess_environment
+
+BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch")
+COMMAND = (sys.executable, "-m", "pipeline", "load")
+SLOW = {"PIPELINE_BATCH_SIZE": "2", "PIPELINE_THREAD_COUNT": "1"}
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(workdir: Path) -> Iterator[Start]:
+    """Start a command in the working directory, as the leader of a process group; what is left at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*command: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*map(str, command)],
+            cwd=workdir,
+            env=subprocess_environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        end_group(process)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=120)
+    return process.returncode, stdout, stderr
+
+
+@pytest.fixture
+def luigid(tmp_path: Path) -> Iterator[str]:
+    """The address of a running luigid."""
+    port = free_port()
+    command = [sys.executable, "-c", "import luigi.cmdline; luigi.cmdline.luigid()"]
+    command += ["--address", "127.0.0.1", "--port", str(port), "--state-path", str(tmp_path / "state")]
+    environment = subprocess_environment({"LUIGI_CONFIG_PATH": str(REPOSITORY / "luigi.cfg")})
+    with open(tmp_path / "luigid.log", "wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        assert wait_until(lambda: worker.answers(url) or process.poll() is not None, 30)
+        assert process.poll() is None, (tmp_path / "luigid.log").read_text(encoding="utf-8")
+        yield url
+    finally:
+        end(process)
+
+
+def markers(settings: Settings) -> int:
+    return int(world.query(settings.database_url.reveal(), "SELECT count(*) FROM ingest.batch_state")[0][0])
+
+
+def test_the_bare_command_without_luigid_warns_once_and_loads(
+    start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    arguments = ("--batch-id", "b1", "--source", small_dataset(6), "--scheduler-url", url)
+    code, stdout, stderr = finish(start(*BARE, *arguments))
+    assert code == 0
+    assert stderr.count("\n") == 1
+    assert f"luigid does not answer at {url}: using the local scheduler." in stderr
+    assert stdout.startswith("Batch b1 is done: 6 recognitions, 12 photos")
+    assert "Performance Metrics:" in stdout
+    world.check(settings, (small_dataset(6), "b1", None))
+
+
+def test_the_bare_command_with_a_local_scheduler_says_no_word_of_luigid(
+    start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    arguments = ("--batch-id", "b1", "--source", small_dataset(6), "--local-scheduler")
+    first = finish(start(*BARE, *arguments))
+    assert (first[0], first[2]) == (0, "")
+    assert finish(start(*BARE, *arguments)) == first
+    assert finish(start(*COMMAND, *arguments)) == first
+    world.check(settings, (small_dataset(6), "b1", None))
+
+
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_luigid_schedules_the_work_and_is_told_no_secret(
+    workers: str, luigid: str, start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    arguments = ("--batch-id", "b1", "--source", small_dataset(12), "--workers", workers, "--scheduler-url", luigid)
+    code, stdout, stderr = finish(start(*BARE, *arguments, env={"PIPELINE_BATCH_SIZE": "3"}))
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith("Batch b1 is done: 12 recognitions")
+    world.check(settings, (small_dataset(12), "b1", None))
+    with requests.Session() as session:
+        session.trust_env = False
+        told = session.get(f"{luigid}/api/task_list", params={"data": '{"status": "DONE"}'}, timeout=10).text
+    assert told.count("UploadShard_b1") >= 4
+    assert settings.key.reveal() not in told
+    assert settings.database_url.reveal() not in told
+
+
+def test_a_failure_is_never_exit_code_0(start: Start, small_dataset: MakeDataset, settings: Settings) -> None:
+    dsn = settings.database_url.reveal()
+    world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard < 0)")
+    arguments = ("--batch-id", "b1", "--source", small_dataset(6), "--local-scheduler")
+    # The working directory has no luigi.cfg, as that of an installed wheel: the exit codes come with the package.
+    code, stdout, stderr = finish(start(*BARE, *arguments))
+    assert code == 30
+    assert stdout.startswith("Batch b1 is loading")
+    assert "Failed: CopyShard(batch_id=b1" in stderr
+    assert "To go on: python -m pipeline load --batch-id b1" in stderr
+    assert "Traceback" not in stderr
+    world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
+    assert finish(start(*BARE, *arguments))[0] == 0
+    world.check(settings, (small_dataset(6), "b1", None))
+
+
+def test_an_error_before_the_first_task_is_a_sentence_and_a_hint(start: Start, small_dataset: MakeDataset) -> None:
+    code, stdout, stderr = finish(
+        start(*BARE, "--batch-id", "../b1", "--source", small_dataset(3), "--local-scheduler")
+    )
+    assert (code, stdout) == (40, "")
+    assert "Error: The batch id '../b1' is not valid." in stderr
+    assert "Hint: " in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C", "SIGKILL"])
+@pytest.mark.parametrize("form", [BARE, COMMAND], ids=["bare", "load"])
+def test_stopped_in_the_middle_the_same_command_finishes_it(
+    form: tuple[str, ...],
+    how: str,
+    workers: str,
+    start: Start,
+    small_dataset: MakeDataset,
+    settings: Settings,
+) -> None:
+    arguments = ("--source", small_dataset(40), "--workers", workers, "--local-scheduler", "--batch-id", "b1")
+    running = start(*form, *arguments, env=SLOW)
+    wait_until(lambda: markers(settings) >= 5 or running.poll() is not None, 60)
+    assert running.poll() is None, "it was too fast to be stopped"
+    if how == "Ctrl-C":
+        os.killpg(running.pid, signal.SIGINT)
+    else:
+        running.send_signal(getattr(signal, "SIGKILL" if how == "SIGKILL" else "SIGTERM"))
+    code, stdout, stderr = finish(running)
+    if how == "SIGKILL":
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 130
+        assert "Interrupted. To go on: python -m pipeline load --batch-id b1" in stderr
+        assert "Traceback" not in stderr
+    assert "Performance Metrics" not in stdout
+    assert world.domain(settings.database_url.reveal()).images == []  # all or nothing
+    assert 5 <= markers(settings) < 43
+    assert finish(start(*form, *arguments))[0] == 0
+    world.check(settings, (small_dataset(40), "b1", None))
+
+
+def test_stopped_under_luigid_the_same_command_finishes_it_at_once(
+    luigid: str, start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    arguments = ("--source", small_dataset(40), "--workers", "3", "--batch-id", "b1", "--scheduler-url", luigid)
+    running = start(*BARE, *arguments, env=SLOW)
+    wait_until(lambda: markers(settings) >= 5 or running.poll() is not None, 60)
+    running.kill()
+    assert finish(running)[0] == -signal.SIGKILL
+    code, _, stderr = finish(start(*BARE, *arguments))
+    assert (code, stderr) == (0, "")
+    world.check(settings, (small_dataset(40), "b1", None))
+
+
+def test_a_second_run_of_a_batch_waits_or_is_refused(
+    start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    arguments = ("--source", small_dataset(40), "--local-scheduler", "--batch-id", "b1")
+    first = start(*COMMAND, *arguments, env=SLOW)
+    wait_until(lambda: markers(settings) >= 2 or first.poll() is not None, 60)
+    second = start(*COMMAND, *arguments)
+    assert finish(first)[0] == 0
+    code, _, stderr = finish(second)
+    assert code == 0 or (code == 4 and "Another run of batch b1 is going on." in stderr)
+    world.check(settings, (small_dataset(40), "b1", None))

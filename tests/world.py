@@ -1,0 +1,196 @@
+"""What a test compares: the domain, the raw rows and the bucket as they are, and as a dataset says they should be.
+
+The expectation is worked out from the files alone, with none of the product's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import requests
+from PIL import Image
+
+from pipeline.config import Settings
+
+DOMAIN = (
+    "recognitions",
+    "images",
+    "menus",
+    "menu_items",
+    "recipes",
+    "recipe_lines",
+    "recipe_line_options",
+    "initial_tray_items",
+    "initial_annotations",
+)
+OURS = (
+    *(f"public.{name}" for name in DOMAIN),
+    "raw.recognition_files",
+    "raw.recipes",
+    "raw.menus",
+    "raw.qwen_annotations",
+    "ingest.batches",
+    "ingest.batch_state",
+    "ingest.manifest",
+    "ingest.claims",
+    "ingest.rejects",
+)
+
+_RECOGNITIONS = "SELECT id, batch_id, captured_on::text FROM public.recognitions ORDER BY id"
+_MENUS = """
+    SELECT recognition_id, external_id, name, category, price, metadata
+    FROM public.recognition_active_menu_items ORDER BY recognition_id, external_id, name
+"""
+_IMAGES = """
+    SELECT recognition_id, camera_number, storage_path, width, height, byte_size, sha256
+    FROM public.images ORDER BY recognition_id, camera_number
+"""
+_LINES = """
+    SELECT p.recognition_id, l.line_number, l.quantity, l.has_ambiguity, l.raw_name,
+        (SELECT array_agg(o.external_id ORDER BY o.option_number) FROM public.recipe_line_options o
+         WHERE o.recipe_line_id = l.id),
+        (SELECT array_agg(o.name ORDER BY o.option_number) FROM public.recipe_line_options o
+         WHERE o.recipe_line_id = l.id)
+    FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id ORDER BY 1, 2
+"""
+_ITEMS = """
+    SELECT i.recognition_id, i.item_type, i.source, i.menu_item_external_id, o.external_id
+    FROM public.initial_tray_items i LEFT JOIN public.recipe_line_options o ON o.id = i.recipe_line_option_id
+    ORDER BY i.recognition_id, i.line_number, i.ordinal
+"""
+
+
+@dataclass
+class Domain:
+    """The domain by natural keys: what a reader sees of the recognitions, whatever ids the rows have."""
+
+    recognitions: list[tuple[Any, ...]]
+    menus: list[tuple[Any, ...]]
+    images: list[tuple[Any, ...]]
+    lines: list[tuple[Any, ...]]
+    items: list[tuple[Any, ...]]
+
+
+def query(dsn: str, statement: str, values: tuple[Any, ...] | None = None) -> list[tuple[Any, ...]]:
+    """Run one statement, commit, and return its rows."""
+    with closing(psycopg2.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return cursor.fetchall() if cursor.description else []
+
+
+def domain(dsn: str) -> Domain:
+    """Return the domain of a database."""
+    return Domain(*(query(dsn, statement) for statement in (_RECOGNITIONS, _MENUS, _IMAGES, _LINES, _ITEMS)))
+
+
+def counts(dsn: str) -> dict[str, int]:
+    """Return how many rows each of our tables has."""
+    return {name: int(query(dsn, f"SELECT count(*) FROM {name}")[0][0]) for name in OURS}
+
+
+def dump(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of the domain with their ids, for `nothing was changed`."""
+    return {name: query(dsn, f"SELECT t.*::text FROM public.{name} t ORDER BY 1") for name in DOMAIN}
+
+
+def objects(settings: Settings) -> dict[str, str]:
+    """Return key -> SHA-256 of the content of every object in the bucket, each downloaded."""
+    found: dict[str, str] = {}
+    headers = {"Authorization": f"Bearer {settings.key.reveal()}"}
+    with requests.Session() as session:
+        session.trust_env = False
+        cursor = None
+        while True:
+            body = {"prefix": "", **({"cursor": cursor} if cursor else {})}
+            url = f"{settings.storage_url}/object"
+            page = session.post(f"{url}/list-v2/{settings.bucket}", json=body, headers=headers, timeout=30).json()
+            for entry in page["objects"]:
+                answer = session.get(f"{url}/{settings.bucket}/{entry['name']}", headers=headers, timeout=30)
+                assert answer.status_code == 200
+                found[entry["name"]] = hashlib.sha256(answer.content).hexdigest()
+            if not page["hasNext"]:
+                return found
+            cursor = page["nextCursor"]
+
+
+def folders(dataset: Path) -> dict[int, Path]:
+    """Return recognition -> folder; of several exports the one that sorts last."""
+    found: dict[int, Path] = {}
+    parents = [dataset, *sorted(path for path in dataset.iterdir() if path.is_dir())]
+    for parent in parents:
+        for path in parent.iterdir():
+            match = re.fullmatch(r"(?:recognition_)?(\d+)", path.name)
+            if match and path.is_dir():
+                found[int(match[1])] = path
+    return found
+
+
+def expected(dataset: Path, batch_id: str, ids: Iterable[int] | None = None) -> Domain:
+    """Return what the domain has to be once these recognitions, all by default, are loaded by a batch."""
+    result = Domain([], [], [], [], [])
+    known = folders(dataset)
+    for number in sorted(known if ids is None else ids):
+        folder = known[number]
+        photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        by_camera = sorted(photos, key=lambda path: "qualifying" in path.name.lower())
+        date = re.search(r"\d{4}-\d\d-\d\d", by_camera[0].name)
+        result.recognitions.append((number, batch_id, date[0] if date else None))
+        for camera, path in enumerate(by_camera, 1):
+            content = path.read_bytes()
+            with Image.open(path) as image:
+                width, height = image.size
+            key = f"{batch_id}/recognitions/{number}/camera{camera}.jpg"
+            digest = hashlib.sha256(content).hexdigest()
+            result.images.append((number, camera, key, width, height, len(content), digest))
+        _expect_documents(result, number, folder)
+    return result
+
+
+def _expect_documents(result: Domain, number: int, folder: Path) -> None:
+    menu = _document(folder, "AM.json")
+    entries = []
+    for entry in menu or []:
+        price = entry.pop("Price", None)
+        external_id, name = str(entry.pop("ExternalId")), entry.pop("Name")
+        category = entry.pop("Category", None)
+        entries.append((number, external_id, name, category, None if price is None else Decimal(str(price)), entry))
+    result.menus += sorted(entries, key=lambda entry: (entry[1].encode(), entry[2].encode()))
+    for line_number, line in enumerate(_document(folder, "correct_dishes.json", "CD.json") or [], 1):
+        dishes, quantity = line["Dishes"], line["Count"]
+        names = [dish["Name"] for dish in dishes]
+        external_ids = [str(dish["ExternalId"]) for dish in dishes]
+        raw_name = " / ".join(names)
+        result.lines.append((number, line_number, quantity, len(dishes) > 1, raw_name, external_ids, names))
+        item = (number, "FOOD", "RECIPE_LINE_OPTION", external_ids[0], external_ids[0])
+        result.items += [item] * quantity
+
+
+def _document(folder: Path, *endings: str) -> Any:
+    for path in folder.iterdir():
+        if path.name.endswith(endings):
+            return json.loads(path.read_text(encoding="utf-8-sig"))
+    return None
+
+
+def check(settings: Settings, *parts: tuple[Path, str, Iterable[int] | None]) -> None:
+    """Assert that domain and bucket are exactly what batches (dataset, batch id, recognitions) make of them."""
+    found = domain(settings.database_url.reveal())
+    wanted = Domain([], [], [], [], [])
+    for dataset, batch_id, ids in parts:
+        part = expected(dataset, batch_id, ids)
+        for name in vars(wanted):
+            getattr(wanted, name).extend(getattr(part, name))
+    for name in vars(wanted):
+        rows = sorted(getattr(wanted, name), key=lambda row: row[0])  # stable: the order within stays
+        assert getattr(found, name) == rows, name
+    stored = {row[2]: row[6] for row in wanted.images}
+    assert objects(settings) == stored
