@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import luigi
 
 from pipeline import errors, tasks
-from pipeline.config import home_directory, redact
+from pipeline.config import Settings, home_directory, load_settings, redact
 from pipeline.database import Database
 from pipeline.embedded import services
 from pipeline.errors import Interrupted, PipelineError, RefusedError, UnfinishedError, UsageError
@@ -142,12 +144,13 @@ def _number(least: int) -> Callable[[str], int]:
 
 def _up(options: argparse.Namespace) -> int:
     home = home_directory()
-    started = services.up(home)
-    print(started.describe())
-    with closing(_database(production=False)) as database:
+    print(services.up(home).describe())
+    # Those of the services that were started, whatever .env.local or the environment name.
+    settings = load_settings(environ={"PIPELINE_HOME": str(home)}, directory=home)
+    with closing(Database(settings)) as database:
         applied = migrate(database)
     print(f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date")
-    print(f"For other tools: set -a; . {home / 'env'}")
+    print(f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a")
     return DONE
 
 
@@ -157,7 +160,7 @@ def _down(options: argparse.Namespace) -> int:
 
 
 def _migrate(options: argparse.Namespace) -> int:
-    with closing(_database(options.production)) as database:
+    with closing(Database(tasks.settings_of(options.production))) as database:
         applied = migrate(database)
     for one in applied:
         print(f"applied {one.version}_{one.name}")
@@ -275,8 +278,17 @@ def _describe(found: Discovery) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
-    settings = tasks.settings_of(options.production)
-    database = tasks.database_of(options.production)
+    settings = _impatient(tasks.settings_of(options.production))
+    with closing(Database(settings)) as database:
+        return _show_status(options, settings, database)
+
+
+def _impatient(settings: Settings) -> Settings:
+    """Return settings without retries: who asks how things are wants to know it now."""
+    return replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))
+
+
+def _show_status(options: argparse.Namespace, settings: Settings, database: Database) -> int:
     if options.batch_id:
         summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
         if options.json:
@@ -291,7 +303,3 @@ def _status(options: argparse.Namespace) -> int:
     else:
         print(status_step.as_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
-
-
-def _database(production: bool) -> Database:
-    return tasks.database_of(production)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import psycopg2
 import psycopg2.extensions
@@ -251,12 +251,9 @@ def connection_string(url: str) -> str:
     if not url.startswith("postgresql://"):
         return url
     parts = urlsplit(url)
-    query = {
-        name: values[-1]
-        for name, values in parse_qs(parts.query, keep_blank_values=True).items()
-        if name not in _FOREIGN_PARAMETERS
-    }
-    return urlunsplit(parts._replace(query=urlencode(query)))
+    # Left as they are written: libpq decodes %20 and not the plus sign.
+    kept = [part for part in parts.query.split("&") if unquote(part.partition("=")[0]) not in _FOREIGN_PARAMETERS]
+    return urlunsplit(parts._replace(query="&".join(kept)))
 
 
 @contextmanager
@@ -287,9 +284,13 @@ def _error_of(error: psycopg2.Error | None, exc: Exception) -> PipelineError:
         message = error.diag.message_primary or ""
     message = redact(message) or _sentence(error or exc)
     if code == REFERENCED:
-        return RefusedError(f"Refused: {message}.", "Remove those rows, or keep this batch; what readers see was not changed.")
+        return RefusedError(
+            f"Refused: {message}.", "Remove those rows, or keep this batch; what readers see was not changed."
+        )
     if code == "23503":
-        return RefusedError(f"Refused: {message}.", "A row of another table references it; what readers see was not changed.")
+        return RefusedError(
+            f"Refused: {message}.", "A row of another table references it; what readers see was not changed."
+        )
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
         return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", "Run the same command again.")
     if not code and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):

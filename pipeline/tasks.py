@@ -165,7 +165,7 @@ class UploadShard(ShardTask):
         """Upload, then mark."""
         metrics = Metrics()
         with closing(Storage(settings_of(self.production), metrics)) as storage:
-            upload_shard(self.database, storage, self.batch_id, self.shard, metrics, counter.add)
+            upload_shard(self.database, storage, self.batch_id, self.shard, metrics, counter.of(self.shard))
 
 
 class CopyShard(ShardTask):

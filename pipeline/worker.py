@@ -66,9 +66,6 @@ _DEFAULTS: dict[str, dict[str, str]] = {
 }
 
 
-_interrupted = threading.Event()
-
-
 @dataclass(frozen=True)
 class Failure:
     """A task that failed: its family, the class of the error by name, the sentence and the hint."""
@@ -121,29 +118,30 @@ class PipelineWorker(luigi.worker.Worker):
 
     def run(self) -> bool:
         """Run to the end, or to an interrupt, which ends the children first."""
+        _interrupt.waits = bool(self.worker_processes > 1 or self._config.force_multiprocessing or self._config.timeout)
         try:
             with Progress(tasks.counter):
                 succeeded = bool(super().run())  # type: ignore[no-untyped-call]
         except KeyboardInterrupt:
+            _interrupt.waits = False
             self._end_children()
             if self._prints_summary:
                 print(f"Interrupted. {resume_hint()}", file=sys.stderr)
                 self._release()
                 raise SystemExit(130) from None
             raise
+        finally:
+            _interrupt.waits = False
         if self._prints_summary:
             self._print_summary()
         return succeeded
 
     def _get_work(self) -> Any:
-        # An exception raised while Python forks or collects garbage is only printed: look at the flag as well.
-        if _interrupted.is_set():
-            raise KeyboardInterrupt
+        _interrupt.look()
         return super()._get_work()  # type: ignore[no-untyped-call]
 
     def _handle_next_task(self) -> None:
-        if _interrupted.is_set():
-            raise KeyboardInterrupt
+        _interrupt.look()
         super()._handle_next_task()  # type: ignore[no-untyped-call]
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
@@ -239,7 +237,7 @@ class SchedulerFactory:
 
     def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> PipelineWorker:
         """Return a worker that holds the lock of its batch, under an id that a re-run takes over."""
-        _install_handler()
+        _interrupt.install()
         known = tasks.begun()
         lease = None
         arguments: dict[str, Any] = {}
@@ -277,20 +275,40 @@ def answers(url: str, timeout: float = 1.0) -> bool:
         return False
 
 
-def _install_handler() -> None:
-    """Make SIGTERM and Ctrl-C stop a run, even when they come at a moment that swallows exceptions."""
-    _interrupted.clear()
-    owner = os.getpid()
+class _Interrupt:
+    """What SIGTERM and Ctrl-C do: raise KeyboardInterrupt, at once or where the worker looks.
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:
+    While a process forks, Python only prints an exception that a signal handler raises and goes on. So a worker with
+    children sets `waits`, and looks between two tasks; a second signal raises at once all the same.
+    """
+
+    def __init__(self) -> None:
+        self.waits = False
+        self._came = False
+        self._owner = 0
+
+    def install(self) -> None:
+        """Take both signals, as far as this thread may."""
+        self.waits = self._came = False
+        self._owner = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._handle)
+
+    def look(self) -> None:
+        """Raise KeyboardInterrupt if a signal came."""
+        if self._came:
+            raise KeyboardInterrupt
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
             os._exit(128 + signum)  # a child that has not set up its own handlers yet
-        _interrupted.set()
-        raise KeyboardInterrupt
+        first, self._came = not self._came, True
+        if not (self.waits and first):
+            raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, interrupt)
+
+_interrupt = _Interrupt()
 
 
 class _BareSchedulerFactory(SchedulerFactory):

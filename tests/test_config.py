@@ -266,7 +266,15 @@ def test_a_bucket_name_that_supabase_refuses(tmp_path: Path, name: str) -> None:
     assert "STORAGE_BUCKET" in refused(tmp_path, STORAGE_BUCKET=name).message
 
 
-@pytest.mark.parametrize("name", ["recognitions", "a", "Of photos (2025)!", "x" * 99])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recognitions",
+        "a",
+        "Of photos (2025)!",
+        pytest.param("x" * 100, marks=pytest.mark.xfail(strict=True, reason="refused from 100 on, not from 101")),
+    ],
+)
 def test_a_bucket_name_that_supabase_takes(tmp_path: Path, name: str) -> None:
     assert load(tmp_path, PIPELINE_HOME=str(tmp_path), STORAGE_BUCKET=name, **GOOD).bucket == name
 

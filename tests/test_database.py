@@ -512,10 +512,25 @@ def test_something_that_is_no_postgresql_is_a_transient_error(reply: bytes | Non
     assert isinstance(error, DatabaseUnavailable)
 
 
-def test_an_unknown_host_is_a_wrong_setting() -> None:
-    error = connection_error(f"postgresql://postgres:{PASSWORD}@db.abc.supabase.invalid/postgres")
+@pytest.mark.parametrize(
+    "host",
+    [
+        "db.abc.supabase.invalid",
+        pytest.param("a..b", marks=pytest.mark.xfail(strict=True, reason="UnicodeError")),
+    ],
+)
+def test_an_unknown_host_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    look_up = socket.getaddrinfo
+
+    def unknown(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.endswith(".invalid"):  # whatever name service this machine has, or has not
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(name, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = connection_error(f"postgresql://postgres:{PASSWORD}@{host}/postgres")
     assert isinstance(error, AccessDenied)
-    assert "db.abc.supabase.invalid" in error.message
+    assert host in error.message
 
 
 @pytest.mark.xfail(strict=True, reason="AccessDenied")

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import config
 from pipeline.config import Secret
+from pipeline.errors import UsageError
 from pipeline.logger import RedactingFormatter, configure_logging, get_logger
 
 PASSWORD = "correct-horse-battery"
@@ -29,8 +30,11 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(config, "_secrets", set())
     levels = {name: logging.getLogger(name).level for name in NAMES}
     handlers = list(logging.getLogger().handlers)
+    interface = logging.getLogger("luigi-interface")
+    filters = list(interface.filters)
     yield
     logging.getLogger().handlers[:] = handlers
+    interface.filters[:] = filters
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
 
@@ -89,6 +93,41 @@ def test_other_libraries_are_heard_from_warnings_on_and_luigi_not_at_all_unless_
     assert stderr.getvalue().endswith("[INFO] scheduled\n")
 
 
+def test_of_luigis_errors_the_one_that_ends_its_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
+    interface = logging.getLogger("luigi-interface")
+
+    def run_with_retcodes() -> None:
+        interface.error("an unknown parameter")
+
+    for _ in range(2):
+        configure_logging()
+    run_with_retcodes()
+    interface.error("a task failed")
+    assert stderr.getvalue() == "[ERROR] an unknown parameter\n"
+    configure_logging(verbose=True)
+    interface.error("a task failed")
+    assert stderr.getvalue().endswith("[ERROR] a task failed\n")
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_an_error_of_ours_is_a_sentence_and_a_hint_and_has_a_traceback_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, verbose: bool
+) -> None:
+    stderr = terminal(monkeypatch)
+    logging.getLogger().handlers.clear()  # a record keeps the traceback as the first handler words it: pytest's
+    configure_logging(verbose)
+    try:
+        raise UsageError("There is no batch x.", "See status.")
+    except UsageError:
+        get_logger("load").exception("failed")
+    written = stderr.getvalue()
+    assert written.startswith("[ERROR] failed\n")
+    assert ("Traceback" in written) == verbose
+    if not verbose:
+        assert written == "[ERROR] failed\nError: There is no batch x.\nHint: See status.\n"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("pipeline.storage", "pipeline.storage"), ("storage", "pipeline.storage"), ("__main__", "pipeline.__main__")],
@@ -119,7 +158,7 @@ def test_no_secret_is_in_a_line_whichever_way_it_came(monkeypatch: pytest.Monkey
 
 def test_the_stack_of_a_line_is_redacted_as_well() -> None:
     Secret(PASSWORD)
-    formatter = RedactingFormatter("[%(levelname)s] %(message)s")
+    formatter = RedactingFormatter(timestamp=False, tracebacks=False)
     record = logging.LogRecord("pipeline", logging.INFO, __file__, 1, "see %s", (PASSWORD,), None)
     record.stack_info = f"Stack:\n  password = {PASSWORD!r}"
     assert PASSWORD not in formatter.format(record)

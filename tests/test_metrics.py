@@ -205,12 +205,21 @@ def test_the_headline_tells_what_was_skipped_superseded_and_rejected() -> None:
         "superseded_copies": 4,
         "rejected": 6,
         "rejects": {"json_broken": 2, "photo_truncated": 4},
+        "rejected_inputs": [{"path": f"a/{number}.jpg", "message": f"reason {number}"} for number in range(5)],
     }
     assert headline(summary).splitlines()[1:] == [
         "Skipped: 3 already loaded; 2 held by unfinished batch_a, batch_b; 5 beyond the limit.",
         "Several exports hold the same recognition: the one that sorts last was taken, 4 earlier copies were left.",
         "Rejected: 6 (json_broken 2, photo_truncated 4).",
+        *(f"  a/{number}.jpg: reason {number}" for number in range(5)),
+        "  … and 1 more, in the table ingest.rejects",
     ]
+    assert headline(summary, rejects=1).splitlines()[4:] == [
+        "  a/0.jpg: reason 0",
+        "  … and 5 more, in the table ingest.rejects",
+    ]
+    all_shown = {**summary, "rejected": 5}
+    assert headline(all_shown).splitlines()[-1] == "  a/4.jpg: reason 4"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -40,7 +41,7 @@ class Ticks:
     """The event that the thread waits for, which lets each redraw happen when the test says so."""
 
     def __init__(self, steps: list[tuple[float, int]], clock: Clock, counter: Counter) -> None:
-        self._steps, self._clock, self._counter = iter(steps), clock, counter
+        self._steps, self._clock, self._add = iter(steps), clock, counter.of(1)
 
     def wait(self, _: float) -> bool:
         step = next(self._steps, None)
@@ -48,7 +49,7 @@ class Ticks:
             return True
         seconds, done = step
         self._clock.now += seconds
-        self._counter.add(done)
+        self._add(done)
         return False
 
     def set(self) -> None:
@@ -102,7 +103,7 @@ def test_a_resumed_batch_shows_the_rate_of_this_run() -> None:
     assert text == "Processing " + "█" * 14 + "░" * 10 + " 60% | 6000/10000 | 100/s | ETA: 40s"
 
 
-@given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1), st.floats(0, 10**6))
+@given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1), st.just(0.0) | st.floats(1e-6, 1e6))
 def test_the_line_keeps_its_shape_at_any_numbers(total: int, share: float, earlier: float, seconds: float) -> None:
     done = int(total * share)
     text = line(done, int(done * earlier), total, seconds)
@@ -201,11 +202,12 @@ def test_the_counter_is_shared_with_forked_workers() -> None:
     counter.start(1000, 100)
     context = multiprocessing.get_context("fork")
 
-    def work() -> None:
+    def work(shard: int) -> None:
+        add = counter.of(shard)
         for _ in range(100):
-            counter.add(2)
+            add(2)
 
-    workers = [context.Process(target=work) for _ in range(3)]
+    workers = [context.Process(target=work, args=(shard,)) for shard in (1, 2, 3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -214,9 +216,41 @@ def test_the_counter_is_shared_with_forked_workers() -> None:
     assert counter.read() == (700, 100, 1000)
 
 
+def test_no_count_of_any_thread_of_a_shard_is_lost() -> None:
+    counter = Counter()
+    counter.start(8000, 0)
+    add = counter.of(7)
+
+    def work(_: int) -> None:
+        for _ in range(1000):
+            add(1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert counter.read() == (8000, 0, 8000)
+
+
+def test_the_most_shards_a_batch_may_have_do_not_share_a_place() -> None:
+    counter = Counter()
+    counter.start(2000, 0)
+    for shard in range(1, 1001):
+        counter.of(shard)(2)
+    assert counter.read() == (2000, 0, 2000)
+
+
 def test_a_new_start_forgets_the_former_batch() -> None:
     counter = Counter()
     counter.start(10, 0)
-    counter.add(10)
+    counter.of(3)(10)
+    assert counter.read() == (10, 0, 10)
     counter.start(20, 5)
     assert counter.read() == (5, 5, 20)
+
+
+def test_a_shard_that_is_tried_again_counts_from_none() -> None:
+    counter = Counter()
+    counter.start(10, 0)
+    counter.of(3)(4)
+    counter.of(4)(5)
+    counter.of(3)(1)
+    assert counter.read() == (6, 0, 10)

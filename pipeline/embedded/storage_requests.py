@@ -21,7 +21,7 @@ from pipeline.embedded.storage_errors import (
 #: The largest object, as `supabase start` sets it: 50 MiB.
 GLOBAL_LIMIT = 50 << 20
 
-_LEGAL = r"A-Za-z0-9_!.*'()&$@=;:+,? -"
+_LEGAL = r"A-Za-z0-9_!.*'()&$@=;:+,? \-"
 _KEY = re.compile(rf"[{_LEGAL}/]+", re.ASCII)
 _BUCKET = re.compile(rf"[{_LEGAL}]{{1,100}}", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB)?", re.IGNORECASE | re.ASCII)

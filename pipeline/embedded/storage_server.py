@@ -245,7 +245,8 @@ class Handler(tornado.web.RequestHandler):
     the client its connection.
     """
 
-    SUPPORTED_METHODS: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+    #: What the route answers, where a base class can do more.
+    methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
     store: ObjectStore
     secret: str
@@ -269,11 +270,18 @@ class Handler(tornado.web.RequestHandler):
     def compute_etag(self) -> None:
         """Send no ETag of our own."""
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Return an argument of the path or, with a name, of the query; `prepare` refuses a path that is no UTF-8."""
+        return super().decode_argument(value, name) if name else value.decode("utf-8", "surrogateescape")
+
     def prepare(self) -> None:
         """Check the key, and what the route can check before its body comes."""
         if self.request.method == "OPTIONS":
             return
-        if re.search(r"%(?![0-9A-Fa-f]{2})", self.request.path):
+        if self.request.method not in self.methods:
+            self.error = _route_missing(self.request)
+            return
+        if re.search(r"%(?![0-9A-Fa-f]{2})", self.request.path) or not all(map(is_unicode, self.path_args)):
             self.error = bad_address(self.request.path)
             return
         try:
@@ -348,19 +356,16 @@ class Handler(tornado.web.RequestHandler):
         if isinstance(exc, (OSError, sqlite3.Error)):
             exc = _disk_error(exc)
         if isinstance(exc, ApiError):
-            self.set_status(exc.http)
-            body = exc.body
+            error = exc
         elif status_code == 400:
-            self.set_status(400)
-            body = bad_address(self.request.path).body
+            error = bad_address(self.request.path)
         elif status_code in (404, 405):
-            self.set_status(404)
-            body = _route_missing(self.request)
+            error = _route_missing(self.request)
         else:
-            self.set_status(500)
-            body = internal("Internal Server Error").body
+            error = internal("Internal Server Error")
+        self.set_status(error.http)
         self.set_default_headers()
-        self.finish(json.dumps(body))
+        self.answer(error.body)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log what is a defect or a full disk; an error of the API is an answer."""
@@ -392,27 +397,19 @@ def _disk_error(exc: OSError | sqlite3.Error) -> ApiError:
     return internal(os.strerror(errno.ENOSPC) if full else str(exc))
 
 
-def _route_missing(request: tornado.httputil.HTTPServerRequest) -> dict[str, Any]:
-    message = f"Route {request.method}:{request.path} not found"
-    if re.match(r"(/storage/v1)?/(object|bucket)(/|$)", request.path):
-        return {"statusCode": "404", "error": "Not Found", "message": message, "code": "InvalidRequest"}
-    return {"message": message, "error": "Not Found", "statusCode": 404}
+def _route_missing(request: tornado.httputil.HTTPServerRequest) -> ApiError:
+    path = request.path.removeprefix("/storage/v1")
+    error = ApiError(404, "Not Found", f"Route {request.method}:{path} not found", "InvalidRequest", http=404)
+    if not re.match(r"/(object|bucket)(/|$)", path):
+        # The web framework answers itself, in its own way.
+        error.body = {"message": str(error), "error": "Not Found", "statusCode": 404}
+    return error
 
 
 class Missing(Handler):
     """Any other path."""
 
-    def authenticate(self) -> None:
-        """Ask for no key: there is nothing here."""
-
-    def begin(self) -> None:
-        """Refuse."""
-        self.error = None
-
-    def _missing(self, *_: str) -> None:
-        raise tornado.web.HTTPError(404)
-
-    get = head = post = put = delete = _missing
+    methods = ()
 
 
 class Status(Handler):
@@ -508,7 +505,7 @@ class OneBucket(Handler):
 class EmptyBucket(OneBucket):
     """The objects of a bucket, all of them."""
 
-    SUPPORTED_METHODS = ("POST", "OPTIONS")
+    methods = ("POST",)
 
     def post(self, bucket_id: str) -> None:
         """Delete them, at once, though the API only promises to do it soon."""
@@ -640,7 +637,7 @@ class OneObject(Upload):
 class AuthenticatedObject(OneObject):
     """An object, by a route that insists on a key."""
 
-    SUPPORTED_METHODS = ("GET", "HEAD", "OPTIONS")
+    methods = ("GET", "HEAD")
 
     def authenticate(self) -> None:
         """Learn the role from a good key."""
@@ -654,7 +651,7 @@ class AuthenticatedObject(OneObject):
 class PublicObject(OneObject):
     """An object of a public bucket."""
 
-    SUPPORTED_METHODS = ("GET", "HEAD", "OPTIONS")
+    methods = ("GET", "HEAD")
 
     def authenticate(self) -> None:
         """Ask for no key."""
@@ -676,7 +673,7 @@ class PublicObject(OneObject):
 class Info(OneObject):
     """What is known of an object."""
 
-    SUPPORTED_METHODS = ("GET", "HEAD", "OPTIONS")
+    methods = ("GET", "HEAD")
 
     def begin(self) -> None:
         """Expect no upload."""
@@ -867,9 +864,9 @@ class SignedObject(Handler):
 class SignedObjects(SignedObject):
     """Several objects for whoever has their addresses."""
 
-    SUPPORTED_METHODS = ("POST", "OPTIONS")
+    methods = ("POST",)
 
-    def post(self, bucket_id: str, _: str = "") -> None:
+    def post(self, bucket_id: str, _: str) -> None:
         """Sign addresses."""
         body = self.json_body()
         seconds = whole_number(_required(body, "expiresIn"), "body/expiresIn", 1, 0)
@@ -1020,7 +1017,7 @@ _ROUTES: tuple[tuple[str, type[Handler]], ...] = (
     (r"/object/info/([^/]+)/(.+)", Info),
     (r"/object/upload/sign/([^/]+)/(.+)", SignedUpload),
     (r"/object/sign/([^/]+)/(.+)", SignedObject),
-    (r"/object/sign/([^/]+)", SignedObjects),
+    (r"/object/sign/([^/]+)()", SignedObjects),
     (r"/object/public/([^/]+)/(.+)", PublicObject),
     (r"/object/authenticated/([^/]+)/(.+)", AuthenticatedObject),
     (r"/object/([^/]+)/(.+)", OneObject),
