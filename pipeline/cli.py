@@ -22,6 +22,7 @@ from pipeline.embedded import services
 from pipeline.errors import Interrupted, PipelineError, RefusedError, UnfinishedError, UsageError
 from pipeline.logger import configure_logging
 from pipeline.migrate import migrate
+from pipeline.progress import Counter, Progress
 from pipeline.sample import write_sample
 from pipeline.steps import status as status_step
 from pipeline.steps.begin import Wish, begin_load
@@ -170,8 +171,13 @@ def _migrate(options: argparse.Namespace) -> int:
 
 def _sample(options: argparse.Namespace) -> int:
     directory = Path(options.directory).expanduser()
+    counter = Counter()
+    counter.start(options.recognitions, 0)
     try:
-        done = write_sample(directory, options.recognitions, options.seed, broken=options.broken)
+        with Progress(counter):
+            done = write_sample(
+                directory, options.recognitions, options.seed, broken=options.broken, progress=counter.reached
+            )
     except OSError as exc:
         raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
     print(

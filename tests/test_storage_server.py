@@ -174,12 +174,10 @@ def file(content: bytes, content_type: str | None = "image/png", name: str = "fi
     return head + (f"\r\nContent-Type: {content_type}" if content_type else ""), content
 
 
-def exchange(server: StorageServer, request: bytes, *, half_close: bool = False) -> bytes:
+def exchange(server: StorageServer, request: bytes) -> bytes:
     """Send bytes on a new connection and return all that comes back until the server closes it."""
     with socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 0), SECONDS) as connection:
         connection.sendall(request)
-        if half_close:
-            connection.shutdown(socket.SHUT_WR)
         received = b""
         while chunk := connection.recv(1 << 16):
             received += chunk
@@ -460,9 +458,9 @@ def test_a_public_bucket_is_open_to_all_and_a_private_one_is_not(client: Client,
         assert public.error == NO_BUCKET
     client.send("PUT", f"/bucket/{full}", {"public": True})
     for path in ("/object/public/", "/object/", "/object/info/public/", "/object/info/"):
-        for authorization in (None, "Bearer no", "Bearer " + token({"role": "anon"}, client.server.secret)):
-            assert client.send("GET", f"{path}{full}/a/b.txt", authorization=authorization).status == 200
-            assert client.send("GET", f"{path}{full}/no", authorization=authorization).error == NO_KEY
+        for sent in (None, "Bearer no", "Bearer " + token({"role": "anon"}, client.server.secret)):
+            assert client.send("GET", f"{path}{full}/a/b.txt", authorization=sent).status == 200
+            assert client.send("GET", f"{path}{full}/no", authorization=sent).error == NO_KEY
     assert client.send("GET", f"/object/authenticated/{full}/a/b.txt", authorization=None).error == NO_HEADER
 
 
@@ -591,7 +589,8 @@ def test_buckets_are_listed_by_name_in_pages(client: Client, bucket: str) -> Non
     assert names("limit=2") == ["a", "b"]
     assert names("limit=2&offset=2") == ["c"]
     assert names("sortColumn=name&sortOrder=desc") == ["c", "b", "a"]
-    assert names("sortColumn=created_at") == ["b", "a", "c"]
+    assert names("sortColumn=id&sortOrder=desc") == ["c", "b", "a"]
+    assert sorted(names("sortColumn=created_at")) == ["a", "b", "c"]
     assert names("sortColumn=") == ["a", "b", "c"]
     assert client.send("GET", "/bucket?limit=0").status == 400
     assert client.send("GET", "/bucket?sortColumn=owner").status == 400
@@ -920,25 +919,23 @@ def test_a_path_that_cannot_be_decoded_is_refused(client: Client, full: str, pat
     "key",
     ["..", ".", "../x", "a/../x", "a/..", "./x", "a/./x", "../../../../../../tmp/x", "%2e%2e/x", "a%2F..%2F..%2Fx"],
 )
-def test_no_key_leads_out_of_the_folder(own_server: StorageServer, tmp_path: Path, key: str) -> None:
-    client = Client(own_server)
-    with closing(client.connection):
-        create_bucket(client, "b")
-        before = tree(tmp_path)
-        decoded = key.replace("%2e", ".").replace("%2F", "/")
-        expected = (400, "400", "InvalidKey", f"Invalid key: {decoded} contains dot path segment", "InvalidKey")
-        assert client.send("POST", f"/object/b/{key}", b"x").error == expected
-        assert client.send("PUT", f"/object/b/{key}", b"x").error == expected
-        assert client.send("POST", f"/object/b/{key}", *form(file(b"x"))).error == expected
-        assert client.send("POST", f"/object/upload/sign/b/{key}").error == expected
-        assert client.upload("b", "k").status == 200
-        for call in ("move", "copy"):
-            body = {"bucketId": "b", "sourceKey": "k", "destinationKey": decoded}
-            assert client.send("POST", f"/object/{call}", body).error == expected
-        assert client.send("POST", f"/object/../{key}", b"x").status in (400, 404)
-        assert client.send("GET", f"/object/b/{key}").error == NO_KEY
-        assert tree(tmp_path) == before
-        assert len(stored(own_server)) == 1
+def test_no_key_leads_out_of_the_folder(client: Client, bucket: str, key: str) -> None:
+    create_bucket(client, bucket)
+    client.upload(bucket, "k")
+    before, files = tree(client.server.root.parent), len(stored(client.server))
+    decoded = key.replace("%2e", ".").replace("%2F", "/")
+    expected = (400, "400", "InvalidKey", f"Invalid key: {decoded} contains dot path segment", "InvalidKey")
+    assert client.send("POST", f"/object/{bucket}/{key}", b"x").error == expected
+    assert client.send("PUT", f"/object/{bucket}/{key}", b"x").error == expected
+    assert client.send("POST", f"/object/{bucket}/{key}", *form(file(b"x"))).error == expected
+    assert client.send("POST", f"/object/upload/sign/{bucket}/{key}").error == expected
+    for call in ("move", "copy"):
+        body = {"bucketId": bucket, "sourceKey": "k", "destinationKey": decoded}
+        assert client.send("POST", f"/object/{call}", body).error == expected
+    assert client.send("POST", f"/object/../{key}", b"x").error == NO_BUCKET
+    assert client.send("GET", f"/object/{bucket}/{key}").error == NO_KEY
+    assert (tree(client.server.root.parent), len(stored(client.server))) == (before, files)
+    assert client.keys(bucket) == ["k"]
 
 
 # Reading
@@ -1123,8 +1120,9 @@ def test_deleting_many_takes_exact_keys_and_answers_what_there_was(client: Clien
     }
     assert (gone[0]["id"], gone[0]["version"], gone[0]["bucket_id"]) == (info["id"], info["version"], full)
     assert client.keys(full) == ["a/b.txt", "a/d"]
-    for wrong in ({"prefixes": []}, {}, {"prefixes": None}, {"prefixes": "a/d"}, {"keys": ["a/d"]}):
-        assert client.send("DELETE", f"/object/{full}", wrong).error[:2] == (400, "400")
+    wrong: list[dict[str, Any]] = [{"prefixes": []}, {}, {"prefixes": None}, {"prefixes": "a/d"}, {"keys": ["a/d"]}]
+    for body in wrong:
+        assert client.send("DELETE", f"/object/{full}", body).error[:2] == (400, "400")
     assert client.send("DELETE", f"/object/{full}").error[:2] == (400, "400")
     assert client.keys(full) == ["a/b.txt", "a/d"]
 
@@ -1273,14 +1271,13 @@ def test_entries_of_the_first_list(client: Client, full: str) -> None:
     assert names(search="fl") == names(search="FLAT") == ["FLAT"]
     assert names(search="lat") == names(prefix="/") == names(prefix="/a") == []
     assert names(prefix="Q") == names(prefix="q") == ["1", "2"]
-    for wrong in (
+    wrong: list[dict[str, Any]] = [
         {},
-        {"prefix": "", "limit": 0},
-        {"prefix": "", "offset": -1},
         {"prefix": []},
-        {"prefix": "", "limit": 1.5},
-    ):
-        assert client.send("POST", f"/object/list/{full}", wrong).error[:2] == (400, "400")
+        *({"prefix": ""} | more for more in ({"limit": 0}, {"limit": 1.5})),
+    ]
+    for body in (*wrong, {"prefix": "", "offset": -1}):
+        assert client.send("POST", f"/object/list/{full}", body).error[:2] == (400, "400")
     assert client.send("POST", f"/object/list/{full}", {"prefix": "", "sortBy": {"column": "x"}}).status == 400
 
 
@@ -1710,8 +1707,8 @@ def test_a_full_disk_is_an_internal_error_and_passes(own_server: StorageServer) 
         for body in (b"y" * 500_000, iter([b"y" * 500_000])):
             assert client.send("PUT", "/object/b/k", body).error == full_disk
         assert client.send("PUT", "/object/b/k", *form(file(b"y" * 500_000))).error == full_disk
-        body = {"bucketId": "b", "sourceKey": "large", "destinationKey": "copy"}
-        assert client.send("POST", "/object/copy", body).error == full_disk
+        copy = {"bucketId": "b", "sourceKey": "large", "destinationKey": "copy"}
+        assert client.send("POST", "/object/copy", copy).error == full_disk
         limit_files(0)  # now the index cannot grow either
         for answer in (
             client.upload("b", "empty", b""),

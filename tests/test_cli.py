@@ -1,0 +1,98 @@
+"""cli.py: exit codes, and what the commands say when things are not as they should be."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, errors
+from pipeline.config import Settings
+from tests import world
+from tests.services import MakeDataset, RunPipeline, free_port, subprocess_environment
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.UsageError, 2),
+        (errors.SettingsError, 2),
+        (errors.AccessDenied, 2),
+        (errors.UnfinishedError, 3),
+        (errors.DatabaseUnavailable, 3),
+        (errors.DatabaseError, 3),
+        (errors.StorageUnavailable, 3),
+        (errors.StorageOverloaded, 3),
+        (errors.StorageError, 3),
+        (errors.ObjectNotFound, 3),
+        (errors.ObjectExists, 3),
+        (errors.RefusedError, 4),
+        (errors.Interrupted, 130),
+    ],
+)
+def test_every_error_has_its_exit_code(error: type[errors.PipelineError], code: int) -> None:
+    assert cli.exit_code(error("message", "hint")) == code
+
+
+def test_no_error_is_without_an_exit_code() -> None:
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.PipelineError)]
+    assert len(kinds) > 10
+    assert all(cli.exit_code(kind("message")) in (2, 3, 4, 130) for kind in kinds)
+
+
+def test_a_failed_load_tells_its_failures_in_json_as_well(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    world.query(settings.database_url.reveal(), "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard < 0)")
+    done = run_pipeline("load", "--source", small_dataset(3), "--batch-id", "b1", "--force", "--json")
+    assert done.returncode == 3
+    result = json.loads(done.stdout)
+    assert (result["state"], result["shards_done"]) == ("loading", {"upload": 1, "copy": 0})
+    [failure] = result["failures"]
+    assert failure["task"].startswith("CopyShard(batch_id=b1")
+    assert failure["error"] == "DatabaseError"
+    assert "never" in failure["message"]
+    # The command that goes on has what the batch was begun with, or it would be refused.
+    assert "python -m pipeline load --batch-id b1 --force" in done.stderr
+    assert "python -m pipeline load --batch-id b1 --force" in run_pipeline("status").stdout
+
+
+def test_status_does_not_wait_for_services_that_are_down(run_pipeline: RunPipeline) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    environment = {"NEXT_PUBLIC_SUPABASE_URL": f"http://{nobody}", "DATABASE_URL": f"postgresql://postgres@{nobody}/x"}
+    done = run_pipeline("status", env=environment, timeout=20)
+    assert done.returncode == 3
+    assert f"Storage: Storage at http://{nobody}/storage/v1 cannot be reached" in done.stdout
+    assert "Database: PostgreSQL cannot be reached" in done.stdout
+    both = json.loads(run_pipeline("status", "--json", env=environment).stdout)
+    assert (both["storage"]["ok"], both["database"]["ok"]) == (False, False)
+
+
+def test_whoever_reads_the_output_may_go_away(workdir: Path, run_pipeline: RunPipeline) -> None:
+    assert run_pipeline("status").returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "status"],
+        cwd=workdir,
+        env=subprocess_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait(60)
+
+
+def test_verbose_tells_the_steps(run_pipeline: RunPipeline, small_dataset: MakeDataset) -> None:
+    done = run_pipeline("load", "--source", small_dataset(3), "--batch-id", "b1", "--verbose")
+    assert done.returncode == 0
+    for step in ("upload: shard 1: 3 recognitions", "copy: shard 1: 3 recognitions", "transform: batch b1 is done"):
+        assert f"[INFO] {step}" in done.stderr
+    assert "eyJ" not in done.stdout + done.stderr

@@ -1,0 +1,315 @@
+"""The steps one by one, for what only happens in between: files that change, a bucket that lies, shards that fail."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import batch_state
+from pipeline.batch_state import COPY, UPLOAD
+from pipeline.config import Settings
+from pipeline.database import Database
+from pipeline.errors import RefusedError, StorageError, UnfinishedError
+from pipeline.metrics import Metrics
+from pipeline.steps.begin import Lease, Wish, begin_load
+from pipeline.steps.copy import copy_shard
+from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
+from pipeline.steps.transform import transform_batch
+from pipeline.steps.upload import Budget, upload_shard
+from pipeline.storage import Storage
+from tests import world
+from tests.services import MakeDataset
+
+
+class Load:
+    """A batch `b1`, carried on step by step."""
+
+    def __init__(self, settings: Settings, database: Database, dataset: Path) -> None:
+        self.settings, self.database, self.dataset = settings, database, dataset
+        self.metrics = Metrics()
+
+    def discover(self, batch_size: int = 100, batch_id: str = "b1", limit: int | None = None) -> Discovery:
+        begin_load(self.settings, self.database, Wish(batch_id, str(self.dataset)))
+        request = Request(batch_id, str(self.dataset), self.settings.bucket, limit=limit, batch_size=batch_size)
+        found = discover(self.database, request)
+        assert found is not None
+        return found
+
+    def upload(self, shard: int = 1, storage: Storage | None = None) -> None:
+        with closing(storage or Storage(self.settings, self.metrics)) as door:
+            upload_shard(self.database, door, "b1", shard, self.metrics)
+
+    def copy(self, shard: int = 1) -> None:
+        copy_shard(self.database, "b1", shard, self.metrics)
+
+    def transform(self) -> None:
+        with closing(Storage(self.settings, self.metrics)) as storage:
+            transform_batch(self.database, storage, "b1", self.metrics)
+
+    def query(self, statement: str) -> list[tuple[object, ...]]:
+        return world.query(self.settings.database_url.reveal(), statement)
+
+    def counter(self, name: str) -> int:
+        return int(self.metrics.as_dict()["counters"].get(name, 0))
+
+    def done(self, step: str, shard: int = 1) -> bool:
+        return self.database.run(lambda connection: batch_state.is_done(connection, "b1", step, shard))
+
+
+@pytest.fixture
+def load(settings: Settings, database: Database, own_dataset: MakeDataset) -> Load:
+    return Load(settings, database, own_dataset(6))
+
+
+# Files that change
+
+
+def test_files_that_vanish_or_change_after_discovery_are_rejects(load: Load) -> None:
+    known = world.folders(load.dataset)
+    ids = sorted(known)
+    load.discover()
+    next(known[ids[0]].rglob("*_Main.jpg")).unlink()
+    with open(next(known[ids[1]].rglob("*_Qualifying.jpg")), "ab") as photo:
+        photo.write(b"more")
+    next(known[ids[2]].rglob("*_AM.json")).unlink()
+    next(known[ids[3]].rglob("*_AM.json")).write_text("[]", encoding="utf-8")
+    shutil.rmtree(known[ids[4]])
+    load.upload()
+    load.copy()
+    load.transform()
+    assert load.query("SELECT recognition_id, code FROM ingest.rejects ORDER BY 1") == [
+        (ids[0], "photo_vanished"),
+        (ids[1], "photo_changed"),
+        (ids[2], "json_vanished"),
+        (ids[3], "json_changed"),
+        (ids[4], "json_vanished"),
+    ]
+    world.check(load.settings, (load.dataset, "b1", [ids[5]]))
+
+
+def test_documents_that_change_between_upload_and_copy_are_rejects_whose_objects_go(load: Load) -> None:
+    known = world.folders(load.dataset)
+    ids = sorted(known)
+    load.discover()
+    load.upload()
+    assert len(world.objects(load.settings)) == 12
+    receipts = {number: next(known[number].rglob("*_correct_dishes.json"), None) for number in ids}
+    changed, gone = [number for number in ids if receipts[number] is not None][:2]
+    first, second = receipts[changed], receipts[gone]
+    assert first is not None
+    assert second is not None
+    first.write_text('[{"Count": 1, "Dishes": [{"Name": "x", "ExternalId": "1"}]}]', encoding="utf-8")
+    second.unlink()
+    load.copy()
+    load.transform()
+    assert load.query("SELECT recognition_id, code, step FROM ingest.rejects ORDER BY 1") == sorted(
+        [(changed, "json_changed", "copy"), (gone, "json_vanished", "copy")]
+    )
+    assert load.query("SELECT count(*) FROM ingest.manifest") == [(4,)]
+    assert load.query("SELECT recognitions, photos FROM ingest.batches") == [(4, 8)]
+    world.check(load.settings, (load.dataset, "b1", [number for number in ids if number not in (changed, gone)]))
+
+
+def test_a_menu_of_which_one_whole_copy_is_left_serves_all(load: Load) -> None:
+    load.discover()
+    load.upload()
+    known = world.folders(load.dataset)
+    by_content: dict[bytes, list[Path]] = {}
+    for number in sorted(known):
+        for path in known[number].rglob("*_AM.json"):
+            by_content.setdefault(path.read_bytes(), []).append(path)
+    content, paths = max(by_content.items(), key=lambda item: len(item[1]))
+    assert len(paths) > 1
+    for path in paths[:-1]:
+        path.unlink()
+    load.copy()
+    load.transform()
+    for path in paths[:-1]:
+        path.write_bytes(content)
+    assert load.query("SELECT count(*) FROM ingest.rejects") == [(0,)]
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+# A bucket that lies
+
+
+class Forgetful(Storage):
+    """A Storage that says yes to some uploads and keeps nothing, or something else."""
+
+    def __init__(self, settings: Settings, times: int, content: bytes | None) -> None:
+        super().__init__(settings)
+        self._times, self._content = times, content
+
+    def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
+        if key.endswith("camera2.jpg") and self._times > 0:
+            self._times -= 1
+            if self._content is not None:
+                super().upload(key, self._content, content_type)
+            return
+        super().upload(key, content, content_type)
+
+
+@pytest.mark.parametrize("content", [None, b"something else"])
+def test_what_the_bucket_does_not_hold_as_it_was_sent_is_sent_again(load: Load, content: bytes | None) -> None:
+    load.discover()
+    load.upload(storage=Forgetful(load.settings, 3, content))
+    assert load.counter("objects_resent") == 3
+    load.copy()
+    load.transform()
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+def test_a_shard_whose_objects_never_arrive_is_rolled_back_and_the_others_stay(load: Load) -> None:
+    found = load.discover(batch_size=3)
+    assert found.shards == 2
+    load.upload(1)
+    first = world.objects(load.settings)
+    assert len(first) == 6
+    with pytest.raises(StorageError, match="does not keep what it was sent"):
+        load.upload(2, storage=Forgetful(load.settings, 1000, b"something else"))
+    assert not load.done(UPLOAD, 2)
+    assert world.objects(load.settings) == first
+    load.upload(2)
+    for shard in (1, 2):
+        load.copy(shard)
+    load.transform()
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+def test_objects_that_are_there_already_are_not_sent_again_and_strangers_are_removed(load: Load) -> None:
+    load.discover()
+    ids = sorted(world.folders(load.dataset))
+    wanted = world.expected(load.dataset, "b1")
+    with closing(Storage(load.settings)) as storage:
+        for row in wanted.images[:4]:
+            photo = next(path for path in load.dataset.rglob("*.jpg") if path.stat().st_size == row[5])
+            storage.upload(row[2], photo.read_bytes())
+        storage.upload(f"b1/recognitions/{ids[2]}/camera3.jpg", b"a stranger in the shard's range")
+    load.upload()
+    assert load.counter("objects_found") + load.counter("objects_uploaded") == 12
+    assert load.counter("objects_found") >= 3  # two photos of the same size may have been mixed up above
+    load.copy()
+    load.transform()
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+# Markers
+
+
+def test_a_step_whose_marker_is_there_does_nothing(load: Load) -> None:
+    load.discover()
+    load.upload()
+    shutil.move(load.dataset, load.dataset.with_name("moved"))
+    load.upload()
+    shutil.move(load.dataset.with_name("moved"), load.dataset)
+    load.copy()
+    load.copy()
+    load.transform()
+    load.transform()
+    request = Request("b1", str(load.dataset), load.settings.bucket)
+    assert discover(load.database, request) is None
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+def test_a_batch_is_not_transformed_before_all_of_it_is_copied(load: Load) -> None:
+    load.discover(batch_size=3)
+    for shard in (1, 2):
+        load.upload(shard)
+    load.copy(2)
+    with pytest.raises(UnfinishedError, match="1 of 2 shards are not copied yet"):
+        load.transform()
+    assert not load.done(COPY, 1)
+    assert world.domain(load.settings.database_url.reveal()).images == []
+
+
+def test_a_step_of_a_batch_that_is_not_being_loaded_writes_nothing(load: Load) -> None:
+    load.discover()
+    load.upload()
+    load.query("UPDATE ingest.batches SET state = 'resetting'")
+    with pytest.raises(RefusedError, match="is resetting, not loading"):
+        load.copy()
+    assert load.query("SELECT count(*) FROM raw.recognition_files") == [(0,)]
+
+
+# Discovery and its bounds
+
+
+def test_a_recognition_is_in_one_unfinished_batch_at_most(load: Load) -> None:
+    first = load.discover(limit=4)
+    second = load.discover(batch_id="b2")
+    assert (first.recognitions, first.beyond_limit) == (4, 2)
+    assert (second.recognitions, second.held_elsewhere, second.held_by) == (2, 4, ("b1",))
+
+
+def test_the_shards_of_a_batch_are_ranges_of_keys(
+    settings: Settings, database: Database, own_dataset: MakeDataset
+) -> None:
+    load = Load(settings, database, own_dataset(10, first_id=95))
+    assert load.discover(batch_size=3).shards == 4
+    rows = load.query("SELECT shard, unnest(object_keys) FROM ingest.manifest")
+    in_order = [shard for shard, _ in sorted(rows, key=lambda row: str(row[1]))]
+    assert in_order == sorted(in_order, key=str)
+    assert len(in_order) == 20
+    for shard in (4, 2, 1, 3):
+        load.upload(shard)
+        load.copy(shard)
+    load.transform()
+    world.check(settings, (load.dataset, "b1", None))
+
+
+@given(st.integers(0, 2_000_000), st.integers(1, 10_000))
+def test_a_batch_stays_under_a_thousand_tasks(recognitions: int, batch_size: int) -> None:
+    size = shard_size(recognitions, batch_size)
+    shards = -(-recognitions // size)
+    assert size >= batch_size
+    assert shards <= MAXIMUM_SHARDS
+    assert 2 * shards + 3 < 1000
+    assert size == batch_size or -(-recognitions // (size - 1)) > MAXIMUM_SHARDS
+
+
+# The lock of a run
+
+
+@pytest.fixture
+def lease(load: Load) -> Iterator[Lease]:
+    lease = Lease(load.settings, "b1", patience=0)
+    yield lease
+    lease.release()
+
+
+def test_two_runs_of_a_batch_do_not_go_together(load: Load, lease: Lease) -> None:
+    with pytest.raises(RefusedError, match="Another run of batch b1 is going on"):
+        Lease(load.settings, "b1", patience=0)
+    Lease(load.settings, "b2", patience=0).release()
+    lease.release()
+    Lease(load.settings, "b1", patience=0).release()
+
+
+def test_the_lock_is_one_of_a_transaction(load: Load, lease: Lease) -> None:
+    held = load.query(
+        "SELECT a.state, l.mode FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'"
+        " AND a.datname = current_database()"
+    )
+    assert held == [("idle in transaction", "ExclusiveLock")]
+    load.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'pipeline lock b1' AND datname = current_database()"
+    )
+    Lease(load.settings, "b1", patience=10).release()
+
+
+# Memory
+
+
+def test_the_budget_lets_one_through_however_large_and_else_no_more_than_its_limit() -> None:
+    budget = Budget(10)
+    with budget.hold(1000):
+        pass
+    with budget.hold(6), budget.hold(4):
+        pass
