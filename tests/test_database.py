@@ -915,8 +915,9 @@ def test_the_session_bears_the_name_of_its_program(empty_database_url: str) -> N
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("busy", [True, False], ids=["in a transaction", "idle"])
 def test_a_child_has_sessions_of_its_own_and_leaves_those_of_its_parent_alone(
-    database: Database, empty_database_url: str
+    database: Database, empty_database_url: str, busy: bool
 ) -> None:
     context = multiprocessing.get_context("fork")
 
@@ -926,19 +927,27 @@ def test_a_child_has_sessions_of_its_own_and_leaves_those_of_its_parent_alone(
             pipe.send(backend(connection))
         database.close()
 
-    with database.transaction() as connection:
-        ours = backend(connection)
-        connection.run_script("INSERT INTO numbers VALUES (1)")
+    def fork() -> int:
         receiver, sender = context.Pipe(duplex=False)
         with receiver, sender:
             child = context.Process(target=work, args=(sender,))
             child.start()
             assert receiver.poll(SECONDS)
-            theirs = receiver.recv()
+            theirs = int(receiver.recv())
         child.join(SECONDS)
         assert child.exitcode == 0
         child.close()
-        assert backend(connection) == ours
+        return theirs
+
+    with ExitStack() as stack:
+        connection = stack.enter_context(database.transaction())
+        ours = backend(connection)
+        connection.run_script("INSERT INTO numbers VALUES (1)")
+        if not busy:
+            stack.close()
+        theirs = fork()
+        if busy:
+            assert backend(connection) == ours
     assert theirs != ours
     assert numbers(empty_database_url) == [1, 2]
     with database.transaction() as connection:

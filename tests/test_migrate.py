@@ -355,6 +355,17 @@ def test_the_public_roles_see_and_change_nothing_even_with_the_grants_of_a_supab
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_the_view_is_closed_twice_by_its_grants_and_by_the_rights_of_whoever_reads_it(
+    supabase_url: str, role: str
+) -> None:
+    # Either would do today; together they hold when an app grants a public role the view, or makes a policy.
+    view = "public.recognition_active_menu_items"
+    assert as_role(supabase_url, role, f"SELECT * FROM {view}") == "denied"
+    execute(supabase_url, f"GRANT SELECT ON {view} TO {role}")
+    assert as_role(supabase_url, role, f"SELECT * FROM {view}") == []
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
 def test_the_public_roles_may_not_call_the_functions_of_the_loader(supabase_url: str, role: str) -> None:
     functions = execute(
         supabase_url,

@@ -93,6 +93,15 @@ def bad_address(path: str) -> ApiError:
     return error
 
 
+def headers_too_large() -> ApiError:
+    """Return the error for more headers than the API reads; it is the web framework's as well."""
+    error = ApiError(
+        431, "Request Header Fields Too Large", "Exceeded maximum allowed HTTP header size", "InvalidRequest", http=431
+    )
+    error.body["statusCode"] = 431
+    return error
+
+
 def internal(message: str) -> ApiError:
     """Return the error for a defect of the server or its disk."""
     return ApiError(500, "Internal", message, "InternalError", http=500)

@@ -2,9 +2,9 @@
 
 It answers what the pipeline and an ordinary client ask: buckets; uploads raw, multipart and by signed address;
 downloads, HEAD and info; both lists; delete, move, copy and signed addresses, below `/storage/v1` or without it.
-Resumable uploads (TUS), S3 and image rendering are not in it. Statuses and bodies follow
+Resumable uploads (TUS), S3, image rendering and X-Robots-Tag are not in it. Statuses and bodies follow
 https://github.com/supabase/storage; where the official server has a defect (a chunked body gets around the size
-limit), this one does not.
+limit, lists skip keys), this one does not. What is no HTTP is answered by Tornado: 400 without a body.
 
     python -m pipeline.embedded.storage_server --root DIR --secret-file FILE [--port N]
 
@@ -46,6 +46,7 @@ from pipeline.embedded.storage_errors import (
     bad_address,
     bucket_missing,
     denied,
+    headers_too_large,
     internal,
     key_exists,
     key_missing,
@@ -278,6 +279,9 @@ class Handler(tornado.web.RequestHandler):
         """Check the key, and what the route can check before its body comes."""
         if self.request.method == "OPTIONS":
             return
+        if sum(len(name) + len(value) + 4 for name, value in self.request.headers.get_all()) > _HEADER_LIMIT:
+            self.error = headers_too_large()
+            return
         if self.request.method not in self.methods:
             self.error = _route_missing(self.request)
             return
@@ -289,6 +293,8 @@ class Handler(tornado.web.RequestHandler):
             self.begin()
         except ApiError as exc:
             self.error = exc
+        except tornado.web.HTTPError:
+            self.error = bad_address(self.request.path)  # its query is no UTF-8
         except (OSError, sqlite3.Error) as exc:
             self.error = _disk_error(exc)
 
@@ -1044,8 +1050,8 @@ async def serve(root: Path, secret: str, port: int, started: Callable[[int], Awa
         server = tornado.httpserver.HTTPServer(
             application(store, secret),
             idle_connection_timeout=_IDLE_SECONDS,
-            max_header_size=_HEADER_LIMIT,
-            # The limit that counts is the bucket's, checked by the handler, which has an answer for it.
+            # The limits that count are checked by the handlers, which have answers for them.
+            max_header_size=4 * _HEADER_LIMIT,
             max_body_size=1 << 40,
             chunk_size=_CHUNK,
         )
