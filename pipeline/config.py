@@ -201,18 +201,26 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _project_url(text: str) -> str:
-    parts = urlsplit(text.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    address = text.strip()
+    try:
+        parts = urlsplit(address)
+        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.username
+        usable = usable and parts.port != 0
+    except ValueError:  # a bracket that is not closed, a port that is no number
+        usable = False
+    if not usable:
         raise SettingsError(
             f"{URL} is not an address of the form https://<project>.supabase.co.", "Copy it from Project Settings, API."
         )
-    return text.strip().rstrip("/").removesuffix("/storage/v1")
+    return address.rstrip("/").removesuffix("/storage/v1")
 
 
 def _key(text: str) -> Secret:
     key = text.strip()
-    if not key.isascii() or any(character.isspace() for character in key):
-        raise SettingsError(f"{KEY} contains spaces or non-ASCII characters.", "Copy it again, in one line.")
+    if not key or not key.isascii() or any(character.isspace() for character in key):
+        raise SettingsError(
+            f"{KEY} is blank, or contains spaces or non-ASCII characters.", "Copy it again, in one line."
+        )
     return Secret(key)
 
 
@@ -227,11 +235,11 @@ def _database_url(text: str) -> Secret:
         )
     if url.startswith("postgresql://"):
         try:
-            password = urlsplit(url).password
+            password = _split_address(url)
         except ValueError as exc:
             raise SettingsError(
                 f"{DATABASE} is not a valid address.",
-                "Percent-encode special characters of the password, such as @ / # and [.",
+                "Percent-encode special characters of the password, such as @ / ? and [.",
             ) from exc
         if password:
             Secret(password)
@@ -239,8 +247,29 @@ def _database_url(text: str) -> Secret:
     return Secret(url)
 
 
+def _split_address(url: str) -> str | None:
+    """Return the password of an address, still encoded.
+
+    Raises:
+        ValueError: libpq would cut it elsewhere than meant, and take a part of the password for something else.
+    """
+    parts = urlsplit(url)
+    login, at, _ = url.removeprefix("postgresql://").rpartition("@")
+    if at and any(character in login for character in "@/?"):
+        raise ValueError("a separator within the login")
+    for host in parts.netloc.rpartition("@")[2].split(","):
+        port = host.rpartition("]")[2].partition(":")[2]
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("a port that is none")
+    return parts.password
+
+
 def _bucket(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_!.*'()&$@=;:+,?-][A-Za-z0-9_!.*'()&$@=;:+,? -]{0,98}", name) or name.endswith(" "):
+    if (
+        not re.fullmatch(r"[A-Za-z0-9_!.*'()&$@=;:+,?-][A-Za-z0-9_!.*'()&$@=;:+,? -]{0,99}", name)
+        or name.endswith(" ")
+        or name in (".", "..")
+    ):
         raise SettingsError(f"STORAGE_BUCKET {name!r} is not a name that Supabase accepts.", "Use letters and digits.")
     return name
 

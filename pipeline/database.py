@@ -12,10 +12,10 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 import psycopg2
 import psycopg2.extensions
@@ -90,7 +90,12 @@ class Connection:
         source = _CopySource(rows)
         statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
         with self._cursor() as cursor:
-            cursor.copy_expert(statement, source, size=_CopySource.CHUNK)
+            try:
+                cursor.copy_expert(statement, source, size=_CopySource.CHUNK)
+            except psycopg2.Error as exc:
+                if source.failure is not None:  # of which the driver keeps only the words
+                    raise source.failure from exc
+                raise
         return source.rows
 
     @contextmanager
@@ -110,9 +115,17 @@ class _CopySource:
     def __init__(self, rows: Iterable[Sequence[object]]) -> None:
         self._rows = iter(rows)
         self.rows = 0
+        self.failure: BaseException | None = None
 
     def read(self, size: int = CHUNK) -> bytes:
         """Return whole lines of about `size` bytes together, nothing at the end; psycopg2 takes longer ones too."""
+        try:
+            return self._read(size)
+        except BaseException as exc:
+            self.failure = exc
+            raise
+
+    def _read(self, size: int) -> bytes:
         lines = []
         length = 0
         for row in self._rows:
@@ -218,12 +231,19 @@ class Database:
         with _translated(), self.engine().connect() as connection:
             if read_only:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            with connection.begin():
+            transaction = connection.begin()
+            try:
                 connection.exec_driver_sql(
                     f"SET LOCAL statement_timeout = {int(timeout * 1000)}; "
                     "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = 0"
                 )
                 yield Connection(connection)
+            except BaseException:
+                # On a connection that broke there is nothing to roll back; the error of the block is what counts.
+                with suppress(sqlalchemy.exc.DBAPIError):
+                    transaction.rollback()
+                raise
+            transaction.commit()
 
     def run(self, work: Callable[[Connection], Result], timeout: float = 60.0, *, read_only: bool = False) -> Result:
         """Run `work` in a transaction, and again from its start after a transient error.
@@ -250,10 +270,10 @@ def connection_string(url: str) -> str:
     """Return the address for libpq: without the parameters that only other drivers know."""
     if not url.startswith("postgresql://"):
         return url
-    parts = urlsplit(url)
-    # Left as they are written: libpq decodes %20 and not the plus sign.
-    kept = [part for part in parts.query.split("&") if unquote(part.partition("=")[0]) not in _FOREIGN_PARAMETERS]
-    return urlunsplit(parts._replace(query="&".join(kept)))
+    # Cut by hand: urlunsplit drops an empty host. Left as it is written: libpq decodes %20 and not the plus sign.
+    address, mark, query = url.partition("?")
+    kept = [part for part in query.split("&") if unquote(part.partition("=")[0]) not in _FOREIGN_PARAMETERS]
+    return address + mark + "&".join(kept)
 
 
 @contextmanager
@@ -274,7 +294,7 @@ def _translated() -> Iterator[None]:
 
 def _sentence(exc: BaseException) -> str:
     text = redact(" ".join(str(exc).split())).split(" Is the server running")[0]
-    return text if text.endswith(".") else f"{text}."
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _error_of(error: psycopg2.Error | None, exc: Exception) -> PipelineError:
@@ -325,7 +345,9 @@ def _connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str
     if host and not host.startswith("/"):
         try:
             addresses = socket.getaddrinfo(host.split(",")[0], port, type=socket.SOCK_STREAM)
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError) as unknown:
+            if isinstance(unknown, socket.gaierror) and unknown.errno == socket.EAI_AGAIN:
+                return DatabaseUnavailable(f"The address of the database host {host} cannot be looked up now.", hint)
             return AccessDenied(
                 f"The database host {host} is unknown.",
                 "Check DATABASE_URL for a typing error; a paused Supabase project loses its name as well.",
@@ -340,7 +362,14 @@ def _connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str
         reachable = _reachable([(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", f"{host or '/tmp'}/.s.PGSQL.{port}")])
     message = _sentence(exc)
     # Once the server answers, only its sentence tells a refusal from a bad moment. It decides the exit code, no retry.
-    refusals = ("authentication failed", "no pg_hba.conf entry", "does not exist", "not found", "no password supplied")
+    refusals = (
+        "authentication failed",
+        "no pg_hba.conf entry",
+        "does not exist",
+        "not found",
+        "no password supplied",
+        "not permitted to log in",
+    )
     if reachable and any(words in message for words in refusals):
         return AccessDenied(
             f"PostgreSQL refuses the login: {message}", "Check the user and the password in DATABASE_URL."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ class Gate:
         self._ceiling = ceiling
         self._limit = float(ceiling)
         self._in_flight = 0
-        self._halved_at = 0.0
+        self._halved_at = -math.inf
         self._condition = threading.Condition()
 
     @property

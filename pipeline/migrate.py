@@ -85,6 +85,7 @@ def _apply(connection: Connection, migration: Migration) -> bool:
         connection.execute("create_history")
     if connection.one("find_migration", version=migration.version).there:
         return False
+    connection.execute("complete_history")
     statements = list(split_statements(migration.text))
     for statement in statements:
         connection.run_script(statement)

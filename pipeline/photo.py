@@ -12,6 +12,7 @@ from pipeline.errors import BadInput
 # A till photo has a megapixel or two; what claims more than this is not one, and would take the memory of many.
 MAXIMUM_PIXELS = 120_000_000
 Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; check_photo refuses before it decodes.
+_TEM, _RST0, _EOI, _SOS = 0x01, 0xD0, 0xD9, 0xDA
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -49,7 +50,28 @@ def check_photo(content: bytes) -> Dimensions:
             image.load()
         except (OSError, SyntaxError, ValueError, IndexError, EOFError) as exc:
             raise BadInput(*_reason(content, "cannot be decoded")) from exc
+    if not _has_end(content):
+        raise BadInput("photo_truncated", "the file ends before the picture does")
     return Dimensions(width, height, orientation)
+
+
+def _has_end(content: bytes) -> bool:
+    """Say whether the marker EOI follows the first scan; zeros in its place, as a crash leaves them, decode as well.
+
+    Segments are told apart as ITU-T T.81, annex B, has it; the data of a scan never holds the marker's two bytes.
+    """
+    position = 2
+    while position + 4 <= len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
+        if marker == _SOS:
+            break
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif marker == _TEM or _RST0 <= marker <= _EOI:  # without a length
+            position += 2
+        else:
+            position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return content.find(bytes((0xFF, _EOI)), position) != -1
 
 
 def _reason(content: bytes, what: str) -> tuple[str, str]:

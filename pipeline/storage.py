@@ -48,6 +48,7 @@ _PATIENCE = 6
 _EXISTS = frozenset({"KeyAlreadyExists", "ResourceAlreadyExists", "BucketAlreadyExists"})
 _MISSING = frozenset({"NoSuchBucket", "NoSuchKey"})
 _DENIED = frozenset({"AccessDenied", "InvalidJWT", "ExpiredToken", "SignatureDoesNotMatch", "InvalidAccessKeyId"})
+_DEFECTS = frozenset({"DatabaseSchemaMismatch", "DatabaseInvalidObjectDefinition"})
 _OVERLOAD = frozenset({"SlowDown", "DatabaseTimeout", "LockTimeout", "DatabaseReadOnly"})
 _TRANSIENT = frozenset(
     {
@@ -147,7 +148,7 @@ class Storage:
             last: stop beyond this one.
         """
         # Only list-v2 without delimiter, sorted by name, is complete. Its cursor is base64 of "l:" and the last key.
-        cursor = base64.b64encode(f"l:{after}".encode()).decode() if after else None
+        ours = cursor = base64.b64encode(f"l:{after}".encode()).decode() if after else None
         while True:
             body: dict[str, Any] = {"prefix": prefix, "limit": PAGE, "with_delimiter": False}
             if cursor:
@@ -156,22 +157,21 @@ class Storage:
                 with self._metrics.timed("storage_list"):
                     page = self._send("POST", f"/object/list-v2/{quote(self._bucket, safe='')}", json=body)
             except StorageError as exc:
-                if cursor is None or exc.code != "InvalidParameter" or not after:
+                if cursor is None or cursor != ours or exc.code != "InvalidParameter":
                     raise
                 # A server that words its cursors differently: read from the start of the prefix instead.
                 logger.warning("Storage does not take our list cursor; listing %s from its start.", prefix)
                 cursor = None
                 continue
-            for entry in page["objects"]:
-                key = entry["name"]
-                if key <= after:
+            entries, cursor = _page(page)
+            for entry in entries:
+                if entry.key <= after:
                     continue
-                if last is not None and key > last:
+                if last is not None and entry.key > last:
                     return
-                yield _stored(key, entry.get("metadata") or {})
-            if not page.get("hasNext"):
+                yield entry
+            if cursor is None:
                 return
-            cursor = page["nextCursor"]
 
     def remove(self, keys: Sequence[str]) -> int:
         """Delete objects by their exact keys, at most a thousand; return how many there were."""
@@ -213,9 +213,16 @@ class Storage:
     def check_host(self) -> None:
         """Raise AccessDenied when the host of the project's URL has no address."""
         parts = urlsplit(self._base)
+        if requests.utils.select_proxy(self._base, requests.utils.get_environ_proxies(self._base)):
+            return  # the proxy looks names up
         try:
             socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as exc:
+            if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
+                raise StorageUnavailable(
+                    f"The address of the Storage host {parts.hostname} cannot be looked up now.",
+                    self._hint_unreachable(),
+                ) from exc
             raise AccessDenied(
                 f"The Storage host {parts.hostname} is unknown.",
                 "Check NEXT_PUBLIC_SUPABASE_URL for a typing error, and that this machine is online.",
@@ -256,9 +263,9 @@ class Storage:
         return self._local.session  # type: ignore[no-any-return]
 
     def _send_once(self, method: str, path: str, **arguments: Any) -> Any:
-        if self._stopped.is_set():
-            raise Interrupted("The upload was interrupted.")
         with self.gate.pass_through():
+            if self._stopped.is_set():
+                raise Interrupted("The upload was interrupted.")
             try:
                 response = self._session().request(
                     method, self._base + path, timeout=_TIMEOUT, allow_redirects=False, **arguments
@@ -306,6 +313,17 @@ class Storage:
         logger.info("storage: %s Trying again in %.1f s.", exc.message, details["wait"])
 
 
+def _page(answer: Any) -> tuple[list[StoredObject], str | None]:
+    """Return the objects of a page of a list, and the cursor of the next one if there is one."""
+    try:
+        entries = [_stored(one["name"], one.get("metadata") or {}) for one in answer["objects"]]
+        return entries, str(answer["nextCursor"]) if answer.get("hasNext") else None
+    except (TypeError, KeyError, AttributeError, ValueError) as exc:
+        raise StorageError(
+            "Storage answers with a list of a shape that is not its own.", "Check NEXT_PUBLIC_SUPABASE_URL."
+        ) from exc
+
+
 def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:
     etag = str(metadata.get("eTag") or "").strip('"').lower()
     is_md5 = len(etag) == 32 and all(character in "0123456789abcdef" for character in etag)
@@ -347,6 +365,8 @@ def error_of(response: requests.Response, request: str) -> PipelineError:
             f"Storage refuses the key ({code or status}: {message}).",
             "Check SUPABASE_SERVICE_ROLE_KEY: it must be the service role key of this very project.",
         )
+    if code in _DEFECTS:
+        return StorageError(said, "The Storage server does not fit its database: look at its log.", code)
     if code in _OVERLOAD or status in _OVERLOAD_STATUS:
         return _coded(StorageOverloaded(said, "Storage is overloaded; run the same command again later."), code, status)
     # "Client Error" comes from the HTTP parser, with a number for a status: the request was cut on its way.

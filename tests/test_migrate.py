@@ -210,7 +210,6 @@ def test_a_history_table_with_more_columns_is_as_good(
     assert len(migrate(database, folder)) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="the columns are missing")
 def test_a_history_table_of_an_early_cli_gets_the_columns_it_lacks(
     database: Database, empty_database_url: str, folder: Path
 ) -> None:

@@ -75,6 +75,7 @@ def pages(store: ObjectStore, bucket: str, prefix: str, limit: int, **how: Any) 
         if not page["hasNext"]:
             return
         assert len(page["objects"]) + len(page["folders"]) == limit
+        assert page["nextCursor"] != cursor
         cursor = page["nextCursor"]
 
 

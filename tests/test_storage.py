@@ -742,7 +742,6 @@ def test_an_unknown_host_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch, wor
     assert "NEXT_PUBLIC_SUPABASE_URL" in found.hint
 
 
-@pytest.mark.xfail(strict=True, reason="AccessDenied")
 def test_a_host_that_only_the_proxy_can_look_up_is_not_looked_up_here(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -758,7 +757,6 @@ def test_a_host_name_that_cannot_be_one_is_a_wrong_setting(host: str) -> None:
         assert isinstance(failure(storage, Storage.ensure_bucket), AccessDenied)
 
 
-@pytest.mark.xfail(strict=True, reason="AccessDenied")
 def test_a_name_service_that_cannot_be_reached_is_a_bad_moment(
     server: ScriptedServer, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -811,7 +809,6 @@ def test_a_server_that_does_not_take_its_own_cursor_is_an_error(server: Scripted
     assert len(server.requests) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="asked for ever")
 def test_a_server_that_takes_no_cursor_at_all_is_not_asked_for_ever(server: ScriptedServer, storage: Storage) -> None:
     def moody(request: Request) -> Answer:
         if len(server.requests) > 20:
@@ -823,7 +820,6 @@ def test_a_server_that_takes_no_cursor_at_all_is_not_asked_for_ever(server: Scri
     assert len(server.requests) <= 3
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError or TypeError")
 @pytest.mark.parametrize("body", [[], {}, None, {"objects": [{}]}, {"objects": [], "hasNext": True}])
 def test_a_list_of_another_shape_is_an_error_of_ours(server: ScriptedServer, storage: Storage, body: object) -> None:
     server.will(Answer(200, body))
@@ -933,7 +929,6 @@ def test_stop_ends_the_tries_of_a_request(
     assert len(server.requests) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="they begin")
 def test_stop_holds_back_those_that_wait_for_their_turn(server: ScriptedServer) -> None:
     held = Held()
     server.will(held)

@@ -1231,6 +1231,7 @@ def pages(client: Client, bucket: str, **body: Any) -> Iterator[dict[str, Any]]:
             return
         last = page["nextCursorKey"]
         assert base64.b64decode(page["nextCursor"]).decode().split("\n")[0] == f"l:{last}"
+        assert page["nextCursor"] != body.get("cursor")
         body["cursor"] = page["nextCursor"]
 
 

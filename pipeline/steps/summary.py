@@ -151,7 +151,7 @@ def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
 
 def duration(seconds: float) -> str:
     """Return seconds as `8.2 s`, `1m 15s` or `2h 03m`."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -162,7 +162,7 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Return bytes in decimal units, as Supabase does."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if round(count, 0 if unit == "B" else 1) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
