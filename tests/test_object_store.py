@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.embedded.object_store import Attributes, Bucket, Object, ObjectStore, Sorting, now, sorting_of
@@ -98,6 +98,7 @@ def test_pages_of_the_second_list_are_the_sorted_keys(
 
 @settings(deadline=None, max_examples=60)
 @given(keys=KEYS, prefix=PREFIXES, limit=LIMITS, column=st.sampled_from(["name", "created_at", "updated_at"]))
+@example(keys=["b//"], prefix="b/", limit=1, column="name")
 @pytest.mark.parametrize("descending", [False, True])
 def test_pages_of_a_level_are_its_objects_and_folders(
     store: ObjectStore, keys: list[str], prefix: str, limit: int, column: str, descending: bool

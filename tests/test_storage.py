@@ -486,6 +486,7 @@ def test_the_password_of_a_proxy_is_not_in_an_error(monkeypatch: pytest.MonkeyPa
         (error(400, "EntityTooLarge", "413"), StorageError, "EntityTooLarge"),
         (error(400, "InvalidMimeType", "415"), StorageError, "InvalidMimeType"),
         (error(400, "InvalidKey"), StorageError, "InvalidKey"),
+        (error(400, "DatabaseSchemaMismatch", "503"), StorageError, "DatabaseSchemaMismatch"),
         (error(400, "InvalidRequest"), StorageError, "InvalidRequest"),
         (error(400, "ResourceNotEmpty", "409"), StorageError, "ResourceNotEmpty"),
         (error(413), StorageError, "413"),

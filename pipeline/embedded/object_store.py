@@ -558,7 +558,7 @@ class _Cursor:
 
 def _folder(key: str) -> dict[str, Any]:
     times = dict.fromkeys(("id", "updated_at", "created_at", "last_accessed_at", "metadata"))
-    return {"key": key.rstrip("/").rpartition("/")[2], "name": key, **times}
+    return {"key": key[:-1].rpartition("/")[2], "name": key, **times}
 
 
 def sorting_of(value: dict[str, Any], columns: Sequence[str] = _SORTABLE) -> Sorting:

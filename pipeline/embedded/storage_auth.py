@@ -11,13 +11,11 @@ from pipeline.embedded.storage_errors import ApiError, denied
 
 SERVICE = "service_role"
 ROLES = (SERVICE, "authenticated", "anon")
-_LIFETIME = 10 * 365 * 24 * 3600
 
 
 def mint_key(secret: str, role: str = SERVICE) -> str:
-    """Return a key for a role, valid for ten years."""
-    now = int(time.time())
-    return jwt.encode({"iss": "pipeline", "role": role, "iat": now, "exp": now + _LIFETIME}, secret, algorithm="HS256")
+    """Return the key of a role, always the same for a secret; it does not expire."""
+    return jwt.encode({"iss": "pipeline", "role": role}, secret, algorithm="HS256")
 
 
 def sign(secret: str, claims: dict[str, Any], seconds: int) -> str:
