@@ -39,7 +39,7 @@ from pipeline.embedded import services
 from pipeline.sample import write_sample
 
 LIMIT_MB = 250
-REPEATS = 3
+REPEATS = 5
 SMALL = (160, 120)
 REAL = (1280, 720)
 
@@ -174,14 +174,16 @@ def _send_bare(place: Bench, photos: Sequence[Path]) -> float:
 
 
 def growth(place: Bench, loaded: int, added: int) -> None:
-    """Compare what a recognition costs on an empty database with what it costs on top of many."""
-    empty = []
-    for _ in range(REPEATS):
-        place.start()
-        empty.append(place.load(place.dataset(added, SMALL)))
+    """Compare what a recognition costs on an empty database with what it costs on top of many, taking turns."""
     place.start()
     place.load(place.dataset(loaded, SMALL), "--workers", "2")
-    full = [place.load(place.dataset(added, SMALL)) for _ in range(REPEATS)]
+    empty, full = [], []
+    with bench() as other:
+        for _ in range(REPEATS):
+            dataset = place.dataset(added, SMALL)
+            other.start()
+            empty.append(other.load(dataset))
+            full.append(place.load(dataset))
     rows = []
     for what, seconds in (
         ("whole load", lambda run: run.result["total_seconds"]),
@@ -189,9 +191,11 @@ def growth(place: Bench, loaded: int, added: int) -> None:
         ("COPY", lambda run: _operations(run, "db_bulk_copy")),
         ("transform", lambda run: run.result["operations"]["transform"]["total_seconds"]),
     ):
-        before = statistics.median(seconds(run) for run in empty) / added * 1000
-        after = statistics.median(seconds(run) for run in full) / added * 1000
-        rows.append((what, f"{before:.3f} ms empty, {after:.3f} ms on top, ratio {after / before:.2f}"))
+        before = [seconds(run) / added * 1000 for run in empty]
+        after = [seconds(run) / added * 1000 for run in full]
+        ratio = statistics.median(one / other for one, other in zip(after, before, strict=True))
+        middle = f"{statistics.median(before):.3f} ms empty, {statistics.median(after):.3f} ms on top"
+        rows.append((what, f"{middle}, ratio {ratio:.2f}"))
     table(f"growth: {added} recognitions on top of {loaded}, each, median of {REPEATS}", rows)
 
 
