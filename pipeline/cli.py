@@ -58,17 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(verbose)
     tasks.forget()
     command: Callable[[argparse.Namespace], int] = options.command
+    code = DONE
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
     except PipelineError as exc:
-        return _tell(exc, verbose)
+        code = _tell(exc, verbose)
     except KeyboardInterrupt:
         print(f"Interrupted. {resume_hint()}", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; nothing is left to say, and Python must not try at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    return code
 
 
 def _tell(error: PipelineError, verbose: bool) -> int:
