@@ -251,16 +251,8 @@ def _dry_run(options: argparse.Namespace) -> int:
     database = tasks.database_of(options.production)
     wish = Wish(options.batch_id, options.source, options.limit, options.force)
     begun = begin_load(settings, database, wish, dry_run=True)
-    request = Request(
-        batch_id=begun.batch_id,
-        source=begun.source,
-        bucket=settings.bucket,
-        limit=options.limit,
-        force=options.force,
-        strict=options.strict,
-        batch_size=settings.tuning.batch_size,
-        threads=settings.tuning.thread_count,
-    )
+    parameters = {"limit": options.limit, "force": options.force, "strict": options.strict}
+    request = Request.of(settings, begun.batch_id, begun.source, **parameters)
     found = None if begun.done else discover(database, request, dry_run=True)
     if found is None:
         print(f"Batch {begun.batch_id} is discovered already; nothing would be chosen anew.")

@@ -202,16 +202,13 @@ class DiscoverBatch(LoadTask):
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
-        settings = settings_of(self.production)
-        request = Request(
-            batch_id=self.batch_id,
-            source=self.source,
-            bucket=settings.bucket,
+        request = Request.of(
+            settings_of(self.production),
+            self.batch_id,
+            self.source,
             limit=self.limit,
             force=self.force,
             strict=self.strict,
-            batch_size=settings.tuning.batch_size,
-            threads=settings.tuning.thread_count,
         )
         found = discover(self.database, request)
         if found is not None:

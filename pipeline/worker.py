@@ -18,6 +18,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar
@@ -286,11 +287,15 @@ class _Interrupt:
         self.waits = False
         self._came = False
         self._owner = 0
+        self._former_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
 
     def install(self) -> None:
         """Take both signals, as far as this thread may."""
         self.waits = self._came = False
         self._owner = os.getpid()
+        if sys.unraisablehook != self._unraisable:
+            self._former_hook = sys.unraisablehook
+            sys.unraisablehook = self._unraisable
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle)
@@ -299,6 +304,16 @@ class _Interrupt:
         """Raise KeyboardInterrupt if a signal came."""
         if self._came:
             raise KeyboardInterrupt
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Where a finalizer swallowed the exception, ask for it again a moment later; nobody needs to read of it."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._former_hook(unraisable)
+        elif os.getpid() == self._owner:
+            self._came = True
+            again = threading.Timer(0.05, os.kill, (self._owner, signal.SIGINT))
+            again.daemon = True
+            again.start()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

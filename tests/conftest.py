@@ -23,7 +23,7 @@ from pipeline.sample import write_sample
 from tests.services import (
     MakeDataset,
     RunPipeline,
-    StartPipeline,
+    Start,
     StorageServer,
     end_group,
     environment_file,
@@ -167,16 +167,14 @@ def run_pipeline(workdir: Path) -> RunPipeline:
 
 
 @pytest.fixture
-def start_pipeline(workdir: Path) -> Iterator[StartPipeline]:
+def start(workdir: Path) -> Iterator[Start]:
     """Start a command in the working directory, its output in pipes; at the end it and its children are killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(
-        *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.Popen[str]:
+    def run(*command: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *map(str, arguments)],
-            cwd=cwd or workdir,
+            [*map(str, command)],
+            cwd=workdir,
             env=subprocess_environment(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -187,7 +185,7 @@ def start_pipeline(workdir: Path) -> Iterator[StartPipeline]:
         started.append(process)
         return process
 
-    yield start
+    yield run
     for process in started:
         end_group(process)
 

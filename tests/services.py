@@ -54,12 +54,10 @@ class RunPipeline(Protocol):
     ) -> subprocess.CompletedProcess[str]: ...
 
 
-class StartPipeline(Protocol):
-    """Start `python -m pipeline` as the leader of a process group of its own."""
+class Start(Protocol):
+    """Start a command as the leader of a process group of its own."""
 
-    def __call__(
-        self, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.Popen[str]: ...
+    def __call__(self, *command: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]: ...
 
 
 class MakeDataset(Protocol):

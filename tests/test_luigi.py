@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,37 +16,11 @@ from pipeline import worker
 from pipeline.config import Settings
 from pipeline.embedded.files import wait_until
 from tests import world
-from tests.services import REPOSITORY, MakeDataset, end, end_group, free_port, subprocess_environment
+from tests.services import REPOSITORY, MakeDataset, Start, end, free_port, subprocess_environment
 
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch")
 COMMAND = (sys.executable, "-m", "pipeline", "load")
 SLOW = {"PIPELINE_BATCH_SIZE": "2", "PIPELINE_THREAD_COUNT": "1"}
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start(workdir: Path) -> Iterator[Start]:
-    """Start a command in the working directory, as the leader of a process group; what is left at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(*command: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*map(str, command)],
-            cwd=workdir,
-            env=subprocess_environment(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        end_group(process)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -25,7 +25,7 @@ from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.embedded.services import State, Stopped
 from pipeline.errors import PermanentError, SettingsError
 from pipeline.migrate import migrations
-from tests.services import RunPipeline, StartPipeline, execute, give_data, has_gone
+from tests.services import RunPipeline, Start, execute, give_data, has_gone
 
 NAMES = {"NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"}
 
@@ -218,9 +218,9 @@ def test_files_that_cannot_be_written_are_a_sentence_and_leave_nothing_running(h
 # Through the commands
 
 
-def test_two_commands_up_at_once_start_one_of_each(new_home: Path, start_pipeline: StartPipeline) -> None:
+def test_two_commands_up_at_once_start_one_of_each(new_home: Path, start: Start) -> None:
     environment = {"PIPELINE_HOME": str(new_home)}
-    commands = [start_pipeline("up", cwd=new_home.parent, env=environment) for _ in range(2)]
+    commands = [start(sys.executable, "-m", "pipeline", "up", env=environment) for _ in range(2)]
     said = [command.communicate(timeout=60) for command in commands]
     assert [command.returncode for command in commands] == [0, 0], said
     lines = [output.splitlines() for output, _ in said]
@@ -282,10 +282,8 @@ def test_up_migrates_its_own_database_whatever_other_settings_there_are(
 
 
 @pytest.mark.parametrize("moment", ["postgres.json", "postgres/data/postmaster.pid", "storage.log"])
-def test_up_that_is_killed_at_any_moment_is_finished_by_the_next(
-    new_home: Path, start_pipeline: StartPipeline, moment: str
-) -> None:
-    killed = start_pipeline("up", cwd=new_home.parent, env={"PIPELINE_HOME": str(new_home)})
+def test_up_that_is_killed_at_any_moment_is_finished_by_the_next(new_home: Path, start: Start, moment: str) -> None:
+    killed = start(sys.executable, "-m", "pipeline", "up", env={"PIPELINE_HOME": str(new_home)})
     assert wait_until((new_home / moment).exists, 30)
     killed.kill()
     killed.wait()

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline import batch_state
 from pipeline.batch_state import DISCOVER, WHOLE
+from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
 from pipeline.errors import RefusedError, UsageError
@@ -55,6 +56,14 @@ class Request:
     strict: bool = False
     batch_size: int = 100
     threads: int = 16
+
+    @classmethod
+    def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:
+        """Return a request with what the settings say; `options` are limit, force and strict."""
+        tuning = settings.tuning
+        return cls(
+            batch_id, source, settings.bucket, batch_size=tuning.batch_size, threads=tuning.thread_count, **options
+        )
 
 
 @dataclass(frozen=True)
