@@ -98,6 +98,11 @@ def try_lock(connection: Connection, batch_id: str) -> bool:
     return bool(connection.one("try_lock_batch", batch_id=batch_id).locked)
 
 
+def lock_step(connection: Connection, batch_id: str, step: str, shard: int) -> None:
+    """Wait until nobody else is about to mark this step, and keep it so until the transaction ends."""
+    connection.execute("lock_step", batch_id=batch_id, step=step, shard=shard)
+
+
 def is_done(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:
     """Return whether the marker is there."""
     return bool(connection.one("find_marker", batch_id=batch_id, step=step, shard=shard).done)

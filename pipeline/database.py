@@ -61,16 +61,20 @@ class Connection:
 
     def execute(self, name: str, /, **parameters: object) -> Sequence[sqlalchemy.Row[Any]]:
         """Run the statement `name` and return its rows, an empty list when it returns none."""
-        result = self._connection.execute(_text(name), parameters)
+        result = self._run(name, parameters)
         return result.all() if result.returns_rows else []
 
     def one(self, name: str, /, **parameters: object) -> sqlalchemy.Row[Any]:
         """Run the statement `name`, which returns exactly one row."""
-        return self._connection.execute(_text(name), parameters).one()
+        return self._run(name, parameters).one()
 
     def count(self, name: str, /, **parameters: object) -> int:
         """Run the statement `name` and return how many rows it touched."""
-        return int(self._connection.execute(_text(name), parameters).rowcount)
+        return int(self._run(name, parameters).rowcount)
+
+    def _run(self, name: str, parameters: dict[str, object]) -> sqlalchemy.CursorResult[Any]:
+        with _translated():
+            return self._connection.execute(_text(name), parameters)
 
     def stream(self, name: str, /, **parameters: object) -> Iterator[sqlalchemy.Row[Any]]:
         """Run the statement `name` through a server-side cursor and yield its rows, a thousand at a time."""

@@ -40,6 +40,9 @@ from pipeline.steps.summary import headline, performance_metrics, summarise
 logger = get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_UNAVAILABLE = frozenset({"DatabaseUnavailable", "StorageUnavailable", "StorageOverloaded"})
+#: Tasks in a row that a service fails, until no further one is begun.
+_ENOUGH = 3
 
 # What luigi.cfg says as well; an installed wheel has no luigi.cfg beside it, and must not report a failure as 0.
 _DEFAULTS: dict[str, dict[str, str]] = {
@@ -116,6 +119,7 @@ class PipelineWorker(luigi.worker.Worker):
         self._lease = lease
         self._prints_summary = verbose_summary
         self.failures: list[Failure] = []
+        self._in_vain = 0
 
     def run(self) -> bool:
         """Run to the end, or to an interrupt, which ends the children first."""
@@ -139,6 +143,12 @@ class PipelineWorker(luigi.worker.Worker):
 
     def _get_work(self) -> Any:
         _interrupt.look()
+        if self._lease is not None:
+            try:
+                self._lease.keep()
+            except errors.PipelineError:
+                self._end_children()
+                raise
         return super()._get_work()  # type: ignore[no-untyped-call]
 
     def _handle_next_task(self) -> None:
@@ -156,12 +166,19 @@ class PipelineWorker(luigi.worker.Worker):
             self._lease = None
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("status") == "DONE":
+            self._in_vain = 0
         if kwargs.get("status") == "FAILED":
             task = self._scheduled_tasks.get(kwargs["task_id"])
             text = kwargs.get("expl") or ""
             with contextlib.suppress(json.JSONDecodeError):
                 text = json.loads(text)
-            self.failures.append(failure_of(str(task or kwargs["task_id"]), str(text)))
+            failure = failure_of(str(task or kwargs["task_id"]), str(text))
+            self.failures.append(failure)
+            self._in_vain += failure.error in _UNAVAILABLE
+            if self._in_vain == _ENOUGH:
+                # A service that is gone is gone for the other tasks as well, each of which would try for long.
+                self._start_phasing_out()  # type: ignore[no-untyped-call]
         super()._add_task(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _log_complete_error(self, task: Any, tb: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 from pipeline import batch_state
 from pipeline.batch_state import COPY, UPLOAD
 from pipeline.config import Settings
-from pipeline.database import Database
+from pipeline.database import Connection, Database
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
 from pipeline.metrics import Metrics
+from pipeline.steps import discover as discover_module
 from pipeline.steps.begin import Lease, Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
@@ -199,6 +202,55 @@ def test_objects_that_are_there_already_are_not_sent_again_and_strangers_are_rem
     world.check(load.settings, (load.dataset, "b1", None))
 
 
+class Overtaken(Storage):
+    """A Storage of a run that is overtaken by another one, at its first upload."""
+
+    def __init__(self, settings: Settings, overtake: Callable[[], None], failure: Exception | None) -> None:
+        super().__init__(settings)
+        self._overtake: Callable[[], None] | None = overtake
+        self._failure = failure
+        self._lock = threading.Lock()
+
+    def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
+        with self._lock:
+            overtake, self._overtake = self._overtake, None
+            if overtake is not None:
+                overtake()
+        if self._failure is not None:
+            raise self._failure
+        super().upload(key, content, content_type)
+
+
+def test_a_run_that_was_overtaken_and_then_fails_removes_nothing(load: Load) -> None:
+    load.discover()
+    refused = StorageError("Storage answers InvalidKey.", "", "InvalidKey")
+    with pytest.raises(StorageError, match="InvalidKey"):
+        load.upload(storage=Overtaken(load.settings, load.upload, refused))
+    assert load.done(UPLOAD)
+    load.copy()
+    load.transform()
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+def test_a_run_that_was_overtaken_and_then_rejects_removes_nothing(load: Load) -> None:
+    load.discover()
+    photos = {path: path.read_bytes() for path in sorted(load.dataset.rglob("*.jpg"))[-4:]}
+
+    def overtake() -> None:
+        load.upload()
+        for path in photos:
+            path.unlink()
+
+    stalled = replace(load.settings, tuning=replace(load.settings.tuning, thread_count=1))
+    load.upload(storage=Overtaken(stalled, overtake, None))
+    for path, content in photos.items():
+        path.write_bytes(content)
+    load.copy()
+    load.transform()
+    assert load.query("SELECT count(*) FROM ingest.rejects") == [(0,)]
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
 # Markers
 
 
@@ -245,6 +297,22 @@ def test_a_recognition_is_in_one_unfinished_batch_at_most(load: Load) -> None:
     second = load.discover(batch_id="b2")
     assert (first.recognitions, first.beyond_limit) == (4, 2)
     assert (second.recognitions, second.held_elsewhere, second.held_by) == (2, 4, ("b1",))
+
+
+def test_what_another_discovery_took_meanwhile_is_told(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = discover_module._stage
+
+    def stage_and_lose(connection: Connection, request: Request, source: Path) -> int | None:
+        monkeypatch.setattr(discover_module, "_stage", stage)
+        looked = stage(connection, request, source)
+        with closing(Database(load.settings)) as other:
+            discover(other, Request("b1", str(load.dataset), load.settings.bucket, limit=4))
+        return looked
+
+    monkeypatch.setattr(discover_module, "_stage", stage_and_lose)
+    found = load.discover(batch_id="b2")
+    assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 4, ("b1",))
+    assert load.query("SELECT held_elsewhere, held_by FROM ingest.batches WHERE id = 'b2'") == [(4, ["b1"])]
 
 
 def test_the_shards_of_a_batch_are_ranges_of_keys(
@@ -297,11 +365,27 @@ def test_the_lock_is_one_of_a_transaction(load: Load, lease: Lease) -> None:
         " AND a.datname = current_database()"
     )
     assert held == [("idle in transaction", "ExclusiveLock")]
-    load.query(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name = 'pipeline lock b1' AND datname = current_database()"
-    )
-    Lease(load.settings, "b1", patience=10).release()
+
+
+LOSE = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+    " WHERE application_name = 'pipeline lock b1' AND datname = current_database()"
+)
+
+
+def test_a_lock_that_was_lost_is_taken_again(load: Load, lease: Lease) -> None:
+    assert load.query(LOSE) == [(True,)]
+    lease.keep()
+    with pytest.raises(RefusedError, match="Another run of batch b1"):
+        Lease(load.settings, "b1", patience=0)
+
+
+def test_a_run_whose_lock_another_run_took_stops(load: Load, lease: Lease) -> None:
+    assert load.query(LOSE) == [(True,)]
+    other = Lease(load.settings, "b1", patience=10)
+    with pytest.raises(RefusedError, match="Another run of batch b1"):
+        lease.keep()
+    other.release()
 
 
 # Memory

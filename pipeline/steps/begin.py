@@ -14,13 +14,14 @@ from pipeline.batch_state import Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import find_source
-from pipeline.errors import DatabaseUnavailable, RefusedError, SettingsError, UsageError
+from pipeline.errors import DatabaseUnavailable, Interrupted, RefusedError, SettingsError, UsageError
 from pipeline.logger import get_logger
 from pipeline.migrate import pending
 from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
+_LEASE_SECONDS = 2.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -152,7 +153,7 @@ class Lease:
     """The lock of a run: a transaction that stays open, and whose lock dies with the last process that holds it.
 
     A forked worker inherits the connection, so a run whose parent was killed still counts as running until its last
-    worker has ended.
+    worker has ended. The lock spares work and gives a clear message; that nothing counts twice, the steps see to.
     """
 
     def __init__(self, settings: Settings, batch_id: str, patience: float = 10.0) -> None:
@@ -160,27 +161,66 @@ class Lease:
 
         Raises:
             RefusedError: another run of this batch goes on.
+            DatabaseUnavailable: the database stays away that long.
         """
+        self._settings, self._batch_id, self._patience = settings, batch_id, patience
         self._stack = ExitStack()
-        database = Database(settings, application=f"pipeline lock {batch_id}")
-        self._stack.callback(database.close)
-        try:
-            connection = self._stack.enter_context(database.transaction())
-            connection.execute("notice_lost_client")
-            deadline = time.monotonic() + patience
-            while not batch_state.try_lock(connection, batch_id):
+        self._connection: Connection | None = None
+        self._looked = 0.0
+        self._take()
+
+    def _take(self) -> None:
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                if self._try():
+                    return
+            except DatabaseUnavailable:
                 if time.monotonic() > deadline:
-                    raise RefusedError(
-                        f"Another run of batch {batch_id} is going on.", "Wait for it, or stop it; nothing was changed."
-                    )
-                time.sleep(0.2)
+                    raise
+            if time.monotonic() > deadline:
+                raise RefusedError(
+                    f"Another run of batch {self._batch_id} is going on.",
+                    "Wait for it, or stop it; nothing was changed.",
+                )
+            time.sleep(0.2)
+
+    def _try(self) -> bool:
+        if self._connection is None:
+            database = Database(self._settings, application=f"pipeline lock {self._batch_id}")
+            self._stack.callback(database.close)
+            try:
+                connection = self._stack.enter_context(database.transaction())
+                connection.execute("notice_lost_client")
+            except BaseException:
+                self.release()
+                raise
+            self._connection = connection
+        try:
+            return batch_state.try_lock(self._connection, self._batch_id)
         except BaseException:
             self.release()
             raise
 
+    def keep(self) -> None:
+        """Make sure now and then that the lock is still held; a connection that broke is replaced.
+
+        Raises:
+            RefusedError: another run has taken the batch meanwhile.
+            DatabaseUnavailable: the database stays away.
+        """
+        if self._connection is None or time.monotonic() - self._looked < _LEASE_SECONDS:
+            return
+        try:
+            self._connection.one("now")
+        except DatabaseUnavailable:
+            logger.warning("lock: the connection that held the lock of batch %s broke", self._batch_id)
+            self.release()
+            self._take()
+        self._looked = time.monotonic()
+
     def release(self) -> None:
         """Give the lock back; when its connection broke, the server did that already."""
-        try:
-            self._stack.close()
-        except DatabaseUnavailable as exc:
-            logger.info("lock: %s", exc.message)
+        self._connection = None
+        # Rolled back, as after an error: there is nothing to commit, and a connection that broke could not.
+        self._stack.__exit__(Interrupted, Interrupted("the lock is given back"), None)

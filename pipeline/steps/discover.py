@@ -158,6 +158,7 @@ def _discover(connection: Connection, request: Request) -> Discovery:
         connection.execute("analyze_staged")
         connection.execute("insert_claims", batch_id=request.batch_id)
         connection.execute("drop_late_claims", batch_id=request.batch_id, force=request.force)
+        lost = connection.one("add_lost", batch_id=request.batch_id)
         claimed = connection.one("count_claims", batch_id=request.batch_id).claims
         connection.execute(
             "insert_manifest", batch_id=request.batch_id, shard_size=shard_size(claimed, request.batch_size)
@@ -169,9 +170,9 @@ def _discover(connection: Connection, request: Request) -> Discovery:
         batch_id=request.batch_id,
         source=request.source,
         found=found.found,
-        already_loaded=found.already_loaded,
-        held_elsewhere=found.held_elsewhere,
-        held_by=tuple(found.held_by),
+        already_loaded=lost.already_loaded,
+        held_elsewhere=lost.held_elsewhere,
+        held_by=tuple(lost.held_by),
         superseded_copies=found.superseded_copies,
         beyond_limit=beyond,
         recognitions=counts.recognitions,

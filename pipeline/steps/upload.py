@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -117,21 +118,70 @@ def upload_shard(
     if begun is None:
         return
     held, entries = begun
+    source = Path(held.source)
     try:
-        facts, rejects = _upload(storage, Path(held.source), entries, metrics, progress)
+        present = {found.key: found for found in _stored_range(storage, entries)}
+        facts, rejects = _send(storage, source, entries, present, metrics, progress)
+        for again in range(_ROUNDS + 1):
+            sent = _Sent(batch_id, shard, held.now, entries, facts, rejects)
+            wrong = _settle(database, storage, sent, metrics)
+            if not wrong:
+                break
+            if again == _ROUNDS:
+                raise StorageError(
+                    f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
+                    "Look at the Storage server's log and disk.",
+                )
+            logger.warning("upload: %d objects are not in the bucket as they were sent; sending them again", len(wrong))
+            metrics.count("objects_resent", len(wrong))
+            damaged = [entry for entry in entries if wrong.intersection(entry.keys)]
+            resent, rejected = _send(storage, source, damaged, {}, metrics, lambda _: None)
+            ids = {entry.recognition.recognition_id for entry in damaged}
+            facts = [fact for fact in facts if fact.recognition_id not in ids] + resent
+            rejects += rejected
     except PermanentError:
-        _roll_back(storage, entries)
+        _roll_back(database, storage, batch_id, shard, entries)
         raise
-
-    def finish(connection: Connection) -> None:
-        batch_state.hold(connection, batch_id)
-        if batch_state.is_done(connection, batch_id, UPLOAD, shard):
-            return
-        _record(connection, batch_id, shard, facts, rejects)
-        batch_state.mark(connection, batch_id, UPLOAD, shard, held.now, metrics.as_dict())
-
-    database.run(finish)
     logger.info("upload: shard %d: %d recognitions, %d rejects", shard, len(facts), len(rejects))
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A shard whose objects are in the bucket, if the bucket is to be believed."""
+
+    batch_id: str
+    shard: int
+    began: datetime
+    entries: Sequence[Entry]
+    facts: Sequence[Facts]
+    rejects: Sequence[Reject]
+
+
+def _settle(database: Database, storage: Storage, sent: _Sent, metrics: Metrics) -> set[str]:
+    """Hold the bucket against what was sent, and mark the shard when they agree; return the keys that differ.
+
+    Looking, removing what does not belong, and marking happen under the lock of the step: of two runs that do the
+    same shard, be it that one of them stalled for an hour, only the first to come here changes anything.
+    """
+
+    def work(connection: Connection) -> set[str]:
+        batch_state.hold(connection, sent.batch_id)
+        batch_state.lock_step(connection, sent.batch_id, UPLOAD, sent.shard)
+        if batch_state.is_done(connection, sent.batch_id, UPLOAD, sent.shard):
+            return set()
+        wanted = _wanted(sent.entries, sent.facts)
+        stored = {found.key: found for found in _stored_range(storage, sent.entries)}
+        wrong = {key for key, (size, md5) in wanted.items() if not _is_same(stored.get(key), size, md5)}
+        if wrong:
+            return wrong
+        extra = [key for key in stored if key not in wanted]
+        for start in range(0, len(extra), PAGE):
+            storage.remove(extra[start : start + PAGE])
+        _record(connection, sent.batch_id, sent.shard, sent.facts, sent.rejects)
+        batch_state.mark(connection, sent.batch_id, UPLOAD, sent.shard, sent.began, metrics.as_dict())
+        return set()
+
+    return database.run(work)
 
 
 def _entry(row: Any) -> Entry:
@@ -143,38 +193,6 @@ def _entry(row: Any) -> Entry:
     )
     recognition = Recognition(row.recognition_id, (first, second), menu, receipt, None)
     return Entry(recognition, (row.object_keys[0], row.object_keys[1]))
-
-
-def _upload(
-    storage: Storage, source: Path, entries: Sequence[Entry], metrics: Metrics, progress: Callable[[int], None]
-) -> tuple[list[Facts], list[Reject]]:
-    """Send every photo of the shard, and again what the bucket does not show as sent."""
-    if not entries:
-        return [], []
-    present = {found.key: found for found in _stored_range(storage, entries)}
-    facts, rejects = _send(storage, source, entries, present, metrics, progress)
-    for again in range(_ROUNDS + 1):
-        wanted = _wanted(entries, facts)
-        stored = {found.key: found for found in _stored_range(storage, entries)}
-        wrong = {key for key, (size, md5) in wanted.items() if not _is_same(stored.get(key), size, md5)}
-        extra = [key for key in stored if key not in wanted]
-        for start in range(0, len(extra), PAGE):
-            storage.remove(extra[start : start + PAGE])
-        if not wrong:
-            break
-        if again == _ROUNDS:
-            raise StorageError(
-                f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
-                "Look at the Storage server's log and disk.",
-            )
-        logger.warning("upload: %d objects are not in the bucket as they were sent; sending them again", len(wrong))
-        metrics.count("objects_resent", len(wrong))
-        damaged = [entry for entry in entries if wrong.intersection(entry.keys)]
-        resent, rejected = _send(storage, source, damaged, {}, metrics, lambda _: None)
-        ids = {entry.recognition.recognition_id for entry in damaged}
-        facts = [fact for fact in facts if fact.recognition_id not in ids] + resent
-        rejects += rejected
-    return facts, rejects
 
 
 def _send(
@@ -328,18 +346,27 @@ def _is_same(stored: StoredObject | None, size: int, md5: str) -> bool:
 
 def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[StoredObject]:
     """Yield what the bucket holds between the shard's first key and its last; shards are ranges of keys."""
+    if not entries:
+        return
     first, last = entries[0].keys[0], entries[-1].keys[1]
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    return storage.list_objects(first[:same], after=first.removesuffix("camera1.jpg"), last=last)
+    yield from storage.list_objects(first[:same], after=first.removesuffix("camera1.jpg"), last=last)
 
 
-def _roll_back(storage: Storage, entries: Sequence[Entry]) -> None:
-    """Remove the objects of a shard that failed for good, as far as Storage still lets us."""
+def _roll_back(database: Database, storage: Storage, batch_id: str, shard: int, entries: Sequence[Entry]) -> None:
+    """Remove the objects of a shard that failed for good, as far as Storage still lets us, unless they count by now."""
     storage.resume()
     keys = [key for entry in entries for key in entry.keys]
+
+    def work(connection: Connection) -> None:
+        batch_state.hold(connection, batch_id)
+        batch_state.lock_step(connection, batch_id, UPLOAD, shard)
+        if not batch_state.is_done(connection, batch_id, UPLOAD, shard):
+            for start in range(0, len(keys), PAGE):
+                storage.remove(keys[start : start + PAGE])
+
     try:
-        for start in range(0, len(keys), PAGE):
-            storage.remove(keys[start : start + PAGE])
+        database.run(work)
     except PipelineError as exc:
         logger.warning("upload: the objects of a failed shard remain: %s", exc.message)
 
