@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +19,7 @@ import luigi
 
 from pipeline import errors, tasks
 from pipeline.config import Settings, home_directory, load_settings, redact
-from pipeline.database import Database
+from pipeline.database import Connection, Database
 from pipeline.embedded import services
 from pipeline.errors import Interrupted, PipelineError, RefusedError, UnfinishedError, UsageError
 from pipeline.logger import configure_logging
@@ -25,7 +27,7 @@ from pipeline.migrate import migrate
 from pipeline.progress import Counter, Progress
 from pipeline.sample import write_sample
 from pipeline.steps import status as status_step
-from pipeline.steps.begin import Wish, begin_load
+from pipeline.steps.begin import Wish, begin_load, require_schema
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
 from pipeline.steps.summary import headline, performance_metrics, size, summarise
 from pipeline.worker import SchedulerFactory, resume_hint
@@ -53,6 +55,10 @@ def exit_code(error: PipelineError) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks is shown with escapes.
+            stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     verbose = getattr(options, "verbose", False)
     configure_logging(verbose)
@@ -67,15 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted. {resume_hint()}", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to say, and Python must not try at its exit.
+    except OSError as exc:
+        if exc.filename is not None:
+            raise
+        # Whoever read our output has gone, or its disk is full. Python must not try again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(exc, BrokenPipeError):
+            print(f"Error: The output cannot be written: {exc.strerror}.", file=sys.stderr)
+            code = code or UNFINISHED
     return code
 
 
 def _tell(error: PipelineError, verbose: bool) -> int:
     if verbose:
-        sys.excepthook(type(error), error, error.__traceback__)
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
     print(redact(f"Error: {error.message}"), file=sys.stderr)
     if error.hint:
         print(redact(f"Hint: {error.hint}"), file=sys.stderr)
@@ -255,7 +266,10 @@ def _dry_run(options: argparse.Namespace) -> int:
     request = Request.of(settings, begun.batch_id, begun.source, **parameters)
     found = None if begun.done else discover(database, request, dry_run=True)
     if found is None:
-        print(f"Batch {begun.batch_id} is discovered already; nothing would be chosen anew.")
+        if options.json:
+            print(json.dumps({"dry_run": True, "batch_id": begun.batch_id, "discovered": True}))
+        else:
+            print(f"Batch {begun.batch_id} is discovered already; nothing would be chosen anew.")
         return DONE
     if options.json:
         print(json.dumps({"dry_run": True, **found.as_dict()}, ensure_ascii=False))
@@ -290,7 +304,12 @@ def _impatient(settings: Settings) -> Settings:
 
 def _show_status(options: argparse.Namespace, settings: Settings, database: Database) -> int:
     if options.batch_id:
-        summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
+
+        def ask(connection: Connection) -> dict[str, Any]:
+            require_schema(connection)
+            return summarise(connection, options.batch_id)
+
+        summary = database.run(ask, read_only=True)
         if options.json:
             print(json.dumps(summary, ensure_ascii=False))
         else:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -19,10 +21,17 @@ from pipeline.errors import BadInput, UsageError
 
 MAXIMUM_ID = 2**63 - 1
 MAXIMUM_PHOTO_BYTES = 32 << 20
-MAXIMUM_DOCUMENT_BYTES = 16 << 20
+MAXIMUM_DOCUMENT_BYTES = 3 << 20
 MAXIMUM_COUNT = 1000
+MAXIMUM_ITEMS = 10_000
+#: Letters of an ExternalId, which is indexed: an entry of a B-tree has at most 2,704 bytes.
+MAXIMUM_EXTERNAL_ID = 500
 _MAXIMUM_DEPTH = 100
+_BIGINT = 2**63 - 1
 
+_parsing = threading.Lock()
+
+_LOST_AND_FOUND = "lost+found"  # of the file system, and root's
 _FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
 _DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
 _MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
@@ -75,12 +84,7 @@ def find_source(given: str | None, setting: str | None) -> Path:
         UsageError: there is none, it is not a folder, or it may not be read.
     """
     if given or setting:
-        path = Path(given or setting or "").expanduser()
-        if not path.exists():
-            raise UsageError(f"The dataset {path} does not exist.", "Name its folder with --source or DATASET_DIR.")
-        if not path.is_dir():
-            raise UsageError(f"The dataset {path} is not a folder.", "Name its folder with --source or DATASET_DIR.")
-        return path.resolve()
+        return named_source(given or setting or "")
     home = Path.home()
     places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
     for folder, pattern in (*places, (home, "RRS_Dataset*")):
@@ -92,6 +96,30 @@ def find_source(given: str | None, setting: str | None) -> Path:
         "~/Downloads/RRS_Dataset* and ~/RRS_Dataset*.",
         "Name its folder with --source or DATASET_DIR.",
     )
+
+
+def named_source(text: str) -> Path:
+    """Return the folder that a text names, as an absolute path.
+
+    Raises:
+        UsageError: it does not exist, is not a folder, or is not a path at all.
+    """
+    hint = "Name its folder with --source or DATASET_DIR."
+    shown = _as_text(text)
+    if not _is_text(text):
+        raise UsageError(f"The path of the dataset, {shown}, is not UTF-8.", "Rename it, or link to it.")
+    try:
+        path = Path(text).expanduser().resolve()
+        is_folder = path.is_dir()
+        exists = is_folder or path.exists()
+    except (OSError, RuntimeError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise UsageError(f"The dataset {shown[:200]} is out of reach: {why}.", hint) from exc
+    if not exists:
+        raise UsageError(f"The dataset {path} does not exist.", hint)
+    if not is_folder:
+        raise UsageError(f"The dataset {path} is not a folder.", hint)
+    return path
 
 
 def list_folders(source: Path) -> Iterator[Folder | Reject]:
@@ -107,6 +135,8 @@ def list_folders(source: Path) -> Iterator[Folder | Reject]:
         elif not name.startswith("."):
             exports.append(name)
     for export in sorted(exports):
+        if export == _LOST_AND_FOUND:
+            continue
         for name in _folders(source / export):
             if _FOLDER.fullmatch(name):
                 yield _folder(name, f"{export}/{name}")
@@ -116,12 +146,19 @@ def _folders(directory: Path) -> Iterator[str]:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if _is_folder(entry):
                     yield entry.name
     except OSError as exc:
         raise UsageError(
             f"The folder {directory} cannot be read: {exc.strerror}.", "Check its owner and mode, then run again."
         ) from exc
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads to itself
 
 
 def _folder(name: str, path: str) -> Folder | Reject:
@@ -185,6 +222,11 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
     return Recognition(folder.recognition_id, (cameras[1], cameras[2]), menu, receipt, _captured_on(cameras[1].path))
 
 
+def modified(facts: os.stat_result) -> int:
+    """Return the time of the last change in ns since 1970, as far as a bigint goes."""
+    return max(-_BIGINT, min(_BIGINT, facts.st_mtime_ns))
+
+
 def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
     """Return the files of a folder and the names of the folders in it, without those that begin with a dot."""
     files, folders = [], set()
@@ -192,9 +234,12 @@ def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            facts = entry.stat()
+            try:
+                facts = entry.stat()
+            except FileNotFoundError:
+                continue  # a link that leads nowhere, or a file that vanished
             if stat.S_ISREG(facts.st_mode):
-                files.append(File(f"{folder}/{entry.name}", facts.st_size, facts.st_mtime_ns))
+                files.append(File(f"{folder}/{entry.name}", facts.st_size, modified(facts)))
             elif stat.S_ISDIR(facts.st_mode):
                 folders.add(entry.name)
     return files, folders
@@ -222,6 +267,18 @@ def _captured_on(path: str) -> date | None:
     return None
 
 
+def _one_at_a_time(check: Callable[[bytes], str]) -> Callable[[bytes], str]:
+    """Let no two documents be parsed at once: their values take many times the bytes of the file."""
+
+    @functools.wraps(check)
+    def wrapped(content: bytes) -> str:
+        with _parsing:
+            return check(content)
+
+    return wrapped
+
+
+@_one_at_a_time
 def check_menu(content: bytes) -> str:
     """Return the JSON text of a menu as it is in the file, when it is an array of entries that jsonb takes.
 
@@ -244,6 +301,7 @@ def check_menu(content: bytes) -> str:
     return text
 
 
+@_one_at_a_time
 def check_receipt(content: bytes) -> str:
     """Return the JSON text of a receipt as it is in the file, when it is an array of lines that jsonb takes.
 
@@ -253,6 +311,7 @@ def check_receipt(content: bytes) -> str:
     text, receipt = _parse(content)
     if not isinstance(receipt, list):
         raise BadInput("json_shape", "the receipt is not an array")
+    items = 0
     for number, line in enumerate(receipt, 1):
         where = f"line {number} of the receipt"
         if not isinstance(line, dict):
@@ -262,6 +321,9 @@ def check_receipt(content: bytes) -> str:
             raise BadInput("json_shape", f"{where} has no whole number as Count")
         if not 1 <= count <= MAXIMUM_COUNT:
             raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
+        items += count
+        if items > MAXIMUM_ITEMS:
+            raise BadInput("receipt_count", f"the lines up to {number} of the receipt count {items} dishes")
         dishes = line.get("Dishes")
         if not isinstance(dishes, list) or not dishes:
             raise BadInput("json_shape", f"{where} has no Dishes")
@@ -276,6 +338,8 @@ def _require_id(entry: dict[str, object], where: str) -> None:
     external_id = entry.get("ExternalId")
     if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or external_id == "":
         raise BadInput("json_shape", f"{where} has no ExternalId")
+    if len(str(external_id)) > MAXIMUM_EXTERNAL_ID:
+        raise BadInput("json_shape", f"{where} has an ExternalId of more than {MAXIMUM_EXTERNAL_ID} letters")
 
 
 def _parse(content: bytes) -> tuple[str, object]:

@@ -41,6 +41,11 @@ class _LastWords(logging.Filter):
         return record.levelno != logging.ERROR or record.funcName == "run_with_retcodes"
 
 
+def printable(text: str) -> str:
+    """Return a line with its control characters escaped, so that a file's name cannot pass for a line of ours."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module, below the root `pipeline`."""
     return logging.getLogger(name if name.startswith("pipeline") else f"pipeline.{name}")
@@ -49,7 +54,7 @@ def get_logger(name: str) -> logging.Logger:
 def configure_logging(verbose: bool = False) -> None:
     """Send warnings to stderr, and with `verbose` also the steps of the work; calling it again replaces the former."""
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(timestamp=not sys.stderr.isatty(), tracebacks=verbose))
+    handler.setFormatter(RedactingFormatter(timestamp=not (sys.stderr and sys.stderr.isatty()), tracebacks=verbose))
     root = logging.getLogger()
     for former in list(root.handlers):
         if isinstance(former, logging.StreamHandler) and isinstance(former.formatter, RedactingFormatter):

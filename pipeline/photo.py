@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -11,6 +15,10 @@ from pipeline.errors import BadInput
 
 # A till photo has a megapixel or two; what claims more than this is not one, and would take the memory of many.
 MAXIMUM_PIXELS = 120_000_000
+# The coefficients of a progressive picture are in memory whole while it is decoded, so one is at a time.
+MAXIMUM_COEFFICIENT_BYTES = 100 << 20
+_progressive = threading.Lock()
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF data; a damaged picture is an error
 Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; check_photo refuses before it decodes.
 _TEM, _RST0, _EOI, _SOS = 0x01, 0xD0, 0xD9, 0xDA
 _EXIF_ORIENTATION = 0x0112
@@ -45,14 +53,27 @@ def check_photo(content: bytes) -> Dimensions:
         if width * height > MAXIMUM_PIXELS:
             raise BadInput("photo_too_large", f"the picture is {width} x {height} pixels")
         orientation = _orientation(image)
+        needed = _coefficient_bytes(image)
+        if needed > MAXIMUM_COEFFICIENT_BYTES:
+            raise BadInput("photo_too_large", f"a progressive picture of {width} x {height} pixels")
         try:
             image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
-            image.load()
+            with _progressive if needed else contextlib.nullcontext():
+                image.load()
         except (OSError, SyntaxError, ValueError, IndexError, EOFError) as exc:
             raise BadInput(*_reason(content, "cannot be decoded")) from exc
     if not _has_end(content):
         raise BadInput("photo_truncated", "the file ends before the picture does")
     return Dimensions(width, height, orientation)
+
+
+def _coefficient_bytes(image: Any) -> int:
+    """Return what decoding a progressive JPEG takes whatever its scale: all coefficients; 0 for any other JPEG."""
+    if not image.info.get("progressive"):
+        return 0
+    factors = [(horizontal, vertical) for _, horizontal, vertical, _ in image.layer]
+    largest = max(h for h, _ in factors) * max(v for _, v in factors)
+    return int(2 * image.size[0] * image.size[1] * sum(h * v for h, v in factors) / largest)
 
 
 def _has_end(content: bytes) -> bool:

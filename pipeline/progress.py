@@ -75,8 +75,9 @@ class Progress:
 
     def __init__(self, counter: Counter, stream: TextIO | None = None) -> None:
         self._counter = counter
-        self._stream = stream or sys.stderr
-        self._terminal = self._stream.isatty()
+        # There is none when a program was started with it closed.
+        self._stream: TextIO | None = stream or sys.stderr
+        self._terminal = self._stream is not None and self._stream.isatty()
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
@@ -110,9 +111,11 @@ class Progress:
             self._write(f"\r{line(done, before, total, time.monotonic() - (started or 0))}\x1b[K\n")
 
     def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
         try:
-            self._stream.write(text)
-            self._stream.flush()
+            text.encode(self._stream.encoding or "utf-8")
         except UnicodeEncodeError:
-            self._stream.write(text.replace("█", "#").replace("░", "."))
-            self._stream.flush()
+            text = text.replace("█", "#").replace("░", ".")
+        self._stream.write(text)
+        self._stream.flush()

@@ -6,6 +6,7 @@ LoadBatch -> TransformBatch -> DiscoverBatch
 
 from __future__ import annotations
 
+import configparser
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ from pipeline import batch_state
 from pipeline.batch_state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.config import Settings, load_settings, redact
 from pipeline.database import Connection, Database
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SettingsError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.progress import Counter
@@ -48,7 +49,12 @@ counter = Counter()
 def settings_of(production: bool) -> Settings:
     """Return the settings of an environment, with the section [pipeline] of luigi.cfg."""
     configuration = luigi.configuration.get_config()
-    section = dict(configuration.items("pipeline")) if configuration.has_section("pipeline") else {}
+    try:
+        section = dict(configuration.items("pipeline")) if configuration.has_section("pipeline") else {}
+    except configparser.Error as exc:
+        raise SettingsError(
+            f"The section [pipeline] of luigi.cfg cannot be read: {exc.message}.", "A percent sign is written twice."
+        ) from exc
     return load_settings(production, section)
 
 

@@ -33,6 +33,7 @@ from pipeline import errors, tasks
 from pipeline.batch_state import LOAD
 from pipeline.config import Settings
 from pipeline.logger import configure_logging, get_logger
+from pipeline.memory import bound_memory
 from pipeline.progress import Progress
 from pipeline.steps.begin import Lease, resume_command
 from pipeline.steps.summary import headline, performance_metrics, summarise
@@ -352,6 +353,7 @@ class _BareSchedulerFactory(SchedulerFactory):
 
 def install() -> None:
     """Put our factory, our defaults and our logging under the `luigi` command."""
+    bound_memory()
     setattr(luigi.interface, "_WorkerSchedulerFactory", _BareSchedulerFactory)  # noqa: B010 (mypy: a type is no variable)
     # Luigi reads these two past its own parameters, and would warn that nobody does.
     luigi.interface.core.ignore_unconsumed |= {"rpc_retry_attempts", "rpc_retry_wait"}

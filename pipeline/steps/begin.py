@@ -21,6 +21,7 @@ from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
+MAXIMUM_LIMIT = 2**63 - 1
 _LEASE_SECONDS = 2.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -65,7 +66,7 @@ def begin_load(settings: Settings, database: Database, wish: Wish, *, dry_run: b
     """
     if wish.batch_id is not None:
         check_batch_id(wish.batch_id)
-    if wish.limit is not None and wish.limit < 1:
+    if wish.limit is not None and not 1 <= wish.limit <= MAXIMUM_LIMIT:
         raise UsageError(f"--limit is {wish.limit}.", "Use a number from 1, or leave it out for no limit.")
     begun = database.run(lambda connection: _resolve(connection, settings, wish))
     if not begun.done and not dry_run:
@@ -112,7 +113,7 @@ def _resume(batch: Batch, settings: Settings, wish: Wish) -> Begun:
             f"Batch {batch.id} is being reset.", f"Finish that first: `python -m pipeline reset --batch-id {batch.id}`."
         )
     differences = []
-    if wish.source is not None and str(Path(wish.source).expanduser().resolve()) != batch.source:
+    if wish.source is not None and _absolute(wish.source) != batch.source:
         differences.append(f"--source {batch.source}")
     if wish.limit != batch.limit:
         differences.append(f"--limit {batch.limit}" if batch.limit is not None else "no --limit")
@@ -129,6 +130,14 @@ def _resume(batch: Batch, settings: Settings, wish: Wish) -> Begun:
     if not done:
         find_source(batch.source, None)
     return Begun(batch.id, batch.source, done)
+
+
+def _absolute(source: str) -> str:
+    """Return a source as it is on record; the folder need not be there any more."""
+    try:
+        return str(Path(source).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError):
+        return source
 
 
 def _new_id(connection: Connection, prefix: str) -> str:

@@ -18,9 +18,9 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
 from pipeline.errors import RefusedError, UsageError
-from pipeline.logger import get_logger
+from pipeline.logger import get_logger, printable
 from pipeline.metrics import Metrics
-from pipeline.steps.upload import read_recognition
+from pipeline.steps.upload import BUDGET, Budget, read_recognition, size_of
 
 logger = get_logger(__name__)
 
@@ -217,6 +217,7 @@ def _stage(connection: Connection, request: Request, source: Path) -> int | None
     """Inspect candidates, lowest id first, until the limit is reached; return the last id looked at, if any."""
     connection.execute("create_staged")
     wanted = request.limit
+    strict = Budget(BUDGET) if request.strict else None
     after = -1
     looked = None
     with ThreadPoolExecutor(min(8, request.threads)) as executor:
@@ -228,7 +229,7 @@ def _stage(connection: Connection, request: Request, source: Path) -> int | None
                 break
             after = looked = page[-1].recognition_id
             folders = [Folder(row.recognition_id, row.path) for row in page]
-            results = executor.map(lambda folder: _look(source, folder, request.strict), folders)
+            results = executor.map(lambda folder: _look(source, folder, strict), folders)
             usable: list[Recognition] = []
             rejects: list[Reject] = []
             for result in results:
@@ -244,11 +245,12 @@ def _stage(connection: Connection, request: Request, source: Path) -> int | None
     return looked
 
 
-def _look(source: Path, folder: Folder, strict: bool) -> Recognition | Reject:
-    """Inspect a folder; with `strict` read and check its files as well, which else the upload does."""
+def _look(source: Path, folder: Folder, strict: Budget | None) -> Recognition | Reject:
+    """Inspect a folder; with a budget for that, read and check its files as well, which else the upload does."""
     result = inspect_folder(source, folder)
-    if strict and isinstance(result, Recognition):
-        checked = read_recognition(source, result)
+    if strict is not None and isinstance(result, Recognition):
+        with strict.hold(size_of(result)):
+            checked = read_recognition(source, result)
         if isinstance(checked, Reject):
             return checked
     return result
@@ -270,7 +272,7 @@ def _staged_row(recognition: Recognition) -> Sequence[object]:
 def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
     total = sum(rejects.values())
     lines = [
-        f"  {row.code}: {row.path}: {row.message}"
+        printable(f"  {row.code}: {row.path}: {row.message}")
         for row in connection.execute("list_found_rejects", count=_SHOWN_REJECTS)
     ]
     if total > len(lines):

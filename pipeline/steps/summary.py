@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import batch_state
 from pipeline.database import Connection
 from pipeline.errors import UsageError
+from pipeline.logger import printable
 from pipeline.metrics import merge
 
 #: Rejects that a summary lists; the table has them all.
@@ -143,7 +144,7 @@ def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
         codes = ", ".join(f"{code} {count}" for code, count in summary["rejects"].items())
         lines.append(f"Rejected: {summary['rejected']} ({codes}).")
         shown = summary["rejected_inputs"][:rejects]
-        lines += [f"  {one['path']}: {one['message']}" for one in shown]
+        lines += [printable(f"  {one['path']}: {one['message']}") for one in shown]
         if len(shown) < summary["rejected"]:
             lines.append(f"  … and {summary['rejected'] - len(shown)} more, in the table ingest.rejects")
     return "\n".join(lines)

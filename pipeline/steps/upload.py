@@ -18,7 +18,7 @@ from typing import Any
 from pipeline import batch_state
 from pipeline.batch_state import UPLOAD, Hold
 from pipeline.database import Connection, Database
-from pipeline.dataset import File, Recognition, Reject, check_menu, check_receipt
+from pipeline.dataset import File, Recognition, Reject, check_menu, check_receipt, modified
 from pipeline.errors import BadInput, PermanentError, PipelineError, StorageError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
@@ -208,7 +208,7 @@ def _send(
     budget = Budget(BUDGET)
 
     def work(entry: Entry) -> Facts | Reject:
-        with budget.hold(sum(photo.size for photo in entry.recognition.photos)):
+        with budget.hold(size_of(entry.recognition)):
             result = _send_recognition(storage, source, entry, present, metrics)
         progress(1)
         return result
@@ -293,6 +293,12 @@ def read_recognition(
     return (photos[0], photos[1]), menu_sha256, receipt_sha256
 
 
+def size_of(recognition: Recognition) -> int:
+    """Return the bytes of all files of a recognition."""
+    files = (*recognition.photos, recognition.menu, recognition.receipt)
+    return sum(file.size for file in files if file is not None)
+
+
 def read_file(source: Path, file: File, kind: str) -> bytes:
     """Read a file that must still be the one that discovery saw.
 
@@ -302,7 +308,7 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
     try:
         with open(source / file.path, "rb") as stream:
             facts = os.fstat(stream.fileno())
-            if (facts.st_size, facts.st_mtime_ns) != (file.size, file.mtime):
+            if (facts.st_size, modified(facts)) != (file.size, file.mtime):
                 raise BadInput(f"{kind}_changed", "the file changed since discovery")
             content = stream.read(file.size + 1)
     except FileNotFoundError as exc:

@@ -86,7 +86,7 @@ BEGIN
         USING (content_sha256)
     CROSS JOIN LATERAL jsonb_array_elements(c.content) WITH ORDINALITY AS i (item, position)
     CROSS JOIN LATERAL (SELECT jsonb_typeof(i.item -> 'Price') IN ('number', 'null')
-        OR i.item ->> 'Price' ~ '^[+-]?\d{1,100}([.]\d{1,100})?\Z') AS p (is_price);
+        OR i.item ->> 'Price' ~ '^[+-]?[0-9]{1,100}([.][0-9]{1,100})?\Z') AS p (is_price);
     GET DIAGNOSTICS stored = ROW_COUNT;
     RETURN stored;
 END
