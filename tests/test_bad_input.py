@@ -339,3 +339,82 @@ def test_a_dataset_that_vanishes_in_the_middle_leaves_a_batch_that_says_so(
     shutil.move(dataset.with_name("moved"), dataset)
     assert run_pipeline("load", "--batch-id", "b1").returncode == 0
     world.check(settings, (dataset, "b1", None))
+
+
+@pytest.mark.parametrize(
+    "source", ["~nobody-of-that-name/x", "x" * 5000, "a\udcffb"], ids=["an unknown user", "too long", "not UTF-8"]
+)
+def test_a_source_that_is_no_path(source: str, run_pipeline: RunPipeline, settings: Settings) -> None:
+    done = run_pipeline("load", "--source", source, "--batch-id", "b1")
+    assert done.returncode == 2
+    assert complains(done.stderr, "dataset")
+    assert nothing_written(settings)
+
+
+def test_a_limit_beyond_all_numbers(run_pipeline: RunPipeline, small_dataset: MakeDataset) -> None:
+    done = run_pipeline("load", "--source", small_dataset(3), "--limit", "9" * 20)
+    assert done.returncode == 2
+    assert complains(done.stderr, "--limit")
+
+
+def test_a_setting_that_luigi_cannot_read(run_pipeline: RunPipeline, small_dataset: MakeDataset, workdir: Path) -> None:
+    (workdir / "luigi.cfg").write_text("[pipeline]\nthread_count = %(x)s\n", encoding="utf-8")
+    done = run_pipeline("load", "--source", small_dataset(3))
+    assert done.returncode == 2
+    assert complains(done.stderr, "[pipeline]", "luigi.cfg")
+
+
+def test_a_password_is_in_no_traceback(run_pipeline: RunPipeline, small_dataset: MakeDataset) -> None:
+    url = "postgresql://u:pSECR%zz@127.0.0.1:9/db"
+    done = run_pipeline("load", "--source", small_dataset(3), "--verbose", env={"DATABASE_URL": url})
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "pSECR" not in done.stdout + done.stderr
+
+
+def test_a_batch_asked_for_before_the_migrations(run_pipeline: RunPipeline, empty_database_url: str) -> None:
+    done = run_pipeline("status", "--batch-id", "b1", env={"DATABASE_URL": empty_database_url})
+    assert done.returncode == 2
+    assert complains(done.stderr, "migrations are pending")
+
+
+def test_odd_neighbours_and_odd_times_do_not_stop_a_dataset(
+    run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
+) -> None:
+    dataset = own_dataset(3)
+    known = world.folders(dataset)
+    (dataset / "loop").symlink_to(dataset / "loop")
+    (dataset / "lost+found").mkdir(mode=0)
+    folder = known[min(known)]
+    (folder / "nowhere").symlink_to("not there")
+    os.mkfifo(folder / "pipe.jpg")
+    far = next(folder.rglob("*_Main.jpg"))
+    os.utime(far, (1.1e10, 1.1e10))
+    done = run_pipeline("load", "--source", dataset, "--batch-id", "b1")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("loop", "lost+found"):
+        path = dataset / name
+        path.unlink() if path.is_symlink() else path.rmdir()
+    (folder / "nowhere").unlink()
+    (folder / "pipe.jpg").unlink()
+    world.check(settings, (dataset, "b1", None))
+
+
+def test_a_service_that_is_gone_is_not_tried_by_every_task(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    world.query(
+        settings.database_url.reveal(),
+        "CREATE FUNCTION public.gone() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION USING ERRCODE = '57P03', MESSAGE = 'shutting down'; END $$;"
+        "CREATE TRIGGER gone BEFORE INSERT ON ingest.batch_state FOR EACH ROW WHEN (NEW.shard > 0)"
+        " EXECUTE FUNCTION public.gone()",
+    )
+    few = {"PIPELINE_BATCH_SIZE": "1", "PIPELINE_RETRY_MAX_ATTEMPTS": "0"}
+    done = run_pipeline("load", "--source", small_dataset(12), "--batch-id", "b1", env=few)
+    assert done.returncode == 3
+    assert done.stderr.count("Failed: ") == 3
+    assert "python -m pipeline load --batch-id b1" in done.stderr
+    world.query(settings.database_url.reveal(), "DROP FUNCTION public.gone CASCADE")
+    assert run_pipeline("load", "--batch-id", "b1").returncode == 0
+    world.check(settings, (small_dataset(12), "b1", None))

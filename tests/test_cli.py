@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,61 @@ def test_verbose_tells_the_steps(run_pipeline: RunPipeline, small_dataset: MakeD
     for step in ("upload: shard 1: 3 recognitions", "copy: shard 1: 3 recognitions", "transform: batch b1 is done"):
         assert f"[INFO] {step}" in done.stderr
     assert "eyJ" not in done.stdout + done.stderr
+
+
+def test_a_full_disk_under_the_output_is_told(workdir: Path, small_dataset: MakeDataset, settings: Settings) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "load", "--source", str(small_dataset(3)), "--batch-id", "b1"],
+            cwd=workdir,
+            env=subprocess_environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "Error: The output cannot be written: No space left on device.\n"
+    world.check(settings, (small_dataset(3), "b1", None))
+
+
+def test_an_output_that_is_not_utf_8_and_a_name_that_pretends_to_be_a_line_of_ours(
+    run_pipeline: RunPipeline, own_dataset: MakeDataset
+) -> None:
+    dataset = own_dataset(3)
+    export = dataset / "выгрузка\nError: fake\x1b[31m"
+    (export / "recognition_1").mkdir(parents=True)
+    done = run_pipeline(
+        "load", "--source", dataset, "--batch-id", "b1", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "  \\u0432\\u044b\\u0433\\u0440\\u0443\\u0437\\u043a\\u0430\\nError: fake\\x1b[31m/recognition_1: 0 photos"
+        in (done.stdout)
+    )
+    assert "\nError" not in done.stdout
+
+
+def test_a_dry_run_of_a_batch_that_is_done_is_json_as_well(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset
+) -> None:
+    arguments = ("load", "--source", small_dataset(3), "--batch-id", "b1")
+    assert run_pipeline(*arguments).returncode == 0
+    told = json.loads(run_pipeline(*arguments, "--dry-run", "--json").stdout)
+    assert told == {"dry_run": True, "batch_id": "b1", "discovered": True}
+
+
+def test_a_load_without_stderr_works(workdir: Path, small_dataset: MakeDataset, settings: Settings) -> None:
+    load = f"exec {shlex.quote(sys.executable)} -m pipeline load --source {shlex.quote(str(small_dataset(3)))}"
+    done = subprocess.run(
+        ["sh", "-c", f"{load} --batch-id b1 2>&-"],
+        cwd=workdir,
+        env=subprocess_environment(),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    world.check(settings, (small_dataset(3), "b1", None))

@@ -299,3 +299,19 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(BadInput) as caught:
         check_photo(bytes(content))
     assert caught.value.code == "photo_too_large"
+
+
+def test_an_external_id_that_no_index_takes_is_refused() -> None:
+    for external_id in ("x" * 501, 10**500):
+        menu = json.dumps([{"ExternalId": external_id, "Name": "n"}]).encode()
+        with pytest.raises(BadInput, match="ExternalId of more than 500 letters"):
+            check_menu(menu)
+    assert check_menu(json.dumps([{"ExternalId": "ы" * 500, "Name": "n"}]).encode())
+
+
+def test_counts_that_add_up_to_too_much_are_refused() -> None:
+    line = {"Count": 1000, "Dishes": [{"Name": "n", "ExternalId": "1"}]}
+    assert check_receipt(json.dumps([line] * 10).encode())
+    with pytest.raises(BadInput, match="count 11000 dishes") as refused:
+        check_receipt(json.dumps([line] * 11).encode())
+    assert refused.value.code == "receipt_count"

@@ -255,3 +255,12 @@ def test_only_bad_input_escapes_for_a_hole(base: bytes, position: int, length: i
 
 def test_a_trailer_that_looks_like_a_scan_does_no_harm() -> None:
     assert check_photo(encoded() + b"\xff\xda and the like") == Dimensions(*SIZE, 1)
+
+
+def test_a_progressive_picture_whose_coefficients_would_fill_the_memory_is_refused() -> None:
+    huge = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(huge, "JPEG", progressive=True, subsampling=0)
+    assert refusal(huge.getvalue()) == "photo_too_large"
+    baseline = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(baseline, "JPEG", subsampling=0)
+    assert check_photo(baseline.getvalue()) == Dimensions(6000, 6000, 1)
