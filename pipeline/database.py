@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -51,6 +52,10 @@ _TRANSIENT_CODES = frozenset(
 _FOREIGN_PARAMETERS = frozenset(
     {"pgbouncer", "connection_limit", "pool_timeout", "schema", "statement_cache_size", "prepared_statements"}
 )
+
+
+#: The connections that this process, or the one it was forked from, has opened.
+_opened: weakref.WeakSet[psycopg2.extensions.connection] = weakref.WeakSet()
 
 
 class Connection:
@@ -199,7 +204,7 @@ class Database:
         """Open one connection outside the pool, with the errors of this module."""
         dsn = connection_string(self._settings.database_url.reveal())
         try:
-            return psycopg2.connect(
+            connection = psycopg2.connect(
                 dsn,
                 connect_timeout=10,
                 application_name=self._application,
@@ -207,6 +212,8 @@ class Database:
                 keepalives_interval=10,
                 keepalives_count=3,
             )
+            _opened.add(connection)
+            return connection
         except psycopg2.ProgrammingError as exc:
             raise SettingsError(
                 f"DATABASE_URL is not understood: {_sentence(exc)}", "Copy it again from Connect in the dashboard."
@@ -268,6 +275,14 @@ class Database:
                 attempt += 1
                 logger.warning("%s Trying again in %.1f s (%d).", exc.message, wait, attempt)
                 time.sleep(wait)
+
+
+def cancel_statements() -> None:
+    """Cancel what this process runs in PostgreSQL, from another thread: while libpq waits, Python gets no turn."""
+    for connection in list(_opened):
+        if not connection.closed:
+            with suppress(psycopg2.Error):  # it ended meanwhile
+                connection.cancel()
 
 
 def connection_string(url: str) -> str:

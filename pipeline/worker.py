@@ -32,6 +32,7 @@ from luigi.scheduler import Scheduler
 from pipeline import errors, tasks
 from pipeline.batch_state import LOAD
 from pipeline.config import Settings
+from pipeline.database import cancel_statements
 from pipeline.logger import configure_logging, get_logger
 from pipeline.memory import bound_memory
 from pipeline.progress import Progress
@@ -41,6 +42,7 @@ from pipeline.steps.summary import headline, performance_metrics, summarise
 logger = get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_TURN_SECONDS = 0.2
 _UNAVAILABLE = frozenset({"DatabaseUnavailable", "StorageUnavailable", "StorageOverloaded"})
 #: Tasks in a row that a service fails, until no further one is begun.
 _ENOUGH = 3
@@ -298,13 +300,16 @@ class _Interrupt:
     """What SIGTERM and Ctrl-C do: raise KeyboardInterrupt, at once or where the worker looks.
 
     While a process forks, Python only prints an exception that a signal handler raises and goes on. So a worker with
-    children sets `waits`, and looks between two tasks; a second signal raises at once all the same.
+    children sets `waits`, and looks between two tasks; a second signal raises at once all the same. While PostgreSQL
+    works, no handler runs at all: a thread that hears of the signal then cancels the statement.
     """
 
     def __init__(self) -> None:
         self.waits = False
         self._came = False
         self._owner = 0
+        self._handled = threading.Event()
+        self._heard: socket.socket | None = None
         self._former_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
 
     def install(self) -> None:
@@ -317,6 +322,19 @@ class _Interrupt:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle)
+            if self._heard is None:
+                hears, self._heard = socket.socketpair()
+                self._heard.setblocking(False)
+                threading.Thread(target=self._listen, args=(hears,), name="signals", daemon=True).start()
+            signal.set_wakeup_fd(self._heard.fileno(), warn_on_full_buffer=False)
+
+    def _listen(self, hears: socket.socket) -> None:
+        """Give the handler its turn, and where it gets none, make PostgreSQL let go of the main thread."""
+        while numbers := hears.recv(16):
+            stops = {signal.SIGTERM, signal.SIGINT}.intersection(numbers)
+            if stops and not self._handled.wait(_TURN_SECONDS):
+                cancel_statements()
+            self._handled.clear()
 
     def look(self) -> None:
         """Raise KeyboardInterrupt if a signal came."""
@@ -336,6 +354,7 @@ class _Interrupt:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             os._exit(128 + signum)  # a child that has not set up its own handlers yet
+        self._handled.set()
         first, self._came = not self._came, True
         if not (self.waits and first):
             raise KeyboardInterrupt

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import psycopg2
 import pytest
 import requests
 
@@ -23,8 +25,8 @@ COMMAND = (sys.executable, "-m", "pipeline", "load")
 SLOW = {"PIPELINE_BATCH_SIZE": "2", "PIPELINE_THREAD_COUNT": "1"}
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=120)
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=timeout)
     return process.returncode, stdout, stderr
 
 
@@ -149,6 +151,26 @@ def test_stopped_in_the_middle_the_same_command_finishes_it(
     assert 5 <= markers(settings) < 43
     assert finish(start(*form, *arguments))[0] == 0
     world.check(settings, (small_dataset(40), "b1", None))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_statement_that_waits_in_postgresql_does_not_hold_up_a_stop(
+    workers: str, start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    dsn = settings.database_url.reveal()
+    arguments = ("--source", small_dataset(6), "--workers", workers, "--local-scheduler", "--batch-id", "b1")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE public.images IN ACCESS EXCLUSIVE MODE")  # the transform waits for it
+        running = start(*COMMAND, *arguments)
+        assert wait_until(lambda: world.query(dsn, waiting) == [(1,)] or running.poll() is not None, 60)
+        running.terminate()
+        code, _, stderr = finish(running, 20)
+        assert (code, "Traceback" in stderr) == (130, False), stderr
+        connection.rollback()
+    assert world.domain(dsn).images == []
+    assert finish(start(*COMMAND, *arguments))[0] == 0
+    world.check(settings, (small_dataset(6), "b1", None))
 
 
 def test_stopped_under_luigid_the_same_command_finishes_it_at_once(
