@@ -133,6 +133,8 @@ class PipelineWorker(luigi.worker.Worker):
         except KeyboardInterrupt:
             _interrupt.waits = False
             self._end_children()
+            # Interrupted in a put, the queue's thread may never end: Python is not to wait for it at exit.
+            self._task_result_queue.cancel_join_thread()
             if self._prints_summary:
                 print(f"Interrupted. {resume_hint()}", file=sys.stderr)
                 self._release()
