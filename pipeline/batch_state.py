@@ -98,9 +98,15 @@ def try_lock(connection: Connection, batch_id: str) -> bool:
     return bool(connection.one("try_lock_batch", batch_id=batch_id).locked)
 
 
-def lock_step(connection: Connection, batch_id: str, step: str, shard: int) -> None:
-    """Wait until nobody else is about to mark this step, and keep it so until the transaction ends."""
+def hold_step(connection: Connection, batch_id: str, step: str, shard: int) -> Hold | None:
+    """Hold the batch, and its step alone, until the transaction ends; return None when its marker is there.
+
+    Raises:
+        RefusedError: the batch is not being loaded, so this work does not count.
+    """
+    held = hold(connection, batch_id)
     connection.execute("lock_step", batch_id=batch_id, step=step, shard=shard)
+    return None if is_done(connection, batch_id, step, shard) else held
 
 
 def is_done(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:

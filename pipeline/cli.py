@@ -30,7 +30,7 @@ from pipeline.steps import status as status_step
 from pipeline.steps.begin import Wish, begin_load, require_schema
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
 from pipeline.steps.summary import headline, performance_metrics, size, summarise
-from pipeline.worker import SchedulerFactory, resume_hint
+from pipeline.worker import SchedulerFactory, print_failures, resume_hint
 
 DONE = 0
 USAGE = 2
@@ -250,10 +250,7 @@ def _error_of(failures: Sequence[Any], batch_id: str, options: argparse.Namespac
         kind = getattr(errors, one.error)
         if issubclass(kind, (UsageError, RefusedError)):
             return kind(one.message, one.hint)  # type: ignore[no-any-return]
-    for one in failures[:5]:
-        print(redact(f"Failed: {one.task}: {one.message}"), file=sys.stderr)
-        if one.hint:
-            print(redact(f"Hint: {one.hint}"), file=sys.stderr)
+    print_failures(failures)
     return UnfinishedError(f"Batch {batch_id} is unfinished: {len(failures)} tasks failed.", resume_hint())
 
 

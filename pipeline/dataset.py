@@ -19,7 +19,8 @@ from typing import NoReturn
 
 from pipeline.errors import BadInput, UsageError
 
-MAXIMUM_ID = 2**63 - 1
+#: The largest value of PostgreSQL's bigint.
+MAXIMUM_BIGINT = 2**63 - 1
 MAXIMUM_PHOTO_BYTES = 32 << 20
 MAXIMUM_DOCUMENT_BYTES = 3 << 20
 MAXIMUM_COUNT = 1000
@@ -27,7 +28,6 @@ MAXIMUM_ITEMS = 10_000
 #: Letters of an ExternalId, which is indexed: an entry of a B-tree has at most 2,704 bytes.
 MAXIMUM_EXTERNAL_ID = 500
 _MAXIMUM_DEPTH = 100
-_BIGINT = 2**63 - 1
 
 _parsing = threading.Lock()
 
@@ -132,11 +132,9 @@ def list_folders(source: Path) -> Iterator[Folder | Reject]:
     for name in _folders(source):
         if _FOLDER.fullmatch(name):
             yield _folder(name, name)
-        elif not name.startswith("."):
+        elif not name.startswith(".") and name != _LOST_AND_FOUND:
             exports.append(name)
     for export in sorted(exports):
-        if export == _LOST_AND_FOUND:
-            continue
         for name in _folders(source / export):
             if _FOLDER.fullmatch(name):
                 yield _folder(name, f"{export}/{name}")
@@ -167,7 +165,7 @@ def _folder(name: str, path: str) -> Folder | Reject:
         return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
     # int() refuses more than 4,300 digits, and a file name has at most 255.
     number = int(digits)
-    if number > MAXIMUM_ID:
+    if number > MAXIMUM_BIGINT:
         return Reject(None, path, "id_invalid", f"the number {digits} is beyond what a bigint holds")
     return Folder(number, path)
 
@@ -224,7 +222,7 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
 
 def modified(facts: os.stat_result) -> int:
     """Return the time of the last change in ns since 1970, as far as a bigint goes."""
-    return max(-_BIGINT, min(_BIGINT, facts.st_mtime_ns))
+    return max(-MAXIMUM_BIGINT, min(MAXIMUM_BIGINT, facts.st_mtime_ns))
 
 
 def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:

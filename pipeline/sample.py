@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
+from pipeline.dataset import MAXIMUM_BIGINT
 from pipeline.errors import UsageError
 from pipeline.sample_broken import BROKEN, BROKEN_ANNOTATIONS, TOO_LARGE, bad_detections, spoil
 from pipeline.sample_menu import Line, Menu, menu_of_day, receipt_json, to_json
@@ -34,7 +35,6 @@ A_DAY = 150
 _CHUNK = 25
 _SMALLEST = (96, 48)
 _LARGEST = 8_192
-_BIGINT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _check(
         raise UsageError(f"{recognitions} recognitions cannot be written.", "Ask for 0 or more.")
     if seed < 0:
         raise UsageError(f"The seed {seed} is negative.", "Use 0 or more.")
-    if first_id < 1 or first_id + recognitions + len(BROKEN) > _BIGINT:
+    if first_id < 1 or first_id + recognitions + len(BROKEN) > MAXIMUM_BIGINT:
         raise UsageError(f"The first id {first_id} is out of bounds.", "Use a positive number well below 2^63.")
     if not (_SMALLEST[0] <= size[0] <= _LARGEST and _SMALLEST[1] <= size[1] <= _LARGEST):
         raise UsageError(f"Photos of {size[0]} x {size[1]} pixels cannot be drawn.", "Use 96 x 48 to 8192 x 8192.")

@@ -181,6 +181,11 @@ class Storage:
             gone = self._send("DELETE", f"/object/{quote(self._bucket, safe='')}", json={"prefixes": list(keys)})
         return len(gone)
 
+    def remove_all(self, keys: Sequence[str]) -> None:
+        """Delete any number of objects by their exact keys, a thousand a call."""
+        for start in range(0, len(keys), PAGE):
+            self.remove(keys[start : start + PAGE])
+
     # The bucket
 
     def ensure_bucket(self) -> bool:

@@ -18,7 +18,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar
@@ -31,7 +31,7 @@ from luigi.scheduler import Scheduler
 
 from pipeline import errors, tasks
 from pipeline.batch_state import LOAD
-from pipeline.config import Settings
+from pipeline.config import Settings, redact
 from pipeline.database import cancel_statements
 from pipeline.logger import configure_logging, get_logger
 from pipeline.memory import bound_memory
@@ -81,6 +81,14 @@ class Failure:
     error: str
     message: str
     hint: str
+
+
+def print_failures(failures: Sequence[Failure]) -> None:
+    """Say on stderr what failed first."""
+    for failure in failures[:5]:
+        print(redact(f"Failed: {failure.task}: {failure.message}"), file=sys.stderr)
+        if failure.hint:
+            print(redact(f"Hint: {failure.hint}"), file=sys.stderr)
 
 
 def failure_of(task: str, explanation: str) -> Failure:
@@ -203,10 +211,7 @@ class PipelineWorker(luigi.worker.Worker):
         if known is None:
             return
         batch_id, production = known[0].batch_id or "", known[1]
-        for failure in self.failures[:5]:
-            print(f"Failed: {failure.task}: {failure.message}", file=sys.stderr)
-            if failure.hint:
-                print(f"Hint: {failure.hint}", file=sys.stderr)
+        print_failures(self.failures)
         try:
             summary = tasks.database_of(production).run(lambda connection: summarise(connection, batch_id))
         except errors.PipelineError as exc:

@@ -599,13 +599,7 @@ class Move(Handler):
 
     def post(self) -> None:
         """Move."""
-        body = self.json_body()
-        bucket_id, source_key, key = (text_of(body, name) for name in ("bucketId", "sourceKey", "destinationKey"))
-        target = text_of(body, "destinationBucket", "") or bucket_id
-        check_key(key)
-        source = self.store.get(bucket_id, source_key)
-        self.require_service()
-        _require_target(self.store, target)
+        source, target, key = _source_and_target(self, self.json_body())
         self.store.move(source, target, key)
         self.answer({"message": "Successfully moved"})
 
@@ -616,12 +610,7 @@ class Copy(Handler):
     def post(self) -> None:
         """Copy."""
         body = self.json_body()
-        bucket_id, source_key, key = (text_of(body, name) for name in ("bucketId", "sourceKey", "destinationKey"))
-        target = text_of(body, "destinationBucket", "") or bucket_id
-        check_key(key)
-        source = self.store.get(bucket_id, source_key)
-        self.require_service()
-        _require_target(self.store, target)
+        source, target, key = _source_and_target(self, body)
         if self.request.headers.get("x-upsert") != "true" and self.store.find(target, key) is not None:
             raise key_exists()
         changes = _object_of(body, "metadata")
@@ -637,12 +626,23 @@ class Copy(Handler):
         self.answer({"Key": f"{target}/{key}", "Id": copied.id, **copied.row()})
 
 
-def _require_target(store: ObjectStore, bucket_id: str) -> None:
+def _source_and_target(handler: Handler, body: dict[str, Any]) -> tuple[Object, str, str]:
+    """Return the object that is moved or copied, and the bucket and key that it is to have.
+
+    Raises:
+        ApiError: one of the three is not what it has to be, or this role may not write.
+    """
+    bucket_id, source_key, key = (text_of(body, name) for name in ("bucketId", "sourceKey", "destinationKey"))
+    target = text_of(body, "destinationBucket", "") or bucket_id
+    check_key(key)
+    source = handler.store.get(bucket_id, source_key)
+    handler.require_service()
     try:
-        store.find_bucket(bucket_id)
+        handler.store.find_bucket(target)
     except ApiError as exc:
         message = "The related resource does not exist"
         raise ApiError(404, "Not found", message, "InvalidRequest") from exc
+    return source, target, key
 
 
 def _object_of(body: dict[str, Any], name: str) -> dict[str, Any]:

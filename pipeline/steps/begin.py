@@ -13,7 +13,7 @@ from pipeline import batch_state
 from pipeline.batch_state import Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.dataset import find_source
+from pipeline.dataset import MAXIMUM_BIGINT, find_source
 from pipeline.errors import DatabaseUnavailable, Interrupted, RefusedError, SettingsError, UsageError
 from pipeline.logger import get_logger
 from pipeline.migrate import pending
@@ -21,7 +21,6 @@ from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
-MAXIMUM_LIMIT = 2**63 - 1
 _LEASE_SECONDS = 2.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -66,7 +65,7 @@ def begin_load(settings: Settings, database: Database, wish: Wish, *, dry_run: b
     """
     if wish.batch_id is not None:
         check_batch_id(wish.batch_id)
-    if wish.limit is not None and not 1 <= wish.limit <= MAXIMUM_LIMIT:
+    if wish.limit is not None and not 1 <= wish.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {wish.limit}.", "Use a number from 1, or leave it out for no limit.")
     begun = database.run(lambda connection: _resolve(connection, settings, wish))
     if not begun.done and not dry_run:

@@ -31,9 +31,8 @@ def copy_shard(database: Database, batch_id: str, shard: int, metrics: Metrics) 
     """
 
     def work(connection: Connection) -> None:
-        held = batch_state.hold(connection, batch_id)
-        batch_state.lock_step(connection, batch_id, COPY, shard)
-        if batch_state.is_done(connection, batch_id, COPY, shard):
+        held = batch_state.hold_step(connection, batch_id, COPY, shard)
+        if held is None:
             return
         rows = connection.execute("list_manifest_facts", batch_id=batch_id, shard=shard)
         with metrics.timed("db_bulk_copy"):

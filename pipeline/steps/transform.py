@@ -8,7 +8,7 @@ from pipeline.database import Connection, Database
 from pipeline.errors import UnfinishedError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
-from pipeline.storage import PAGE, Storage
+from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
@@ -49,6 +49,4 @@ def transform_batch(database: Database, storage: Storage, batch_id: str, metrics
 def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:
     """Remove the objects of recognitions that were rejected after their upload: no row will ever name them."""
     rows = database.run(lambda connection: connection.execute("list_rejected_keys", batch_id=batch_id))
-    keys = [row.key for row in rows]
-    for start in range(0, len(keys), PAGE):
-        storage.remove(keys[start : start + PAGE])
+    storage.remove_all([row.key for row in rows])

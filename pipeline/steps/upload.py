@@ -23,7 +23,7 @@ from pipeline.errors import BadInput, PermanentError, PipelineError, StorageErro
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.photo import Dimensions, check_photo
-from pipeline.storage import PAGE, Storage, StoredObject
+from pipeline.storage import Storage, StoredObject
 
 logger = get_logger(__name__)
 
@@ -165,18 +165,14 @@ def _settle(database: Database, storage: Storage, sent: _Sent, metrics: Metrics)
     """
 
     def work(connection: Connection) -> set[str]:
-        batch_state.hold(connection, sent.batch_id)
-        batch_state.lock_step(connection, sent.batch_id, UPLOAD, sent.shard)
-        if batch_state.is_done(connection, sent.batch_id, UPLOAD, sent.shard):
+        if batch_state.hold_step(connection, sent.batch_id, UPLOAD, sent.shard) is None:
             return set()
         wanted = _wanted(sent.entries, sent.facts)
         stored = {found.key: found for found in _stored_range(storage, sent.entries)}
         wrong = {key for key, (size, md5) in wanted.items() if not _is_same(stored.get(key), size, md5)}
         if wrong:
             return wrong
-        extra = [key for key in stored if key not in wanted]
-        for start in range(0, len(extra), PAGE):
-            storage.remove(extra[start : start + PAGE])
+        storage.remove_all([key for key in stored if key not in wanted])
         _record(connection, sent.batch_id, sent.shard, sent.facts, sent.rejects)
         batch_state.mark(connection, sent.batch_id, UPLOAD, sent.shard, sent.began, metrics.as_dict())
         return set()
@@ -365,11 +361,8 @@ def _roll_back(database: Database, storage: Storage, batch_id: str, shard: int, 
     keys = [key for entry in entries for key in entry.keys]
 
     def work(connection: Connection) -> None:
-        batch_state.hold(connection, batch_id)
-        batch_state.lock_step(connection, batch_id, UPLOAD, shard)
-        if not batch_state.is_done(connection, batch_id, UPLOAD, shard):
-            for start in range(0, len(keys), PAGE):
-                storage.remove(keys[start : start + PAGE])
+        if batch_state.hold_step(connection, batch_id, UPLOAD, shard) is not None:
+            storage.remove_all(keys)
 
     try:
         database.run(work)
