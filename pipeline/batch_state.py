@@ -19,6 +19,11 @@ UPLOAD = "upload"
 COPY = "copy"
 TRANSFORM = "transform"
 LOAD = "load"
+RESET = "reset"
+
+#: What a batch holds: photos with their documents, or annotations of photos that are loaded.
+KIND_LOAD = "load"
+KIND_QWEN = "qwen"
 
 #: The shard number of a marker that stands for the whole batch.
 WHOLE = 0
@@ -40,6 +45,7 @@ class Batch:
     recognitions: int
     photos: int
     bytes: int
+    detections: int
     found: int
     already_loaded: int
     held_elsewhere: int
@@ -57,9 +63,11 @@ class Batch:
 class Hold:
     """What a step needs to know of its batch, and when by the database's clock it began."""
 
+    kind: str
     source: str
     bucket: str
     shards: int
+    created_at: datetime
     now: datetime
 
 
@@ -77,20 +85,32 @@ def find_batch(connection: Connection, batch_id: str) -> Batch | None:
     return batch_from(rows[0]) if rows else None
 
 
-def hold(connection: Connection, batch_id: str, *, alone: bool = False) -> Hold:
+def hold(connection: Connection, batch_id: str, *, alone: bool = False, created_at: datetime | None = None) -> Hold:
     """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
+
+    Arguments:
+        created_at: the batch as it was begun then is meant, not one of the same id that was begun after a reset.
 
     Raises:
         RefusedError: the batch is not being loaded, so this work does not count.
     """
     rows = connection.execute("lock_batch" if alone else "hold_batch", batch_id=batch_id)
-    if not rows or rows[0].state != "loading":
-        state = rows[0].state if rows else "unknown"
+    state = rows[0].state if rows else "unknown"
+    if rows and created_at not in (None, rows[0].created_at):
+        state = "begun anew"
+    if state != "loading":
         raise RefusedError(
             f"Batch {batch_id} is {state}, not loading: nothing of this run was recorded.",
             "Look at it with `python -m pipeline status`.",
         )
-    return Hold(rows[0].source, rows[0].bucket, rows[0].shards, rows[0].now)
+    row = rows[0]
+    return Hold(row.kind, row.source, row.bucket, row.shards, row.created_at, row.now)
+
+
+def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:
+    """Return whether the batch as it was begun then was reset, and keep it so until the transaction ends."""
+    rows = connection.execute("hold_batch", batch_id=batch_id)
+    return bool(rows) and rows[0].created_at == created_at and rows[0].state in ("resetting", "reset")
 
 
 def try_lock(connection: Connection, batch_id: str) -> bool:
@@ -98,13 +118,15 @@ def try_lock(connection: Connection, batch_id: str) -> bool:
     return bool(connection.one("try_lock_batch", batch_id=batch_id).locked)
 
 
-def hold_step(connection: Connection, batch_id: str, step: str, shard: int) -> Hold | None:
+def hold_step(
+    connection: Connection, batch_id: str, step: str, shard: int, *, created_at: datetime | None = None
+) -> Hold | None:
     """Hold the batch, and its step alone, until the transaction ends; return None when its marker is there.
 
     Raises:
         RefusedError: the batch is not being loaded, so this work does not count.
     """
-    held = hold(connection, batch_id)
+    held = hold(connection, batch_id, created_at=created_at)
     connection.execute("lock_step", batch_id=batch_id, step=step, shard=shard)
     return None if is_done(connection, batch_id, step, shard) else held
 
@@ -129,14 +151,35 @@ def mark(
     )
 
 
+def unmark(connection: Connection, batch_id: str, step: str, shard: int) -> None:
+    """Take a marker back."""
+    connection.execute("delete_marker", batch_id=batch_id, step=step, shard=shard)
+
+
 def count_done(connection: Connection, batch_id: str, step: str) -> int:
     """Return how many shards have the marker of a step."""
     return int(connection.one("count_markers", batch_id=batch_id, step=step).done)
 
 
+def progress(connection: Connection, batch_id: str, step: str) -> tuple[int, int]:
+    """Return how many recognitions a batch has, and how many of them are in shards with the marker of a step."""
+    row = connection.one("count_marked", batch_id=batch_id, step=step)
+    return int(row.total), int(row.marked)
+
+
 def pending_shards(connection: Connection, batch_id: str, step: str) -> list[int]:
     """Return the shards of a batch without the marker of a step, ascending."""
     return [row.shard for row in connection.execute("list_pending_shards", batch_id=batch_id, step=step)]
+
+
+def reject_copied(
+    connection: Connection, batch_id: str, kind: str, shard: int, rejects: Sequence[Reject], lost: Sequence[int]
+) -> None:
+    """Record what COPY left out, and take recognitions that are lost with it out of the batch's commit."""
+    if lost:
+        connection.execute("mark_manifest_rejected", batch_id=batch_id, recognition_ids=lost)
+        connection.execute("delete_claims_rejected", batch_id=batch_id, kind=kind, recognition_ids=lost)
+    add_rejects(connection, batch_id, COPY, shard, rejects)
 
 
 def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, rejects: Sequence[Reject]) -> None:

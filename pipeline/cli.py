@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -29,8 +30,12 @@ from pipeline.sample import write_sample
 from pipeline.steps import status as status_step
 from pipeline.steps.begin import Wish, begin_load, require_schema
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
+from pipeline.steps.reset import describe_reset, find_batch_to_reset, plan_reset
 from pipeline.steps.summary import headline, performance_metrics, size, summarise
-from pipeline.worker import SchedulerFactory, print_failures, resume_hint
+from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
+from pipeline.steps.verify_report import VerifyReport
+from pipeline.storage import Storage
+from pipeline.worker import Failure, SchedulerFactory, print_failures, resume_hint
 
 DONE = 0
 USAGE = 2
@@ -93,6 +98,13 @@ def _tell(error: PipelineError, verbose: bool) -> int:
     return exit_code(error)
 
 
+Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+_PRODUCTION: dict[str, Any] = {"action": "store_true", "help": "use .env.production, and nothing in its place"}
+_VERBOSE: dict[str, Any] = {"action": "store_true", "help": "say every step on stderr, and show tracebacks"}
+_JSON: dict[str, Any] = {"action": "store_true", "help": "print the result as one JSON object on stdout"}
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     top = argparse.ArgumentParser(
@@ -105,18 +117,21 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(command=command)
         return one
 
-    production: dict[str, Any] = {"action": "store_true", "help": "use .env.production, and nothing in its place"}
-    verbose: dict[str, Any] = {"action": "store_true", "help": "say every step on stderr, and show tracebacks"}
-    as_json: dict[str, Any] = {"action": "store_true", "help": "print the result as one JSON object on stdout"}
+    _add_services(add)
+    _add_loads(add)
+    _add_batches(add)
+    return top
 
+
+def _add_services(add: Add) -> None:
     one = add("up", _up, "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
-    one.add_argument("--verbose", **verbose)
+    one.add_argument("--verbose", **_VERBOSE)
     one = add("down", _down, "Stop the embedded services; their data stays.")
-    one.add_argument("--verbose", **verbose)
+    one.add_argument("--verbose", **_VERBOSE)
 
     one = add("migrate", _migrate, "Apply the pending migrations.")
-    one.add_argument("--production", **production)
-    one.add_argument("--verbose", **verbose)
+    one.add_argument("--production", **_PRODUCTION)
+    one.add_argument("--verbose", **_VERBOSE)
 
     one = add("sample", _sample, "Write a synthetic dataset with real JPEGs.")
     one.add_argument("directory", metavar="DIR", help="a folder that does not exist yet, or is empty")
@@ -124,25 +139,53 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same bytes; another, other ids (0)")
     one.add_argument("--broken", action="store_true", help="add one of every kind of reject")
 
+
+def _add_loads(add: Add) -> None:
     one = add("load", _load, "Load a dataset: photos to Storage, rows to PostgreSQL.")
     one.add_argument("--source", metavar="PATH", help="the dataset's folder (DATASET_DIR, or the usual places)")
     one.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
-    one.add_argument("--batch-id", metavar="ID", help="the batch (the newest unfinished one like it, or a new one)")
     one.add_argument("--force", action="store_true", help="load what is loaded already, as a new version")
     one.add_argument("--strict", action="store_true", help="check everything first; one reject refuses the batch")
     one.add_argument("--dry-run", action="store_true", help="print what would be loaded, and write nothing")
+    _add_run(one)
+
+    one = add("load-qwen", _load_qwen, "Load the annotations of a vision model for what is loaded.")
+    one.add_argument("--file", metavar="PATH", help="the annotations file (QWEN_ANNOTATIONS, or the usual places)")
+    one.add_argument("--force", action="store_true", help="annotate anew what has annotations already")
+    _add_run(one)
+
+
+def _add_run(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--batch-id", metavar="ID", help="the batch (the newest unfinished one like it, or a new one)")
     one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
     one.add_argument("--local-scheduler", action="store_true", help="do not ask for a luigid")
-    one.add_argument("--production", **production)
-    one.add_argument("--verbose", **verbose)
-    one.add_argument("--json", **as_json)
+    one.add_argument("--production", **_PRODUCTION)
+    one.add_argument("--verbose", **_VERBOSE)
+    one.add_argument("--json", **_JSON)
+
+
+def _add_batches(add: Add) -> None:
+    one = add("reset", _reset, "Take a batch out again, as if it had never been loaded.")
+    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
+    one.add_argument("--confirm", action="store_true", help="do not ask, do it")
+    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    one.add_argument("--production", **_PRODUCTION)
+    one.add_argument("--verbose", **_VERBOSE)
 
     one = add("status", _status, "Show the environment, both connections, and the batches.")
     one.add_argument("--batch-id", metavar="ID", help="show the numbers of this batch")
-    one.add_argument("--json", **as_json)
-    one.add_argument("--production", **production)
-    one.add_argument("--verbose", **verbose)
-    return top
+    one.add_argument("--json", **_JSON)
+    one.add_argument("--production", **_PRODUCTION)
+    one.add_argument("--verbose", **_VERBOSE)
+
+    one = add("verify", _verify, "Hold manifest and tables against the bucket, in both directions.")
+    one.add_argument("--batch-id", metavar="ID", help="look at this batch only")
+    one.add_argument("--deep", action="store_true", help="read every object and compare its content, too")
+    one.add_argument("--repair", action="store_true", help="send again what is missing or damaged, remove orphans")
+    one.add_argument("--quiet", action="store_true", help="leave out the lines of what is as it should be")
+    one.add_argument("--json", **_JSON)
+    one.add_argument("--production", **_PRODUCTION)
+    one.add_argument("--verbose", **_VERBOSE)
 
 
 def _number(least: int) -> Callable[[str], int]:
@@ -212,25 +255,41 @@ def _load(options: argparse.Namespace) -> int:
         "production": options.production,
     }
     task = tasks.LoadBatch(**parameters)
+    return _report(task.batch_id, options, _run(task, options.workers, options.local_scheduler))
+
+
+def _load_qwen(options: argparse.Namespace) -> int:
+    parameters: dict[str, Any] = {
+        "batch_id": options.batch_id or "",
+        "file": options.file or "",
+        "force": options.force,
+        "production": options.production,
+    }
+    task = tasks.LoadQwen(**parameters)
+    return _report(task.batch_id, options, _run(task, options.workers, options.local_scheduler))
+
+
+def _run(task: luigi.Task, workers: int = 1, local_scheduler: bool = False) -> Sequence[Failure]:
+    """Give a task to Luigi, and return what failed of it."""
     factory = SchedulerFactory(bare=False)
     try:
-        luigi.build([task], factory, workers=options.workers, local_scheduler=options.local_scheduler, no_lock=True)
+        luigi.build([task], factory, workers=workers, local_scheduler=local_scheduler, no_lock=True)
     except luigi.rpc.RPCError as exc:
         # What is marked is done all the same.
         print(redact(f"luigid was lost: {exc}"), file=sys.stderr)
     worker = SchedulerFactory.last
     assert worker is not None
-    return _report(task.batch_id, options, worker.failures)
+    return worker.failures
 
 
-def _report(batch_id: str, options: argparse.Namespace, failures: Sequence[Any]) -> int:
+def _report(batch_id: str, options: argparse.Namespace, failures: Sequence[Failure]) -> int:
     """Say what became of a batch; whether it is done is for the database to say, not for Luigi."""
     database = tasks.database_of(options.production)
     try:
         summary = database.run(lambda connection: summarise(connection, batch_id))
     except UsageError as exc:
         # Discovery wrote nothing; why, its failure says.
-        raise _error_of(failures, batch_id, options) from exc
+        raise _error_of(failures, batch_id) from exc
     if options.json:
         print(json.dumps({**summary, "failures": [vars(one) for one in failures]}, ensure_ascii=False))
     if summary["state"] == "done":
@@ -240,10 +299,10 @@ def _report(batch_id: str, options: argparse.Namespace, failures: Sequence[Any])
         return DONE
     if not options.json:
         print(headline(summary), file=sys.stderr)
-    raise _error_of(failures, batch_id, options)
+    raise _error_of(failures, batch_id)
 
 
-def _error_of(failures: Sequence[Any], batch_id: str, options: argparse.Namespace) -> PipelineError:
+def _error_of(failures: Sequence[Failure], batch_id: str) -> PipelineError:
     """Return the error that the failures of tasks amount to: their own when it is one, else that of the batch."""
     known = [one for one in failures if one.error]
     for one in known:
@@ -252,6 +311,64 @@ def _error_of(failures: Sequence[Any], batch_id: str, options: argparse.Namespac
             return kind(one.message, one.hint)  # type: ignore[no-any-return]
     print_failures(failures)
     return UnfinishedError(f"Batch {batch_id} is unfinished: {len(failures)} tasks failed.", resume_hint())
+
+
+def _reset(options: argparse.Namespace) -> int:
+    settings = tasks.settings_of(options.production)
+    database = tasks.database_of(options.production)
+    plan = plan_reset(database, settings, options.batch_id)
+    print(describe_reset(plan))
+    if options.dry_run or plan.batch.state == "reset":
+        return DONE
+    if plan.blocking:
+        found = ", ".join(f"{one.table} ({one.rows} rows, to {one.target})" for one in plan.blocking)
+        raise RefusedError(
+            f"Batch {plan.batch.id} is not reset: rows of other tables reference what would be deleted: {found}.",
+            "Remove those rows, or keep this batch; nothing was changed.",
+        )
+    if not options.confirm:
+        _ask_for(plan.batch.id)
+    parameters: dict[str, Any] = {"batch_id": plan.batch.id, "confirm": True, "production": options.production}
+    failures = _run(tasks.ResetBatch(**parameters))
+    batch = database.run(lambda connection: find_batch_to_reset(connection, plan.batch.id))
+    if batch.state != "reset":
+        raise _error_of(failures, plan.batch.id)
+    print(f"Batch {batch.id} is reset.")
+    return DONE
+
+
+def _ask_for(batch_id: str) -> None:
+    """Let the user type the batch's id, and raise unless it is the same."""
+    typed = None
+    if sys.stdin is not None and sys.stdin.isatty():
+        with contextlib.suppress(EOFError):
+            typed = input(f"Type the batch's id, {batch_id}, to delete all this: ").strip()
+    if typed != batch_id:
+        why = "its id was not typed" if typed is not None else "there is no terminal to type its id at"
+        raise RefusedError(
+            f"Batch {batch_id} was not reset: {why}.", "Use --confirm where nobody can be asked; nothing was changed."
+        )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    settings = tasks.settings_of(options.production)
+    database = tasks.database_of(options.production)
+    database.run(require_schema)
+    report = VerifyReport(options.json, options.quiet)
+    with closing(Storage(settings)) as storage, report:
+        storage.check_host()
+        verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=options.deep)
+        report.begin(settings.bucket, verification.unfinished)
+        for finding in verification.run():
+            report.found(finding)
+        report.total()
+        if options.repair:
+            report.plan()
+            refuse_foreign_bucket(report.counts[EQUAL], report.strangers)
+            for finding, why in verification.repair(report.differences()):
+                report.mended(finding, why)
+        report.end(options.repair)
+    return DONE if not report.remaining else DIFFERENCES
 
 
 def _dry_run(options: argparse.Namespace) -> int:

@@ -228,12 +228,13 @@ class Database:
         self._engine = None
 
     @contextmanager
-    def transaction(self, timeout: float = 60.0, *, read_only: bool = False) -> Iterator[Connection]:
+    def transaction(self, timeout: float = 60.0, *, read_only: bool = False, keep: bool = True) -> Iterator[Connection]:
         """Begin a transaction and commit it at the end of the block, or roll it back when the block raises.
 
         Arguments:
             timeout: seconds that one statement may take; 0 for no bound.
             read_only: refuse writes, and see one moment of the database throughout.
+            keep: commit; else the block only finds out what it would do, and is rolled back.
 
         Raises:
             DatabaseUnavailable: no connection, or an error that may go away; the outcome of a commit is then unknown.
@@ -254,9 +255,14 @@ class Database:
                 with suppress(sqlalchemy.exc.DBAPIError):
                     transaction.rollback()
                 raise
-            transaction.commit()
+            if keep:
+                transaction.commit()
+            else:
+                transaction.rollback()
 
-    def run(self, work: Callable[[Connection], Result], timeout: float = 60.0, *, read_only: bool = False) -> Result:
+    def run(
+        self, work: Callable[[Connection], Result], timeout: float = 60.0, *, read_only: bool = False, keep: bool = True
+    ) -> Result:
         """Run `work` in a transaction, and again from its start after a transient error.
 
         An error at the commit leaves open whether it happened: `work` looks for its own traces first (a marker).
@@ -265,7 +271,7 @@ class Database:
         attempt = 0
         while True:
             try:
-                with self.transaction(timeout, read_only=read_only) as connection:
+                with self.transaction(timeout, read_only=read_only, keep=keep) as connection:
                     return work(connection)
             except DatabaseUnavailable as exc:
                 if attempt >= tuning.retry_max_attempts:

@@ -85,17 +85,23 @@ def find_source(given: str | None, setting: str | None) -> Path:
     """
     if given or setting:
         return named_source(given or setting or "")
-    home = Path.home()
-    places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
-    for folder, pattern in (*places, (home, "RRS_Dataset*")):
-        for path in sorted(folder.glob(pattern)) if folder.is_dir() else []:
-            if path.is_dir():
-                return path.resolve()
+    for path in usual_sources():
+        return path.resolve()
     raise UsageError(
         "No dataset was named and none was found: looked for ./dataset, ./RRS_Dataset*, "
         "~/Downloads/RRS_Dataset* and ~/RRS_Dataset*.",
         "Name its folder with --source or DATASET_DIR.",
     )
+
+
+def usual_sources() -> Iterator[Path]:
+    """Yield the folders of the usual places that exist, in their order."""
+    home = Path.home()
+    places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
+    for folder, pattern in (*places, (home, "RRS_Dataset*")):
+        for path in sorted(folder.glob(pattern)) if folder.is_dir() else []:
+            if path.is_dir():
+                yield path
 
 
 def named_source(text: str) -> Path:
@@ -106,7 +112,7 @@ def named_source(text: str) -> Path:
     """
     hint = "Name its folder with --source or DATASET_DIR."
     shown = _as_text(text)
-    if not _is_text(text):
+    if not is_text(text):
         raise UsageError(f"The path of the dataset, {shown}, is not UTF-8.", "Rename it, or link to it.")
     try:
         path = Path(text).expanduser().resolve()
@@ -161,7 +167,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _folder(name: str, path: str) -> Folder | Reject:
     digits = name.removeprefix("recognition_")
-    if not _is_text(path):
+    if not is_text(path):
         return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
     # int() refuses more than 4,300 digits, and a file name has at most 255.
     number = int(digits)
@@ -170,7 +176,8 @@ def _folder(name: str, path: str) -> Folder | Reject:
     return Folder(number, path)
 
 
-def _is_text(path: str) -> bool:
+def is_text(path: str) -> bool:
+    """Return whether a text can be written as UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -198,12 +205,12 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
         (file for file in (*files, *below) if file.path.lower().endswith((".jpg", ".jpeg"))),
         key=lambda file: file.path,
     )
-    bad_name = next((file for file in (*files, *below) if not _is_text(file.path)), None)
+    bad_name = next((file for file in (*files, *below) if not is_text(file.path)), None)
     if bad_name is not None:
         return reject("path_encoding", f"the name of {_as_text(bad_name.path)} is not UTF-8")
     if len(photos) != 2:
         return reject("photo_count", f"{len(photos)} photos instead of two")
-    cameras = {_camera(photo.path): photo for photo in photos}
+    cameras = {camera_of(photo.path): photo for photo in photos}
     if set(cameras) != {1, 2}:
         return reject("photo_cameras", "the photos are not one Main and one Qualifying")
     for photo in photos:
@@ -243,7 +250,8 @@ def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
     return files, folders
 
 
-def _camera(path: str) -> int | None:
+def camera_of(path: str) -> int | None:
+    """Return the camera that a photo's name tells, 1 for Main and 2 for Qualifying; None when it tells none or both."""
     name = path.rsplit("/", 1)[-1].lower()
     if ("main" in name) == ("qualifying" in name):
         return None
@@ -394,7 +402,7 @@ def _require_jsonb(value: object, depth: int) -> None:
     if isinstance(value, str):
         if "\0" in value:
             raise BadInput("json_nul", "a string contains a NUL character")
-        if not value.isascii() and not _is_text(value):
+        if not value.isascii() and not is_text(value):
             raise BadInput("json_broken", "a string contains half a surrogate pair")
     elif isinstance(value, dict):
         for key, item in value.items():

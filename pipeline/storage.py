@@ -8,10 +8,11 @@ thread of one process.
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -87,6 +88,18 @@ class _ServiceKey(requests.auth.AuthBase):
         return request
 
 
+def _json_of(response: requests.Response) -> Any:
+    return response.json()
+
+
+def _digest_of(response: requests.Response) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    for chunk in response.iter_content(1 << 16):
+        size += len(chunk)
+        digest.update(chunk)
+    return size, digest.hexdigest()
+
+
 class Storage:
     """A bucket, seen through the API."""
 
@@ -138,6 +151,17 @@ class Storage:
             raise StorageError(f"Storage stored {key} under another key, {stored}.")
         self._metrics.count("bytes_uploaded", len(content))
         self._metrics.count("objects_uploaded")
+
+    def digest(self, key: str) -> tuple[int, str]:
+        """Read an object and return its bytes and their SHA-256 (hex); it is not held in memory.
+
+        Raises:
+            ObjectNotFound: there is none.
+        """
+        path = f"/object/authenticated/{quote(self._bucket, safe='')}/{quote(key, safe='/')}"
+        with self._metrics.timed("storage_read"):
+            size, sha256 = self._send("GET", path, _digest_of)
+        return int(size), str(sha256)
 
     def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with a prefix, in byte order of the keys.
@@ -267,14 +291,27 @@ class Storage:
                 self._sessions.append(session)
         return self._local.session  # type: ignore[no-any-return]
 
-    def _send_once(self, method: str, path: str, **arguments: Any) -> Any:
+    def _send_once(
+        self, method: str, path: str, read: Callable[[requests.Response], Any] = _json_of, **arguments: Any
+    ) -> Any:
+        """Send one request and return what `read` makes of the answer, while its connection is still open."""
         with self.gate.pass_through():
             if self._stopped.is_set():
                 raise Interrupted("The upload was interrupted.")
             try:
-                response = self._session().request(
-                    method, self._base + path, timeout=_TIMEOUT, allow_redirects=False, **arguments
-                )
+                with self._session().request(
+                    method, self._base + path, timeout=_TIMEOUT, allow_redirects=False, stream=True, **arguments
+                ) as response:
+                    if 200 <= response.status_code < 300:
+                        answer = read(response)
+                        self.gate.succeeded()
+                        return answer
+                    error = error_of(response, f"{method} {path.split('?')[0]}")
+            except requests.exceptions.JSONDecodeError as exc:
+                raise StorageUnavailable(
+                    f"Storage at {self._base} answers with something that is not JSON.",
+                    "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
+                ) from exc
             except requests.exceptions.SSLError as exc:
                 raise StorageError(
                     f"The TLS certificate of {self._base} is not accepted.",
@@ -291,17 +328,6 @@ class Storage:
                 ) from exc
             except requests.exceptions.RequestException as exc:
                 raise StorageError(f"Storage cannot be asked: {redact(str(exc))}", "Check the settings.") from exc
-        if 200 <= response.status_code < 300:
-            try:
-                answer = response.json()
-            except requests.exceptions.JSONDecodeError as exc:
-                raise StorageUnavailable(
-                    f"Storage at {self._base} answers with something that is not JSON.",
-                    "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
-                ) from exc
-            self.gate.succeeded()
-            return answer
-        error = error_of(response, f"{method} {path.split('?')[0]}")
         if isinstance(error, StorageOverloaded):
             self.gate.overloaded()
         raise error

@@ -2,6 +2,9 @@
 
 LoadBatch -> TransformBatch -> DiscoverBatch
                    └ yields, once the shards are known, CopyShard -> UploadShard for each
+LoadQwen -> TransformQwen -> DiscoverQwen
+                   └ yields, once the shards are known, CopyQwenShard for each
+ResetBatch
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import configparser
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +21,17 @@ import luigi
 from luigi.task import DynamicRequirements
 
 from pipeline import batch_state
-from pipeline.batch_state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD, WHOLE
+from pipeline.batch_state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.config import Settings, load_settings, redact
 from pipeline.database import Connection, Database
-from pipeline.errors import PipelineError, SettingsError
+from pipeline.errors import PipelineError, RefusedError, SettingsError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.progress import Counter
-from pipeline.steps.begin import Begun, Wish, begin_load
+from pipeline.steps.begin import Begun, Wish, begin_load, reset_command, resume_command
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
+from pipeline.steps.reset import find_batch_to_reset, reset_batch
 from pipeline.steps.summary import headline, summarise
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
@@ -64,7 +68,25 @@ def database_of(production: bool) -> Database:
     return Database(settings_of(production))
 
 
+@dataclass(frozen=True)
+class Run:
+    """What this process was started for.
+
+    Attributes:
+        batch_id: the batch.
+        production: in production.
+        command: what goes on with it when it is stopped.
+        target: there once nothing is left to do.
+    """
+
+    batch_id: str
+    production: bool
+    command: str
+    target: luigi.Target
+
+
 _begun: dict[tuple[Wish, bool], Begun] = {}
+_runs: list[Run] = []
 
 
 def begin(wish: Wish, production: bool) -> Begun:
@@ -74,16 +96,16 @@ def begin(wish: Wish, production: bool) -> Begun:
         known = begin_load(settings_of(production), database_of(production), wish)
         _begun[wish, production] = known
         # The task's own parameters are a wish as well, with the same answer.
-        resolved = Wish(known.batch_id, known.source, wish.limit, wish.force)
-        _begun[resolved, production] = known
+        _begun[replace(wish, batch_id=known.batch_id, source=known.source), production] = known
+        command = resume_command(known.batch_id, wish.kind, wish.limit, wish.force, production)
+        target = BatchStateTarget(database_of(production), known.batch_id, LOAD)
+        _runs.append(Run(known.batch_id, production, command, target))
     return known
 
 
-def begun() -> tuple[Wish, bool] | None:
-    """Return what this process was started for, with the batch's id, and whether it is in production; None before."""
-    for (wish, production), known in _begun.items():
-        return replace(wish, batch_id=known.batch_id, source=known.source), production
-    return None
+def begun() -> Run | None:
+    """Return what this process was started for, None before that is known."""
+    return _runs[0] if _runs else None
 
 
 def forget() -> None:
@@ -91,6 +113,7 @@ def forget() -> None:
     settings_of.cache_clear()
     database_of.cache_clear()
     _begun.clear()
+    _runs.clear()
     counter.start(0, 0)
 
 
@@ -123,7 +146,7 @@ class BatchTask(luigi.Task):
         """Return the database of this task's environment."""
         return database_of(self.production)
 
-    def output(self) -> BatchStateTarget:
+    def output(self) -> luigi.Target:
         """Return the marker."""
         return BatchStateTarget(self.database, self.batch_id, self.step, getattr(self, "shard", WHOLE))
 
@@ -179,99 +202,180 @@ class CopyShard(ShardTask):
 
     step = COPY
 
-    def requires(self) -> UploadShard:
+    def requires(self) -> UploadShard | list[luigi.Task]:
         """Return the upload of the same shard."""
         return UploadShard.of(self, self.shard)
 
     def run(self) -> None:
         """Copy and mark in one transaction."""
-        copy_shard(self.database, self.batch_id, self.shard, Metrics())
+        metrics = Metrics()
+        with closing(Storage(settings_of(self.production), metrics)) as storage:
+            copy_shard(self.database, storage, self.batch_id, self.shard, metrics)
 
 
-class LoadTask(BatchTask):
-    """A task that knows what the load was asked to do."""
+class CopyQwenShard(CopyShard):
+    """COPY the detections of a shard into the schema raw; there is nothing to upload."""
+
+    def requires(self) -> list[luigi.Task]:
+        """Return nothing: the manifest is there when a shard is known."""
+        return []
+
+    def run(self) -> None:
+        """Copy, mark and count."""
+        super().run()
+        recognitions = self.database.run(lambda c: c.one("count_shard", batch_id=self.batch_id, shard=self.shard))
+        counter.of(self.shard)(recognitions.recognitions)
+
+
+class Asked(BatchTask):
+    """A task that knows what was asked for: which parameters, and what kind of batch that makes.
+
+    Attributes:
+        shared: names of the parameters that go down to the tasks below.
+    """
+
+    kind: str
+    shared: tuple[str, ...]
+
+    def same(self) -> dict[str, Any]:
+        """Return the parameters that the tasks below share."""
+        return {name: getattr(self, name) for name in self.shared}
+
+    def request(self) -> Request:
+        """Return what discovery is to do."""
+        raise NotImplementedError
+
+
+class LoadTask(Asked):
+    """A task that knows what a load was asked to do."""
+
+    kind = KIND_LOAD
+    shared = ("batch_id", "production", "source", "limit", "force", "strict")
 
     source = luigi.Parameter(default="", description="the dataset's folder")
     limit = luigi.OptionalIntParameter(default=None, description="at most so many new recognitions, lowest id first")
     force = luigi.BoolParameter(default=False, description="load what is loaded already, as a new version")
     strict = luigi.BoolParameter(default=False, description="check everything first; one reject refuses the batch")
 
-    def same(self) -> dict[str, Any]:
-        """Return the parameters that the tasks below share."""
-        return {name: getattr(self, name) for name in ("batch_id", "production", "source", "limit", "force", "strict")}
+    def request(self) -> Request:
+        """Return what discovery is to do."""
+        options = {"kind": self.kind, "limit": self.limit, "force": self.force, "strict": self.strict}
+        return Request.of(settings_of(self.production), self.batch_id, self.source, **options)
 
 
-class DiscoverBatch(LoadTask):
-    """Walk the dataset and write the manifest."""
+class QwenTask(Asked):
+    """A task that knows which annotations were asked for."""
+
+    kind = KIND_QWEN
+    shared = ("batch_id", "production", "file", "force")
+
+    file = luigi.Parameter(default="", description="the annotations file")
+    force = luigi.BoolParameter(default=False, description="annotate anew what has annotations already")
+
+    def request(self) -> Request:
+        """Return what discovery is to do."""
+        return Request.of(settings_of(self.production), self.batch_id, self.file, kind=self.kind, force=self.force)
+
+
+class Discover(Asked):
+    """Find out what is to be loaded, and write the manifest."""
 
     step = DISCOVER
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
-        request = Request.of(
-            settings_of(self.production),
-            self.batch_id,
-            self.source,
-            limit=self.limit,
-            force=self.force,
-            strict=self.strict,
-        )
-        found = discover(self.database, request)
+        found = discover(self.database, self.request())
         if found is not None:
             self.tell(
                 f"{found.recognitions} recognitions in {found.shards} shards, {sum(found.rejects.values())} rejects"
             )
 
 
-class TransformBatch(LoadTask):
-    """Wait for all shards, then publish the batch."""
+class DiscoverBatch(Discover, LoadTask):
+    """Walk the dataset and write the manifest."""
+
+
+class DiscoverQwen(Discover, QwenTask):
+    """Read the annotations file and write the manifest."""
+
+
+class Transform(Asked):
+    """Wait for all shards, then publish the batch.
+
+    Attributes:
+        discovery: the task that says which shards there are.
+        copying: the task of a shard.
+        counted: the step whose marker says that the recognitions of a shard are done, for the progress.
+    """
 
     step = TRANSFORM
+    discovery: type[Discover]
+    copying: type[CopyShard]
+    counted: str
 
-    def requires(self) -> DiscoverBatch:
+    def requires(self) -> Discover:
         """Return the discovery, which says how many shards there are."""
-        return DiscoverBatch(**self.same())
+        return self.discovery(**self.same())
 
     def run(self) -> Iterator[DynamicRequirements]:
         """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
 
-        def look(connection: Connection) -> tuple[list[int], int, int]:
-            progress = connection.one("count_uploaded", batch_id=self.batch_id)
-            return batch_state.pending_shards(connection, self.batch_id, COPY), progress.total, progress.uploaded
+        def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
+            progress = batch_state.progress(connection, self.batch_id, self.counted)
+            return batch_state.pending_shards(connection, self.batch_id, COPY), progress
 
-        pending, total, uploaded = self.database.run(look)
-        counter.start(total, uploaded)
+        pending, progress = self.database.run(look)
+        counter.start(*progress)
 
         def complete(_: Any = None) -> bool:
             return not self.database.run(lambda c: batch_state.pending_shards(c, self.batch_id, COPY))
 
         if pending:
-            yield DynamicRequirements([CopyShard.of(self, shard) for shard in pending], custom_complete=complete)
+            yield DynamicRequirements([self.copying.of(self, shard) for shard in pending], custom_complete=complete)
         self.tell("transforming")
         metrics = Metrics()
         with closing(Storage(settings_of(self.production), metrics)) as storage:
             transform_batch(self.database, storage, self.batch_id, metrics)
 
 
-class LoadBatch(LoadTask):
-    """Load a dataset; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
+class TransformBatch(Transform, LoadTask):
+    """Publish the photos, menus and receipts of a batch."""
+
+    discovery, copying, counted = DiscoverBatch, CopyShard, UPLOAD
+
+
+class TransformQwen(Transform, QwenTask):
+    """Publish the annotations of a batch."""
+
+    discovery, copying, counted = DiscoverQwen, CopyQwenShard, COPY
+
+
+class Load(Asked):
+    """The whole of a batch; without an id, resume the newest unfinished one like it, or make a new one.
+
+    Attributes:
+        transform: the task that makes the batch count.
+        named: the parameter that names what is loaded.
+    """
 
     step = LOAD
-
-    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
+    transform: type[Transform]
+    named: str
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
         """Resolve which batch and which source are meant, so that the task id and the children carry them."""
         values = dict(super().get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
-        wish = Wish(values["batch_id"] or None, values["source"] or None, values["limit"], values["force"])
+        wish = Wish(
+            values["batch_id"] or None, values[cls.named] or None, values.get("limit"), values["force"], cls.kind
+        )
         known = begin(wish, values["production"])
-        values["batch_id"], values["source"] = known.batch_id, known.source
+        values["batch_id"], values[cls.named] = known.batch_id, known.source
         return [(name, values[name]) for name, _ in params]
 
-    def requires(self) -> TransformBatch:
+    def requires(self) -> Transform:
         """Return the transform, and through it everything else."""
-        return TransformBatch(**self.same())
+        return self.transform(**self.same())
 
     def run(self) -> None:
         """Keep the numbers of the load with the batch, and mark."""
@@ -289,4 +393,80 @@ class LoadBatch(LoadTask):
         self.tell(headline(self.database.run(work)))
 
 
-__all__: Sequence[str] = ("CopyShard", "DiscoverBatch", "LoadBatch", "TransformBatch", "UploadShard")
+class LoadBatch(Load, LoadTask):
+    """Load a dataset; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
+
+    transform, named = TransformBatch, "source"
+
+    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
+
+
+class LoadQwen(Load, QwenTask):
+    """Load annotations; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
+
+    transform, named = TransformQwen, "file"
+
+    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
+
+
+class ResetTarget(luigi.Target):
+    """A batch that is reset."""
+
+    def __init__(self, database: Database, batch_id: str) -> None:
+        self._database, self._batch_id = database, batch_id
+
+    def exists(self) -> bool:
+        """Return whether nothing of the batch is left."""
+        batch = self._database.run(lambda connection: batch_state.find_batch(connection, self._batch_id))
+        return batch is not None and batch.state == "reset"
+
+    def __str__(self) -> str:
+        return f"{self._batch_id}/reset"
+
+
+class ResetBatch(BatchTask):
+    """Take a batch out again, as if it had never been loaded."""
+
+    step = RESET
+
+    confirm = luigi.BoolParameter(default=False, description="yes, delete its rows and objects")
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+        """Refuse what is not confirmed, or no batch at all, before anything is scheduled."""
+        values = dict(super().get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
+        batch_id, production = values["batch_id"], values["production"]
+        if not values["confirm"]:
+            raise RefusedError(
+                f"Batch {batch_id} is not reset without --confirm.",
+                f"See what would go with `{reset_command(batch_id, production)} --dry-run`.",
+            )
+        database = database_of(production)
+        database.run(lambda connection: find_batch_to_reset(connection, batch_id))
+        if not any(run.batch_id == batch_id for run in _runs):
+            command = f"{reset_command(batch_id, production)} --confirm"
+            _runs.append(Run(batch_id, production, command, ResetTarget(database, batch_id)))
+        return [(name, values[name]) for name, _ in params]
+
+    def output(self) -> luigi.Target:
+        """Return the batch's state: a reset takes markers away, its own would be among them."""
+        return ResetTarget(self.database, self.batch_id)
+
+    def run(self) -> None:
+        """Remove rows, then objects, then manifest and markers."""
+        reset_batch(self.database, settings_of(self.production), self.batch_id, counter)
+        self.tell(f"{self.batch_id} is reset")
+
+
+__all__: Sequence[str] = (
+    "CopyQwenShard",
+    "CopyShard",
+    "DiscoverBatch",
+    "DiscoverQwen",
+    "LoadBatch",
+    "LoadQwen",
+    "ResetBatch",
+    "TransformBatch",
+    "TransformQwen",
+    "UploadShard",
+)

@@ -30,13 +30,12 @@ from luigi.rpc import RemoteScheduler
 from luigi.scheduler import Scheduler
 
 from pipeline import errors, tasks
-from pipeline.batch_state import LOAD
-from pipeline.config import Settings, redact
+from pipeline.config import redact
 from pipeline.database import cancel_statements
 from pipeline.logger import configure_logging, get_logger
 from pipeline.memory import bound_memory
 from pipeline.progress import Progress
-from pipeline.steps.begin import Lease, resume_command
+from pipeline.steps.begin import Lease
 from pipeline.steps.summary import headline, performance_metrics, summarise
 
 logger = get_logger(__name__)
@@ -210,10 +209,10 @@ class PipelineWorker(luigi.worker.Worker):
         known = tasks.begun()
         if known is None:
             return
-        batch_id, production = known[0].batch_id or "", known[1]
         print_failures(self.failures)
         try:
-            summary = tasks.database_of(production).run(lambda connection: summarise(connection, batch_id))
+            summary = tasks.database_of(known.production).run(lambda c: summarise(c, known.batch_id))
+            finished = known.target.exists()
         except errors.PipelineError as exc:
             # Nothing was begun, or the database went away; the failures above say why.
             logger.info("no summary: %s", exc.message)
@@ -221,7 +220,7 @@ class PipelineWorker(luigi.worker.Worker):
         print(headline(summary))
         if summary["state"] == "done":
             print(performance_metrics(summary))
-        else:
+        elif not finished:
             print(resume_hint(), file=sys.stderr)
 
 
@@ -235,8 +234,7 @@ def resume_hint() -> str:
     known = tasks.begun()
     if known is None:
         return "Run the same command again."
-    wish, production = known
-    return f"To go on: {resume_command(wish.batch_id or '', 'load', wish.limit, wish.force, production)}"
+    return f"To go on: {known.command}"
 
 
 class SchedulerFactory:
@@ -270,12 +268,10 @@ class SchedulerFactory:
         lease = None
         arguments: dict[str, Any] = {}
         if known is not None and not assistant:
-            batch_id, production = known[0].batch_id or "", known[1]
-            settings = tasks.settings_of(production)
-            if not is_done(settings, batch_id, production):
-                lease = Lease(settings, batch_id)
+            if not known.target.exists():
+                lease = Lease(tasks.settings_of(known.production), known.batch_id)
             # Stable, so that luigid gives a killed run's tasks to its successor at once; the lock keeps it unique.
-            arguments["worker_id"] = f"Worker(host={socket.gethostname()}, batch={batch_id})"
+            arguments["worker_id"] = f"Worker(host={socket.gethostname()}, batch={known.batch_id})"
         worker = PipelineWorker(
             scheduler=scheduler,
             worker_processes=worker_processes,
@@ -286,12 +282,6 @@ class SchedulerFactory:
         )
         type(self).last = worker
         return worker
-
-
-def is_done(settings: Settings, batch_id: str, production: bool) -> bool:
-    """Return whether the batch needs no lock: all of it, the summary included, is there."""
-    target = tasks.BatchStateTarget(tasks.database_of(production), batch_id, LOAD)
-    return target.exists()
 
 
 def answers(url: str, timeout: float = 1.0) -> bool:

@@ -153,6 +153,7 @@ def test_the_time_is_the_union_of_the_intervals(spans: list[tuple[int, int]]) ->
 
 SUMMARY: dict[str, Any] = {
     "batch_id": "batch_20260102_120000",
+    "kind": "load",
     "state": "done",
     "recognitions_processed": 12904,
     "images_processed": 25808,

@@ -49,7 +49,8 @@ class Load:
             upload_shard(self.database, door, "b1", shard, self.metrics)
 
     def copy(self, shard: int = 1) -> None:
-        copy_shard(self.database, "b1", shard, self.metrics)
+        with closing(Storage(self.settings, self.metrics)) as storage:
+            copy_shard(self.database, storage, "b1", shard, self.metrics)
 
     def transform(self) -> None:
         with closing(Storage(self.settings, self.metrics)) as storage:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from decimal import Decimal
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import requests
 from PIL import Image
 
 from pipeline.config import Settings
+from pipeline.sql import statement
+from pipeline.steps.verify import CHECKS
 
 DOMAIN = (
     "recognitions",
@@ -45,6 +48,8 @@ OURS = (
     "ingest.rejects",
 )
 
+_FIRST = itemgetter(0)
+_ITEM_KEY = itemgetter(0, 1, 2, 3, 4)
 _RECOGNITIONS = "SELECT id, batch_id, captured_on::text FROM public.recognitions ORDER BY id"
 _MENUS = """
     SELECT recognition_id, external_id, name, category, price, metadata
@@ -63,9 +68,17 @@ _LINES = """
     FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id ORDER BY 1, 2
 """
 _ITEMS = """
-    SELECT i.recognition_id, i.item_type, i.source, i.menu_item_external_id, o.external_id
+    SELECT i.recognition_id, i.item_type, i.source, i.line_number, i.ordinal, i.menu_item_external_id, o.external_id
     FROM public.initial_tray_items i LEFT JOIN public.recipe_line_options o ON o.id = i.recipe_line_option_id
-    ORDER BY i.recognition_id, i.line_number, i.ordinal
+    ORDER BY i.recognition_id, i.item_type, i.source, i.line_number, i.ordinal
+"""
+_ANNOTATIONS = """
+    SELECT p.recognition_id, p.camera_number, a.detection, a.bbox, a.source, i.item_type, i.source, i.line_number,
+        i.ordinal
+    FROM public.initial_annotations a
+    JOIN public.images p ON p.id = a.image_id
+    JOIN public.initial_tray_items i ON i.id = a.initial_tray_item_id AND i.recognition_id = p.recognition_id
+    ORDER BY p.recognition_id, p.camera_number, a.detection
 """
 
 
@@ -78,6 +91,7 @@ class Domain:
     images: list[tuple[Any, ...]]
     lines: list[tuple[Any, ...]]
     items: list[tuple[Any, ...]]
+    annotations: list[tuple[Any, ...]]
 
 
 def query(dsn: str, statement: str, values: tuple[Any, ...] | None = None) -> list[tuple[Any, ...]]:
@@ -89,7 +103,9 @@ def query(dsn: str, statement: str, values: tuple[Any, ...] | None = None) -> li
 
 def domain(dsn: str) -> Domain:
     """Return the domain of a database."""
-    return Domain(*(query(dsn, statement) for statement in (_RECOGNITIONS, _MENUS, _IMAGES, _LINES, _ITEMS)))
+    return Domain(
+        *(query(dsn, statement) for statement in (_RECOGNITIONS, _MENUS, _IMAGES, _LINES, _ITEMS, _ANNOTATIONS))
+    )
 
 
 def counts(dsn: str) -> dict[str, int]:
@@ -134,9 +150,14 @@ def folders(dataset: Path) -> dict[int, Path]:
     return found
 
 
-def expected(dataset: Path, batch_id: str, ids: Iterable[int] | None = None) -> Domain:
-    """Return what the domain has to be once these recognitions, all by default, are loaded by a batch."""
-    result = Domain([], [], [], [], [])
+def expected(dataset: Path, batch_id: str, ids: Iterable[int] | None = None, qwen: Path | None = None) -> Domain:
+    """Return what the domain has to be once these recognitions, all by default, are loaded by a batch.
+
+    Arguments:
+        qwen: the annotations file that was loaded for them; all of its boxes are good.
+    """
+    result = Domain([], [], [], [], [], [])
+    annotations = json.loads(qwen.read_text(encoding="utf-8")) if qwen is not None else {}
     known = folders(dataset)
     for number in sorted(known if ids is None else ids):
         folder = known[number]
@@ -152,6 +173,7 @@ def expected(dataset: Path, batch_id: str, ids: Iterable[int] | None = None) -> 
             digest = hashlib.sha256(content).hexdigest()
             result.images.append((number, camera, key, width, height, len(content), digest))
         _expect_documents(result, number, folder)
+        _expect_annotations(result, number, annotations)
     return result
 
 
@@ -170,8 +192,40 @@ def _expect_documents(result: Domain, number: int, folder: Path) -> None:
         external_ids = [str(dish["ExternalId"]) for dish in dishes]
         raw_name = " / ".join(names)
         result.lines.append((number, line_number, quantity, len(dishes) > 1, raw_name, external_ids, names))
-        item = (number, "FOOD", "RECIPE_LINE_OPTION", external_ids[0], external_ids[0])
-        result.items += [item] * quantity
+        result.items += [
+            (number, "FOOD", "RECIPE_LINE_OPTION", line_number, nth, external_ids[0], external_ids[0])
+            for nth in range(1, quantity + 1)
+        ]
+
+
+def _expect_annotations(result: Domain, number: int, annotations: dict[str, Any]) -> None:
+    """Pair detections with items as the contract says: the j-th dish_k with item min(j, n) of line k + 1."""
+    quantities = {row[1]: row[2] for row in result.lines if row[0] == number}
+    seen_by_model = set()
+    for camera, name in ((1, "Main"), (2, "Qualifying")):
+        keys = [key for key in annotations if f"recognition_{number}/" in key and name in key]
+        if not keys:
+            continue
+        value = annotations[max(keys)]
+        nth: dict[str, int] = {}
+        boxes = [*value["dishes"]["qwen_detections"], *value["plates"]["qwen_detections"]]
+        for detection, box in enumerate(boxes, 1):
+            label = box["label"]
+            nth[label] = nth.get(label, 0) + 1
+            if label == "plate":
+                item: tuple[Any, ...] = ("PLATE", "MODEL", 0, nth[label])
+            else:
+                line = int(label.removeprefix("dish_")) + 1
+                if line in quantities:
+                    item = ("FOOD", "RECIPE_LINE_OPTION", line, min(nth[label], quantities[line]))
+                else:
+                    item = ("FOOD", "MODEL", line, nth[label])
+            if item[1] == "MODEL":
+                seen_by_model.add((number, *item, None, None))
+            x1, y1, x2, y2 = box["bbox_2d"]
+            bbox = {"x": x1, "y": y1, "w": x2 - x1, "h": y2 - y1}
+            result.annotations.append((number, camera, detection, bbox, "QWEN", *item))
+    result.items += sorted(seen_by_model)
 
 
 def _document(folder: Path, *endings: str) -> Any:
@@ -181,16 +235,26 @@ def _document(folder: Path, *endings: str) -> Any:
     return None
 
 
-def check(settings: Settings, *parts: tuple[Path, str, Iterable[int] | None]) -> None:
+def inconsistencies(settings: Settings) -> list[tuple[Any, ...]]:
+    """Return what breaks one of the promises within the database, found by the statements that `verify` runs."""
+    found = []
+    for name in CHECKS:
+        found += query(settings.database_url.reveal(), f"SELECT what, message FROM ({statement(name)}) AS problem")
+    return found
+
+
+def check(settings: Settings, *parts: tuple[Path, str, Iterable[int] | None], qwen: Path | None = None) -> None:
     """Assert that domain and bucket are exactly what batches (dataset, batch id, recognitions) make of them."""
     found = domain(settings.database_url.reveal())
-    wanted = Domain([], [], [], [], [])
+    wanted = Domain([], [], [], [], [], [])
     for dataset, batch_id, ids in parts:
-        part = expected(dataset, batch_id, ids)
+        part = expected(dataset, batch_id, ids, qwen)
         for name in vars(wanted):
             getattr(wanted, name).extend(getattr(part, name))
     for name in vars(wanted):
-        rows = sorted(getattr(wanted, name), key=lambda row: row[0])  # stable: the order within stays
+        key = _ITEM_KEY if name == "items" else _FIRST
+        rows = sorted(getattr(wanted, name), key=key)  # stable: the order within stays
         assert getattr(found, name) == rows, name
     stored = {row[2]: row[6] for row in wanted.images}
     assert objects(settings) == stored
+    assert inconsistencies(settings) == []

@@ -4,7 +4,7 @@ WITH lost AS (
         count(*) FILTER (WHERE c.batch_id IS NOT NULL) AS held,
         coalesce(array_agg(DISTINCT c.batch_id) FILTER (WHERE c.batch_id IS NOT NULL), '{}') AS holders
     FROM pg_temp.staged s
-    LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = s.recognition_id
+    LEFT JOIN ingest.claims c ON c.kind = :kind AND c.recognition_id = s.recognition_id
     WHERE c.batch_id IS DISTINCT FROM :batch_id
 )
 UPDATE ingest.batches b

@@ -1,2 +1,2 @@
 DELETE FROM ingest.claims
-WHERE kind = 'load' AND batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+WHERE kind = :kind AND batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))

@@ -1,1 +1,1 @@
-SELECT state, source, bucket, shards, clock_timestamp() AS now FROM ingest.batches WHERE id = :batch_id FOR UPDATE
+SELECT kind, state, source, bucket, shards, created_at, clock_timestamp() AS now FROM ingest.batches WHERE id = :batch_id FOR UPDATE

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline import batch_state
-from pipeline.batch_state import Batch
+from pipeline.batch_state import KIND_LOAD, KIND_QWEN, Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import MAXIMUM_BIGINT, find_source
 from pipeline.errors import DatabaseUnavailable, Interrupted, RefusedError, SettingsError, UsageError
 from pipeline.logger import get_logger
 from pipeline.migrate import pending
+from pipeline.qwen import find_annotations
 from pipeline.storage import Storage
 
 logger = get_logger(__name__)
@@ -33,6 +34,7 @@ class Wish:
     source: str | None = None
     limit: int | None = None
     force: bool = False
+    kind: str = KIND_LOAD
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def check_batch_id(batch_id: str) -> None:
 def begin_load(settings: Settings, database: Database, wish: Wish, *, dry_run: bool = False) -> Begun:
     """Find the batch that a load means: the one named, the newest unfinished one like it, or a new one.
 
-    For a batch that is not done, both services are checked as well, and the bucket is made when it is missing, so
-    that a wrong setting is told before anything is written; a `dry_run` makes nothing.
+    For a batch with photos that is not done, both services are checked as well, and the bucket is made when it is
+    missing, so that a wrong setting is told before anything is written; a `dry_run` makes nothing.
 
     Raises:
         UsageError: a wrong id, limit or source; migrations are pending; a service refuses us.
@@ -68,7 +70,7 @@ def begin_load(settings: Settings, database: Database, wish: Wish, *, dry_run: b
     if wish.limit is not None and not 1 <= wish.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {wish.limit}.", "Use a number from 1, or leave it out for no limit.")
     begun = database.run(lambda connection: _resolve(connection, settings, wish))
-    if not begun.done and not dry_run:
+    if not begun.done and not dry_run and wish.kind == KIND_LOAD:
         storage = Storage(settings)
         try:
             storage.ensure_bucket()
@@ -83,14 +85,20 @@ def _resolve(connection: Connection, settings: Settings, wish: Wish) -> Begun:
         batch = batch_state.find_batch(connection, wish.batch_id)
         if batch is not None and batch.state != "reset":
             return _resume(batch, settings, wish)
-        return Begun(wish.batch_id, str(find_source(wish.source, settings.dataset_dir)), False)
-    source = str(find_source(wish.source, settings.dataset_dir))
+        return Begun(wish.batch_id, _source(settings, wish), False)
+    source = _source(settings, wish)
     rows = connection.execute(
-        "find_unfinished", kind="load", source=source, force=wish.force, recognition_limit=wish.limit
+        "find_unfinished", kind=wish.kind, source=source, force=wish.force, recognition_limit=wish.limit
     )
     if rows:
         return Begun(rows[0].id, source, False)
-    return Begun(_new_id(connection, "batch"), source, False)
+    return Begun(_new_id(connection, "batch" if wish.kind == KIND_LOAD else "qwen"), source, False)
+
+
+def _source(settings: Settings, wish: Wish) -> str:
+    if wish.kind == KIND_LOAD:
+        return str(find_source(wish.source, settings.dataset_dir))
+    return str(find_annotations(wish.source, settings.qwen_annotations, settings.dataset_dir))
 
 
 def require_schema(connection: Connection) -> None:
@@ -105,20 +113,22 @@ def require_schema(connection: Connection) -> None:
 
 
 def _resume(batch: Batch, settings: Settings, wish: Wish) -> Begun:
-    if batch.kind != "load":
-        raise RefusedError(f"Batch {batch.id} holds Qwen annotations, not a dataset.", "Choose another --batch-id.")
+    if batch.kind != wish.kind:
+        holds = "a dataset" if batch.kind == KIND_LOAD else "Qwen annotations"
+        raise RefusedError(f"Batch {batch.id} holds {holds}.", "Choose another --batch-id.")
     if batch.state == "resetting":
         raise RefusedError(
-            f"Batch {batch.id} is being reset.", f"Finish that first: `python -m pipeline reset --batch-id {batch.id}`."
+            f"Batch {batch.id} is being reset.",
+            f"Finish that first: `{reset_command(batch.id, settings.environment == 'production')}`.",
         )
     differences = []
     if wish.source is not None and _absolute(wish.source) != batch.source:
-        differences.append(f"--source {batch.source}")
+        differences.append(f"{'--source' if batch.kind == KIND_LOAD else '--file'} {batch.source}")
     if wish.limit != batch.limit:
         differences.append(f"--limit {batch.limit}" if batch.limit is not None else "no --limit")
     if wish.force != batch.force:
         differences.append("--force" if batch.force else "no --force")
-    if settings.bucket != batch.bucket:
+    if settings.bucket != batch.bucket and batch.kind == KIND_LOAD:
         differences.append(f"STORAGE_BUCKET {batch.bucket}")
     if differences:
         raise RefusedError(
@@ -127,7 +137,7 @@ def _resume(batch: Batch, settings: Settings, wish: Wish) -> Begun:
         )
     done = batch.state == "done"
     if not done:
-        find_source(batch.source, None)
+        _source(settings, replace(wish, source=batch.source))
     return Begun(batch.id, batch.source, done)
 
 
@@ -150,11 +160,16 @@ def _new_id(connection: Connection, prefix: str) -> str:
 
 def resume_command(batch_id: str, kind: str, limit: int | None, force: bool, production: bool) -> str:
     """Return the command that goes on with a batch; its source is on record."""
-    parts = ["python -m pipeline", "load-qwen" if kind == "qwen" else "load", f"--batch-id {batch_id}"]
+    parts = ["python -m pipeline", "load-qwen" if kind == KIND_QWEN else "load", f"--batch-id {batch_id}"]
     parts += [f"--limit {limit}"] if limit is not None else []
     parts += ["--force"] if force else []
     parts += ["--production"] if production else []
     return " ".join(parts)
+
+
+def reset_command(batch_id: str, production: bool) -> str:
+    """Return the command that takes a batch out."""
+    return f"python -m pipeline reset --batch-id {batch_id}{' --production' if production else ''}"
 
 
 class Lease:

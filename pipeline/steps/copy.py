@@ -8,42 +8,55 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import batch_state
-from pipeline.batch_state import COPY
+from pipeline.batch_state import COPY, KIND_LOAD, UPLOAD
 from pipeline.database import Connection, Database
 from pipeline.dataset import Reject, check_menu, check_receipt
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, PermanentError, UnfinishedError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
+from pipeline.steps.annotations import copy_annotations
+from pipeline.steps.upload import take_back
+from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
 
 
-def copy_shard(database: Database, batch_id: str, shard: int, metrics: Metrics) -> None:
-    """Copy the rows of a shard whose upload is done, and write its marker; nothing happens when the marker is there.
+def copy_shard(database: Database, storage: Storage, batch_id: str, shard: int, metrics: Metrics) -> None:
+    """Copy the rows of a shard and write its marker; nothing happens when the marker is there.
 
     A document that is no longer the one the upload checked makes its recognition a reject.
 
     Raises:
         RefusedError: the batch is not being loaded.
-        DatabaseError, DatabaseUnavailable: nothing was written.
+        UnfinishedError: the shard's upload is not done, or was taken back.
+        DatabaseUnavailable: nothing was written.
+        DatabaseError: nothing was written, and the shard's objects were removed.
     """
 
     def work(connection: Connection) -> None:
         held = batch_state.hold_step(connection, batch_id, COPY, shard)
         if held is None:
             return
-        rows = connection.execute("list_manifest_facts", batch_id=batch_id, shard=shard)
+        if held.kind == KIND_LOAD and not batch_state.is_done(connection, batch_id, UPLOAD, shard):
+            raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
+        copy = _copy_photos if held.kind == KIND_LOAD else copy_annotations
         with metrics.timed("db_bulk_copy"):
-            rejects = _copy(connection, batch_id, shard, Path(held.source), rows)
+            recognitions, rejects = copy(connection, batch_id, shard, Path(held.source))
         batch_state.mark(connection, batch_id, COPY, shard, held.now, metrics.as_dict())
-        logger.info("copy: shard %d: %d recognitions, %d rejects", shard, len(rows) - len(rejects), len(rejects))
+        logger.info("copy: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
 
-    database.run(work, timeout=_TIMEOUT)
+    try:
+        database.run(work, timeout=_TIMEOUT)
+    except PermanentError:
+        take_back(database, storage, batch_id, shard)
+        raise
 
 
-def _copy(connection: Connection, batch_id: str, shard: int, source: Path, rows: Sequence[Any]) -> dict[int, Reject]:
+def _copy_photos(connection: Connection, batch_id: str, shard: int, source: Path) -> tuple[int, int]:
+    """Copy a shard of a dataset; return how many recognitions it has and how many inputs were rejected."""
+    rows = connection.execute("list_manifest_facts", batch_id=batch_id, shard=shard)
     rejects: dict[int, Reject] = {}
     connection.copy_in(
         "raw.menus",
@@ -89,13 +102,9 @@ def _copy(connection: Connection, batch_id: str, shard: int, source: Path, rows:
             for camera in (0, 1)
         ),
     )
-    if rejects:
-        ids = list(rejects)
-        # Their photos are in the bucket already; the commit takes them out.
-        connection.execute("mark_manifest_rejected", batch_id=batch_id, recognition_ids=ids)
-        connection.execute("delete_claims_rejected", batch_id=batch_id, recognition_ids=ids)
-        batch_state.add_rejects(connection, batch_id, COPY, shard, list(rejects.values()))
-    return rejects
+    # Their photos are in the bucket already; the commit takes them out.
+    batch_state.reject_copied(connection, batch_id, KIND_LOAD, shard, list(rejects.values()), list(rejects))
+    return len(rows), len(rejects)
 
 
 def _menus(source: Path, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Discover: walk the dataset, choose what is new, and write the manifest; all in one transaction.
+"""Discover: look at the dataset or the annotations, choose what is new, write the manifest; all in one transaction.
 
 Killed at any moment before its commit, discovery leaves nothing behind.
 """
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import batch_state
-from pipeline.batch_state import DISCOVER, WHOLE
+from pipeline.batch_state import DISCOVER, KIND_LOAD, KIND_QWEN, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
 from pipeline.errors import RefusedError, UsageError
 from pipeline.logger import get_logger, printable
 from pipeline.metrics import Metrics
+from pipeline.steps.annotations import stage_annotations
 from pipeline.steps.upload import BUDGET, Budget, read_recognition, size_of
 
 logger = get_logger(__name__)
@@ -46,11 +47,12 @@ _STAGED = (
 
 @dataclass(frozen=True)
 class Request:
-    """What a load is asked to do; `source` is absolute."""
+    """What a load is asked to do; `source` is absolute, a folder or an annotations file."""
 
     batch_id: str
     source: str
     bucket: str
+    kind: str = KIND_LOAD
     limit: int | None = None
     force: bool = False
     strict: bool = False
@@ -59,7 +61,7 @@ class Request:
 
     @classmethod
     def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:
-        """Return a request with what the settings say; `options` are limit, force and strict."""
+        """Return a request with what the settings say; `options` are kind, limit, force and strict."""
         tuning = settings.tuning
         return cls(
             batch_id, source, settings.bucket, batch_size=tuning.batch_size, threads=tuning.thread_count, **options
@@ -89,12 +91,18 @@ class Discovery:
         return {**asdict(self), "held_by": list(self.held_by)}
 
 
-class _DryRun(Exception):
-    """Carry what was found out of a transaction that is not to be committed."""
+@dataclass(frozen=True)
+class _Statements:
+    """What differs between the kinds when the manifest is written."""
 
-    def __init__(self, discovery: Discovery) -> None:
-        super().__init__("dry run")
-        self.discovery = discovery
+    drop_late: str
+    insert_manifest: str
+
+
+_STATEMENTS = {
+    KIND_LOAD: _Statements("drop_late_claims", "insert_manifest"),
+    KIND_QWEN: _Statements("drop_late_annotations", "insert_manifest_annotations"),
+}
 
 
 def discover(database: Database, request: Request, *, dry_run: bool = False) -> Discovery | None:
@@ -111,35 +119,26 @@ def discover(database: Database, request: Request, *, dry_run: bool = False) -> 
     def work(connection: Connection) -> Discovery | None:
         if not dry_run and batch_state.is_done(connection, request.batch_id, DISCOVER):
             return None
-        discovery = _discover(connection, request)
-        if dry_run:
-            raise _DryRun(discovery)
-        return discovery
+        return _discover(connection, request)
 
-    try:
-        return database.run(work, timeout=0)
-    except _DryRun as result:
-        return result.discovery
+    return database.run(work, timeout=0, keep=not dry_run)
 
 
 def _discover(connection: Connection, request: Request) -> Discovery:
-    source = Path(request.source)
     now = connection.one("now").now
     metrics = Metrics()
-    with metrics.timed("discover_walk"):
-        found = _find(connection, request, source)
-    with metrics.timed("discover_inspect"):
-        last = _stage(connection, request, source)
-        beyond = connection.one("count_beyond", after=last).beyond if last is not None else 0
+    look = _look_at_dataset if request.kind == KIND_LOAD else _look_at_annotations
+    found, beyond = look(connection, request, metrics)
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
     if request.strict and rejects:
         _refuse(connection, rejects)
 
+    statements = _STATEMENTS[request.kind]
     with metrics.timed("discover_manifest"):
         if not connection.count(
             "insert_batch",
             batch_id=request.batch_id,
-            kind="load",
+            kind=request.kind,
             source=request.source,
             recognition_limit=request.limit,
             force=request.force,
@@ -156,12 +155,14 @@ def _discover(connection: Connection, request: Request) -> Discovery:
                 f"Batch {request.batch_id} was begun by another run meanwhile.", "Run the same command again."
             )
         connection.execute("analyze_staged")
-        connection.execute("insert_claims", batch_id=request.batch_id)
-        connection.execute("drop_late_claims", batch_id=request.batch_id, force=request.force)
-        lost = connection.one("add_lost", batch_id=request.batch_id)
+        connection.execute("insert_claims", batch_id=request.batch_id, kind=request.kind)
+        connection.execute(statements.drop_late, batch_id=request.batch_id, force=request.force)
+        lost = connection.one("add_lost", batch_id=request.batch_id, kind=request.kind)
         claimed = connection.one("count_claims", batch_id=request.batch_id).claims
         connection.execute(
-            "insert_manifest", batch_id=request.batch_id, shard_size=shard_size(claimed, request.batch_size)
+            statements.insert_manifest,
+            batch_id=request.batch_id,
+            shard_size=shard_size(claimed, request.batch_size),
         )
         connection.execute("insert_found_rejects", batch_id=request.batch_id)
         counts = connection.one("update_batch_counts", batch_id=request.batch_id)
@@ -181,6 +182,22 @@ def _discover(connection: Connection, request: Request) -> Discovery:
         shards=counts.shards,
         rejects=rejects,
     )
+
+
+def _look_at_dataset(connection: Connection, request: Request, metrics: Metrics) -> tuple[Any, int]:
+    """Leave in pg_temp.staged what is to be loaded; return what was found, and how many are beyond the limit."""
+    source = Path(request.source)
+    with metrics.timed("discover_walk"):
+        found = _find(connection, request, source)
+    with metrics.timed("discover_inspect"):
+        last = _stage(connection, request, source)
+        beyond = connection.one("count_beyond", after=last).beyond if last is not None else 0
+    return found, beyond
+
+
+def _look_at_annotations(connection: Connection, request: Request, metrics: Metrics) -> tuple[Any, int]:
+    with metrics.timed("discover_annotations"):
+        return stage_annotations(connection, Path(request.source), request.batch_id, force=request.force), 0
 
 
 def shard_size(recognitions: int, batch_size: int) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipeline.batch_state import batch_from
+from pipeline.batch_state import KIND_QWEN, batch_from
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError
 from pipeline.migrate import pending
-from pipeline.steps.begin import resume_command
+from pipeline.steps.begin import reset_command, resume_command
 from pipeline.steps.summary import size
 from pipeline.storage import Storage
 
@@ -85,6 +85,7 @@ def _batch(batch: Any) -> dict[str, Any]:
         "force": batch.force,
         "recognitions": batch.recognitions,
         "bytes": batch.bytes,
+        "detections": batch.detections,
         "created_at": batch.created_at.isoformat(),
         "finished_at": batch.finished_at.isoformat() if batch.finished_at else None,
         "reset_at": batch.reset_at.isoformat() if batch.reset_at else None,
@@ -94,8 +95,12 @@ def _batch(batch: Any) -> dict[str, Any]:
 def _command(batch: dict[str, Any], production: bool) -> str:
     """Return the command that finishes an unfinished batch."""
     if batch["state"] == "resetting":
-        return f"python -m pipeline reset --batch-id {batch['batch_id']}{' --production' if production else ''}"
+        return reset_command(batch["batch_id"], production)
     return resume_command(batch["batch_id"], batch["kind"], batch["limit"], batch["force"], production)
+
+
+def _content(batch: dict[str, Any]) -> str:
+    return f"{batch['detections']} detections" if batch["kind"] == KIND_QWEN else size(batch["bytes"])
 
 
 def as_text(result: dict[str, Any], production: bool) -> str:
@@ -125,7 +130,7 @@ def as_text(result: dict[str, Any], production: bool) -> str:
             when = batch["reset_at"] or batch["finished_at"] or batch["created_at"]
             lines.append(
                 f"  {batch['batch_id']:<{width}}  {batch['state']:<9}  {when[:19].replace('T', ' ')}  "
-                f"{batch['recognitions']} recognitions, {size(batch['bytes'])}"
+                f"{batch['recognitions']} recognitions, {_content(batch)}"
             )
     else:
         lines.append("No batch was loaded yet.")

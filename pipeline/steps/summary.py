@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline import batch_state
+from pipeline.batch_state import KIND_QWEN
 from pipeline.database import Connection
 from pipeline.errors import UsageError
 from pipeline.logger import printable
@@ -25,6 +26,9 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     batch = batch_state.find_batch(connection, batch_id)
     if batch is None:
         raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for those there are.")
+    if batch.state in ("resetting", "reset") and batch.metrics:
+        # Its markers are gone; the numbers were kept with the batch when it was done.
+        return {**batch.metrics, "state": batch.state, "reset_at": _time(batch.reset_at)}
     markers = connection.execute("list_markers", batch_id=batch_id)
     total: dict[str, Any] = {}
     done: dict[str, int] = {}
@@ -35,11 +39,11 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     counters = total.get("counters", {})
     rejects = {row.code: row.rejects for row in connection.execute("count_rejects", batch_id=batch_id)}
     shown = connection.execute("list_rejects", batch_id=batch_id, count=_LISTED_REJECTS)
-    counts = {
-        "recognitions_processed": batch.recognitions,
-        "images_processed": batch.photos,
-        "bytes_uploaded": counters.get("bytes_uploaded", 0),
-    }
+    counts = {"recognitions_processed": batch.recognitions, "images_processed": batch.photos}
+    if batch.kind == KIND_QWEN:
+        counts["detections_processed"] = batch.detections
+    else:
+        counts["bytes_uploaded"] = counters.get("bytes_uploaded", 0)
     return {
         "batch_id": batch.id,
         "kind": batch.kind,
@@ -122,13 +126,15 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
 def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
     """Return what became of a batch in a few lines, with its first rejects."""
     state = summary["state"]
+    qwen = summary["kind"] == KIND_QWEN
+    content = f"{summary['detections_processed']} detections" if qwen else size(summary["bytes"])
     lines = [
         f"Batch {summary['batch_id']} is {state}: {summary['recognitions_processed']} recognitions, "
-        f"{summary['images_processed']} photos, {size(summary['bytes'])}."
+        f"{summary['images_processed']} photos, {content}."
     ]
     skipped = []
     if summary["already_loaded"]:
-        skipped.append(f"{summary['already_loaded']} already loaded")
+        skipped.append(f"{summary['already_loaded']} already {'annotated' if qwen else 'loaded'}")
     if summary["held_elsewhere"]:
         skipped.append(f"{summary['held_elsewhere']} held by unfinished {', '.join(summary['held_by'])}")
     if summary["beyond_limit"]:
@@ -136,9 +142,9 @@ def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
     if skipped:
         lines.append(f"Skipped: {'; '.join(skipped)}.")
     if summary["superseded_copies"]:
+        twice = "Several keys name the same photo" if qwen else "Several exports hold the same recognition"
         lines.append(
-            f"Several exports hold the same recognition: the one that sorts last was taken, "
-            f"{summary['superseded_copies']} earlier copies were left."
+            f"{twice}: the one that sorts last was taken, {summary['superseded_copies']} earlier copies were left."
         )
     if summary["rejected"]:
         codes = ", ".join(f"{code} {count}" for code, count in summary["rejects"].items())

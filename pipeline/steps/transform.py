@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline import batch_state
-from pipeline.batch_state import COPY, TRANSFORM, WHOLE
+from pipeline.batch_state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.errors import UnfinishedError
 from pipeline.logger import get_logger
@@ -27,15 +27,19 @@ def transform_batch(database: Database, storage: Storage, batch_id: str, metrics
         if batch_state.is_done(connection, batch_id, TRANSFORM):
             return
         held = batch_state.hold(connection, batch_id, alone=True)
-        copied = batch_state.count_done(connection, batch_id, COPY)
-        if copied != held.shards:
-            raise UnfinishedError(
-                f"Batch {batch_id}: {held.shards - copied} of {held.shards} shards are not copied yet.",
-                "Run the same command again.",
-            )
+        for step, what in ((UPLOAD, "uploaded"), (COPY, "copied")):
+            if step == UPLOAD and held.kind != KIND_LOAD:
+                continue
+            missing = held.shards - batch_state.count_done(connection, batch_id, step)
+            if missing:
+                raise UnfinishedError(
+                    f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet.",
+                    "Run the same command again.",
+                )
         connection.execute("delete_rejected", batch_id=batch_id)
         with metrics.timed("transform"):
-            for row in connection.execute("transform_batch", batch_id=batch_id):
+            publish = "transform_batch" if held.kind == KIND_LOAD else "transform_qwen"
+            for row in connection.execute(publish, batch_id=batch_id):
                 metrics.add(row.operation, row.seconds)
                 logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
         connection.execute("delete_claims", batch_id=batch_id)

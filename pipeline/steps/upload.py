@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import batch_state
-from pipeline.batch_state import UPLOAD, Hold
+from pipeline.batch_state import COPY, KIND_LOAD, UPLOAD, Hold
 from pipeline.database import Connection, Database
 from pipeline.dataset import File, Recognition, Reject, check_menu, check_receipt, modified
-from pipeline.errors import BadInput, PermanentError, PipelineError, StorageError
+from pipeline.errors import BadInput, PermanentError, PipelineError, RefusedError, StorageError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.photo import Dimensions, check_photo
@@ -123,7 +123,7 @@ def upload_shard(
         present = {found.key: found for found in _stored_range(storage, entries)}
         facts, rejects = _send(storage, source, entries, present, metrics, progress)
         for again in range(_ROUNDS + 1):
-            sent = _Sent(batch_id, shard, held.now, entries, facts, rejects)
+            sent = _Sent(batch_id, shard, held, entries, facts, rejects)
             wrong = _settle(database, storage, sent, metrics)
             if not wrong:
                 break
@@ -139,8 +139,8 @@ def upload_shard(
             ids = {entry.recognition.recognition_id for entry in damaged}
             facts = [fact for fact in facts if fact.recognition_id not in ids] + resent
             rejects += rejected
-    except PermanentError:
-        _roll_back(database, storage, batch_id, shard, entries)
+    except (PermanentError, RefusedError):
+        _roll_back(database, storage, batch_id, shard, held.created_at, _keys(entries))
         raise
     logger.info("upload: shard %d: %d recognitions, %d rejects", shard, len(facts), len(rejects))
 
@@ -151,7 +151,7 @@ class _Sent:
 
     batch_id: str
     shard: int
-    began: datetime
+    held: Hold
     entries: Sequence[Entry]
     facts: Sequence[Facts]
     rejects: Sequence[Reject]
@@ -165,7 +165,8 @@ def _settle(database: Database, storage: Storage, sent: _Sent, metrics: Metrics)
     """
 
     def work(connection: Connection) -> set[str]:
-        if batch_state.hold_step(connection, sent.batch_id, UPLOAD, sent.shard) is None:
+        begun = sent.held.created_at
+        if batch_state.hold_step(connection, sent.batch_id, UPLOAD, sent.shard, created_at=begun) is None:
             return set()
         wanted = _wanted(sent.entries, sent.facts)
         stored = {found.key: found for found in _stored_range(storage, sent.entries)}
@@ -174,7 +175,7 @@ def _settle(database: Database, storage: Storage, sent: _Sent, metrics: Metrics)
             return wrong
         storage.remove_all([key for key in stored if key not in wanted])
         _record(connection, sent.batch_id, sent.shard, sent.facts, sent.rejects)
-        batch_state.mark(connection, sent.batch_id, UPLOAD, sent.shard, sent.began, metrics.as_dict())
+        batch_state.mark(connection, sent.batch_id, UPLOAD, sent.shard, sent.held.now, metrics.as_dict())
         return set()
 
     return database.run(work)
@@ -355,13 +356,47 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
     yield from storage.list_objects(first[:same], after=first.removesuffix("camera1.jpg"), last=last)
 
 
-def _roll_back(database: Database, storage: Storage, batch_id: str, shard: int, entries: Sequence[Entry]) -> None:
-    """Remove the objects of a shard that failed for good, as far as Storage still lets us, unless they count by now."""
+def take_back(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
+    """Undo the upload of a shard whose COPY failed for good, unless another run copied it: marker first, then objects.
+
+    In the other order a crash in between would leave a marker that promises objects.
+    """
+
+    def work(connection: Connection) -> tuple[datetime, list[Entry]] | None:
+        held = batch_state.hold_step(connection, batch_id, COPY, shard)
+        if held is None or held.kind != KIND_LOAD:
+            return None
+        batch_state.unmark(connection, batch_id, UPLOAD, shard)
+        rows = connection.execute("list_manifest", batch_id=batch_id, shard=shard)
+        return held.created_at, [_entry(row) for row in rows]
+
+    try:
+        found = database.run(work)
+    except PipelineError as exc:
+        logger.warning("copy: the objects of a failed shard remain: %s", exc.message)
+        return
+    if found is not None:
+        _roll_back(database, storage, batch_id, shard, found[0], _keys(found[1]))
+
+
+def _keys(entries: Sequence[Entry]) -> list[str]:
+    return [key for entry in entries for key in entry.keys]
+
+
+def _roll_back(
+    database: Database, storage: Storage, batch_id: str, shard: int, created_at: datetime, keys: Sequence[str]
+) -> None:
+    """Remove the objects of a shard that failed for good, as far as Storage still lets us, unless they count by now.
+
+    Where the batch was reset meanwhile, nobody else will remove what this run sent after that.
+    """
     storage.resume()
-    keys = [key for entry in entries for key in entry.keys]
 
     def work(connection: Connection) -> None:
-        if batch_state.hold_step(connection, batch_id, UPLOAD, shard) is not None:
+        if (
+            batch_state.is_gone(connection, batch_id, created_at)
+            or batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=created_at) is not None
+        ):
             storage.remove_all(keys)
 
     try:
@@ -405,5 +440,5 @@ def _record(
     if rejects:
         ids = [reject.recognition_id for reject in rejects]
         connection.execute("delete_manifest_rejected", batch_id=batch_id, recognition_ids=ids)
-        connection.execute("delete_claims_rejected", batch_id=batch_id, recognition_ids=ids)
+        connection.execute("delete_claims_rejected", batch_id=batch_id, kind=KIND_LOAD, recognition_ids=ids)
         batch_state.add_rejects(connection, batch_id, UPLOAD, shard, rejects)

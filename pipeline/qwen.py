@@ -1,0 +1,344 @@
+"""Pure: the annotations file of a vision model -> its entries, streamed, and the detections of each.
+
+The file is one JSON object. A key is the path of a photo, with `recognition_<id>` and `Main` or `Qualifying` in it; its
+value is
+
+    {"dishes": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "dish_0"}, …]},
+     "plates": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "plate"}, …]}}
+
+with corners in pixels. A real file has hundreds of megabytes, so one value is in memory at a time, and its place in
+the file is told, that a shard may read it again. The standard decoder does the parsing: it is the fastest there is for
+values of a few kilobytes, and tells where a value ends, which event parsers do not.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.dataset import MAXIMUM_BIGINT, MAXIMUM_DOCUMENT_BYTES, camera_of, is_text, usual_sources
+from pipeline.errors import BadInput, UsageError
+
+ANNOTATIONS = "qwen_annotations.json"
+PLATE = "plate"
+#: Letters of a key; a path has no more on any system.
+MAXIMUM_KEY = 4096
+
+_CHUNK = 1 << 20
+_MAXIMUM_COORDINATE = 1_000_000
+_SECTIONS = ("dishes", "plates")
+_ID = re.compile(r"recognition_([0-9]+)")
+_DISH = re.compile(r"dish_([0-9]{1,6})")
+_SPACE = re.compile(r"[ \t\n\r]*")
+_SCALAR = re.compile(r"[^\s,{}\[\]\"]*")
+_TOKEN = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member of the file's object.
+
+    Attributes:
+        key: the path of the photo.
+        position: where its value begins, in bytes from the start of the file.
+        content: the bytes of its value; empty when they are too many.
+        value: the parsed value, None with a `problem`.
+        problem: why the value cannot be used, as far as its syntax goes.
+    """
+
+    key: str
+    position: int
+    content: bytes
+    value: object
+    problem: BadInput | None
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A box with its label, `dish_<k>` or `plate`; corners in pixels, the first left of and above the second."""
+
+    label: str
+    box: tuple[float, float, float, float]
+
+
+def find_annotations(given: str | None, setting: str | None, dataset_dir: str | None) -> Path:
+    """Return the annotations file: the one given, the setting's, else the first of the usual places.
+
+    Raises:
+        UsageError: there is none, it is not a file, or it may not be read.
+    """
+    if given or setting:
+        return named_annotations(given or setting or "")
+    folders = [Path(dataset_dir).expanduser()] if dataset_dir else list(usual_sources())[:1]
+    for folder in (*folders, Path(), Path.home() / "Downloads", Path.home()):
+        if (folder / ANNOTATIONS).is_file():
+            return named_annotations(str(folder / ANNOTATIONS))
+    raise UsageError(
+        f"No annotations file was named and none was found: looked for {ANNOTATIONS} in the dataset's folder, ., "
+        "~/Downloads and ~.",
+        "Name it with --file or QWEN_ANNOTATIONS.",
+    )
+
+
+def named_annotations(text: str) -> Path:
+    """Return the file that a text names, as an absolute path.
+
+    Raises:
+        UsageError: it does not exist, is not a file, or may not be read.
+    """
+    try:
+        path = Path(text).expanduser().resolve()
+        with open(path, "rb"):
+            return path
+    except (OSError, RuntimeError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        shown = text.encode(errors="replace").decode()[:200]
+        raise UsageError(
+            f"The annotations file {shown} cannot be read: {why}.", "Name it with --file or QWEN_ANNOTATIONS."
+        ) from exc
+
+
+def read_entries(stream: BinaryIO) -> Iterator[Entry]:
+    """Yield the entries of an annotations file, in their order.
+
+    Raises:
+        UsageError: the file as a whole is not one JSON object; it is broken, or ends too early.
+    """
+    window = _Window(stream)
+    window.expect("{", "an object")
+    if window.peek() == "}":
+        window.expect("}", "")
+    else:
+        while True:
+            key = window.string()
+            window.expect(":", "a colon")
+            yield window.entry(key)
+            if window.peek() == "}":
+                window.expect("}", "")
+                break
+            window.expect(",", "a comma or a closing brace")
+    if window.peek():
+        raise window.broken("something follows its end")
+
+
+class _Window:
+    """A stretch of the file as text, from the next thing to parse on, and how many bytes come before it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        # What is not UTF-8 stays recognisable, and spoils one entry instead of the file.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text = ""
+        self._at = 0
+        self._ended = False
+        self._position = 0
+        if self.peek() == "\ufeff":
+            self._advance(self._at + 1)
+
+    def _fill(self) -> bool:
+        """Read on; return whether there was more."""
+        if self._ended:
+            return False
+        chunk = self._stream.read(_CHUNK)
+        self._ended = not chunk
+        self._text = self._text[self._at :] + self._decoder.decode(chunk, final=self._ended)
+        self._at = 0
+        return not self._ended
+
+    def _advance(self, end: int) -> bytes:
+        passed = self._text[self._at : end].encode("utf-8", "surrogateescape")
+        self._position += len(passed)
+        self._at = end
+        return passed
+
+    def peek(self) -> str:
+        """Return the next letter that is no white space, an empty text at the end of the file."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            assert match is not None  # it matches nothing as well
+            self._advance(match.end())
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._fill():
+                return ""
+
+    def expect(self, letter: str, what: str) -> None:
+        """Pass the next letter, which has to be this one."""
+        found = self.peek()
+        if found != letter:
+            raise self.broken(f"{what} is missing" if found else "it ends too early")
+        self._advance(self._at + 1)
+
+    def broken(self, why: str) -> UsageError:
+        """Return the error that the file is broken here."""
+        return UsageError(
+            f"The annotations file is not a JSON object: at byte {self._position}, {why}.",
+            "Make it again, or copy it again: nothing of it was loaded.",
+        )
+
+    def string(self) -> str:
+        """Pass a key."""
+        if self.peek() != '"':
+            raise self.broken("a key is missing" if self.peek() else "it ends too early")
+        entry = self.entry("")
+        if entry.problem is not None or not isinstance(entry.value, str):
+            raise self.broken("a key is broken")
+        return entry.value
+
+    def entry(self, key: str) -> Entry:
+        """Pass a value and return it; one that is no JSON is passed by its brackets and quotes."""
+        if not self.peek():
+            raise self.broken("it ends too early")
+        position = self._position
+        while True:
+            problem = None
+            value: object = None
+            end: int | None
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                if end == len(self._text) and not self._ended:
+                    end = None  # a number may go on
+            except (json.JSONDecodeError, RecursionError) as exc:
+                end = _Brackets().find_end(self._text, self._at)[0]
+                problem = _problem_of(exc)
+            if (end or len(self._text)) - self._at > MAXIMUM_DOCUMENT_BYTES:
+                self._skip()
+                return Entry(key, position, b"", None, BadInput("json_too_large", "the value is too large"))
+            if end is not None:
+                return Entry(key, position, self._advance(end), None if problem else value, problem)
+            if self._ended:
+                raise self.broken("it ends too early")
+            self._fill()
+
+    def _skip(self) -> None:
+        brackets = _Brackets()
+        while True:
+            end, resume = brackets.find_end(self._text, self._at)
+            self._advance(end if end is not None else resume)
+            if end is not None:
+                return
+            if not self._fill():
+                raise self.broken("it ends too early")
+
+
+def _whole(digits: str) -> float:
+    # int() refuses thousands of digits; such a coordinate is out of bounds in any case.
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)
+
+
+def read_value(content: bytes) -> object:
+    """Return the value of an entry from its bytes, which `read_entries` found good."""
+    return _DECODER.decode(content.decode("utf-8", "surrogateescape"))
+
+
+class _Brackets:
+    """Find where a value ends by its brackets and quotes alone, be it JSON or not, over several stretches of text."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._in_scalar = False
+
+    def find_end(self, text: str, start: int) -> tuple[int | None, int]:
+        """Return where the value ends, None when it goes on, and from where on to look at more text."""
+        if self._in_scalar or (not self._depth and not self._in_string and text[start] not in '{["'):
+            match = _SCALAR.match(text, start)
+            assert match is not None  # it matches nothing as well
+            end = match.end() if self._in_scalar else max(match.end(), start + 1)
+            self._in_scalar = True
+            return (end if end < len(text) else None), end
+        for match in _TOKEN.finditer(text, start):
+            letter = match[0]
+            if letter == '"':
+                self._in_string = not self._in_string
+            elif self._in_string or letter.startswith("\\"):
+                continue
+            else:
+                self._depth += 1 if letter in "{[" else -1
+            if not self._depth and not self._in_string:
+                return match.end(), match.end()
+        # A backslash at the very end belongs to the letter that comes next.
+        cut = (len(text) - len(text.rstrip("\\"))) % 2 if self._in_string else 0
+        return None, len(text) - cut
+
+
+def _problem_of(exc: json.JSONDecodeError | RecursionError) -> BadInput:
+    if isinstance(exc, RecursionError):
+        return BadInput("json_shape", "the value is nested too deeply")
+    return BadInput("json_broken", f"the value is not JSON: {exc.msg}")
+
+
+def photo_of(key: str) -> tuple[int, int]:
+    """Return the recognition and the camera (1, 2) that a key names.
+
+    Raises:
+        BadInput: it names none.
+    """
+    if not is_text(key) or "\0" in key:
+        raise BadInput("annotation_key", "the key is not text that the database takes")
+    if len(key) > MAXIMUM_KEY:
+        raise BadInput("annotation_key", f"the key has more than {MAXIMUM_KEY} letters")
+    path = key.replace("\\", "/")
+    numbers = _ID.findall(path)
+    if not numbers:
+        raise BadInput("annotation_key", "the key names no recognition_<id>")
+    camera = camera_of(path) or camera_of(path.replace("/", " "))
+    if camera is None:
+        raise BadInput("annotation_key", "the key does not name one of Main and Qualifying")
+    if int(numbers[-1][:20]) > MAXIMUM_BIGINT:
+        raise BadInput("id_invalid", f"the number {numbers[-1][:20]} is beyond what a bigint holds")
+    return int(numbers[-1]), camera
+
+
+def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
+    """Return the usable detections of a photo's value, in the order of the file, and what is wrong with the others.
+
+    Raises:
+        BadInput: the value as a whole has another shape.
+    """
+    if not isinstance(value, dict) or not any(section in value for section in _SECTIONS):
+        raise BadInput("json_shape", "the value is not an object with dishes and plates")
+    usable: list[Detection] = []
+    problems: list[BadInput] = []
+    for section in _SECTIONS:
+        part = value.get(section, {"qwen_detections": []})
+        found = part.get("qwen_detections") if isinstance(part, dict) else None
+        if not isinstance(found, list):
+            raise BadInput("json_shape", f"{section} has no array qwen_detections")
+        for number, entry in enumerate(found, 1):
+            try:
+                usable.append(_detection(entry, f"detection {number} of {section}"))
+            except BadInput as exc:
+                problems.append(exc)
+    return usable, problems
+
+
+def _detection(entry: object, where: str) -> Detection:
+    if not isinstance(entry, dict):
+        raise BadInput("box_malformed", f"{where} is not an object")
+    label = entry.get("label")
+    dish = _DISH.fullmatch(label) if isinstance(label, str) else None
+    if dish is None and label != PLATE:
+        raise BadInput("label_unknown", f"{where} has a label that is neither dish_<k> nor plate")
+    box = entry.get("bbox_2d")
+    if not isinstance(box, list) or len(box) != 4:
+        raise BadInput("box_malformed", f"{where} has no bbox_2d of four numbers")
+    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) and _is_near(one) for one in box):
+        raise BadInput("box_malformed", f"{where} has a corner that is not a number of pixels")
+    x1, y1, x2, y2 = box
+    if x1 >= x2 or y1 >= y2:
+        raise BadInput("box_malformed", f"{where} has a box without area")
+    return Detection(f"dish_{int(dish[1])}" if dish else PLATE, (x1, y1, x2, y2))
+
+
+def _is_near(coordinate: float) -> bool:
+    return math.isfinite(coordinate) and abs(coordinate) <= _MAXIMUM_COORDINATE

@@ -1,0 +1,1 @@
+DELETE FROM ingest.manifest WHERE batch_id = :batch_id

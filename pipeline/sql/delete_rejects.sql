@@ -1,0 +1,1 @@
+DELETE FROM ingest.rejects WHERE batch_id = :batch_id

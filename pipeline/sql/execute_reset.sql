@@ -1,0 +1,1 @@
+SELECT ingest.execute_reset(:batch_id) AS removed

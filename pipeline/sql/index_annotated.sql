@@ -1,0 +1,1 @@
+CREATE UNIQUE INDEX annotated_recognition ON pg_temp.annotated (recognition_id)

@@ -1,0 +1,1 @@
+UPDATE ingest.batches SET state = 'resetting' WHERE id = :batch_id

@@ -1,0 +1,1 @@
+SELECT ingest.plan_reset(:batch_id)

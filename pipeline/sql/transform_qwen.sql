@@ -1,0 +1,1 @@
+SELECT operation, rows_written, seconds FROM ingest.transform_qwen(:batch_id)

@@ -1,0 +1,623 @@
+-- Versions of a recognition: annotations of a vision model, forced reloads, and taking a batch out again.
+--
+-- What the domain shows of a recognition follows from two batches alone: the newest finished one of kind 'load' that
+-- holds it, and the newest finished one of kind 'qwen'. Each function below writes the rows of one table for the
+-- temporary table pg_temp.touched:
+--
+--     recognition_id, batch_id (of its photos; NULL when none is left, so that it goes), qwen_batch_id (of its
+--     annotations; NULL when there is none), existing (whether the domain has it already)
+--
+-- ingest.plan_touched() works out what is wanted and what is doomed, and changes nothing; ingest.publish_touched()
+-- makes it so. Rows go by natural key: those that stay keep their ids.
+
+ALTER TABLE ingest.batches ADD COLUMN detections bigint NOT NULL DEFAULT 0;
+ALTER TABLE ingest.manifest
+    ADD COLUMN entry_cameras smallint[],
+    ADD COLUMN entry_positions bigint[];
+CREATE INDEX manifest_recognition ON ingest.manifest (recognition_id);
+COMMENT ON COLUMN ingest.manifest.entry_positions IS
+    'Batches of kind qwen: byte offsets in the annotations file of this recognition''s values, one a photo; '
+    'photo_paths are their keys, photo_sizes their bytes, md5s their digests. Such a batch has no objects.';
+
+CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, besides text) RETURNS SETOF text
+LANGUAGE sql STABLE
+AS $$
+-- The finished batch whose version of a recognition readers see, were it not for the batch `besides`.
+    SELECT b.id
+    FROM ingest.manifest m
+    JOIN ingest.batches b ON b.id = m.batch_id
+    WHERE m.recognition_id = recognition AND b.kind = wanted_kind AND b.state = 'done' AND b.id <> besides
+    ORDER BY b.version DESC
+    LIMIT 1
+$$;
+
+-- What blocks
+
+CREATE FUNCTION ingest.find_references() RETURNS TABLE (app regclass, target regclass, referencing bigint)
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+-- Return which tables that are not ours reference rows of pg_temp.doomed (relation, id), and by how many rows.
+DECLARE
+    ours CONSTANT regclass[] := ARRAY[
+        'public.menus', 'public.menu_items', 'public.recognitions', 'public.images', 'public.recipes',
+        'public.recipe_lines', 'public.recipe_line_options', 'public.initial_tray_items',
+        'public.initial_annotations']::regclass[];
+    condition text;
+BEGIN
+    FOR app, target, condition IN
+        SELECT c.conrelid::regclass, c.confrelid::regclass,
+            (SELECT string_agg(format('app.%I = target.%I', a.attname, b.attname), ' AND ')
+             FROM unnest(c.conkey, c.confkey) AS k (app_column, target_column)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.app_column
+             JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = k.target_column)
+        FROM pg_catalog.pg_constraint c
+        WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours::oid[])
+            AND c.conrelid <> ALL (ours::oid[])
+            AND EXISTS (SELECT FROM pg_temp.doomed d WHERE d.relation = c.confrelid)
+        ORDER BY 1, 2
+    LOOP
+        -- Lock first: a reference that arrives meanwhile waits, and then finds the row gone.
+        EXECUTE format(
+            'SELECT count(*) FROM (SELECT target.* FROM %1$s target JOIN pg_temp.doomed d '
+            'ON d.relation = %2$L::regclass AND d.id = target.id FOR UPDATE OF target) target '
+            'JOIN %3$s app ON %4$s',
+            target, target::text, app, condition)
+        INTO referencing;
+        IF referencing > 0 THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.refuse_referenced() RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+-- Raise IN001 when a row of a table that is not ours references a row of pg_temp.doomed.
+DECLARE
+    found text;
+BEGIN
+    SELECT string_agg(format('%s (%s rows, to %s)', r.app, r.referencing, r.target), ', ')
+    INTO found
+    FROM ingest.find_references() r;
+    IF found IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'IN001',
+            MESSAGE = 'rows of other tables reference what would be deleted: ' || found;
+    END IF;
+END
+$$;
+
+-- What is wanted, what is doomed
+
+CREATE FUNCTION ingest.plan_wanted() RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Work out menu_of, wanted_lines and wanted_detections (all in pg_temp) from the raw rows of pg_temp.touched.
+BEGIN
+    CREATE TEMP TABLE menu_of ON COMMIT DROP AS
+    SELECT DISTINCT ON (m.batch_id, m.sha256)
+        m.batch_id, m.sha256, encode(sha256(convert_to(m.content::text, 'UTF8')), 'hex') AS content_sha256, m.content
+    FROM (SELECT DISTINCT t.batch_id, r.menu_sha256
+          FROM pg_temp.touched t
+          JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+          WHERE r.menu_sha256 IS NOT NULL) needed
+    JOIN raw.menus m ON m.batch_id = needed.batch_id AND m.sha256 = needed.menu_sha256
+    ORDER BY m.batch_id, m.sha256, m.shard;
+    ANALYZE pg_temp.menu_of;
+
+    CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
+    SELECT t.recognition_id, l.line_number::integer AS line_number, (l.line ->> 'Count')::integer AS quantity,
+        l.line -> 'Dishes' AS dishes
+    FROM pg_temp.touched t
+    JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    CROSS JOIN LATERAL jsonb_array_elements(r.receipt) WITH ORDINALITY AS l (line, line_number);
+    CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
+    ANALYZE pg_temp.wanted_lines;
+
+    -- The j-th dish_k of a photo belongs to item min(j, n) of receipt line k + 1 of quantity n; without such a line,
+    -- to the j-th item that the model alone saw there. The j-th plate belongs to the j-th PLATE item.
+    CREATE TEMP TABLE wanted_detections ON COMMIT DROP AS
+    SELECT d.recognition_id, d.camera_number, d.detection, d.label, d.x1, d.y1, d.x2, d.y2,
+        CASE WHEN d.line_number = 0 THEN 'PLATE' ELSE 'FOOD' END AS item_type,
+        CASE WHEN w.quantity IS NULL THEN 'MODEL' ELSE 'RECIPE_LINE_OPTION' END AS source,
+        d.line_number,
+        least(d.nth, coalesce(w.quantity, d.nth)) AS ordinal
+    FROM (
+        SELECT q.recognition_id, q.camera_number, q.detection, q.label, q.x1, q.y1, q.x2, q.y2,
+            CASE WHEN q.label = 'plate' THEN 0 ELSE substring(q.label FROM 'dish_([0-9]+)')::integer + 1 END
+                AS line_number,
+            (row_number() OVER (PARTITION BY q.recognition_id, q.camera_number, q.label ORDER BY q.detection))::integer
+                AS nth
+        FROM pg_temp.touched t
+        JOIN raw.qwen_annotations q ON q.batch_id = t.qwen_batch_id AND q.recognition_id = t.recognition_id
+        WHERE t.batch_id IS NOT NULL
+    ) d
+    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number;
+    CREATE UNIQUE INDEX ON pg_temp.wanted_detections (recognition_id, camera_number, detection);
+    CREATE INDEX ON pg_temp.wanted_detections (recognition_id, item_type, source, line_number, ordinal);
+    ANALYZE pg_temp.wanted_detections;
+END
+$$;
+
+CREATE FUNCTION ingest.plan_doomed() RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Work out pg_temp.doomed: what the domain has of pg_temp.touched, and is wanted no more.
+BEGIN
+    CREATE TEMP TABLE doomed (relation oid NOT NULL, id bigint NOT NULL) ON COMMIT DROP;
+    IF NOT EXISTS (SELECT FROM pg_temp.touched WHERE existing) THEN
+        RETURN;
+    END IF;
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.initial_annotations'::regclass, a.id
+    FROM pg_temp.touched t
+    JOIN public.images i ON i.recognition_id = t.recognition_id
+    JOIN public.initial_annotations a ON a.image_id = i.id
+    LEFT JOIN pg_temp.wanted_detections w ON w.recognition_id = t.recognition_id
+        AND w.camera_number = i.camera_number AND w.detection = a.detection AND a.source = 'QWEN'
+    WHERE t.existing AND w.recognition_id IS NULL;
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.initial_tray_items'::regclass, i.id
+    FROM pg_temp.touched t
+    JOIN public.initial_tray_items i ON i.recognition_id = t.recognition_id
+    WHERE t.existing
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.wanted_lines w
+            WHERE i.item_type = 'FOOD' AND i.source = 'RECIPE_LINE_OPTION' AND w.recognition_id = i.recognition_id
+                AND w.line_number = i.line_number AND i.ordinal <= w.quantity)
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.wanted_detections d
+            WHERE d.recognition_id = i.recognition_id AND d.item_type = i.item_type AND d.source = i.source
+                AND d.line_number = i.line_number AND d.ordinal = i.ordinal);
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.recipe_line_options'::regclass, o.id
+    FROM pg_temp.touched t
+    JOIN public.recipes p ON p.recognition_id = t.recognition_id
+    JOIN public.recipe_lines l ON l.recipe_id = p.id
+    JOIN public.recipe_line_options o ON o.recipe_line_id = l.id
+    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = t.recognition_id AND w.line_number = l.line_number
+        AND o.option_number <= jsonb_array_length(w.dishes)
+    WHERE t.existing AND w.recognition_id IS NULL;
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.recipe_lines'::regclass, l.id
+    FROM pg_temp.touched t
+    JOIN public.recipes p ON p.recognition_id = t.recognition_id
+    JOIN public.recipe_lines l ON l.recipe_id = p.id
+    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = t.recognition_id AND w.line_number = l.line_number
+    WHERE t.existing AND w.recognition_id IS NULL;
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.recipes'::regclass, p.id
+    FROM pg_temp.touched t
+    JOIN public.recipes p ON p.recognition_id = t.recognition_id
+    LEFT JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    WHERE t.existing AND r.receipt IS NULL;
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.images'::regclass, i.id
+    FROM pg_temp.touched t
+    JOIN public.images i ON i.recognition_id = t.recognition_id
+    WHERE t.existing AND t.batch_id IS NULL;
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.recognitions'::regclass, t.recognition_id
+    FROM pg_temp.touched t
+    WHERE t.existing AND t.batch_id IS NULL;
+
+    -- A menu goes with the last recognition that had it.
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.menus'::regclass, m.id
+    FROM (SELECT DISTINCT p.menu_id
+          FROM pg_temp.touched t
+          JOIN public.recognitions p ON p.id = t.recognition_id
+          WHERE t.existing AND p.menu_id IS NOT NULL) candidate
+    JOIN public.menus m ON m.id = candidate.menu_id
+    WHERE NOT EXISTS (SELECT FROM pg_temp.menu_of o WHERE o.content_sha256 = m.content_sha256)
+        AND NOT EXISTS (
+            SELECT FROM public.recognitions p
+            WHERE p.menu_id = m.id AND NOT EXISTS (SELECT FROM pg_temp.touched t WHERE t.recognition_id = p.id));
+
+    INSERT INTO pg_temp.doomed
+    SELECT 'public.menu_items'::regclass, i.id
+    FROM pg_temp.doomed d
+    JOIN public.menu_items i ON i.menu_id = d.id
+    WHERE d.relation = 'public.menus'::regclass;
+    ANALYZE pg_temp.doomed;
+END
+$$;
+
+CREATE FUNCTION ingest.plan_touched() RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+BEGIN
+    CREATE UNIQUE INDEX ON pg_temp.touched (recognition_id);
+    ANALYZE pg_temp.touched;
+    PERFORM ingest.plan_wanted();
+    PERFORM ingest.plan_doomed();
+END
+$$;
+
+-- Writing it
+
+CREATE OR REPLACE FUNCTION ingest.publish_menus() RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Store each menu content that pg_temp.touched needs and that is not there.
+DECLARE
+    stored bigint;
+BEGIN
+    WITH stored_menus AS (
+        INSERT INTO public.menus (content_sha256)
+        SELECT DISTINCT content_sha256 FROM pg_temp.menu_of ORDER BY content_sha256
+        ON CONFLICT (content_sha256) DO NOTHING
+        RETURNING id, content_sha256
+    )
+    INSERT INTO public.menu_items (menu_id, position, external_id, name, category, price, metadata)
+    SELECT s.id, i.position, i.item ->> 'ExternalId', coalesce(i.item ->> 'Name', ''), i.item ->> 'Category',
+        CASE WHEN is_price THEN (i.item ->> 'Price')::numeric END,
+        -- A price that is no number stays with the rest, as it was.
+        i.item - CASE WHEN is_price THEN ARRAY['ExternalId', 'Name', 'Category', 'Price']
+            ELSE ARRAY['ExternalId', 'Name', 'Category'] END
+    FROM stored_menus s
+    JOIN (SELECT DISTINCT ON (content_sha256) content_sha256, content FROM pg_temp.menu_of ORDER BY content_sha256) c
+        USING (content_sha256)
+    CROSS JOIN LATERAL jsonb_array_elements(c.content) WITH ORDINALITY AS i (item, position)
+    CROSS JOIN LATERAL (SELECT jsonb_typeof(i.item -> 'Price') IN ('number', 'null')
+        OR i.item ->> 'Price' ~ '^[+-]?[0-9]{1,100}([.][0-9]{1,100})?\Z') AS p (is_price);
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    RETURN stored;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.publish_recipes() RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Write recipes, their lines and options.
+DECLARE
+    written bigint;
+    lines bigint;
+BEGIN
+    INSERT INTO public.recipes (recognition_id)
+    SELECT t.recognition_id
+    FROM pg_temp.touched t
+    JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    WHERE r.receipt IS NOT NULL
+    ORDER BY t.recognition_id
+    ON CONFLICT (recognition_id) DO NOTHING;
+    GET DIAGNOSTICS written = ROW_COUNT;
+
+    INSERT INTO public.recipe_lines (recipe_id, line_number, quantity, has_ambiguity, raw_name)
+    SELECT p.id, w.line_number, w.quantity, jsonb_array_length(w.dishes) > 1,
+        (SELECT string_agg(d.dish ->> 'Name', ' / ' ORDER BY d.n)
+         FROM jsonb_array_elements(w.dishes) WITH ORDINALITY AS d (dish, n))
+    FROM pg_temp.wanted_lines w
+    JOIN public.recipes p ON p.recognition_id = w.recognition_id
+    ORDER BY p.id, w.line_number
+    ON CONFLICT (recipe_id, line_number) DO UPDATE
+        SET quantity = excluded.quantity, has_ambiguity = excluded.has_ambiguity, raw_name = excluded.raw_name
+        WHERE (recipe_lines.quantity, recipe_lines.has_ambiguity, recipe_lines.raw_name)
+            IS DISTINCT FROM (excluded.quantity, excluded.has_ambiguity, excluded.raw_name);
+    GET DIAGNOSTICS lines = ROW_COUNT;
+    written := written + lines;
+
+    INSERT INTO public.recipe_line_options (recipe_line_id, option_number, external_id, name)
+    SELECT l.id, d.n, d.dish ->> 'ExternalId', d.dish ->> 'Name'
+    FROM pg_temp.wanted_lines w
+    JOIN public.recipes p ON p.recognition_id = w.recognition_id
+    JOIN public.recipe_lines l ON l.recipe_id = p.id AND l.line_number = w.line_number
+    CROSS JOIN LATERAL jsonb_array_elements(w.dishes) WITH ORDINALITY AS d (dish, n)
+    ORDER BY l.id, d.n
+    ON CONFLICT (recipe_line_id, option_number) DO UPDATE
+        SET external_id = excluded.external_id, name = excluded.name
+        WHERE (recipe_line_options.external_id, recipe_line_options.name)
+            IS DISTINCT FROM (excluded.external_id, excluded.name);
+    GET DIAGNOSTICS lines = ROW_COUNT;
+    RETURN written + lines;
+END
+$$;
+
+CREATE FUNCTION ingest.publish_model_items() RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- What only the model saw: plates, and dishes that are on no line of the receipt.
+DECLARE
+    written bigint;
+BEGIN
+    INSERT INTO public.initial_tray_items (recognition_id, item_type, source, line_number, ordinal, metadata)
+    SELECT d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal, jsonb_build_object('label', min(d.label))
+    FROM pg_temp.wanted_detections d
+    WHERE d.source = 'MODEL'
+    GROUP BY d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal
+    ORDER BY d.recognition_id, d.item_type, d.line_number, d.ordinal
+    ON CONFLICT (recognition_id, item_type, source, line_number, ordinal) DO UPDATE
+        SET metadata = excluded.metadata
+        WHERE initial_tray_items.metadata IS DISTINCT FROM excluded.metadata;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
+CREATE FUNCTION ingest.publish_annotations() RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Write one annotation for each detection; the items that they belong to are there.
+DECLARE
+    written bigint;
+BEGIN
+    INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)
+    SELECT i.id, item.id, d.detection,
+        jsonb_build_object('x', d.x1, 'y', d.y1, 'w', d.x2 - d.x1, 'h', d.y2 - d.y1), 'QWEN'
+    FROM pg_temp.wanted_detections d
+    JOIN public.images i ON i.recognition_id = d.recognition_id AND i.camera_number = d.camera_number
+    JOIN public.initial_tray_items item ON item.recognition_id = d.recognition_id AND item.item_type = d.item_type
+        AND item.source = d.source AND item.line_number = d.line_number AND item.ordinal = d.ordinal
+    ORDER BY i.id, d.detection
+    ON CONFLICT (image_id, source, detection) DO UPDATE
+        SET initial_tray_item_id = excluded.initial_tray_item_id, bbox = excluded.bbox
+        WHERE (initial_annotations.initial_tray_item_id, initial_annotations.bbox)
+            IS DISTINCT FROM (excluded.initial_tray_item_id, excluded.bbox);
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
+CREATE FUNCTION ingest.remove_doomed() RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Delete the rows of pg_temp.doomed, those that reference others first.
+DECLARE
+    removed bigint := 0;
+    n bigint;
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY[
+        'initial_annotations', 'initial_tray_items', 'recipe_line_options', 'recipe_lines', 'recipes', 'images',
+        'recognitions', 'menu_items', 'menus']
+    LOOP
+        EXECUTE format(
+            'DELETE FROM public.%1$I x USING pg_temp.doomed d WHERE d.relation = %2$L::regclass AND x.id = d.id',
+            name, 'public.' || name);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        removed := removed + n;
+    END LOOP;
+    RETURN removed;
+END
+$$;
+
+DROP FUNCTION ingest.remove_vanished();
+
+CREATE OR REPLACE FUNCTION ingest.publish_touched()
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+-- Make the domain show pg_temp.touched, for which ingest.plan_touched() was called; return what each statement took.
+DECLARE
+    started timestamptz;
+BEGIN
+    PERFORM ingest.refuse_referenced();
+
+    started := clock_timestamp();
+    operation := 'transform_menus';
+    rows_written := ingest.publish_menus();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+
+    started := clock_timestamp();
+    operation := 'transform_recognitions';
+    rows_written := ingest.publish_recognitions();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+
+    started := clock_timestamp();
+    operation := 'transform_images';
+    rows_written := ingest.publish_images();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+
+    started := clock_timestamp();
+    operation := 'transform_recipes';
+    rows_written := ingest.publish_recipes();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+
+    -- Items and annotations before removals: what stays moves to its item, and an item to its option, before any goes.
+    RETURN QUERY SELECT * FROM ingest.publish_items();
+
+    started := clock_timestamp();
+    operation := 'transform_removals';
+    rows_written := ingest.remove_doomed();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+END
+$$;
+
+CREATE FUNCTION ingest.publish_items()
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+-- Write tray items and annotations of pg_temp.touched; return what each statement took.
+DECLARE
+    started timestamptz;
+BEGIN
+    started := clock_timestamp();
+    operation := 'transform_tray_items';
+    rows_written := ingest.publish_tray_items() + ingest.publish_model_items();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+
+    started := clock_timestamp();
+    operation := 'transform_annotations';
+    rows_written := ingest.publish_annotations();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+END
+$$;
+
+CREATE FUNCTION ingest.publish_qwen()
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+-- As ingest.publish_touched(), where photos, menus and receipts stay as they are.
+DECLARE
+    started timestamptz;
+BEGIN
+    PERFORM ingest.refuse_referenced();
+    RETURN QUERY SELECT * FROM ingest.publish_items();
+    started := clock_timestamp();
+    operation := 'transform_removals';
+    rows_written := ingest.remove_doomed();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+END
+$$;
+
+-- What a commit and a reset touch
+
+CREATE OR REPLACE FUNCTION ingest.transform_batch(batch text)
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Make the domain show every recognition of a batch of kind 'load' in the batch's version.
+DECLARE
+    annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
+    started CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    CREATE TEMP TABLE touched ON COMMIT DROP AS
+    SELECT r.recognition_id, r.batch_id,
+        (SELECT q FROM ingest.newest_version('qwen', r.recognition_id, batch) q WHERE annotated) AS qwen_batch_id,
+        EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing
+    FROM raw.recipes r
+    WHERE r.batch_id = batch;
+    PERFORM ingest.plan_touched();
+    operation := 'transform_plan';
+    SELECT count(*) INTO rows_written FROM pg_temp.touched;
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+    RETURN QUERY SELECT * FROM ingest.publish_touched();
+END
+$$;
+
+CREATE FUNCTION ingest.transform_qwen(batch text)
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Make the domain show the annotations of a batch of kind 'qwen'. A recognition that is not there (its batch was reset
+-- meanwhile) gets them when it is loaded again.
+DECLARE
+    started CONSTANT timestamptz := clock_timestamp();
+BEGIN
+    CREATE TEMP TABLE touched ON COMMIT DROP AS
+    SELECT p.id AS recognition_id, p.batch_id, m.batch_id AS qwen_batch_id, true AS existing
+    FROM ingest.manifest m
+    JOIN public.recognitions p ON p.id = m.recognition_id
+    WHERE m.batch_id = batch;
+    PERFORM ingest.plan_touched();
+    operation := 'transform_plan';
+    SELECT count(*) INTO rows_written FROM pg_temp.touched;
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+    RETURN QUERY SELECT * FROM ingest.publish_qwen();
+END
+$$;
+
+CREATE FUNCTION ingest.plan_reset(batch text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET random_page_cost = 1.1
+AS $$
+-- Work out what the domain shows once the batch is gone: of each recognition that it shows in this batch's version,
+-- the former one. Nothing when the batch was never committed, or when all of it was superseded.
+DECLARE
+    target ingest.batches;
+BEGIN
+    SELECT * INTO STRICT target FROM ingest.batches b WHERE b.id = batch;
+    IF target.kind = 'load' THEN
+        CREATE TEMP TABLE touched ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, former AS batch_id,
+            (SELECT q FROM ingest.newest_version('qwen', p.id, batch) q WHERE former IS NOT NULL) AS qwen_batch_id,
+            true AS existing
+        FROM public.recognitions p
+        LEFT JOIN LATERAL ingest.newest_version('load', p.id, batch) former ON true
+        WHERE p.batch_id = batch;
+    ELSE
+        CREATE TEMP TABLE touched ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, p.batch_id, former AS qwen_batch_id, true AS existing
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        LEFT JOIN LATERAL ingest.newest_version('qwen', p.id, batch) former ON true
+        LEFT JOIN ingest.batches f ON f.id = former
+        WHERE m.batch_id = batch AND target.state = 'done' AND (f.version IS NULL OR f.version < target.version);
+    END IF;
+    PERFORM ingest.plan_touched();
+END
+$$;
+
+CREATE FUNCTION ingest.execute_reset(batch text) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+AS $$
+-- Carry out what ingest.plan_reset() worked out, remove the batch's raw rows and claims; return the rows of public and
+-- raw that went.
+DECLARE
+    removed bigint;
+    n bigint;
+BEGIN
+    IF (SELECT kind FROM ingest.batches WHERE id = batch) = 'load' THEN
+        PERFORM ingest.publish_touched();
+    ELSE
+        PERFORM ingest.publish_qwen();
+    END IF;
+    SELECT count(*) INTO removed FROM pg_temp.doomed;
+    DELETE FROM raw.recognition_files WHERE batch_id = batch;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    removed := removed + n;
+    DELETE FROM raw.recipes WHERE batch_id = batch;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    removed := removed + n;
+    DELETE FROM raw.menus WHERE batch_id = batch;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    removed := removed + n;
+    DELETE FROM raw.qwen_annotations WHERE batch_id = batch;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    DELETE FROM ingest.claims WHERE batch_id = batch;
+    RETURN removed + n;
+END
+$$;
