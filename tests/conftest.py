@@ -20,6 +20,7 @@ from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.embedded.services import create_roles
 from pipeline.migrate import migrate
 from pipeline.sample import write_sample
+from tests.runner import ForkServer
 from tests.services import (
     MakeDataset,
     RunPipeline,
@@ -164,6 +165,13 @@ def run_pipeline(workdir: Path) -> RunPipeline:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """The process that forks for `Runner`."""
+    with closing(ForkServer()) as server:
+        yield server
 
 
 @pytest.fixture

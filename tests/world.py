@@ -82,6 +82,10 @@ _ANNOTATIONS = """
 """
 
 
+#: A dataset, the batch that loaded it, and which of its recognitions; None for all.
+Part = tuple[Path, str, "Iterable[int] | None"]
+
+
 @dataclass
 class Domain:
     """The domain by natural keys: what a reader sees of the recognitions, whatever ids the rows have."""
@@ -101,6 +105,16 @@ def query(dsn: str, statement: str, values: tuple[Any, ...] | None = None) -> li
         return cursor.fetchall() if cursor.description else []
 
 
+def queries(dsn: str, statements: Iterable[str]) -> list[list[tuple[Any, ...]]]:
+    """Run statements that only look, over one connection, and return the rows of each."""
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        found = []
+        for statement in statements:
+            cursor.execute(statement)
+            found.append(cursor.fetchall())
+        return found
+
+
 def domain(dsn: str) -> Domain:
     """Return the domain of a database."""
     return Domain(
@@ -110,7 +124,8 @@ def domain(dsn: str) -> Domain:
 
 def counts(dsn: str) -> dict[str, int]:
     """Return how many rows each of our tables has."""
-    return {name: int(query(dsn, f"SELECT count(*) FROM {name}")[0][0]) for name in OURS}
+    found = queries(dsn, (f"SELECT count(*) FROM {name}" for name in OURS))
+    return {name: int(rows[0][0]) for name, rows in zip(OURS, found, strict=True)}
 
 
 def dump(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -237,24 +252,63 @@ def _document(folder: Path, *endings: str) -> Any:
 
 def inconsistencies(settings: Settings) -> list[tuple[Any, ...]]:
     """Return what breaks one of the promises within the database, found by the statements that `verify` runs."""
-    found = []
-    for name in CHECKS:
-        found += query(settings.database_url.reveal(), f"SELECT what, message FROM ({statement(name)}) AS problem")
-    return found
+    checks = (f"SELECT what, message FROM ({statement(name)}) AS problem" for name in CHECKS)
+    return [row for rows in queries(settings.database_url.reveal(), checks) for row in rows]
 
 
-def check(settings: Settings, *parts: tuple[Path, str, Iterable[int] | None], qwen: Path | None = None) -> None:
-    """Assert that domain and bucket are exactly what batches (dataset, batch id, recognitions) make of them."""
-    found = domain(settings.database_url.reveal())
-    wanted = Domain([], [], [], [], [], [])
+def dangling(settings: Settings) -> list[tuple[Any, ...]]:
+    """Return the images that readers see, and whose object is not there as the row says."""
+    rows = domain(settings.database_url.reveal()).images
+    stored = objects(settings)
+    return [row for row in rows if stored.get(row[2]) != row[6]]
+
+
+def nothing(settings: Settings) -> None:
+    """Assert that nothing is left of any batch but its own row, which says that it was reset."""
+    found = counts(settings.database_url.reveal())
+    batches = query(settings.database_url.reveal(), "SELECT count(*) FROM ingest.batches WHERE state = 'reset'")
+    assert found == {**dict.fromkeys(found, 0), "ingest.batches": batches[0][0]}
+    assert objects(settings) == {}
+
+
+@dataclass
+class World:
+    """What has to be there: the domain, and key -> SHA-256 of the objects."""
+
+    domain: Domain
+    objects: dict[str, str]
+
+
+def wanted(*parts: Part, qwen: Path | None = None, superseded: Iterable[Part] = ()) -> World:
+    """Return what batches (dataset, batch id, recognitions) make of domain and bucket.
+
+    Arguments:
+        qwen: the annotations that readers see of all of them.
+        superseded: what readers see no more, and the bucket still holds.
+    """
+    result = Domain([], [], [], [], [], [])
     for dataset, batch_id, ids in parts:
         part = expected(dataset, batch_id, ids, qwen)
-        for name in vars(wanted):
-            getattr(wanted, name).extend(getattr(part, name))
-    for name in vars(wanted):
-        key = _ITEM_KEY if name == "items" else _FIRST
-        rows = sorted(getattr(wanted, name), key=key)  # stable: the order within stays
-        assert getattr(found, name) == rows, name
-    stored = {row[2]: row[6] for row in wanted.images}
-    assert objects(settings) == stored
+        for name in vars(result):
+            getattr(result, name).extend(getattr(part, name))
+    for name in vars(result):
+        # Stable: the order within stays.
+        getattr(result, name).sort(key=_ITEM_KEY if name == "items" else _FIRST)
+    images = [*result.images]
+    for dataset, batch_id, ids in superseded:
+        images += expected(dataset, batch_id, ids).images
+    return World(result, {row[2]: row[6] for row in images})
+
+
+def compare(settings: Settings, world: World) -> None:
+    """Assert that domain and bucket are exactly that, and that the database does not contradict itself."""
+    found = domain(settings.database_url.reveal())
+    for name in vars(found):
+        assert getattr(found, name) == getattr(world.domain, name), name
+    assert objects(settings) == world.objects
     assert inconsistencies(settings) == []
+
+
+def check(settings: Settings, *parts: Part, qwen: Path | None = None, superseded: Iterable[Part] = ()) -> None:
+    """Assert that domain and bucket are exactly what batches make of them; see `wanted`."""
+    compare(settings, wanted(*parts, qwen=qwen, superseded=superseded))

@@ -1,0 +1,149 @@
+"""Exactly once, whatever is killed: SIGKILL between any two writes, and at random moments, then the same command again.
+
+After each kill the rows that readers see are whole and have their objects; after the re-run rows, by natural key, and
+objects, by content, are those of an undisturbed run. What was loaded is then reset, killed in its turn, so that one
+database serves all moments.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Settings
+from pipeline.sample import ANNOTATIONS
+from tests import world
+from tests.runner import ForkServer, Runner, moments
+from tests.services import MakeDataset
+
+SERIAL = {"PIPELINE_THREAD_COUNT": "1", "PIPELINE_BATCH_SIZE": "2"}
+
+
+@pytest.fixture
+def runner(workdir: Path, fork_server: ForkServer) -> Runner:
+    """Commands in the working directory, one thread each, so that the order of their writes is always the same."""
+    return Runner(fork_server, workdir, SERIAL)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command that is killed, the reset that undoes it, and what there has to be with and without it."""
+
+    command: Sequence[str | Path]
+    reset: Sequence[str]
+    loaded: Callable[[], None]
+    unloaded: Callable[[], None]
+
+
+def load(runner: Runner, settings: Settings, first: Path, second: Path) -> Scenario:
+    return Scenario(
+        ("load", "--source", first, "--batch-id", "b1"),
+        ("reset", "--batch-id", "b1", "--confirm"),
+        partial(world.compare, settings, world.wanted((first, "b1", None))),
+        partial(world.nothing, settings),
+    )
+
+
+def forced(runner: Runner, settings: Settings, first: Path, second: Path) -> Scenario:
+    """The same recognitions with other photos, menus and receipts, on top of a version with annotations."""
+    qwen = first / ANNOTATIONS
+    assert runner("load", "--source", first, "--batch-id", "b1").code == 0
+    assert runner("load-qwen", "--file", qwen, "--batch-id", "q1").code == 0
+    former = (first, "b1", None)
+    return Scenario(
+        ("load", "--source", second, "--batch-id", "b2", "--force"),
+        ("reset", "--batch-id", "b2", "--confirm"),
+        partial(world.compare, settings, world.wanted((second, "b2", None), qwen=qwen, superseded=[former])),
+        partial(world.compare, settings, world.wanted(former, qwen=qwen)),
+    )
+
+
+def qwen(runner: Runner, settings: Settings, first: Path, second: Path) -> Scenario:
+    """Annotations in the place of others."""
+    assert runner("load", "--source", first, "--batch-id", "b1").code == 0
+    assert runner("load-qwen", "--file", first / ANNOTATIONS, "--batch-id", "q1").code == 0
+    shown = (first, "b1", None)
+    return Scenario(
+        ("load-qwen", "--file", second / ANNOTATIONS, "--batch-id", "q2", "--force"),
+        ("reset", "--batch-id", "q2", "--confirm"),
+        partial(world.compare, settings, world.wanted(shown, qwen=second / ANNOTATIONS)),
+        partial(world.compare, settings, world.wanted(shown, qwen=first / ANNOTATIONS)),
+    )
+
+
+def undisturbed(runner: Runner, command: Sequence[str | Path], check: Callable[[], None]) -> list[int]:
+    """Run a command, check what it left, and return the moments at which it may be killed."""
+    done = runner(*command)
+    assert done.code == 0, done.stderr
+    check()
+    assert "commit" in done.writes
+    return moments(done.writes)
+
+
+def killed(runner: Runner, settings: Settings, command: Sequence[str | Path], moment: int) -> None:
+    """Kill a command at a moment; what readers see then is sound. The same command finishes it."""
+    first = runner(*command, kill_after=moment)
+    assert first.code in (-signal.SIGKILL, 0), first.stderr  # 0 where that moment is the very end
+    assert world.dangling(settings) == []
+    assert world.inconsistencies(settings) == []
+    again = runner(*command)
+    assert again.code == 0, again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [load, forced, qwen])
+def test_killed_between_any_two_writes_the_same_command_ends_as_if_undisturbed(
+    make: Callable[[Runner, Settings, Path, Path], Scenario],
+    runner: Runner,
+    settings: Settings,
+    small_dataset: MakeDataset,
+) -> None:
+    scenario = make(runner, settings, small_dataset(4), small_dataset(4, seed=1, first_id=100_024))
+    of_command = undisturbed(runner, scenario.command, scenario.loaded)
+    of_reset = undisturbed(runner, scenario.reset, scenario.unloaded)
+    assert len(of_command) > 20
+    assert len(of_reset) > 8
+    for moment, reset_moment in zip(of_command, itertools.cycle(of_reset), strict=False):
+        print(f"killed after {moment} writes, the reset after {reset_moment}")
+        killed(runner, settings, scenario.command, moment)
+        scenario.loaded()
+        killed(runner, settings, scenario.reset, reset_moment)
+        scenario.unloaded()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_at_random_moments_with_four_workers_it_ends_as_if_undisturbed(
+    seed: int, runner: Runner, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    chance = random.Random(seed)
+    dataset = small_dataset(12)
+    command = ("load", "--source", dataset, "--batch-id", "b1", "--workers", "4", "--local-scheduler")
+    environment = {"PIPELINE_BATCH_SIZE": "2"}
+    started = time.monotonic()
+    assert runner(*command, env=environment).code == 0
+    seconds = time.monotonic() - started
+    loaded = world.wanted((dataset, "b1", None))
+    world.compare(settings, loaded)
+    for _ in range(10):
+        assert runner("reset", "--batch-id", "b1", "--confirm").code == 0
+        world.nothing(settings)
+        after = chance.uniform(0, seconds)
+        whole_group = chance.random() < 0.5
+        print(f"seed {seed}: killed after {after:.3f} of {seconds:.3f} s, with its workers at once: {whole_group}")
+        running = runner.start(*command, env=environment)
+        running.wait(after)
+        running.signal(signal.SIGKILL, group=whole_group)
+        running.finish()
+        assert world.dangling(settings) == []
+        again = runner(*command, env=environment)
+        assert again.code == 0, again.stderr
+        world.compare(settings, loaded)
