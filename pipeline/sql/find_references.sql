@@ -1,1 +1,6 @@
-SELECT app::text AS app, target::text AS target, referencing FROM ingest.find_references()
+SELECT a.relnamespace::regnamespace || '.' || a.relname AS app, t.relnamespace::regnamespace || '.' || t.relname AS target,
+    r.referencing
+FROM ingest.find_references() r
+JOIN pg_class a ON a.oid = r.app
+JOIN pg_class t ON t.oid = r.target
+ORDER BY 1, 2

@@ -1,0 +1,340 @@
+"""Random sequences of commands against a small model: what readers see, what the bucket holds, and what is refused.
+
+The model knows batches and nothing else: of each recognition readers see the newest finished batch that holds it, with
+the annotations of the newest finished annotations batch that holds it. Commands are really run, some are really killed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pipeline.config import Settings
+from pipeline.embedded.postgres import EmbeddedPostgres
+from pipeline.sample import ANNOTATIONS, EXPORT
+from tests import world
+from tests.runner import ForkServer, Runner
+from tests.services import MakeDataset, StorageServer, environment_file, fresh_database, local_settings
+
+FIRST = 100_024
+#: Datasets that overlap: which of the recognitions from FIRST on, with the photos and papers of which seed.
+DATASETS = {"early": (0, range(0, 3)), "late": (0, range(2, 5)), "other": (1, range(1, 4))}
+
+
+@dataclass
+class Batch:
+    """A batch of the model: what it holds, and when it was finished; None while it is not."""
+
+    kind: str
+    dataset: str
+    force: bool
+    held: dict[int, int] = field(default_factory=dict)  # recognition -> seed
+    version: int | None = None
+
+
+class Batches:
+    """The model."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, Batch] = {}
+        self._versions = 0
+
+    def done(self, kind: str) -> list[tuple[str, Batch]]:
+        found = [(name, one) for name, one in self.batches.items() if one.kind == kind and one.version is not None]
+        return sorted(found, key=lambda item: item[1].version or 0)
+
+    def shown(self, kind: str) -> dict[int, str]:
+        """Recognition -> the batch whose version of it counts."""
+        return {number: name for name, batch in self.done(kind) for number in batch.held}
+
+    def finish(self, name: str) -> None:
+        self._versions += 1
+        self.batches[name].version = self._versions
+
+
+class Machine(RuleBasedStateMachine):
+    """The commands, the model beside them, and what must hold after each."""
+
+    datasets: ClassVar[dict[str, Path]]
+    #: Gives every sequence a database, a bucket and a working directory of its own.
+    place: ClassVar[Callable[[], AbstractContextManager[tuple[Settings, Runner]]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stack = ExitStack()
+        self.settings, self.runner = self._stack.enter_context(type(self).place())
+        self.model = Batches()
+        self.notes: set[int] = set()
+        self._names = 0
+
+    @initialize()
+    def an_app_has_a_table_that_references_ours(self) -> None:
+        self._sql(
+            "CREATE TABLE public.notes (recognition_id bigint PRIMARY KEY REFERENCES public.recognitions (id),"
+            " item_id bigint REFERENCES public.initial_tray_items (id))"
+        )
+
+    def _sql(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        return world.query(self.settings.database_url.reveal(), statement, values)
+
+    def _name(self, prefix: str) -> str:
+        self._names += 1
+        return f"{prefix}{self._names}"
+
+    # What there is to load
+
+    def _recognitions(self, dataset: str) -> dict[int, int]:
+        seed, numbers = DATASETS[dataset]
+        return {FIRST + number: seed for number in numbers}
+
+    def _candidates(self, batch: Batch) -> dict[int, int]:
+        """What a discovery chooses, were it made now."""
+        wanted = self._recognitions(batch.dataset)
+        loaded = self.model.shown("load")
+        if batch.kind == "load":
+            free = {n: seed for n, seed in wanted.items() if batch.force or n not in loaded}
+        else:
+            annotated = self.model.shown("qwen")
+            free = {n: seed for n, seed in wanted.items() if n in loaded and (batch.force or n not in annotated)}
+        return free
+
+    def _command(self, name: str) -> list[str]:
+        batch = self.model.batches[name]
+        folder = self.datasets[batch.dataset]
+        if batch.kind == "load":
+            command = ["load", "--source", str(folder)]
+        else:
+            command = ["load-qwen", "--file", str(folder / ANNOTATIONS)]
+        return [*command, "--batch-id", name, "--local-scheduler", *(["--force"] if batch.force else [])]
+
+    def _unfinished(self) -> list[str]:
+        return [name for name, batch in self.model.batches.items() if batch.version is None]
+
+    # Commands
+
+    @rule(
+        kind=st.sampled_from(["load", "load", "qwen"]),
+        dataset=st.sampled_from(sorted(DATASETS)),
+        force=st.booleans(),
+        kill_after=st.one_of(st.none(), st.integers(0, 70)),
+    )
+    def load(self, kind: str, dataset: str, force: bool, kill_after: int | None) -> None:
+        # A forced load whose receipts lack an item that the app references would be refused; the app lets go first.
+        if force:
+            self._sql("UPDATE public.notes SET item_id = NULL")
+        batch = Batch(kind, dataset, force)
+        batch.held = self._candidates(batch)
+        for other in self._unfinished():  # what an unfinished batch holds is not for another
+            if self.model.batches[other].kind == kind:
+                for number in self.model.batches[other].held:
+                    batch.held.pop(number, None)
+        name = self._name(kind)
+        self.model.batches[name] = batch
+        ended = self.runner(*self._command(name), kill_after=kill_after)
+        assert ended.code in ((0,) if kill_after is None else (0, -9)), ended
+        self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        """Take over what became of a killed command: not begun, begun, or finished; nothing else may be."""
+        states = dict(self._sql("SELECT id, state FROM ingest.batches WHERE id = %s", name))
+        state = states.get(name)
+        if state is None:
+            del self.model.batches[name]
+        elif state == "done":
+            self.model.finish(name)
+        else:
+            assert state == "loading"
+
+    @precondition(lambda self: self._unfinished())
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self._unfinished()))
+        if self.model.batches[name].force:
+            self._sql("UPDATE public.notes SET item_id = NULL")
+        ended = self.runner(*self._command(name))
+        assert ended.code == 0, ended
+        self.model.finish(name)
+
+    @precondition(lambda self: self.model.batches)
+    @rule(data=st.data(), kill_after=st.one_of(st.none(), st.none(), st.integers(0, 14)))
+    def reset(self, data: st.DataObject, kill_after: int | None) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model.batches)))
+        batch = self.model.batches[name]
+        command = ["reset", "--batch-id", name, "--confirm"]
+        without = Batches()
+        without.batches = {other: one for other, one in self.model.batches.items() if other != name}
+        vanishing = set(self.model.shown("load")) - set(without.shown("load"))
+        referenced = vanishing & self.notes
+        if batch.kind == "load" and not referenced:
+            # Items that go with a change of version are the app's to let go of, too.
+            self._sql("UPDATE public.notes SET item_id = NULL")
+        if batch.kind == "qwen":
+            self._sql("UPDATE public.notes SET item_id = NULL")
+        before = self._before()
+        if referenced:
+            ended = self.runner(*command)
+            assert ended.code == 4, ended
+            assert f"public.notes ({len(referenced)} rows, to public.recognitions)" in ended.stderr
+            assert self._before() == before
+            return
+        if kill_after is not None:
+            first = self.runner(*command, kill_after=kill_after)
+            assert first.code in (0, -9), first
+        ended = self.runner(*command)
+        assert ended.code == 0, ended
+        del self.model.batches[name]
+
+    def _before(self) -> object:
+        dsn = self.settings.database_url.reveal()
+        return world.dump(dsn), world.objects(self.settings)
+
+    @precondition(lambda self: self.model.done("load"))
+    @rule(data=st.data())
+    def run_a_finished_batch_again(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from([name for name, _ in self.model.done("load")]))
+        before = self._before()
+        assert self.runner(*self._command(name)).code == 0
+        assert self._before() == before
+
+    # The app
+
+    @precondition(lambda self: set(self.model.shown("load")) - self.notes)
+    @rule(data=st.data())
+    def the_app_writes_a_note(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(set(self.model.shown("load")) - self.notes)))
+        self._sql(
+            "INSERT INTO public.notes SELECT %s, (SELECT min(id) FROM public.initial_tray_items"
+            " WHERE recognition_id = %s)",
+            number,
+            number,
+        )
+        self.notes.add(number)
+
+    @precondition(lambda self: self.notes)
+    @rule()
+    def the_app_removes_its_notes(self) -> None:
+        self._sql("DELETE FROM public.notes")
+        self.notes.clear()
+
+    # What holds after each
+
+    @invariant()
+    def readers_see_the_newest_versions(self) -> None:
+        shown, annotated = self.model.shown("load"), self.model.shown("qwen")
+        parts = []
+        for number in sorted(shown):
+            seed = self.model.batches[shown[number]].held[number]
+            file = None
+            if number in annotated:
+                file = self.datasets[self.model.batches[annotated[number]].dataset] / ANNOTATIONS
+            parts.append(world.wanted((self._folder(seed), shown[number], [number]), qwen=file).domain)
+        found = world.domain(self.settings.database_url.reveal())
+        for name in vars(found):
+            assert getattr(found, name) == [row for part in parts for row in getattr(part, name)], name
+
+    def _folder(self, seed: int) -> Path:
+        return self.datasets["all-0" if seed == 0 else "all-1"]
+
+    @invariant()
+    def the_bucket_holds_the_finished_batches_and_at_most_the_unfinished_ones(self) -> None:
+        stored = world.objects(self.settings)
+        sure: dict[str, str] = {}
+        perhaps: dict[str, str] = {}
+        for name, batch in self.model.batches.items():
+            if batch.kind != "load":
+                continue
+            into = sure if batch.version is not None else perhaps
+            for number, seed in batch.held.items():
+                into.update(world.wanted((self._folder(seed), name, [number])).objects)
+        assert {key: digest for key, digest in stored.items() if key not in perhaps} == sure
+        assert {key: digest for key, digest in stored.items() if key in perhaps}.items() <= perhaps.items()
+
+    @invariant()
+    def the_database_does_not_contradict_itself(self) -> None:
+        assert world.inconsistencies(self.settings) == []
+
+    def teardown(self) -> None:
+        """At the end all is finished, then all is reset, and nothing is left."""
+        with self._stack:
+            self._sql("DROP TABLE IF EXISTS public.notes")
+            for name in self.model.batches:
+                ended = self.runner("reset", "--batch-id", name, "--confirm")
+                assert ended.code == 0, ended
+            world.nothing(self.settings)
+
+
+@pytest.fixture(scope="module")
+def datasets(small_dataset: MakeDataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The overlapping datasets, each with the annotations of its recognitions."""
+    whole = {seed: small_dataset(5, seed=seed, first_id=FIRST) for seed in (0, 1)}
+    made: dict[str, Path] = {f"all-{seed}": folder for seed, folder in whole.items()}
+    for name, (seed, numbers) in DATASETS.items():
+        folder = tmp_path_factory.mktemp(name)
+        annotations = json.loads((whole[seed] / ANNOTATIONS).read_text(encoding="utf-8"))
+        kept = {}
+        for number in numbers:
+            one = f"recognition_{FIRST + number}"
+            shutil.copytree(whole[seed] / EXPORT / one, folder / EXPORT / one)
+            kept.update({key: value for key, value in annotations.items() if f"{one}/" in key})
+        (folder / ANNOTATIONS).write_text(json.dumps(kept), encoding="utf-8")
+        made[name] = folder
+    return made
+
+
+@contextmanager
+def place(
+    server: EmbeddedPostgres, template: str, storage: StorageServer, fork_server: ForkServer
+) -> Iterator[tuple[Settings, Runner]]:
+    """A database, a bucket and a working directory for one sequence."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pipeline-model-")))
+        url = stack.enter_context(fresh_database(server.dsn, f"model_{uuid.uuid4().hex}", template))
+        found = local_settings(url, storage, f"bucket-{uuid.uuid4().hex}", folder / "home")
+        (folder / ".env.local").write_text(environment_file(found), encoding="utf-8")
+        yield found, Runner(fork_server, folder, {"PIPELINE_THREAD_COUNT": "2", "PIPELINE_BATCH_SIZE": "2"})
+
+
+@pytest.mark.slow
+def test_any_sequence_of_commands_does_what_the_model_says(
+    postgres_server: EmbeddedPostgres,
+    template_database: str,
+    storage_server: StorageServer,
+    fork_server: ForkServer,
+    datasets: dict[str, Path],
+) -> None:
+    class Placed(Machine):
+        place = partial(place, postgres_server, template_database, storage_server, fork_server)
+
+    Placed.datasets = datasets
+    run_state_machine_as_test(
+        Placed,
+        settings=settings(
+            max_examples=15,
+            stateful_step_count=12,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
