@@ -127,8 +127,16 @@ def hold_step(
         RefusedError: the batch is not being loaded, so this work does not count.
     """
     held = hold(connection, batch_id, created_at=created_at)
+    return None if await_step(connection, batch_id, step, shard) else held
+
+
+def await_step(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:
+    """Hold a step alone until the transaction ends, and return whether its marker is there.
+
+    Whoever is at it is waited for, be it an earlier try of our own whose commit is on its way.
+    """
     connection.execute("lock_step", batch_id=batch_id, step=step, shard=shard)
-    return None if is_done(connection, batch_id, step, shard) else held
+    return is_done(connection, batch_id, step, shard)
 
 
 def is_done(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:

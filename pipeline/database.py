@@ -211,6 +211,7 @@ class Database:
                 keepalives_idle=30,
                 keepalives_interval=10,
                 keepalives_count=3,
+                tcp_user_timeout=60_000,
             )
             _opened.add(connection)
             return connection

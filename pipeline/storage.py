@@ -114,26 +114,15 @@ class Storage:
         self._stopped = threading.Event()
         self.threads = settings.tuning.thread_count
         self.gate = Gate(self.threads)
-        tuning = settings.tuning
+        self._tries = settings.tuning.retry_max_attempts + 1
         # Waits of 1, 2, 4 … seconds at most, each drawn evenly from zero up (full jitter).
-        wait: dict[str, Any] = {
-            "base": tuning.retry_backoff_factor,
+        self._wait: dict[str, Any] = {
+            "base": settings.tuning.retry_backoff_factor,
             "max_value": _LONGEST_WAIT,
             "jitter": backoff.full_jitter,
             "on_backoff": self._on_backoff,
             "logger": None,
         }
-        patient = backoff.on_exception(
-            backoff.expo, StorageOverloaded, max_tries=tuning.retry_max_attempts + 1 + _PATIENCE, **wait
-        )
-        brief = backoff.on_exception(
-            backoff.expo,
-            StorageUnavailable,
-            max_tries=tuning.retry_max_attempts + 1,
-            giveup=lambda exc: isinstance(exc, StorageOverloaded),
-            **wait,
-        )
-        self._send = patient(brief(self._send_once))
 
     # Objects
 
@@ -290,6 +279,20 @@ class Storage:
             with self._lock:
                 self._sessions.append(session)
         return self._local.session  # type: ignore[no-any-return]
+
+    def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
+        """Send a request, and again after a transient error; overload has more tries in all than others in a row."""
+        in_a_row = 0
+
+        def gives_up(exc: Exception) -> bool:
+            nonlocal in_a_row
+            in_a_row = 0 if isinstance(exc, StorageOverloaded) else in_a_row + 1
+            return in_a_row >= self._tries
+
+        retry = backoff.on_exception(
+            backoff.expo, StorageUnavailable, max_tries=self._tries + _PATIENCE, giveup=gives_up, **self._wait
+        )
+        return retry(self._send_once)(method, path, *arguments, **keywords)
 
     def _send_once(
         self, method: str, path: str, read: Callable[[requests.Response], Any] = _json_of, **arguments: Any

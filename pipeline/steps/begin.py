@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from pipeline import batch_state
 from pipeline.batch_state import KIND_LOAD, KIND_QWEN, Batch
@@ -189,6 +190,8 @@ class Lease:
         self._settings, self._batch_id, self._patience = settings, batch_id, patience
         self._stack = ExitStack()
         self._connection: Connection | None = None
+        self._backend: dict[str, Any] | None = None
+        self._application = f"pipeline lock {batch_id}"
         self._looked = 0.0
         self._take()
 
@@ -210,11 +213,14 @@ class Lease:
 
     def _try(self) -> bool:
         if self._connection is None:
-            database = Database(self._settings, application=f"pipeline lock {self._batch_id}")
+            database = Database(self._settings, application=self._application)
             self._stack.callback(database.close)
             try:
                 connection = self._stack.enter_context(database.transaction())
                 connection.execute("notice_lost_client")
+                if self._backend is not None:
+                    connection.execute("end_backend", application=self._application, **self._backend)
+                self._backend = dict(connection.one("find_backend")._mapping)
             except BaseException:
                 self.release()
                 raise

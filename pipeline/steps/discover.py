@@ -117,7 +117,7 @@ def discover(database: Database, request: Request, *, dry_run: bool = False) -> 
     """
 
     def work(connection: Connection) -> Discovery | None:
-        if not dry_run and batch_state.is_done(connection, request.batch_id, DISCOVER):
+        if not dry_run and batch_state.await_step(connection, request.batch_id, DISCOVER):
             return None
         return _discover(connection, request)
 
