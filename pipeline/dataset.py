@@ -27,7 +27,7 @@ MAXIMUM_COUNT = 1000
 MAXIMUM_ITEMS = 10_000
 #: Letters of an ExternalId, which is indexed: an entry of a B-tree has at most 2,704 bytes.
 MAXIMUM_EXTERNAL_ID = 500
-_MAXIMUM_DEPTH = 100
+MAXIMUM_DEPTH = 100
 
 _parsing = threading.Lock()
 
@@ -397,7 +397,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _require_jsonb(value: object, depth: int) -> None:
     """Raise on what JSON allows and jsonb refuses: NUL characters, half surrogate pairs; and on extreme nesting."""
-    if depth > _MAXIMUM_DEPTH:
+    if depth > MAXIMUM_DEPTH:
         raise BadInput("json_shape", "the file is nested too deeply")
     if isinstance(value, str):
         if "\0" in value:

@@ -16,19 +16,29 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.dataset import MAXIMUM_BIGINT, MAXIMUM_DOCUMENT_BYTES, camera_of, is_text, usual_sources
+from pipeline.dataset import (
+    MAXIMUM_BIGINT,
+    MAXIMUM_DEPTH,
+    MAXIMUM_DOCUMENT_BYTES,
+    camera_of,
+    is_text,
+    usual_sources,
+)
 from pipeline.errors import BadInput, UsageError
 
 ANNOTATIONS = "qwen_annotations.json"
 PLATE = "plate"
 #: Letters of a key; a path has no more on any system.
 MAXIMUM_KEY = 4096
+#: Detections of a photo; a tray has dozens.
+MAXIMUM_DETECTIONS = 10_000
 
 _CHUNK = 1 << 20
 _MAXIMUM_COORDINATE = 1_000_000
@@ -75,10 +85,11 @@ def find_annotations(given: str | None, setting: str | None, dataset_dir: str | 
     """
     if given or setting:
         return named_annotations(given or setting or "")
-    folders = [Path(dataset_dir).expanduser()] if dataset_dir else list(usual_sources())[:1]
-    for folder in (*folders, Path(), Path.home() / "Downloads", Path.home()):
-        if (folder / ANNOTATIONS).is_file():
-            return named_annotations(str(folder / ANNOTATIONS))
+    folders = [os.path.expanduser(dataset_dir)] if dataset_dir else list(usual_sources())[:1]
+    for folder in (*folders, "", Path.home() / "Downloads", Path.home()):
+        path = os.path.join(folder, ANNOTATIONS)
+        if os.path.isfile(path):  # which is no error where a folder is out of reach
+            return named_annotations(path)
     raise UsageError(
         f"No annotations file was named and none was found: looked for {ANNOTATIONS} in the dataset's folder, ., "
         "~/Downloads and ~.",
@@ -92,16 +103,19 @@ def named_annotations(text: str) -> Path:
     Raises:
         UsageError: it does not exist, is not a file, or may not be read.
     """
+    hint = "Name it with --file or QWEN_ANNOTATIONS."
+    shown = text.encode(errors="replace").decode()[:200]
+    if not is_text(text):
+        raise UsageError(f"The path of the annotations file, {shown}, is not UTF-8.", hint)
     try:
         path = Path(text).expanduser().resolve()
+        if path.exists() and not path.is_file():
+            raise UsageError(f"The annotations file {shown} is not a file.", hint)
         with open(path, "rb"):
             return path
     except (OSError, RuntimeError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        shown = text.encode(errors="replace").decode()[:200]
-        raise UsageError(
-            f"The annotations file {shown} cannot be read: {why}.", "Name it with --file or QWEN_ANNOTATIONS."
-        ) from exc
+        raise UsageError(f"The annotations file {shown} cannot be read: {why}.", hint) from exc
 
 
 def read_entries(stream: BinaryIO) -> Iterator[Entry]:
@@ -147,9 +161,10 @@ class _Window:
             return False
         chunk = self._stream.read(_CHUNK)
         self._ended = not chunk
-        self._text = self._text[self._at :] + self._decoder.decode(chunk, final=self._ended)
+        more = self._decoder.decode(chunk, final=self._ended)
+        self._text = self._text[self._at :] + more
         self._at = 0
-        return not self._ended
+        return bool(chunk or more)
 
     def _advance(self, end: int) -> bytes:
         passed = self._text[self._at : end].encode("utf-8", "surrogateescape")
@@ -197,24 +212,41 @@ class _Window:
             raise self.broken("it ends too early")
         position = self._position
         while True:
-            problem = None
-            value: object = None
-            end: int | None
-            try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
-                if end == len(self._text) and not self._ended:
-                    end = None  # a number may go on
-            except (json.JSONDecodeError, RecursionError) as exc:
-                end = _Brackets().find_end(self._text, self._at)[0]
-                problem = _problem_of(exc)
+            value, end, problem = self._parse()
             if (end or len(self._text)) - self._at > MAXIMUM_DOCUMENT_BYTES:
                 self._skip()
-                return Entry(key, position, b"", None, BadInput("json_too_large", "the value is too large"))
+                return Entry(key, position, b"", None, _too_large())
             if end is not None:
-                return Entry(key, position, self._advance(end), None if problem else value, problem)
+                content = self._advance(end)
+                if len(content) > MAXIMUM_DOCUMENT_BYTES:
+                    return Entry(key, position, b"", None, _too_large())
+                return Entry(key, position, content, value, problem)
             if self._ended:
                 raise self.broken("it ends too early")
             self._fill()
+
+    def _parse(self) -> tuple[object, int | None, BadInput | None]:
+        """Return the value at hand, where it ends (None when it goes on), and what is wrong with it."""
+        at = self._at
+        if self._text[at] not in '{["':
+            # A number that is cut in two is a number as well, so where it ends comes first.
+            end = _Brackets().find_end(self._text, at)[0]
+            if end is None and self._ended:
+                end = len(self._text)
+            try:
+                return (None if end is None else _DECODER.decode(self._text[at:end])), end, None
+            except json.JSONDecodeError as exc:
+                return None, end, _broken(exc)
+        try:
+            value, end = _DECODER.raw_decode(self._text, at)
+            _require_depth(self._text, at, end)
+        except BadInput as exc:
+            return None, end, exc.with_traceback(None)
+        except RecursionError:
+            return None, _Brackets().find_end(self._text, at)[0], _too_deep()
+        except json.JSONDecodeError as exc:
+            return None, _Brackets().find_end(self._text, at)[0], _broken(exc)
+        return value, end, None
 
     def _skip(self) -> None:
         brackets = _Brackets()
@@ -271,9 +303,31 @@ class _Brackets:
         return None, len(text) - cut
 
 
-def _problem_of(exc: json.JSONDecodeError | RecursionError) -> BadInput:
-    if isinstance(exc, RecursionError):
-        return BadInput("json_shape", "the value is nested too deeply")
+def _require_depth(text: str, start: int, end: int) -> None:
+    """Raise when brackets are nested so deeply that another stack might not do for them."""
+    if text.count("{", start, end) + text.count("[", start, end) <= MAXIMUM_DEPTH:
+        return
+    depth = 0
+    in_string = False
+    for match in _TOKEN.finditer(text, start, end):
+        letter = match[0]
+        if letter == '"':
+            in_string = not in_string
+        elif not in_string:
+            depth += 1 if letter in "{[" else -1
+            if depth > MAXIMUM_DEPTH:
+                raise _too_deep()
+
+
+def _too_deep() -> BadInput:
+    return BadInput("json_shape", "the value is nested too deeply")
+
+
+def _too_large() -> BadInput:
+    return BadInput("json_too_large", f"the value has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
+
+
+def _broken(exc: json.JSONDecodeError) -> BadInput:
     return BadInput("json_broken", f"the value is not JSON: {exc.msg}")
 
 
@@ -294,9 +348,10 @@ def photo_of(key: str) -> tuple[int, int]:
     camera = camera_of(path) or camera_of(path.replace("/", " "))
     if camera is None:
         raise BadInput("annotation_key", "the key does not name one of Main and Qualifying")
-    if int(numbers[-1][:20]) > MAXIMUM_BIGINT:
-        raise BadInput("id_invalid", f"the number {numbers[-1][:20]} is beyond what a bigint holds")
-    return int(numbers[-1]), camera
+    digits = numbers[-1].lstrip("0") or "0"
+    if len(digits) > 19 or int(digits) > MAXIMUM_BIGINT:
+        raise BadInput("id_invalid", f"the number {digits[:40]} is beyond what a bigint holds")
+    return int(digits), camera
 
 
 def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
@@ -314,6 +369,8 @@ def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
         found = part.get("qwen_detections") if isinstance(part, dict) else None
         if not isinstance(found, list):
             raise BadInput("json_shape", f"{section} has no array qwen_detections")
+        if len(usable) + len(problems) + len(found) > MAXIMUM_DETECTIONS:
+            raise BadInput("json_shape", f"the photo has more than {MAXIMUM_DETECTIONS} detections")
         for number, entry in enumerate(found, 1):
             try:
                 usable.append(_detection(entry, f"detection {number} of {section}"))

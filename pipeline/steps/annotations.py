@@ -46,6 +46,7 @@ def stage_annotations(connection: Connection, path: Path, batch_id: str, *, forc
     with _opened(path) as stream:
         for entry in read_entries(stream):
             row, problems = _row_of(entry)
+            del entry  # or it would be in memory beside the next one
             rows += [row] if row is not None else []
             rejects += problems
             if len(rows) + len(rejects) >= _PAGE:

@@ -1,0 +1,1078 @@
+"""qwen.py: the annotations file as a stream, whatever is in it, and what its keys and values mean."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import qwen
+from pipeline.dataset import MAXIMUM_BIGINT, MAXIMUM_DOCUMENT_BYTES
+from pipeline.errors import BadInput, UsageError
+from pipeline.qwen import (
+    ANNOTATIONS,
+    MAXIMUM_KEY,
+    Detection,
+    Entry,
+    detections_of,
+    find_annotations,
+    named_annotations,
+    photo_of,
+    read_entries,
+    read_value,
+)
+
+Result = TypeVar("Result")
+
+#: On a busy machine as well.
+STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+A_CHUNK = qwen._CHUNK
+KEY = "RRS_Dataset/export_1/recognition_{}/photos/recognition_{}_2025-10-11_{}.jpg"
+
+
+def stream(content: bytes, chunk: int = A_CHUNK, maximum: int = MAXIMUM_DOCUMENT_BYTES) -> list[Entry]:
+    """Read a file in pieces of so many bytes."""
+    with patch.object(qwen, "_CHUNK", chunk), patch.object(qwen, "MAXIMUM_DOCUMENT_BYTES", maximum):
+        return list(read_entries(io.BytesIO(content)))
+
+
+def look(content: bytes, chunk: int = A_CHUNK, maximum: int = MAXIMUM_DOCUMENT_BYTES) -> list[tuple[str, object]]:
+    """Return of each entry its key with its value, or with the code of its problem."""
+    entries = stream(content, chunk, maximum)
+    return [(entry.key, entry.problem.code if entry.problem else entry.value) for entry in entries]
+
+
+def attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """Return what the work came to, or its error."""
+    try:
+        return work(), None
+    except (UsageError, BadInput) as exc:
+        return None, exc
+
+
+def key_of(number: int, camera: str = "Main") -> str:
+    return KEY.format(number, number, camera)
+
+
+def box(label: object = "dish_0", corners: object = (1, 2, 30, 40)) -> dict[str, object]:
+    return {"bbox_2d": list(corners) if isinstance(corners, tuple) else corners, "label": label}
+
+
+def value_of(*dishes: object, plates: tuple[object, ...] = ()) -> dict[str, object]:
+    return {"dishes": {"qwen_detections": list(dishes)}, "plates": {"qwen_detections": list(plates)}}
+
+
+# The file as a whole
+
+
+def test_an_entry_is_its_key_its_value_and_the_place_of_its_bytes() -> None:
+    content = b'{\n  "first": {"a": [1, 2.5]} ,\n\t"\xd0\xb1\xd0\xbb\xd1\x8e\xd0\xb4\xd0\xbe":[ ]\r\n}\n'
+    assert stream(content) == [
+        Entry("first", 13, b'{"a": [1, 2.5]}', {"a": [1, 2.5]}, None),
+        Entry("блюдо", content.index(b"[ ]"), b"[ ]", [], None),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"{}", b" { } ", b"\n{\n}\n", b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize("chunk", [1, 2, A_CHUNK])
+def test_a_file_without_entries(content: bytes, chunk: int) -> None:
+    assert stream(content, chunk) == []
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, A_CHUNK])
+def test_a_byte_order_mark_is_passed_and_counted(chunk: int) -> None:
+    [entry] = stream(b'\xef\xbb\xbf{"a": "b"}', chunk)
+    assert (entry.key, entry.value, entry.position) == ("a", "b", 9)
+
+
+BAD_FILES = {
+    "empty": b"",
+    "only white space": b" \n\t\r\n ",
+    "only a byte order mark": b"\xef\xbb\xbf",
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}',
+    "no JSON": b"key,value\n1,2\n",
+    "gzip": gzip.compress(b'{"a": 1}'),
+    "a photo": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "UTF-16 without a mark": '{"a": 1}'.encode("utf-16-le"),
+    "UTF-16, big end first": '{"a": 1}'.encode("utf-16-be"),
+    "UTF-32": '{"a": 1}'.encode("utf-32"),
+    "an array": b'[{"a": 1}]',
+    "a string": b'"{}"',
+    "a number": b"12",
+    "null": b"null",
+    "a brace alone": b"{",
+    "the wrong bracket": b'{"a": 1]',
+    "a trailing comma": b'{"a": 1,}',
+    "a comma alone": b"{,}",
+    "two commas": b'{"a": 1,,"b": 2}',
+    "no comma": b'{"a": 1 "b": 2}',
+    "no colon": b'{"a" 1}',
+    "two colons": b'{"a":: 1}',
+    "no value": b'{"a"}',
+    "a key without quotes": b"{a: 1}",
+    "a key in single quotes": b"{'a': 1}",
+    "a number as a key": b"{1: 1}",
+    "an array as a key": b"{[]: 1}",
+    "null as a key": b"{null: 1}",
+    "a key with a wrong escape": b'{"\\x": 1}',
+    "a key with half an escape": b'{"\\u00": 1}',
+    "a key over two lines": b'{"a\nb": 1}',
+    "a key with the byte NUL": b'{"a\0b": 1}',
+    "a comment": b'{"a": 1} // the end',
+    "a comment before": b'/* annotations */ {"a": 1}',
+    "JSON lines": b'{"a": 1}\n{"b": 2}\n',
+    "a brace too many": b'{"a": 1}}',
+    "a byte at the end": b'{"a": 1}\0',
+    "a letter that is cut at the end": b'{"a": 1}\xe2\x82',
+    "no UTF-8 at the end": b'{"a": 1}\xff',
+    "another white space": '{"a":\u00a01}'.encode(),
+    "a brace that is never closed": b'{"a": {"b": 1}, "c": {"d": 2}',
+    "a string that is never closed": b'{"a": "b}',
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, A_CHUNK])
+@pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
+def test_a_file_that_is_not_one_object(content: bytes, chunk: int) -> None:
+    with pytest.raises(UsageError, match=r"^The annotations file is not a JSON object: at byte [0-9]+, ") as caught:
+        stream(content, chunk)
+    assert caught.value.hint
+    assert caught.value.message.isprintable()
+
+
+def test_the_error_tells_the_byte() -> None:
+    with pytest.raises(UsageError, match="at byte 20, a comma or a closing brace is missing"):
+        stream('{"ключ": [1, 2] "b": 1}'.encode())
+    with pytest.raises(UsageError, match="at byte 9, something follows its end"):
+        stream(b'{"a": 1} x')
+    with pytest.raises(UsageError, match="at byte 0, it ends too early"):
+        stream(b"")
+
+
+WHOLE = '{"a\\u0444\\"": {"x": ["б\\\\", 1.5e3, {"€": "\\ud83d\\ude00"}]}, "ключ": [true, null]}'.encode()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, A_CHUNK])
+def test_a_file_that_was_cut_at_any_byte_is_refused(chunk: int) -> None:
+    assert len(stream(WHOLE, chunk)) == 2
+    for end in range(len(WHOLE)):
+        with pytest.raises(UsageError, match="at byte"):
+            stream(WHOLE[:end], chunk)
+
+
+def test_what_comes_before_the_cut_is_not_held_back() -> None:
+    entries = read_entries(io.BytesIO(b'{"a": [1], "b": [2], "c'))
+    assert [next(entries).key, next(entries).key] == ["a", "b"]
+    with pytest.raises(UsageError, match="at byte 21, it ends too early"):
+        next(entries)
+
+
+def test_a_key_of_millions_of_letters_is_refused() -> None:
+    with pytest.raises(UsageError, match="a key is broken"):
+        stream(b'{"' + b"a" * (MAXIMUM_DOCUMENT_BYTES + 10) + b'": 1}')
+
+
+# One entry
+
+BROKEN_VALUES = {
+    "no value in it": '{"dishes": }',
+    "a trailing comma": "[1, 2,]",
+    "two commas": "[1,, 2]",
+    "no comma": "[1 2]",
+    "no colon": '{"a" 1}',
+    "a key without quotes": "{a: 1}",
+    "single quotes": "{'a': 'b'}",
+    "the wrong bracket": "[1}",
+    "an unknown word": '{"a": [nil]}',
+    "a number with a leading plus": "[+1]",
+    "a number with a leading zero": "[01]",
+    "a number without digits": "[-]",
+    "a wrong escape": '{"a": "\\x"}',
+    "half an escape": '{"a": ["\\u12"]}',
+    "a tab in a string": '["a\tb"]',
+    "the byte NUL in a string": '["a\0b"]',
+    "the byte NUL": "[\0]",
+    "a word": "none",
+    "half a word": "tru",
+    "a string with a wrong escape": '"\\q, }"',
+    "a comment": "[1 /* one */]",
+    "Cyrillic": "[да]",
+}
+
+
+@pytest.mark.parametrize("value", BROKEN_VALUES.values(), ids=BROKEN_VALUES)
+def test_a_value_that_is_no_json_is_one_problem_and_no_more(value: str) -> None:
+    content = f'{{"a": [1], "b": {value}, "c": {{"d": 2}}, "e": {value} }}'.encode()
+    for chunk in (*range(1, len(content) + 1), A_CHUNK):
+        entries = stream(content, chunk)
+        assert [entry.key for entry in entries] == ["a", "b", "c", "e"]
+        assert [entry.value for entry in entries] == [[1], None, {"d": 2}, None]
+        assert [entry.content for entry in entries] == [b"[1]", value.encode(), b'{"d": 2}', value.encode()]
+        assert [entry.problem and entry.problem.code for entry in entries] == [None, "json_broken", None, "json_broken"]
+
+
+SCALARS = [
+    "true",
+    "false",
+    "null",
+    "0",
+    "-1",
+    "12.25",
+    "-0.5e-3",
+    "1E5",
+    "1e+5",
+    '""',
+    '"a, }"',
+    '"\\"\\\\"',
+    '"\\u0416"',
+]
+
+
+@pytest.mark.parametrize("value", SCALARS)
+def test_a_value_that_is_no_object_is_read_wherever_a_chunk_ends(value: str) -> None:
+    content = f'{{"a":{value},"b": {value} ,"c":{value}}}'.encode()
+    wanted = [(key, json.loads(value)) for key in "abc"]
+    for chunk in range(1, len(content) + 1):
+        assert look(content, chunk) == wanted
+
+
+def test_letters_escapes_and_brackets_are_read_wherever_a_chunk_ends() -> None:
+    whole = stream(WHOLE)
+    assert [(entry.key, entry.value) for entry in whole] == [
+        ('aф"', {"x": ["б\\", 1500.0, {"€": "\U0001f600"}]}),
+        ("ключ", [True, None]),
+    ]
+    for chunk in range(1, len(WHOLE) + 1):
+        assert stream(WHOLE, chunk) == whole
+
+
+ODD = 'бж€\U0001f600\\\\\\"\\u0444\\ud83d\\ude00}]{[,:é'
+
+
+@pytest.mark.parametrize("before", range(len(ODD.encode()) + 1))
+def test_what_lies_across_the_end_of_a_real_chunk_is_read(before: int) -> None:
+    head, tail = b'{"a": "', f'{ODD}", "b": ["{ODD}"]}}'.encode()
+    content = head + b"x" * (A_CHUNK - len(head) - before) + tail
+    assert len(content) - len(tail) + before == A_CHUNK
+    first, second = stream(content)
+    letters = json.loads(f'"{ODD}"')
+    assert first.value == "x" * (A_CHUNK - len(head) - before) + letters
+    assert (second.key, second.value) == ("b", [letters])
+    assert content[second.position : second.position + len(second.content)] == second.content
+
+
+@pytest.mark.parametrize("depth", [90, 500, 900, 940, 960, 980, 990, 5000, 300_000])
+def test_a_value_that_is_nested_deeply_is_one_problem_or_is_read_from_wherever(depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    first, last = stream(b'{"deep": ' + nested + b', "after": 1}')
+    assert (last.key, last.value) == ("after", 1)
+    assert first.content == nested
+    if first.problem is None:
+        # Discovery and COPY call from different depths.
+        assert _from_below(60, lambda: isinstance(read_value(first.content), list))
+    else:
+        assert depth > 90
+        assert first.problem.code == "json_shape"
+        assert "nested too deeply" in first.problem.message
+
+
+def _from_below(frames: int, work: Callable[[], Result]) -> Result:
+    return work() if not frames else _from_below(frames - 1, work)
+
+
+@pytest.mark.parametrize("opening", ['{"a":', '[{"a":[', '["', '{"a": ['])
+def test_a_value_that_is_nested_deeply_and_broken_is_one_problem(opening: str) -> None:
+    depth = 20_000
+    closing = "".join({"[": "]", "{": "}"}.get(letter, "") for letter in reversed(opening))
+    nested = opening.replace('["', '[["",') * depth + closing.replace("]", "]]", opening == '["') * depth
+    entries = stream(f'{{"deep": {nested}, "after": 1}}'.encode())
+    assert [entry.key for entry in entries] == ["deep", "after"]
+    assert entries[0].problem is not None
+
+
+def test_equal_keys_are_all_told_in_their_order() -> None:
+    assert look(b'{"a": 1, "b": 2, "a": 3, "\\u0061": 4}') == [("a", 1), ("b", 2), ("a", 3), ("a", 4)]
+
+
+def test_of_equal_keys_within_a_value_the_last_counts_as_for_every_reader() -> None:
+    assert look(b'{"a": {"dishes": 1, "dishes": 2}}') == [("a", {"dishes": 2})]
+
+
+def test_escapes_in_a_key_are_resolved() -> None:
+    [entry] = stream(b'{"x\\\\recognition\\u005f7\\/\\u004dain \\ud83d\\ude00": []}')
+    assert entry.key == "x\\recognition_7/Main \U0001f600"
+    assert photo_of(entry.key) == (7, 1)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, A_CHUNK])
+@pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\xc0\xaf"])
+def test_bytes_that_are_no_utf8_spoil_their_entry_alone(bad: bytes, chunk: int) -> None:
+    good = json.dumps(value_of(box()), ensure_ascii=False).encode()
+    spoilt = good.replace(b"dish_0", b"dish_0" + bad)
+    name = key_of(7).encode()
+    content = b'{"' + name + bad + b'": ' + good + b', "x": ' + spoilt + b', "' + name + b'": ' + good + b"}"
+    first, second, third = stream(content, chunk)
+    for entry in (first, second, third):
+        assert content[entry.position : entry.position + len(entry.content)] == entry.content
+        assert read_value(entry.content) == entry.value
+    with pytest.raises(BadInput) as caught:
+        photo_of(first.key)
+    assert caught.value.code == "annotation_key"
+    usable, problems = detections_of(second.value)
+    assert (usable, [problem.code for problem in problems]) == ([], ["label_unknown"])
+    assert photo_of(third.key) == (7, 1)
+    assert detections_of(third.value) == ([Detection("dish_0", (1, 2, 30, 40))], [])
+
+
+@pytest.mark.parametrize("escape", ["\\u0000", "\\ud800", "\\udc00", "\\udc00\\ud800"])
+def test_a_key_that_the_database_does_not_take_is_no_photo(escape: str) -> None:
+    entries = stream(f'{{"recognition_7/{escape}Main.jpg": 1, "recognition_8/Main.jpg": 2}}'.encode())
+    assert [entry.value for entry in entries] == [1, 2]
+    with pytest.raises(BadInput, match="is not text that the database takes") as caught:
+        photo_of(entries[0].key)
+    assert caught.value.code == "annotation_key"
+    assert photo_of(entries[1].key) == (8, 1)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 25, "-" + "9" * 5000])
+def test_numbers_that_are_no_coordinates_spoil_their_box_alone(number: str) -> None:
+    bad = f'{{"bbox_2d": [1, 2, {number}, 40], "label": "dish_1"}}'
+    good = json.dumps(box())
+    content = f'{{"a": {{"dishes": {{"qwen_detections": [{good}, {bad}, {good}]}}}}}}'.encode()
+    for chunk in (1, 9, A_CHUNK):
+        [entry] = stream(content, chunk)
+        usable, problems = detections_of(entry.value)
+        assert usable == [Detection("dish_0", (1, 2, 30, 40))] * 2
+        assert [problem.code for problem in problems] == ["box_malformed"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1" * 30_000, "-" + "1" * 30_000, "1" * 9000 + ".5"])
+def test_a_number_of_any_length_as_a_value_is_passed(value: str) -> None:
+    first, last = stream(f'{{"a": {value}, "b": [2]}}'.encode(), chunk=4096)
+    assert (last.key, last.value) == ("b", [2])
+    with pytest.raises(BadInput, match="not an object"):
+        detections_of(first.value)
+
+
+# Values that are too large
+
+NUMBERS = b"[" + b"123456789," * (MAXIMUM_DOCUMENT_BYTES // 10) + b"1234567]"
+TOO_LARGE = {
+    "an array": NUMBERS,
+    "an object": b'{"dishes": {"qwen_detections": ' + NUMBERS + b"}}",
+    "a string": b'"' + b"a" * MAXIMUM_DOCUMENT_BYTES + b'"',
+    "a string of brackets, quotes and backslashes": b'["' + b'}\\"]\\\\{' * (MAXIMUM_DOCUMENT_BYTES // 7) + b'"  ]',
+    "a number": b"7" * (MAXIMUM_DOCUMENT_BYTES + 1),
+    "no JSON": b"[" + b"nil " * (MAXIMUM_DOCUMENT_BYTES // 4) + b"]",
+    "letters of two bytes": b'"' + "ж".encode() * (MAXIMUM_DOCUMENT_BYTES // 2) + b'"',
+}
+
+
+@pytest.mark.parametrize("value", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_value_that_is_too_large_is_passed_and_what_follows_is_read(value: bytes) -> None:
+    assert len(value) > MAXIMUM_DOCUMENT_BYTES
+    content = b'{"a": [1], "large": ' + value + b', "b": {"c": "}"}, "again": ' + value + b"}"
+    entries = stream(content)
+    assert [entry.key for entry in entries] == ["a", "large", "b", "again"]
+    assert [entry.problem and entry.problem.code for entry in entries] == [
+        None,
+        "json_too_large",
+        None,
+        "json_too_large",
+    ]
+    assert [entry.content for entry in entries] == [b"[1]", b"", b'{"c": "}"}', b""]
+    assert entries[1].position == content.index(value)
+
+
+def test_a_value_that_is_just_not_too_large_is_read() -> None:
+    value = b'"' + b"a" * (MAXIMUM_DOCUMENT_BYTES - 2) + b'"'
+    [entry] = stream(b'{"a": ' + value + b"}")
+    assert (entry.problem, entry.content) == (None, value)
+
+
+def test_a_too_large_value_that_never_ends_is_the_end_of_the_file() -> None:
+    for value in (NUMBERS[:-1], b'"' + b"a" * MAXIMUM_DOCUMENT_BYTES, b"1" * (MAXIMUM_DOCUMENT_BYTES + 1)):
+        with pytest.raises(UsageError, match="it ends too early"):
+            stream(b'{"a": [1], "b": ' + value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '["' + '\\\\\\"' * 12 + '"]',
+        '{"a": {"b": ["]", "}", "\\"", {"c": []}, {"\\\\": "\\\\"}]}}',
+        '"' + "\\\\" * 20 + '"',
+        "1" * 45,
+        "[nil, nil, nil, nil, nil, nil, nil, nil, nil]",
+        '{"a": "\\x}", "b": "\\"}", "c": ["\\\\"], "ddddd": }',
+    ],
+)
+def test_a_value_that_is_too_large_is_passed_wherever_a_chunk_ends(value: str) -> None:
+    content = f'{{"a":[1],"large":{value},"b": "x","again": {value} }}'.encode()
+    for chunk in range(1, len(content) + 1):
+        assert look(content, chunk, maximum=40) == [
+            ("a", [1]),
+            ("large", "json_too_large"),
+            ("b", "x"),
+            ("again", "json_too_large"),
+        ]
+
+
+# Memory
+
+
+class Generated(io.RawIOBase):
+    """A file that is made while it is read, and never all there."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = piece
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """Return how many bytes Python held at most while working."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def _realistic(photos: int) -> Iterator[bytes]:
+    # The frequent fields of a real file that are of no use here make most of its bytes.
+    value = {**value_of(*(box(f"dish_{k}") for k in range(4)), plates=(box("plate"),)), "raw": "ответ модели " * 250}
+    text = json.dumps(value, ensure_ascii=False).encode()
+    for number in range(photos):
+        yield (b", " if number else b"{") + json.dumps(key_of(number)).encode() + b": " + text
+    yield b"}"
+
+
+def test_memory_does_not_grow_with_the_file() -> None:
+    content = b"".join(_realistic(8))
+    photos = 40_000_000 * 8 // len(content)
+    read = 0
+
+    def work() -> None:
+        nonlocal read
+        with io.BufferedReader(Generated(_realistic(photos))) as file:
+            for entry in read_entries(file):
+                read += len(entry.content)
+
+    assert peak_of(work) < 20_000_000
+    assert read > 35_000_000
+
+
+@pytest.mark.parametrize("letters", [b"a" * 300, b'{"a": "' + b"b" * 300 + b'\\\\"}, ', b"1.5, " * 60])
+def test_memory_does_not_grow_with_a_value_that_is_too_large(letters: bytes) -> None:
+    opening, closing = (b'"', b'"') if letters.startswith(b"a") else (b"[", b"0]")
+    found: list[Entry] = []
+
+    def pieces() -> Iterator[bytes]:
+        yield b'{"large": ' + opening
+        for _ in range(10_000_000 // len(letters) // 100):
+            yield letters * 100
+        yield closing + b', "after": {"a": 1}}'
+
+    def work() -> None:
+        with io.BufferedReader(Generated(pieces())) as file:
+            found.extend(read_entries(file))
+
+    # Before its size is known it is parsed: some 3 MiB of text.
+    assert peak_of(work) < 45_000_000
+    assert [(entry.key, entry.problem and entry.problem.code) for entry in found] == [
+        ("large", "json_too_large"),
+        ("after", None),
+    ]
+
+
+def test_memory_does_not_grow_with_what_is_wrong_in_a_value() -> None:
+    value = {"dishes": {"qwen_detections": [0] * 100_000}}
+    told: list[BadInput] = []
+
+    def work() -> None:
+        try:
+            told.extend(detections_of(value)[1])
+        except BadInput as exc:
+            told.append(exc)
+
+    # A value has room for fifteen times as many, and the process 250 MB for everything.
+    assert peak_of(work) < 12_000_000
+    assert {problem.code for problem in told} <= {"box_malformed", "json_shape", "json_too_large"}
+    assert told
+
+
+# Whatever the file has, it is read as every JSON reader reads it
+
+NO_HALVES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+SCALAR = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+)
+VALUE = st.recursive(
+    SCALAR,
+    lambda one: st.lists(one, max_size=4) | st.dictionaries(st.text(max_size=4), one, max_size=4),
+    max_leaves=12,
+)
+SPACE = st.text(" \t\r\n", max_size=3)
+
+
+class Pairs(list[tuple[str, Any]]):
+    """An object as its pairs."""
+
+
+def as_dict(value: object) -> object:
+    if isinstance(value, Pairs):
+        return {key: as_dict(one) for key, one in value}
+    return [as_dict(one) for one in value] if isinstance(value, list) else value
+
+
+@st.composite
+def files(draw: st.DrawFn, keys: st.SearchStrategy[str]) -> bytes:
+    """An object as text: any keys, equal ones as well, any values, any white space, letters or their escapes."""
+    ascii_only = draw(st.booleans())
+    space = [draw(SPACE) for _ in range(5)]
+    parts = []
+    for key in draw(st.lists(keys, max_size=5)):
+        value = draw(VALUE)
+        separators = (f"{draw(SPACE)},{draw(SPACE)}", f"{draw(SPACE)}:{draw(SPACE)}")
+        text = json.dumps(value, ensure_ascii=True, separators=separators)
+        if not ascii_only and "\\ud" not in text:  # half a surrogate pair has no UTF-8
+            text = json.dumps(value, ensure_ascii=False, separators=separators)
+        parts.append(f"{json.dumps(key, ensure_ascii=ascii_only)}{space[0]}:{space[1]}{text}")
+    mark = "\ufeff" if draw(st.booleans()) else ""
+    return f"{mark}{space[2]}{{{f'{space[0]},{space[3]}'.join(parts)}{space[1]}}}{space[4]}".encode()
+
+
+@settings(STEADY, max_examples=250)
+@given(files(NO_HALVES), st.integers(1, 60))
+def test_any_object_is_read_as_the_standard_library_reads_it(content: bytes, chunk: int) -> None:
+    wanted = json.loads(content.decode("utf-8-sig"), object_pairs_hook=Pairs)
+    entries = stream(content, chunk)
+    assert [(entry.key, entry.value) for entry in entries] == [(key, as_dict(value)) for key, value in wanted]
+    for entry in entries:
+        assert entry.problem is None
+        assert content[entry.position : entry.position + len(entry.content)] == entry.content
+        assert read_value(entry.content) == entry.value
+    assert stream(content) == entries
+
+
+@settings(STEADY, max_examples=150)
+@given(files(st.sampled_from(["a", "b", ""])), st.integers(1, 60), st.integers(12, 40))
+def test_of_any_object_what_is_too_large_is_passed_and_nothing_else(content: bytes, chunk: int, maximum: int) -> None:
+    wanted = [
+        (entry.key, entry.position, entry.value if len(entry.content) <= maximum else None) for entry in stream(content)
+    ]
+    entries = stream(content, chunk, maximum)
+    assert [(entry.key, entry.position, entry.value) for entry in entries] == wanted
+    for entry, (_, _, value) in zip(entries, wanted, strict=True):
+        assert (entry.content, entry.problem) == (b"", entry.problem) if entry.problem else value == entry.value
+
+
+@settings(STEADY, max_examples=150)
+@given(st.binary(max_size=60), st.integers(1, 20))
+def test_any_bytes_are_entries_or_one_error(tail: bytes, chunk: int) -> None:
+    content = b'{"a": [1], "b": ' + tail
+    entries, error = attempt(lambda: stream(content, chunk))
+    if entries is None:
+        assert isinstance(error, UsageError)
+        return
+    assert entries[0].value == [1]
+    assert all(content[one.position : one.position + len(one.content)] == one.content for one in entries)
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("key", "photo"),
+    [
+        (key_of(100024), (100024, 1)),
+        (key_of(100024, "Qualifying"), (100024, 2)),
+        (r"C:\RRS Dataset 2\export_1\recognition_7\photos\recognition_7_2025-10-11_Main.jpg", (7, 1)),
+        (r"C:\Main\recognition_7\photos\recognition_7_Qualifying.jpg", (7, 2)),
+        ("recognition_7/MAIN.JPEG", (7, 1)),
+        ("recognition_7/qualifying.jpg", (7, 2)),
+        ("/данные/recognition_7/фото Main.jpg", (7, 1)),
+        ("recognition_7_Main", (7, 1)),
+        ("Main/recognition_7.jpg", (7, 1)),
+        ("Qualifying/recognition_7.jpg", (7, 2)),
+        ("Main/recognition_7_Qualifying.jpg", (7, 2)),
+        ("Qualifying/Main/recognition_7_Main.jpg", (7, 1)),
+        ("recognition_5/recognition_7/photos/recognition_7_Main.jpg", (7, 1)),
+        ("recognition_5_copy/photos/recognition_7_Main.jpg", (7, 1)),
+        ("recognition_0/Main.jpg", (0, 1)),
+        ("recognition_007/Main.jpg", (7, 1)),
+        (f"recognition_{'0' * 40}7/Main.jpg", (7, 1)),
+        (f"recognition_{MAXIMUM_BIGINT}/Main.jpg", (MAXIMUM_BIGINT, 1)),
+        ("x" * (MAXIMUM_KEY - 20) + "/recognition_7/Main", (7, 1)),
+    ],
+)
+def test_a_key_names_a_photo(key: str, photo: tuple[int, int]) -> None:
+    assert photo_of(key) == photo
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        ("", "annotation_key"),
+        ("Main", "annotation_key"),
+        ("100024/Main.jpg", "annotation_key"),
+        ("recognition_/Main.jpg", "annotation_key"),
+        ("recognition_x7/Main.jpg", "annotation_key"),
+        ("recognition 7/Main.jpg", "annotation_key"),
+        ("recognition_٧/Main.jpg", "annotation_key"),
+        ("recognition_-7/Main.jpg", "annotation_key"),
+        ("recognition_7/photo.jpg", "annotation_key"),
+        ("recognition_7/Side.jpg", "annotation_key"),
+        ("recognition_7/Main_Qualifying.jpg", "annotation_key"),
+        ("Main/Qualifying/recognition_7.jpg", "annotation_key"),
+        ("recognition_7/Main\0.jpg", "annotation_key"),
+        (f"recognition_7/Main{chr(0xD800)}.jpg", "annotation_key"),
+        (f"recognition_7/Main{chr(0xDCFF)}.jpg", "annotation_key"),
+        ("x" * MAXIMUM_KEY + "/recognition_7/Main.jpg", "annotation_key"),
+        (f"recognition_{MAXIMUM_BIGINT + 1}/Main.jpg", "id_invalid"),
+        (f"recognition_{'9' * 20}/Main.jpg", "id_invalid"),
+        (f"recognition_{'9' * 4000}/Main.jpg", "id_invalid"),
+        (f"recognition_{'0' * 20}{'9' * 20}/Main.jpg", "id_invalid"),
+        (f"recognition_000{MAXIMUM_BIGINT + 1}/Main.jpg", "id_invalid"),
+    ],
+)
+def test_a_key_that_names_no_photo(key: str, code: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        photo_of(key)
+    assert caught.value.code == code
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 200
+
+
+@settings(STEADY)
+@given(st.text(max_size=80) | st.from_regex(r"\A[/\\a]*recognition_[0-9]{1,30}[/\\_]?(Main|Qualifying)?\Z"))
+def test_any_key_is_a_photo_or_a_reject(key: str) -> None:
+    photo, error = attempt(lambda: photo_of(key))
+    if photo is None:
+        assert isinstance(error, BadInput)
+        assert error.code in ("annotation_key", "id_invalid")
+        return
+    recognition_id, camera = photo
+    assert 0 <= recognition_id <= MAXIMUM_BIGINT
+    assert camera in (1, 2)
+
+
+# Values
+
+
+def test_detections_are_those_of_dishes_and_then_of_plates_in_their_order() -> None:
+    value = {
+        "plates": {"qwen_detections": [box("plate", (0, 0, 99.5, 80))], "model": "qwen"},
+        "other": [],
+        "dishes": {"qwen_detections": [box("dish_3"), box("dish_0", (-5, -0.5, 7, 8)), {**box("dish_3"), "score": 1}]},
+    }
+    assert detections_of(value) == (
+        [
+            Detection("dish_3", (1, 2, 30, 40)),
+            Detection("dish_0", (-5, -0.5, 7, 8)),
+            Detection("dish_3", (1, 2, 30, 40)),
+            Detection("plate", (0, 0, 99.5, 80)),
+        ],
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        value_of(),
+        {"dishes": {"qwen_detections": []}},
+        {"plates": {"qwen_detections": []}, "dishes": {"qwen_detections": []}},
+    ],
+)
+def test_a_photo_on_which_the_model_saw_nothing(value: object) -> None:
+    assert detections_of(value) == ([], [])
+
+
+@pytest.mark.parametrize("missing", ["dishes", "plates"])
+def test_one_of_the_two_sections_is_enough(missing: str) -> None:
+    value = value_of(box(), plates=(box("plate"),))
+    del value[missing]
+    assert len(detections_of(value)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        7,
+        1.5,
+        "dishes",
+        [],
+        [box()],
+        ["dishes", "plates"],
+        {},
+        {"Dishes": {"qwen_detections": []}},
+        {"qwen_detections": [box()]},
+        {"dishes": None},
+        {"dishes": []},
+        {"dishes": [box()]},
+        {"dishes": {}},
+        {"dishes": "none"},
+        {"dishes": {"qwen_detections": None}},
+        {"dishes": {"qwen_detections": {}}},
+        {"dishes": {"qwen_detections": "[]"}},
+        {"dishes": {"detections": []}},
+        {"dishes": {"qwen_detections": [box()]}, "plates": None},
+        {"dishes": {"qwen_detections": [box()]}, "plates": {"qwen_detections": {}}},
+    ],
+)
+def test_a_value_of_another_shape_is_one_reject(value: object) -> None:
+    with pytest.raises(BadInput) as caught:
+        detections_of(value)
+    assert caught.value.code == "json_shape"
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [
+        None,
+        "10, 20, 60, 80",
+        7,
+        {},
+        {"x": 1, "y": 2, "w": 3, "h": 4},
+        [],
+        [10, 20, 30],
+        [10, 20, 60, 80, 90],
+        [[10, 20], [60, 80]],
+        [10, 20, None, 80],
+        [10, 20, "60", 80],
+        [10, 20, True, 80],
+        [False, 20, 60, 80],
+        [10, 20, [60], 80],
+        [60, 20, 10, 80],
+        [10, 80, 60, 20],
+        [10, 20, 10, 80],
+        [10, 20, 60, 20],
+        [10, 20, 10, 20],
+        [10, 20, float("nan"), 80],
+        [10, 20, float("inf"), 80],
+        [float("-inf"), 20, 60, 80],
+        [10, 20, 1_000_000.5, 80],
+        [-1_000_001, 20, 60, 80],
+        [10, 20, 60, 10**30],
+        [10, 20, 60, 1e300],
+    ],
+)
+def test_a_malformed_box_is_one_reject_and_the_others_stay(corners: object) -> None:
+    value = value_of(box("dish_1"), box("dish_0", corners), box("dish_2"), plates=(box("plate"), box("plate", corners)))
+    usable, problems = detections_of(value)
+    assert [one.label for one in usable] == ["dish_1", "dish_2", "plate"]
+    assert [problem.code for problem in problems] == ["box_malformed", "box_malformed"]
+    assert problems[0].message.startswith("detection 2 of dishes ")
+    assert problems[1].message.startswith("detection 2 of plates ")
+
+
+@pytest.mark.parametrize(
+    "corners", [(0, 0, 1, 1), (0, 0, 1_000_000, 1_000_000), (-1_000_000, 0, 0, 0.25), (0, 0, 1e-9, 5e-324)]
+)
+def test_a_box_at_the_bounds_is_good(corners: tuple[float, float, float, float]) -> None:
+    assert detections_of(value_of(box("dish_0", corners))) == ([Detection("dish_0", corners)], [])
+
+
+@pytest.mark.parametrize("entry", [None, 1, "box", [1, 2, 3, 4], [box()]])
+def test_a_detection_that_is_no_object_is_one_reject(entry: object) -> None:
+    usable, problems = detections_of(value_of(entry, box()))
+    assert [one.label for one in usable] == ["dish_0"]
+    assert [problem.code for problem in problems] == ["box_malformed"]
+
+
+def test_a_detection_without_a_box_or_a_label_is_one_reject() -> None:
+    usable, problems = detections_of(value_of({"label": "dish_0"}, {"bbox_2d": [1, 2, 3, 4]}, {}))
+    assert usable == []
+    assert [problem.code for problem in problems] == ["box_malformed", "label_unknown", "label_unknown"]
+
+
+@pytest.mark.parametrize(
+    ("label", "meant"),
+    [
+        ("dish_0", "dish_0"),
+        ("dish_9", "dish_9"),
+        ("dish_12", "dish_12"),
+        ("dish_007", "dish_7"),
+        ("dish_00", "dish_0"),
+        ("dish_999999", "dish_999999"),
+        ("plate", "plate"),
+    ],
+)
+def test_a_label_names_a_line_of_the_receipt_or_a_plate(label: str, meant: str) -> None:
+    usable, problems = detections_of(value_of(box(label), plates=(box(label),)))
+    assert ([one.label for one in usable], problems) == ([meant, meant], [])
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        None,
+        "",
+        0,
+        True,
+        ["dish_0"],
+        {"dish_0": 1},
+        "dish",
+        "dish_",
+        "dish_x",
+        "dish_-1",
+        "dish_1.0",
+        "dish_ 1",
+        " dish_1",
+        "dish_1\n",
+        "dish_١",
+        "dish_1000000",
+        "dish_" + "9" * 30,
+        "Dish_1",
+        "plates",
+        "Plate",
+        "plate_0",
+        "dish_0\0",
+        "cup",
+    ],
+)
+def test_any_other_label_is_one_reject(label: object) -> None:
+    usable, problems = detections_of(value_of(box(label), box("dish_1")))
+    assert [one.label for one in usable] == ["dish_1"]
+    assert [problem.code for problem in problems] == ["label_unknown"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["plate", "dish_1", "x"]),
+    lambda one: (
+        st.lists(one, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(["dishes", "plates", "qwen_detections", "bbox_2d", "label"]), one, min_size=1, max_size=5
+        )
+    ),
+    max_leaves=25,
+)
+ENTRY = JSON | st.fixed_dictionaries(
+    {"bbox_2d": JSON | st.lists(st.floats() | st.integers(), min_size=4, max_size=4), "label": JSON}
+)
+SECTION = JSON | st.fixed_dictionaries({"qwen_detections": JSON | st.lists(ENTRY, max_size=4)})
+
+
+@settings(STEADY, max_examples=200)
+@given(JSON | st.fixed_dictionaries({"dishes": SECTION, "plates": SECTION}))
+def test_any_value_is_boxes_and_rejects(value: Any) -> None:
+    found, error = attempt(lambda: detections_of(value))
+    if found is None:
+        assert isinstance(error, BadInput)
+        assert error.code == "json_shape"
+        return
+    usable, problems = found
+    told = sum(len(value.get(name, {"qwen_detections": []})["qwen_detections"]) for name in ("dishes", "plates"))
+    assert len(usable) + len(problems) == told
+    for one in usable:
+        x1, y1, x2, y2 = one.box
+        assert x1 < x2
+        assert y1 < y2
+        assert max(map(abs, one.box)) <= 1_000_000
+
+
+# Where the file is
+
+
+@pytest.fixture
+def places(clean_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The usual places, all there and empty, in their order; the first two are folders of a dataset."""
+    home = Path(os.environ["HOME"])
+    here = tmp_path / "here"
+    found = {
+        "setting": tmp_path / "named",
+        "dataset": here / "RRS_Dataset 2",
+        ".": here,
+        "Downloads": home / "Downloads",
+        "home": home,
+    }
+    for folder in found.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here)
+    return found
+
+
+def test_the_usual_places_are_looked_at_in_their_order(places: dict[str, Path]) -> None:
+    names = ["dataset", ".", "Downloads", "home"]
+    for name in names:
+        (places[name] / ANNOTATIONS).touch()
+    for name in names:
+        found = find_annotations(None, None, None)
+        assert found == (places[name] / ANNOTATIONS).resolve()
+        assert found.is_absolute()
+        found.unlink()
+    with pytest.raises(UsageError, match=r"none was found.*qwen_annotations\.json.*~/Downloads") as caught:
+        find_annotations(None, None, None)
+    assert "--file" in caught.value.hint
+    assert "QWEN_ANNOTATIONS" in caught.value.hint
+
+
+def test_the_folder_of_the_dataset_comes_before_the_usual_ones(places: dict[str, Path]) -> None:
+    for folder in places.values():
+        (folder / ANNOTATIONS).touch()
+    assert find_annotations(None, None, str(places["setting"])) == (places["setting"] / ANNOTATIONS).resolve()
+    (places["setting"] / ANNOTATIONS).unlink()
+    assert find_annotations(None, None, str(places["setting"])) == (places["."] / ANNOTATIONS).resolve()
+
+
+def test_a_name_comes_before_the_setting_and_both_before_every_place(places: dict[str, Path], tmp_path: Path) -> None:
+    for folder in places.values():
+        (folder / ANNOTATIONS).touch()
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.touch()
+    second.touch()
+    assert find_annotations(str(first), str(second), str(places["setting"])) == first.resolve()
+    assert find_annotations(None, str(second), str(places["setting"])) == second.resolve()
+    assert find_annotations("", str(second), None) == second.resolve()
+
+
+@pytest.mark.parametrize("missing", ["given", "setting"])
+def test_a_named_file_that_is_not_there_is_not_looked_for_elsewhere(missing: str, places: dict[str, Path]) -> None:
+    (places["."] / ANNOTATIONS).touch()
+    given, setting = ("gone.json", None) if missing == "given" else (None, "gone.json")
+    with pytest.raises(UsageError, match=r"gone\.json cannot be read: No such file"):
+        find_annotations(given, setting, None)
+
+
+def test_a_folder_of_that_name_is_not_the_file(places: dict[str, Path]) -> None:
+    (places["dataset"] / ANNOTATIONS).mkdir()
+    (places["."] / ANNOTATIONS).symlink_to("nowhere")
+    (places["Downloads"] / ANNOTATIONS).symlink_to(ANNOTATIONS)
+    (places["home"] / ANNOTATIONS).touch()
+    assert find_annotations(None, None, None) == (places["home"] / ANNOTATIONS).resolve()
+
+
+@pytest.mark.parametrize("dataset", ["~nobody-of-that-name/x", "x" * 5000, "a\0b", "a\udcffb", "nowhere"])
+def test_a_setting_of_the_dataset_that_is_no_path_does_not_hide_the_other_places(
+    dataset: str, places: dict[str, Path]
+) -> None:
+    (places["home"] / ANNOTATIONS).touch()
+    assert find_annotations(None, None, dataset) == (places["home"] / ANNOTATIONS).resolve()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_place_without_permission_does_not_hide_the_others(places: dict[str, Path]) -> None:
+    (places["home"] / ANNOTATIONS).touch()
+    places["Downloads"].chmod(0)
+    try:
+        assert find_annotations(None, None, None) == (places["home"] / ANNOTATIONS).resolve()
+    finally:
+        places["Downloads"].chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.touch(mode=0)
+    with pytest.raises(UsageError, match=r"a\.json cannot be read: Permission denied"):
+        named_annotations(str(file))
+
+
+def test_a_link_and_a_tilde_and_a_relative_name_are_resolved(places: dict[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "файл 1.json"
+    file.touch()
+    (places["."] / "link").symlink_to(file)
+    (places["home"] / "link").symlink_to(file)
+    for name in ("link", "./link", "~/link", str(file), f"../{file.name}"):
+        assert named_annotations(name) == file.resolve()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "/",
+        "nowhere.json",
+        "~nobody-of-that-name/x",
+        "x" * 5000,
+        "a\0b",
+        f"a{chr(0xDCFF)}b",
+        f"a{chr(0xD800)}b",
+    ],
+    ids=["nothing", "here", "root", "nowhere", "an unknown user", "too long", "NUL", "not UTF-8", "half a pair"],
+)
+def test_a_name_that_is_no_file(name: str, places: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="annotations file") as caught:
+        named_annotations(name)
+    assert "--file" in caught.value.hint
+    caught.value.message.encode()
+    assert len(caught.value.message) < 400
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_for_it_cannot_be_recorded(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff.json"
+    try:
+        with open(path, "wb"):
+            pass
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with pytest.raises(UsageError, match="annotations file"):
+        named_annotations(os.fsdecode(path))
+
+
+def test_a_pipe_is_refused_for_it_cannot_be_read_twice(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    descriptor = os.open(pipe, os.O_RDWR)  # else whoever opens it waits for a writer
+    try:
+        with pytest.raises(UsageError, match="annotations file"):
+            named_annotations(str(pipe))
+    finally:
+        os.close(descriptor)
+
+
+def test_the_place_of_a_value_leads_back_to_it(tmp_path: Path) -> None:
+    file = tmp_path / ANNOTATIONS
+    file.write_bytes(b"\xef\xbb\xbf" + b"".join(_realistic(20)))
+    digests = {}
+    with open(file, "rb") as opened:
+        for entry in read_entries(opened):
+            digests[entry.position, len(entry.content)] = hashlib.md5(entry.content).hexdigest()
+    assert len(digests) == 20
+    with open(file, "rb") as opened:
+        for (position, size), digest in reversed(digests.items()):
+            assert hashlib.md5(_read(opened, position, size)).hexdigest() == digest
+
+
+def _read(opened: BinaryIO, position: int, size: int) -> bytes:
+    opened.seek(position)
+    return opened.read(size)
