@@ -10,7 +10,7 @@ demo: $(STAMP)
 	BIN=$(BIN) sh docs/demo.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ BIN=$(cd "${BIN:-.venv/bin}" && pwd)
 DEMO=$(mktemp -d "${TMPDIR:-/tmp}/pipeline-demo.XXXXXX")
 export PIPELINE_HOME="$DEMO/home"
 # Whatever environment this shell has, the demo works on its own services, in a folder without .env files.
-unset NEXT_PUBLIC_SUPABASE_URL SUPABASE_SERVICE_ROLE_KEY DATABASE_URL STORAGE_BUCKET DATASET_DIR
+unset NEXT_PUBLIC_SUPABASE_URL SUPABASE_SERVICE_ROLE_KEY DATABASE_URL STORAGE_BUCKET DATASET_DIR QWEN_ANNOTATIONS
 LUIGI_CONFIG_PATH="$PWD/luigi.cfg"
 export LUIGI_CONFIG_PATH
 cd "$DEMO"
@@ -27,4 +27,6 @@ say up
 say sample dataset --recognitions "${RECOGNITIONS:-400}" --broken
 say load --source dataset --batch-id demo --workers 2
 say load --source dataset --batch-id demo
+say load-qwen --file dataset/qwen_annotations.json --batch-id demo-qwen
+say verify --quiet
 say status
