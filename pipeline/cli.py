@@ -339,12 +339,12 @@ def _reset(options: argparse.Namespace) -> int:
 
 def _ask_for(batch_id: str) -> None:
     """Let the user type the batch's id, and raise unless it is the same."""
-    typed = None
+    typed, why = "", "there is no terminal to type its id at"
     if sys.stdin is not None and sys.stdin.isatty():
+        why = "its id was not typed"
         with contextlib.suppress(EOFError):
             typed = input(f"Type the batch's id, {batch_id}, to delete all this: ").strip()
     if typed != batch_id:
-        why = "its id was not typed" if typed is not None else "there is no terminal to type its id at"
         raise RefusedError(
             f"Batch {batch_id} was not reset: {why}.", "Use --confirm where nobody can be asked; nothing was changed."
         )

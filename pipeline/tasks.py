@@ -381,13 +381,12 @@ class Load(Asked):
         """Keep the numbers of the load with the batch, and mark."""
 
         def work(connection: Connection) -> dict[str, Any]:
-            now = connection.one("now").now
+            if not batch_state.await_step(connection, self.batch_id, LOAD):
+                batch_state.mark(connection, self.batch_id, LOAD, WHOLE, connection.one("now").now, {})
             summary = summarise(connection, self.batch_id)
             connection.execute(
                 "update_batch_metrics", batch_id=self.batch_id, metrics=json.dumps(summary, ensure_ascii=False)
             )
-            if not batch_state.is_done(connection, self.batch_id, LOAD):
-                batch_state.mark(connection, self.batch_id, LOAD, WHOLE, now, {})
             return summary
 
         self.tell(headline(self.database.run(work)))

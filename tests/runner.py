@@ -64,6 +64,7 @@ class ForkServer:
         while True:
             answer = self._answer(60)
             if "started" in answer:
+                self._codes.pop(answer["started"], None)  # of a former process with the same number
                 return int(answer["started"])
 
     def code(self, pid: int, timeout: float) -> int | None:

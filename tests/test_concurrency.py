@@ -104,8 +104,12 @@ def test_a_run_that_was_cut_off_and_goes_on_later_changes_nothing(
     assert all(refused(running.finish(), "b1") for running in others)
     # The server takes its connections for lost, as after a minute without an answer.
     query(settings, _BACKENDS)
-    commands = {"resumed": [load], "reset": [reset], "reset and loaded again": [reset, load]}[meanwhile]
-    for command in commands:
+    commands: dict[str, list[tuple[str | Path, ...]]] = {
+        "resumed": [load],
+        "reset": [reset],
+        "reset and loaded again": [reset, load],
+    }
+    for command in commands[meanwhile]:
         ended = runner(*command, env={"PIPELINE_BATCH_SIZE": "3"})
         assert ended.code == 0, ended.stderr
     before = world.dump(settings.database_url.reveal()), world.objects(settings)

@@ -311,7 +311,7 @@ def place(
         url = stack.enter_context(fresh_database(server.dsn, f"model_{uuid.uuid4().hex}", template))
         found = local_settings(url, storage, f"bucket-{uuid.uuid4().hex}", folder / "home")
         (folder / ".env.local").write_text(environment_file(found), encoding="utf-8")
-        yield found, Runner(fork_server, folder, {"PIPELINE_THREAD_COUNT": "2", "PIPELINE_BATCH_SIZE": "2"})
+        yield found, Runner(fork_server, folder, {"PIPELINE_THREAD_COUNT": "1", "PIPELINE_BATCH_SIZE": "2"})
 
 
 @pytest.mark.slow

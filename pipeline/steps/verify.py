@@ -7,6 +7,7 @@ meanwhile is told apart by looking at its batch once more before a difference is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections import deque
@@ -18,8 +19,16 @@ from operator import methodcaller
 from pathlib import Path
 
 from pipeline import batch_state
+from pipeline.batch_state import KIND_LOAD
 from pipeline.database import Connection, Database
-from pipeline.errors import ObjectNotFound, RefusedError, UnfinishedError, UsageError
+from pipeline.errors import (
+    ObjectNotFound,
+    RefusedError,
+    StorageError,
+    StorageUnavailable,
+    UnfinishedError,
+    UsageError,
+)
 from pipeline.storage import PAGE, Storage, StoredObject
 
 EQUAL, MISSING, DANGLING, DAMAGED, ORPHAN, INCONSISTENT = (
@@ -76,8 +85,10 @@ class Finding:
 @dataclass(frozen=True)
 class _Batch:
     id: str
+    kind: str
     state: str
     source: str
+    bucket: str
     shards: int
     created_at: datetime
 
@@ -113,7 +124,7 @@ class Verification:
         """Look which batches there are.
 
         Raises:
-            UsageError: there is no such batch with objects in this bucket.
+            UsageError: there is no such batch.
             UnfinishedError: it is not finished, so that nothing can be said of it.
         """
         self._database, self._storage, self._bucket = database, storage, bucket
@@ -121,7 +132,7 @@ class Verification:
         self._batches = self._list_batches()
         if batch_id is not None:
             batch = self._batches.get(batch_id)
-            if batch is None:
+            if batch is None or (batch.kind == KIND_LOAD and batch.bucket != bucket):
                 raise UsageError(
                     f"There is no batch {batch_id} with objects in the bucket {bucket}.",
                     "See `python -m pipeline status` for the batches there are.",
@@ -135,10 +146,8 @@ class Verification:
         self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "resetting")]
 
     def _list_batches(self) -> dict[str, _Batch]:
-        rows = self._database.run(
-            lambda connection: connection.execute("list_verifiable", bucket=self._bucket), read_only=True
-        )
-        return {row.id: _Batch(row.id, row.state, row.source, row.shards, row.created_at) for row in rows}
+        rows = self._database.run(methodcaller("execute", "list_verifiable"), read_only=True)
+        return {row.id: _Batch(*row) for row in rows}
 
     def run(self) -> Iterator[Finding]:
         """Yield a finding for every object that is or should be there, then for every inconsistency."""
@@ -167,7 +176,9 @@ class Verification:
 
     def _expected(self) -> Iterator[_Expected]:
         for batch in self._batches.values():
-            if batch.state != "done" or self._batch_id not in (None, batch.id):
+            if batch.kind != KIND_LOAD or batch.state != "done" or batch.bucket != self._bucket:
+                continue
+            if self._batch_id not in (None, batch.id):
                 continue
             for shard in range(1, batch.shards + 1):
                 yield from self._database.run(self._expected_of(batch.id, shard), timeout=0, read_only=True)
@@ -182,7 +193,7 @@ class Verification:
     def _stranger(self, stored: StoredObject) -> Finding | None:
         """Return what an object is that no finished batch names; None when an unfinished one may."""
         batch = self._batches.get(stored.key.partition("/")[0])
-        if batch is None:
+        if batch is None or batch.kind != KIND_LOAD or batch.bucket != self._bucket:
             return Finding(ORPHAN, stored.key, f"{stored.size} bytes, of no batch on record", size=stored.size)
         if batch.state in ("loading", "resetting"):
             return None
@@ -209,8 +220,9 @@ class Verification:
         for _ in range(2):  # once more, for on the way anything may answer with a page of its own
             try:
                 size, digest = self._storage.digest(finding.key)
-            except ObjectNotFound:
-                return replace(finding, kind=DAMAGED, message="it is listed and cannot be read")
+            except (StorageError, StorageUnavailable) as exc:
+                self._storage.find_bucket()  # fails as well where it is not the object that is to blame
+                return replace(finding, kind=DAMAGED, message=f"it is listed and cannot be read: {exc.message}")
             if (size, digest) == (finding.size, finding.sha256):
                 return finding
         return replace(finding, kind=DAMAGED, message=f"its content is another, of {size} bytes")
@@ -222,8 +234,7 @@ class Verification:
             return
         now = self._list_batches()
         for finding in page:
-            batch_id = finding.batch_id or finding.key.partition("/")[0]
-            before, after = self._batches.get(batch_id), now.get(batch_id)
+            before, after = self._batches.get(_owner(finding)), now.get(_owner(finding))
             if finding.kind == EQUAL or before == after:
                 yield finding
 
@@ -245,43 +256,37 @@ class Verification:
             RefusedError: the bucket holds strangers, and no object of this database: it may be another one's.
         """
         while page := list(itertools.islice(findings, PAGE)):
-            for batch_id, group in itertools.groupby(page, key=lambda finding: finding.batch_id):
-                yield from self._repair_group(batch_id, list(group))
+            rows = [finding for finding in page if finding.kind == INCONSISTENT]
+            yield from ((finding, _BY_HAND) for finding in rows)
+            objects = [finding for finding in page if finding.kind != INCONSISTENT]
+            for batch_id, group in itertools.groupby(objects, key=_owner):
+                yield from self._mended(batch_id, list(group))
 
-    def _repair_group(self, batch_id: str | None, group: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
-        if batch_id is None:
-            orphans = [finding for finding in group if finding.kind == ORPHAN]
-            self._storage.remove([finding.key for finding in orphans])
-            yield from ((finding, "" if finding.kind == ORPHAN else _BY_HAND) for finding in group)
-            return
+    def _mended(self, batch_id: str, group: Sequence[Finding]) -> list[tuple[Finding, str]]:
+        """Mend what is the matter below the prefix of one batch, on record or not."""
 
         def work(connection: Connection) -> list[tuple[Finding, str]]:
             if not batch_state.try_lock(connection, batch_id):
                 return [(finding, f"a run of batch {batch_id} is going on") for finding in group]
-            batch = batch_state.find_batch(connection, batch_id)
-            before = self._batches[batch_id]
-            if batch is None or (batch.state, batch.created_at) != (before.state, before.created_at):
+            batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
+            if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
                 return [(finding, f"batch {batch_id} was changed meanwhile") for finding in group]
-            return self._mend(connection, before, group)
+            known: set[str] = set()
+            if before is not None and before.bucket == self._bucket:
+                keys = [finding.key for finding in group]
+                known = {row.key for row in connection.execute("list_known_keys", batch_id=batch_id, keys=keys)}
+            self._storage.remove([one.key for one in group if one.kind == ORPHAN and one.key not in known])
+            source = Path(before.source if before is not None else "")
+            with ThreadPoolExecutor(min(8, self._storage.threads), thread_name_prefix="repair") as executor:
+                reasons = executor.map(lambda one: self._mend(source, one, one.key in known), group)
+                return list(zip(group, reasons, strict=True))
 
-        yield from self._database.run(work, timeout=0)
+        return self._database.run(work, timeout=0)
 
-    def _mend(self, connection: Connection, batch: _Batch, group: Sequence[Finding]) -> list[tuple[Finding, str]]:
-        known = {
-            row.key
-            for row in connection.execute("list_known_keys", batch_id=batch.id, keys=[finding.key for finding in group])
-        }
-        orphans = [finding.key for finding in group if finding.kind == ORPHAN and finding.key not in known]
-        self._storage.remove(orphans)
-        with ThreadPoolExecutor(min(8, self._storage.threads), thread_name_prefix="repair") as executor:
-            sent = executor.map(lambda finding: self._send_again(Path(batch.source), finding), group)
-            return list(zip(group, sent, strict=True))
-
-    def _send_again(self, source: Path, finding: Finding) -> str:
+    def _mend(self, source: Path, finding: Finding, known: bool) -> str:
+        """Send an object again; return why it is not mended, nothing when it is."""
         if finding.kind == ORPHAN:
-            return ""
-        if finding.kind == INCONSISTENT:
-            return _BY_HAND
+            return f"batch {_owner(finding)} has it on record" if known else ""
         try:
             content = (source / finding.path).read_bytes()
         except OSError as exc:
@@ -289,12 +294,18 @@ class Verification:
         if hashlib.sha256(content).hexdigest() != finding.sha256:
             return f"{source / finding.path} is no longer what was loaded"
         self._storage.upload(finding.key, content)
-        if self._storage.digest(finding.key) != (finding.size, finding.sha256):
-            return "Storage does not keep what it is sent"
-        return ""
+        with contextlib.suppress(ObjectNotFound):
+            if self._storage.digest(finding.key) == (finding.size, finding.sha256):
+                return ""
+        return "Storage does not keep what it is sent"
 
 
 _BY_HAND = "rows are mended by resetting the batch and loading it again"
+
+
+def _owner(finding: Finding) -> str:
+    """Return the batch whose a finding is, on record or not."""
+    return finding.batch_id or finding.key.partition("/")[0]
 
 
 def _lost(wanted: _Expected) -> Finding:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from pipeline.config import redact
 from pipeline.logger import printable
 from pipeline.steps.verify import DAMAGED, DANGLING, EQUAL, MISSING, ORPHAN, SIGNS, Finding
 from pipeline.storage import PAGE
@@ -25,6 +26,7 @@ class VerifyReport:
         self.counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
         self.strangers = 0
         self.repaired = self.remaining = 0
+        self._begun = False
         self._bucket = ""
         self._unfinished: list[str] = []
         self._unmended: list[str] = []
@@ -33,12 +35,16 @@ class VerifyReport:
         self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._spool.close()
+        if self._json and self._begun and error is not None:
+            # Whoever parses the output gets a whole object; the exit code says that it is not the whole truth.
+            rest = {"totals": self.counts, "error": redact(str(error))}
+            print("], " + json.dumps(rest, ensure_ascii=False)[1:])
 
     def begin(self, bucket: str, unfinished: Sequence[str]) -> None:
         """Say what is compared."""
-        self._bucket, self._unfinished = bucket, list(unfinished)
+        self._bucket, self._unfinished, self._begun = bucket, list(unfinished), True
         if self._json:
             print(json.dumps({"bucket": bucket, "unfinished": self._unfinished})[:-1] + ', "differences": [', end="")
 
@@ -94,6 +100,7 @@ class VerifyReport:
         """Say the last word."""
         if self._json:
             rest = {"totals": self.counts, "repaired": self.repaired, "remaining": self.remaining}
+            self._begun = False
             print("], " + json.dumps({**rest, "not_mended": self._unmended}, ensure_ascii=False)[1:])
         elif repair:
             print(f"Repaired: {self.repaired}; remaining: {self.remaining}.")
