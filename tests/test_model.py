@@ -329,7 +329,7 @@ def test_any_sequence_of_commands_does_what_the_model_says(
     run_state_machine_as_test(
         Placed,
         settings=settings(
-            max_examples=15,
+            max_examples=12,
             stateful_step_count=12,
             deadline=None,
             derandomize=True,
