@@ -107,6 +107,20 @@ def hold(connection: Connection, batch_id: str, *, alone: bool = False, created_
     return Hold(row.kind, row.source, row.bucket, row.shards, row.created_at, row.now)
 
 
+def hold_finished(connection: Connection, batch_id: str) -> None:
+    """Lock the row of a batch that is done, shared, until the transaction ends.
+
+    Raises:
+        RefusedError: it was reset meanwhile.
+    """
+    rows = connection.execute("hold_batch", batch_id=batch_id)
+    if not rows or rows[0].state != "done":
+        raise RefusedError(
+            f"Batch {batch_id} is {rows[0].state if rows else 'unknown'}, not done: its numbers were not recorded.",
+            "Look at it with `python -m pipeline status`.",
+        )
+
+
 def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:
     """Return whether the batch as it was begun then was reset, and keep it so until the transaction ends."""
     rows = connection.execute("hold_batch", batch_id=batch_id)

@@ -358,7 +358,7 @@ def _verify(options: argparse.Namespace) -> int:
     with closing(Storage(settings)) as storage, report:
         storage.check_host()
         verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=options.deep)
-        report.begin(settings.bucket, verification.unfinished)
+        report.begin(settings.bucket, verification.unfinished, verification.elsewhere)
         for finding in verification.run():
             report.found(finding)
         report.total()

@@ -84,7 +84,8 @@ class Connection:
     def stream(self, name: str, /, **parameters: object) -> Iterator[sqlalchemy.Row[Any]]:
         """Run the statement `name` through a server-side cursor and yield its rows, a thousand at a time."""
         options = {"stream_results": True, "yield_per": 1000}
-        yield from self._connection.execute(_text(name), parameters, execution_options=options)
+        with _translated():
+            yield from self._connection.execute(_text(name), parameters, execution_options=options)
 
     def run_script(self, text: str) -> None:
         """Run one statement as it is, without parameters."""
@@ -186,6 +187,11 @@ class Database:
         self._application = application
         self._engine: sqlalchemy.Engine | None = None
         self._pid = 0
+
+    @property
+    def connections(self) -> int:
+        """Return how many connections this process may have at once."""
+        return self._settings.tuning.connection_pool_size
 
     def engine(self) -> sqlalchemy.Engine:
         """Return the engine of this process; the one inherited through a fork is left alone, never used or closed."""
@@ -338,7 +344,9 @@ def _error_of(error: psycopg2.Error | None, exc: Exception) -> PipelineError:
             f"Refused: {message}.", "A row of another table references it; what readers see was not changed."
         )
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
-        return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", "Run the same command again.")
+        waited = code == "55P03"
+        hint = "Another transaction held what this one needs, such as the commit of a large batch." if waited else ""
+        return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", f"{hint} Run the same command again.".strip())
     if not code and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
         return DatabaseUnavailable(f"The connection to PostgreSQL broke: {message}", "Run the same command again.")
     return DatabaseError(f"PostgreSQL: {message} ({code or type(error or exc).__name__}).", _hint(code, message), code)

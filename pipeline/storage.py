@@ -106,7 +106,7 @@ class Storage:
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self._settings = settings
         self._base = settings.storage_url
-        self._bucket = settings.bucket
+        self._bucket = self.bucket = settings.bucket
         self._metrics = metrics or Metrics()
         self._local = threading.local()
         self._sessions: list[requests.Session] = []

@@ -381,6 +381,7 @@ class Load(Asked):
         """Keep the numbers of the load with the batch, and mark."""
 
         def work(connection: Connection) -> dict[str, Any]:
+            batch_state.hold_finished(connection, self.batch_id)
             if not batch_state.await_step(connection, self.batch_id, LOAD):
                 batch_state.mark(connection, self.batch_id, LOAD, WHOLE, connection.one("now").now, {})
             summary = summarise(connection, self.batch_id)

@@ -158,6 +158,12 @@ class PipelineWorker(luigi.worker.Worker):
         if self._lease is not None:
             try:
                 self._lease.keep()
+            except errors.RefusedError:
+                # What the children send does not count any more; each finds that out, and removes it again.
+                for process in self._running_tasks.values():
+                    if process.use_multiprocessing:
+                        process.join()
+                raise
             except errors.PipelineError:
                 self._end_children()
                 raise

@@ -420,3 +420,20 @@ def test_the_command_forgets_what_an_earlier_one_in_the_same_process_did(
     begun = tasks.begun()
     assert begun is not None
     assert begun.batch_id == "two"
+
+
+def test_an_unfinished_batch_of_another_bucket_is_not_resumed(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    dsn = settings.database_url.reveal()
+    world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard < 0)")
+    assert run_pipeline("load", "--source", small_dataset(6), "--limit", "3").returncode == 3
+    world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
+    [(held,)] = world.query(dsn, "SELECT id FROM ingest.batches")
+    other = {"STORAGE_BUCKET": f"{settings.bucket}-other"}
+    assert run_pipeline("load", "--source", small_dataset(6), "--limit", "3", env=other).returncode == 0
+    assert run_pipeline("load", "--source", small_dataset(6), "--limit", "3").returncode == 0
+    buckets = dict(world.query(dsn, "SELECT id, bucket FROM ingest.batches WHERE state = 'done'"))
+    assert buckets.pop(held) == settings.bucket
+    assert list(buckets.values()) == [other["STORAGE_BUCKET"]]
+    assert len(world.objects(settings)) == 6

@@ -23,7 +23,7 @@ import psycopg2
 import pytest
 import requests
 
-from pipeline import storage, worker
+from pipeline import storage, tasks, worker
 from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
@@ -34,6 +34,7 @@ from pipeline.steps import reset
 from pipeline.steps.begin import Lease
 from pipeline.storage import Storage
 from tests import test_luigi, world
+from tests.runner import ForkServer, Runner
 from tests.services import MakeDataset, RunPipeline, Start, environment_file, subprocess_environment
 from tests.test_luigi import finish
 from tests.test_steps import Load
@@ -581,6 +582,84 @@ def test_a_reference_that_arrives_after_the_plan_refuses_the_reset(
     assert state(settings) == before
 
 
+def test_a_reference_that_arrives_while_the_reset_waits_for_it_refuses_the_reset(
+    load: LoadBatch,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    dsn: str,
+    workdir: Path,
+    fork_server: ForkServer,
+) -> None:
+    load(small_dataset(3), "b1")
+    world.query(dsn, "CREATE TABLE public.marks (image_id bigint REFERENCES public.images (id) ON DELETE CASCADE)")
+    before = state(settings)
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO public.marks SELECT min(id) FROM public.images")
+        running = Runner(fork_server, workdir, {}).start("reset", "--batch-id", "b1", "--confirm")
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        assert wait_until(lambda: world.query(dsn, waiting) == [(1,)] or running.wait(0), 60)
+        connection.commit()
+    refused = running.finish()
+    assert refused.code == 4, refused
+    assert "public.marks (1 rows, to public.images)" in refused.stderr
+    assert world.query(dsn, "SELECT count(*) FROM public.marks") == [(1,)]
+    assert state(settings) == before
+
+
+# A reset that was cut off
+
+
+def test_a_reset_that_goes_on_later_takes_nothing_from_a_later_load_of_the_same_id(
+    load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, database: Database
+) -> None:
+    dataset = small_dataset(3)
+    load(dataset, "b1")
+    batch = database.run(lambda connection: reset._unpublish(connection, "b1"))
+    assert batch is not None
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+    load(dataset, "b1")
+    with closing(Storage(settings)) as door, pytest.raises(RefusedError, match="was begun anew meanwhile"):
+        reset._remove_objects(database, door, batch, lambda _: None)
+    world.check(settings, (dataset, "b1", None))
+
+
+def test_the_numbers_of_a_load_are_not_kept_for_a_batch_that_was_reset_meanwhile(
+    load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    load(small_dataset(1), "b1")
+    world.query(dsn, "DELETE FROM ingest.batch_state WHERE step = 'load'")
+    tasks.forget()
+    parameters: dict[str, Any] = {"batch_id": "b1", "source": str(small_dataset(1))}
+    task = tasks.LoadBatch(**parameters)
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+    with pytest.raises(RefusedError, match="is reset, not done"):
+        task.run()
+    world.nothing(settings)
+    load(small_dataset(1), "b1")
+    world.check(settings, (small_dataset(1), "b1", None))
+
+
+def test_a_delete_that_deletes_nothing_is_not_believed(
+    load: LoadBatch,
+    command: Command,
+    small_dataset: MakeDataset,
+    dsn: str,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(small_dataset(1), "b1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "remove", lambda self, keys: 0)
+        done = command("reset", "--batch-id", "b1", "--confirm")
+    assert done.code == 3
+    assert "Storage still holds objects of batch b1" in done.err
+    assert batch_states(dsn) == {"b1": "resetting"}
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+    world.nothing(settings)
+
+
 # Which batch
 
 
@@ -1042,7 +1121,7 @@ def test_the_bare_command_resets_what_is_confirmed(
     assert everything(settings) == before
     done = finish(start(*BARE, "--batch-id", "b1", "--confirm"))
     assert (done[0], done[2]) == (0, "")
-    assert done[1].startswith("Batch b1 is reset: 3 recognitions, 6 photos, ")
+    assert done[1].startswith("Batch b1 is reset, it had 3 recognitions, 6 photos, ")
     world.nothing(settings)
     assert finish(start(*BARE, "--batch-id", "b1", "--confirm"))[0] == 0
 
@@ -1093,6 +1172,6 @@ def test_history_stays(
         assert former == {**kept[batch_id], "state": "reset", "reset_at": moment.isoformat()}
         assert former["total_seconds"] > 0
     text = command("status", "--batch-id", "b1")
-    assert text.out.startswith("Batch b1 is reset: 6 recognitions, 12 photos, ")
+    assert text.out.startswith("Batch b1 is reset, it had 6 recognitions, 12 photos, ")
     assert "    storage_upload: 12 ops, avg " in text.out
     assert json.loads(command("status", "--json").out)["unfinished"] == []

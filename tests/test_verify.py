@@ -118,6 +118,7 @@ def test_a_sound_database_and_bucket_are_equal_in_the_order_of_the_keys(
     assert json.loads(command("verify", "--json").out) == {
         "bucket": settings.bucket,
         "unfinished": [],
+        "elsewhere": {},
         "differences": [],
         "totals": counts,
         "repaired": 0,
@@ -279,7 +280,13 @@ def test_all_of_them_at_once_are_one_json_object(
     counts["equal"] = len(sound) - 3
     found = command("verify", "--deep", "--json")
     assert (found.code, found.err, found.out.count("\n")) == (5, "", 1)
-    report = {"bucket": settings.bucket, "unfinished": [], "differences": differences, "totals": counts}
+    report = {
+        "bucket": settings.bucket,
+        "unfinished": [],
+        "elsewhere": {},
+        "differences": differences,
+        "totals": counts,
+    }
     assert json.loads(found.out) == {**report, "repaired": 0, "remaining": len(chosen), "not_mended": []}
     mended = command("verify", "--deep", "--repair", "--json")
     assert (mended.code, mended.err, mended.out.count("\n")) == (0, "", 1)
@@ -736,10 +743,11 @@ def test_a_bucket_of_strangers_is_left_alone(
     for key in strangers:
         put_stranger(other, key)
     other.remove(*ours)  # nothing shows that this bucket is the database's
-    lines = [f"+ {strangers[0]} orphan: 5 bytes, of no batch on record\n"]
+    lines = [f"+ {strangers[0]} orphan: 5 bytes, of a batch that is in the bucket {settings.bucket}\n"]
     lines += [f"- {key} dangling: readers see its row, and there is no object\n" for key in ours]
     lines += [f"+ {strangers[1]} orphan: 5 bytes, of no batch on record\n"]
     wanted = "".join(lines) + totals(elsewhere, dangling=2, orphan=2)
+    wanted += f"Not looked at, for they are in the bucket {settings.bucket}: b1.\n"
     assert command("verify") == Done(5, wanted, "")
     refused = command("verify", "--repair")
     assert refused.code == 4

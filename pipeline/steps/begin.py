@@ -89,7 +89,12 @@ def _resolve(connection: Connection, settings: Settings, wish: Wish) -> Begun:
         return Begun(wish.batch_id, _source(settings, wish), False)
     source = _source(settings, wish)
     rows = connection.execute(
-        "find_unfinished", kind=wish.kind, source=source, force=wish.force, recognition_limit=wish.limit
+        "find_unfinished",
+        kind=wish.kind,
+        source=source,
+        force=wish.force,
+        recognition_limit=wish.limit,
+        bucket=settings.bucket,
     )
     if rows:
         return Begun(rows[0].id, source, False)
@@ -191,7 +196,7 @@ class Lease:
         self._stack = ExitStack()
         self._connection: Connection | None = None
         self._backend: dict[str, Any] | None = None
-        self._application = f"pipeline lock {batch_id}"
+        self._application = f"pipeline lock {batch_id}"[:63]  # as PostgreSQL cuts it
         self._looked = 0.0
         self._take()
 

@@ -125,6 +125,7 @@ def discover(database: Database, request: Request, *, dry_run: bool = False) -> 
 
 
 def _discover(connection: Connection, request: Request) -> Discovery:
+    connection.execute("prefer_indexes")
     now = connection.one("now").now
     metrics = Metrics()
     look = _look_at_dataset if request.kind == KIND_LOAD else _look_at_annotations

@@ -6,6 +6,7 @@ then its manifest and markers. Stopped anywhere, the same command finishes it.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +17,11 @@ from pipeline import batch_state
 from pipeline.batch_state import KIND_LOAD, Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.errors import StorageError, UsageError
+from pipeline.errors import RefusedError, StorageError, UsageError
 from pipeline.logger import get_logger
 from pipeline.progress import Counter
 from pipeline.steps.begin import check_batch_id, require_schema
-from pipeline.steps.summary import size
+from pipeline.steps.summary import size, summarise
 from pipeline.storage import PAGE, Storage
 
 logger = get_logger(__name__)
@@ -145,7 +146,7 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
         counter = counter or Counter()
         counter.start(batch.photos, 0)
         with closing(Storage(_settings_of(settings, batch))) as storage:
-            _remove_objects(storage, batch_id, counter.of(1))
+            _remove_objects(database, storage, batch, counter.of(1))
     database.run(lambda connection: _forget(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)
 
@@ -161,12 +162,16 @@ def _prefix(batch_id: str) -> str:
 
 def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
     """Remove the batch's rows from public and raw, unless that is done; return None when all of it is reset."""
-    connection.execute("lock_commits")
     connection.execute("lock_batch", batch_id=batch_id)
+    connection.execute("lock_commits")
     batch = find_batch_to_reset(connection, batch_id)
     if batch.state == "reset":
         return None
     if batch.state != "resetting":
+        if not batch.metrics:
+            # What an unfinished batch did is told by its markers, which will be gone.
+            summary = json.dumps(summarise(connection, batch_id), ensure_ascii=False)
+            connection.execute("update_batch_metrics", batch_id=batch_id, metrics=summary)
         connection.execute("plan_reset", batch_id=batch_id)
         removed = connection.one("execute_reset", batch_id=batch_id).removed
         connection.execute("mark_resetting", batch_id=batch_id)
@@ -174,35 +179,46 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
     return batch
 
 
-def _remove_objects(storage: Storage, batch_id: str, progress: Callable[[int], None]) -> None:
-    """Remove whatever the bucket holds below the batch's prefix, and look again whether it is gone."""
+def _remove_objects(database: Database, storage: Storage, batch: Batch, progress: Callable[[int], None]) -> None:
+    """Remove whatever the bucket holds below the batch's prefix, until nothing is listed there any more.
 
-    def settle(answer: Future[int]) -> int:
-        gone = answer.result()
-        progress(gone)
-        return gone
+    Every page goes under the batch's row: a reset that was cut off takes nothing from a later load of the same id.
+    """
+
+    def remove(page: Sequence[str]) -> None:
+        def work(connection: Connection) -> None:
+            if not batch_state.is_gone(connection, batch.id, batch.created_at):
+                raise RefusedError(
+                    f"Batch {batch.id} was begun anew meanwhile: this reset removes nothing more.",
+                    "Look at it with `python -m pipeline status`.",
+                )
+            storage.remove(page)
+
+        database.run(work, timeout=0)
+        progress(len(page))
 
     for _ in range(_ROUNDS):
-        removed = 0
-        pending: deque[Future[int]] = deque()
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="remove") as executor:
+        listed = 0
+        pending: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(min(_AT_ONCE, database.connections), thread_name_prefix="remove") as executor:
             try:
-                for page in _pages(storage, _prefix(batch_id)):
-                    pending.append(executor.submit(storage.remove, page))
+                for page in _pages(storage, _prefix(batch.id)):
+                    listed += len(page)
+                    pending.append(executor.submit(remove, page))
                     if len(pending) > 2 * _AT_ONCE:
-                        removed += settle(pending.popleft())
+                        pending.popleft().result()
                 while pending:
-                    removed += settle(pending.popleft())
+                    pending.popleft().result()
             except BaseException:
                 storage.stop()
                 executor.shutdown(wait=True, cancel_futures=True)
                 raise
-        logger.info("reset: %d objects", removed)
-        if not removed:
+        logger.info("reset: %d objects", listed)
+        if not listed:
             return
-    if next(storage.list_objects(_prefix(batch_id)), None) is not None:
+    if next(storage.list_objects(_prefix(batch.id)), None) is not None:
         raise StorageError(
-            f"Storage still holds objects of batch {batch_id} after {_ROUNDS} rounds of deleting.",
+            f"Storage still holds objects of batch {batch.id} after {_ROUNDS} rounds of deleting.",
             "Look at the Storage server's log; is another machine still uploading?",
         )
 

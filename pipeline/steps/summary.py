@@ -129,7 +129,8 @@ def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
     qwen = summary["kind"] == KIND_QWEN
     content = f"{summary['detections_processed']} detections" if qwen else size(summary["bytes"])
     lines = [
-        f"Batch {summary['batch_id']} is {state}: {summary['recognitions_processed']} recognitions, "
+        f"Batch {summary['batch_id']} is {state}{', it had' if state == 'reset' else ':'} "
+        f"{summary['recognitions_processed']} recognitions, "
         f"{summary['images_processed']} photos, {content}."
     ]
     skipped = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pipeline import batch_state
 from pipeline.batch_state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
@@ -23,6 +25,7 @@ def transform_batch(database: Database, storage: Storage, batch_id: str, metrics
     _remove_rejected(database, storage, batch_id)
 
     def work(connection: Connection) -> None:
+        connection.execute("lock_batch", batch_id=batch_id)
         connection.execute("lock_commits")
         if batch_state.is_done(connection, batch_id, TRANSFORM):
             return
@@ -52,5 +55,15 @@ def transform_batch(database: Database, storage: Storage, batch_id: str, metrics
 
 def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:
     """Remove the objects of recognitions that were rejected after their upload: no row will ever name them."""
-    rows = database.run(lambda connection: connection.execute("list_rejected_keys", batch_id=batch_id))
-    storage.remove_all([row.key for row in rows])
+
+    def work(connection: Connection, after: int) -> int | None:
+        if batch_state.is_done(connection, batch_id, TRANSFORM):
+            return None
+        batch_state.hold(connection, batch_id)
+        rows = connection.execute("list_rejected_keys", batch_id=batch_id, after=after)
+        storage.remove([key for row in rows for key in row.keys_of_photos])
+        return rows[-1].recognition_id if rows else None
+
+    last: int | None = -1
+    while last is not None:
+        last = database.run(partial(work, after=last))

@@ -112,6 +112,11 @@ def upload_shard(
         held = batch_state.hold(connection, batch_id)
         if batch_state.is_done(connection, batch_id, UPLOAD, shard):
             return None
+        if held.bucket != storage.bucket:
+            raise RefusedError(
+                f"Batch {batch_id} goes into the bucket {held.bucket}, not into {storage.bucket}.",
+                "Set STORAGE_BUCKET to the former value.",
+            )
         return held, [_entry(row) for row in connection.execute("list_manifest", batch_id=batch_id, shard=shard)]
 
     begun = database.run(begin)

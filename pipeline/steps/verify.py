@@ -144,6 +144,11 @@ class Verification:
                 )
         #: Batches that are not looked at, since they are not finished.
         self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "resetting")]
+        #: Finished batches whose objects are in other buckets, by bucket.
+        self.elsewhere: dict[str, list[str]] = {}
+        for one in self._batches.values():
+            if one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket and batch_id is None:
+                self.elsewhere.setdefault(one.bucket, []).append(one.id)
 
     def _list_batches(self) -> dict[str, _Batch]:
         rows = self._database.run(methodcaller("execute", "list_verifiable"), read_only=True)
@@ -193,8 +198,11 @@ class Verification:
     def _stranger(self, stored: StoredObject) -> Finding | None:
         """Return what an object is that no finished batch names; None when an unfinished one may."""
         batch = self._batches.get(stored.key.partition("/")[0])
-        if batch is None or batch.kind != KIND_LOAD or batch.bucket != self._bucket:
+        if batch is None or batch.kind != KIND_LOAD:
             return Finding(ORPHAN, stored.key, f"{stored.size} bytes, of no batch on record", size=stored.size)
+        if batch.bucket != self._bucket:
+            message = f"{stored.size} bytes, of a batch that is in the bucket {batch.bucket}"
+            return Finding(ORPHAN, stored.key, message, size=stored.size)
         if batch.state in ("loading", "resetting"):
             return None
         return Finding(ORPHAN, stored.key, f"{stored.size} bytes, that no row names", batch.id, size=stored.size)
@@ -240,9 +248,10 @@ class Verification:
 
     def _inconsistencies(self) -> Iterator[Finding]:
         for check in CHECKS:
-            for row in self._database.run(methodcaller("execute", check), timeout=0, read_only=True):
-                if self._batch_id in (None, row.batch_id):
-                    yield Finding(INCONSISTENT, row.what, row.message, row.batch_id)
+            with self._database.transaction(timeout=0, read_only=True) as connection:
+                for row in connection.stream(check):
+                    if self._batch_id in (None, row.batch_id):
+                        yield Finding(INCONSISTENT, row.what, row.message, row.batch_id)
 
     # Repair
 

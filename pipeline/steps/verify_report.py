@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from pipeline.config import redact
@@ -29,6 +29,7 @@ class VerifyReport:
         self._begun = False
         self._bucket = ""
         self._unfinished: list[str] = []
+        self._elsewhere: dict[str, list[str]] = {}
         self._unmended: list[str] = []
 
     def __enter__(self) -> VerifyReport:
@@ -42,11 +43,13 @@ class VerifyReport:
             rest = {"totals": self.counts, "error": redact(str(error))}
             print("], " + json.dumps(rest, ensure_ascii=False)[1:])
 
-    def begin(self, bucket: str, unfinished: Sequence[str]) -> None:
+    def begin(self, bucket: str, unfinished: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> None:
         """Say what is compared."""
         self._bucket, self._unfinished, self._begun = bucket, list(unfinished), True
+        self._elsewhere = {name: list(batches) for name, batches in elsewhere.items()}
         if self._json:
-            print(json.dumps({"bucket": bucket, "unfinished": self._unfinished})[:-1] + ', "differences": [', end="")
+            head = {"bucket": bucket, "unfinished": self._unfinished, "elsewhere": self._elsewhere}
+            print(json.dumps(head)[:-1] + ', "differences": [', end="")
 
     def found(self, finding: Finding) -> None:
         """Tell of one finding."""
@@ -77,6 +80,8 @@ class VerifyReport:
         print(f"Verified bucket {self._bucket}: {counts}.")
         if self._unfinished:
             print(f"Not looked at, for they are unfinished: {', '.join(self._unfinished)}.")
+        for bucket, batches in self._elsewhere.items():
+            print(f"Not looked at, for they are in the bucket {bucket}: {', '.join(batches)}.")
 
     def plan(self) -> None:
         """Say what a repair will do."""

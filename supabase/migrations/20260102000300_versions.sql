@@ -7,6 +7,9 @@
 --     recognition_id, batch_id (of its photos; NULL when none is left, so that it goes), qwen_batch_id (of its
 --     annotations; NULL when there is none), existing (whether the domain has it already)
 --
+-- Sequential scans are discouraged: right after a bulk load there are no statistics yet, and what a batch costs is not to
+-- follow from what is loaded already.
+--
 -- ingest.plan_touched() works out what is wanted and what is doomed, and changes nothing; ingest.publish_touched()
 -- makes it so. Rows go by natural key: those that stay keep their ids.
 
@@ -33,7 +36,8 @@ $$;
 
 -- What blocks
 
-CREATE FUNCTION ingest.find_references() RETURNS TABLE (app regclass, target regclass, referencing bigint)
+CREATE FUNCTION ingest.find_references(locking boolean)
+RETURNS TABLE (app regclass, target regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
@@ -57,10 +61,18 @@ BEGIN
             AND EXISTS (SELECT FROM pg_temp.doomed d WHERE d.relation = c.confrelid)
         ORDER BY 1, 2
     LOOP
-        -- Lock first: a reference that arrives meanwhile waits, and then finds the row gone.
+        IF locking THEN
+            -- First, and in a statement of its own, so that the next one sees what this one waited for: a reference
+            -- that arrives later waits for us, and then finds the row gone.
+            EXECUTE format(
+                'SELECT count(*) FROM (SELECT FROM %1$s target WHERE target.id IN '
+                '(SELECT d.id FROM pg_temp.doomed d WHERE d.relation = %2$L::regclass) '
+                'ORDER BY target.id FOR UPDATE) locked',
+                target, target::text)
+            INTO referencing;
+        END IF;
         EXECUTE format(
-            'SELECT count(*) FROM (SELECT target.* FROM %1$s target JOIN pg_temp.doomed d '
-            'ON d.relation = %2$L::regclass AND d.id = target.id FOR UPDATE OF target) target '
+            'SELECT count(*) FROM %1$s target JOIN pg_temp.doomed d ON d.relation = %2$L::regclass AND d.id = target.id '
             'JOIN %3$s app ON %4$s',
             target, target::text, app, condition)
         INTO referencing;
@@ -81,7 +93,7 @@ DECLARE
 BEGIN
     SELECT string_agg(format('%s (%s rows, to %s)', r.app, r.referencing, r.target), ', ')
     INTO found
-    FROM ingest.find_references() r;
+    FROM ingest.find_references(true) r;
     IF found IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IN001',
             MESSAGE = 'rows of other tables reference what would be deleted: ' || found;
@@ -95,7 +107,7 @@ CREATE FUNCTION ingest.plan_wanted() RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Work out menu_of, wanted_lines and wanted_detections (all in pg_temp) from the raw rows of pg_temp.touched.
 BEGIN
@@ -148,7 +160,7 @@ CREATE FUNCTION ingest.plan_doomed() RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Work out pg_temp.doomed: what the domain has of pg_temp.touched, and is wanted no more.
 BEGIN
@@ -256,7 +268,7 @@ CREATE OR REPLACE FUNCTION ingest.publish_menus() RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Store each menu content that pg_temp.touched needs and that is not there.
 DECLARE
@@ -289,7 +301,7 @@ CREATE OR REPLACE FUNCTION ingest.publish_recipes() RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Write recipes, their lines and options.
 DECLARE
@@ -339,7 +351,7 @@ CREATE FUNCTION ingest.publish_model_items() RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- What only the model saw: plates, and dishes that are on no line of the receipt.
 DECLARE
@@ -363,7 +375,7 @@ CREATE FUNCTION ingest.publish_annotations() RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Write one annotation for each detection; the items that they belong to are there.
 DECLARE
@@ -390,7 +402,7 @@ CREATE FUNCTION ingest.remove_doomed() RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Delete the rows of pg_temp.doomed, those that reference others first.
 DECLARE
@@ -509,7 +521,7 @@ RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Make the domain show every recognition of a batch of kind 'load' in the batch's version.
 DECLARE
@@ -536,7 +548,7 @@ RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Make the domain show the annotations of a batch of kind 'qwen'. A recognition that is not there (its batch was reset
 -- meanwhile) gets them when it is loaded again.
@@ -561,7 +573,7 @@ CREATE FUNCTION ingest.plan_reset(batch text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
-SET random_page_cost = 1.1
+SET enable_seqscan = off
 AS $$
 -- Work out what the domain shows once the batch is gone: of each recognition that it shows in this batch's version,
 -- the former one. Nothing when the batch was never committed, or when all of it was superseded.
@@ -621,3 +633,7 @@ BEGIN
     RETURN removed + n;
 END
 $$;
+
+ALTER FUNCTION ingest.publish_recognitions() SET enable_seqscan = off;
+ALTER FUNCTION ingest.publish_images() SET enable_seqscan = off;
+ALTER FUNCTION ingest.publish_tray_items() SET enable_seqscan = off;
