@@ -21,8 +21,11 @@ CROSS JOIN LATERAL (
     SELECT EXISTS (SELECT FROM public.recognitions r WHERE r.id = e.recognition_id) AS there
 ) known
 CROSS JOIN LATERAL (
-    SELECT NOT :force AND EXISTS (
-        SELECT FROM public.images i JOIN public.initial_annotations a ON a.image_id = i.id
-        WHERE i.recognition_id = e.recognition_id
+    -- Camera by camera, so that each is two look-ups in an index, whatever the statistics say.
+    SELECT NOT :force AND (
+        EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = (
+            SELECT i.id FROM public.images i WHERE i.recognition_id = e.recognition_id AND i.camera_number = 1))
+        OR EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = (
+            SELECT i.id FROM public.images i WHERE i.recognition_id = e.recognition_id AND i.camera_number = 2))
     ) AS there
 ) loaded

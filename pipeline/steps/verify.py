@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 
@@ -247,11 +250,21 @@ class Verification:
                 yield finding
 
     def _inconsistencies(self) -> Iterator[Finding]:
-        for check in CHECKS:
-            with self._database.transaction(timeout=0, read_only=True) as connection:
+        # A file keeps what is found until its transaction is over: it may be long, and may have to be tried again.
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+
+            def work(connection: Connection, check: str) -> None:
+                spool.seek(0)
+                spool.truncate()
                 for row in connection.stream(check):
                     if self._batch_id in (None, row.batch_id):
-                        yield Finding(INCONSISTENT, row.what, row.message, row.batch_id)
+                        spool.write(json.dumps([row.what, row.message, row.batch_id]) + "\n")
+
+            for check in CHECKS:
+                self._database.run(partial(work, check=check), timeout=0, read_only=True)
+                spool.seek(0)
+                for line in spool:
+                    yield Finding(INCONSISTENT, *json.loads(line))
 
     # Repair
 

@@ -7,8 +7,9 @@
 --     recognition_id, batch_id (of its photos; NULL when none is left, so that it goes), qwen_batch_id (of its
 --     annotations; NULL when there is none), existing (whether the domain has it already)
 --
--- Sequential scans are discouraged: right after a bulk load there are no statistics yet, and what a batch costs is not to
--- follow from what is loaded already.
+-- Every join goes through an index, row by row, in the order in which it is written: right after a bulk load there are
+-- no statistics yet, a scan of a whole table looks cheap, and what a batch costs is not to follow from what is loaded
+-- already.
 --
 -- ingest.plan_touched() works out what is wanted and what is doomed, and changes nothing; ingest.publish_touched()
 -- makes it so. Rows go by natural key: those that stay keep their ids.
@@ -72,8 +73,8 @@ BEGIN
             INTO referencing;
         END IF;
         EXECUTE format(
-            'SELECT count(*) FROM %1$s target JOIN pg_temp.doomed d ON d.relation = %2$L::regclass AND d.id = target.id '
-            'JOIN %3$s app ON %4$s',
+            'SELECT count(*) FROM %1$s target '
+            'JOIN pg_temp.doomed d ON d.relation = %2$L::regclass AND d.id = target.id JOIN %3$s app ON %4$s',
             target, target::text, app, condition)
         INTO referencing;
         IF referencing > 0 THEN
@@ -108,6 +109,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Work out menu_of, wanted_lines and wanted_detections (all in pg_temp) from the raw rows of pg_temp.touched.
 BEGIN
@@ -120,6 +124,8 @@ BEGIN
           WHERE r.menu_sha256 IS NOT NULL) needed
     JOIN raw.menus m ON m.batch_id = needed.batch_id AND m.sha256 = needed.menu_sha256
     ORDER BY m.batch_id, m.sha256, m.shard;
+    CREATE UNIQUE INDEX ON pg_temp.menu_of (batch_id, sha256);
+    CREATE INDEX ON pg_temp.menu_of (content_sha256);
     ANALYZE pg_temp.menu_of;
 
     CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
@@ -161,8 +167,12 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
--- Work out pg_temp.doomed: what the domain has of pg_temp.touched, and is wanted no more.
+-- Work out pg_temp.doomed: what the domain has of pg_temp.touched, and is wanted no more. OFFSET 0 keeps the planner
+-- from beginning with a table of the domain.
 BEGIN
     CREATE TEMP TABLE doomed (relation oid NOT NULL, id bigint NOT NULL) ON COMMIT DROP;
     IF NOT EXISTS (SELECT FROM pg_temp.touched WHERE existing) THEN
@@ -172,8 +182,14 @@ BEGIN
     INSERT INTO pg_temp.doomed
     SELECT 'public.initial_annotations'::regclass, a.id
     FROM pg_temp.touched t
-    JOIN public.images i ON i.recognition_id = t.recognition_id
-    JOIN public.initial_annotations a ON a.image_id = i.id
+    CROSS JOIN LATERAL (
+        SELECT image.id, image.camera_number FROM public.images image
+        WHERE image.recognition_id = t.recognition_id OFFSET 0
+    ) i
+    CROSS JOIN LATERAL (
+        SELECT one.id, one.detection, one.source FROM public.initial_annotations one
+        WHERE one.image_id = i.id OFFSET 0
+    ) a
     LEFT JOIN pg_temp.wanted_detections w ON w.recognition_id = t.recognition_id
         AND w.camera_number = i.camera_number AND w.detection = a.detection AND a.source = 'QWEN'
     WHERE t.existing AND w.recognition_id IS NULL;
@@ -181,7 +197,9 @@ BEGIN
     INSERT INTO pg_temp.doomed
     SELECT 'public.initial_tray_items'::regclass, i.id
     FROM pg_temp.touched t
-    JOIN public.initial_tray_items i ON i.recognition_id = t.recognition_id
+    CROSS JOIN LATERAL (
+        SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
+    ) i
     WHERE t.existing
         AND NOT EXISTS (
             SELECT FROM pg_temp.wanted_lines w
@@ -196,8 +214,13 @@ BEGIN
     SELECT 'public.recipe_line_options'::regclass, o.id
     FROM pg_temp.touched t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
-    JOIN public.recipe_lines l ON l.recipe_id = p.id
-    JOIN public.recipe_line_options o ON o.recipe_line_id = l.id
+    CROSS JOIN LATERAL (
+        SELECT line.id, line.line_number FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
+    ) l
+    CROSS JOIN LATERAL (
+        SELECT option.id, option.option_number FROM public.recipe_line_options option
+        WHERE option.recipe_line_id = l.id OFFSET 0
+    ) o
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = t.recognition_id AND w.line_number = l.line_number
         AND o.option_number <= jsonb_array_length(w.dishes)
     WHERE t.existing AND w.recognition_id IS NULL;
@@ -206,7 +229,9 @@ BEGIN
     SELECT 'public.recipe_lines'::regclass, l.id
     FROM pg_temp.touched t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
-    JOIN public.recipe_lines l ON l.recipe_id = p.id
+    CROSS JOIN LATERAL (
+        SELECT line.id, line.line_number FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
+    ) l
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = t.recognition_id AND w.line_number = l.line_number
     WHERE t.existing AND w.recognition_id IS NULL;
 
@@ -220,7 +245,9 @@ BEGIN
     INSERT INTO pg_temp.doomed
     SELECT 'public.images'::regclass, i.id
     FROM pg_temp.touched t
-    JOIN public.images i ON i.recognition_id = t.recognition_id
+    CROSS JOIN LATERAL (
+        SELECT image.id FROM public.images image WHERE image.recognition_id = t.recognition_id OFFSET 0
+    ) i
     WHERE t.existing AND t.batch_id IS NULL;
 
     INSERT INTO pg_temp.doomed
@@ -269,6 +296,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Store each menu content that pg_temp.touched needs and that is not there.
 DECLARE
@@ -302,6 +332,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Write recipes, their lines and options.
 DECLARE
@@ -352,6 +385,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- What only the model saw: plates, and dishes that are on no line of the receipt.
 DECLARE
@@ -376,6 +412,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Write one annotation for each detection; the items that they belong to are there.
 DECLARE
@@ -403,6 +442,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Delete the rows of pg_temp.doomed, those that reference others first.
 DECLARE
@@ -522,6 +564,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Make the domain show every recognition of a batch of kind 'load' in the batch's version.
 DECLARE
@@ -549,6 +594,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Make the domain show the annotations of a batch of kind 'qwen'. A recognition that is not there (its batch was reset
 -- meanwhile) gets them when it is loaded again.
@@ -574,6 +622,9 @@ LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
 SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Work out what the domain shows once the batch is gone: of each recognition that it shows in this batch's version,
 -- the former one. Nothing when the batch was never committed, or when all of it was superseded.
@@ -634,6 +685,16 @@ BEGIN
 END
 $$;
 
+-- The three functions of the former migration that stay.
 ALTER FUNCTION ingest.publish_recognitions() SET enable_seqscan = off;
+ALTER FUNCTION ingest.publish_recognitions() SET enable_hashjoin = off;
+ALTER FUNCTION ingest.publish_recognitions() SET enable_mergejoin = off;
+ALTER FUNCTION ingest.publish_recognitions() SET join_collapse_limit = 1;
 ALTER FUNCTION ingest.publish_images() SET enable_seqscan = off;
+ALTER FUNCTION ingest.publish_images() SET enable_hashjoin = off;
+ALTER FUNCTION ingest.publish_images() SET enable_mergejoin = off;
+ALTER FUNCTION ingest.publish_images() SET join_collapse_limit = 1;
 ALTER FUNCTION ingest.publish_tray_items() SET enable_seqscan = off;
+ALTER FUNCTION ingest.publish_tray_items() SET enable_hashjoin = off;
+ALTER FUNCTION ingest.publish_tray_items() SET enable_mergejoin = off;
+ALTER FUNCTION ingest.publish_tray_items() SET join_collapse_limit = 1;
