@@ -12,7 +12,7 @@ demo: $(STAMP)
 	BIN=$(BIN) sh docs/demo.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxschedchunk 1
 
 check: $(STAMP)
 	$(BIN)/ruff check .

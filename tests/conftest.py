@@ -38,6 +38,11 @@ from tests.services import (
 SMALL_PHOTO = (160, 120)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the sweeps: with several processes, none of them is left with the longest tests at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
     """A folder with a path short enough for sockets, which the server's user can pass through when we are root."""
