@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.database import Connection
 from pipeline.dataset import Reject
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, UsageError
 
 DISCOVER = "discover"
 UPLOAD = "upload"
@@ -83,6 +83,18 @@ def find_batch(connection: Connection, batch_id: str) -> Batch | None:
     """Return the batch, None when there is none of that id."""
     rows = connection.execute("find_batch", batch_id=batch_id)
     return batch_from(rows[0]) if rows else None
+
+
+def require_batch(connection: Connection, batch_id: str) -> Batch:
+    """Return the batch.
+
+    Raises:
+        UsageError: there is none of that id.
+    """
+    batch = find_batch(connection, batch_id)
+    if batch is None:
+        raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for those there are.")
+    return batch
 
 
 def hold(connection: Connection, batch_id: str, *, alone: bool = False, created_at: datetime | None = None) -> Hold:

@@ -17,7 +17,7 @@ from pipeline import batch_state
 from pipeline.batch_state import KIND_LOAD, Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.errors import RefusedError, StorageError, UsageError
+from pipeline.errors import RefusedError, StorageError
 from pipeline.logger import get_logger
 from pipeline.progress import Counter
 from pipeline.steps.begin import check_batch_id, require_schema
@@ -68,10 +68,7 @@ def find_batch_to_reset(connection: Connection, batch_id: str) -> Batch:
     """
     check_batch_id(batch_id)
     require_schema(connection)
-    batch = batch_state.find_batch(connection, batch_id)
-    if batch is None:
-        raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for those there are.")
-    return batch
+    return batch_state.require_batch(connection, batch_id)
 
 
 def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:

@@ -9,7 +9,6 @@ from typing import Any
 from pipeline import batch_state
 from pipeline.batch_state import KIND_QWEN
 from pipeline.database import Connection
-from pipeline.errors import UsageError
 from pipeline.logger import printable
 from pipeline.metrics import merge
 
@@ -23,9 +22,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such batch.
     """
-    batch = batch_state.find_batch(connection, batch_id)
-    if batch is None:
-        raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for those there are.")
+    batch = batch_state.require_batch(connection, batch_id)
     if batch.state in ("resetting", "reset") and batch.metrics:
         # Its markers are gone; the numbers were kept with the batch when it was done.
         return {**batch.metrics, "state": batch.state, "reset_at": _time(batch.reset_at)}
