@@ -161,18 +161,6 @@ def environment_file(settings: Settings) -> str:
 # Processes
 
 
-def has_gone(pid: int) -> bool:
-    """Say whether a process has ended, be it that its parent has not noticed yet."""
-    try:
-        os.kill(pid, 0)
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except ProcessLookupError:
-        return True
-    except FileNotFoundError:
-        return os.path.isdir("/proc/self")
-    return status.rsplit(")", 1)[1].split()[0] == "Z"
-
-
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
     """Stop a process, the hard way if need be, and let go of its pipes."""
     if process.poll() is None:

@@ -18,10 +18,10 @@ import psycopg2
 import pytest
 
 from pipeline.embedded import installation, postgres
-from pipeline.embedded.files import make_folder, wait_until
+from pipeline.embedded.files import has_ended, make_folder, wait_until
 from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.errors import DatabaseUnavailable, SettingsError
-from tests.services import end_group, execute, give_data, has_gone, subprocess_environment
+from tests.services import end_group, execute, give_data, subprocess_environment
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root hands the server to another user")
@@ -101,7 +101,7 @@ def test_a_stopped_server_starts_again_with_its_data(make_server: MakeServer) ->
 
     assert server.stop()
     assert not server.is_running()
-    assert has_gone(pid)
+    assert has_ended(pid)
     with pytest.raises(psycopg2.OperationalError):
         psycopg2.connect(first)
     assert not server.stop()
@@ -431,7 +431,7 @@ def test_a_server_that_lost_its_socket_is_replaced(make_server: MakeServer, monk
     assert not server.is_running()
     assert remembered(server.start()) == ["kept"]
     assert running_pid(server) != pid
-    assert has_gone(pid)
+    assert has_ended(pid)
 
 
 @with_proc

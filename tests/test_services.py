@@ -20,12 +20,12 @@ import requests
 from dotenv import dotenv_values
 
 from pipeline.embedded import services
-from pipeline.embedded.files import make_folder, wait_until
+from pipeline.embedded.files import has_ended, make_folder, wait_until
 from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.embedded.services import State, Stopped
 from pipeline.errors import PermanentError, SettingsError
 from pipeline.migrate import migrations
-from tests.services import RunPipeline, Start, execute, give_data, has_gone
+from tests.services import RunPipeline, Start, execute, give_data
 
 NAMES = {"NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"}
 
@@ -113,7 +113,7 @@ def test_down_keeps_data_addresses_and_keys_for_the_next_up(home: Path) -> None:
     stopped = services.down(home)
     assert (stopped.postgres, stopped.storage) == (True, True)
     assert stopped.describe() == "PostgreSQL: stopped, data kept\nStorage: stopped, data kept"
-    assert [pid for pid in pids if pid is None or not has_gone(pid)] == []
+    assert [pid for pid in pids if pid is None or not has_ended(pid)] == []
     assert services.services_state(home) == State(None, None)
     again = services.down(home)
     assert (again.postgres, again.storage) == (False, False)
@@ -203,7 +203,7 @@ def test_a_storage_server_that_does_not_answer_is_ended(
     replace_interpreter(monkeypatch, tmp_path, f"echo $$ >'{tmp_path}/pid'; exec sleep 600")
     with pytest.raises(PermanentError, match="does not answer"):
         services.up(home)
-    assert has_gone(int((tmp_path / "pid").read_text(encoding="ascii")))
+    assert has_ended(int((tmp_path / "pid").read_text(encoding="ascii")))
     assert services.services_state(home) == State(None, None)
 
 

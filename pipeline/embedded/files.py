@@ -54,6 +54,20 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+def has_ended(pid: int) -> bool:
+    """Say whether a process has ended, be it that its parent has not noticed yet."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's, and so not the process that was asked about
+        return True
+    except FileNotFoundError:
+        return os.path.isdir("/proc/self")
+    return status.rsplit(")", 1)[1].split()[0] == "Z"
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Put a text in the place of a file, mode 0600; a reader sees the former or the new one, whole."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from its first moment

@@ -25,7 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.embedded.files import complaint, is_private, locked, make_folder, make_home, wait_until, write_atomically
+from pipeline.embedded.files import (
+    complaint,
+    has_ended,
+    is_private,
+    locked,
+    make_folder,
+    make_home,
+    wait_until,
+    write_atomically,
+)
 from pipeline.embedded.installation import (
     OWN_DATABASE,
     User,
@@ -151,9 +160,10 @@ class EmbeddedPostgres:
             return False
         with self._locked():
             place = self._place()
-            if self._postmaster(place) is None and self._ask(place) == _SILENT:
+            pid = self._postmaster(place)
+            if pid is None and self._ask(place) == _SILENT:
                 return False
-            self._stop(place, runnable_binaries(self._user(place)))
+            self._stop(place, runnable_binaries(self._user(place)), pid)
             return True
 
     @contextmanager
@@ -307,11 +317,12 @@ class EmbeddedPostgres:
         """
         if not os.path.isdir("/proc/self"):
             return True
-        if self._postmaster(place) is not None:
+        pid = self._postmaster(place)
+        if pid is not None:
             answers = wait_until(lambda: self._ask(place) != _SILENT, _FAREWELL_SECONDS)
             if answers:
                 return False
-            self._stop(place, programs)  # it has lost its socket: nobody can reach it
+            self._stop(place, programs, pid)  # it has lost its socket: nobody can reach it
         user = self._user(place)
         if not wait_until(lambda: not _working_on(place.data, user), _FAREWELL_SECONDS):
             left = ", ".join(map(str, sorted(_working_on(place.data, user))))
@@ -341,11 +352,13 @@ class EmbeddedPostgres:
         if said is not None and self._ask(place) == _SILENT:
             raise PermanentError(f"The embedded PostgreSQL does not start: {said}", _advice(place))
 
-    def _stop(self, place: _Place, programs: Path) -> None:
+    def _stop(self, place: _Place, programs: Path, pid: int | None) -> None:
         command = [str(programs / "pg_ctl"), "-w", "-t", str(int(_START_SECONDS)), "-m", "fast", "stop"]
         said = self._run(place, command)
         if said is not None and self._postmaster(place) is not None:
             raise PermanentError(f"The embedded PostgreSQL does not stop: {said}", f"Its log is {place.log}.")
+        if pid is not None:
+            wait_until(lambda: has_ended(pid), _FAREWELL_SECONDS)  # pg_ctl looks at the pid file, which goes earlier
 
     # Asking and running
 

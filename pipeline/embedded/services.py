@@ -36,7 +36,15 @@ from pathlib import Path
 
 import psycopg2
 
-from pipeline.embedded.files import complaint, locked, make_folder, make_home, wait_until, write_atomically
+from pipeline.embedded.files import (
+    complaint,
+    has_ended,
+    locked,
+    make_folder,
+    make_home,
+    wait_until,
+    write_atomically,
+)
 from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.embedded.storage_auth import mint_key
 from pipeline.errors import PermanentError, SettingsError
@@ -299,11 +307,12 @@ def _stop_storage(root: Path) -> bool:
     """Stop the server of a folder; False when there is none. Its lock proves it alive, its file alone would not."""
     if not _holds_lock(root):
         return False
+    pid: int | None = None
     for number in (signal.SIGTERM, signal.SIGKILL):
         wait_until(lambda: _server(root)[0] is not None or not _holds_lock(root), _STOP_SECONDS)
-        pid = _server(root)[0]
         if not _holds_lock(root):
             break
+        pid = _server(root)[0]
         if pid is None:
             raise PermanentError(
                 f"A Storage server holds {root / 'server.lock'} and does not say which process it is.",
@@ -315,9 +324,9 @@ def _stop_storage(root: Path) -> bool:
     else:
         if _holds_lock(root):
             raise PermanentError(f"The Storage server, pid {pid}, cannot be stopped.", "End it, then run this again.")
-    for child in _children:
-        if child.pid == pid:
-            child.wait(_STOP_SECONDS)
+    if pid is not None:
+        ended = pid
+        wait_until(lambda: has_ended(ended), _STOP_SECONDS)  # it lets go of its lock a moment earlier
     _children[:] = [child for child in _children if child.poll() is None]
     return True
 
