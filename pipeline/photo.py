@@ -92,7 +92,7 @@ def _has_end(content: bytes) -> bool:
             position += 2
         else:
             position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
-    return content.find(bytes((0xFF, _EOI)), position) != -1
+    return content.rfind(bytes((0xFF, _EOI)), position) != -1  # from the end, where it should be
 
 
 def _reason(content: bytes, what: str) -> tuple[str, str]:

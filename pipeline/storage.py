@@ -8,18 +8,21 @@ thread of one process.
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json import dumps
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import backoff
 import requests
 import requests.adapters
+import requests.structures
 import requests.utils
 
 from pipeline.config import Settings, redact
@@ -76,18 +79,6 @@ class StoredObject:
     md5: str | None
 
 
-class _ServiceKey(requests.auth.AuthBase):
-    """Send the key both ways: the gateway reads `apikey`, the server reads `Authorization`."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["apikey"] = self._key
-        request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-
 def _json_of(response: requests.Response) -> Any:
     return response.json()
 
@@ -115,14 +106,12 @@ class Storage:
         self.threads = settings.tuning.thread_count
         self.gate = Gate(self.threads)
         self._tries = settings.tuning.retry_max_attempts + 1
-        # Waits of 1, 2, 4 … seconds at most, each drawn evenly from zero up (full jitter).
-        self._wait: dict[str, Any] = {
-            "base": settings.tuning.retry_backoff_factor,
-            "max_value": _LONGEST_WAIT,
-            "jitter": backoff.full_jitter,
-            "on_backoff": self._on_backoff,
-            "logger": None,
-        }
+
+    def part(self, metrics: Metrics) -> Storage:
+        """Return the same bucket, with the same connections and gate, counted elsewhere and stopped by itself."""
+        other = copy.copy(self)
+        other._metrics, other._stopped = metrics, threading.Event()
+        return other
 
     # Objects
 
@@ -252,10 +241,6 @@ class Storage:
         """Let no further request begin; those in flight end by themselves."""
         self._stopped.set()
 
-    def resume(self) -> None:
-        """Let requests begin again after `stop`."""
-        self._stopped.clear()
-
     def close(self) -> None:
         """Close the connections of all threads."""
         with self._lock:
@@ -270,8 +255,6 @@ class Storage:
             session.proxies = requests.utils.get_environ_proxies(self._base)
             session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
             session.trust_env = False
-            session.auth = _ServiceKey(self._settings.key.reveal())
-            session.headers["User-Agent"] = "pipeline"
             adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
             session.mount("http://", adapter)
             session.mount("https://", adapter)
@@ -289,8 +272,17 @@ class Storage:
             in_a_row = 0 if isinstance(exc, StorageOverloaded) else in_a_row + 1
             return in_a_row >= self._tries
 
+        # Waits of 1, 2, 4 … seconds at most, each drawn evenly from zero up (full jitter).
         retry = backoff.on_exception(
-            backoff.expo, StorageUnavailable, max_tries=self._tries + _PATIENCE, giveup=gives_up, **self._wait
+            backoff.expo,
+            StorageUnavailable,
+            max_tries=self._tries + _PATIENCE,
+            giveup=gives_up,
+            on_backoff=self._on_backoff,
+            jitter=backoff.full_jitter,
+            logger=None,
+            base=self._settings.tuning.retry_backoff_factor,
+            max_value=_LONGEST_WAIT,
         )
         return retry(self._send_once)(method, path, *arguments, **keywords)
 
@@ -302,9 +294,7 @@ class Storage:
             if self._stopped.is_set():
                 raise Interrupted("The upload was interrupted.")
             try:
-                with self._session().request(
-                    method, self._base + path, timeout=_TIMEOUT, allow_redirects=False, stream=True, **arguments
-                ) as response:
+                with self._answer(self._request(method, path, **arguments)) as response:
                     if 200 <= response.status_code < 300:
                         answer = read(response)
                         self.gate.succeeded()
@@ -334,6 +324,33 @@ class Storage:
         if isinstance(error, StorageOverloaded):
             self.gate.overloaded()
         raise error
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> requests.PreparedRequest:
+        """Return a request that is ready to be sent: of what requests prepares by itself, only what ours need."""
+        request = requests.PreparedRequest()
+        request.method, request.url, request.hooks = method, self._base + path, {"response": []}
+        # The key goes both ways: the gateway reads `apikey`, the server reads `Authorization`.
+        key = self._settings.key.reveal()
+        fields = {"User-Agent": "pipeline", "apikey": key, "Authorization": f"Bearer {key}", **(headers or {})}
+        if json is not None:
+            data, fields["Content-Type"] = dumps(json).encode(), "application/json"
+        if data is not None or method != "GET":
+            fields["Content-Length"] = str(len(data or b""))
+        request.body, request.headers = data, requests.structures.CaseInsensitiveDict(fields)
+        return request
+
+    def _answer(self, request: requests.PreparedRequest) -> requests.Response:
+        """Send a request over this thread's connection, past the session, which costs more than the rest."""
+        session = self._session()
+        adapter = session.get_adapter(self._base)
+        return adapter.send(request, stream=True, timeout=_TIMEOUT, verify=session.verify or True, proxies=session.proxies)
 
     def _hint_unreachable(self) -> str:
         if self._settings.environment == "embedded":

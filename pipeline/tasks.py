@@ -12,7 +12,7 @@ from __future__ import annotations
 import configparser
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import find_batch_to_reset, reset_batch
 from pipeline.steps.summary import headline, summarise
 from pipeline.steps.transform import transform_batch
-from pipeline.steps.upload import upload_shard
+from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -106,6 +106,44 @@ def begin(wish: Wish, production: bool) -> Begun:
 def begun() -> Run | None:
     """Return what this process was started for, None before that is known."""
     return _runs[0] if _runs else None
+
+
+class _Uploads:
+    """The uploader of this process, kept from shard to shard where the process has the batch to itself."""
+
+    def __init__(self) -> None:
+        self._kept: ExitStack | None = None
+        self._uploaders: dict[bool, Uploader] = {}
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the uploader, and let it send ahead, until the block ends."""
+        with ExitStack() as stack:
+            self._kept = stack
+            try:
+                yield
+            finally:
+                self._kept = None
+                self._uploaders.clear()
+
+    @contextmanager
+    def of(self, production: bool) -> Iterator[Uploader]:
+        """Return the uploader of an environment."""
+        if self._kept is None:
+            with ExitStack() as stack:
+                yield self._make(production, stack, ahead=False)
+            return
+        if production not in self._uploaders:
+            self._uploaders[production] = self._make(production, self._kept, ahead=True)
+        yield self._uploaders[production]
+
+    def _make(self, production: bool, stack: ExitStack, *, ahead: bool) -> Uploader:
+        storage = stack.enter_context(closing(Storage(settings_of(production))))
+        uploader = Uploader(database_of(production), storage, ahead=ahead, progress_of=counter.of)
+        return stack.enter_context(closing(uploader))
+
+
+uploads = _Uploads()
 
 
 def forget() -> None:
@@ -192,9 +230,8 @@ class UploadShard(ShardTask):
 
     def run(self) -> None:
         """Upload, then mark."""
-        metrics = Metrics()
-        with closing(Storage(settings_of(self.production), metrics)) as storage:
-            upload_shard(self.database, storage, self.batch_id, self.shard, metrics, counter.of(self.shard))
+        with uploads.of(self.production) as uploader:
+            uploader.upload(self.batch_id, self.shard)
 
 
 class CopyShard(ShardTask):

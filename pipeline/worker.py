@@ -133,9 +133,12 @@ class PipelineWorker(luigi.worker.Worker):
 
     def run(self) -> bool:
         """Run to the end, or to an interrupt, which ends the children first."""
-        _interrupt.waits = bool(self.worker_processes > 1 or self._config.force_multiprocessing or self._config.timeout)
+        forks = bool(self.worker_processes > 1 or self._config.force_multiprocessing or self._config.timeout)
+        _interrupt.waits = forks
+        # An assistant shares the batch with whoever started it.
+        alone = not forks and not self._assistant
         try:
-            with Progress(tasks.counter):
+            with Progress(tasks.counter), tasks.uploads.kept() if alone else contextlib.nullcontext():
                 succeeded = bool(super().run())  # type: ignore[no-untyped-call]
         except KeyboardInterrupt:
             _interrupt.waits = False

@@ -276,7 +276,10 @@ def test_a_storage_that_takes_nothing_is_not_asked_for_every_shard(
     dataset = small_dataset(8)
     network.storage.plan = first(ALWAYS, fault, lambda request: request.is_upload)
     assert load(dataset) == 3
-    assert sorted(network.storage.tries().values()) == [tries] * 3
+    asked = sorted(network.storage.tries().values(), reverse=True)
+    assert asked[:3] == [tries] * 3
+    assert len(asked) <= 4, "the one that was begun ahead"
+    assert asked[-1] <= tries
     network.calm()
     assert load(dataset) == 0
     check(settings, dataset)

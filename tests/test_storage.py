@@ -901,14 +901,27 @@ def test_no_more_requests_are_in_flight_than_threads(server: ScriptedServer) -> 
         assert outcomes == ["stored"] * 6
 
 
-def test_after_stop_no_request_begins_until_resume(server: ScriptedServer, storage: Storage) -> None:
+def test_after_stop_no_request_begins(server: ScriptedServer, storage: Storage) -> None:
     server.will(stored)
     storage.stop()
     assert isinstance(failure(storage), Interrupted)
     assert server.requests == []
-    storage.resume()
-    storage.upload("a", PHOTO)
-    assert len(server.requests) == 1
+
+
+def test_a_part_counts_and_stops_by_itself(server: ScriptedServer) -> None:
+    server.will(stored)
+    whole, first, second = Metrics(), Metrics(), Metrics()
+    with closing(Storage(settings_for(server.url), whole)) as storage:
+        one, other = storage.part(first), storage.part(second)
+        assert one.gate is other.gate is storage.gate
+        one.upload("a", PHOTO)
+        one.stop()
+        assert isinstance(failure(one), Interrupted)
+        other.upload("a", PHOTO)
+        storage.upload("a", PHOTO)
+    counted = [metrics.as_dict()["counters"].get("objects_uploaded", 0) for metrics in (whole, first, second)]
+    assert counted == [1, 1, 1]
+    assert len({request.port for request in server.requests}) == 1, "they share the thread's connection"
 
 
 def test_stop_lets_what_is_in_flight_end(server: ScriptedServer, storage: Storage) -> None:

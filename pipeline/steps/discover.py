@@ -21,7 +21,7 @@ from pipeline.errors import RefusedError, UsageError
 from pipeline.logger import get_logger, printable
 from pipeline.metrics import Metrics
 from pipeline.steps.annotations import stage_annotations
-from pipeline.steps.upload import BUDGET, Budget, read_recognition, size_of
+from pipeline.steps.read import BUDGET, Budget, read_recognition, size_of
 
 logger = get_logger(__name__)
 

@@ -1,0 +1,139 @@
+"""Read and check the files of a recognition: each photo once, and nothing of it is changed on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.dataset import File, Recognition, Reject, check_menu, check_receipt, modified
+from pipeline.errors import BadInput
+from pipeline.metrics import Metrics
+from pipeline.photo import Dimensions, check_photo
+
+#: Bytes of photos that one process holds at most; a recognition larger than that goes alone.
+BUDGET = 64 << 20
+_KNOWN_MENUS = 256
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that was read and checked: its content, dimensions and digests (hex)."""
+
+    content: bytes
+    dimensions: Dimensions
+    sha256: str
+    md5: str
+
+
+class Budget:
+    """Bound the bytes in memory: wait until there is room, always letting at least one through."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._condition = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold `size` bytes for the block."""
+        self.take(size)
+        try:
+            yield
+        finally:
+            self.give_back(size)
+
+    def take(self, size: int) -> None:
+        """Wait for room for `size` bytes, and hold them until `give_back`, be it in another thread."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
+            self._used += size
+
+    def give_back(self, size: int) -> None:
+        """Make room again."""
+        with self._condition:
+            self._used -= size
+            self._condition.notify_all()
+
+
+# Decoding is work for a processor: more threads at it than processors would only hold memory.
+_decoders = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+# A day's menu is the same file again and again: its digest is remembered once it was found good.
+_good_menus: OrderedDict[str, None] = OrderedDict()
+_good_menus_lock = threading.Lock()
+
+
+def read_recognition(
+    source: Path, recognition: Recognition, metrics: Metrics | None = None
+) -> tuple[tuple[Photo, Photo], str | None, str | None] | Reject:
+    """Read and check everything of a recognition, documents first: its photos, the digests of menu and receipt."""
+    metrics = metrics or Metrics()
+    path = ""
+    try:
+        menu_sha256 = receipt_sha256 = None
+        if recognition.menu is not None:
+            path = recognition.menu.path
+            menu_sha256 = _check_menu(read_file(source, recognition.menu, "json"))
+        if recognition.receipt is not None:
+            path = recognition.receipt.path
+            content = read_file(source, recognition.receipt, "json")
+            check_receipt(content)
+            receipt_sha256 = hashlib.sha256(content).hexdigest()
+        photos = []
+        for file in recognition.photos:
+            path = file.path
+            with metrics.timed("photo_read"):
+                content = read_file(source, file, "photo")
+            with _decoders, metrics.timed("photo_check"):
+                dimensions = check_photo(content)
+                digests = hashlib.sha256(content).hexdigest(), hashlib.md5(content, usedforsecurity=False).hexdigest()
+            photos.append(Photo(content, dimensions, *digests))
+    except BadInput as exc:
+        return Reject(recognition.recognition_id, path, exc.code, exc.message)
+    return (photos[0], photos[1]), menu_sha256, receipt_sha256
+
+
+def size_of(recognition: Recognition) -> int:
+    """Return the bytes of all files of a recognition."""
+    files = (*recognition.photos, recognition.menu, recognition.receipt)
+    return sum(file.size for file in files if file is not None)
+
+
+def read_file(source: Path, file: File, kind: str) -> bytes:
+    """Read a file that must still be the one that discovery saw.
+
+    Raises:
+        BadInput: `<kind>_vanished`, `<kind>_changed` or `<kind>_unreadable`.
+    """
+    try:
+        with open(source / file.path, "rb") as stream:
+            facts = os.fstat(stream.fileno())
+            if (facts.st_size, modified(facts)) != (file.size, file.mtime):
+                raise BadInput(f"{kind}_changed", "the file changed since discovery")
+            content = stream.read(file.size + 1)
+    except FileNotFoundError as exc:
+        raise BadInput(f"{kind}_vanished", "the file vanished since discovery") from exc
+    except OSError as exc:
+        raise BadInput(f"{kind}_unreadable", f"the file cannot be read: {exc.strerror}") from exc
+    if len(content) != file.size:
+        raise BadInput(f"{kind}_changed", "the file changed while it was read")
+    return content
+
+
+def _check_menu(content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    with _good_menus_lock:
+        if digest in _good_menus:
+            _good_menus.move_to_end(digest)
+            return digest
+    check_menu(content)
+    with _good_menus_lock:
+        _good_menus[digest] = None
+        if len(_good_menus) > _KNOWN_MENUS:
+            _good_menus.popitem(last=False)
+    return digest
