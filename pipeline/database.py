@@ -22,6 +22,8 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy
 import sqlalchemy.exc
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from pipeline import sql
 from pipeline.config import Settings, redact
@@ -174,6 +176,24 @@ def _element(value: object) -> str:
     return f'"{text}"'
 
 
+class Dialect(PGDialect_psycopg2):
+    """PostgreSQL through psycopg2, without the five questions that SQLAlchemy asks over a process's first connection.
+
+    It would need the answers for SQL that it writes itself; all of ours is written in `pipeline/sql`.
+    """
+
+    supports_statement_cache = True
+
+    def initialize(self, connection: sqlalchemy.Connection) -> None:
+        """Fill in what is true of every server that we take."""
+        self.default_schema_name = "public"
+        self.default_isolation_level = "READ COMMITTED"
+        self._backslash_escapes = False
+
+
+registry.register("postgresql.pipeline", __name__, Dialect.__name__)
+
+
 @cache
 def _text(name: str) -> sqlalchemy.TextClause:
     return sqlalchemy.text(sql.statement(name))
@@ -197,7 +217,7 @@ class Database:
         """Return the engine of this process; the one inherited through a fork is left alone, never used or closed."""
         if self._engine is None or self._pid != os.getpid():
             self._engine = sqlalchemy.create_engine(
-                "postgresql+psycopg2://",
+                "postgresql+pipeline://",
                 creator=self.connect,
                 pool_size=self._settings.tuning.connection_pool_size,
                 max_overflow=0,

@@ -350,7 +350,9 @@ class Storage:
         """Send a request over this thread's connection, past the session, which costs more than the rest."""
         session = self._session()
         adapter = session.get_adapter(self._base)
-        return adapter.send(request, stream=True, timeout=_TIMEOUT, verify=session.verify or True, proxies=session.proxies)
+        return adapter.send(
+            request, stream=True, timeout=_TIMEOUT, verify=session.verify or True, proxies=session.proxies
+        )
 
     def _hint_unreachable(self) -> str:
         if self._settings.environment == "embedded":

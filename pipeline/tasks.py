@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import luigi
 from luigi.task import DynamicRequirements
@@ -99,6 +99,8 @@ def begin(wish: Wish, production: bool) -> Begun:
         _begun[replace(wish, batch_id=known.batch_id, source=known.source), production] = known
         command = resume_command(known.batch_id, wish.kind, wish.limit, wish.force, production)
         target = BatchStateTarget(database_of(production), known.batch_id, LOAD)
+        if known.marked:
+            target.seen()
         _runs.append(Run(known.batch_id, production, command, target))
     return known
 
@@ -152,11 +154,14 @@ def forget() -> None:
     database_of.cache_clear()
     _begun.clear()
     _runs.clear()
+    BatchStateTarget.forget()
     counter.start(0, 0)
 
 
 class BatchStateTarget(luigi.Target):
-    """A row of ingest.batch_state."""
+    """A row of ingest.batch_state; that of a whole batch, once it was seen, is not asked for again."""
+
+    _seen: ClassVar[set[tuple[str, str, int]]] = set()
 
     def __init__(self, database: Database, batch_id: str, step: str, shard: int = WHOLE) -> None:
         self._database = database
@@ -164,7 +169,21 @@ class BatchStateTarget(luigi.Target):
 
     def exists(self) -> bool:
         """Return whether the marker is there."""
-        return self._database.run(lambda connection: batch_state.is_done(connection, *self._key))
+        if self._key in self._seen:
+            return True
+        there = self._database.run(lambda connection: batch_state.is_done(connection, *self._key))
+        if there and self._key[2] == WHOLE:  # only a reset takes it away again, not a COPY that fails
+            self.seen()
+        return there
+
+    def seen(self) -> None:
+        """Remember that it is there."""
+        self._seen.add(self._key)
+
+    @classmethod
+    def forget(cls) -> None:
+        """Ask again."""
+        cls._seen.clear()
 
     def __str__(self) -> str:
         batch_id, step, shard = self._key

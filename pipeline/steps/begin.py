@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import batch_state
-from pipeline.batch_state import KIND_LOAD, KIND_QWEN, Batch
+from pipeline.batch_state import KIND_LOAD, KIND_QWEN, LOAD, Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import MAXIMUM_BIGINT, find_source
-from pipeline.errors import DatabaseUnavailable, Interrupted, RefusedError, SettingsError, UsageError
+from pipeline.errors import DatabaseError, DatabaseUnavailable, Interrupted, RefusedError, SettingsError, UsageError
 from pipeline.logger import get_logger
 from pipeline.migrate import pending
 from pipeline.qwen import find_annotations
@@ -24,6 +24,8 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 _LEASE_SECONDS = 2.0
+# SQLSTATE: undefined_table, invalid_schema_name
+_NO_SCHEMA = ("42P01", "3F000")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -40,11 +42,17 @@ class Wish:
 
 @dataclass(frozen=True)
 class Begun:
-    """The batch that is meant: its id, its source as an absolute path, and whether it is done already."""
+    """The batch that is meant: its id, its source as an absolute path, and how far it is.
+
+    Attributes:
+        done: it counts; at most its summary is missing.
+        marked: nothing is missing.
+    """
 
     batch_id: str
     source: str
     done: bool
+    marked: bool = False
 
 
 def check_batch_id(batch_id: str) -> None:
@@ -70,7 +78,12 @@ def begin_load(settings: Settings, database: Database, wish: Wish, *, dry_run: b
         check_batch_id(wish.batch_id)
     if wish.limit is not None and not 1 <= wish.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {wish.limit}.", "Use a number from 1, or leave it out for no limit.")
-    begun = database.run(lambda connection: _resolve(connection, settings, wish))
+    try:
+        begun = database.run(lambda connection: _resolve(connection, settings, wish))
+    except DatabaseError as exc:
+        if exc.code in _NO_SCHEMA:
+            database.run(require_schema)
+        raise
     if not begun.done and not dry_run and wish.kind == KIND_LOAD:
         storage = Storage(settings)
         try:
@@ -81,11 +94,12 @@ def begin_load(settings: Settings, database: Database, wish: Wish, *, dry_run: b
 
 
 def _resolve(connection: Connection, settings: Settings, wish: Wish) -> Begun:
-    require_schema(connection)
+    require_schema(connection, there=True)
     if wish.batch_id is not None:
         batch = batch_state.find_batch(connection, wish.batch_id)
         if batch is not None and batch.state != "reset":
-            return _resume(batch, settings, wish)
+            begun = _resume(batch, settings, wish)
+            return replace(begun, marked=begun.done and batch_state.is_done(connection, batch.id, LOAD))
         return Begun(wish.batch_id, _source(settings, wish), False)
     source = _source(settings, wish)
     rows = connection.execute(
@@ -107,9 +121,9 @@ def _source(settings: Settings, wish: Wish) -> str:
     return str(find_annotations(wish.source, settings.qwen_annotations, settings.dataset_dir))
 
 
-def require_schema(connection: Connection) -> None:
-    """Raise SettingsError when a migration is pending."""
-    missing = pending(connection)
+def require_schema(connection: Connection, *, there: bool | None = None) -> None:
+    """Raise SettingsError when a migration is pending; `there` as for `pending`."""
+    missing = pending(connection, there=there)
     if missing:
         raise SettingsError(
             f"{len(missing)} {'migration is' if len(missing) == 1 else 'migrations are'} pending, the first is "
