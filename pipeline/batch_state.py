@@ -206,6 +206,17 @@ def pending_shards(connection: Connection, batch_id: str, step: str) -> list[int
     return [row.shard for row in connection.execute("list_pending_shards", batch_id=batch_id, step=step)]
 
 
+def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:
+    """Return step and shard of every marker of a batch."""
+    return [(row.step, row.shard) for row in connection.execute("list_marked", batch_id=batch_id)]
+
+
+def next_shard(connection: Connection, batch_id: str, step: str, after: int) -> int | None:
+    """Return the first shard after another one that lacks the marker of a step."""
+    rows = connection.execute("find_next_shard", batch_id=batch_id, step=step, after=after)
+    return int(rows[0].shard) if rows else None
+
+
 def reject_copied(
     connection: Connection, batch_id: str, kind: str, shard: int, rejects: Sequence[Reject], lost: Sequence[int]
 ) -> None:

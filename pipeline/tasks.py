@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import luigi
 from luigi.task import DynamicRequirements
@@ -24,7 +25,7 @@ from pipeline import batch_state
 from pipeline.batch_state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.config import Settings, load_settings, redact
 from pipeline.database import Connection, Database
-from pipeline.errors import PipelineError, RefusedError, SettingsError
+from pipeline.errors import PermanentError, PipelineError, RefusedError, SettingsError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.progress import Counter
@@ -95,12 +96,13 @@ def begin(wish: Wish, production: bool) -> Begun:
     if known is None:
         known = begin_load(settings_of(production), database_of(production), wish)
         _begun[wish, production] = known
+        markers.begin()
         # The task's own parameters are a wish as well, with the same answer.
         _begun[replace(wish, batch_id=known.batch_id, source=known.source), production] = known
         command = resume_command(known.batch_id, wish.kind, wish.limit, wish.force, production)
         target = BatchStateTarget(database_of(production), known.batch_id, LOAD)
         if known.marked:
-            target.seen()
+            markers.add(known.batch_id, LOAD)
         _runs.append(Run(known.batch_id, production, command, target))
     return known
 
@@ -154,14 +156,64 @@ def forget() -> None:
     database_of.cache_clear()
     _begun.clear()
     _runs.clear()
-    BatchStateTarget.forget()
+    markers.clear()
     counter.start(0, 0)
 
 
-class BatchStateTarget(luigi.Target):
-    """A row of ingest.batch_state; that of a whole batch, once it was seen, is not asked for again."""
+class Markers:
+    """What this process knows of markers without asking the database for each.
 
-    _seen: ClassVar[set[tuple[str, str, int]]] = set()
+    That a marker is there stays true, but for an upload that is taken back. That one is not there may change at any
+    moment, so what `list_marked` found is an answer to the first question about each alone: the one that Luigi asks of
+    every shard when it schedules them all.
+    """
+
+    def __init__(self) -> None:
+        self._there: set[tuple[str, str, int]] = set()
+        self._found: dict[str, set[tuple[str, str, int]]] = {}
+        self._asked: set[tuple[str, str, int]] = set()
+        self._owner = 0
+
+    def begin(self) -> None:
+        """Make this process the one that schedules; those that it forks for one task each ask for the latest."""
+        self._owner = os.getpid()
+
+    def add(self, batch_id: str, step: str, shard: int = WHOLE) -> None:
+        """Remember a marker."""
+        self._there.add((batch_id, step, shard))
+
+    def remove(self, batch_id: str, step: str, shard: int) -> None:
+        """Forget one that was taken back."""
+        self._there.discard((batch_id, step, shard))
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._there.clear()
+        self._found.clear()
+        self._asked.clear()
+
+    def ask(self, database: Database, batch_id: str, step: str, shard: int) -> bool:
+        """Return whether a marker is there."""
+        key = batch_id, step, shard
+        if key in self._there:
+            return True
+        if shard != WHOLE and key not in self._asked and self._owner == os.getpid():
+            self._asked.add(key)
+            if batch_id not in self._found:
+                rows = database.run(lambda connection: batch_state.list_marked(connection, batch_id))
+                self._found[batch_id] = {(batch_id, *row) for row in rows}
+            return key in self._found[batch_id]
+        there = database.run(lambda connection: batch_state.is_done(connection, batch_id, step, shard))
+        if there and shard == WHOLE:
+            self.add(*key)
+        return there
+
+
+markers = Markers()
+
+
+class BatchStateTarget(luigi.Target):
+    """A row of ingest.batch_state."""
 
     def __init__(self, database: Database, batch_id: str, step: str, shard: int = WHOLE) -> None:
         self._database = database
@@ -169,21 +221,7 @@ class BatchStateTarget(luigi.Target):
 
     def exists(self) -> bool:
         """Return whether the marker is there."""
-        if self._key in self._seen:
-            return True
-        there = self._database.run(lambda connection: batch_state.is_done(connection, *self._key))
-        if there and self._key[2] == WHOLE:  # only a reset takes it away again, not a COPY that fails
-            self.seen()
-        return there
-
-    def seen(self) -> None:
-        """Remember that it is there."""
-        self._seen.add(self._key)
-
-    @classmethod
-    def forget(cls) -> None:
-        """Ask again."""
-        cls._seen.clear()
+        return markers.ask(self._database, *self._key)
 
     def __str__(self) -> str:
         batch_id, step, shard = self._key
@@ -251,6 +289,7 @@ class UploadShard(ShardTask):
         """Upload, then mark."""
         with uploads.of(self.production) as uploader:
             uploader.upload(self.batch_id, self.shard)
+        markers.add(self.batch_id, UPLOAD, self.shard)
 
 
 class CopyShard(ShardTask):
@@ -265,8 +304,13 @@ class CopyShard(ShardTask):
     def run(self) -> None:
         """Copy and mark in one transaction."""
         metrics = Metrics()
-        with closing(Storage(settings_of(self.production), metrics)) as storage:
-            copy_shard(self.database, storage, self.batch_id, self.shard, metrics)
+        try:
+            with closing(Storage(settings_of(self.production), metrics)) as storage:
+                copy_shard(self.database, storage, self.batch_id, self.shard, metrics)
+        except PermanentError:
+            markers.remove(self.batch_id, UPLOAD, self.shard)  # the upload was taken back
+            raise
+        markers.add(self.batch_id, COPY, self.shard)
 
 
 class CopyQwenShard(CopyShard):
