@@ -1,4 +1,4 @@
-"""Counts and durations of operations, gathered by threads, kept as JSON with each marker."""
+"""Counts, durations of operations and gauges, gathered by threads, kept as JSON with each marker."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 Operations = dict[str, dict[str, float]]
+Gauges = dict[str, dict[str, float]]
 
 
 class Metrics:
-    """Durations by operation and plain counters; safe to share between threads."""
+    """Durations by operation, plain counters, and gauges; safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._operations: Operations = {}
         self._counters: dict[str, int] = {}
+        self._gauges: Gauges = {}
 
     @contextmanager
     def timed(self, operation: str) -> Iterator[None]:
@@ -38,8 +40,18 @@ class Metrics:
         with self._lock:
             self._counters[counter] = self._counters.get(counter, 0) + by
 
+    def gauge(self, gauge: str, value: int, most: int | None = None) -> None:
+        """Set a gauge; `most` is its highest value so far, where that was higher."""
+        most = value if most is None else max(value, most)
+        with self._lock:
+            _merge_gauge(self._gauges, gauge, {"last": value, "max": most, "at": round(time.time(), 3)})
+
     def as_dict(self) -> dict[str, Any]:
-        """Return `{"operations": {name: {"ops", "seconds"}}, "counters": {name: n}}`."""
+        """Return the numbers.
+
+        They are `{"operations": {name: {"ops", "seconds"}}, "counters": {name: n}, "gauges": {name: {"last", "max",
+        "at"}}}`, `at` being when the last value was set, in seconds since 1970.
+        """
         with self._lock:
             return {
                 "operations": {
@@ -47,11 +59,15 @@ class Metrics:
                     for name, entry in sorted(self._operations.items())
                 },
                 "counters": dict(sorted(self._counters.items())),
+                "gauges": {name: dict(entry) for name, entry in sorted(self._gauges.items())},
             }
 
 
 def merge(total: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Add the metrics of a marker to a total of the same shape."""
+    """Add the metrics of a marker to a total of the same shape: sums, and of a gauge the highest and the latest value.
+
+    A gauge belongs to one process; those of several processes are not added up.
+    """
     for name, entry in part.get("operations", {}).items():
         into = total.setdefault("operations", {}).setdefault(name, {"ops": 0, "seconds": 0.0})
         into["ops"] += entry["ops"]
@@ -59,3 +75,11 @@ def merge(total: dict[str, Any], part: Mapping[str, Any]) -> None:
     for name, value in part.get("counters", {}).items():
         counters = total.setdefault("counters", {})
         counters[name] = counters.get(name, 0) + value
+    for name, entry in part.get("gauges", {}).items():
+        _merge_gauge(total.setdefault("gauges", {}), name, entry)
+
+
+def _merge_gauge(gauges: Gauges, name: str, entry: Mapping[str, float]) -> None:
+    former = gauges.get(name, entry)
+    latest = entry if entry["at"] >= former["at"] else former
+    gauges[name] = {"last": latest["last"], "max": max(former["max"], entry["max"]), "at": latest["at"]}

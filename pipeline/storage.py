@@ -321,9 +321,12 @@ class Storage:
                 ) from exc
             except requests.exceptions.RequestException as exc:
                 raise StorageError(f"Storage cannot be asked: {redact(str(exc))}", "Check the settings.") from exc
-        if isinstance(error, StorageOverloaded):
-            self.gate.overloaded()
-        raise error
+            if isinstance(error, StorageOverloaded):
+                self.gate.overloaded()  # before the place is somebody else's, who would be refused as well
+        try:
+            raise error
+        finally:
+            del error  # or error, traceback and frame keep each other alive, and with them the connection
 
     def _request(
         self,

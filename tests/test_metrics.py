@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 
 
 def test_a_new_one_is_empty_and_as_json_a_dict() -> None:
-    assert Metrics().as_dict() == {"operations": {}, "counters": {}}
+    assert Metrics().as_dict() == {"operations": {}, "counters": {}, "gauges": {}}
 
 
 def test_operations_and_counters_add_up_and_are_sorted() -> None:
@@ -40,6 +41,7 @@ def test_operations_and_counters_add_up_and_are_sorted() -> None:
                 "storage_upload": {"ops": 2, "seconds": 0.75},
             },
             "counters": {"bytes_uploaded": 1000, "objects_uploaded": 2},
+            "gauges": {},
         }
     )
 
@@ -76,7 +78,49 @@ def test_no_count_of_any_thread_is_lost() -> None:
     assert metrics.as_dict() == {
         "operations": {"work": {"ops": 4000, "seconds": pytest.approx(4.0)}},
         "counters": {"n": 4000},
+        "gauges": {},
     }
+
+
+def test_a_gauge_keeps_its_latest_value_and_its_highest(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([10.0, 11.0, 12.00049])
+    monkeypatch.setattr("pipeline.metrics.time", SimpleNamespace(time=lambda: next(moments)))
+    metrics = Metrics()
+    metrics.gauge("requests_in_flight", 4, 16)
+    metrics.gauge("requests_in_flight", 8)
+    metrics.gauge("another", 5, 3)
+    assert json.dumps(metrics.as_dict()["gauges"]) == json.dumps(
+        {"another": {"last": 5, "max": 5, "at": 12.0}, "requests_in_flight": {"last": 8, "max": 16, "at": 11.0}}
+    )
+
+
+def test_a_clock_that_is_set_back_does_not_keep_a_gauge_from_its_new_highest() -> None:
+    total: dict[str, Any] = {}
+    merge(total, {"gauges": {"n": {"last": 3, "max": 3, "at": 20.0}}})
+    merge(total, {"gauges": {"n": {"last": 9, "max": 9, "at": 10.0}}})
+    assert total == {"gauges": {"n": {"last": 3, "max": 9, "at": 20.0}}}
+
+
+gauges = st.builds(
+    lambda last, more, at: {"last": last, "max": last + more, "at": at},
+    st.integers(1, 64),
+    st.integers(0, 64),
+    st.integers(0, 10**9),
+)
+
+
+@given(st.lists(gauges, min_size=1, max_size=8, unique_by=lambda gauge: gauge["at"]), st.randoms())
+def test_the_latest_and_the_highest_value_do_not_depend_on_the_order_of_markers(
+    given_gauges: list[dict[str, int]], random: Random
+) -> None:
+    latest = max(given_gauges, key=lambda gauge: gauge["at"])
+    random.shuffle(given_gauges)
+    total: dict[str, Any] = {}
+    for gauge in given_gauges:
+        merge(total, {"gauges": {"n": gauge}})
+    merge(total, {"counters": {}})
+    most = max(gauge["max"] for gauge in given_gauges)
+    assert total["gauges"] == {"n": {"last": latest["last"], "max": most, "at": latest["at"]}}
 
 
 parts = st.lists(
@@ -190,6 +234,15 @@ def test_the_block_of_performance_metrics() -> None:
         "    db_bulk_copy: 130 ops, avg 12.50 ms, total 1.62 s",
         "    storage_upload: 25808 ops, avg 44.16 ms, total 1139.68 s",
     ]
+
+
+def test_the_block_tells_of_requests_in_flight_and_how_many_were_refused() -> None:
+    gauges = {"requests_in_flight": {"last": 8, "max": 16}, "requests_refused_at": {"last": 9, "max": 9}}
+    summary = {**SUMMARY, "gauges": gauges, "counters": {"requests_refused": 3}}
+    before = performance_metrics(SUMMARY)
+    assert performance_metrics(summary) == f"{before}\n  Requests in flight: 8 (peak 16), 3 refused"
+    assert performance_metrics({**summary, "counters": {}}).endswith("8 (peak 16), 0 refused")
+    assert performance_metrics({**summary, "gauges": {}}) == before
 
 
 def test_the_headline_of_a_batch_without_incident_is_one_line() -> None:

@@ -23,8 +23,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         UsageError: there is no such batch.
     """
     batch = batch_state.require_batch(connection, batch_id)
-    if batch.state in ("resetting", "reset") and batch.metrics:
-        # Its markers are gone; the numbers were kept with the batch when it was done.
+    if batch.metrics:  # they were kept with the batch when it was done; a reset takes its markers away
         return {**batch.metrics, "state": batch.state, "reset_at": _time(batch.reset_at)}
     markers = connection.execute("list_markers", batch_id=batch_id)
     total: dict[str, Any] = {}
@@ -78,6 +77,10 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
             for name, entry in sorted(total.get("operations", {}).items())
         },
         "counters": counters,
+        "gauges": {
+            name: {"last": entry["last"], "max": entry["max"]}
+            for name, entry in sorted(total.get("gauges", {}).items())
+        },
     }
 
 
@@ -117,6 +120,10 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
             f"    {name}: {entry['ops']} ops, avg {entry['average_seconds'] * 1000:.2f} ms, "
             f"total {entry['total_seconds']:.2f} s"
         )
+    in_flight = summary.get("gauges", {}).get("requests_in_flight")  # batches of former versions have none
+    if in_flight is not None:
+        refused = summary["counters"].get("requests_refused", 0)
+        lines.append(f"  Requests in flight: {in_flight['last']} (peak {in_flight['max']}), {refused} refused")
     return "\n".join(lines)
 
 

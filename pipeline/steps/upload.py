@@ -200,6 +200,7 @@ def _settle(database: Database, begun: _Begun, facts: Sequence[Facts], rejects: 
             return wrong
         storage.remove_all([key for key in stored if key not in wanted])
         _record(connection, batch_id, shard, facts, rejects)
+        storage.gate.report(begun.metrics)
         batch_state.mark(connection, batch_id, UPLOAD, shard, begun.held.now, begun.metrics.as_dict())
         return set()
 
