@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests wait for servers as often as they compute: one process more than two processors have is the quickest.
 PROCESSES ?= 3
+# Of the measurements: full takes twenty minutes, small one.
+SIZE ?= full
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check bench clean
@@ -20,7 +22,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --$(SIZE)
 
 clean:
 	rm -rf $(VENV) .pipeline build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

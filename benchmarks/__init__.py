@@ -1,1 +1,1 @@
-"""Measurements: `make bench` prints them, each beside a peer or a limit of the same run; nothing passes or fails."""
+"""Measurements of what the pipeline claims; run them with `python -m benchmarks`."""

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from storage3 import SyncStorageClient
 from storage3.exceptions import StorageApiError
 from storage3.types import CreateSignedUploadUrlOptions
 
+from benchmarks.bench import running_storage as running_strained
 from pipeline.embedded.files import wait_until
 from pipeline.embedded.storage_auth import mint_key
 from tests.services import StorageServer, end, running_storage, subprocess_environment
@@ -1789,3 +1791,83 @@ def test_a_full_disk_is_an_internal_error_and_passes(own_server: StorageServer) 
         with closing(client.connection):
             assert client.keys("b") == ["k", "last"]
             assert client.content("b", "k") == b"y" * 500_000
+
+
+# Far away, or with its hands full
+
+
+FOREVER = ("--latency", "1000000")
+SLOW_DOWN = (429, "429", "too_many_connections", "Too many connections, try again later", "SlowDown")
+
+
+@pytest.fixture
+def strained(tmp_path: Path) -> Iterator[Callable[..., Client]]:
+    """Return a function that makes a client, with a connection of its own, of a server with these options."""
+    with ExitStack() as stack:
+        servers: dict[tuple[str, ...], StorageServer] = {}
+
+        def connect(*options: str) -> Client:
+            if options not in servers:
+                folder = tmp_path / f"strained{len(servers)}"
+                url, key, _ = stack.enter_context(running_strained(folder, *options))
+                servers[options] = StorageServer(url, "", key, folder / "root")
+            client = Client(servers[options])
+            stack.enter_context(closing(client.connection))
+            return client
+
+        yield connect
+
+
+def begin_upload(client: Client, key: str) -> None:
+    """Send an upload without waiting for its answer."""
+    client.connection.request("POST", f"/object/b/{key}", b"content", {"Authorization": f"Bearer {client.server.key}"})
+
+
+def test_an_upload_is_answered_only_after_the_latency(strained: Callable[..., Client]) -> None:
+    client = strained("--latency", "300")
+    create_bucket(client, "b")
+    for method in ("POST", "PUT"):
+        begin = time.monotonic()
+        assert client.send(method, f"/object/b/{method}", b"content").status == 200
+        assert time.monotonic() - begin >= 0.29  # the server has another clock
+    assert client.keys("b") == ["POST", "PUT"]
+
+
+def test_an_upload_that_is_held_back_is_stored_and_holds_up_nobody(strained: Callable[..., Client]) -> None:
+    client, other = strained(*FOREVER), strained(*FOREVER)
+    create_bucket(other, "b")
+    begin_upload(client, "k")
+    assert wait_until(lambda: other.keys("b") == ["k"], SECONDS)
+    assert other.content("b", "k") == b"content"
+    assert select.select([client.connection.sock], [], [], 0)[0] == []
+    client.connection.close()
+    assert other.content("b", "k") == b"content"
+
+
+def test_more_object_requests_than_the_capacity_are_refused_until_one_ends(strained: Callable[..., Client]) -> None:
+    options = (*FOREVER, "--capacity", "2")
+    busy, client = [strained(*options), strained(*options)], strained(*options)
+    create_bucket(client, "b")
+    for number, one in enumerate(busy):
+        begin_upload(one, f"k{number}")
+    assert wait_until(lambda: len(stored(client.server)) == 2, SECONDS)
+    assert client.upload("b", "refused", b"x" * LARGE).error == SLOW_DOWN
+    sock = client.connection.sock
+    assert client.send("POST", "/object/list-v2/b", {}).error == SLOW_DOWN
+    assert client.send("DELETE", "/object/b/k0").error == SLOW_DOWN
+    assert client.send("GET", "/bucket/b").status == 200
+    busy[0].connection.close()
+    assert wait_until(lambda: client.send("POST", "/object/list-v2/b", {}).status == 200, SECONDS)
+    assert client.connection.sock is sock
+    assert client.keys("b") == ["k0", "k1"]
+    assert incoming(client.server) == []
+
+
+def test_an_upload_that_breaks_off_gives_its_place_back(strained: Callable[..., Client]) -> None:
+    client = strained("--capacity", "1")
+    create_bucket(client, "b")
+    broken = start_upload(client.server, "/object/b/k", "Content-Length: 100", b"begin")
+    assert client.upload("b", "k").error == SLOW_DOWN
+    broken.close()
+    assert wait_until(lambda: client.upload("b", "k").status == 200, SECONDS)
+    assert client.upload("b", "k2").status == 200

@@ -86,6 +86,11 @@ def denied(message: str = "new row violates row-level security policy") -> ApiEr
     return ApiError(403, "Unauthorized", message, "AccessDenied")
 
 
+def too_many() -> ApiError:
+    """Return the error for more requests at once than the server takes."""
+    return ApiError(429, "too_many_connections", "Too many connections, try again later", "SlowDown", http=429)
+
+
 def bad_address(path: str) -> ApiError:
     """Return the error for a path that cannot be decoded; it is the web framework's, whose status is a number."""
     error = ApiError(400, "Bad Request", f"'{path}' is not a valid url component", "FST_ERR_BAD_URL")

@@ -54,6 +54,7 @@ from pipeline.embedded.storage_requests import (
     truth,
     whole_number,
 )
+from pipeline.embedded.storage_strain import Strain
 
 #: Bytes of all headers of a request.
 HEADER_LIMIT = 16 << 10
@@ -76,14 +77,17 @@ class Handler(tornado.web.RequestHandler):
 
     store: ObjectStore
     secret: str
+    strain: Strain
     role: str
     body: JsonBody | RawBody | FormBody
     error: ApiError | None
 
-    def initialize(self, store: ObjectStore, secret: str) -> None:
+    def initialize(self, store: ObjectStore, secret: str, strain: Strain) -> None:
         """Take what all requests share."""
         self.store = store
         self.secret = secret
+        self.strain = strain
+        self._has_place = False
         self.body = JsonBody()
         self.role = "anon"
         self.error = None
@@ -114,6 +118,9 @@ class Handler(tornado.web.RequestHandler):
             self.error = bad_address(self.request.path)
             return
         try:
+            if self.request.path.removeprefix("/storage/v1").startswith("/object/"):
+                self.strain.enter()
+                self._has_place = True
             self.authenticate()
             self.begin()
         except ApiError as exc:
@@ -206,11 +213,17 @@ class Handler(tornado.web.RequestHandler):
     def on_connection_close(self) -> None:
         """Forget an upload whose sender went away."""
         super().on_connection_close()
-        self.body.abandon()
+        self._end()
 
     def on_finish(self) -> None:
         """Remove what was received and not stored."""
+        self._end()
+
+    def _end(self) -> None:
         self.body.abandon()
+        if self._has_place:
+            self._has_place = False
+            self.strain.leave()
 
     def options(self, *_: str) -> None:
         """Answer a browser that asks whether it may."""
@@ -398,12 +411,14 @@ class Upload(Handler):
         """Raise ApiError when the role may not write."""
         self.require_service()
 
-    def keep(self) -> Object:
-        """Store what was received."""
+    async def keep(self) -> Object:
+        """Store what was received; return when it may be answered."""
         self.check()
         assert not isinstance(self.body, JsonBody)
         attributes = self.body.finish()
-        return self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
+        stored = self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
+        await self.strain.hold_back(self.request.request_time())
+        return stored
 
 
 class OneObject(Upload):
@@ -439,9 +454,9 @@ class OneObject(Upload):
             raise bucket_missing() if self.is_anonymous else key_missing()
         return self.store.get(bucket_id, key)
 
-    def post(self, *_: str) -> None:
+    async def post(self, *_: str) -> None:
         """Store an object, in the place of another only with `x-upsert: true`."""
-        found = self.keep()
+        found = await self.keep()
         self.answer({"Key": f"{found.bucket_id}/{found.name}", "Id": found.id})
 
     put = post
@@ -750,9 +765,9 @@ class SignedUpload(Upload):
         address = f"/object/upload/sign/{quote(bucket_id)}/{quote(key)}?token={token}"
         self.answer({"url": address, "token": token})
 
-    def put(self, *_: str) -> None:
+    async def put(self, *_: str) -> None:
         """Store an object."""
-        found = self.keep()
+        found = await self.keep()
         self.answer({"Key": f"{found.bucket_id}/{found.name}"})
 
 
@@ -856,9 +871,9 @@ _ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 )
 
 
-def application(store: ObjectStore, secret: str) -> tornado.web.Application:
+def application(store: ObjectStore, secret: str, strain: Strain) -> tornado.web.Application:
     """Return the routes over a store."""
-    shared = {"store": store, "secret": secret}
+    shared = {"store": store, "secret": secret, "strain": strain}
     return tornado.web.Application(
         [(rf"(?:/storage/v1)?{pattern}", handler, shared) for pattern, handler in _ROUTES],
         default_handler_class=Missing,

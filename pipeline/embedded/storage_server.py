@@ -6,7 +6,7 @@ Resumable uploads (TUS), S3, image rendering and X-Robots-Tag are not in it. Sta
 https://github.com/supabase/storage; where the official server has a defect (a chunked body gets around the size
 limit, lists skip keys), this one does not. What is no HTTP is answered by Tornado: 400 without a body.
 
-    python -m pipeline.embedded.storage_server --root DIR --secret-file FILE [--port N]
+    python -m pipeline.embedded.storage_server --root DIR --secret-file FILE [--port N] [--latency MS] [--capacity N]
 
 A running server holds the lock on `DIR/server.lock` and writes its pid and port into `DIR/server.json`.
 """
@@ -31,18 +31,21 @@ import tornado.web
 
 from pipeline.embedded.object_store import ObjectStore
 from pipeline.embedded.storage_routes import CHUNK, HEADER_LIMIT, application
+from pipeline.embedded.storage_strain import Strain
 
 HOST = "127.0.0.1"
 _IDLE_SECONDS = 61
 
 
-async def serve(root: Path, secret: str, port: int, started: Callable[[int], Awaitable[None] | None]) -> None:
+async def serve(
+    root: Path, secret: str, port: int, strain: Strain, started: Callable[[int], Awaitable[None] | None]
+) -> None:
     """Serve a folder on 127.0.0.1 until SIGTERM or SIGINT, and call `started` with the port once it listens."""
     store = ObjectStore(root)
     try:
         sockets = tornado.netutil.bind_sockets(port, HOST)
         server = tornado.httpserver.HTTPServer(
-            application(store, secret),
+            application(store, secret, strain),
             idle_connection_timeout=_IDLE_SECONDS,
             # The limits that count are checked by the handlers, which have answers for them.
             max_header_size=4 * HEADER_LIMIT,
@@ -68,8 +71,11 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True, help="the folder of the objects, made when it is missing")
     parser.add_argument("--secret-file", type=Path, required=True, help="the secret that keys are signed with")
     parser.add_argument("--port", type=int, default=0, help="0, the default, for any that is free")
+    parser.add_argument("--latency", type=float, default=0, metavar="MS", help="milliseconds of an upload at least (0)")
+    parser.add_argument("--capacity", type=int, metavar="N", help="refuse more object requests at once (any number)")
     options = parser.parse_args()
     secret = options.secret_file.read_text(encoding="ascii").strip()
+    strain = Strain(options.latency / 1000, options.capacity)
     options.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(options.root / "server.lock", "a", encoding="ascii") as lock:
         try:
@@ -86,7 +92,7 @@ def main() -> int:
             fresh.replace(record)
 
         try:
-            asyncio.run(serve(options.root, secret, options.port, started))
+            asyncio.run(serve(options.root, secret, options.port, strain, started))
         except OSError as exc:
             print(f"error: {exc.strerror or exc}", file=sys.stderr)
             return 1

@@ -1,0 +1,69 @@
+"""Detections a second of an annotations file, beside a plain pass of the JSON parser over it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.bench import SMALL, Bench
+from benchmarks.loading import LIMIT_MB
+from benchmarks.rows import Row
+from benchmarks.seeding import seed
+from pipeline.sample import ANNOTATIONS
+
+
+def annotating(place: Bench, megabytes: tuple[int, ...], template: int) -> list[Row]:
+    """Load annotations of several sizes for recognitions that were made with SQL.
+
+    Arguments:
+        megabytes: sizes of the file.
+        template: recognitions that are loaded, of which the others are copies.
+    """
+    rows: list[Row] = []
+    origin = place.dataset(template, SMALL)
+    smallest = 0.0
+    for size in megabytes:
+        path = place.folder / f"annotations{size}.json"
+        copies = _write(path, origin, template, size * 1_000_000)
+        with place.world() as world:
+            seed(world, origin, copies)
+            run = world.run("load-qwen", "--file", str(path), "--batch-id", path.stem, "--local-scheduler", "--json")
+            whole = world.run(str(path), module="benchmarks.parse")
+            stream = world.run(str(path), "--stream", module="benchmarks.parse")
+        path.unlink()
+        detections = run.result["detections_processed"]
+        smallest = smallest or run.megabytes
+        rate = detections / run.seconds
+        rows += [
+            Row(f"{size} MB: load-qwen / json.load", rate, detections / whole.result["seconds"], "detections/s"),
+            Row("  load-qwen / plain pass of our parser", rate, detections / stream.result["seconds"], "detections/s"),
+            *(
+                Row(f"  {name} / whole", entry["total_seconds"], run.seconds, "s")
+                for name, entry in run.result["operations"].items()
+                if name in ("discover_annotations", "discover_manifest", "db_bulk_copy", "transform")
+            ),
+            Row("  processors busy / always", run.busy, 1.0, ""),
+            Row("  largest process / limit", run.megabytes, LIMIT_MB, "MB"),
+            Row(f"  largest process / at {megabytes[0]} MB", run.megabytes, smallest, "MB"),
+            Row("  largest process / json.load", run.megabytes, whole.megabytes, "MB"),
+        ]
+    return rows
+
+
+def _write(path: Path, origin: Path, recognitions: int, size: int) -> int:
+    """Write the annotations of a dataset again and again until a file is large enough; return how many copies."""
+    content = json.loads((origin / ANNOTATIONS).read_text(encoding="utf-8"))
+    entries = [
+        (key, key.split("recognition_", 1)[1].split("/", 1)[0], json.dumps(value)) for key, value in content.items()
+    ]
+    copies = -1
+    with open(path, "w", encoding="utf-8") as file:
+        separator = "{\n"
+        while file.tell() < size:
+            copies += 1
+            for key, number, value in entries:
+                fresh = key.replace(number, str(int(number) + copies * recognitions))
+                file.write(f"{separator}{json.dumps(fresh)}: {value}")
+                separator = ",\n"
+        file.write("\n}\n")
+    return copies

@@ -1,0 +1,42 @@
+"""A load that has nothing to do, beside the start of the interpreter with the libraries; how much SQL it takes."""
+
+from __future__ import annotations
+
+from benchmarks.bench import SMALL, Bench
+from benchmarks.processes import cost_of
+from benchmarks.rows import Row, median
+
+_LIMIT_SECONDS = 1.0
+_LIMIT_STATEMENTS = 10
+_SHARD = 10
+IMPORTS = "import luigi, sqlalchemy"
+
+
+def rerun(place: Bench, sizes: tuple[int, ...], repeats: int) -> list[Row]:
+    """Load batches of several sizes, in shards of ten, and then again."""
+    rows = []
+    for recognitions in sizes:
+        dataset = place.dataset(recognitions, SMALL)
+        with place.world() as fresh:
+            world = fresh.tuned(batch_size=_SHARD)
+            world.load(dataset)
+            again, imports = [], []
+            for _ in range(repeats):
+                imports.append(cost_of(IMPORTS)[0])
+                again.append(world.load(dataset).seconds)
+            with world.database_relay() as database:
+                world.through(database).load(dataset)
+        beyond = median(again) - median(imports)
+        statements = sum(database.statements.values())
+        rows += [
+            Row(f"{recognitions} recognitions: beyond the imports / limit", beyond, _LIMIT_SECONDS, "s"),
+            Row("  whole command / imports", median(again), median(imports), "s"),
+            Row("  SQL statements / limit", statements, _LIMIT_STATEMENTS, ""),
+            Row("  of them no BEGIN, COMMIT or SET / limit", _substantial(database.statements), _LIMIT_STATEMENTS, ""),
+        ]
+    return rows
+
+
+def _substantial(statements: dict[str, int]) -> int:
+    idle = ("BEGIN", "COMMIT", "ROLLBACK", "SET ")
+    return sum(count for text, count in statements.items() if not text.lstrip().upper().startswith(idle))

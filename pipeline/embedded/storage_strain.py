@@ -1,0 +1,40 @@
+"""A Storage server that is far away, or has its hands full: for measurements, off unless it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pipeline.embedded.storage_errors import too_many
+
+
+class Strain:
+    """How long an upload takes at least, and how many object requests the server has at once.
+
+    Arguments:
+        latency: seconds from an upload's headers to its answer; the wait costs nothing, and holds up nobody else.
+        capacity: object requests at once, None for any number; what comes beyond that is refused.
+    """
+
+    def __init__(self, latency: float = 0.0, capacity: int | None = None) -> None:
+        self._latency = latency
+        self._capacity = capacity
+        self._under_way = 0
+
+    def enter(self) -> None:
+        """Take a place for a request, to be given back with `leave`.
+
+        Raises:
+            ApiError: there is none left.
+        """
+        if self._capacity is not None and self._under_way >= self._capacity:
+            raise too_many()
+        self._under_way += 1
+
+    def leave(self) -> None:
+        """Give the place of a request back."""
+        self._under_way -= 1
+
+    async def hold_back(self, elapsed: float) -> None:
+        """Wait until an upload that began `elapsed` seconds ago may be answered."""
+        if self._latency > elapsed:
+            await asyncio.sleep(self._latency - elapsed)
