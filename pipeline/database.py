@@ -122,7 +122,8 @@ class Connection:
 class _CopySource:
     """A readable file over an iterable of rows, in the text format of COPY (PostgreSQL manual, COPY, File Formats)."""
 
-    CHUNK = 1 << 16
+    #: What libpq sends at once: while the server is at it, the next rows are made.
+    CHUNK = 1 << 13
 
     def __init__(self, rows: Iterable[Sequence[object]]) -> None:
         self._rows = iter(rows)
@@ -141,32 +142,51 @@ class _CopySource:
         lines = []
         length = 0
         for row in self._rows:
-            line = "\t".join(map(_field, row)) + "\n"
+            line = "\t".join([_FORMATS[value.__class__](value) for value in row])
             lines.append(line)
             length += len(line)
-            self.rows += 1
             if length >= size:
                 break
-        return "".join(lines).encode()
+        self.rows += len(lines)
+        lines.append("")
+        return "\n".join(lines).encode()
 
     def readline(self, size: int = CHUNK) -> bytes:
         """Return the same as `read`: the driver asks for a file, and uses `read` only."""
         return self.read(size)
 
 
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+def _escaped(text: str) -> str:
+    # Most texts need nothing, and to look for a letter is many times cheaper than str.translate().
+    if "\\" in text:
+        text = text.replace("\\", "\\\\")
+    if "\t" in text:
+        text = text.replace("\t", "\\t")
+    if "\n" in text:
+        text = text.replace("\n", "\\n")
+    if "\r" in text:
+        text = text.replace("\r", "\\r")
+    return text
 
 
-def _field(value: object) -> str:
-    if value is None:
-        return r"\N"
-    if isinstance(value, str):
-        return value.translate(_ESCAPES)
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    if isinstance(value, (list, tuple)):
-        return ("{" + ",".join(map(_element, value)) + "}").translate(_ESCAPES)
-    return str(value)
+def _array(values: Sequence[object]) -> str:
+    return _escaped("{" + ",".join(map(_element, values)) + "}")
+
+
+class _Formats(dict[type, Callable[[Any], str]]):
+    """What makes a field of a value, by its type: looked up for every value, and found out for the first of a type."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], str]:
+        made = next((self[known] for known in (str, list, tuple) if issubclass(kind, known)), str)
+        self[kind] = made
+        return made
+
+
+_FORMATS = _Formats()
+_FORMATS[str] = _escaped
+_FORMATS[int] = int.__repr__
+_FORMATS[type(None)] = lambda _: r"\N"
+_FORMATS[list] = _FORMATS[tuple] = _array
 
 
 def _element(value: object) -> str:

@@ -340,6 +340,11 @@ def check_receipt(content: bytes) -> str:
     return text
 
 
+def text_of(content: bytes) -> str:
+    """Return the JSON text of a document with the content of one that `check_menu` or `check_receipt` let pass."""
+    return content.decode("utf-8-sig")
+
+
 def _require_id(entry: dict[str, object], where: str) -> None:
     external_id = entry.get("ExternalId")
     if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or external_id == "":
@@ -351,7 +356,7 @@ def _require_id(entry: dict[str, object], where: str) -> None:
 def _parse(content: bytes) -> tuple[str, object]:
     """Return the text and the value of a JSON document that jsonb takes as it is."""
     try:
-        text = content.decode("utf-8-sig")
+        text = text_of(content)
     except UnicodeDecodeError as exc:
         raise BadInput("json_broken", f"the file is not UTF-8 at byte {exc.start}") from exc
     try:

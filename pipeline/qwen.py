@@ -14,14 +14,14 @@ values of a few kilobytes, and tells where a value ends, which event parsers do 
 from __future__ import annotations
 
 import codecs
+import functools
 import json
-import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from pipeline.dataset import (
     MAXIMUM_BIGINT,
@@ -41,7 +41,9 @@ MAXIMUM_KEY = 4096
 MAXIMUM_DETECTIONS = 10_000
 
 _CHUNK = 1 << 20
-_MAXIMUM_COORDINATE = 1_000_000
+_FARTHEST = 1_000_000
+_LONGEST_LABEL = len("dish_") + 6
+_NUMBERS = frozenset((int, float))
 _SECTIONS = ("dishes", "plates")
 _ID = re.compile(r"recognition_([0-9]+)")
 _DISH = re.compile(r"dish_([0-9]{1,6})")
@@ -69,8 +71,7 @@ class Entry:
     problem: BadInput | None
 
 
-@dataclass(frozen=True)
-class Detection:
+class Detection(NamedTuple):
     """A box with its label, `dish_<k>` or `plate`; corners in pixels, the first left of and above the second."""
 
     label: str
@@ -234,11 +235,11 @@ class _Window:
             if end is None and self._ended:
                 end = len(self._text)
             try:
-                return (None if end is None else _DECODER.decode(self._text[at:end])), end, None
+                return (None if end is None else _decode(self._text[at:end])), end, None
             except json.JSONDecodeError as exc:
                 return None, end, _broken(exc)
         try:
-            value, end = _DECODER.raw_decode(self._text, at)
+            value, end = _raw_decode(self._text, at)
             _require_depth(self._text, at, end)
         except BadInput as exc:
             return None, end, exc.with_traceback(None)
@@ -264,12 +265,32 @@ def _whole(digits: str) -> float:
     return int(digits) if len(digits) < 20 else float(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_whole)
+# A function for each number doubles the time, so it is left to values with a number that int() refuses.
+_DECODER = json.JSONDecoder()
+_PATIENT_DECODER = json.JSONDecoder(parse_int=_whole)
+
+
+def _decode(text: str) -> object:
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return _PATIENT_DECODER.decode(text)
+
+
+def _raw_decode(text: str, start: int) -> tuple[object, int]:
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        return _PATIENT_DECODER.raw_decode(text, start)
 
 
 def read_value(content: bytes) -> object:
     """Return the value of an entry from its bytes, which `read_entries` found good."""
-    return _DECODER.decode(content.decode("utf-8", "surrogateescape"))
+    return _decode(content.decode("utf-8", "surrogateescape"))
 
 
 class _Brackets:
@@ -373,29 +394,33 @@ def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
             raise BadInput("json_shape", f"the photo has more than {MAXIMUM_DETECTIONS} detections")
         for number, entry in enumerate(found, 1):
             try:
-                usable.append(_detection(entry, f"detection {number} of {section}"))
+                usable.append(_detection(entry))
             except BadInput as exc:
-                problems.append(exc)
+                problems.append(BadInput(exc.code, f"detection {number} of {section} {exc.message}"))
     return usable, problems
 
 
-def _detection(entry: object, where: str) -> Detection:
+def _detection(entry: object) -> Detection:
     if not isinstance(entry, dict):
-        raise BadInput("box_malformed", f"{where} is not an object")
+        raise BadInput("box_malformed", "is not an object")
     label = entry.get("label")
-    dish = _DISH.fullmatch(label) if isinstance(label, str) else None
-    if dish is None and label != PLATE:
-        raise BadInput("label_unknown", f"{where} has a label that is neither dish_<k> nor plate")
+    known = _label(label) if isinstance(label, str) and len(label) <= _LONGEST_LABEL else None
+    if known is None:
+        raise BadInput("label_unknown", "has a label that is neither dish_<k> nor plate")
     box = entry.get("bbox_2d")
     if not isinstance(box, list) or len(box) != 4:
-        raise BadInput("box_malformed", f"{where} has no bbox_2d of four numbers")
-    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) and _is_near(one) for one in box):
-        raise BadInput("box_malformed", f"{where} has a corner that is not a number of pixels")
+        raise BadInput("box_malformed", "has no bbox_2d of four numbers")
     x1, y1, x2, y2 = box
-    if x1 >= x2 or y1 >= y2:
-        raise BadInput("box_malformed", f"{where} has a box without area")
-    return Detection(f"dish_{int(dish[1])}" if dish else PLATE, (x1, y1, x2, y2))
+    if _NUMBERS.issuperset(map(type, box)):  # a truth value has a type of its own
+        if -_FARTHEST <= x1 < x2 <= _FARTHEST and -_FARTHEST <= y1 < y2 <= _FARTHEST:
+            return Detection(known, (x1, y1, x2, y2))
+        if all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
+            raise BadInput("box_malformed", "has a box without area")
+    raise BadInput("box_malformed", "has a corner that is not a number of pixels")
 
 
-def _is_near(coordinate: float) -> bool:
-    return math.isfinite(coordinate) and abs(coordinate) <= _MAXIMUM_COORDINATE
+@functools.lru_cache(maxsize=1024)
+def _label(text: str) -> str | None:
+    """Return a label as the database has it; None when there is none like that."""
+    dish = _DISH.fullmatch(text)
+    return f"dish_{int(dish[1])}" if dish else text if text == PLATE else None

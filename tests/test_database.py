@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from datetime import date
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -703,6 +704,18 @@ def test_every_value_comes_back_as_it_went(shared: Database, rows: list[tuple[ob
         query = f"SELECT {', '.join(COLUMNS)} FROM copied ORDER BY number"
         found = [tuple(row) for row in connection._connection.exec_driver_sql(query)]
     assert found == [tuple(list(value) if isinstance(value, tuple) else value for value in row) for row in rows]
+
+
+class _Word(str):
+    """A text of a type of its own, as SQLAlchemy has them."""
+
+
+def test_values_of_other_types_are_written_as_text(database: Database, empty_database_url: str) -> None:
+    values: list[object] = [_Word("a\tb"), date(2026, 1, 2), True, 1.5, [_Word("a\\b"), None]]
+    with database.transaction() as connection:
+        connection.copy_in("numbers", ["n", "word"], enumerate(values))
+    found = [word for (word,) in execute(empty_database_url, "SELECT word FROM numbers ORDER BY n")]
+    assert found == ["a\tb", "2026-01-02", "True", "1.5", r'{"a\\b",NULL}']
 
 
 def test_no_rows_are_no_error(database: Database) -> None:

@@ -22,6 +22,7 @@ from pipeline.dataset import (
     find_source,
     inspect_folder,
     list_folders,
+    text_of,
 )
 from pipeline.errors import BadInput, UsageError
 from pipeline.photo import check_photo
@@ -180,6 +181,7 @@ def test_documents_are_carried_through_as_they_are() -> None:
         text = json.dumps(value, ensure_ascii=False, indent=3)
         assert check(text.encode()) == text
         assert check(b"\xef\xbb\xbf" + text.encode()) == text
+        assert text_of(text.encode()) == text_of(b"\xef\xbb\xbf" + text.encode()) == text
 
 
 @pytest.mark.parametrize(

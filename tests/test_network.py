@@ -492,7 +492,6 @@ def test_a_connection_that_ends_within_a_copy_leaves_none_of_its_rows(
         "pg_temp.facts",
         "raw.menus",
         "raw.recipes",
-        "raw.recognition_files",
         "raw.qwen_annotations",
     }
     check(settings, dataset, qwen=boxes(dataset))

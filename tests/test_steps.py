@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,16 @@ from pipeline import batch_state
 from pipeline.batch_state import COPY, UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
+from pipeline.embedded.files import wait_until
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
 from pipeline.metrics import Metrics
 from pipeline.steps import discover as discover_module
 from pipeline.steps.begin import Lease, Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
+from pipeline.steps.read import Budget
 from pipeline.steps.transform import transform_batch
-from pipeline.steps.upload import Budget, upload_shard
+from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage
 from tests import world
 from tests.services import MakeDataset
@@ -111,6 +114,7 @@ def test_documents_that_change_between_upload_and_copy_are_rejects_whose_objects
     first.write_text('[{"Count": 1, "Dishes": [{"Name": "x", "ExternalId": "1"}]}]', encoding="utf-8")
     second.unlink()
     load.copy()
+    assert load.query("SELECT count(*) FROM raw.recognition_files") == [(8,)]
     load.transform()
     assert load.query("SELECT recognition_id, code, step FROM ingest.rejects ORDER BY 1") == sorted(
         [(changed, "json_changed", "copy"), (gone, "json_vanished", "copy")]
@@ -138,6 +142,43 @@ def test_a_menu_of_which_one_whole_copy_is_left_serves_all(load: Load) -> None:
         path.write_bytes(content)
     assert load.query("SELECT count(*) FROM ingest.rejects") == [(0,)]
     world.check(load.settings, (load.dataset, "b1", None))
+
+
+def test_a_menu_that_another_shard_has_needs_no_file(load: Load) -> None:
+    load.discover(batch_size=3)
+    known = world.folders(load.dataset)
+    shards = [sorted(known)[:3], sorted(known)[3:]]
+    for shard in (1, 2):
+        load.upload(shard)
+    load.copy(1)
+    menus = {path: path.read_bytes() for numbers in shards for n in numbers for path in known[n].rglob("*_AM.json")}
+    copied = {content for path, content in menus.items() if any(known[n] in path.parents for n in shards[0])}
+    gone = [path for path, content in menus.items() if content in copied and known[shards[0][0]] not in path.parents]
+    assert any(known[number] in path.parents for number in shards[1] for path in gone)
+    for path in gone:
+        path.unlink()
+    load.copy(2)
+    load.transform()
+    for path in gone:
+        path.write_bytes(menus[path])
+    assert load.query("SELECT count(*) FROM ingest.rejects") == [(0,)]
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+def test_a_copy_that_waited_for_another_sees_its_marker(load: Load) -> None:
+    load.discover()
+    load.upload()
+    with ThreadPoolExecutor(1) as executor:
+        with load.database.transaction() as connection:
+            held = batch_state.hold_step(connection, "b1", COPY, 1)
+            assert held is not None
+            second = executor.submit(load.copy)
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            assert wait_until(lambda: load.query(waiting) == [(1,)], 20.0)
+            batch_state.mark(connection, "b1", COPY, 1, held.now, {})
+        second.result()
+    assert load.query("SELECT count(*) FROM raw.recognition_files") == [(0,)]
+    assert load.query("SELECT count(*) FROM raw.recipes") == [(0,)]
 
 
 # A bucket that lies

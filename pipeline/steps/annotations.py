@@ -94,10 +94,10 @@ def copy_annotations(connection: Connection, batch_id: str, shard: int, source: 
             "raw.qwen_annotations",
             ("batch_id", "recognition_id", "camera_number", "detection", "label", "x1", "y1", "x2", "y2"),
             (
-                (batch_id, row.recognition_id, camera, number, detection.label, *detection.box)
+                (batch_id, row.recognition_id, camera, number, label, *box)
                 for row in rows
                 for camera, detections in _read(stream, row, rejects)
-                for number, detection in enumerate(detections, 1)
+                for number, (label, box) in enumerate(detections, 1)
             ),
         )
     lost = [reject.recognition_id for reject in rejects if reject.recognition_id is not None]
