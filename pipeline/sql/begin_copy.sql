@@ -1,6 +1,8 @@
--- Hold the batch and its COPY of a shard. Each statement sees what was committed before it began, so that the third
+-- Hold the batch and its COPY of a shard. Each statement sees what was committed before it began, so that the last
 -- one sees what the others waited for. It takes over what the database has already: what is known of the photos, and
--- the menus that another shard of the batch has, as most have that of the same day. It returns the documents.
+-- the menus that another shard of the batch has, as most have that of the same day. It returns the documents. Right
+-- after a bulk load there are no statistics of the batch, and a scan of all batches looks cheap.
+SELECT set_config('enable_seqscan', 'off', true);
 SELECT FROM ingest.batches WHERE id = :batch_id FOR SHARE;
 SELECT pg_advisory_xact_lock(hashtextextended('pipeline.step:' || :batch_id || '/copy/' || :shard, 0));
 WITH markers AS (
