@@ -25,7 +25,7 @@ from pipeline import batch_state
 from pipeline.batch_state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.config import Settings, load_settings, redact
 from pipeline.database import Connection, Database
-from pipeline.errors import PermanentError, PipelineError, RefusedError, SettingsError
+from pipeline.errors import PermanentError, PipelineError, RefusedError, SettingsError, UnfinishedError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.progress import Counter
@@ -307,8 +307,8 @@ class CopyShard(ShardTask):
         try:
             with closing(Storage(settings_of(self.production), metrics)) as storage:
                 copy_shard(self.database, storage, self.batch_id, self.shard, metrics)
-        except PermanentError:
-            markers.remove(self.batch_id, UPLOAD, self.shard)  # the upload was taken back
+        except (PermanentError, UnfinishedError):
+            markers.remove(self.batch_id, UPLOAD, self.shard)  # the upload was taken back, by us or another process
             raise
         markers.add(self.batch_id, COPY, self.shard)
 

@@ -135,8 +135,8 @@ class PipelineWorker(luigi.worker.Worker):
         """Run to the end, or to an interrupt, which ends the children first."""
         forks = bool(self.worker_processes > 1 or self._config.force_multiprocessing or self._config.timeout)
         _interrupt.waits = forks
-        # An assistant shares the batch with whoever started it.
-        alone = not forks and not self._assistant
+        # An assistant shares the batch with whoever started it, and so does who holds no lease.
+        alone = not forks and not self._assistant and self._lease is not None
         try:
             with Progress(tasks.counter), tasks.uploads.kept() if alone else contextlib.nullcontext():
                 succeeded = bool(super().run())  # type: ignore[no-untyped-call]

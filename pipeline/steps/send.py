@@ -148,6 +148,7 @@ class Sending:
                 except StorageError as exc:
                     if exc.code != "EntityTooLarge":
                         raise
+                    self._progress(1)
                     message = f"the file has {len(photo.content)} bytes, more than the bucket takes"
                     return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
         finally:

@@ -79,12 +79,14 @@ class Uploader:
             begun = self._begin(batch_id, shard, metrics or Metrics())
         if begun is None:
             return
-        if self._looks_ahead:
-            self._look_ahead(batch_id, shard)
         try:
+            if self._looks_ahead:
+                self._look_ahead(batch_id, shard)
             recognitions, rejects = self._finish(begun)
-        except (PermanentError, RefusedError):
-            _roll_back(self._database, self._storage, batch_id, shard, begun.held.created_at, _keys(begun.entries))
+        except BaseException as exc:  # an interrupt included, be it while looking ahead
+            begun.sending.stop()
+            if isinstance(exc, (PermanentError, RefusedError)):
+                _roll_back(self._database, self._storage, batch_id, shard, begun.held.created_at, _keys(begun.entries))
             raise
         logger.info("upload: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
 
