@@ -24,7 +24,7 @@ from benchmarks.relay import Relay
 from benchmarks.rows import Row
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database
-from pipeline.embedded.files import wait_until
+from pipeline.embedded.files import end_process, wait_until
 from pipeline.embedded.postgres import PORT, EmbeddedPostgres
 from pipeline.embedded.services import create_roles
 from pipeline.embedded.storage_auth import mint_key
@@ -270,12 +270,7 @@ def running_storage(folder: Path, *options: str) -> Iterator[tuple[str, str, int
         port = json.loads(record.read_text(encoding="utf-8"))["port"]
         yield f"http://127.0.0.1:{port}", mint_key(secret), process.pid
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process, _STOP_SECONDS)
         shutil.rmtree(folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.bench import MEDIUM, Bench, World
+from benchmarks.bench import MEDIUM, Bench
 from benchmarks.processes import cost_of
 from benchmarks.rerun import IMPORTS
 from benchmarks.rows import Row
@@ -18,8 +18,8 @@ def distance(place: Bench, recognitions: int, delay: float = 0.025) -> list[Row]
     with place.world() as world:
         near = world.load(dataset).seconds
     with place.world() as world, world.database_relay(delay) as relay:
-        far = world.through(relay).load(dataset).seconds
-        turns, shards = relay.turns, _shards(world, dataset)
+        run = world.through(relay).load(dataset)
+        far, turns, shards = run.seconds, relay.turns, int(run.result["shards"])
         relay.forget()
         again = world.through(relay).load(dataset).seconds - cost_of(IMPORTS)[0]
         turns_again, connections_again = relay.turns, relay.connections
@@ -47,10 +47,5 @@ def distance(place: Bench, recognitions: int, delay: float = 0.025) -> list[Row]
 
 def _more_shards(place: Bench, dataset: Path, batch_size: int) -> tuple[int, int]:
     with place.world() as world, world.database_relay() as relay:
-        world.through(relay).tuned(batch_size=batch_size).load(dataset)
-        return relay.turns, _shards(world, dataset)
-
-
-def _shards(world: World, dataset: Path) -> int:
-    ((shards,),) = world.query("SELECT shards FROM ingest.batches WHERE id = %s", dataset.name)
-    return int(shards)
+        run = world.through(relay).tuned(batch_size=batch_size).load(dataset)
+        return relay.turns, int(run.result["shards"])

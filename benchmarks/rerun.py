@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from benchmarks.bench import SMALL, Bench
 from benchmarks.processes import cost_of
-from benchmarks.rows import Row, median
+from benchmarks.rows import Row
 
 _LIMIT_SECONDS = 1.0
 _LIMIT_STATEMENTS = 10

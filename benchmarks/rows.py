@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -41,11 +40,6 @@ def middle(what: str, pairs: Iterable[tuple[float, float]], unit: str) -> Row:
     """Return the row of the (ours, reference) whose ratio is the median; each pair was measured back to back."""
     ordered = sorted(pairs, key=lambda pair: pair[0] / pair[1])
     return Row(what, *ordered[len(ordered) // 2], unit)
-
-
-def median(numbers: Iterable[float]) -> float:
-    """Return the median."""
-    return statistics.median(numbers)
 
 
 def machine() -> dict[str, Any]:

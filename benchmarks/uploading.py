@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 from benchmarks.bench import REAL, Bench, Run, World
 from benchmarks.processes import cost_of
-from benchmarks.rows import Row, median, middle
+from benchmarks.rows import Row, middle
 
 _THREADS = 16
 _FAR_MS = 42

@@ -19,7 +19,7 @@ import psycopg2
 import requests
 
 from pipeline.config import Secret, Settings, Tuning
-from pipeline.embedded.files import make_folder, make_home, wait_until
+from pipeline.embedded.files import end_process, make_folder, make_home, wait_until
 from pipeline.embedded.storage_auth import mint_key
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -163,13 +163,7 @@ def environment_file(settings: Settings) -> str:
 
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
     """Stop a process, the hard way if need be, and let go of its pipes."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    end_process(process, STOP_SECONDS)
     close_pipes(process)
 
 

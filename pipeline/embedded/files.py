@@ -6,11 +6,13 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import SettingsError
 
@@ -66,6 +68,16 @@ def has_ended(pid: int) -> bool:
     except FileNotFoundError:
         return os.path.isdir("/proc/self")
     return status.rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def end_process(process: subprocess.Popen[Any], seconds: float) -> None:
+    """Ask a process of ours to end, and kill it when it has not after so many seconds; it is reaped."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def write_atomically(path: Path, text: str) -> None:

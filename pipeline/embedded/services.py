@@ -38,6 +38,7 @@ import psycopg2
 
 from pipeline.embedded.files import (
     complaint,
+    end_process,
     has_ended,
     locked,
     make_folder,
@@ -277,7 +278,7 @@ def _launch_storage(home: Path, undo: ExitStack) -> int:
         )
         _children[:] = [child for child in _children if child.poll() is None]
         _children.append(process)
-        undo.callback(_end, process)
+        undo.callback(end_process, process, _STOP_SECONDS)
 
         def listens() -> bool:
             return _server(root)[0] == process.pid and _answering(root) is not None
@@ -292,15 +293,6 @@ def _launch_storage(home: Path, undo: ExitStack) -> int:
         said = complaint(output.read().decode("utf-8", "replace"))
     how = "does not answer" if process.poll() is None else f"ended at once with exit code {process.returncode}"
     raise PermanentError(f"The Storage server {how}: {said or 'it said nothing.'}", f"Its log is {log}.")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _stop_storage(root: Path) -> bool:

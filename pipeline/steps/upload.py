@@ -136,14 +136,10 @@ class Uploader:
     def _leave(self, begun: _Begun) -> None:
         """Stop sending a shard that nobody asked for yet; what was sent is found again, unless the batch is gone."""
         begun.sending.stop()
-
-        def work(connection: Connection) -> None:
-            if batch_state.is_gone(connection, begun.batch_id, begun.held.created_at):
-                self._storage.remove_all(_keys(begun.entries))
-
         try:
             with self._database.transaction() as connection:  # once: whoever stops does not wait for a lost service
-                work(connection)
+                if batch_state.is_gone(connection, begun.batch_id, begun.held.created_at):
+                    self._storage.remove_all(_keys(begun.entries))
         except PipelineError as exc:
             logger.info("upload: whether batch %s is gone was not found out: %s", begun.batch_id, exc.message)
 
