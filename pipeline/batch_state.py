@@ -201,20 +201,15 @@ def progress(connection: Connection, batch_id: str, step: str) -> tuple[int, int
     return int(row.total), int(row.marked)
 
 
-def pending_shards(connection: Connection, batch_id: str, step: str) -> list[int]:
-    """Return the shards of a batch without the marker of a step, ascending."""
-    return [row.shard for row in connection.execute("list_pending_shards", batch_id=batch_id, step=step)]
+def pending_shards(connection: Connection, batch_id: str, step: str, after: int = 0) -> list[int]:
+    """Return the shards of a batch, beyond one of them, without the marker of a step, ascending."""
+    rows = connection.execute("list_pending_shards", batch_id=batch_id, step=step, after=after)
+    return [row.shard for row in rows]
 
 
 def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:
     """Return step and shard of every marker of a batch."""
     return [(row.step, row.shard) for row in connection.execute("list_marked", batch_id=batch_id)]
-
-
-def next_shard(connection: Connection, batch_id: str, step: str, after: int) -> int | None:
-    """Return the first shard after another one that lacks the marker of a step."""
-    rows = connection.execute("find_next_shard", batch_id=batch_id, step=step, after=after)
-    return int(rows[0].shard) if rows else None
 
 
 def reject_copied(

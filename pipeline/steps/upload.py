@@ -104,7 +104,7 @@ class Uploader:
             held = batch_state.hold(connection, batch_id)
             number = shard
             if number is None:
-                number = batch_state.next_shard(connection, batch_id, UPLOAD, after)
+                number = next(iter(batch_state.pending_shards(connection, batch_id, UPLOAD, after)), None)
             elif batch_state.is_done(connection, batch_id, UPLOAD, number):
                 return None
             if number is None:
