@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -35,6 +34,7 @@ from pipeline.steps.summary import headline, performance_metrics, size, summaris
 from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
 from pipeline.steps.verify_report import VerifyReport
 from pipeline.storage import Storage
+from pipeline.terminal import ask
 from pipeline.worker import Failure, SchedulerFactory, print_failures, resume_hint
 
 DONE = 0
@@ -342,8 +342,7 @@ def _ask_for(batch_id: str) -> None:
     typed, why = "", "there is no terminal to type its id at"
     if sys.stdin is not None and sys.stdin.isatty():
         why = "its id was not typed"
-        with contextlib.suppress(EOFError):
-            typed = input(f"Type the batch's id, {batch_id}, to delete all this: ").strip()
+        typed = ask(f"Type the batch's id, {batch_id}, to delete all this: ").strip()
     if typed != batch_id:
         raise RefusedError(
             f"Batch {batch_id} was not reset: {why}.", "Use --confirm where nobody can be asked; nothing was changed."

@@ -1,0 +1,64 @@
+"""The prompt: what is typed is heard, whenever it comes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.terminal import ask
+
+#: Ctrl-D, as the line discipline of a terminal knows it.
+END = b"\x04"
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A terminal as stdin; what is written to this descriptor is typed there."""
+    ours, theirs = os.openpty()
+    with open(theirs, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        yield ours
+    os.close(ours)
+
+
+@pytest.mark.parametrize(("typed", "heard"), [(b"b1\n", "b1"), (b"\n", ""), (END, "")])
+def test_a_line_is_what_was_typed(keys: int, typed: bytes, heard: str, capsys: pytest.CaptureFixture[str]) -> None:
+    os.write(keys, typed)
+    assert ask("Which? ") == heard
+    assert capsys.readouterr().out == "Which? "
+
+
+def test_a_signal_ends_the_wait_and_leaves_the_former_wakeup_in_place(keys: int) -> None:
+    former = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            ask("Which? ")
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_that_means_nothing_does_not_end_it(keys: int) -> None:
+    def answer(*_: object) -> None:
+        came.set()
+        os.write(keys, b"b1\n")
+
+    came = threading.Event()
+    former = signal.signal(signal.SIGUSR1, answer)
+    try:
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        assert ask("Which? ") == "b1"
+        timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert came.is_set()
