@@ -271,7 +271,18 @@ def running_storage(folder: Path, *options: str) -> Iterator[tuple[str, str, int
         yield f"http://127.0.0.1:{port}", mint_key(secret), process.pid
     finally:
         end_process(process, _STOP_SECONDS)
-        shutil.rmtree(folder)
+        _empty(root)
+
+
+def _empty(folder: Path) -> None:
+    """Give the room of a folder's files back, and keep the files until the end of all.
+
+    ext4 looks again at every inode that was freed in the last five minutes when it makes a file: after ten thousand
+    were removed, that takes half a millisecond, more than the rest of an upload.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
 
 
 def _maintain(dsn: str, statement: str) -> None:

@@ -113,17 +113,18 @@ def begun() -> Run | None:
 
 
 class _Uploads:
-    """The uploader of this process, kept from shard to shard where the process has the batch to itself."""
+    """The uploader of this process, kept from shard to shard."""
 
     def __init__(self) -> None:
         self._kept: ExitStack | None = None
+        self._ahead = False
         self._uploaders: dict[bool, Uploader] = {}
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Keep the uploader, and let it send ahead, until the block ends."""
+    def kept(self, ahead: bool) -> Iterator[None]:
+        """Keep the uploader until the block ends; let it send `ahead` where the process has the batch to itself."""
         with ExitStack() as stack:
-            self._kept = stack
+            self._kept, self._ahead = stack, ahead
             try:
                 yield
             finally:
@@ -138,7 +139,7 @@ class _Uploads:
                 yield self._make(production, stack, ahead=False)
             return
         if production not in self._uploaders:
-            self._uploaders[production] = self._make(production, self._kept, ahead=True)
+            self._uploaders[production] = self._make(production, self._kept, ahead=self._ahead)
         yield self._uploaders[production]
 
     def _make(self, production: bool, stack: ExitStack, *, ahead: bool) -> Uploader:

@@ -34,6 +34,7 @@ from pipeline.config import redact
 from pipeline.database import cancel_statements
 from pipeline.logger import configure_logging, get_logger
 from pipeline.memory import bound_memory
+from pipeline.pool import Errand, Pool
 from pipeline.progress import Progress
 from pipeline.steps.begin import Lease
 from pipeline.steps.summary import headline, performance_metrics, summarise
@@ -108,7 +109,6 @@ class ChildProcess:
 
     def __enter__(self) -> ChildProcess:
         if self._forked:
-            # Nothing needs cleaning up here: what is not marked does not count, and a transaction ends with its client.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if sys.platform == "linux":
@@ -128,6 +128,7 @@ class PipelineWorker(luigi.worker.Worker):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._lease = lease
         self._prints_summary = verbose_summary
+        self._pool = Pool(super()._create_task_process, lambda: tasks.uploads.kept(ahead=False), self._running_tasks)
         self.failures: list[Failure] = []
         self._in_vain = 0
 
@@ -138,7 +139,7 @@ class PipelineWorker(luigi.worker.Worker):
         # An assistant shares the batch with whoever started it, and so does who holds no lease.
         alone = not forks and not self._assistant and self._lease is not None
         try:
-            with Progress(tasks.counter), tasks.uploads.kept() if alone else contextlib.nullcontext():
+            with Progress(tasks.counter), tasks.uploads.kept(ahead=True) if alone else contextlib.nullcontext():
                 succeeded = bool(super().run())  # type: ignore[no-untyped-call]
         except KeyboardInterrupt:
             _interrupt.waits = False
@@ -163,9 +164,7 @@ class PipelineWorker(luigi.worker.Worker):
                 self._lease.keep()
             except errors.RefusedError:
                 # What the children send does not count any more; each finds that out, and removes it again.
-                for process in self._running_tasks.values():
-                    if process.use_multiprocessing:
-                        process.join()
+                self._end_children(now=False)
                 raise
             except errors.PipelineError:
                 self._end_children()
@@ -178,6 +177,7 @@ class PipelineWorker(luigi.worker.Worker):
 
     def __exit__(self, kind: Any, value: Any, traceback: Any) -> Any:
         result = super().__exit__(kind, value, traceback)  # type: ignore[no-untyped-call]
+        self._pool.close()
         self._release()
         return result
 
@@ -206,12 +206,24 @@ class PipelineWorker(luigi.worker.Worker):
         self.failures.append(failure_of(str(task), _last_line(str(tb))))
         super()._log_complete_error(task, tb)  # type: ignore[no-untyped-call]
 
-    def _end_children(self) -> None:
-        children = [process for process in self._running_tasks.values() if process.use_multiprocessing]
-        for process in children:
-            if process.is_alive():
+    def _create_task_process(self, task: Any) -> Any:
+        made = super()._create_task_process(task)  # type: ignore[no-untyped-call]
+        pooled = made.use_multiprocessing and made.timeout_time is None
+        return Errand(self._pool, task) if pooled else made
+
+    def _end_children(self, now: bool = True) -> None:
+        """End the processes of tasks: at once, or each when it has done what it is at."""
+        # Nothing needs cleaning up in them: what is not marked does not count, and a transaction ends with its client.
+        running = [one for one in self._running_tasks.values() if one.use_multiprocessing]
+        alone = [one for one in running if not isinstance(one, Errand)]
+        for process in alone:
+            if now and process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)
-        for process in children:
+        if now:
+            self._pool.end()
+        else:
+            self._pool.close()
+        for process in alone:
             process.join()
 
     def _print_summary(self) -> None:

@@ -162,6 +162,7 @@ class Incoming:
         self._path = path
         self._file = open(path, "xb")  # noqa: SIM115 (it lives as long as the upload)
         self._md5 = hashlib.md5(usedforsecurity=False)
+        self._finished = False
         self.size = 0
 
     def write(self, chunk: bytes) -> None:
@@ -177,11 +178,14 @@ class Incoming:
     def finish(self, target: Path) -> str:
         """Move the file to its place, and return the MD5 of its content in hex."""
         self._file.close()
-        os.rename(self._path, target)
+        _move(self._path, target)
+        self._finished = True
         return self._md5.hexdigest()
 
     def abandon(self) -> None:
         """Remove the file; nothing happens after `finish`."""
+        if self._finished:
+            return
         with contextlib.suppress(OSError):  # what a full disk did not take, it does not take now
             self._file.close()
         self._path.unlink(missing_ok=True)
@@ -296,7 +300,7 @@ class ObjectStore:
     def put(self, bucket_id: str, key: str, incoming: Incoming, attributes: Attributes) -> Object:
         """Make an upload the content of a key, in the place of what may be there."""
         version = str(uuid.uuid4())
-        etag = incoming.finish(self._place(version))
+        etag = incoming.finish(self._path(version))
         return self._write(bucket_id, key, version, incoming.size, etag, attributes)
 
     def _write(self, bucket_id: str, key: str, version: str, size: int, etag: str, attributes: Attributes) -> Object:
@@ -402,7 +406,7 @@ class ObjectStore:
         incoming = self._incoming / version
         try:
             shutil.copyfile(self._path(source.version), incoming)
-            os.rename(incoming, self._place(version))
+            _move(incoming, self._path(version))
         except OSError:
             incoming.unlink(missing_ok=True)
             raise
@@ -525,10 +529,14 @@ class ObjectStore:
     def _path(self, version: str) -> Path:
         return self._objects / version[:2] / version
 
-    def _place(self, version: str) -> Path:
-        path = self._path(version)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        return path
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file into a folder, which is made when it is not there."""
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        os.rename(path, target)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any
 
 import jwt
@@ -52,7 +53,21 @@ def claims_of(token: str, secret: str) -> dict[str, Any]:
 
 
 def _claims(token: str, secret: str) -> dict[str, Any]:
-    options: Any = {"verify_aud": False, "verify_iat": False, "verify_sub": False, "verify_jti": False}
+    claims = _signed_claims(token, secret)
+    if "exp" in claims or "nbf" in claims:
+        return _decode(token, secret, verify_time=True)
+    return claims
+
+
+@lru_cache(maxsize=256)
+def _signed_claims(token: str, secret: str) -> dict[str, Any]:
+    """Return the claims, whatever the time: the same few keys come with every request."""
+    return _decode(token, secret, verify_time=False)
+
+
+def _decode(token: str, secret: str, *, verify_time: bool) -> dict[str, Any]:
+    unchecked = ("verify_aud", "verify_iat", "verify_sub", "verify_jti")
+    options: Any = {**dict.fromkeys(unchecked, False), "verify_exp": verify_time, "verify_nbf": verify_time}
     try:
         return dict(jwt.decode(token, secret, algorithms=["HS256"], options=options))
     except jwt.ExpiredSignatureError as exc:
