@@ -57,7 +57,7 @@ def check_photo(content: bytes) -> Dimensions:
         if needed > MAXIMUM_COEFFICIENT_BYTES:
             raise BadInput("photo_too_large", f"a progressive picture of {width} x {height} pixels")
         try:
-            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+            image.draft("L", (max(1, width // 8), max(1, height // 8)))
             with _progressive if needed else contextlib.nullcontext():
                 image.load()
         except (OSError, SyntaxError, ValueError, IndexError, EOFError) as exc:

@@ -1,8 +1,7 @@
 """The one door to Supabase Storage: its HTTP API, its error codes, and when to try again.
 
 The API answers nearly every error with HTTP 400 and puts the truth into the body (`code`, `statusCode`), so errors are
-told apart by that code (https://github.com/supabase/storage, src/internal/errors/codes.ts). Sessions belong to one
-thread of one process.
+told apart by that code (https://github.com/supabase/storage, src/internal/errors/codes.ts).
 """
 
 from __future__ import annotations
@@ -10,20 +9,15 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
-import os
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from json import dumps
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import backoff
-import requests
-import requests.adapters
-import requests.structures
-import requests.utils
 
 from pipeline.config import Settings, redact
 from pipeline.errors import (
@@ -39,12 +33,12 @@ from pipeline.errors import (
 from pipeline.gate import Gate
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
+from pipeline.wire import Answer, Wire
 
 logger = get_logger(__name__)
 
 #: Keys of one bulk delete, and entries of one page of a list: the API's own limits.
 PAGE = 1000
-_TIMEOUT = (10.0, 60.0)
 _LONGEST_WAIT = 30.0
 #: Overload says "later", not "no": it is tried this many times more than another transient error.
 _PATIENCE = 6
@@ -79,13 +73,13 @@ class StoredObject:
     md5: str | None
 
 
-def _json_of(response: requests.Response) -> Any:
-    return response.json()
+def _json_of(answer: Answer) -> Any:
+    return json.loads(answer.data)
 
 
-def _digest_of(response: requests.Response) -> tuple[int, str]:
+def _digest_of(answer: Answer) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
-    for chunk in response.iter_content(1 << 16):
+    for chunk in answer.stream(1 << 16):
         size += len(chunk)
         digest.update(chunk)
     return size, digest.hexdigest()
@@ -99,9 +93,7 @@ class Storage:
         self._base = settings.storage_url
         self._bucket = self.bucket = settings.bucket
         self._metrics = metrics or Metrics()
-        self._local = threading.local()
-        self._sessions: list[requests.Session] = []
-        self._lock = threading.Lock()
+        self._wire = Wire(settings)
         self._stopped = threading.Event()
         self.threads = settings.tuning.thread_count
         self.gate = Gate(self.threads)
@@ -121,7 +113,7 @@ class Storage:
             answer = self._send(
                 "POST",
                 f"/object/{quote(self._bucket, safe='')}/{quote(key, safe='/')}",
-                data=content,
+                body=content,
                 headers={"Content-Type": content_type, "x-upsert": "true", "Cache-Control": "max-age=3600"},
             )
         stored = answer.get("Key") if isinstance(answer, dict) else None
@@ -157,7 +149,7 @@ class Storage:
                 body["cursor"] = cursor
             try:
                 with self._metrics.timed("storage_list"):
-                    page = self._send("POST", f"/object/list-v2/{quote(self._bucket, safe='')}", json=body)
+                    page = self._send("POST", f"/object/list-v2/{quote(self._bucket, safe='')}", value=body)
             except StorageError as exc:
                 if cursor is None or cursor != ours or exc.code != "InvalidParameter":
                     raise
@@ -180,7 +172,7 @@ class Storage:
         if not keys:
             return 0
         with self._metrics.timed("storage_remove"):
-            gone = self._send("DELETE", f"/object/{quote(self._bucket, safe='')}", json={"prefixes": list(keys)})
+            gone = self._send("DELETE", f"/object/{quote(self._bucket, safe='')}", value={"prefixes": list(keys)})
         return len(gone)
 
     def remove_all(self, keys: Sequence[str]) -> None:
@@ -201,7 +193,7 @@ class Storage:
             self._send("GET", f"/bucket/{quote(self._bucket, safe='')}")
         except ObjectNotFound:
             try:
-                self._send("POST", "/bucket", json={"id": self._bucket, "name": self._bucket, "public": False})
+                self._send("POST", "/bucket", value={"id": self._bucket, "name": self._bucket, "public": False})
             except ObjectExists:
                 return False
             logger.info("storage: made the private bucket %s", self._bucket)
@@ -219,16 +211,16 @@ class Storage:
 
     def check_host(self) -> None:
         """Raise AccessDenied when the host of the project's URL has no address."""
+        if self._wire.proxied:
+            return
         parts = urlsplit(self._base)
-        if requests.utils.select_proxy(self._base, requests.utils.get_environ_proxies(self._base)):
-            return  # the proxy looks names up
         try:
             socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as exc:
             if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
                 raise StorageUnavailable(
                     f"The address of the Storage host {parts.hostname} cannot be looked up now.",
-                    self._hint_unreachable(),
+                    self._wire.hint_unreachable,
                 ) from exc
             raise AccessDenied(
                 f"The Storage host {parts.hostname} is unknown.",
@@ -243,25 +235,7 @@ class Storage:
 
     def close(self) -> None:
         """Close the connections of all threads."""
-        with self._lock:
-            for session in self._sessions:
-                session.close()
-            self._sessions.clear()
-
-    def _session(self) -> requests.Session:
-        if getattr(self._local, "pid", None) != os.getpid():
-            session = requests.Session()
-            # What `trust_env` would look up for every request, looked up once; and no .netrc over our own key.
-            session.proxies = requests.utils.get_environ_proxies(self._base)
-            session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-            session.trust_env = False
-            adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=0)
-            session.mount("http://", adapter)
-            session.mount("https://", adapter)
-            self._local.session, self._local.pid = session, os.getpid()
-            with self._lock:
-                self._sessions.append(session)
-        return self._local.session  # type: ignore[no-any-return]
+        self._wire.close()
 
     def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request, and again after a transient error; overload has more tries in all than others in a row."""
@@ -287,80 +261,39 @@ class Storage:
         return retry(self._send_once)(method, path, *arguments, **keywords)
 
     def _send_once(
-        self, method: str, path: str, read: Callable[[requests.Response], Any] = _json_of, **arguments: Any
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Answer], Any] = _json_of,
+        *,
+        body: bytes | None = None,
+        value: Any = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """Send one request and return what `read` makes of the answer, while its connection is still open."""
+        """Send one request, its body as it is or a value as JSON; return what `read` makes of the answer."""
+        if value is not None:
+            body, headers = json.dumps(value).encode(), {"Content-Type": "application/json"}
         with self.gate.pass_through():
             if self._stopped.is_set():
                 raise Interrupted("The upload was interrupted.")
             try:
-                with self._answer(self._request(method, path, **arguments)) as response:
-                    if 200 <= response.status_code < 300:
+                with self._wire.request(method, path, body, headers) as response:
+                    if 200 <= response.status < 300:
                         answer = read(response)
                         self.gate.succeeded()
                         return answer
                     error = error_of(response, f"{method} {path.split('?')[0]}")
-            except requests.exceptions.JSONDecodeError as exc:
+            except ValueError as exc:
                 raise StorageUnavailable(
                     f"Storage at {self._base} answers with something that is not JSON.",
                     "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
                 ) from exc
-            except requests.exceptions.SSLError as exc:
-                raise StorageError(
-                    f"The TLS certificate of {self._base} is not accepted.",
-                    "Set REQUESTS_CA_BUNDLE to the authority's certificate.",
-                ) from exc
-            except (
-                requests.exceptions.ConnectionError,
-                requests.exceptions.Timeout,
-                requests.exceptions.ChunkedEncodingError,
-                requests.exceptions.ContentDecodingError,
-            ) as exc:
-                raise StorageUnavailable(
-                    f"Storage at {self._base} cannot be reached ({_innermost(exc)}).", self._hint_unreachable()
-                ) from exc
-            except requests.exceptions.RequestException as exc:
-                raise StorageError(f"Storage cannot be asked: {redact(str(exc))}", "Check the settings.") from exc
             if isinstance(error, StorageOverloaded):
                 self.gate.overloaded()  # before the place is somebody else's, who would be refused as well
         try:
             raise error
         finally:
             del error  # or error, traceback and frame keep each other alive, and with them the connection
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        data: bytes | None = None,
-        json: Any = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> requests.PreparedRequest:
-        """Return a request that is ready to be sent: of what requests prepares by itself, only what ours need."""
-        request = requests.PreparedRequest()
-        request.method, request.url, request.hooks = method, self._base + path, {"response": []}
-        # The key goes both ways: the gateway reads `apikey`, the server reads `Authorization`.
-        key = self._settings.key.reveal()
-        fields = {"User-Agent": "pipeline", "apikey": key, "Authorization": f"Bearer {key}", **(headers or {})}
-        if json is not None:
-            data, fields["Content-Type"] = dumps(json).encode(), "application/json"
-        if data is not None or method != "GET":
-            fields["Content-Length"] = str(len(data or b""))
-        request.body, request.headers = data, requests.structures.CaseInsensitiveDict(fields)
-        return request
-
-    def _answer(self, request: requests.PreparedRequest) -> requests.Response:
-        """Send a request over this thread's connection, past the session, which costs more than the rest."""
-        session = self._session()
-        adapter = session.get_adapter(self._base)
-        return adapter.send(
-            request, stream=True, timeout=_TIMEOUT, verify=session.verify or True, proxies=session.proxies
-        )
-
-    def _hint_unreachable(self) -> str:
-        if self._settings.environment == "embedded":
-            return "Start it with `python -m pipeline up`."
-        return "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
 
     def _on_backoff(self, details: Any) -> None:
         exc = details["exception"]
@@ -386,27 +319,16 @@ def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:
     return StoredObject(key, int(metadata.get("size", -1)), etag if is_md5 else None)
 
 
-def _innermost(exc: BaseException) -> str:
-    """Return the name of the error below the wrappers, such as ConnectionRefusedError."""
-    inner: Any = exc
-    while True:
-        candidates = [getattr(inner, "reason", None), *getattr(inner, "args", ()), inner.__cause__]
-        below = next((one for one in candidates if isinstance(one, BaseException) and one is not inner), None)
-        if below is None:
-            return type(inner).__name__
-        inner = below
-
-
-def error_of(response: requests.Response, request: str) -> PipelineError:
+def error_of(response: Answer, request: str) -> PipelineError:
     """Tell from an answer that is no success what it means: by the body's code, else by the status."""
     try:
-        body = response.json()
-    except requests.exceptions.JSONDecodeError:
+        body = _json_of(response)
+    except ValueError:
         body = {}
     if not isinstance(body, dict):
         body = {}
     code = str(body.get("code") or "")
-    status = response.status_code
+    status = response.status
     if str(body.get("statusCode", "")).isdigit():
         status = int(body["statusCode"])
     message = redact(str(body.get("message") or response.reason or "no message"))

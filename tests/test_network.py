@@ -195,7 +195,7 @@ def test_who_is_never_answered_asks_again(
 ) -> None:
     monkeypatch.setenv("PIPELINE_THREAD_COUNT", "8")
     monkeypatch.setenv("PIPELINE_RETRY_MAX_ATTEMPTS", "20")
-    monkeypatch.setattr("pipeline.storage._TIMEOUT", (10.0, 0.3))
+    monkeypatch.setattr("pipeline.wire.READ_TIMEOUT", 0.3)
     network.storage.plan = first(1, SILENT)
     assert load(dataset) == 0
     assert min(network.storage.tries().values()) >= 2

@@ -32,6 +32,7 @@ from pipeline.errors import (
     ObjectExists,
     ObjectNotFound,
     PipelineError,
+    SettingsError,
     StorageError,
     StorageOverloaded,
     StorageUnavailable,
@@ -90,7 +91,7 @@ class ScriptedServer:
         self.over = threading.Event()
         self._replies: deque[Reply] = deque()
         self._lock = threading.Lock()
-        self._connections: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
         script = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -100,7 +101,7 @@ class ScriptedServer:
 
             def setup(self) -> None:
                 super().setup()
-                script._connections.append(self.connection)
+                script.connections.append(self.connection)
 
             def handle(self) -> None:
                 with suppress(ConnectionError):
@@ -154,7 +155,7 @@ class ScriptedServer:
     def __exit__(self, *_: object) -> None:
         self.over.set()
         self._server.shutdown()
-        for connection in self._connections:
+        for connection in self.connections:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
@@ -587,7 +588,11 @@ def test_an_overloaded_server_is_tried_for_longer_with_fewer_requests_at_once(
 
 
 def test_the_gate_climbs_again_on_success(server: ScriptedServer, storage: Storage) -> None:
-    server.will(error(429, "SlowDown"), stored)
+    def stored_slowly(request: Request) -> Answer:
+        server.over.wait(0.02)  # where an answer takes its time, more in flight are faster
+        return stored(request)
+
+    server.will(error(429, "SlowDown"), stored_slowly)
     storage.upload("a", PHOTO)
     low = storage.gate.limit
     assert low <= storage.threads // 2
@@ -720,7 +725,7 @@ def test_a_kept_connection_that_the_server_has_closed_meanwhile_does_no_harm(
 def test_a_server_that_says_nothing_is_given_up(
     server: ScriptedServer, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage._TIMEOUT", (5.0, 0.05))
+    monkeypatch.setattr("pipeline.wire.READ_TIMEOUT", 0.05)
     server.will(Silence())
     found = failure(storage)
     assert isinstance(found, StorageUnavailable)
@@ -735,6 +740,17 @@ def test_a_certificate_that_is_not_accepted_is_told_at_once(server: ScriptedServ
     assert isinstance(found, StorageError)
     assert "TLS" in found.message
     assert waits == []
+
+
+def test_a_file_of_certificates_that_is_not_there_is_a_wrong_setting(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with closing(Storage(settings_for(server.url.replace("http://", "https://")))) as storage:
+        found = failure(storage)
+    assert isinstance(found, SettingsError)
+    assert "none.pem" in found.message
+    assert "REQUESTS_CA_BUNDLE" in found.hint
 
 
 @pytest.mark.parametrize("work", [Storage.ensure_bucket, Storage.find_bucket, Storage.check_host])
@@ -969,9 +985,8 @@ def test_closing_ends_the_connections_of_all_threads(server: ScriptedServer) -> 
     with closing(Storage(settings_for(server.url))) as storage:
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda number: storage.upload(str(number), PHOTO), range(9)))
-        sessions = list(storage._sessions)
-        assert sessions
-    assert storage._sessions == []
+        assert any(connection.fileno() != -1 for connection in server.connections)
+    assert wait_until(lambda: all(connection.fileno() == -1 for connection in server.connections), SECONDS)
 
 
 def test_the_key_is_in_no_text_of_the_client(storage: Storage) -> None:

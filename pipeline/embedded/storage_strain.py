@@ -6,12 +6,15 @@ import asyncio
 
 from pipeline.embedded.storage_errors import too_many
 
+#: The event loop waits in whole milliseconds, rounded up: half of one too long on average.
+_TICK = 0.0005
+
 
 class Strain:
-    """How long an upload takes at least, and how many object requests the server has at once.
+    """How long an upload takes, and how many object requests the server has at once.
 
     Arguments:
-        latency: seconds from an upload's headers to its answer; the wait costs nothing, and holds up nobody else.
+        latency: seconds from an upload's headers to its answer, on average; waiting costs nothing, and holds up nobody.
         capacity: object requests at once, None for any number; what comes beyond that is refused.
     """
 
@@ -36,5 +39,6 @@ class Strain:
 
     async def hold_back(self, elapsed: float) -> None:
         """Wait until an upload that began `elapsed` seconds ago may be answered."""
-        if self._latency > elapsed:
-            await asyncio.sleep(self._latency - elapsed)
+        rest = self._latency - elapsed - _TICK
+        if rest > 0:
+            await asyncio.sleep(rest)

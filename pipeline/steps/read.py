@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,13 @@ class Photo:
 
 
 class Budget:
-    """Bound the bytes in memory: wait until there is room, always letting at least one through."""
+    """Bound the bytes in memory: wait in line until there is room, always letting at least one through."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._line: deque[tuple[int, threading.Lock]] = deque()
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -50,19 +51,31 @@ class Budget:
 
     def take(self, size: int) -> None:
         """Wait for room for `size` bytes, and hold them until `give_back`, be it in another thread."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._used == 0 or self._used + size <= self._limit)
-            self._used += size
+        with self._lock:
+            if not self._line and self._fits(size):
+                self._used += size
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._line.append((size, turn))
+        turn.acquire()
 
     def give_back(self, size: int) -> None:
-        """Make room again."""
-        with self._condition:
+        """Make room again, and wake those, and only those, whose turn it is."""
+        with self._lock:
             self._used -= size
-            self._condition.notify_all()
+            while self._line and self._fits(self._line[0][0]):
+                size, turn = self._line.popleft()
+                self._used += size
+                turn.release()
+
+    def _fits(self, size: int) -> bool:
+        return self._used == 0 or self._used + size <= self._limit
 
 
-# Decoding is work for a processor: more threads at it than processors would only hold memory.
-_decoders = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+# Decoding is work for a processor, and leaves one to those who send: they wait for the network, and are not to wait
+# for a processor as well.
+_decoders = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) - 1))
 # A day's menu is the same file again and again: its digest is remembered once it was found good.
 _good_menus: OrderedDict[str, None] = OrderedDict()
 _good_menus_lock = threading.Lock()
