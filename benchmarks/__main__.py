@@ -47,8 +47,8 @@ QUESTIONS: dict[str, Question] = {
     "upload": Question(
         "Upload at distance: photos of 120 kB",
         uploading,
-        {"recognitions": 100, "repeats": 1},
-        {"recognitions": 1000, "repeats": 3},
+        {"recognitions": 100, "far": 100, "repeats": 1},
+        {"recognitions": 1500, "far": 3000, "repeats": 3},
     ),
     "copy": Question(
         "COPY: rows of a load, and of annotations",

@@ -15,11 +15,15 @@ _NEAR_MS = (5, 0)
 _CAPACITY = 8
 
 
-def uploading(place: Bench, recognitions: int, repeats: int) -> list[Row]:
-    """Load photos of about 120 kB through Storage servers that are far, near, and narrow."""
+def uploading(place: Bench, recognitions: int, far: int, repeats: int) -> list[Row]:
+    """Load photos of about 120 kB through Storage servers that are far, near, and narrow.
+
+    Arguments:
+        far: recognitions for the server that is far, where the first tenth of a second goes by with few requests.
+    """
+    rows = _far(place, place.dataset(far, REAL), 2 * far)
     dataset = place.dataset(recognitions, REAL)
     photos = 2 * recognitions
-    rows = _far(place, dataset, photos)
     for latency in _NEAR_MS:
         rows += _near(place, dataset, photos, latency, repeats)
     return rows + _narrow(place, dataset, photos)
@@ -33,10 +37,12 @@ def _far(place: Bench, dataset: Path, photos: int) -> list[Row]:
     with place.world("--latency", str(_FAR_MS)) as world:
         run = world.load(dataset)
         rate = _rate(world, dataset, photos)
+        bare = photos / world.run(str(dataset), module="benchmarks.bare").result["seconds"]
     ideal = _THREADS / (_FAR_MS / 1000)
     return [
         Row(f"upload step at {_FAR_MS} ms / {_THREADS} threads that only wait", rate, ideal, "photos/s"),
         Row("  whole command / the same", photos / run.seconds, ideal, "photos/s"),
+        Row(f"  upload step / bare loop, {_THREADS} threads", rate, bare, "photos/s"),
     ]
 
 

@@ -417,7 +417,7 @@ class Upload(Handler):
         assert not isinstance(self.body, JsonBody)
         attributes = self.body.finish()
         stored = self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
-        await self.strain.hold_back(self.request.request_time())
+        await self.strain.hold_back(self.request.request_time)
         return stored
 
 
