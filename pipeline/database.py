@@ -99,7 +99,11 @@ class Connection:
 
         A value is None, str, int, float, bool, or a list or tuple of such (an array).
         """
-        source = _CopySource(rows)
+        return self.copy_lines(table, columns, map(_line, rows))
+
+    def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[str]) -> int:
+        """COPY texts that are in the text format of COPY already, each one line or several; return the rows."""
+        source = _CopySource(lines)
         statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
         with self._cursor() as cursor:
             try:
@@ -108,7 +112,7 @@ class Connection:
                 if source.failure is not None:  # of which the driver keeps only the words
                     raise source.failure from exc
                 raise
-        return source.rows
+            return int(cursor.rowcount)
 
     @contextmanager
     def _cursor(self) -> Iterator[psycopg2.extensions.cursor]:
@@ -120,14 +124,13 @@ class Connection:
 
 
 class _CopySource:
-    """A readable file over an iterable of rows, in the text format of COPY (PostgreSQL manual, COPY, File Formats)."""
+    """A readable file over lines in the text format of COPY (PostgreSQL manual, COPY, File Formats)."""
 
-    #: What libpq sends at once: while the server is at it, the next rows are made.
+    #: What libpq sends at once: while the server is at it, the next lines are made.
     CHUNK = 1 << 13
 
-    def __init__(self, rows: Iterable[Sequence[object]]) -> None:
-        self._rows = iter(rows)
-        self.rows = 0
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
         self.failure: BaseException | None = None
 
     def read(self, size: int = CHUNK) -> bytes:
@@ -141,19 +144,20 @@ class _CopySource:
     def _read(self, size: int) -> bytes:
         lines = []
         length = 0
-        for row in self._rows:
-            line = "\t".join([_FORMATS[value.__class__](value) for value in row])
+        for line in self._lines:
             lines.append(line)
             length += len(line)
             if length >= size:
                 break
-        self.rows += len(lines)
-        lines.append("")
-        return "\n".join(lines).encode()
+        return "".join(lines).encode()
 
     def readline(self, size: int = CHUNK) -> bytes:
         """Return the same as `read`: the driver asks for a file, and uses `read` only."""
         return self.read(size)
+
+
+def _line(row: Sequence[object]) -> str:
+    return "\t".join([_FORMATS[value.__class__](value) for value in row]) + "\n"
 
 
 def _escaped(text: str) -> str:
