@@ -124,6 +124,7 @@ class World:
         Raises:
             SystemExit: it failed.
         """
+        os.sync()  # nothing of what was before is on its way to the disk, nor any room given back
         before = {name: processor_seconds(pid) for name, pid in self.processes.items()}
         begin = time.perf_counter()
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
