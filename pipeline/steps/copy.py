@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
+#: Letters of receipts that are read while PostgreSQL is at something else.
+_AHEAD = 1 << 20
 
 
 def copy_shard(database: Database, storage: Storage, batch_id: str, shard: int, metrics: Metrics) -> None:
@@ -67,8 +71,14 @@ def _copy_documents(
     connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any]
 ) -> tuple[int, int]:
     """Copy what only the files of a shard tell; return how many recognitions it has, and how many were rejected."""
+    unread: dict[int, Reject] = {}
+    receipts = _receipts(source, rows, unread)
+    with ThreadPoolExecutor(1, "receipts") as reader:
+        first = reader.submit(_some, receipts)  # while PostgreSQL copies what it has
+        known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
+        read = first.result()
     rejects: dict[int, Reject] = {}
-    new = [row for row in rows if row.menu_sha256 is not None and not row.menu_known]
+    new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
     if new:
         connection.copy_in(
             "raw.menus",
@@ -78,13 +88,29 @@ def _copy_documents(
     connection.copy_in(
         "raw.recipes",
         ("batch_id", "recognition_id", "receipt", "menu_sha256"),
-        ((batch_id, row.recognition_id, text, row.menu_sha256) for row, text in _receipts(source, rows, rejects)),
+        (
+            (batch_id, row.recognition_id, text, row.menu_sha256)
+            for row, text in itertools.chain(read, receipts)
+            if row.recognition_id not in rejects
+        ),
     )
+    rejects = {**unread, **rejects}
     if rejects:
         connection.execute("delete_files_rejected", batch_id=batch_id, recognition_ids=list(rejects))
     # Their photos are in the bucket already; the commit takes them out.
     batch_state.reject_copied(connection, batch_id, KIND_LOAD, shard, list(rejects.values()), list(rejects))
     return len(rows), len(rejects)
+
+
+def _some(receipts: Iterator[tuple[Any, str | None]]) -> list[tuple[Any, str | None]]:
+    """Take receipts of a bounded size together, most often all of a shard."""
+    taken, letters = [], 0
+    for row, text in receipts:
+        taken.append((row, text))
+        letters += len(text or "")
+        if letters >= _AHEAD:
+            break
+    return taken
 
 
 def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, str]]:
@@ -108,8 +134,6 @@ def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iter
 
 def _receipts(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[Any, str | None]]:
     for row in rows:
-        if row.recognition_id in rejects:
-            continue
         text = None
         if row.receipt_path is not None:
             try:
