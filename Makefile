@@ -8,18 +8,26 @@ PROCESSES ?= 3
 SIZE ?= full
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-system check docs bench clean
 
 demo: $(STAMP)
 	BIN=$(BIN) sh docs/demo.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxschedchunk 1
+	$(BIN)/python -m pytest -m "not system" --numprocesses $(PROCESSES) --maxschedchunk 1
+
+# Installs Debian's packages as root; they have no tests of their own without them.
+test-system: $(STAMP)
+	sh tests/system/install.sh
+	$(BIN)/python -m pytest -m system
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python docs/commands.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --$(SIZE)

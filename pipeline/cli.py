@@ -5,31 +5,35 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import luigi
+import shtab
 
 from pipeline import errors, tasks
-from pipeline.config import Settings, home_directory, load_settings, redact
+from pipeline.arguments import Command, build_parser
+from pipeline.config import Settings, home_directory, load_settings
 from pipeline.database import Connection, Database
 from pipeline.embedded import services
 from pipeline.errors import Interrupted, PipelineError, RefusedError, UnfinishedError, UsageError
-from pipeline.logger import configure_logging
-from pipeline.migrate import migrate
+from pipeline.logger import configure_logging, say
+from pipeline.migrate import Migration, migrate
 from pipeline.progress import Counter, Progress
+from pipeline.prometheus import write_metrics
 from pipeline.sample import write_sample
 from pipeline.steps import status as status_step
 from pipeline.steps.begin import Wish, begin_load, require_schema
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
-from pipeline.steps.reset import describe_reset, find_batch_to_reset, plan_reset
+from pipeline.steps.reset import Plan, describe_reset, find_batch_to_reset, plan_reset
 from pipeline.steps.summary import headline, performance_metrics, size, summarise
 from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
 from pipeline.steps.verify_report import VerifyReport
@@ -65,18 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A name that the terminal's encoding lacks is shown with escapes.
             stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
-    verbose = getattr(options, "verbose", False)
-    configure_logging(verbose)
+    configure_logging(options.verbose, options.log_format)
     tasks.forget()
-    command: Callable[[argparse.Namespace], int] = options.command
+    command: Command = options.command
     code = DONE
     try:
         code = command(options)
         sys.stdout.flush()
     except PipelineError as exc:
-        code = _tell(exc, verbose)
+        code = _tell(exc, options.verbose)
     except KeyboardInterrupt:
-        print(f"Interrupted. {resume_hint()}", file=sys.stderr)
+        say(f"Interrupted. {resume_hint()}")
         code = INTERRUPTED
     except OSError as exc:
         if exc.filename is not None:
@@ -84,144 +87,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone, or its disk is full. Python must not try again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(exc, BrokenPipeError):
-            print(f"Error: The output cannot be written: {exc.strerror}.", file=sys.stderr)
+            say(f"Error: The output cannot be written: {exc.strerror}.")
             code = code or UNFINISHED
     return code
 
 
 def _tell(error: PipelineError, verbose: bool) -> int:
     if verbose:
-        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
-    print(redact(f"Error: {error.message}"), file=sys.stderr)
+        say("".join(traceback.format_exception(error)))
+    say(f"Error: {error.message}", error=type(error).__name__)
     if error.hint:
-        print(redact(f"Hint: {error.hint}"), file=sys.stderr)
+        say(f"Hint: {error.hint}")
     return exit_code(error)
 
 
-Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
-
-_PRODUCTION: dict[str, Any] = {"action": "store_true", "help": "use .env.production, and nothing in its place"}
-_VERBOSE: dict[str, Any] = {"action": "store_true", "help": "say every step on stderr, and show tracebacks"}
-_JSON: dict[str, Any] = {"action": "store_true", "help": "print the result as one JSON object on stdout"}
+def _answer(options: argparse.Namespace, value: Mapping[str, Any], text: str) -> None:
+    """Print a result: for people, or as one JSON object."""
+    print(json.dumps(value, ensure_ascii=False, default=str) if options.json else text)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    top = argparse.ArgumentParser(
-        prog="pipeline", description="Load datasets of canteen-tray photos into Supabase, in batches, exactly once."
-    )
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=summary, description=summary)
-        one.set_defaults(command=command)
-        return one
-
-    _add_services(add)
-    _add_loads(add)
-    _add_batches(add)
-    return top
-
-
-def _add_services(add: Add) -> None:
-    one = add("up", _up, "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
-    one.add_argument("--verbose", **_VERBOSE)
-    one = add("down", _down, "Stop the embedded services; their data stays.")
-    one.add_argument("--verbose", **_VERBOSE)
-
-    one = add("migrate", _migrate, "Apply the pending migrations.")
-    one.add_argument("--production", **_PRODUCTION)
-    one.add_argument("--verbose", **_VERBOSE)
-
-    one = add("sample", _sample, "Write a synthetic dataset with real JPEGs.")
-    one.add_argument("directory", metavar="DIR", help="a folder that does not exist yet, or is empty")
-    one.add_argument("--recognitions", type=_number(0), default=200, metavar="N", help="how many trays (200)")
-    one.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same bytes; another, other ids (0)")
-    one.add_argument("--broken", action="store_true", help="add one of every kind of reject")
-
-
-def _add_loads(add: Add) -> None:
-    one = add("load", _load, "Load a dataset: photos to Storage, rows to PostgreSQL.")
-    one.add_argument("--source", metavar="PATH", help="the dataset's folder (DATASET_DIR, or the usual places)")
-    one.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
-    one.add_argument("--force", action="store_true", help="load what is loaded already, as a new version")
-    one.add_argument("--strict", action="store_true", help="check everything first; one reject refuses the batch")
-    one.add_argument("--dry-run", action="store_true", help="print what would be loaded, and write nothing")
-    _add_run(one)
-
-    one = add("load-qwen", _load_qwen, "Load the annotations of a vision model for what is loaded.")
-    one.add_argument("--file", metavar="PATH", help="the annotations file (QWEN_ANNOTATIONS, or the usual places)")
-    one.add_argument("--force", action="store_true", help="annotate anew what has annotations already")
-    _add_run(one)
-
-
-def _add_run(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--batch-id", metavar="ID", help="the batch (the newest unfinished one like it, or a new one)")
-    one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
-    one.add_argument("--local-scheduler", action="store_true", help="do not ask for a luigid")
-    one.add_argument("--production", **_PRODUCTION)
-    one.add_argument("--verbose", **_VERBOSE)
-    one.add_argument("--json", **_JSON)
-
-
-def _add_batches(add: Add) -> None:
-    one = add("reset", _reset, "Take a batch out again, as if it had never been loaded.")
-    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-    one.add_argument("--confirm", action="store_true", help="do not ask, do it")
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
-    one.add_argument("--production", **_PRODUCTION)
-    one.add_argument("--verbose", **_VERBOSE)
-
-    one = add("status", _status, "Show the environment, both connections, and the batches.")
-    one.add_argument("--batch-id", metavar="ID", help="show the numbers of this batch")
-    one.add_argument("--json", **_JSON)
-    one.add_argument("--production", **_PRODUCTION)
-    one.add_argument("--verbose", **_VERBOSE)
-
-    one = add("verify", _verify, "Hold manifest and tables against the bucket, in both directions.")
-    one.add_argument("--batch-id", metavar="ID", help="look at this batch only")
-    one.add_argument("--deep", action="store_true", help="read every object and compare its content, too")
-    one.add_argument("--repair", action="store_true", help="send again what is missing or damaged, remove orphans")
-    one.add_argument("--quiet", action="store_true", help="leave out the lines of what is as it should be")
-    one.add_argument("--json", **_JSON)
-    one.add_argument("--production", **_PRODUCTION)
-    one.add_argument("--verbose", **_VERBOSE)
-
-
-def _number(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return value
-
-    number.__name__ = "number"
-    return number
+    return build_parser(COMMANDS)
 
 
 def _up(options: argparse.Namespace) -> int:
     home = home_directory()
-    print(services.up(home).describe())
+    started = services.up(home)
     # Those of the services that were started, whatever .env.local or the environment name.
     settings = load_settings(environ={"PIPELINE_HOME": str(home)}, directory=home)
     with closing(Database(settings)) as database:
         applied = migrate(database)
-    print(f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date")
-    print(f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a")
+    lines = [
+        started.describe(),
+        f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date",
+        f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a",
+    ]
+    _answer(options, {**asdict(started), "migrations_applied": _names(applied)}, "\n".join(lines))
     return DONE
 
 
+def _names(applied: Sequence[Migration]) -> list[str]:
+    return [f"{one.version}_{one.name}" for one in applied]
+
+
 def _down(options: argparse.Namespace) -> int:
-    print(services.down(home_directory()).describe())
+    stopped = services.down(home_directory())
+    _answer(options, asdict(stopped), stopped.describe())
     return DONE
 
 
 def _migrate(options: argparse.Namespace) -> int:
     with closing(Database(tasks.settings_of(options.production))) as database:
         applied = migrate(database)
-    for one in applied:
-        print(f"applied {one.version}_{one.name}")
-    print(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
+    lines = [f"applied {name}" for name in _names(applied)]
+    lines.append(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
+    _answer(options, {"applied": _names(applied)}, "\n".join(lines))
     return DONE
 
 
@@ -236,9 +157,11 @@ def _sample(options: argparse.Namespace) -> int:
             )
     except OSError as exc:
         raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
-    print(
+    _answer(
+        options,
+        {"directory": str(directory), **asdict(done)},
         f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}, "
-        f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s"
+        f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s",
     )
     return DONE
 
@@ -276,7 +199,7 @@ def _run(task: luigi.Task, workers: int = 1, local_scheduler: bool = False) -> S
         luigi.build([task], factory, workers=workers, local_scheduler=local_scheduler, no_lock=True)
     except luigi.rpc.RPCError as exc:
         # What is marked is done all the same.
-        print(redact(f"luigid was lost: {exc}"), file=sys.stderr)
+        say(f"luigid was lost: {exc}", logging.WARNING)
     worker = SchedulerFactory.last
     assert worker is not None
     return worker.failures
@@ -290,15 +213,16 @@ def _report(batch_id: str, options: argparse.Namespace, failures: Sequence[Failu
     except UsageError as exc:
         # Discovery wrote nothing; why, its failure says.
         raise _error_of(failures, batch_id) from exc
-    if options.json:
-        print(json.dumps({**summary, "failures": [vars(one) for one in failures]}, ensure_ascii=False))
-    if summary["state"] == "done":
-        if not options.json:
-            print(headline(summary))
-            print(performance_metrics(summary))
+    if options.metrics_file:
+        write_metrics(Path(options.metrics_file), summary)
+    done = summary["state"] == "done"
+    if done or options.json:
+        text = f"{headline(summary)}\n{performance_metrics(summary)}"
+        _answer(options, {**summary, "failures": [vars(one) for one in failures]}, text)
+    else:
+        say(headline(summary))
+    if done:
         return DONE
-    if not options.json:
-        print(headline(summary), file=sys.stderr)
     raise _error_of(failures, batch_id)
 
 
@@ -317,9 +241,19 @@ def _reset(options: argparse.Namespace) -> int:
     settings = tasks.settings_of(options.production)
     database = tasks.database_of(options.production)
     plan = plan_reset(database, settings, options.batch_id)
-    print(describe_reset(plan))
-    if options.dry_run or plan.batch.state == "reset":
-        return DONE
+    if not options.json:
+        print(describe_reset(plan))
+    if not options.dry_run and plan.batch.state != "reset":
+        _reset_as_planned(options, database, plan)
+    if options.json:
+        state = database.run(lambda connection: find_batch_to_reset(connection, plan.batch.id)).state
+        print(json.dumps({**plan.as_dict(), "dry_run": options.dry_run, "state": state}, ensure_ascii=False))
+    elif not options.dry_run and plan.batch.state != "reset":
+        print(f"Batch {plan.batch.id} is reset.")
+    return DONE
+
+
+def _reset_as_planned(options: argparse.Namespace, database: Database, plan: Plan) -> None:
     if plan.blocking:
         found = ", ".join(f"{one.table} ({one.rows} rows, to {one.target})" for one in plan.blocking)
         raise RefusedError(
@@ -333,8 +267,6 @@ def _reset(options: argparse.Namespace) -> int:
     batch = database.run(lambda connection: find_batch_to_reset(connection, plan.batch.id))
     if batch.state != "reset":
         raise _error_of(failures, plan.batch.id)
-    print(f"Batch {batch.id} is reset.")
-    return DONE
 
 
 def _ask_for(batch_id: str) -> None:
@@ -379,15 +311,11 @@ def _dry_run(options: argparse.Namespace) -> int:
     request = Request.of(settings, begun.batch_id, begun.source, **parameters)
     found = None if begun.done else discover(database, request, dry_run=True)
     if found is None:
-        if options.json:
-            print(json.dumps({"dry_run": True, "batch_id": begun.batch_id, "discovered": True}))
-        else:
-            print(f"Batch {begun.batch_id} is discovered already; nothing would be chosen anew.")
-        return DONE
-    if options.json:
-        print(json.dumps({"dry_run": True, **found.as_dict()}, ensure_ascii=False))
+        discovered = {"dry_run": True, "batch_id": begun.batch_id, "discovered": True}
+        text = f"Batch {begun.batch_id} is discovered already; nothing would be chosen anew."
+        _answer(options, discovered, text)
     else:
-        print(_describe(found))
+        _answer(options, {"dry_run": True, **found.as_dict()}, _describe(found))
     return DONE
 
 
@@ -423,15 +351,28 @@ def _show_status(options: argparse.Namespace, settings: Settings, database: Data
             return summarise(connection, options.batch_id)
 
         summary = database.run(ask, read_only=True)
-        if options.json:
-            print(json.dumps(summary, ensure_ascii=False))
-        else:
-            print(headline(summary, rejects=100))
-            print(performance_metrics(summary))
+        _answer(options, summary, f"{headline(summary, rejects=100)}\n{performance_metrics(summary)}")
         return DONE
     result, failures = status_step.status(settings, database)
-    if options.json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        print(status_step.as_text(result, options.production))
+    _answer(options, result, status_step.as_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
+
+
+def _completion(options: argparse.Namespace) -> int:
+    script = shtab.complete(parser(), options.shell)
+    _answer(options, {"shell": options.shell, "script": script}, script)
+    return DONE
+
+
+COMMANDS: Mapping[str, Command] = {
+    "up": _up,
+    "down": _down,
+    "migrate": _migrate,
+    "sample": _sample,
+    "load": _load,
+    "load-qwen": _load_qwen,
+    "reset": _reset,
+    "status": _status,
+    "verify": _verify,
+    "completion": _completion,
+}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.config import redact
 from pipeline.errors import PipelineError
+
+_sayings = logging.getLogger("pipeline.say")
 
 
 class RedactingFormatter(logging.Formatter):
@@ -34,6 +38,27 @@ class RedactingFormatter(logging.Formatter):
         return super().formatException(ei)
 
 
+class JsonFormatter(RedactingFormatter):
+    """Format a record as one JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, what else is known."""
+
+    def __init__(self, tracebacks: bool) -> None:
+        super().__init__(timestamp=False, tracebacks=tracebacks)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without secrets."""
+        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        entry: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return redact(json.dumps(entry, ensure_ascii=False, default=str))
+
+
 class _LastWords(logging.Filter):
     """Of Luigi's errors, let through the one that ends its command; a task's failure we tell ourselves."""
 
@@ -51,16 +76,36 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("pipeline") else f"pipeline.{name}")
 
 
-def configure_logging(verbose: bool = False) -> None:
-    """Send warnings to stderr, and with `verbose` also the steps of the work; calling it again replaces the former."""
+def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
+    """Tell whoever started this: on stderr as it is, or as a line of JSON, with fields, where these were asked for."""
+    if writes_json():
+        _sayings.log(level, text, extra={"fields": fields})
+    elif sys.stderr is not None:
+        print(redact(text), file=sys.stderr)
+
+
+def writes_json() -> bool:
+    """Return whether lines of JSON were asked for."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
+    """Send warnings to stderr, and with `verbose` also the steps of the work; calling it again replaces the former.
+
+    Arguments:
+        log_format: `text`, or `json` for one object a line.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(RedactingFormatter(timestamp=not (sys.stderr and sys.stderr.isatty()), tracebacks=verbose))
+    timestamp = not (sys.stderr and sys.stderr.isatty())
+    text = RedactingFormatter(timestamp=timestamp, tracebacks=verbose)
+    handler.setFormatter(JsonFormatter(tracebacks=verbose) if log_format == "json" else text)
     root = logging.getLogger()
     for former in list(root.handlers):
         if isinstance(former, logging.StreamHandler) and isinstance(former.formatter, RedactingFormatter):
             root.removeHandler(former)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    _sayings.setLevel(logging.INFO)
     logging.getLogger("pipeline").setLevel(logging.INFO if verbose else logging.WARNING)
     # Luigi tells of every task it schedules; what the user wants to know of a task we say ourselves.
     logging.getLogger("luigi").setLevel(logging.WARNING)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TextIO
+
+from pipeline.logger import say, writes_json
 
 #: More than a batch has shards.
 PLACES = 1024
@@ -100,7 +103,11 @@ class Progress:
             now = time.monotonic()
             started = now if started is None else started
             text = line(done, before, total, now - started)
-            if self._terminal:
+            if writes_json():
+                if now - told >= _PLAIN:
+                    say(text, logging.INFO, done=done, total=total, seconds=round(now - started, 1))
+                    told = now
+            elif self._terminal:
                 self._write(f"\r{text}\x1b[K")
                 drawn = True
             elif now - told >= _PLAIN:

@@ -30,9 +30,8 @@ from luigi.rpc import RemoteScheduler
 from luigi.scheduler import Scheduler
 
 from pipeline import errors, tasks
-from pipeline.config import redact
 from pipeline.database import cancel_statements
-from pipeline.logger import configure_logging, get_logger
+from pipeline.logger import configure_logging, get_logger, say
 from pipeline.memory import bound_memory
 from pipeline.pool import Errand, Pool
 from pipeline.progress import Progress
@@ -86,9 +85,9 @@ class Failure:
 def print_failures(failures: Sequence[Failure]) -> None:
     """Say on stderr what failed first."""
     for failure in failures[:5]:
-        print(redact(f"Failed: {failure.task}: {failure.message}"), file=sys.stderr)
+        say(f"Failed: {failure.task}: {failure.message}", task=failure.task, error=failure.error)
         if failure.hint:
-            print(redact(f"Hint: {failure.hint}"), file=sys.stderr)
+            say(f"Hint: {failure.hint}")
 
 
 def failure_of(task: str, explanation: str) -> Failure:
@@ -147,7 +146,7 @@ class PipelineWorker(luigi.worker.Worker):
             # Interrupted in a put, the queue's thread may never end: Python is not to wait for it at exit.
             self._task_result_queue.cancel_join_thread()
             if self._prints_summary:
-                print(f"Interrupted. {resume_hint()}", file=sys.stderr)
+                say(f"Interrupted. {resume_hint()}")
                 self._release()
                 raise SystemExit(130) from None
             raise
@@ -242,7 +241,7 @@ class PipelineWorker(luigi.worker.Worker):
         if summary["state"] == "done":
             print(performance_metrics(summary))
         elif not finished:
-            print(resume_hint(), file=sys.stderr)
+            say(resume_hint())
 
 
 def _last_line(text: str) -> str:

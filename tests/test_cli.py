@@ -6,9 +6,11 @@ import inspect
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,3 +159,78 @@ def test_a_load_without_stderr_works(workdir: Path, small_dataset: MakeDataset, 
     )
     assert done.returncode == 0
     world.check(settings, (small_dataset(3), "b1", None))
+
+
+# Output for machines
+
+
+def test_every_command_has_its_result_as_one_json_object(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    def told(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
+        done = run_pipeline(*arguments, "--json")
+        assert done.returncode == code, done.stderr
+        value = json.loads(done.stdout)
+        assert isinstance(value, dict)
+        return value
+
+    dataset = small_dataset(3)
+    annotations = dataset / "qwen_annotations.json"
+    assert told("migrate") == {"applied": []}
+    assert told("sample", tmp_path / "ds", "--recognitions", "1")["photos"] == 2
+    assert told("load", "--source", dataset, "--batch-id", "b1")["state"] == "done"
+    assert told("load-qwen", "--file", annotations, "--batch-id", "q1")["kind"] == "qwen"
+    assert told("status")["database"]["ok"] is True
+    assert told("status", "--batch-id", "b1")["images_processed"] == 6
+    assert told("verify")["totals"]["equal"] == 6
+    assert told("completion", "bash")["shell"] == "bash"
+    plan = told("reset", "--batch-id", "b1", "--dry-run")
+    assert (plan["state"], plan["objects"], plan["rows"]["public.images"]) == ("done", 6, 6)
+    assert told("reset", "--batch-id", "b1", "--confirm")["state"] == "reset"
+    assert told("reset", "--batch-id", "b1", "--confirm")["state"] == "reset"
+
+
+def test_with_json_lines_everything_on_stderr_is_an_object_without_a_secret(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    arguments = ("load", "--source", small_dataset(3), "--batch-id", "b1", "--log-format", "json")
+    done = run_pipeline(*arguments, "--verbose")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
+    assert any(line["logger"] == "pipeline.steps.copy" and line["level"] == "info" for line in lines)
+    assert settings.key.reveal() not in done.stderr
+    refused = run_pipeline(*arguments, "--limit", "1")
+    assert refused.returncode == 4
+    error, hint = map(json.loads, refused.stderr.splitlines())
+    assert (error["level"], error["error"]) == ("error", "RefusedError")
+    assert error["message"].startswith("Error: Batch b1 was begun with")
+    assert hint["message"].startswith("Hint: ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_the_completion_knows_every_command_and_is_a_script_of_its_shell(shell: str, run_pipeline: RunPipeline) -> None:
+    done = run_pipeline("completion", shell)
+    assert done.returncode == 0
+    for name in cli.COMMANDS:
+        assert name in done.stdout
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=done.stdout, encoding="utf-8", check=True)
+
+
+def test_bash_completes_commands_and_options(run_pipeline: RunPipeline) -> None:
+    script = run_pipeline("completion", "bash").stdout
+    program = f"""{script}
+        complete_words() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_pipeline; echo "${{COMPREPLY[*]}}"; }}
+        complete_words pipeline lo
+        complete_words pipeline load --met
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, encoding="utf-8", check=True)
+    assert [line.split() for line in done.stdout.splitlines()] == [["load", "load-qwen"], ["--metrics-file"]]
+
+
+def test_the_help_of_each_command_teaches_with_examples(run_pipeline: RunPipeline) -> None:
+    for name in cli.COMMANDS:
+        shown = run_pipeline(name, "--help").stdout
+        assert "\nexamples:\n  # " in shown
+        assert f"pipeline {name}" in shown.split("examples:")[1]

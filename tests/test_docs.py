@@ -7,6 +7,9 @@ import ast
 import configparser
 import itertools
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from io import StringIO
@@ -17,6 +20,7 @@ import pytest
 from dotenv import dotenv_values
 
 from pipeline import cli, config, tasks, worker
+from pipeline.arguments import EXAMPLES
 from pipeline.config import Tuning
 from pipeline.steps.discover import MAXIMUM_SHARDS
 
@@ -28,6 +32,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 
 OPTIONAL = ("STORAGE_BUCKET", "DATASET_DIR", "QWEN_ANNOTATIONS", "PIPELINE_HOME")
+COMMON = {"--help", "--verbose", "--json", "--log-format"}
 TUNING = [field.name for field in fields(Tuning)]
 
 
@@ -57,9 +62,11 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 
 
 def options_of(name: str) -> set[str]:
-    return {
-        option for action in subcommands()[name]._actions for option in action.option_strings if option.startswith("--")
-    } - {"--help"}
+    """The options of a command that not every command has."""
+    actions = subcommands()[name]._actions
+    every = {option for action in actions for option in action.option_strings if option.startswith("--")}
+    assert every >= COMMON
+    return every - COMMON
 
 
 # Commands
@@ -95,6 +102,30 @@ def test_the_options_of_the_luigi_command_are_those_of_the_tasks() -> None:
     for text, task in ((load, tasks.LoadBatch), (qwen, tasks.LoadQwen), (reset, tasks.ResetBatch)):
         parameters: list[tuple[str, object]] = task.get_params()  # type: ignore[no-untyped-call]
         assert words(text) == {f"--{name.replace('_', '-')}" for name, _ in parameters}
+
+
+def test_the_options_that_all_commands_have_are_listed_once() -> None:
+    first_table = next(part for part in section("Commands").split("\n\n") if part.startswith("|"))
+    assert {row[0].strip("`").split()[0] for row in rows(first_table)[1:]} == COMMON
+
+
+def test_the_manual_of_the_commands_is_what_the_parser_says_now() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import runpy; print(end=runpy.run_path('docs/commands.py')['page']())"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == made.stdout, "run `make docs`"
+
+
+@pytest.mark.parametrize("name", subcommands())
+def test_each_example_is_a_command_that_the_parser_takes(name: str) -> None:
+    for purpose, example in EXAMPLES[name]:
+        assert purpose
+        for call in re.findall(r"(?:python -m )?pipeline ([a-z-]+[^)|>]*)", example.replace('"', "")):
+            assert cli.parser().parse_args(shlex.split(call)).command is not None
 
 
 # Exit codes
@@ -297,7 +328,7 @@ def test_links_to_files_and_headings_lead_somewhere(path: Path) -> None:
         if target.startswith("#"):
             assert target[1:] in headings, target
         elif not target.startswith("https://"):
-            assert (path.parent / target).is_file(), target
+            assert (path.parent / target.partition("#")[0]).is_file(), target
 
 
 def test_the_messages_under_troubleshooting_are_those_that_the_code_says() -> None:
@@ -320,7 +351,7 @@ def test_the_make_targets_that_the_readme_names_are_those_of_the_makefile() -> N
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
     assert phony is not None
     code = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-    named = set(re.findall(r"^make ([a-z]+)", code, re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z-]+)", code, re.MULTILINE))
     assert named == set(phony[1].split())
 
 

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from pipeline import batch_state
 from pipeline.batch_state import KIND_LOAD, Batch
@@ -58,6 +59,18 @@ class Plan:
     bytes: int
     returning: dict[str, int]
     blocking: tuple[Reference, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON has it."""
+        return {
+            "batch_id": self.batch.id,
+            "kind": self.batch.kind,
+            "rows": self.rows,
+            "objects": self.objects,
+            "bytes": self.bytes,
+            "returning": self.returning,
+            "blocking": [asdict(one) for one in self.blocking],
+        }
 
 
 def find_batch_to_reset(connection: Connection, batch_id: str) -> Batch:

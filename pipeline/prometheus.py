@@ -1,0 +1,63 @@
+"""The numbers of a load as a file for Prometheus's textfile collector; names end in their base unit, as it asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
+from pipeline.errors import SettingsError
+
+_STATES = ("loading", "done", "resetting", "reset")
+
+
+def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write the numbers of a batch, whole or not at all: the collector may read at any moment.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+    registry = CollectorRegistry()
+    batch = {"batch_id": summary["batch_id"], "kind": summary["kind"]}
+    for name, about, label, values in _families(summary):
+        gauge = Gauge(f"pipeline_{name}", about, (*batch, *([label] if label else [])), registry=registry)
+        for key, value in values.items():
+            gauge.labels(**batch, **({label: key} if label else {})).set(value)
+    try:
+        write_to_textfile(str(path), registry)
+    except OSError as exc:
+        raise SettingsError(
+            f"The metrics cannot be written to {path}: {exc.strerror}.", "The load itself is not concerned."
+        ) from exc
+
+
+def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
+    """Yield the name of each family, what it tells, its label besides those of the batch, and the values by it."""
+    operations, gauges = summary["operations"], summary["gauges"]
+
+    def one(value: float) -> Mapping[str, float]:
+        return {"": value}
+
+    yield "last_run_timestamp_seconds", "When these numbers were written.", "", one(time.time())
+    states = {state: float(state == summary["state"]) for state in _STATES}
+    yield "batch_state", "1 for the state of the batch, 0 for the others.", "state", states
+    yield "batch_active_seconds", "How long at least one step was at work.", "", one(summary["total_seconds"])
+    yield "batch_recognitions", "Recognitions of the batch.", "", one(summary["recognitions_processed"])
+    yield "batch_images", "Photos of the batch.", "", one(summary["images_processed"])
+    yield "batch_size_bytes", "Size of the photos of the batch.", "", one(summary["bytes"])
+    if "detections_processed" in summary:
+        yield "batch_detections", "Detections of the batch.", "", one(summary["detections_processed"])
+    yield "batch_shards", "Shards of the batch.", "", one(summary["shards"])
+    yield "batch_shards_done", "Shards with the marker of a step.", "step", summary["shards_done"]
+    yield "batch_already_loaded", "Recognitions that were loaded before.", "", one(summary["already_loaded"])
+    yield "batch_rejects", "Inputs that were left out, by reason.", "code", summary["rejects"]
+    yield "batch_counter", "What the steps counted, such as bytes_uploaded.", "counter", summary["counters"]
+    in_flight = {name: entry["last"] for name, entry in gauges.items()}
+    yield "batch_gauge", "What the steps measured last, such as requests_in_flight.", "gauge", in_flight
+    ops = {name: entry["ops"] for name, entry in operations.items()}
+    yield "batch_operations", "Operations of a kind.", "operation", ops
+    seconds = {name: entry["total_seconds"] for name, entry in operations.items()}
+    yield "batch_operation_seconds", "What they took together; several at once count each.", "operation", seconds
