@@ -28,7 +28,7 @@ from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover
 from pipeline.steps.read import Budget
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
-from pipeline.storage import Storage
+from pipeline.storage import Storage, StoredObject
 from tests import world
 from tests.services import MakeDataset
 
@@ -223,6 +223,27 @@ def test_a_shard_whose_objects_never_arrive_is_rolled_back_and_the_others_stay(l
     load.upload(2)
     for shard in (1, 2):
         load.copy(shard)
+    load.transform()
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+class Unlisted(Storage):
+    """A Storage that does not list, for good."""
+
+    def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
+        raise StorageError("Storage answers with a list of a shape that is not its own.")
+
+
+def test_a_shard_that_was_begun_before_and_cannot_be_listed_is_rolled_back(load: Load) -> None:
+    load.discover()
+    key = f"b1/recognitions/{sorted(world.folders(load.dataset))[0]}/camera1.jpg"
+    with closing(Storage(load.settings)) as storage:
+        storage.upload(key, b"what a run that was killed has left")
+    with pytest.raises(StorageError, match="a shape that is not its own"):
+        load.upload(storage=Unlisted(load.settings))
+    assert world.objects(load.settings) == {}
+    load.upload()
+    load.copy()
     load.transform()
     world.check(load.settings, (load.dataset, "b1", None))
 
@@ -438,4 +459,28 @@ def test_the_budget_lets_one_through_however_large_and_else_no_more_than_its_lim
     with budget.hold(1000):
         pass
     with budget.hold(6), budget.hold(4):
+        pass
+
+
+def test_the_budget_is_given_in_line() -> None:
+    budget = Budget(10)
+    budget.take(8)
+    given: list[int] = []
+
+    def wait_for(size: int) -> None:
+        budget.take(size)
+        given.append(size)
+
+    threads = [threading.Thread(target=wait_for, args=(size,)) for size in (5, 1)]
+    for ahead, thread in enumerate(threads, 1):
+        thread.start()
+        assert wait_until(lambda ahead=ahead: len(budget._line) == ahead, 20)  # type: ignore[misc]
+    assert given == []  # there is room for the small one, but it came later
+    budget.give_back(8)
+    for thread in threads:
+        thread.join(20)
+    assert sorted(given) == [1, 5]
+    budget.give_back(5)
+    budget.give_back(1)
+    with budget.hold(10):
         pass

@@ -122,7 +122,12 @@ class Uploader:
             return None
         number, held, entries = found
         storage = self._storage.part(metrics)
-        present = {one.key: one for one in _stored_range(storage, entries)}
+        try:
+            present = {one.key: one for one in _stored_range(storage, entries)}
+        except PermanentError:
+            if shard is not None:  # else nobody asked for it yet
+                _roll_back(self._database, self._storage, batch_id, number, held.created_at, _keys(entries))
+            raise
         progress = self._progress_of(number)
         sending = Sending(self._crew, storage, Path(held.source), entries, present, metrics, progress)
         return _Begun(batch_id, number, held, entries, sending, storage, metrics)
