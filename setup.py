@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
@@ -21,20 +21,26 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.14",
     install_requires=requirements(),
-    packages=["pipeline", "pipeline.embedded", "pipeline.migrations", "pipeline.sql", "pipeline.steps"],
+    packages=[*find_packages(include=["pipeline", "pipeline.*"]), "pipeline.migrations"],
     # The migrations live where the Supabase CLI looks for them; a wheel carries them as a data-only package.
     package_dir={"pipeline.migrations": "supabase/migrations"},
     package_data={
         "pipeline": ["py.typed"],
         "pipeline.sql": ["*.sql"],
         "pipeline.migrations": ["*.sql"],
+        "pipeline.report": ["*.css", "*.html", "*.js"],
     },
     entry_points={"console_scripts": ["pipeline = pipeline.cli:main"]},
     classifiers=[
+        "Environment :: Console",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: SQL",
+        "Topic :: Database",
         "Typing :: Typed",
     ],
 )

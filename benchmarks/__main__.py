@@ -30,6 +30,7 @@ from benchmarks.memory import memory
 from benchmarks.rerun import rerun
 from benchmarks.rows import Row, as_table, machine, write_json
 from benchmarks.sampling import sampling
+from benchmarks.scaling import scaling
 from benchmarks.uploading import uploading
 
 
@@ -91,6 +92,12 @@ QUESTIONS: dict[str, Question] = {
         annotating,
         {"megabytes": (2,), "template": 100},
         {"megabytes": (10, 200), "template": 1000},
+    ),
+    "scaling": Question(
+        "Scaling: luigid, a second worker, bytes and seconds of a recognition",
+        scaling,
+        {"tasks": (10, 50), "shared": 40, "seeded": 100, "listed": (50, 100)},
+        {"tasks": (50, 245, 490), "shared": 600, "seeded": 20_000, "listed": (1000, 4000)},
     ),
     "memory": Question(
         "Memory: the largest process, photos of 120 kB",

@@ -41,6 +41,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("Annotate what is loaded", "python -m pipeline load-qwen --file /srv/ds/qwen_annotations.json"),
         ("The detections of a better model instead", "python -m pipeline load-qwen --file new.json --force"),
     ),
+    "worker": (
+        ("On a second machine, beside a load that was started on the first", "python -m pipeline worker --workers 4"),
+        ("All night long, whatever is loaded", "python -m pipeline worker --production --idle 43200"),
+    ),
     "reset": (
         ("What would go, and what would come back", "python -m pipeline reset --batch-id b1 --dry-run"),
         ("Take it out, without a question", "python -m pipeline reset --batch-id b1 --confirm"),
@@ -48,6 +52,14 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "status": (
         ("Do both connections work, and what is unfinished?", "python -m pipeline status --production"),
         ("The numbers of an earlier load", "python -m pipeline status --batch-id b1"),
+        ("Everything that a load rests on, before the first one", "python -m pipeline status --check --source /srv/ds"),
+    ),
+    "report": (
+        ("A page to look at", "python -m pipeline report --batch-id b1"),
+        (
+            "More trays, into a folder that a web server shows",
+            "python -m pipeline report --batch-id b1 --sample 50 --out /srv/www/b1.html",
+        ),
     ),
     "completion": (
         ("For bash, in ~/.bashrc", 'eval "$(pipeline completion bash)"'),
@@ -68,6 +80,7 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     add = _Adder(top.add_subparsers(required=True, metavar="COMMAND"), commands)
     _add_services(add)
     _add_loads(add)
+    _add_worker(add)
     _add_batches(add)
 
     one = add("completion", "Print the completion of these commands for a shell.")
@@ -133,6 +146,14 @@ def _add_loads(add: _Adder) -> None:
     _add_run(one)
 
 
+def _add_worker(add: _Adder) -> None:
+    one = add("worker", "Help, on a further machine, with the batches that are being loaded; it needs a luigid.")
+    one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
+    one.add_argument("--idle", type=_number(0), default=60, metavar="SECONDS", help="leave without work so long (60)")
+    one.add_argument("--production", **_PRODUCTION)
+    _add_output(one)
+
+
 def _add_run(one: argparse.ArgumentParser) -> None:
     one.add_argument("--batch-id", metavar="ID", help="the batch (the newest unfinished one like it, or a new one)")
     one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
@@ -151,7 +172,17 @@ def _add_batches(add: _Adder) -> None:
     _add_output(one)
 
     one = add("status", "Show the environment, both connections, and the batches.")
-    one.add_argument("--batch-id", metavar="ID", help="show the numbers of this batch")
+    what = one.add_mutually_exclusive_group()
+    what.add_argument("--batch-id", metavar="ID", help="show the numbers of this batch")
+    what.add_argument("--check", action="store_true", help="look at everything that a load rests on, with remedies")
+    one.add_argument("--source", metavar="PATH", help="with --check: the dataset, held against the bucket's limits")
+    one.add_argument("--production", **_PRODUCTION)
+    _add_output(one)
+
+    one = add("report", "Write a page about a batch: where its time went, its rejects, and trays with their boxes.")
+    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
+    one.add_argument("--out", metavar="FILE", help="the page (report-ID.html in the working directory)")
+    one.add_argument("--sample", type=_number(0), default=12, metavar="N", help="recognitions to show (12)")
     one.add_argument("--production", **_PRODUCTION)
     _add_output(one)
 

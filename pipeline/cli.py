@@ -6,7 +6,6 @@ import argparse
 import io
 import json
 import logging
-import os
 import shlex
 import sys
 import traceback
@@ -19,27 +18,30 @@ from typing import Any
 import luigi
 import shtab
 
-from pipeline import errors, tasks
+from pipeline import doctor, errors, tasks
 from pipeline.arguments import Command, build_parser
+from pipeline.assistant import assist
+from pipeline.assistant import describe as describe_help
 from pipeline.config import Settings, home_directory, load_settings
 from pipeline.database import Connection, Database
 from pipeline.embedded import services
-from pipeline.errors import Interrupted, PipelineError, RefusedError, UnfinishedError, UsageError
-from pipeline.logger import configure_logging, say
+from pipeline.errors import Interrupted, PipelineError, RefusedError, SettingsError, UnfinishedError, UsageError
+from pipeline.logger import configure_logging, let_go, say
 from pipeline.migrate import Migration, migrate
 from pipeline.progress import Counter, Progress
-from pipeline.prometheus import write_metrics
+from pipeline.prometheus import require_writable, write_metrics
 from pipeline.sample import write_sample
 from pipeline.steps import status as status_step
 from pipeline.steps.begin import Wish, begin_load, require_schema
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
+from pipeline.steps.report import write_report
 from pipeline.steps.reset import Plan, describe_reset, find_batch_to_reset, plan_reset
 from pipeline.steps.summary import headline, performance_metrics, size, summarise
 from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
 from pipeline.steps.verify_report import VerifyReport
 from pipeline.storage import Storage
 from pipeline.terminal import ask
-from pipeline.worker import Failure, SchedulerFactory, print_failures, resume_hint
+from pipeline.worker import Failure, SchedulerFactory, heed_signals, print_failures, resume_hint
 
 DONE = 0
 USAGE = 2
@@ -71,25 +73,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     configure_logging(options.verbose, options.log_format)
     tasks.forget()
-    command: Command = options.command
-    code = DONE
+    heed_signals()
+    code = UNFINISHED  # where the output breaks off before the command ends
     try:
-        code = command(options)
-        sys.stdout.flush()
-    except PipelineError as exc:
-        code = _tell(exc, options.verbose)
-    except KeyboardInterrupt:
-        say(f"Interrupted. {resume_hint()}")
-        code = INTERRUPTED
+        code = _run_command(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as exc:
         if exc.filename is not None:
             raise
-        # Whoever read our output has gone, or its disk is full. Python must not try again at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has gone, or its disk is full.
+        let_go(sys.stdout)
         if not isinstance(exc, BrokenPipeError):
             say(f"Error: The output cannot be written: {exc.strerror}.")
             code = code or UNFINISHED
     return code
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    command: Command = options.command
+    try:
+        return command(options)
+    except PipelineError as exc:
+        return _tell(exc, options.verbose)
+    except KeyboardInterrupt:
+        say(f"Interrupted. {resume_hint()}")
+        return INTERRUPTED
 
 
 def _tell(error: PipelineError, verbose: bool) -> int:
@@ -103,7 +112,10 @@ def _tell(error: PipelineError, verbose: bool) -> int:
 
 def _answer(options: argparse.Namespace, value: Mapping[str, Any], text: str) -> None:
     """Print a result: for people, or as one JSON object."""
-    print(json.dumps(value, ensure_ascii=False, default=str) if options.json else text)
+    try:
+        print(json.dumps(value, ensure_ascii=False, default=str) if options.json else text)
+    except BrokenPipeError:  # whoever would read it has gone; what came of the command is the same
+        let_go(sys.stdout)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -169,6 +181,8 @@ def _sample(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(options)
+    if options.metrics_file:
+        require_writable(Path(options.metrics_file))
     parameters: dict[str, Any] = {
         "batch_id": options.batch_id or "",
         "source": options.source or "",
@@ -188,8 +202,16 @@ def _load_qwen(options: argparse.Namespace) -> int:
         "force": options.force,
         "production": options.production,
     }
+    if options.metrics_file:
+        require_writable(Path(options.metrics_file))
     task = tasks.LoadQwen(**parameters)
     return _report(task.batch_id, options, _run(task, options.workers, options.local_scheduler))
+
+
+def _worker(options: argparse.Namespace) -> int:
+    result = assist(options.production, options.workers, options.idle)
+    _answer(options, result, describe_help(result))
+    return DONE
 
 
 def _run(task: luigi.Task, workers: int = 1, local_scheduler: bool = False) -> Sequence[Failure]:
@@ -213,17 +235,25 @@ def _report(batch_id: str, options: argparse.Namespace, failures: Sequence[Failu
     except UsageError as exc:
         # Discovery wrote nothing; why, its failure says.
         raise _error_of(failures, batch_id) from exc
-    if options.metrics_file:
-        write_metrics(Path(options.metrics_file), summary)
     done = summary["state"] == "done"
     if done or options.json:
         text = f"{headline(summary)}\n{performance_metrics(summary)}"
         _answer(options, {**summary, "failures": [vars(one) for one in failures]}, text)
     else:
         say(headline(summary))
+    if options.metrics_file:
+        _write_metrics(Path(options.metrics_file), summary)
     if done:
         return DONE
     raise _error_of(failures, batch_id)
+
+
+def _write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write the metrics; the exit code is that of the load, whatever comes of it."""
+    try:
+        write_metrics(path, summary)
+    except SettingsError as exc:
+        say(f"{exc.message} {exc.hint}", logging.WARNING)
 
 
 def _error_of(failures: Sequence[Failure], batch_id: str) -> PipelineError:
@@ -241,8 +271,11 @@ def _reset(options: argparse.Namespace) -> int:
     settings = tasks.settings_of(options.production)
     database = tasks.database_of(options.production)
     plan = plan_reset(database, settings, options.batch_id)
-    if not options.json:
-        print(describe_reset(plan))
+    asks = not (options.confirm or options.dry_run)
+    if options.json and asks:
+        say(describe_reset(plan), logging.INFO)  # nobody confirms what was not shown
+    elif not options.json:
+        print(describe_reset(plan), flush=True)
     if not options.dry_run and plan.batch.state != "reset":
         _reset_as_planned(options, database, plan)
     if options.json:
@@ -333,9 +366,27 @@ def _describe(found: Discovery) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.check:
+        return _check(options)
+    if options.source:
+        raise UsageError("--source belongs to --check.", "Add --check.")
     settings = _impatient(tasks.settings_of(options.production))
     with closing(Database(settings)) as database:
         return _show_status(options, settings, database)
+
+
+def _check(options: argparse.Namespace) -> int:
+    settings: Settings | PipelineError
+    try:
+        settings = tasks.settings_of(options.production)
+    except PipelineError as exc:
+        settings = exc
+    core = luigi.interface.core()
+    url = core.scheduler_url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
+    findings = doctor.examine(settings, url, options.source)
+    _answer(options, doctor.as_dict(findings), doctor.as_text(findings))
+    error = doctor.verdict(findings)
+    return exit_code(error) if error is not None else DONE
 
 
 def _impatient(settings: Settings) -> Settings:
@@ -358,6 +409,21 @@ def _show_status(options: argparse.Namespace, settings: Settings, database: Data
     return exit_code(failures[0]) if failures else DONE
 
 
+def _write_report(options: argparse.Namespace) -> int:
+    path = Path(options.out or f"report-{options.batch_id}.html").expanduser()
+    settings, database = tasks.settings_of(options.production), tasks.database_of(options.production)
+    report = write_report(settings, database, options.batch_id, path, options.sample)
+    if report.unavailable:
+        say(f"The page is without photos from Storage: {report.unavailable}", logging.WARNING)
+    _answer(
+        options,
+        asdict(report),
+        f"{report.file}: {size(report.bytes)}, batch {report.batch_id} is {report.state}, "
+        f"{report.recognitions} recognitions with {report.photos} photos",
+    )
+    return DONE
+
+
 def _completion(options: argparse.Namespace) -> int:
     script = shtab.complete(parser(), options.shell)
     _answer(options, {"shell": options.shell, "script": script}, script)
@@ -371,8 +437,10 @@ COMMANDS: Mapping[str, Command] = {
     "sample": _sample,
     "load": _load,
     "load-qwen": _load_qwen,
+    "worker": _worker,
     "reset": _reset,
     "status": _status,
     "verify": _verify,
+    "report": _write_report,
     "completion": _completion,
 }

@@ -56,6 +56,13 @@ _FOREIGN_PARAMETERS = frozenset(
 )
 
 
+# A client whose machine has vanished in a transaction keeps its locks from everybody else until the server notices,
+# which with most systems' defaults takes two hours. A server that is reached by a socket of its machine ignores these.
+_NOTICE_LOST_CLIENT = (
+    "SET LOCAL tcp_keepalives_idle = 15; SET LOCAL tcp_keepalives_interval = 5; SET LOCAL tcp_keepalives_count = 3; "
+    "SET LOCAL tcp_user_timeout = '30s'"
+)
+
 #: The connections that this process, or the one it was forked from, has opened.
 _opened: weakref.WeakSet[psycopg2.extensions.connection] = weakref.WeakSet()
 
@@ -65,6 +72,11 @@ class Connection:
 
     def __init__(self, connection: sqlalchemy.Connection) -> None:
         self._connection = connection
+
+    @property
+    def named_backend(self) -> int:
+        """Return the server's process as the protocol named it when the connection began; a pooler names its own."""
+        return int(self._connection.connection.get_backend_pid())
 
     def execute(self, name: str, /, **parameters: object) -> Sequence[sqlalchemy.Row[Any]]:
         """Run the statement `name` and return its rows, an empty list when it returns none."""
@@ -298,7 +310,8 @@ class Database:
             try:
                 connection.exec_driver_sql(
                     f"SET LOCAL statement_timeout = {int(timeout * 1000)}; "
-                    "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = 0"
+                    "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = 0; "
+                    f"{_NOTICE_LOST_CLIENT}"
                 )
                 yield Connection(connection)
             except BaseException:
@@ -350,6 +363,23 @@ def connection_string(url: str) -> str:
     address, mark, query = url.partition("?")
     kept = [part for part in query.split("&") if unquote(part.partition("=")[0]) not in _FOREIGN_PARAMETERS]
     return address + mark + "&".join(kept)
+
+
+def address_of(url: str) -> tuple[str, int, str]:
+    """Return host, port and user of a DATABASE_URL, its first host; an empty one, or a path, is that of a socket.
+
+    Raises:
+        SettingsError: it is not understood.
+    """
+    try:
+        parameters = psycopg2.extensions.parse_dsn(connection_string(url))
+    except psycopg2.ProgrammingError as exc:
+        raise SettingsError(
+            f"DATABASE_URL is not understood: {_sentence(exc)}", "Copy it again from Connect in the dashboard."
+        ) from exc
+    host = parameters.get("host") or os.environ.get("PGHOST") or ""
+    port = parameters.get("port") or os.environ.get("PGPORT") or "5432"
+    return host.split(",")[0], int(port.split(",")[0]), parameters.get("user") or os.environ.get("PGUSER") or ""
 
 
 @contextmanager

@@ -158,6 +158,21 @@ def _folders(directory: Path) -> Iterator[str]:
         ) from exc
 
 
+def holder_of(path: str) -> str:
+    """Return the folder, relative to the source, that the recognition of a path is in: an export, or the source."""
+    first, _, rest = path.partition("/")
+    return first if rest and not _FOLDER.fullmatch(first) else ""
+
+
+def holds_recognitions(directory: Path) -> bool:
+    """Return whether a folder can be listed and has recognitions in it."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(_FOLDER.fullmatch(entry.name) for entry in entries)
+    except OSError:
+        return False
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()

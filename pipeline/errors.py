@@ -9,6 +9,7 @@
     ├── Interrupted             Ctrl-C or SIGTERM
     ├── TransientError          may succeed unchanged later
     │   ├── DatabaseUnavailable
+    │   ├── SourceUnavailable
     │   └── StorageUnavailable
     │       └── StorageOverloaded
     └── PermanentError          will not succeed unchanged
@@ -73,6 +74,10 @@ class TransientError(PipelineError):
 
 class DatabaseUnavailable(TransientError):
     """PostgreSQL cannot be reached, is restarting, or asks to try the transaction again."""
+
+
+class SourceUnavailable(TransientError):
+    """The dataset is not where discovery found it, as when nothing is mounted there at the moment."""
 
 
 class StorageUnavailable(TransientError):

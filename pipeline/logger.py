@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 import sys
+import time
+import zlib
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.config import redact
 from pipeline.errors import PipelineError
@@ -51,12 +55,44 @@ class JsonFormatter(RedactingFormatter):
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
+            "message": redact(record.getMessage()),
+            # Before a quote or a backslash in a secret is escaped, and hidden from who looks for it.
+            **{name: _redacted(value) for name, value in getattr(record, "fields", {}).items()},
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return redact(json.dumps(entry, ensure_ascii=False, default=str))
+            entry["exception"] = redact(self.formatException(record.exc_info))
+        if record.stack_info:
+            entry["stack"] = redact(record.stack_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def _redacted(value: object) -> object:
+    """Return a field of a line without secrets: numbers as they are, anything else as text."""
+    return value if value is None or isinstance(value, (bool, int, float)) else redact(str(value))
+
+
+class _Seldom(logging.Filter):
+    """Of warnings that differ in numbers and names alone, let one a minute through, of all workers together.
+
+    A service that comes and goes for hours is then told in so few lines that somebody reads them.
+    """
+
+    _SECONDS = 60.0
+    _PLACES = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = multiprocessing.RawArray("d", self._PLACES)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a minute has passed since the last one like it."""
+        if record.levelno != logging.WARNING:
+            return True
+        place, now = zlib.crc32(str(record.msg).encode()) % self._PLACES, time.monotonic()
+        if now < self._next[place]:
+            return False
+        self._next[place] = now + self._SECONDS
+        return True
 
 
 class _LastWords(logging.Filter):
@@ -81,7 +117,17 @@ def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
     if writes_json():
         _sayings.log(level, text, extra={"fields": fields})
     elif sys.stderr is not None:
-        print(redact(text), file=sys.stderr)
+        try:
+            print(redact(text), file=sys.stderr)
+        except OSError:  # the terminal was closed
+            let_go(sys.stderr)
+
+
+def let_go(stream: TextIO) -> None:
+    """Send what a stream has, and will have, to nowhere: its other end is gone, and Python would try again at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def writes_json() -> bool:
@@ -90,7 +136,7 @@ def writes_json() -> bool:
 
 
 def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
-    """Send warnings to stderr, and with `verbose` also the steps of the work; calling it again replaces the former.
+    """Send warnings to stderr, each once a minute; with `verbose` all, and the steps of the work. Replaces the former.
 
     Arguments:
         log_format: `text`, or `json` for one object a line.
@@ -103,6 +149,8 @@ def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
     for former in list(root.handlers):
         if isinstance(former, logging.StreamHandler) and isinstance(former.formatter, RedactingFormatter):
             root.removeHandler(former)
+    if not verbose:
+        handler.addFilter(_Seldom())
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     _sayings.setLevel(logging.INFO)

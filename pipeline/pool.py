@@ -10,21 +10,20 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from typing import Any
 
 import luigi
-from luigi.task_register import load_task
 
 
 class Child:
-    """A process of the pool, and the task that it was given last."""
+    """A process of the pool, and what it was given last."""
 
     def __init__(self, process: Any, orders: Connection) -> None:
         self.process, self.orders = process, orders
-        self.task_id = ""
+        self.errand: Errand | None = None
 
 
 class Errand:
@@ -35,14 +34,14 @@ class Errand:
     timeout_time = None
     worker_timeout = 0
 
-    def __init__(self, pool: Pool, task: luigi.Task) -> None:
-        self.task = task
+    def __init__(self, pool: Pool, task: luigi.Task, status_reporter: Any) -> None:
+        self.task, self.status_reporter = task, status_reporter
         self._pool = pool
         self._child: Child | None = None
 
     def start(self) -> None:
         """Give the task to a process that has none."""
-        self._child = self._pool.give(self.task)
+        self._child = self._pool.give(self)
 
     @property
     def pid(self) -> int | None:
@@ -70,28 +69,30 @@ class Pool:
     Arguments:
         make: returns what runs a task to its end and tells its result; called in the process that runs it.
         around: entered once in each process.
-        running: the ids of the tasks that have not ended, as Luigi keeps them.
+        running: what has not ended, by the ids of the tasks, as Luigi keeps it.
     """
 
     def __init__(
         self,
         make: Callable[[luigi.Task], Any],
         around: Callable[[], AbstractContextManager[None]],
-        running: Collection[str],
+        running: Mapping[str, Any],
     ) -> None:
         self._make, self._around, self._running = make, around, running
         self._children: list[Child] = []
 
-    def give(self, task: luigi.Task) -> Child:
+    def give(self, errand: Errand) -> Child:
         """Send a task to a process that has none, a new one where all are busy."""
         self._children = [child for child in self._children if child.process.is_alive()]
-        idle = (child for child in self._children if child.task_id not in self._running)
-        child = next(idle, None) or self._fork()
-        child.task_id = task.task_id
+        child = next((child for child in self._children if self._is_idle(child)), None) or self._fork()
+        child.errand = errand
         # Where it has just ended, Luigi finds that out, and tells that the task failed.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            child.orders.send((task.task_module, task.task_family, task.to_str_params()))
+            child.orders.send(errand.task)  # as it is: made anew from its parameters, it would ask which batch is meant
         return child
+
+    def _is_idle(self, child: Child) -> bool:
+        return child.errand is None or self._running.get(child.errand.task.task_id) is not child.errand
 
     def close(self) -> None:
         """Let every process end once it has done what it is at, and wait for that."""
@@ -126,7 +127,7 @@ class Pool:
         with self._around():
             while True:
                 try:
-                    module, family, parameters = orders.recv()
+                    task = orders.recv()
                 except EOFError:
                     return
-                self._make(load_task(module, family, parameters)).run()
+                self._make(task).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,13 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from pipeline.errors import SettingsError
 
 _STATES = ("loading", "done", "resetting", "reset")
+
+
+def require_writable(path: Path) -> None:
+    """Raise SettingsError when no file can be made at a path: before a load of hours, not after it."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise SettingsError(f"The metrics cannot be written to {path}.", "Name a file in a folder that exists.")
 
 
 def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
@@ -36,7 +44,7 @@ def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
 
 def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
     """Yield the name of each family, what it tells, its label besides those of the batch, and the values by it."""
-    operations, gauges = summary["operations"], summary["gauges"]
+    operations, gauges = summary["operations"], summary.get("gauges", {})  # former versions had no gauges
 
     def one(value: float) -> Mapping[str, float]:
         return {"": value}

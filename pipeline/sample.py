@@ -233,8 +233,9 @@ def _write_good(sample: _Sample, workers: int) -> Generator[tuple[_Counts, list[
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it does, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave a terminal's signals to the parent, and end when it does, however it ends."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -85,6 +85,17 @@ def _digest_of(answer: Answer) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def _content_of(answer: Answer, most: int) -> bytes:
+    """Return the content, or one byte more than is wanted of one that is larger."""
+    content = bytearray()
+    for chunk in answer.stream(1 << 16):
+        content += chunk
+        if len(content) > most:
+            break
+    del content[most + 1 :]
+    return bytes(content)
+
+
 class Storage:
     """A bucket, seen through the API."""
 
@@ -132,6 +143,20 @@ class Storage:
         with self._metrics.timed("storage_read"):
             size, sha256 = self._send("GET", path, _digest_of)
         return int(size), str(sha256)
+
+    def read(self, key: str, most: int) -> bytes:
+        """Read an object of at most so many bytes into memory.
+
+        Raises:
+            ObjectNotFound: there is none.
+            StorageError: it is larger.
+        """
+        path = f"/object/authenticated/{quote(self._bucket, safe='')}/{quote(key, safe='/')}"
+        with self._metrics.timed("storage_read"):
+            content = bytes(self._send("GET", path, lambda answer: _content_of(answer, most)))
+        if len(content) > most:
+            raise StorageError(f"The object {key} has more than {most} bytes.")
+        return content
 
     def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with a prefix, in byte order of the keys.
@@ -209,6 +234,27 @@ class Storage:
             return None
         return dict(found)
 
+    def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
+        """Ask once for the bucket; return its settings, or the error that the answer means, and the answer's Date.
+
+        Raises:
+            StorageUnavailable: there is no answer, or one that is not JSON.
+        """
+        path = f"/bucket/{quote(self._bucket, safe='')}"
+        with self._wire.request("GET", path) as response:
+            date = response.headers.get("Date", "")
+            if not 200 <= response.status < 300:
+                return error_of(response, f"GET {path}"), date
+            try:
+                return dict(_json_of(response)), date
+            except (ValueError, TypeError) as exc:
+                raise self._no_json() from exc
+
+    @property
+    def proxied(self) -> bool:
+        """Return whether a proxy of the environment carries the requests."""
+        return self._wire.proxied
+
     def check_host(self) -> None:
         """Raise AccessDenied when the host of the project's URL has no address."""
         if self._wire.proxied:
@@ -284,16 +330,19 @@ class Storage:
                         return answer
                     error = error_of(response, f"{method} {path.split('?')[0]}")
             except ValueError as exc:
-                raise StorageUnavailable(
-                    f"Storage at {self._base} answers with something that is not JSON.",
-                    "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
-                ) from exc
+                raise self._no_json() from exc
             if isinstance(error, StorageOverloaded):
                 self.gate.overloaded()  # before the place is somebody else's, who would be refused as well
         try:
             raise error
         finally:
             del error  # or error, traceback and frame keep each other alive, and with them the connection
+
+    def _no_json(self) -> StorageUnavailable:
+        return StorageUnavailable(
+            f"Storage at {self._base} answers with something that is not JSON.",
+            "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
+        )
 
     def _on_backoff(self, details: Any) -> None:
         exc = details["exception"]

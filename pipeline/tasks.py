@@ -12,13 +12,15 @@ from __future__ import annotations
 import configparser
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import luigi
+from luigi.rpc import RemoteScheduler
 from luigi.task import DynamicRequirements
 
 from pipeline import batch_state
@@ -28,12 +30,12 @@ from pipeline.database import Connection, Database
 from pipeline.errors import PermanentError, PipelineError, RefusedError, SettingsError, UnfinishedError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
-from pipeline.progress import Counter
+from pipeline.progress import PLACES, Counter, Report, Reporter
 from pipeline.steps.begin import Begun, Wish, begin_load, reset_command, resume_command
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import find_batch_to_reset, reset_batch
-from pipeline.steps.summary import headline, summarise
+from pipeline.steps.summary import headline, performance_metrics, summarise
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage
@@ -144,15 +146,124 @@ class _Uploads:
 
     def _make(self, production: bool, stack: ExitStack, *, ahead: bool) -> Uploader:
         storage = stack.enter_context(closing(Storage(settings_of(production))))
-        uploader = Uploader(database_of(production), storage, ahead=ahead, progress_of=counter.of)
+        uploader = Uploader(database_of(production), storage, ahead=ahead, judges=role.judges, progress_of=counter.of)
         return stack.enter_context(closing(uploader))
 
 
 uploads = _Uploads()
 
 
+@dataclass
+class Role:
+    """What this process may decide.
+
+    Attributes:
+        judges: it may reject what is not as discovery saw it; who helps on another host may see less of the dataset.
+    """
+
+    judges: bool = True
+
+
+role = Role()
+
+
+class Luigid:
+    """What this process tells luigid of its tasks: quickly or not at all, for no task may wait for it, or fail by it.
+
+    Luigi's own way waits a minute for a luigid that is away, and then fails the task. A local scheduler is told
+    nothing: nobody could see it.
+    """
+
+    _PATIENCE = 1.0
+    _SILENCE = 30.0
+
+    def __init__(self) -> None:
+        self._scheduler: Any = None
+        self._silent_until = 0.0
+
+    def found(self, url: str | None) -> None:
+        """Tell this luigid from now on; None for nobody."""
+        self._scheduler = None
+        if url is not None:
+            self._scheduler = RemoteScheduler(url, self._PATIENCE)
+            self._scheduler._rpc_retry_attempts, self._scheduler._rpc_log_retries = 1, False
+            self._silent_until = 0.0
+
+    @property
+    def listens(self) -> bool:
+        """Return whether there is one to tell."""
+        return self._scheduler is not None
+
+    def tell(self, task_id: str, report: Report) -> None:
+        """Set the status message of a task, and its progress in percent where that is known."""
+        if self._scheduler is None or time.monotonic() < self._silent_until:
+            return
+        message, percent = report
+        try:
+            self._scheduler.set_task_status_message(task_id, _shown(message))
+            if percent is not None:
+                self._scheduler.set_task_progress_percentage(task_id, percent)
+        except (luigi.rpc.RPCError, ValueError) as exc:  # ValueError: what answers is no luigid
+            self._silent_until = time.monotonic() + self._SILENCE
+            logger.info("luigid did not take a status message: %s", exc)
+
+
+def _shown(message: str) -> str:
+    """Return a message as luigid may have it: no secret, and no markup, which the visualiser would take for its own."""
+    return redact(message).translate({ord("<"): "‹", ord(">"): "›", ord("&"): "+"})
+
+
+luigid = Luigid()
+
+
+def percent(done: int, total: int) -> int | None:
+    """Return how much is done in percent, None where the total is not known."""
+    return min(100, done * 100 // total) if total else None
+
+
+def batch_report() -> Report | None:
+    """Return how far the shards of this process's batch are; None before that is known, and once all are done."""
+    done, _, total = counter.read()
+    return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
+
+
+class Elsewhere:
+    """What other workers do of this process's batch, as markers tell; each shard counts as the same share of it.
+
+    Arguments:
+        step: the step whose marker says that the recognitions of a shard are done.
+    """
+
+    _SECONDS = 2.0
+
+    def __init__(self, run: Run, step: str) -> None:
+        self._run, self._step = run, step
+        self._before: frozenset[int] | None = None
+        self._shards = 0
+        self._looked = 0.0
+
+    def look(self) -> None:
+        """Count now and then what is marked, and neither done here nor before this run."""
+        total = counter.read()[2]
+        if not total or time.monotonic() - self._looked < self._SECONDS:
+            return
+        batch_id = self._run.batch_id
+        rows = database_of(self._run.production).run(lambda c: batch_state.list_marked(c, batch_id))
+        marked = frozenset(shard for step, shard in rows if step == self._step)
+        if self._before is None:
+            self._before = marked
+            self._shards = (
+                database_of(self._run.production).run(lambda c: batch_state.require_batch(c, batch_id)).shards
+            )
+        others = sum(not counter.read_shard(shard)[0] for shard in marked - self._before)
+        counter.of(PLACES - 1)(total * others // max(1, self._shards))
+        self._looked = time.monotonic()
+
+
 def forget() -> None:
     """Forget settings and batches: for a process that runs one command after another."""
+    luigid.found(None)
+    role.judges = True
     settings_of.cache_clear()
     database_of.cache_clear()
     _begun.clear()
@@ -176,7 +287,7 @@ class Markers:
         self._owner = 0
 
     def begin(self) -> None:
-        """Make this process the one that schedules; those that it forks for one task each ask for the latest."""
+        """Make this process the one that schedules; those that it forks ask for the latest."""
         self._owner = os.getpid()
 
     def add(self, batch_id: str, step: str, shard: int = WHOLE) -> None:
@@ -250,15 +361,15 @@ class BatchTask(luigi.Task):
         """Return what the scheduler shows of a failure: the sentence, never a secret."""
         return describe_failure(exception)
 
-    def tell(self, message: str) -> None:
-        """Set the status message in the visualiser, as far as there is one that listens."""
-        callback = getattr(self, "set_status_message", None)
-        if callback is None:
-            return
-        try:
-            callback(redact(message))
-        except luigi.rpc.RPCError as exc:
-            logger.info("luigid did not take a status message: %s", exc)
+    def tell(self, message: str, percent: int | None = None) -> None:
+        """Set status message and progress in the visualiser, as far as there is one that listens."""
+        luigid.tell(self.task_id, (message, percent))
+
+    @contextmanager
+    def telling(self, read: Callable[[], Report | None]) -> Iterator[None]:
+        """Tell the visualiser during the block, at most once a second, what `read` says."""
+        with Reporter(read, partial(luigid.tell, self.task_id)) if luigid.listens else nullcontext():
+            yield
 
 
 def describe_failure(exception: BaseException) -> str:
@@ -288,9 +399,13 @@ class UploadShard(ShardTask):
 
     def run(self) -> None:
         """Upload, then mark."""
-        with uploads.of(self.production) as uploader:
+        with uploads.of(self.production) as uploader, self.telling(self._report):
             uploader.upload(self.batch_id, self.shard)
         markers.add(self.batch_id, UPLOAD, self.shard)
+
+    def _report(self) -> Report | None:
+        done, total = counter.read_shard(self.shard)
+        return (f"{2 * done} of {2 * total} photos", percent(done, total)) if total else None
 
 
 class CopyShard(ShardTask):
@@ -305,9 +420,13 @@ class CopyShard(ShardTask):
     def run(self) -> None:
         """Copy and mark in one transaction."""
         metrics = Metrics()
+        said: list[str] = ["copying"]
         try:
-            with closing(Storage(settings_of(self.production), metrics)) as storage:
-                copy_shard(self.database, storage, self.batch_id, self.shard, metrics)
+            with (
+                closing(Storage(settings_of(self.production), metrics)) as storage,
+                self.telling(lambda: (said[-1], 100 if len(said) > 1 else 0)),
+            ):
+                copy_shard(self.database, storage, self.batch_id, self.shard, metrics, said.append, judges=role.judges)
         except (PermanentError, UnfinishedError):
             markers.remove(self.batch_id, UPLOAD, self.shard)  # the upload was taken back, by us or another process
             raise
@@ -385,11 +504,16 @@ class Discover(Asked):
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
-        found = discover(self.database, self.request())
-        if found is not None:
-            self.tell(
-                f"{found.recognitions} recognitions in {found.shards} shards, {sum(found.rejects.values())} rejects"
-            )
+        looked: list[Report] = [("listing the dataset", 0)]
+
+        def progress(total: int, done: int) -> None:
+            looked[0] = f"{done} of {total} recognitions looked at", percent(done, total)
+
+        with self.telling(lambda: looked[0]):
+            found = discover(self.database, self.request(), progress=progress)
+            if found is not None:
+                rejects = sum(found.rejects.values())
+                looked[0] = f"{found.recognitions} recognitions in {found.shards} shards, {rejects} rejects", 100
 
 
 class DiscoverBatch(Discover, LoadTask):
@@ -432,11 +556,16 @@ class Transform(Asked):
             return not self.database.run(lambda c: batch_state.pending_shards(c, self.batch_id, COPY))
 
         if pending:
+            self.tell(f"waiting for {len(pending)} shards", 0)
             yield DynamicRequirements([self.copying.of(self, shard) for shard in pending], custom_complete=complete)
-        self.tell("transforming")
+        said, done = ["beginning"], 0
         metrics = Metrics()
-        with closing(Storage(settings_of(self.production), metrics)) as storage:
-            transform_batch(self.database, storage, self.batch_id, metrics)
+        with (
+            closing(Storage(settings_of(self.production), metrics)) as storage,
+            self.telling(lambda: (said[-1], done)),
+        ):
+            transform_batch(self.database, storage, self.batch_id, metrics, said.append)
+            done = 100
 
 
 class TransformBatch(Transform, LoadTask):
@@ -491,7 +620,8 @@ class Load(Asked):
             )
             return summary
 
-        self.tell(headline(self.database.run(work)))
+        summary = self.database.run(work)
+        self.tell(f"{headline(summary)}\n{performance_metrics(summary)}", 100)
 
 
 class LoadBatch(Load, LoadTask):

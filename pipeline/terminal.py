@@ -15,7 +15,7 @@ def ask(question: str) -> str:
         KeyboardInterrupt: Ctrl-C was typed. `input` misses one that comes between the question and its read, and waits
             for ever; here the signal itself wakes the wait.
     """
-    print(question, end="", flush=True)
+    print(question, end="", file=sys.stderr, flush=True)  # stdout may be a file
     wakes, woken = socket.socketpair()
     with wakes, woken:
         woken.setblocking(False)

@@ -7,6 +7,7 @@ requests knows the way (proxies, certificates), urllib3 below it carries the req
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -81,6 +82,8 @@ class Wire:
             with closing(answer):
                 yield answer
         except urllib3.exceptions.SSLError as exc:
+            if _is_cut(_cause(exc)):
+                raise self._unreachable(exc) from exc
             raise StorageError(
                 f"The TLS certificate of {self._base} is not accepted.",
                 "Set REQUESTS_CA_BUNDLE to the authority's certificate.",
@@ -88,9 +91,11 @@ class Wire:
         except (urllib3.exceptions.LocationValueError, requests.exceptions.RequestException) as exc:
             raise StorageError(f"Storage cannot be asked: {redact(str(exc))}", "Check the settings.") from exc
         except urllib3.exceptions.HTTPError as exc:
-            raise StorageUnavailable(
-                f"Storage at {self._base} cannot be reached ({_innermost(exc)}).", self.hint_unreachable
-            ) from exc
+            raise self._unreachable(exc) from exc
+
+    def _unreachable(self, exc: BaseException) -> StorageUnavailable:
+        name = type(_cause(exc)).__name__
+        return StorageUnavailable(f"Storage at {self._base} cannot be reached ({name}).", self.hint_unreachable)
 
     @property
     def hint_unreachable(self) -> str:
@@ -126,12 +131,19 @@ class Wire:
         return self._local.way  # type: ignore[no-any-return]
 
 
-def _innermost(exc: BaseException) -> str:
-    """Return the name of the error below the wrappers, such as ConnectionRefusedError."""
+def _is_cut(error: BaseException) -> bool:
+    """Return whether a handshake was given up by the other side, as by one that is about to restart."""
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
+        return True
+    return isinstance(error, ssl.SSLError) and error.reason == "TLSV1_ALERT_INTERNAL_ERROR"
+
+
+def _cause(exc: BaseException) -> BaseException:
+    """Return the error below the wrappers, such as ConnectionRefusedError."""
     inner: Any = exc
     while True:
         candidates = [getattr(inner, "original_error", None), *getattr(inner, "args", ()), inner.__cause__]
         below = next((one for one in candidates if isinstance(one, BaseException) and one is not inner), None)
         if below is None:
-            return type(inner).__name__
+            return inner  # type: ignore[no-any-return]
         inner = below

@@ -34,7 +34,8 @@ from pipeline.database import cancel_statements
 from pipeline.logger import configure_logging, get_logger, say
 from pipeline.memory import bound_memory
 from pipeline.pool import Errand, Pool
-from pipeline.progress import Progress
+from pipeline.progress import Progress, Reporter
+from pipeline.sharing import SharedScheduler, SharingWorker
 from pipeline.steps.begin import Lease
 from pipeline.steps.summary import headline, performance_metrics, summarise
 
@@ -42,7 +43,8 @@ logger = get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _TURN_SECONDS = 0.2
-_UNAVAILABLE = frozenset({"DatabaseUnavailable", "StorageUnavailable", "StorageOverloaded"})
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_UNAVAILABLE = frozenset({"DatabaseUnavailable", "SourceUnavailable", "StorageUnavailable", "StorageOverloaded"})
 #: Tasks in a row that a service fails, until no further one is begun.
 _ENOUGH = 3
 
@@ -109,7 +111,8 @@ class ChildProcess:
     def __enter__(self) -> ChildProcess:
         if self._forked:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, which the parent hears as well
+                signal.signal(number, signal.SIG_IGN)
             if sys.platform == "linux":
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
                 if os.getppid() != self._parent:
@@ -120,25 +123,30 @@ class ChildProcess:
         return None
 
 
-class PipelineWorker(luigi.worker.Worker):
+class PipelineWorker(SharingWorker):
     """A worker that holds the batch's lock, shows progress, remembers failures and stops its children."""
 
     def __init__(self, *args: Any, lease: Lease | None, verbose_summary: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().__init__(*args, **kwargs)
         self._lease = lease
         self._prints_summary = verbose_summary
         self._pool = Pool(super()._create_task_process, lambda: tasks.uploads.kept(ahead=False), self._running_tasks)
         self.failures: list[Failure] = []
         self._in_vain = 0
+        self._elsewhere: tasks.Elsewhere | None = None
 
     def run(self) -> bool:
         """Run to the end, or to an interrupt, which ends the children first."""
         forks = bool(self.worker_processes > 1 or self._config.force_multiprocessing or self._config.timeout)
         _interrupt.waits = forks
-        # An assistant shares the batch with whoever started it, and so does who holds no lease.
-        alone = not forks and not self._assistant and self._lease is not None
+        # An assistant shares the batch with whoever started it, and so does who holds no lease, or asks luigid.
+        alone = not forks and not self._assistant and self._lease is not None and not self.shares
         try:
-            with Progress(tasks.counter), tasks.uploads.kept(ahead=True) if alone else contextlib.nullcontext():
+            with (
+                Progress(tasks.counter),
+                self._reporting(),
+                contextlib.nullcontext() if forks else tasks.uploads.kept(ahead=alone),
+            ):
                 succeeded = bool(super().run())  # type: ignore[no-untyped-call]
         except KeyboardInterrupt:
             _interrupt.waits = False
@@ -154,7 +162,23 @@ class PipelineWorker(luigi.worker.Worker):
             _interrupt.waits = False
         if self._prints_summary:
             self._print_summary()
+            if self.is_finished():
+                self.settle_history()
         return succeeded
+
+    def is_finished(self) -> bool:
+        """Return whether the database says that nothing is left to do."""
+        known = tasks.begun()
+        try:
+            return known is not None and bool(known.target.exists())
+        except errors.PipelineError:
+            return False
+
+    def _reporting(self) -> contextlib.AbstractContextManager[object]:
+        """Tell luigid, as the message of the task that was asked for, how far the shards are, until they are done."""
+        if self._assistant or not tasks.luigid.listens:
+            return contextlib.nullcontext()
+        return Reporter(tasks.batch_report, lambda one: tasks.luigid.tell(str(self._first_task), one), last=False)
 
     def _get_work(self) -> Any:
         _interrupt.look()
@@ -168,7 +192,17 @@ class PipelineWorker(luigi.worker.Worker):
             except errors.PipelineError:
                 self._end_children()
                 raise
+            self._look_elsewhere()
         return super()._get_work()  # type: ignore[no-untyped-call]
+
+    def _look_elsewhere(self) -> None:
+        """Show, as far as this worker shares its batch, what others have done of it."""
+        known, root = tasks.begun(), self._scheduled_tasks.get(self._first_task)
+        if not self.shares or known is None or not isinstance(root, tasks.Load):
+            return
+        self._elsewhere = self._elsewhere or tasks.Elsewhere(known, root.transform.counted)
+        with contextlib.suppress(errors.TransientError):  # the steps themselves will tell
+            self._elsewhere.look()
 
     def _handle_next_task(self) -> None:
         _interrupt.look()
@@ -199,7 +233,7 @@ class PipelineWorker(luigi.worker.Worker):
             if self._in_vain == _ENOUGH:
                 # A service that is gone is gone for the other tasks as well, each of which would try for long.
                 self._start_phasing_out()  # type: ignore[no-untyped-call]
-        super()._add_task(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._add_task(*args, **kwargs)
 
     def _log_complete_error(self, task: Any, tb: Any) -> None:
         self.failures.append(failure_of(str(task), _last_line(str(tb))))
@@ -207,8 +241,8 @@ class PipelineWorker(luigi.worker.Worker):
 
     def _create_task_process(self, task: Any) -> Any:
         made = super()._create_task_process(task)  # type: ignore[no-untyped-call]
-        pooled = made.use_multiprocessing and made.timeout_time is None
-        return Errand(self._pool, task) if pooled else made
+        pooled = made.use_multiprocessing and made.timeout_time is None and not task.accepts_messages
+        return Errand(self._pool, task, made.status_reporter) if pooled else made
 
     def _end_children(self, now: bool = True) -> None:
         """End the processes of tasks: at once, or each when it has done what it is at."""
@@ -276,7 +310,8 @@ class SchedulerFactory:
     def create_remote_scheduler(self, url: str) -> RemoteScheduler | Scheduler:
         """Return luigid's, when it answers within a second, else a local one with one warning."""
         if answers(url):
-            return RemoteScheduler(url)
+            tasks.luigid.found(url)
+            return SharedScheduler(url, _interrupt.look)
         level = logging.WARNING if self._bare else logging.INFO
         logger.log(level, "luigid does not answer at %s: using the local scheduler.", url)
         return self.create_local_scheduler()
@@ -314,7 +349,7 @@ def answers(url: str, timeout: float = 1.0) -> bool:
 
 
 class _Interrupt:
-    """What SIGTERM and Ctrl-C do: raise KeyboardInterrupt, at once or where the worker looks.
+    """What SIGTERM, Ctrl-C and a terminal that closes do: raise KeyboardInterrupt, at once or where the worker looks.
 
     While a process forks, Python only prints an exception that a signal handler raises and goes on. So a worker with
     children sets `waits`, and looks between two tasks; a second signal raises at once all the same. While PostgreSQL
@@ -330,15 +365,16 @@ class _Interrupt:
         self._former_hook: Callable[[sys.UnraisableHookArgs], object] = sys.__unraisablehook__
 
     def install(self) -> None:
-        """Take both signals, as far as this thread may."""
+        """Take the signals, as far as this thread may; SIGHUP stays ignored where `nohup` has it ignored."""
         self.waits = self._came = False
         self._owner = os.getpid()
         if sys.unraisablehook != self._unraisable:
             self._former_hook = sys.unraisablehook
             sys.unraisablehook = self._unraisable
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._handle)
+            for number in _STOPS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._handle)
             if self._heard is None:
                 hears, self._heard = socket.socketpair()
                 self._heard.setblocking(False)
@@ -348,8 +384,7 @@ class _Interrupt:
     def _listen(self, hears: socket.socket) -> None:
         """Give the handler its turn, and where it gets none, make PostgreSQL let go of the main thread."""
         while numbers := hears.recv(16):
-            stops = {signal.SIGTERM, signal.SIGINT}.intersection(numbers)
-            if stops and not self._handled.wait(_TURN_SECONDS):
+            if _STOPS.intersection(numbers) and not self._handled.wait(_TURN_SECONDS):
                 cancel_statements()
             self._handled.clear()
 
@@ -378,6 +413,11 @@ class _Interrupt:
 
 
 _interrupt = _Interrupt()
+
+
+def heed_signals() -> None:
+    """Make SIGTERM, Ctrl-C and a terminal that closes stop a command in good order, also one that has no worker."""
+    _interrupt.install()
 
 
 class _BareSchedulerFactory(SchedulerFactory):

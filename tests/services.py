@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
@@ -21,6 +21,7 @@ import requests
 from pipeline.config import Secret, Settings, Tuning
 from pipeline.embedded.files import end_process, make_folder, make_home, wait_until
 from pipeline.embedded.storage_auth import mint_key
+from pipeline.worker import answers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_SECONDS = 30.0
@@ -205,6 +206,34 @@ def running_storage(
         yield StorageServer(url, secret, mint_key(secret), root)
     finally:
         end(process)
+
+
+@contextmanager
+def running_luigid(folder: Path, *, configuration: Path = REPOSITORY / "luigi.cfg") -> Iterator[str]:
+    """Start a luigid on a free port of loopback, yield its address, and stop it by its handle."""
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", "import luigi.cmdline; luigi.cmdline.luigid()"]
+    command += ["--address", "127.0.0.1", "--port", str(urlsplit(url).port), "--state-path", str(folder / "state")]
+    environment = subprocess_environment({"LUIGI_CONFIG_PATH": str(configuration)})
+    log = folder / "luigid.log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: answers(url) or process.poll() is not None, START_SECONDS)
+        if process.poll() is not None or not answers(url):
+            raise RuntimeError(f"luigid did not start: {log.read_text(encoding='utf-8', errors='replace')}")
+        yield url
+    finally:
+        end(process)
+
+
+def asked_of_luigid(url: str, call: str, **data: object) -> Any:
+    """Return what the scheduler answers to a call of its interface."""
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.get(f"{url}/api/{call}", params={"data": json.dumps(data)}, timeout=10)
+        answer.raise_for_status()
+        return answer.json()["response"]
 
 
 def _address(root: Path, pid: int) -> str | None:

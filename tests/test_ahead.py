@@ -37,7 +37,7 @@ class Upload:
         self.counted: dict[int, int] = {}
         self.uploader = Uploader(database, storage, ahead=True, progress_of=self.progress_of)
 
-    def progress_of(self, shard: int) -> Callable[[int], None]:
+    def progress_of(self, shard: int, _: int) -> Callable[[int], None]:
         self.counted[shard] = 0
 
         def add(count: int) -> None:

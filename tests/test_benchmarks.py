@@ -23,7 +23,7 @@ from pipeline.steps.verify import CHECKS
 from tests.services import REPOSITORY
 
 TINY: dict[str, dict[str, Any]] = {
-    "upload": {"recognitions": 8, "repeats": 1},
+    "upload": {"recognitions": 8, "far": 8, "repeats": 1},
     "copy": {"recognitions": 4, "repeats": 1},
     "load": {"sizes": (4, 8), "counted": 4},
     "distance": {"recognitions": 4, "delay": 0.001},
@@ -31,6 +31,7 @@ TINY: dict[str, dict[str, Any]] = {
     "graph": {"tasks": (4,), "repeats": 1, "loaded": 4},
     "growth": {"loaded": (40,), "template": 4, "added": 4, "repeats": 1},
     "qwen": {"megabytes": (1,), "template": 20},
+    "scaling": {"tasks": (2, 4), "shared": 40, "seeded": 4, "listed": (4,)},
     "memory": {"sizes": (4,)},
     "sample": {"recognitions": 4},
 }

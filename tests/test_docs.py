@@ -81,7 +81,7 @@ def test_each_command_has_its_usage_with_every_option(name: str) -> None:
     assert set(re.findall(r"--[a-z-]+", usage[1])) == options_of(name)
 
 
-@pytest.mark.parametrize("name", ["sample", "load", "load-qwen", "reset", "verify", "status"])
+@pytest.mark.parametrize("name", ["sample", "load", "load-qwen", "reset", "verify", "status", "report"])
 def test_the_table_of_a_command_lists_its_options_and_no_others(name: str) -> None:
     first_table = next(part for part in section(f"`{name}`").split("\n\n") if part.startswith("|"))
     listed = {row[0].strip("`").split()[0] for row in rows(first_table)[1:]}

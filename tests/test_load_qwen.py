@@ -1195,10 +1195,10 @@ def test_a_file_that_vanished_leaves_the_batch_unfinished_until_it_is_back(
 ) -> None:
     file, moved = dataset / ANNOTATIONS, dataset / "moved.json"
 
-    def vanish(*arguments: Any) -> tuple[int, int]:
+    def vanish(*arguments: Any, **options: Any) -> tuple[int, int]:
         if file.exists():
             file.rename(moved)
-        return copy_annotations(*arguments)
+        return copy_annotations(*arguments, **options)
 
     monkeypatch.setattr(COPY_IN, vanish)
     failed = run("load-qwen", "--file", file, "--batch-id", "q1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 import sys
@@ -13,7 +14,7 @@ import pytest
 from pipeline import config
 from pipeline.config import Secret
 from pipeline.errors import UsageError
-from pipeline.logger import RedactingFormatter, configure_logging, get_logger
+from pipeline.logger import RedactingFormatter, configure_logging, get_logger, say
 
 PASSWORD = "correct-horse-battery"
 NAMES = ("", "pipeline", "luigi", "luigi-interface")
@@ -162,3 +163,26 @@ def test_the_stack_of_a_line_is_redacted_as_well() -> None:
     record = logging.LogRecord("pipeline", logging.INFO, __file__, 1, "see %s", (PASSWORD,), None)
     record.stack_info = f"Stack:\n  password = {PASSWORD!r}"
     assert PASSWORD not in formatter.format(record)
+
+
+def test_a_line_of_json_is_json_and_without_secrets_whatever_letters_these_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stderr = terminal(monkeypatch)
+    secret = 'pa"ss\\word'
+    Secret(secret)
+    Secret("message")
+    configure_logging(verbose=True, log_format="json")
+    say(f"no login with {secret}", task=f"Load({secret})", shard=3, hint=None)
+    say('bad option "password=hunter22", see the manual')
+    try:
+        raise ValueError(f"could not log in with {secret}")
+    except ValueError:
+        get_logger("pipeline.database").exception("failed")
+    lines = [json.loads(line) for line in stderr.getvalue().splitlines()]
+    assert lines[0]["message"] == "no login with ***"
+    assert (lines[0]["task"], lines[0]["shard"], lines[0]["hint"]) == ("Load(***)", 3, None)
+    assert "hunter22" not in lines[1]["message"]
+    assert "could not log in with ***" in lines[2]["exception"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", lines[2]["time"])
+    assert (lines[2]["level"], lines[2]["logger"]) == ("error", "pipeline.database")

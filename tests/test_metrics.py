@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from random import Random
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics import Metrics, merge
+from pipeline.metrics import LONGEST, SHORTEST, Metrics, bound_of, bucket_of, merge, quantile
 from pipeline.steps.summary import active_seconds, duration, headline, performance_metrics, size
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
@@ -37,8 +38,8 @@ def test_operations_and_counters_add_up_and_are_sorted() -> None:
     assert json.dumps(metrics.as_dict()) == json.dumps(
         {
             "operations": {
-                "db_bulk_copy": {"ops": 10, "seconds": 2.0},
-                "storage_upload": {"ops": 2, "seconds": 0.75},
+                "db_bulk_copy": {"ops": 10, "seconds": 2.0, "histogram": {}},
+                "storage_upload": {"ops": 2, "seconds": 0.75, "histogram": {"-8": 1, "-4": 1}},
             },
             "counters": {"bytes_uploaded": 1000, "objects_uploaded": 2},
             "gauges": {},
@@ -54,7 +55,7 @@ def test_a_timed_block_counts_when_it_succeeds_and_only_then(monkeypatch: pytest
         pass
     with pytest.raises(KeyError), metrics.timed("work"):
         raise KeyError
-    assert metrics.as_dict()["operations"] == {"work": {"ops": 1, "seconds": 0.5}}
+    assert metrics.as_dict()["operations"] == {"work": {"ops": 1, "seconds": 0.5, "histogram": {"-4": 1}}}
 
 
 def test_what_was_handed_out_does_not_change_afterwards() -> None:
@@ -76,7 +77,7 @@ def test_no_count_of_any_thread_is_lost() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert metrics.as_dict() == {
-        "operations": {"work": {"ops": 4000, "seconds": pytest.approx(4.0)}},
+        "operations": {"work": {"ops": 4000, "seconds": pytest.approx(4.0), "histogram": {"-39": 4000}}},
         "counters": {"n": 4000},
         "gauges": {},
     }
@@ -128,7 +129,11 @@ parts = st.lists(
         lambda operations, counters: {"operations": operations, "counters": counters},
         st.dictionaries(
             st.sampled_from(["storage_upload", "db_bulk_copy", "transform"]),
-            st.fixed_dictionaries({"ops": st.integers(0, 10**6), "seconds": st.integers(0, 10**6)}),
+            st.fixed_dictionaries(
+                {"ops": st.integers(0, 10**6), "seconds": st.integers(0, 10**6)},
+                # which markers of former versions have not
+                optional={"histogram": st.dictionaries(st.sampled_from(["-40", "-8", "0", "12"]), st.integers(1, 9))},
+            ),
         ),
         st.dictionaries(st.sampled_from(["bytes_uploaded", "retries_500"]), st.integers(0, 10**12)),
     ),
@@ -148,6 +153,9 @@ def test_merging_markers_gives_the_sums_and_leaves_the_markers_alone(markers: li
     for name, entry in total.get("operations", {}).items():
         for field in ("ops", "seconds"):
             assert entry[field] == sum(marker["operations"].get(name, {}).get(field, 0) for marker in markers)
+        given_histograms = [marker["operations"].get(name, {}).get("histogram", {}) for marker in markers]
+        for bucket in {bucket for one in given_histograms for bucket in one} | set(entry["histogram"]):
+            assert entry["histogram"][bucket] == sum(one.get(bucket, 0) for one in given_histograms)
     for name, value in total.get("counters", {}).items():
         assert value == sum(marker["counters"].get(name, 0) for marker in markers)
 
@@ -157,7 +165,38 @@ def test_a_marker_without_metrics_is_no_obstacle() -> None:
     merge(total, {})
     merge(total, {"counters": {"n": 1}})
     merge(total, {"operations": {"work": {"ops": 1, "seconds": 0.5}}})
-    assert total == {"counters": {"n": 1}, "operations": {"work": {"ops": 1, "seconds": 0.5}}}
+    assert total == {"counters": {"n": 1}, "operations": {"work": {"ops": 1, "seconds": 0.5, "histogram": {}}}}
+
+
+# The distribution of durations
+
+
+@given(st.floats(0, 1e9, allow_nan=False))
+def test_a_duration_is_in_the_bucket_that_holds_it_or_in_an_outermost_one(seconds: float) -> None:
+    bucket = bucket_of(seconds)
+    assert SHORTEST <= bucket <= LONGEST
+    slack = 1 + 1e-12  # of a logarithm
+    assert seconds <= bound_of(bucket) * slack or bucket == LONGEST
+    assert seconds * slack >= bound_of(bucket - 1) or bucket == SHORTEST
+
+
+@given(st.lists(st.floats(1e-4, 900.0, allow_nan=False), min_size=1), st.floats(0.0, 1.0))
+def test_a_quantile_is_off_by_a_bucket_at_most(durations: list[float], share: float) -> None:
+    metrics = Metrics()
+    for seconds in durations:
+        metrics.add("work", seconds)
+    histogram = metrics.as_dict()["operations"]["work"]["histogram"]
+    assert sum(histogram.values()) == len(durations)
+    assert all(SHORTEST <= int(bucket) <= LONGEST for bucket in histogram)
+    exact = sorted(durations)[max(0, math.ceil(share * len(durations)) - 1)]
+    assert exact / 1.2 <= quantile(histogram, share) <= exact * 1.2
+
+
+def test_of_several_operations_at_once_the_single_times_are_not_known() -> None:
+    metrics = Metrics()
+    metrics.add("work", 1.0, ops=3)
+    metrics.add("work", 1.0)
+    assert metrics.as_dict()["operations"]["work"] == {"ops": 4, "seconds": 2.0, "histogram": {"0": 1}}
 
 
 # The time a batch took

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import multiprocessing
+import os
 import re
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import progress
-from pipeline.progress import Counter, Progress, line
+from pipeline import progress, tasks
+from pipeline.config import Settings, load_settings
+from pipeline.embedded.files import wait_until
+from pipeline.logger import RedactingFormatter, configure_logging, get_logger
+from pipeline.progress import Counter, Progress, Report, Reporter, line
 
+PLAIN = re.compile(r"Processing (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
 SHAPE = re.compile(r"Processing [█]*[░]* (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
 
 
@@ -131,7 +145,43 @@ def test_elsewhere_a_plain_line_at_most_every_30_seconds(monkeypatch: pytest.Mon
     assert "\x1b" not in written
     lines = written.splitlines()
     assert len(lines) == 3
-    assert all(SHAPE.fullmatch(text) for text in lines)
+    assert all(PLAIN.fullmatch(text) for text in lines)
+    assert written.isascii()  # whatever a mail takes its letters for
+
+
+def test_an_hour_is_told_in_so_few_lines_that_a_mail_can_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, [(0.2, 1)] * (5 * 3600), total=10**6).splitlines()
+    assert 100 <= len(lines) <= 120
+    assert lines[-1].startswith("Processing 1% | 1")
+
+
+def test_an_hour_of_trouble_is_told_in_as_few(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each shard of a batch, and what it waits for, has to try again; another warning comes in between."""
+    clock = Clock()
+    monkeypatch.setattr("pipeline.logger.time", clock)
+    for verbose, most in ((False, 122), (True, 2000)):
+        configure_logging(verbose)
+        for shard in range(1000):
+            clock.now += 3.6
+            get_logger("pipeline.database").warning("%s Trying again in %.1f s (%d).", "It broke.", shard / 7, 1)
+            get_logger("pipeline.steps.upload").warning("upload: %d objects differ", shard)
+        lines = capsys.readouterr().err.splitlines()
+        assert 100 <= len(lines) <= most
+        assert len({line[20:].split(":")[0].split(" Trying")[0] for line in lines}) == 2
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler.formatter, RedactingFormatter):
+            logging.getLogger().removeHandler(handler)
+
+
+def test_a_terminal_that_was_closed_does_not_end_the_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hears, tells = os.pipe()
+    os.close(hears)
+    with open(tells, "w", encoding="utf-8") as stream:
+        stream.isatty = lambda: True  # type: ignore[method-assign]
+        shown(monkeypatch, [(0.2, 10)] * 3, stream=stream)  # which fails at its first write, and is let go
+        assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
 
 
 def test_a_short_run_without_a_terminal_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +220,7 @@ def test_an_encoding_that_lacks_the_blocks_gets_others(
         shown(monkeypatch, [(0.2, 50), (31.0, 10)], stream=stream)
         stream.flush()
         text = raw.getvalue().decode(encoding)
-    assert "Processing ##############.......... 60% | 60/100" in text
+    assert ("Processing ##############.......... 60% | 60/100" if terminal else "Processing 60% | 60/100") in text
     assert "█" not in text
     assert "?" not in text
 
@@ -254,3 +304,166 @@ def test_a_shard_that_is_tried_again_counts_from_none() -> None:
     counter.of(4)(5)
     counter.of(3)(1)
     assert counter.read() == (6, 0, 10)
+
+
+def test_each_shard_knows_how_far_it_is() -> None:
+    counter = Counter()
+    counter.start(10, 0)
+    counter.of(3, 4)(3)
+    counter.of(4)(5)
+    assert (counter.read_shard(3), counter.read_shard(4), counter.read_shard(5)) == ((3, 4), (5, 0), (0, 0))
+    counter.start(10, 0)
+    assert counter.read_shard(3) == (0, 0)
+
+
+# Whoever watches from far away
+
+
+class Pauses:
+    """The event that a reporter waits for: each pause ends when the test says so, and is noted."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.may_go = threading.Semaphore(0)
+        self.over = False
+
+    def wait(self, seconds: float) -> bool:
+        self.asked.append(seconds)
+        self.may_go.acquire()
+        return self.over
+
+    def set(self) -> None:
+        self.over = True
+        self.may_go.release()
+
+
+def reporting(read: list[Report | None], *, last: bool = True) -> tuple[list[Report], Pauses]:
+    """Return what a reporter tells that reads one after another, the last as the block ends; and its pauses."""
+    told: list[Report] = []
+    rest = iter(read)
+    read_count = 0
+
+    def next_one() -> Report | None:
+        nonlocal read_count
+        read_count += 1
+        return next(rest)
+
+    reporter = Reporter(next_one, told.append, last=last)
+    pauses = Pauses()
+    reporter._finished = pauses  # type: ignore[assignment]
+    with reporter:
+        for count in range(1, len(read)):
+            pauses.may_go.release()
+            assert wait_until(lambda wanted=count: read_count == wanted, 30)  # type: ignore[misc]
+    assert not reporter._thread.is_alive()
+    return told, pauses
+
+
+def test_a_report_is_told_when_it_changed_once_a_second_and_at_the_end() -> None:
+    told, pauses = reporting([None, ("a", 1), ("a", 1), ("a", 2), ("b", 2)])
+    assert told == [("a", 1), ("a", 2), ("b", 2)]
+    assert pauses.asked == [1.0] * 5
+
+
+def test_the_end_is_not_told_where_another_has_the_last_word() -> None:
+    told, _ = reporting([("a", 1), ("b", 2)], last=False)
+    assert told == [("a", 1)]
+
+
+def test_a_listener_that_does_not_answer_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LAST", 0.01)
+    answers = threading.Event()
+    reporter = Reporter(lambda: ("a", 1), lambda _: None if answers.wait(60) else None)
+    with reporter:
+        pass
+    assert reporter._thread.is_alive()  # it waits on, for itself
+    answers.set()
+    reporter._thread.join(30)
+    assert not reporter._thread.is_alive()
+
+
+# luigid
+
+
+class Answering(BaseHTTPRequestHandler):
+    """What luigid's interface looks like from outside; its answers are those of the test."""
+
+    def do_POST(self) -> None:
+        length = int(self.headers["Content-Length"])
+        asked = parse_qs(self.rfile.read(length).decode())
+        server: Any = self.server
+        server.asked.append((self.path.removeprefix("/api/"), json.loads(asked["data"][0])))
+        content = server.answer.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A server in the place of luigid."""
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    server.asked, server.answer = [], '{"response": null}'
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def told(luigid: tasks.Luigid, server: Any, message: str, percent: int | None) -> list[tuple[str, Any]]:
+    luigid.found(f"http://127.0.0.1:{server.server_port}")
+    luigid.tell("UploadShard_1", (message, percent))
+    return list(server.asked)
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_luigid_is_told_message_and_progress(server: Any) -> None:
+    assert told(tasks.Luigid(), server, "6 of 24 photos", 25) == [
+        ("set_task_status_message", {"task_id": "UploadShard_1", "status_message": "6 of 24 photos"}),
+        ("set_task_progress_percentage", {"task_id": "UploadShard_1", "progress_percentage": 25}),
+    ]
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_a_message_has_no_secret_and_no_markup_in_it(server: Any, settings: Settings) -> None:
+    """The visualiser renders a message that changes while it is looked at as HTML; names of folders are in it."""
+    known = load_settings(
+        environ={
+            "NEXT_PUBLIC_SUPABASE_URL": settings.url,
+            "SUPABASE_SERVICE_ROLE_KEY": settings.key.reveal(),
+            "DATABASE_URL": settings.database_url.reveal(),
+        }
+    )
+    text = f"<img src=x onerror=alert(1)> & {known.key.reveal()}"
+    [(_, data)] = told(tasks.Luigid(), server, text, None)
+    assert data["status_message"] == "‹img src=x onerror=alert(1)› + ***"
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_a_luigid_that_is_away_is_asked_once_and_fails_nothing(server: Any) -> None:
+    luigid = tasks.Luigid()
+    server.answer = "<html>this is something else</html>"
+    assert len(told(luigid, server, "a", 1)) == 1
+    luigid.tell("UploadShard_1", ("b", 2))
+    assert len(server.asked) == 1  # it is left alone for a while
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and refuses
+        luigid.found(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        luigid.tell("UploadShard_1", ("c", 3))
+        silent.listen()
+        luigid.tell("UploadShard_1", ("d", 4))
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
+def test_without_luigid_nobody_is_told() -> None:
+    luigid = tasks.Luigid()
+    assert not luigid.listens
+    luigid.tell("UploadShard_1", ("a", 1))

@@ -99,3 +99,20 @@ def test_a_load_writes_it_whatever_becomes_of_the_batch(
     assert found["pipeline_batch_recognitions"] == 3
     assert found["pipeline_batch_active_seconds"] == told["total_seconds"]
     assert ("pipeline_batch_detections" in found) == (kind == "load-qwen")
+
+
+def test_a_file_that_cannot_be_made_is_refused_before_the_load(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    for file in (tmp_path / "none" / "load.prom", tmp_path):
+        done = run_pipeline("load", "--source", small_dataset(3), "--batch-id", "b1", "--metrics-file", file)
+        assert done.returncode == 2
+        assert "The metrics cannot be written to" in done.stderr
+    assert "No batch was loaded yet." in run_pipeline("status").stdout
+
+
+def test_a_batch_of_a_former_version_has_no_gauges(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "load.prom", {name: value for name, value in SUMMARY.items() if name != "gauges"})
+    found = samples((tmp_path / "load.prom").read_text(encoding="utf-8"))
+    assert "pipeline_batch_recognitions" in found
+    assert "pipeline_batch_gauge requests_in_flight" not in found

@@ -365,9 +365,11 @@ def test_a_recognition_is_in_one_unfinished_batch_at_most(load: Load) -> None:
 def test_what_another_discovery_took_meanwhile_is_told(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = discover_module._stage
 
-    def stage_and_lose(connection: Connection, request: Request, source: Path) -> int | None:
+    def stage_and_lose(
+        connection: Connection, request: Request, source: Path, progress: Callable[[int], None]
+    ) -> int | None:
         monkeypatch.setattr(discover_module, "_stage", stage)
-        looked = stage(connection, request, source)
+        looked = stage(connection, request, source, progress)
         with closing(Database(load.settings)) as other:
             discover(other, Request("b1", str(load.dataset), load.settings.bucket, limit=4))
         return looked

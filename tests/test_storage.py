@@ -742,6 +742,31 @@ def test_a_certificate_that_is_not_accepted_is_told_at_once(server: ScriptedServ
     assert waits == []
 
 
+@pytest.mark.parametrize("last_words", [b"", bytes((21, 3, 3, 0, 2, 2, 80))], ids=["none", "alert internal_error"])
+def test_a_handshake_that_the_other_side_gives_up_may_go_well_the_next_time(last_words: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        tries: list[bytes] = []
+
+        def give_up() -> None:
+            for _ in range(2):
+                connection, _address = listening.accept()
+                with connection:
+                    tries.append(connection.recv(1))
+                    connection.sendall(last_words)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(4096):
+                        pass
+
+        thread = threading.Thread(target=give_up)
+        thread.start()
+        port = listening.getsockname()[1]
+        with closing(Storage(settings_for(f"https://127.0.0.1:{port}", retry_max_attempts=1))) as storage:
+            found = failure(storage)
+        thread.join(SECONDS)
+    assert isinstance(found, StorageUnavailable)
+    assert len(tries) == 2
+
+
 def test_a_file_of_certificates_that_is_not_there_is_a_wrong_setting(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

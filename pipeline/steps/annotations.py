@@ -13,6 +13,7 @@ from pipeline.database import Connection
 from pipeline.dataset import Reject
 from pipeline.errors import BadInput, UnfinishedError
 from pipeline.qwen import Detection, Entry, detections_of, photo_of, read_entries, read_value
+from pipeline.steps.source import not_as_discovered
 
 _PAGE = 2000
 _ENTRIES = ("recognition_id", "camera_number", "path", "position", "size", "md5", "detections")
@@ -82,16 +83,20 @@ def _row_of(entry: Entry) -> tuple[Sequence[object] | None, list[Reject]]:
     return row, [Reject(recognition_id, shown, exc.code, exc.message) for exc in problems]
 
 
-def copy_annotations(connection: Connection, batch_id: str, shard: int, source: Path) -> tuple[int, int]:
+def copy_annotations(
+    connection: Connection, batch_id: str, shard: int, source: Path, *, judges: bool = True
+) -> tuple[int, int]:
     """Copy the detections of a shard; return how many recognitions it has and how many inputs were rejected.
 
-    A value that is no longer the one discovery saw makes its recognition a reject.
+    A value that is no longer the one discovery saw makes its recognition a reject, where this host `judges`.
     """
     rows = connection.execute("list_manifest_annotations", batch_id=batch_id, shard=shard)
     rejects: list[Reject] = []
     with _opened(source) as stream:
         columns = ("batch_id", "recognition_id", "camera_number", "detection", "label", "x1", "y1", "x2", "y2")
         connection.copy_lines("raw.qwen_annotations", columns, _lines(batch_id, stream, rows, rejects))
+    if rejects and not judges:
+        raise not_as_discovered(source)
     lost = [reject.recognition_id for reject in rejects if reject.recognition_id is not None]
     batch_state.reject_copied(connection, batch_id, KIND_QWEN, shard, rejects, lost)
     return len(rows), len(rejects)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.errors import BadInput, PermanentError, UnfinishedError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.steps.annotations import copy_annotations
+from pipeline.steps.source import require_source
 from pipeline.steps.upload import take_back
 from pipeline.storage import Storage
 
@@ -28,14 +30,30 @@ _TIMEOUT = 600.0
 #: Letters of receipts that are read while PostgreSQL is at something else.
 _AHEAD = 1 << 20
 
+_Taken = list[tuple[Any, "str | None"]]
 
-def copy_shard(database: Database, storage: Storage, batch_id: str, shard: int, metrics: Metrics) -> None:
+
+def copy_shard(
+    database: Database,
+    storage: Storage,
+    batch_id: str,
+    shard: int,
+    metrics: Metrics,
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    judges: bool = True,
+) -> None:
     """Copy the rows of a shard and write its marker; nothing happens when the marker is there.
 
-    A document that is no longer the one the upload checked makes its recognition a reject.
+    A document that is no longer the one the upload checked makes its recognition a reject. `tell` is given what was
+    done, in words.
+
+    Arguments:
+        judges: this host may reject what it does not see as the upload saw it; see `require_source`.
 
     Raises:
         RefusedError: the batch is not being loaded.
+        SourceUnavailable: documents are lost because the dataset is not there; nothing was written.
         UnfinishedError: the shard's upload is not done, or was taken back.
         DatabaseUnavailable: nothing was written.
         DatabaseError: nothing was written, and the shard's objects were removed.
@@ -50,15 +68,16 @@ def copy_shard(database: Database, storage: Storage, batch_id: str, shard: int, 
         if held.copied:
             return
         if held.kind != KIND_LOAD:
-            recognitions, rejects = copy_annotations(connection, batch_id, shard, Path(held.source))
+            recognitions, rejects = copy_annotations(connection, batch_id, shard, Path(held.source), judges=judges)
         elif held.uploaded:
             documented = [row for row in rows if row.recognition_id is not None]
-            recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, documented)
+            recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, documented, judges=judges)
         else:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
         metrics.add("db_bulk_copy", time.perf_counter() - begin)
         batch_state.mark(connection, batch_id, COPY, shard, held.now, metrics.as_dict())
         logger.info("copy: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
+        tell(f"{recognitions} recognitions copied, {rejects} rejects")
 
     try:
         database.run(work, timeout=_TIMEOUT)
@@ -68,15 +87,14 @@ def copy_shard(database: Database, storage: Storage, batch_id: str, shard: int, 
 
 
 def _copy_documents(
-    connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any]
+    connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any], *, judges: bool
 ) -> tuple[int, int]:
     """Copy what only the files of a shard tell; return how many recognitions it has, and how many were rejected."""
     unread: dict[int, Reject] = {}
     receipts = _receipts(source, rows, unread)
-    with ThreadPoolExecutor(1, "receipts") as reader:
-        first = reader.submit(_some, receipts)  # while PostgreSQL copies what it has
-        known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
-        read = first.result()
+    first = _begun(lambda: _some(receipts))  # while PostgreSQL copies what it has
+    known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
+    read = first.result()
     rejects: dict[int, Reject] = {}
     new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
     if new:
@@ -95,6 +113,7 @@ def _copy_documents(
         ),
     )
     rejects = {**unread, **rejects}
+    require_source(Path(source), rejects.values(), judges=judges)
     if rejects:
         connection.execute("delete_files_rejected", batch_id=batch_id, recognition_ids=list(rejects))
     # Their photos are in the bucket already; the commit takes them out.
@@ -102,7 +121,21 @@ def _copy_documents(
     return len(rows), len(rejects)
 
 
-def _some(receipts: Iterator[tuple[Any, str | None]]) -> list[tuple[Any, str | None]]:
+def _begun(work: Callable[[], _Taken]) -> Future[_Taken]:
+    """Begin work in a thread that nobody has to wait for: a file system that hangs must not keep an interrupt away."""
+    future: Future[_Taken] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as exc:  # noqa: BLE001 (whoever waits for the result has it)
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name="receipts", daemon=True).start()
+    return future
+
+
+def _some(receipts: Iterator[tuple[Any, str | None]]) -> _Taken:
     """Take receipts of a bounded size together, most often all of a shard."""
     taken, letters = [], 0
     for row, text in receipts:

@@ -6,9 +6,10 @@ Killed at any moment before its commit, discovery leaves nothing behind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.logger import get_logger, printable
 from pipeline.metrics import Metrics
 from pipeline.steps.annotations import stage_annotations
 from pipeline.steps.read import BUDGET, Budget, read_recognition, size_of
+from pipeline.steps.source import require_source
 
 logger = get_logger(__name__)
 
@@ -29,6 +31,9 @@ logger = get_logger(__name__)
 MAXIMUM_SHARDS = 490
 _PAGE = 2000
 _SHOWN_REJECTS = 50
+
+#: How many there are, and how many are done.
+Looking = Callable[[int, int], None]
 
 _STAGED = (
     "recognition_id",
@@ -105,30 +110,34 @@ _STATEMENTS = {
 }
 
 
-def discover(database: Database, request: Request, *, dry_run: bool = False) -> Discovery | None:
+def discover(
+    database: Database, request: Request, *, dry_run: bool = False, progress: Looking = lambda *_: None
+) -> Discovery | None:
     """Write the batch, its manifest and its rejects; return what was found, None when that was done before.
 
     Arguments:
         dry_run: find out, and write nothing.
+        progress: called with how many recognitions there are to look at, and how many were looked at.
 
     Raises:
         UsageError: the dataset cannot be read, or holds no recognition at all.
         RefusedError: the batch exists already, or `strict` met a reject.
+        SourceUnavailable: the dataset went away while it was looked at.
     """
 
     def work(connection: Connection) -> Discovery | None:
         if not dry_run and batch_state.await_step(connection, request.batch_id, DISCOVER):
             return None
-        return _discover(connection, request)
+        return _discover(connection, request, progress)
 
     return database.run(work, timeout=0, keep=not dry_run)
 
 
-def _discover(connection: Connection, request: Request) -> Discovery:
+def _discover(connection: Connection, request: Request, progress: Looking) -> Discovery:
     connection.execute("prefer_indexes")
     now = connection.one("now").now
     metrics = Metrics()
-    look = _look_at_dataset if request.kind == KIND_LOAD else _look_at_annotations
+    look = partial(_look_at_dataset, progress=progress) if request.kind == KIND_LOAD else _look_at_annotations
     found, beyond = look(connection, request, metrics)
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
     if request.strict and rejects:
@@ -185,13 +194,14 @@ def _discover(connection: Connection, request: Request) -> Discovery:
     )
 
 
-def _look_at_dataset(connection: Connection, request: Request, metrics: Metrics) -> tuple[Any, int]:
+def _look_at_dataset(connection: Connection, request: Request, metrics: Metrics, progress: Looking) -> tuple[Any, int]:
     """Leave in pg_temp.staged what is to be loaded; return what was found, and how many are beyond the limit."""
     source = Path(request.source)
     with metrics.timed("discover_walk"):
         found = _find(connection, request, source)
     with metrics.timed("discover_inspect"):
-        last = _stage(connection, request, source)
+        candidates = found.found - found.already_loaded - found.held_elsewhere
+        last = _stage(connection, request, source, partial(progress, candidates))
         beyond = connection.one("count_beyond", after=last).beyond if last is not None else 0
     return found, beyond
 
@@ -231,13 +241,14 @@ def _find(connection: Connection, request: Request, source: Path) -> Any:
     return found
 
 
-def _stage(connection: Connection, request: Request, source: Path) -> int | None:
+def _stage(connection: Connection, request: Request, source: Path, progress: Callable[[int], None]) -> int | None:
     """Inspect candidates, lowest id first, until the limit is reached; return the last id looked at, if any."""
     connection.execute("create_staged")
     wanted = request.limit
     strict = Budget(BUDGET) if request.strict else None
     after = -1
     looked = None
+    count_looked = 0
     with ThreadPoolExecutor(min(8, request.threads)) as executor:
         while wanted is None or wanted > 0:
             # A page is never more than what is still wanted, so that nobody is inspected in vain.
@@ -252,12 +263,15 @@ def _stage(connection: Connection, request: Request, source: Path) -> int | None
             rejects: list[Reject] = []
             for result in results:
                 (usable if isinstance(result, Recognition) else rejects).append(result)  # type: ignore[arg-type]
+            require_source(source, rejects)
             connection.copy_in("pg_temp.staged", _STAGED, map(_staged_row, usable))
             connection.copy_in(
                 "pg_temp.found",
                 ("recognition_id", "path", "code", "message"),
                 ((r.recognition_id, r.path, r.code, r.message) for r in rejects),
             )
+            count_looked += len(page)
+            progress(count_looked)
             if wanted is not None:
                 wanted -= len(usable)
     return looked

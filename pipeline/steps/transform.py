@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from pipeline import batch_state
@@ -15,16 +16,26 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 
-def transform_batch(database: Database, storage: Storage, batch_id: str, metrics: Metrics) -> None:
+def transform_batch(
+    database: Database,
+    storage: Storage,
+    batch_id: str,
+    metrics: Metrics,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
     """Publish the batch's raw rows in the domain and finish the batch; nothing happens when that was done before.
+
+    `tell` is given, in words, which part is under way.
 
     Raises:
         UnfinishedError: a shard is not copied yet.
         RefusedError: the batch is not being loaded, or a row that would go is referenced by a table that is not ours.
     """
+    tell("removing what was rejected")
     _remove_rejected(database, storage, batch_id)
 
     def work(connection: Connection) -> None:
+        tell("waiting for the commits of other batches")
         connection.execute("lock_batch", batch_id=batch_id)
         connection.execute("lock_commits")
         if batch_state.is_done(connection, batch_id, TRANSFORM):
@@ -39,16 +50,21 @@ def transform_batch(database: Database, storage: Storage, batch_id: str, metrics
                     f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet.",
                     "Run the same command again.",
                 )
+        tell("publishing the rows of the batch, all in one transaction")
         connection.execute("delete_rejected", batch_id=batch_id)
+        parts = []
         with metrics.timed("transform"):
             publish = "transform_batch" if held.kind == KIND_LOAD else "transform_qwen"
             for row in connection.execute(publish, batch_id=batch_id):
                 metrics.add(row.operation, row.seconds)
+                parts.append(f"{row.operation}: {row.rows_written} rows in {row.seconds:.2f} s")
                 logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
+        tell("committing")
         connection.execute("delete_claims", batch_id=batch_id)
         done = connection.one("update_batch_finished", batch_id=batch_id)
         batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, metrics.as_dict())
         logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
+        tell("\n".join([f"{done.recognitions} recognitions", *parts]))
 
     database.run(work, timeout=0)
 

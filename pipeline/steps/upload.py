@@ -18,6 +18,7 @@ from pipeline.errors import PermanentError, PipelineError, RefusedError, Storage
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.steps.send import Crew, Entry, Facts, Sending
+from pipeline.steps.source import require_source
 from pipeline.storage import Storage, StoredObject
 
 logger = get_logger(__name__)
@@ -47,7 +48,8 @@ class Uploader:
         storage: closed by whoever made it.
         ahead: send the photos of the next shard while a shard ends. For a process that has the batch to itself:
             two processes would send the same photos.
-        progress_of: returns what counts the recognitions of a shard.
+        judges: this host may reject what it does not see as discovery saw it; see `require_source`.
+        progress_of: returns what counts the recognitions of a shard; it is given the shard and how many it has.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class Uploader:
         storage: Storage,
         *,
         ahead: bool = False,
-        progress_of: Callable[[int], Progress] = lambda _: lambda _: None,
+        judges: bool = True,
+        progress_of: Callable[[int, int], Progress] = lambda *_: lambda _: None,
     ) -> None:
         self._database, self._storage = database, storage
-        self._looks_ahead, self._progress_of = ahead, progress_of
+        self._looks_ahead, self._judges, self._progress_of = ahead, judges, progress_of
         self._crew = Crew(storage.threads)
         self._ahead: _Begun | None = None
 
@@ -70,6 +73,7 @@ class Uploader:
             RefusedError: the batch is not being loaded.
             StorageError: the bucket does not hold what was sent; the shard's objects were removed again.
             StorageUnavailable: Storage does not answer; what was sent is found again at the next try.
+            SourceUnavailable: files are lost because the dataset is not there; nothing was rejected.
         """
         begun, self._ahead = self._ahead, None
         if begun is not None and (begun.batch_id, begun.shard) != (batch_id, shard):
@@ -128,7 +132,7 @@ class Uploader:
             if shard is not None:  # else nobody asked for it yet
                 _roll_back(self._database, self._storage, batch_id, number, held.created_at, _keys(entries))
             raise
-        progress = self._progress_of(number)
+        progress = self._progress_of(number, len(entries))
         sending = Sending(self._crew, storage, Path(held.source), entries, present, metrics, progress)
         return _Begun(batch_id, number, held, entries, sending, storage, metrics)
 
@@ -150,7 +154,9 @@ class Uploader:
 
     def _finish(self, begun: _Begun) -> tuple[int, int]:
         """Wait for the photos, settle the shard, and return how many recognitions and rejects it has."""
+        source = Path(begun.held.source)
         facts, rejects = begun.sending.results()
+        require_source(source, rejects, judges=self._judges)
         for again in range(_ROUNDS + 1):
             wrong = _settle(self._database, begun, facts, rejects)
             if not wrong:
@@ -163,9 +169,9 @@ class Uploader:
             logger.warning("upload: %d objects are not in the bucket as they were sent; sending them again", len(wrong))
             begun.metrics.count("objects_resent", len(wrong))
             damaged = [entry for entry in begun.entries if wrong.intersection(entry.keys)]
-            source = Path(begun.held.source)
             once_more = Sending(self._crew, begun.storage, source, damaged, {}, begun.metrics, lambda _: None)
             resent, rejected = once_more.results()
+            require_source(source, rejected, judges=self._judges)
             ids = {entry.recognition.recognition_id for entry in damaged}
             facts = [fact for fact in facts if fact.recognition_id not in ids] + resent
             rejects += rejected
@@ -181,7 +187,7 @@ def upload_shard(
     progress: Progress = lambda _: None,
 ) -> None:
     """Upload one shard with threads of its own; see `Uploader.upload`."""
-    with closing(Uploader(database, storage, progress_of=lambda _: progress)) as uploader:
+    with closing(Uploader(database, storage, progress_of=lambda *_: progress)) as uploader:
         uploader.upload(batch_id, shard, metrics)
 
 

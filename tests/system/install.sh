@@ -1,9 +1,9 @@
 #!/bin/sh
-# Install what the system tests need and is not there: cron, Chromium with its driver, ip, unshare.
+# Install what the system tests need and is not there: cron, Chromium with its driver, ip, unshare, PgBouncer.
 set -eu
 missing=""
 for pair in /usr/sbin/cron:cron /usr/bin/chromium:chromium /usr/bin/chromedriver:chromium-driver /sbin/ip:iproute2 \
-    /usr/bin/unshare:util-linux; do
+    /usr/bin/unshare:util-linux /usr/sbin/pgbouncer:pgbouncer; do
     [ -x "${pair%%:*}" ] || missing="$missing ${pair##*:}"
 done
 [ -n "$missing" ] || exit 0

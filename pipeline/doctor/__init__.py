@@ -1,0 +1,148 @@
+"""The doctor, `status --check`: look at everything that a load rests on, and say of each what is to be done.
+
+Each part yields findings as it goes, in a thread of its own with a time limit. A service that is away is said so once;
+what only it could tell is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Settings
+from pipeline.database import address_of
+from pipeline.dataset import find_source, usual_sources
+from pipeline.doctor import bucket, machine, postgres
+from pipeline.doctor.clock import clock_findings, service_time
+from pipeline.doctor.facts import Facts
+from pipeline.doctor.finding import PROBLEM, WARNING, Finding, of_error, problem, verdict
+from pipeline.doctor.machine import Dataset
+from pipeline.errors import PermanentError, PipelineError, TransientError
+
+__all__ = ["Finding", "as_dict", "as_text", "examine", "verdict"]
+
+#: That the services have for all their answers together, and the walk through the dataset for itself.
+SERVICE_SECONDS = 25.0
+DATASET_SECONDS = 20.0
+
+
+def examine(settings: Settings | PipelineError, scheduler_url: str, source: str | None) -> list[Finding]:
+    """Return what was found, the settings first; takes less than a minute whatever is away.
+
+    Arguments:
+        settings: or the error that reading them gave: then what needs none is looked at.
+        scheduler_url: where a luigid would be.
+        source: the dataset's folder, by default as for a load.
+    """
+    luigi = machine.luigi_finding(Path.cwd(), os.environ)
+    luigid = machine.examine_luigid(scheduler_url)
+    if isinstance(settings, PipelineError):
+        others = gather({"luigid": luigid}, SERVICE_SECONDS)
+        return [of_error("settings", settings), luigi, *others, *machine.examine_disks(None, None)]
+    file = machine.settings_file(settings, Path.cwd())
+    findings = [machine.settings_finding(settings.environment, file), luigi]
+    facts = Facts(settings.tuning.connection_pool_size)
+    parts = {
+        "The database": postgres.examine_database(settings, facts),
+        "Storage": bucket.examine_storage(settings, facts),
+        "luigid": luigid,
+    }
+    findings += gather(parts, SERVICE_SECONDS)
+    findings += _examine_key(settings, facts)
+    dataset = None
+    try:
+        dataset = _dataset(settings, source, facts)
+    except PipelineError as exc:
+        findings.append(of_error("dataset", exc))
+    if dataset is not None:
+        findings.append(machine.dataset_finding(dataset))
+    findings += bucket.bucket_findings(settings.bucket, facts, dataset)
+    findings += machine.examine_disks(settings, dataset)
+    return findings
+
+
+def _examine_key(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    yield from clock_findings(facts.offsets)
+    key = settings.key.reveal()
+    yield from bucket.key_findings(key, service_time(facts.offsets))
+    try:
+        host, _, user = address_of(settings.database_url.reveal())
+    except PipelineError:
+        return  # said already
+    finding = bucket.project_finding(settings.url, key, host, user)
+    if finding is not None:
+        yield finding
+
+
+def _dataset(settings: Settings, source: str | None, facts: Facts) -> Dataset | None:
+    """Return the sizes in the dataset that a load would take; None when there is none and none was named."""
+    if not source and not settings.dataset_dir and next(usual_sources(), None) is None:
+        return None
+    limit = (facts.bucket or {}).get("file_size_limit")
+    folder = find_source(source, settings.dataset_dir)
+    return machine.look_at_dataset(folder, limit if isinstance(limit, int) else None, DATASET_SECONDS)
+
+
+def gather(parts: Mapping[str, Iterator[Finding]], seconds: float) -> list[Finding]:
+    """Run the parts side by side and return what they yield within a time, one part after the other."""
+    started = []
+    for name, part in parts.items():
+        found: list[Finding] = []
+        whole = threading.Event()
+        # A daemon: what is still waited for when the time is over does not keep the process from its end.
+        thread = threading.Thread(target=_drain, args=(part, found, whole), name=name, daemon=True)
+        thread.start()
+        started.append((name, thread, found, whole))
+    deadline = time.monotonic() + seconds
+    findings: list[Finding] = []
+    for name, thread, found, whole in started:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        findings += list(found)
+        if not whole.is_set():
+            findings.append(_cut_off(name, thread.is_alive(), seconds))
+    return findings
+
+
+def _drain(part: Iterator[Finding], found: list[Finding], whole: threading.Event) -> None:
+    for finding in part:
+        found.append(finding)
+    whole.set()
+
+
+def _cut_off(name: str, alive: bool, seconds: float) -> Finding:
+    if alive:
+        return problem(
+            name.lower(),
+            f"{name} did not answer all questions within {seconds:.0f} s.",
+            "Look at its log and its load, and at the network.",
+            TransientError,
+        )
+    return problem(name.lower(), f"{name} could not be examined.", "This is a defect of the pipeline.", PermanentError)
+
+
+def as_dict(findings: list[Finding]) -> dict[str, Any]:
+    """Return the findings as JSON takes them."""
+    return {"findings": [one.as_dict() for one in findings], **_totals(findings)}
+
+
+def as_text(findings: list[Finding]) -> str:
+    """Return the findings for people: a line each, and what to do below it."""
+    lines = []
+    for one in findings:
+        lines.append(f"{one.level:<8} {one.check}: {one.message}")
+        if one.remedy:
+            lines.append(f"         → {one.remedy}")
+    totals = _totals(findings)
+    lines.append(f"{len(findings)} findings: {totals['problems']} problems, {totals['warnings']} warnings.")
+    return "\n".join(lines)
+
+
+def _totals(findings: list[Finding]) -> dict[str, int]:
+    return {name: sum(one.level == level for one in findings) for name, level in _LEVELS}
+
+
+_LEVELS = (("problems", PROBLEM), ("warnings", WARNING))

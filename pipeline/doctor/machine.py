@@ -1,0 +1,251 @@
+"""This machine: settings files, luigi.cfg, luigid, disks, and the dataset's photos by their sizes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import stat
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.config import Settings
+from pipeline.dataset import Folder, Recognition, inspect_folder, list_folders
+from pipeline.doctor.finding import Finding, ok, problem, warning
+from pipeline.embedded.postgres import EmbeddedPostgres
+from pipeline.errors import PermanentError
+from pipeline.logger import printable
+from pipeline.steps.summary import size
+
+SCARCE_BYTES = 64 << 20
+LOW_BYTES = 1 << 30
+_LUIGID_SECONDS = 2.0
+_REPLY_BYTES = 1 << 16
+
+
+# Settings
+
+
+def settings_file(settings: Settings, directory: Path) -> Path:
+    """Return the file that settings of an environment come from."""
+    if settings.environment == "embedded":
+        return settings.home / "env"
+    return directory / f".env.{settings.environment}"
+
+
+def settings_finding(environment: str, path: Path) -> Finding:
+    """Return which file the settings come from, and whether others may read it."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return ok("settings", f"Environment {environment}, from the variables of the process.")
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        does = "write" if mode & stat.S_IWOTH else "read"
+        return warning(
+            "settings", f"{path} has keys in it, and every user of this machine may {does} it.", f"chmod 600 {path}"
+        )
+    return ok("settings", f"Environment {environment}, from {path}.")
+
+
+def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
+    """Return which luigi.cfg Luigi reads; the last one that exists wins."""
+    named = environ.get("LUIGI_CONFIG_PATH")
+    if named and not Path(named).is_file():
+        return warning("luigi.cfg", f"LUIGI_CONFIG_PATH names {named}, which does not exist.", "Mend it, or unset it.")
+    found = [
+        str(path)
+        for path in (Path("/etc/luigi/luigi.cfg"), directory / "luigi.cfg", *([Path(named)] if named else []))
+        if path.is_file()
+    ]
+    if found:
+        return ok("luigi.cfg", f"Luigi reads {', then '.join(found)}.")
+    return ok("luigi.cfg", "No luigi.cfg was found, so the defaults hold; a cron job must `cd` to where it is.")
+
+
+# luigid
+
+
+def examine_luigid(url: str) -> Iterator[Finding]:
+    """Yield whether a luigid answers at the URL, and whether others than this machine reach it."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 8082
+    server = _ask_luigid(f"{parts.scheme}://{parts.netloc}{parts.path}")
+    if server is None:
+        yield ok("luigid", f"No luigid answers at {url}: loads use a scheduler of their own.")
+        return
+    if not server.is_luigid:
+        remedy = "Mend scheduler_url in luigi.cfg, or load with --local-scheduler."
+        yield warning("luigid", f"What answers at {url} is no luigid.", remedy)
+        return
+    yield ok(
+        "luigid",
+        f"luigid answers at {url} ({server.name or 'it names no server'}); it does not tell its version, "
+        f"the one installed here is {version('luigi')}.",
+    )
+    remedy = "Start it with --address 127.0.0.1, or keep its port behind a firewall: it has no login."
+    if not _is_loopback(host):
+        yield warning("luigid", f"luigid at {url} is reached over the network.", remedy)
+        return
+    for address in own_addresses():
+        name = f"[{address}]" if ":" in address else address
+        other = _ask_luigid(f"http://{name}:{port}/")
+        if other is not None and other.is_luigid:
+            yield warning("luigid", f"luigid listens on all interfaces: it answers at {address}, too.", remedy)
+            return
+
+
+@dataclass(frozen=True)
+class _Server:
+    is_luigid: bool
+    name: str
+
+
+def _ask_luigid(url: str) -> _Server | None:
+    """Ask whether it is paused, which every luigid answers; None when nothing answers at all."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/api/is_paused", timeout=_LUIGID_SECONDS) as response:
+            reply, name = response.read(_REPLY_BYTES), response.headers.get("Server", "")
+    except urllib.error.HTTPError as exc:
+        exc.close()
+        return _Server(False, "")
+    except (OSError, ValueError):
+        return None
+    try:
+        answer = json.loads(reply)
+    except ValueError:
+        answer = None
+    told = answer.get("response") if isinstance(answer, dict) else None
+    return _Server(isinstance(told, dict) and "paused" in told, printable(name)[:60])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def own_addresses() -> list[str]:
+    """Return the addresses of this machine that others reach it at, one of each family; no packet is sent."""
+    found = []
+    for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((anywhere, 9))
+                found.append(str(probe.getsockname()[0]))
+        except OSError:
+            continue  # no way out of this machine with that family
+    return [address for address in found if not _is_loopback(address)]
+
+
+# Disks
+
+
+def examine_disks(settings: Settings | None, dataset: Dataset | None) -> Iterator[Finding]:
+    """Yield what room there is: for temporary files, and for the data of the embedded services."""
+    try:
+        yield disk_finding("temporary files", Path(tempfile.gettempdir()))
+    except FileNotFoundError:
+        message = "There is no folder for temporary files that can be written."
+        yield problem("disk", message, "Set TMPDIR to one.", PermanentError)
+    if settings is None or settings.environment != "embedded":
+        return
+    needed = dataset.bytes if dataset is not None else 0
+    yield disk_finding("the embedded Storage", settings.home, needed)
+    data = EmbeddedPostgres(settings.home).data_path
+    if _existing(data).stat().st_dev != _existing(settings.home).stat().st_dev:
+        yield disk_finding("the embedded PostgreSQL", data)
+
+
+def _existing(path: Path) -> Path:
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+def disk_finding(purpose: str, path: Path, needed: int = 0) -> Finding:
+    """Return whether a disk has room for a purpose; `needed` is the size of the dataset's photos."""
+    return room_finding(purpose, path, shutil.disk_usage(_existing(path)).free, needed)
+
+
+def room_finding(purpose: str, path: Path, free: int, needed: int = 0) -> Finding:
+    """Return whether so many bytes are enough for a purpose."""
+    message = f"{size(free)} are free for {purpose} in {path}"
+    if free < SCARCE_BYTES:
+        return problem("disk", f"{message}.", "Make room, or use another disk.", PermanentError)
+    if free < needed:
+        message += f", less than the {size(needed)} of the dataset's photos, as far as they are not loaded yet."
+        return warning("disk", message, "Make room, or set PIPELINE_HOME to a folder on a larger disk.")
+    if free < LOW_BYTES:
+        return warning("disk", f"{message}.", "Make room soon.")
+    return ok("disk", f"{message}.")
+
+
+# The dataset
+
+
+@dataclass
+class Dataset:
+    """The photos of a dataset by their sizes; `whole` says that all were seen in the time there was."""
+
+    source: Path
+    recognitions: int = 0
+    unusable: int = 0
+    photos: int = 0
+    bytes: int = 0
+    largest: int = 0
+    largest_path: str = ""
+    too_large: int = 0
+    whole: bool = True
+
+
+def look_at_dataset(source: Path, limit: int | None, seconds: float) -> Dataset:
+    """Return the sizes of a dataset's photos, one folder after another, without opening a file.
+
+    Arguments:
+        limit: bytes beyond which a photo counts as too large.
+        seconds: to stop after, wherever that is.
+
+    Raises:
+        UsageError: a folder cannot be read.
+    """
+    found = Dataset(source)
+    deadline = time.monotonic() + seconds
+    for folder in list_folders(source):
+        if time.monotonic() > deadline:
+            found.whole = False
+            break
+        recognition = inspect_folder(source, folder) if isinstance(folder, Folder) else folder
+        if not isinstance(recognition, Recognition):
+            found.unusable += 1
+            continue
+        found.recognitions += 1
+        for photo in recognition.photos:
+            found.photos += 1
+            found.bytes += photo.size
+            found.too_large += limit is not None and photo.size > limit
+            if photo.size > found.largest:
+                found.largest, found.largest_path = photo.size, printable(photo.path)
+    return found
+
+
+def dataset_finding(dataset: Dataset) -> Finding:
+    """Return how large a dataset is."""
+    if not dataset.recognitions and dataset.whole:
+        return problem(
+            "dataset",
+            f"The dataset {dataset.source} holds no usable recognition.",
+            "Name the folder that has the exports or the recognitions in it.",
+        )
+    seen = "" if dataset.whole else "; that is what was seen in the time there was, there are more"
+    return ok(
+        "dataset",
+        f"{dataset.source} holds {dataset.recognitions} usable recognitions, {dataset.photos} photos, "
+        f"{size(dataset.bytes)}, and {dataset.unusable} that are rejected by names and sizes{seen}.",
+    )

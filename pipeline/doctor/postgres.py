@@ -1,0 +1,322 @@
+"""The database: the way to it, the pooler before it, the role, the schema, its limits, and unfinished batches."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from pipeline import batch_state
+from pipeline.batch_state import Batch
+from pipeline.config import Settings
+from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
+from pipeline.doctor.clock import offset_of
+from pipeline.doctor.facts import Facts
+from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
+from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
+from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError
+from pipeline.migrate import pending
+from pipeline.steps.begin import reset_command, resume_command
+from pipeline.steps.summary import duration, size
+
+#: Of one statement.
+_SECONDS = 10.0
+#: That a transaction waits for another one of ours, where a pooler has no more connections.
+_WAIT_SECONDS = 5.0
+_OLD = timedelta(days=7)
+_SHOWN = 5
+_TRANSACTION_PORT = 6543
+_APPLICATION = "pipeline doctor"
+_OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user postgres."
+
+
+def examine_database(settings: Settings, facts: Facts) -> Iterator[Finding]:
+    """Yield what is found of the database; when it does not answer, that alone."""
+    try:
+        host, port, _ = address_of(settings.database_url.reveal())
+    except PipelineError as exc:
+        yield of_error("database", exc)
+        return
+    for finding in examine_way("the database", host, port, settings.environment == "embedded"):
+        yield finding
+        if finding.level == PROBLEM:
+            return
+    # A pool of one: the same connection for one transaction after the other.
+    settings = replace(settings, tuning=replace(settings.tuning, connection_pool_size=1, retry_max_attempts=0))
+    with closing(Database(settings, application=_APPLICATION)) as database:
+        try:
+            yield from _examine(settings, database, facts, port)
+        except PipelineError as exc:
+            yield of_error("database", exc)
+
+
+def _examine(settings: Settings, database: Database, facts: Facts, port: int) -> Iterator[Finding]:
+    server = database.run(lambda connection: connection.one("examine_server"), _SECONDS, read_only=True)
+    yield version_finding(server.version)
+    yield latency_finding("the database", database.run(lambda one: _ask(one, facts), _SECONDS, read_only=True))
+    yield writable_finding(server.replica, server.read_only)
+    tables = database.run(lambda connection: connection.execute("examine_tables"), _SECONDS, read_only=True)
+    yield role_finding(server.role, server.temporary, tables)
+    missing: Sequence[str] | None = None
+    try:
+        missing = database.run(lambda one: [f"{m.version}_{m.name}" for m in pending(one)], _SECONDS, read_only=True)
+    except DatabaseError as exc:
+        yield of_error("migrations", exc)
+    else:
+        yield migrations_finding(missing, server.creates, settings.environment == "production")
+    yield connections_finding(_room(server), facts.pool_size)
+    yield timeouts_finding(server.statement_timeout, server.transaction_timeout)
+    yield ok("size", f"The database holds {size(server.bytes)}.")
+    if missing == []:
+        yield from _examine_batches(settings, database, facts)
+    # The last one, since it needs a second connection, which may be one too many.
+    try:
+        yield pooler_finding(_look_behind(settings, database, port))
+    except PipelineError as exc:
+        yield of_error("pooler", exc)
+
+
+def _ask(connection: Connection, facts: Facts) -> list[float]:
+    """Return how long answers took; the quickest one tells the clock best."""
+    seconds: list[float] = []
+    for _ in range(SAMPLES):
+        sent, started = time.time(), time.perf_counter()
+        now: datetime = connection.one("now").now
+        taken = time.perf_counter() - started
+        if not seconds or taken < min(seconds):
+            facts.offsets["the database"] = offset_of(now.timestamp(), sent, sent + taken)
+        seconds.append(taken)
+    return seconds
+
+
+def version_finding(version: int) -> Finding:
+    """Return what is to be said of a server's version, such as 140005."""
+    text = f"PostgreSQL {version // 10000}.{version % 10000}"
+    if version < MINIMUM_VERSION:
+        return problem("version", f"The server is {text}.", f"Use PostgreSQL {MINIMUM_VERSION // 10000} or newer.")
+    return ok("version", f"The server is {text}.")
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind a connection.
+
+    Attributes:
+        named: the server's process by the protocol's first answer; a pooler names one of its own.
+        processes: the process of each transaction of one connection.
+        others: those of another connection, while the first one was open.
+        application: what the server takes the client's name to be.
+        port: of the address.
+        second: another connection had its turn beside it.
+        waited: while that one was in a transaction, this one had to wait.
+    """
+
+    named: int
+    processes: tuple[int, ...]
+    application: str
+    port: int
+    others: tuple[int, ...] = ()
+    second: bool = True
+    waited: bool = False
+
+
+def _look_behind(settings: Settings, first: Database, port: int) -> Behind:
+    """Ask one connection for its process before and while another one is in a transaction; nothing is left behind.
+
+    A pooler in transaction mode gives its processes to whoever comes next: in turn, which the first answers tell, or
+    the one that became free last, which the other connection then has.
+    """
+    held, over = threading.Event(), threading.Event()
+    errors: list[PipelineError] = []
+    others: list[int] = []
+
+    def ask(connection: Connection) -> tuple[int, int, str]:
+        behind = connection.one("examine_backend")
+        return connection.named_backend, behind.pid, behind.application
+
+    def hold() -> None:
+        try:
+            with closing(Database(settings, application=_APPLICATION)) as second:
+                others.append(second.run(ask, _SECONDS, read_only=True)[1])
+                found.append(first.run(ask, _SECONDS, read_only=True))
+                with second.transaction(_SECONDS, read_only=True) as connection:
+                    others.append(ask(connection)[1])
+                    held.set()
+                    over.wait(_SECONDS)
+        except PipelineError as exc:
+            errors.append(exc)
+            held.set()
+
+    found = [first.run(ask, _SECONDS, read_only=True) for _ in range(2)]
+
+    def ask_again() -> None:
+        with suppress(PipelineError):  # what counts is that it had to wait
+            found.append(first.run(ask, _SECONDS, read_only=True))
+
+    holder, asker = (threading.Thread(target=work, name="pooler", daemon=True) for work in (hold, ask_again))
+    holder.start()
+    waited, second = False, held.wait(_WAIT_SECONDS)
+    if second and not errors:
+        asker.start()
+        asker.join(_WAIT_SECONDS)
+        waited = asker.is_alive()
+        over.set()
+        asker.join(_SECONDS)
+    over.set()
+    if errors:
+        raise errors[0]
+    named, _, application = found[0]
+    return Behind(named, tuple(pid for _, pid, _ in found), application, port, tuple(others), second, waited)
+
+
+def pooler_finding(behind: Behind) -> Finding:
+    """Return whether the database is asked directly or through a pooler, and what follows."""
+    shared = set(behind.processes) & set(behind.others)
+    by_behaviour = bool(shared) or len(set(behind.processes)) > 1 or behind.waited
+    direct = behind.named == behind.processes[0] and not behind.application.startswith("Supavisor")
+    in_transactions = by_behaviour or (not direct and behind.port == _TRANSACTION_PORT)
+    if not behind.second or behind.waited:
+        return problem(
+            "pooler",
+            f"The pooler before the database, in {'transaction' if in_transactions else 'session'} mode, has no second "
+            f"server connection within {_WAIT_SECONDS:.0f} s; the lock of a run takes one alone.",
+            "Raise the pooler's pool size, or close other clients; or use another address from Connect.",
+            DatabaseUnavailable,
+        )
+    if in_transactions:
+        told = "by its behaviour" if by_behaviour else f"by its port, {_TRANSACTION_PORT}"
+        return ok(
+            "pooler",
+            f"A pooler in transaction mode stands before the database ({told}). A load needs nothing that outlives a "
+            "transaction, so it may; the lock of a run and each COPY hold one of the pooler's server connections.",
+        )
+    if direct:
+        return ok("pooler", "The database is asked directly, without a pooler.")
+    return ok(
+        "pooler",
+        "A pooler in session mode stands before the database: each connection of a load holds one of its server "
+        "connections.",
+    )
+
+
+def writable_finding(replica: bool, read_only: bool) -> Finding:
+    """Return whether the database takes writes."""
+    if replica:
+        return problem("writes", "The server is a read replica.", "Use the address of the primary in DATABASE_URL.")
+    if read_only:
+        return problem(
+            "writes",
+            "Transactions are read-only by default; on Supabase, the project's disk may be full.",
+            "Make room or enlarge the disk; else ALTER ROLE … SET default_transaction_read_only = off.",
+        )
+    return ok("writes", "The database takes writes.")
+
+
+def role_finding(role: str, temporary: bool, tables: Sequence[Any]) -> Finding:
+    """Return what the role may not do that a load does: own the tables, COPY, make temporary tables."""
+    wrong = []
+    if not temporary:
+        wrong.append("may not make temporary tables")
+    for name, bad in (
+        ("does not own", [table.name for table in tables if not table.owned]),
+        ("may not COPY past the row-level security of", [table.name for table in tables if table.filtered]),
+        ("may not write", [table.name for table in tables if not table.writable]),
+    ):
+        if bad:
+            wrong.append(f"{name} {bad[0]}{f' and {len(bad) - 1} more tables' if len(bad) > 1 else ''}")
+    if wrong:
+        return problem("role", f"The role {role} {', '.join(wrong)}.", _OWNER)
+    return ok("role", f"The role {role} may do all that a load does.")
+
+
+def migrations_finding(missing: Sequence[str], creates: bool, production: bool) -> Finding:
+    """Return whether the schema is up to date."""
+    if not missing:
+        return ok("migrations", "The schema is up to date.")
+    may = "" if creates else f" The role of DATABASE_URL may not make schemas; {_OWNER}"
+    return problem(
+        "migrations",
+        f"{len(missing)} migrations are pending, the first is {missing[0]}.",
+        f"Run `python -m pipeline migrate{' --production' if production else ''}`.{may}",
+    )
+
+
+def _room(server: Any) -> list[tuple[str, int, int]]:
+    """Return what bounds connections: the server, the role, the database; how many it takes, and how many there are."""
+    bounds = [("server", server.server_slots, server.server_used)]
+    for name in ("role", "database"):
+        slots = getattr(server, f"{name}_slots")
+        if slots is not None and slots >= 0:
+            bounds.append((name, slots, getattr(server, f"{name}_used")))
+    return bounds
+
+
+def connections_finding(bounds: Sequence[tuple[str, int, int]], pool_size: int) -> Finding:
+    """Return how many worker processes find connections: one of the bounds is the narrowest."""
+    name, slots, used = min(bounds, key=lambda bound: bound[1] - bound[2])
+    free = slots - used + 1  # our own one goes away
+    workers = max(0, (free - 1) // pool_size)  # and the lock of a run takes one
+    message = f"Of the {slots} connections that the {name} takes, {used} are in use"
+    if not workers:
+        return warning(
+            "connections",
+            f"{message}: too few for one worker, which opens up to {pool_size}, and the lock of its run.",
+            "Lower connection_pool_size, close idle clients, or use the pooler's address.",
+        )
+    return ok("connections", f"{message}: there is room for {workers} workers of up to {pool_size} connections.")
+
+
+def timeouts_finding(statement: int | None, transaction: int | None) -> Finding:
+    """Return what the server's time limits, in ms, do to a load; transaction_timeout is new in PostgreSQL 17."""
+    if transaction:
+        return warning(
+            "timeouts",
+            f"transaction_timeout ends every transaction after {duration(transaction / 1000)}: the lock of a run, and "
+            "the commit of a large batch, take longer.",
+            "ALTER ROLE … SET transaction_timeout = 0, for the role of DATABASE_URL.",
+        )
+    if statement:
+        return ok(
+            "timeouts",
+            f"statement_timeout is {duration(statement / 1000)}; each transaction of a load sets its own in its place.",
+        )
+    return ok("timeouts", "No statement_timeout and no transaction_timeout bounds a load.")
+
+
+def _examine_batches(settings: Settings, database: Database, facts: Facts) -> Iterator[Finding]:
+    def ask(connection: Connection) -> tuple[datetime, list[tuple[Batch, bool]]]:
+        facts.photos_stored = connection.one("count_stored", bucket=settings.bucket).photos
+        batches = [batch_state.batch_from(row) for row in connection.execute("list_unfinished")]
+        # Who gets the lock of a run's batch knows that there is no run; it is given back at the transaction's end.
+        found = [(batch, not batch_state.try_lock(connection, batch.id)) for batch in batches[:_SHOWN]]
+        facts.unfinished = len(batches)
+        return connection.one("now").now, found
+
+    now, batches = database.run(ask, _SECONDS, read_only=True)
+    if not batches:
+        yield ok("batches", "No batch is unfinished.")
+    for batch, running in batches:
+        yield batch_finding(batch, now, running=running, production=settings.environment == "production")
+    if facts.unfinished > len(batches):
+        more = facts.unfinished - len(batches)
+        yield warning("batches", f"{more} more batches are unfinished.", "`python -m pipeline status` lists them all.")
+
+
+def batch_finding(batch: Batch, now: datetime, *, running: bool, production: bool) -> Finding:
+    """Return what is to be said of an unfinished batch."""
+    age = now - batch.created_at
+    days = f"{age.days} days ago" if age.days > 1 else "less than two days ago"
+    message = f"Batch {batch.id} is {batch.state}, begun {days}"
+    if running:
+        return ok("batches", f"{message}, and a run is at it.")
+    if batch.state == "resetting":
+        return warning("batches", f"{message}.", f"Finish it: {reset_command(batch.id, production)}")
+    remedy = f"Finish it: {resume_command(batch.id, batch.kind, batch.limit, batch.force, production)}"
+    if age > _OLD:
+        remedy += f", or take it out: {reset_command(batch.id, production)}"
+        message += "; it holds its recognitions, and its objects are in the bucket"
+    return warning("batches", f"{message}.", remedy)

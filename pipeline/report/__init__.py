@@ -1,0 +1,1 @@
+"""The page that shows a load to people: figures and pictures from numbers that are gathered already; no services."""

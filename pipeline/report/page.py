@@ -1,0 +1,73 @@
+"""The page: a template that escapes whatever it is given, and a policy that lets nothing reach the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from functools import cache
+from importlib.resources import files
+from typing import IO, Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.logger import printable
+from pipeline.report.charts import milliseconds, plotly_script
+from pipeline.steps.summary import duration
+
+
+def write_page(out: IO[str], values: Mapping[str, Any]) -> None:
+    """Write the page piece by piece; of what `values` has as an iterator, one element is in memory at a time.
+
+    Every text in it is untrusted: it is escaped, and its control characters, those that turn the direction of writing
+    round included, are shown.
+    """
+    scripts = {"plotly": plotly_script(), "script": _text("page.js")}
+    ours = {name: Markup(text) for name, text in (*scripts.items(), ("style", _text("page.css")))}
+    template = _environment().get_template("page.html")
+    for piece in template.generate(**values, **ours, policy=policy(scripts.values())):
+        out.write(piece)
+
+
+def policy(scripts: Iterable[str]) -> str:
+    """Return a Content-Security-Policy that forbids everything but these scripts, styles, and pictures in the page."""
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(one.encode()).digest()).decode()}'" for one in scripts]
+    rules = ["default-src 'none'", f"script-src {' '.join(hashes)}"]
+    # plotly sets styles, too; those cannot fetch anything either.
+    rules += ["style-src 'unsafe-inline'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
+    return "; ".join(rules)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(count=_count, duration=duration, ms=milliseconds, time=_time)
+    return environment
+
+
+def _text(name: str) -> str:
+    return files("pipeline.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _finalize(value: object) -> object:
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value)
+    return value
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _time(moment: str) -> str:
+    """Return a moment in ISO 8601 as it is read, in UTC."""
+    return datetime.fromisoformat(moment).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")

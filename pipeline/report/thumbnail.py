@@ -1,0 +1,84 @@
+"""Pure: the bytes of a picture -> a small JPEG of it, damaged ones as far as they can be decoded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from pipeline.photo import MAXIMUM_COEFFICIENT_BYTES, MAXIMUM_PIXELS
+
+_QUALITY = 72
+#: What a decoded picture may take before it is made small.
+_MAXIMUM_DECODED_BYTES = 64 << 20
+_ROUNDING = 4
+_lenient = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture as a data: URI, and the width and height of the one that it was made of, as stored."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def thumbnail(content: bytes, longest: int, *, damaged: bool = False) -> Thumbnail | None:
+    """Return a picture of at most `longest` pixels a side, None when it cannot be decoded in bounded memory.
+
+    It is shown as its pixels are stored: the EXIF orientation is not applied, nor handed on.
+
+    Arguments:
+        damaged: take what can be decoded of a file that ends early; the rest is grey.
+    """
+    try:
+        with (
+            _leniently() if damaged else nullcontext(),
+            Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as one,
+        ):
+            width, height = one.size
+            if not _is_affordable(one):
+                return None
+            one.draft("RGB", (longest, longest))
+            if one.size[0] * one.size[1] * len(one.getbands()) > _MAXIMUM_DECODED_BYTES:
+                return None
+            one.thumbnail((longest, longest))
+            small = one.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, IndexError, EOFError):
+        return None
+    if damaged and _is_blank(small):
+        return None
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=_QUALITY, optimize=True)
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}", width, height)
+
+
+def _is_blank(picture: Image.Image) -> bool:
+    """Say whether nothing was decoded: then it is black or grey all over, but for what rounding does."""
+    pixels = picture.convert("L").tobytes()
+    return max(pixels) - min(pixels) <= _ROUNDING
+
+
+def _is_affordable(picture: Image.Image) -> bool:
+    """Say whether decoding may begin; of a progressive picture all coefficients are in memory, whatever its scale."""
+    pixels = picture.size[0] * picture.size[1]
+    coefficients = 2 * 3 * pixels if picture.info.get("progressive") else 0
+    return pixels <= MAXIMUM_PIXELS and coefficients <= MAXIMUM_COEFFICIENT_BYTES
+
+
+@contextmanager
+def _leniently() -> Iterator[None]:
+    """Let Pillow fill up files that end early, which it does or does not for the whole process."""
+    with _lenient:
+        former = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = former

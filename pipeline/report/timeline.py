@@ -1,0 +1,148 @@
+"""Pure: the markers of a batch -> what was at work when, on a clock that stands still between two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+#: A pause is cut out when it is longer than this, in seconds, and than this share of the time at work.
+_SHORTEST_PAUSE, _PAUSE_SHARE = 5.0, 0.25
+#: What is left of a pause, as a share of the time at work, so that it is seen.
+_PAUSE_WIDTH = 0.02
+
+
+@dataclass(frozen=True)
+class Span:
+    """A step of a batch, or of a shard of it, that was done; seconds since 1970."""
+
+    step: str
+    shard: int
+    worker: str
+    begin: float
+    end: float
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it took."""
+        return self.end - self.begin
+
+    def counter(self, name: str) -> int:
+        """Return what it counted under a name."""
+        return int(self.metrics.get("counters", {}).get(name, 0))
+
+    @property
+    def retries(self) -> int:
+        """Return how often one of its requests was sent again."""
+        counters = self.metrics.get("counters", {})
+        return int(sum(count for name, count in counters.items() if name.startswith("retries_")))
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A time in which nothing was at work: where on the clock, and how long it was."""
+
+    at: float
+    seconds: float
+
+
+class Clock:
+    """Seconds since the first step began, without long pauses."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._stretches: list[tuple[float, float, float]] = []  # begin, end, what the clock shows at its begin
+        self.pauses: list[Pause] = []
+        busy = union((span.begin, span.end) for span in spans)
+        at_work = sum(end - begin for begin, end in busy)
+        now = 0.0
+        for begin, end in busy:
+            if self._stretches:
+                gap = begin - self._stretches[-1][1]
+                if gap > max(_SHORTEST_PAUSE, _PAUSE_SHARE * at_work):
+                    width = _PAUSE_WIDTH * at_work
+                    self.pauses.append(Pause(now + width / 2, gap))
+                    now += width
+                else:
+                    now += gap
+            self._stretches.append((begin, end, now))
+            now += end - begin
+        self.total = now
+
+    def __call__(self, moment: float) -> float:
+        """Return what the clock shows at a moment at which something was at work."""
+        shown = 0.0
+        for begin, end, at in self._stretches:
+            if moment < begin:
+                break
+            shown = at + min(moment, end) - begin
+        return shown
+
+
+def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the intervals without their overlaps, ascending."""
+    merged: list[tuple[float, float]] = []
+    for begin, end in sorted(intervals):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one worker did, in as many lanes as it had steps under way at once."""
+
+    worker: str
+    lanes: Sequence[Sequence[Span]]
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Return all that it did, in the order of its beginning."""
+        return sorted((span for lane in self.lanes for span in lane), key=lambda span: span.begin)
+
+    @property
+    def busy(self) -> float:
+        """Return for how many seconds it had something under way."""
+        return sum(end - begin for begin, end in union((span.begin, span.end) for span in self.spans))
+
+    @property
+    def retries(self) -> int:
+        """Return how many requests it sent again."""
+        return sum(span.retries for span in self.spans)
+
+
+def rows(spans: Iterable[Span]) -> list[Row]:
+    """Return a row for each worker, in the order in which they appeared."""
+    by_worker: dict[str, list[list[Span]]] = {}
+    for span in sorted(spans, key=lambda one: (one.begin, one.end)):
+        lanes = by_worker.setdefault(span.worker, [])
+        free = next((lane for lane in lanes if lane[-1].end <= span.begin), None)
+        if free is None:
+            lanes.append([span])
+        else:
+            free.append(span)
+    return [Row(worker, lanes) for worker, lanes in by_worker.items()]
+
+
+def rates(clock: Clock, amounts: Iterable[tuple[Span, float]], bins: int) -> tuple[list[float], list[float]]:
+    """Return the bounds of equal stretches of the clock, and the amount per second in each.
+
+    What a span did is taken as spread evenly over its time.
+    """
+    width = clock.total / bins
+    if width <= 0:
+        return [], []
+    sums = [0.0] * bins
+    for span, amount in amounts:
+        begin, end = clock(span.begin), clock(span.end)
+        first, last = (min(int(at / width), bins - 1) for at in (begin, end))
+        if end <= begin:
+            sums[first] += amount
+            continue
+        for number in range(first, last + 1):
+            inside = min(end, (number + 1) * width) - max(begin, number * width)
+            sums[number] += amount * inside / (end - begin)
+    return [number * width for number in range(bins + 1)], [one / width for one in sums]

@@ -1,0 +1,137 @@
+"""Pure: rows of photos, tray items and boxes -> what the page draws over the photos and lists beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.thumbnail import Thumbnail
+
+#: The letters on a photo, as a share of its longer side.
+_LETTER = 1 / 26
+_KINDS = {"FOOD": "dish", "PLATE": "plate"}
+_PREFIXES = {"dish": "", "plate": "P", "other": "X"}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo with the rows of its boxes; `picture` is None where there is none to show, and `note` says why."""
+
+    camera: int
+    picture: Thumbnail | None
+    note: str
+    boxes: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line beside the photos: the label that its boxes have, what it is, and what is to be said of it."""
+
+    kind: str
+    label: str
+    name: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in pixels of the photo as stored, and where its label is."""
+
+    kind: str
+    label: str
+    name: str
+    x: float
+    y: float
+    w: float
+    h: float
+    label_x: float
+    label_y: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A photo with its boxes; `letter` is the height of a letter in its pixels."""
+
+    camera: int
+    picture: Thumbnail | None
+    note: str
+    boxes: Sequence[Box]
+    letter: float
+
+
+@dataclass(frozen=True)
+class Tray:
+    """A recognition for the page."""
+
+    id: int
+    note: str
+    photos: Sequence[Drawn]
+    items: Sequence[Item]
+
+
+def tray_of(recognition_id: int, note: str, photos: Sequence[Photo], rows: Sequence[Any]) -> Tray:
+    """Return a recognition with its items numbered, dishes 1, 2 …, plates P1, P2 …, and its boxes labelled so."""
+    labels: dict[int, tuple[str, str, str]] = {}
+    numbers: dict[str, int] = {}
+    for row in rows:
+        kind = _KINDS.get(row.item_type, "other")
+        numbers[kind] = numbers.get(kind, 0) + 1
+        labels[row.id] = kind, f"{_PREFIXES[kind]}{numbers[kind]}", row.name or row.item_type
+    seen = {
+        row.id: [photo.camera for photo in photos if any(box.initial_tray_item_id == row.id for box in photo.boxes)]
+        for row in rows
+    }
+    is_annotated = any(photo.boxes for photo in photos)
+    items = [Item(*labels[row.id], _note(row, seen[row.id], is_annotated)) for row in rows]
+    order = {"dish": 0, "plate": 1, "other": 2}
+    items.sort(key=lambda item: order[item.kind])
+    return Tray(recognition_id, note, [_drawn(photo, labels) for photo in photos], items)
+
+
+def _note(row: Any, cameras: Sequence[int], is_annotated: bool) -> str:
+    notes = []
+    if row.source == "MODEL" and row.item_type != "PLATE":
+        notes.append("not on the receipt")
+    if row.has_ambiguity:
+        notes.append("or another of its line")
+    if is_annotated and not cameras:
+        notes.append("no box")
+    elif len(cameras) == 1:
+        notes.append(f"camera {cameras[0]} only")
+    return ", ".join(notes)
+
+
+def _drawn(photo: Photo, labels: Mapping[int, tuple[str, str, str]]) -> Drawn:
+    if photo.picture is None:
+        return Drawn(photo.camera, None, photo.note, [], 1.0)
+    letter = max(photo.picture.width, photo.picture.height) * _LETTER
+    boxes = list(_boxes(photo, photo.picture, labels, letter))
+    left_out = len(photo.boxes) - len(boxes)
+    note = f"{photo.note} {left_out} boxes are not of numbers.".strip() if left_out else photo.note
+    return Drawn(photo.camera, photo.picture, note, boxes, round(letter, 2))
+
+
+def _boxes(
+    photo: Photo, picture: Thumbnail, labels: Mapping[int, tuple[str, str, str]], letter: float
+) -> Iterator[Box]:
+    for row in photo.boxes:
+        corners = [_number(row.bbox, name) for name in ("x", "y", "w", "h")]
+        if None in corners:
+            continue
+        x, y, w, h = (round(value, 2) for value in corners if value is not None)
+        kind, label, name = labels.get(row.initial_tray_item_id, ("other", "?", ""))
+        # Above its box, that of a plate below, or it would be on that of the dish; within the photo whatever the box.
+        label_x = min(max(x, 0.0), picture.width - (0.5 + 0.62 * len(label)) * letter)
+        above_or_below = y + h if kind == "plate" else y - 1.3 * letter
+        label_y = min(max(above_or_below, 0.0), picture.height - 1.3 * letter)
+        yield Box(kind, label, name, x, y, w, h, round(label_x, 2), round(label_y, 2))
+
+
+def _number(bbox: Any, name: str) -> float | None:
+    """Return a number of a box; the app may have written boxes of its own, and jsonb takes anything."""
+    value = bbox.get(name) if isinstance(bbox, dict) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -1,0 +1,24 @@
+-- What a server says of itself and of the role that asks. Settings are those that a session begins with (reset_val), in
+-- milliseconds, past what our own transactions set for themselves.
+SELECT
+    current_setting('server_version_num')::int AS version,
+    session_user::text AS role,
+    pg_is_in_recovery() AS replica,
+    EXISTS (
+        SELECT FROM pg_settings WHERE name = 'default_transaction_read_only' AND reset_val = 'on'
+    ) AS read_only,
+    has_database_privilege(current_database(), 'TEMPORARY') AS temporary,
+    has_database_privilege(current_database(), 'CREATE') AS creates,
+    (SELECT reset_val::bigint FROM pg_settings WHERE name = 'statement_timeout') AS statement_timeout,
+    (SELECT reset_val::bigint FROM pg_settings WHERE name = 'transaction_timeout') AS transaction_timeout,
+    (
+        SELECT sum(CASE WHEN name = 'max_connections' THEN setting::int ELSE -setting::int END)::int
+        FROM pg_settings
+        WHERE name IN ('max_connections', 'superuser_reserved_connections', 'reserved_connections')
+    ) AS server_slots,
+    (SELECT count(*) FROM pg_stat_activity WHERE datid IS NOT NULL) AS server_used,
+    (SELECT rolconnlimit FROM pg_roles WHERE rolname = session_user) AS role_slots,
+    (SELECT count(*) FROM pg_stat_activity WHERE usename = session_user) AS role_used,
+    (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_slots,
+    (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()) AS database_used,
+    pg_database_size(current_database()) AS bytes

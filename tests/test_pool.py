@@ -1,0 +1,127 @@
+"""pool.py: processes that run one task after another."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import luigi
+import pytest
+
+from pipeline.embedded.files import wait_until
+from pipeline.pool import Errand, Pool
+
+SECONDS = 20
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+class Numbered(luigi.Task):
+    number = luigi.IntParameter()
+
+
+def numbered(number: int) -> luigi.Task:
+    parameters: dict[str, Any] = {"number": number}
+    return Numbered(**parameters)  # type: ignore[no-untyped-call]
+
+
+class Work:
+    """What runs a task: it tells its number and its process, and ends when it is let go."""
+
+    def __init__(self, task: Any, told: Any, go: Any) -> None:
+        self._task, self._told, self._go = task, told, go
+
+    def run(self) -> None:
+        self._told.put((self._task.number, os.getpid()))
+        assert self._go.acquire(timeout=SECONDS)
+
+
+class Place:
+    """A pool, what it runs, and what is told of it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self.told, self.go, self.around = context.SimpleQueue(), context.Semaphore(0), context.SimpleQueue()
+        self.running: dict[str, Errand] = {}
+        self.pool = Pool(lambda task: Work(task, self.told, self.go), self._around, self.running)
+
+    @contextmanager
+    def _around(self) -> Iterator[None]:
+        self.around.put("entered")
+        yield
+        self.around.put("left")
+
+    def start(self, number: int) -> tuple[Errand, int]:
+        """Start a task as Luigi does; return it, and the process that runs it, once it does."""
+        task = numbered(number)
+        errand = Errand(self.pool, task, None)
+        self.running[task.task_id] = errand
+        errand.start()
+        told, pid = self.told.get()
+        assert told == number
+        return errand, pid
+
+    def finish(self, number: int) -> None:
+        """Let a task end, as far as Luigi knows."""
+        self.go.release()
+        del self.running[numbered(number).task_id]
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    made = Place()
+    yield made
+    made.pool.end()
+
+
+def test_tasks_run_in_as_many_processes_as_there_are_tasks_at_once(place: Place) -> None:
+    _, first = place.start(1)
+    _, second = place.start(2)
+    assert len({first, second, os.getpid()}) == 3
+    place.finish(1)
+    _, third = place.start(3)
+    assert third == first
+
+
+def test_a_task_that_runs_again_does_not_take_another_process(place: Place) -> None:
+    pids = set()
+    for _ in range(4):
+        _, pid = place.start(1)
+        pids.add(pid)
+        place.finish(1)
+    assert len(pids) == 1
+
+
+def test_what_is_around_is_entered_once_in_a_process_and_left_at_its_end(place: Place) -> None:
+    for _ in range(2):
+        place.start(1)
+        place.finish(1)
+    place.pool.close()
+    assert [place.around.get(), place.around.get()] == ["entered", "left"]
+    assert place.around.empty()
+
+
+def test_a_process_that_is_killed_shows_and_is_replaced(place: Place) -> None:
+    errand, pid = place.start(1)
+    assert (errand.is_alive(), errand.exitcode) == (True, None)
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not errand.is_alive(), SECONDS)
+    assert errand.exitcode == -signal.SIGKILL
+    del place.running[errand.task.task_id]
+    _, other = place.start(2)
+    assert other != pid
+
+
+def test_close_waits_for_what_a_process_is_at_and_end_does_not(place: Place) -> None:
+    errand, _ = place.start(1)
+    place.finish(1)
+    place.pool.close()
+    assert errand.exitcode == 0
+    errand, _ = place.start(2)
+    place.pool.end()
+    # By the signal, or by the handler that the process inherited from who forked it.
+    assert errand.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM)
