@@ -373,7 +373,11 @@ def test_the_end_is_not_told_where_another_has_the_last_word() -> None:
 def test_a_listener_that_does_not_answer_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_LAST", 0.01)
     answers = threading.Event()
-    reporter = Reporter(lambda: ("a", 1), lambda _: None if answers.wait(60) else None)
+
+    def listen(_: object) -> None:
+        answers.wait(60)
+
+    reporter = Reporter(lambda: ("a", 1), listen)
     with reporter:
         pass
     assert reporter._thread.is_alive()  # it waits on, for itself
