@@ -75,7 +75,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """Return the parser of all commands, each with the function that does it."""
     top = argparse.ArgumentParser(
-        prog="pipeline", description="Load datasets of canteen-tray photos into Supabase, in batches, exactly once."
+        prog="pipeline",
+        description="Load datasets of canteen-tray photos into Supabase, in batches, exactly once.",
+        epilog="To begin: `up`, `sample DIR`, `load --source DIR`, `report`. `COMMAND --help` has examples of each; "
+        "`status --check` says what is wrong with a machine, and what to do about it.",
     )
     add = _Adder(top.add_subparsers(required=True, metavar="COMMAND"), commands)
     _add_services(add)
