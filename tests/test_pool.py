@@ -36,7 +36,7 @@ class Work:
         self._task, self._told, self._go = task, told, go
 
     def run(self) -> None:
-        self._told.put((self._task.number, os.getpid()))
+        self._told.send((self._task.number, os.getpid()))
         assert self._go.acquire(timeout=SECONDS)
 
 
@@ -45,15 +45,23 @@ class Place:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("fork")
-        self.told, self.go, self.around = context.SimpleQueue(), context.Semaphore(0), context.SimpleQueue()
+        # Pipes, not queues: a process that is killed would keep the lock of a queue that it has just written to.
+        self.told, self._tells = context.Pipe(duplex=False)
+        self.around, self._says = context.Pipe(duplex=False)
+        self.go = context.Semaphore(0)
         self.running: dict[str, Errand] = {}
-        self.pool = Pool(lambda task: Work(task, self.told, self.go), self._around, self.running)
+        self.pool = Pool(lambda task: Work(task, self._tells, self.go), self._around, self.running)
 
     @contextmanager
     def _around(self) -> Iterator[None]:
-        self.around.put("entered")
+        self._says.send("entered")
         yield
-        self.around.put("left")
+        self._says.send("left")
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for end in (self.told, self._tells, self.around, self._says):
+            end.close()
 
     def start(self, number: int) -> tuple[Errand, int]:
         """Start a task as Luigi does; return it, and the process that runs it, once it does."""
@@ -61,7 +69,8 @@ class Place:
         errand = Errand(self.pool, task, None)
         self.running[task.task_id] = errand
         errand.start()
-        told, pid = self.told.get()
+        assert self.told.poll(SECONDS)
+        told, pid = self.told.recv()
         assert told == number
         return errand, pid
 
@@ -76,6 +85,7 @@ def place() -> Iterator[Place]:
     made = Place()
     yield made
     made.pool.end()
+    made.close()
 
 
 def test_tasks_run_in_as_many_processes_as_there_are_tasks_at_once(place: Place) -> None:
@@ -101,8 +111,8 @@ def test_what_is_around_is_entered_once_in_a_process_and_left_at_its_end(place: 
         place.start(1)
         place.finish(1)
     place.pool.close()
-    assert [place.around.get(), place.around.get()] == ["entered", "left"]
-    assert place.around.empty()
+    assert [place.around.recv(), place.around.recv()] == ["entered", "left"]
+    assert not place.around.poll()
 
 
 def test_a_process_that_is_killed_shows_and_is_replaced(place: Place) -> None:
