@@ -123,6 +123,8 @@ class _Client(_Side):
         self._speaks = False
         self._parser = _Queries(relay.statements) if relay._postgres else None
         self._connecting: asyncio.Task[None] | None = None
+        # What came before the server was there: in Python 3.11.2 reading goes on although it was paused.
+        self._early: list[bytes] | None = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -135,6 +137,9 @@ class _Client(_Side):
     async def _connect(self) -> None:
         self.other = server = _Server(self.relay, self)
         await self.relay.connect(lambda: server)
+        early, self._early = self._early or [], None
+        for data in early:
+            self.pass_on(data)
         assert self.transport is not None
         self.transport.resume_reading()
 
@@ -144,7 +149,10 @@ class _Client(_Side):
             self.relay.turns += 1
         if self._parser is not None:
             self._parser.feed(data)
-        self.pass_on(data)
+        if self._early is not None:
+            self._early.append(data)
+        else:
+            self.pass_on(data)
 
     def hears(self) -> None:
         """Know that the server spoke."""
