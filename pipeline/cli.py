@@ -18,9 +18,9 @@ from typing import Any
 import luigi
 import shtab
 
-from pipeline import doctor, errors, tasks
+from pipeline import errors, tasks
 from pipeline.arguments import Command, build_parser
-from pipeline.assistant import assist
+from pipeline.assistant import assist, scheduler_url
 from pipeline.assistant import describe as describe_help
 from pipeline.config import Settings, home_directory, load_settings
 from pipeline.database import Connection, Database
@@ -34,7 +34,6 @@ from pipeline.sample import write_sample
 from pipeline.steps import status as status_step
 from pipeline.steps.begin import Wish, begin_load, require_schema
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
-from pipeline.steps.report import write_report
 from pipeline.steps.reset import Plan, describe_reset, find_batch_to_reset, plan_reset
 from pipeline.steps.summary import headline, performance_metrics, size, summarise
 from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
@@ -181,8 +180,6 @@ def _sample(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(options)
-    if options.metrics_file:
-        require_writable(Path(options.metrics_file))
     parameters: dict[str, Any] = {
         "batch_id": options.batch_id or "",
         "source": options.source or "",
@@ -191,8 +188,7 @@ def _load(options: argparse.Namespace) -> int:
         "strict": options.strict,
         "production": options.production,
     }
-    task = tasks.LoadBatch(**parameters)
-    return _report(task.batch_id, options, _run(task, options.workers, options.local_scheduler))
+    return _load_batch(options, tasks.LoadBatch, parameters)
 
 
 def _load_qwen(options: argparse.Namespace) -> int:
@@ -202,9 +198,13 @@ def _load_qwen(options: argparse.Namespace) -> int:
         "force": options.force,
         "production": options.production,
     }
+    return _load_batch(options, tasks.LoadQwen, parameters)
+
+
+def _load_batch(options: argparse.Namespace, family: type[tasks.Load], parameters: Mapping[str, Any]) -> int:
     if options.metrics_file:
         require_writable(Path(options.metrics_file))
-    task = tasks.LoadQwen(**parameters)
+    task = family(**parameters)
     return _report(task.batch_id, options, _run(task, options.workers, options.local_scheduler))
 
 
@@ -376,14 +376,14 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from pipeline import doctor  # no other command has to wait for it to be imported
+
     settings: Settings | PipelineError
     try:
         settings = tasks.settings_of(options.production)
     except PipelineError as exc:
         settings = exc
-    core = luigi.interface.core()
-    url = core.scheduler_url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
-    findings = doctor.examine(settings, url, options.source)
+    findings = doctor.examine(settings, scheduler_url(), options.source)
     _answer(options, doctor.as_dict(findings), doctor.as_text(findings))
     error = doctor.verdict(findings)
     return exit_code(error) if error is not None else DONE
@@ -410,6 +410,8 @@ def _show_status(options: argparse.Namespace, settings: Settings, database: Data
 
 
 def _write_report(options: argparse.Namespace) -> int:
+    from pipeline.steps.report import write_report  # no other command has to wait for it to be imported
+
     path = Path(options.out or f"report-{options.batch_id}.html").expanduser()
     settings, database = tasks.settings_of(options.production), tasks.database_of(options.production)
     report = write_report(settings, database, options.batch_id, path, options.sample)

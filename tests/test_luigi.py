@@ -14,11 +14,10 @@ import psycopg2
 import pytest
 import requests
 
-from pipeline import worker
 from pipeline.config import Settings
 from pipeline.embedded.files import wait_until
 from tests import world
-from tests.services import REPOSITORY, MakeDataset, Start, end, free_port, subprocess_environment
+from tests.services import MakeDataset, Start, free_port, running_luigid
 
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch")
 COMMAND = (sys.executable, "-m", "pipeline", "load")
@@ -33,19 +32,8 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
 @pytest.fixture
 def luigid(tmp_path: Path) -> Iterator[str]:
     """The address of a running luigid."""
-    port = free_port()
-    command = [sys.executable, "-c", "import luigi.cmdline; luigi.cmdline.luigid()"]
-    command += ["--address", "127.0.0.1", "--port", str(port), "--state-path", str(tmp_path / "state")]
-    environment = subprocess_environment({"LUIGI_CONFIG_PATH": str(REPOSITORY / "luigi.cfg")})
-    with open(tmp_path / "luigid.log", "wb") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        assert wait_until(lambda: worker.answers(url) or process.poll() is not None, 30)
-        assert process.poll() is None, (tmp_path / "luigid.log").read_text(encoding="utf-8")
+    with running_luigid(tmp_path) as url:
         yield url
-    finally:
-        end(process)
 
 
 def markers(settings: Settings) -> int:
