@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,14 +19,17 @@ from pipeline import batch_state
 from pipeline.batch_state import COPY, UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
+from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
 from pipeline.embedded.files import wait_until
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
 from pipeline.metrics import Metrics
 from pipeline.steps import discover as discover_module
+from pipeline.steps import send as send_module
 from pipeline.steps.begin import Lease, Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
 from pipeline.steps.read import Budget
+from pipeline.steps.send import Backlog
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage, StoredObject
@@ -486,3 +490,76 @@ def test_the_budget_is_given_in_line() -> None:
     budget.give_back(1)
     with budget.hold(10):
         pass
+
+
+def test_a_budget_that_grows_lets_in_who_waits_and_one_that_shrinks_takes_nothing_away() -> None:
+    budget = Budget(1)
+    budget.take(1)
+    thread = threading.Thread(target=budget.take, args=(1,))
+    thread.start()
+    assert wait_until(lambda: len(budget._line) == 1, 20)
+    budget.resize(2)
+    thread.join(20)
+    assert not thread.is_alive()
+    budget.resize(1)
+    budget.give_back(1)
+    late = threading.Thread(target=budget.take, args=(1,))
+    late.start()
+    assert wait_until(lambda: len(budget._line) == 1, 20)  # one is held still, and one is the limit again
+    budget.give_back(1)
+    late.join(20)
+    assert not late.is_alive()
+
+
+def test_readers_stay_no_further_ahead_of_the_senders_than_the_backlog_has_room() -> None:
+    backlog = Backlog(3)
+    begun: list[int] = []
+
+    def read() -> None:
+        for number in range(5):
+            backlog.begin()
+            begun.append(number)
+            backlog.add()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    assert wait_until(lambda: len(begun) == 3 and len(backlog._room._line) == 1, 20)
+    for _ in range(2):
+        backlog.take()
+    thread.join(20)
+    assert len(begun) == 5
+
+
+def test_a_processor_is_left_to_the_senders_while_enough_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send_module, "DECODERS", 4)
+    backlog = Backlog(100)
+    assert backlog.decoders._limit == 4
+    for expected in (4, 4, 4, 3, 3):
+        backlog.begin()
+        backlog.add()
+        assert backlog.decoders._limit == expected
+    for expected in (3, 4, 4):
+        backlog.take()
+        assert backlog.decoders._limit == expected
+
+
+@pytest.mark.parametrize(
+    ("worked", "spread"), [(time.perf_counter, False), (lambda: 0.0, True)], ids=["works all the time", "waits"]
+)
+def test_folders_are_inspected_in_their_order_on_any_file_system(
+    load: Load, monkeypatch: pytest.MonkeyPatch, worked: Callable[[], float], spread: bool
+) -> None:
+    threads: set[str] = set()
+
+    def inspect(source: Path, folder: Folder) -> Recognition | Reject:
+        threads.add(threading.current_thread().name)
+        return inspect_folder(source, folder)
+
+    folders = [folder for folder in list_folders(load.dataset) if isinstance(folder, Folder)]
+    monkeypatch.setattr(discover_module, "_TRIED", 2)
+    monkeypatch.setattr(discover_module, "inspect_folder", inspect)
+    monkeypatch.setattr(time, "thread_time", worked)
+    with ThreadPoolExecutor(2) as executor:
+        found = list(discover_module._inspect(load.dataset, folders, executor, None))
+    assert [one.recognition_id for one in found] == [folder.recognition_id for folder in folders]
+    assert (threads != {threading.current_thread().name}) == spread

@@ -5,9 +5,10 @@ Killed at any moment before its commit, discovery leaves nothing behind.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.errors import RefusedError, UsageError
 from pipeline.logger import get_logger, printable
 from pipeline.metrics import Metrics
 from pipeline.steps.annotations import stage_annotations
-from pipeline.steps.read import BUDGET, Budget, read_recognition, size_of
+from pipeline.steps.read import BUDGET, DECODERS, Budget, read_recognition, size_of
 from pipeline.steps.source import require_source
 
 logger = get_logger(__name__)
@@ -30,6 +31,8 @@ logger = get_logger(__name__)
 #: Two tasks a shard and three for the batch stay under a thousand.
 MAXIMUM_SHARDS = 490
 _PAGE = 2000
+#: Folders that tell whether a file system makes us wait.
+_TRIED = 20
 _SHOWN_REJECTS = 50
 
 #: How many there are, and how many are done.
@@ -245,7 +248,7 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
     """Inspect candidates, lowest id first, until the limit is reached; return the last id looked at, if any."""
     connection.execute("create_staged")
     wanted = request.limit
-    strict = Budget(BUDGET) if request.strict else None
+    strict = _Strict() if request.strict else None
     after = -1
     looked = None
     count_looked = 0
@@ -258,7 +261,7 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
                 break
             after = looked = page[-1].recognition_id
             folders = [Folder(row.recognition_id, row.path) for row in page]
-            results = executor.map(lambda folder: _look(source, folder, strict), folders)
+            results = _inspect(source, folders, executor, strict)
             usable: list[Recognition] = []
             rejects: list[Reject] = []
             for result in results:
@@ -277,15 +280,39 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
     return looked
 
 
-def _look(source: Path, folder: Folder, strict: Budget | None) -> Recognition | Reject:
-    """Inspect a folder; with a budget for that, read and check its files as well, which else the upload does."""
-    result = inspect_folder(source, folder)
-    if strict is not None and isinstance(result, Recognition):
-        with strict.hold(size_of(result)):
-            checked = read_recognition(source, result)
-        if isinstance(checked, Reject):
-            return checked
-    return result
+def _inspect(
+    source: Path, folders: Sequence[Folder], executor: Executor, strict: _Strict | None
+) -> Iterator[Recognition | Reject]:
+    """Inspect folders, in their order: in threads, unless the file system answers at once.
+
+    Threads take turns at the interpreter, which for a folder on a disk of this machine costs more than to look into it.
+    """
+    if strict is not None:
+        yield from executor.map(lambda folder: strict.look(source, folder), folders)
+        return
+    begin, worked = time.perf_counter(), time.thread_time()
+    for folder in folders[:_TRIED]:
+        yield inspect_folder(source, folder)
+    seconds, worked = time.perf_counter() - begin, time.thread_time() - worked
+    rest = folders[_TRIED:]
+    at_once = worked > seconds / 2
+    yield from (map if at_once else executor.map)(lambda folder: inspect_folder(source, folder), rest)
+
+
+class _Strict:
+    """Read and check the files of a recognition as well, which else the upload does."""
+
+    def __init__(self) -> None:
+        self._budget, self._decoders = Budget(BUDGET), Budget(DECODERS)
+
+    def look(self, source: Path, folder: Folder) -> Recognition | Reject:
+        """Return what is in a folder, as far as it is good."""
+        result = inspect_folder(source, folder)
+        if isinstance(result, Reject):
+            return result
+        with self._budget.hold(size_of(result)):
+            checked = read_recognition(source, result, self._decoders)
+        return checked if isinstance(checked, Reject) else result
 
 
 def _staged_row(recognition: Recognition) -> Sequence[object]:

@@ -32,7 +32,7 @@ class Photo:
 
 
 class Budget:
-    """Bound the bytes in memory: wait in line until there is room, always letting at least one through."""
+    """Bound what is held at once, as bytes: wait in line until there is room, always letting at least one through."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -42,7 +42,7 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes for the block."""
+        """Hold so much for the block."""
         self.take(size)
         try:
             yield
@@ -50,7 +50,7 @@ class Budget:
             self.give_back(size)
 
     def take(self, size: int) -> None:
-        """Wait for room for `size` bytes, and hold them until `give_back`, be it in another thread."""
+        """Wait for room for so much, and hold it until `give_back`, be it in another thread."""
         with self._lock:
             if not self._line and self._fits(size):
                 self._used += size
@@ -64,27 +64,39 @@ class Budget:
         """Make room again, and wake those, and only those, whose turn it is."""
         with self._lock:
             self._used -= size
-            while self._line and self._fits(self._line[0][0]):
-                size, turn = self._line.popleft()
-                self._used += size
-                turn.release()
+            self._wake()
+
+    def resize(self, limit: int) -> None:
+        """Set another limit; what is held beyond it stays until it is given back."""
+        with self._lock:
+            self._limit = limit
+            self._wake()
+
+    def _wake(self) -> None:
+        while self._line and self._fits(self._line[0][0]):
+            size, turn = self._line.popleft()
+            self._used += size
+            turn.release()
 
     def _fits(self, size: int) -> bool:
         return self._used == 0 or self._used + size <= self._limit
 
 
-# Decoding is work for a processor, and leaves one to those who send: they wait for the network, and are not to wait
-# for a processor as well.
-_decoders = threading.BoundedSemaphore(max(1, (os.cpu_count() or 1) - 1))
+#: How many decode at once: as many as there are processors.
+DECODERS = os.cpu_count() or 1
 # A day's menu is the same file again and again: its digest is remembered once it was found good.
 _good_menus: OrderedDict[str, None] = OrderedDict()
 _good_menus_lock = threading.Lock()
 
 
 def read_recognition(
-    source: Path, recognition: Recognition, metrics: Metrics | None = None
+    source: Path, recognition: Recognition, decoders: Budget, metrics: Metrics | None = None
 ) -> tuple[tuple[Photo, Photo], str | None, str | None] | Reject:
-    """Read and check everything of a recognition, documents first: its photos, the digests of menu and receipt."""
+    """Read and check everything of a recognition, documents first: its photos, the digests of menu and receipt.
+
+    Arguments:
+        decoders: how many photos are decoded at once, whoever reads them.
+    """
     metrics = metrics or Metrics()
     path = ""
     try:
@@ -102,7 +114,7 @@ def read_recognition(
             path = file.path
             with metrics.timed("photo_read"):
                 content = read_file(source, file, "photo")
-            with _decoders, metrics.timed("photo_check"):
+            with decoders.hold(1), metrics.timed("photo_check"):
                 dimensions = check_photo(content)
                 digests = hashlib.sha256(content).hexdigest(), hashlib.md5(content, usedforsecurity=False).hexdigest()
             photos.append(Photo(content, dimensions, *digests))

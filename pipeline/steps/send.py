@@ -1,6 +1,9 @@
 """Send the photos of a shard as one stream: some threads read and check, others send, bounded bytes between them.
 
-    entries -> readers: read, check, hash -> at most BUDGET bytes -> senders: upload -> facts and rejects, in order
+    entries -> readers: read, check, hash -> a backlog, few -> senders: upload -> facts and rejects, in order
+
+The readers stay a little ahead of the senders, no more: where both share the processors with the service, reading a
+whole shard first and sending it then would leave one of them without work at every moment.
 
 A crew of threads works for one process. It takes the entries of several shards one after another, so that the next
 shard's photos are on their way while the last ones of a shard are waited for.
@@ -19,13 +22,15 @@ from pipeline.dataset import Recognition, Reject
 from pipeline.errors import Interrupted, StorageError
 from pipeline.metrics import Metrics
 from pipeline.photo import Dimensions
-from pipeline.steps.read import BUDGET, Budget, Photo, read_recognition, size_of
+from pipeline.steps.read import BUDGET, DECODERS, Budget, Photo, read_recognition, size_of
 from pipeline.storage import Storage, StoredObject
 
 #: A file system far away answers slowly; more threads than processors keep it asked.
 _READERS = max(8, 2 * (os.cpu_count() or 1))
 #: Senders beyond those whose requests are in flight: they prepare the next ones and take answers in.
 _SPARE = 4
+#: So many recognitions ready to be sent are enough for the moment.
+_ENOUGH = 4
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,52 @@ class Entry:
     keys: tuple[str, str]
 
 
+class Backlog:
+    """The recognitions of a process that are read, or being read, and that no sender has begun.
+
+    Decoding is work for a processor. While enough is ready, it leaves one to those who send: they wait for the network,
+    and are not to wait for a processor as well.
+
+    Attributes:
+        decoders: how many photos may be decoded at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.decoders = Budget(DECODERS)
+        self._room = Budget(limit)
+        self._lock = threading.Lock()
+        self._ready = 0
+
+    def begin(self) -> None:
+        """Wait until another one may be read."""
+        self._room.take(1)
+
+    def drop(self) -> None:
+        """Forget one that is not to be sent."""
+        self._room.give_back(1)
+
+    def add(self) -> None:
+        """Count one that is read."""
+        with self._lock:
+            self._ready += 1
+            if self._ready == _ENOUGH:
+                self.decoders.resize(max(1, DECODERS - 1))
+
+    def take(self) -> None:
+        """Count one that a sender has begun."""
+        with self._lock:
+            self._ready -= 1
+            if self._ready == _ENOUGH - 1:
+                self.decoders.resize(DECODERS)
+        self._room.give_back(1)
+
+
 class Crew:
-    """The threads of a process that read and send, and the bytes that they may hold together."""
+    """The threads of a process that read and send, and what they may hold together."""
 
     def __init__(self, threads: int) -> None:
         self.budget = Budget(BUDGET)
+        self.backlog = Backlog(max(_READERS, threads))
         self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self.senders = ThreadPoolExecutor(threads + _SPARE, thread_name_prefix="upload")
 
@@ -113,20 +159,24 @@ class Sending:
 
     def _read_entry(self, entry: Entry) -> Future[Facts | Reject] | Reject:
         size = size_of(entry.recognition)
-        self._crew.budget.take(size)
+        budget, backlog = self._crew.budget, self._crew.backlog
+        backlog.begin()
+        budget.take(size)
         handed_on = False
         try:
             self._look()
-            read = read_recognition(self._source, entry.recognition, self._metrics)
+            read = read_recognition(self._source, entry.recognition, backlog.decoders, self._metrics)
             if isinstance(read, Reject):
                 self._progress(1)
                 return read
             sent = self._crew.senders.submit(self._send_entry, entry, size, *read)
             handed_on = True
+            backlog.add()
             return sent
         finally:
             if not handed_on:
-                self._crew.budget.give_back(size)
+                budget.give_back(size)
+                backlog.drop()
 
     def _send_entry(
         self,
@@ -136,6 +186,7 @@ class Sending:
         menu_sha256: str | None,
         receipt_sha256: str | None,
     ) -> Facts | Reject:
+        self._crew.backlog.take()
         try:
             self._look()
             for photo, key, file in zip(photos, entry.keys, entry.recognition.photos, strict=True):
