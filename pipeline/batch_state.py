@@ -73,7 +73,7 @@ class Hold:
 
 def batch_from(row: Any) -> Batch:
     """Return the batch of a row with the columns of find_batch.sql."""
-    values = dict(row._mapping)
+    values = row._asdict()
     values["limit"] = values.pop("recognition_limit")
     values["held_by"] = tuple(values["held_by"])
     return Batch(**values)
@@ -173,8 +173,8 @@ def is_done(connection: Connection, batch_id: str, step: str, shard: int = WHOLE
 def mark(
     connection: Connection, batch_id: str, step: str, shard: int, started_at: datetime, metrics: Mapping[str, Any]
 ) -> None:
-    """Insert the marker; the primary key refuses a second one."""
-    connection.execute(
+    """Insert the marker, with the commit where nothing else comes; the primary key refuses a second one."""
+    connection.execute_last(
         "insert_marker",
         batch_id=batch_id,
         step=step,

@@ -1,8 +1,12 @@
 """The one door to PostgreSQL: connections, transactions, COPY, and what an error means.
 
-Nothing here lives longer than a transaction on the server: `SET LOCAL` only, no session-level lock, no named prepared
-statement, for the database may sit behind a pooler in transaction mode. Engines belong to the process that made
-them (keyed by its pid), because a connection does not survive a fork.
+Nothing here lives longer than a transaction on the server: local settings only, no session-level lock, no named
+prepared statement, for the database may sit behind a pooler in transaction mode. Engines belong to the process that
+made them (keyed by its pid), because a connection does not survive a fork.
+
+A round trip takes longer than most statements, so the driver is told to leave transactions alone: BEGIN and the
+settings go with the first statement, the marker with COMMIT, each in one message (PostgreSQL manual, Message Flow,
+Multiple Statements in a Simple Query).
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import random
 import socket
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -22,6 +26,8 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy
 import sqlalchemy.exc
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extras import NamedTupleCursor
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
@@ -58,53 +64,72 @@ _FOREIGN_PARAMETERS = frozenset(
 
 # A client whose machine has vanished in a transaction keeps its locks from everybody else until the server notices,
 # which with most systems' defaults takes two hours. A server that is reached by a socket of its machine ignores these.
-_NOTICE_LOST_CLIENT = (
-    "SET LOCAL tcp_keepalives_idle = 15; SET LOCAL tcp_keepalives_interval = 5; SET LOCAL tcp_keepalives_count = 3; "
-    "SET LOCAL tcp_user_timeout = '30s'"
-)
+_LOCAL_SETTINGS = {
+    "lock_timeout": "60s",
+    "idle_in_transaction_session_timeout": "0",
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
+}
 
 #: The connections that this process, or the one it was forked from, has opened.
 _opened: weakref.WeakSet[psycopg2.extensions.connection] = weakref.WeakSet()
 
 
 class Connection:
-    """A connection in a transaction; `execute` takes the name of a file in `pipeline/sql`."""
+    """A connection in a transaction; `execute` takes the name of a file in `pipeline/sql`.
 
-    def __init__(self, connection: sqlalchemy.Connection) -> None:
-        self._connection = connection
+    Rows are named tuples.
+    """
+
+    def __init__(self, driver: psycopg2.extensions.connection, begin: str) -> None:
+        self._driver = driver
+        self._before: str | None = begin  # to go with the first statement
+        self._last: tuple[str, Mapping[str, object]] | None = None  # to go with the commit
 
     @property
     def named_backend(self) -> int:
         """Return the server's process as the protocol named it when the connection began; a pooler names its own."""
-        return int(self._connection.connection.get_backend_pid())
+        return int(self._driver.get_backend_pid())
 
-    def execute(self, name: str, /, **parameters: object) -> Sequence[sqlalchemy.Row[Any]]:
+    def execute(self, name: str, /, **parameters: object) -> Sequence[Any]:
         """Run the statement `name` and return its rows, an empty list when it returns none."""
-        result = self._run(name, parameters)
-        return result.all() if result.returns_rows else []
+        with self._run(name, parameters) as cursor:
+            return cursor.fetchall() if cursor.description else []
 
-    def one(self, name: str, /, **parameters: object) -> sqlalchemy.Row[Any]:
+    def one(self, name: str, /, **parameters: object) -> Any:
         """Run the statement `name`, which returns exactly one row."""
-        return self._run(name, parameters).one()
+        (row,) = self.execute(name, **parameters)
+        return row
 
     def count(self, name: str, /, **parameters: object) -> int:
         """Run the statement `name` and return how many rows it touched."""
-        return int(self._run(name, parameters).rowcount)
+        with self._run(name, parameters) as cursor:
+            return int(cursor.rowcount)
 
-    def _run(self, name: str, parameters: dict[str, object]) -> sqlalchemy.CursorResult[Any]:
-        with _translated():
-            return self._connection.execute(_text(name), parameters)
+    def execute_last(self, name: str, /, **parameters: object) -> None:
+        """Run the statement `name`, whose rows nobody needs, in one message with the commit.
 
-    def stream(self, name: str, /, **parameters: object) -> Iterator[sqlalchemy.Row[Any]]:
-        """Run the statement `name` through a server-side cursor and yield its rows, a thousand at a time."""
-        options = {"stream_results": True, "yield_per": 1000}
-        with _translated():
-            yield from self._connection.execute(_text(name), parameters, execution_options=options)
+        Whatever else is run in this transaction comes after it, and after an end of its own.
+        """
+        self._flush()
+        self._last = name, parameters
+
+    def stream(self, name: str, /, **parameters: object) -> Iterator[Any]:
+        """Run the statement `name` through a cursor of the server and yield its rows, a thousand at a time."""
+        self._send(f"DECLARE rows NO SCROLL CURSOR FOR {_text(name)}", parameters).close()
+        while True:
+            with self._send("FETCH 1000 FROM rows") as cursor:
+                rows = cursor.fetchall()
+            if not rows:
+                break
+            yield from rows
+        self._send("CLOSE rows").close()
 
     def run_script(self, text: str) -> None:
-        """Run one statement as it is, without parameters."""
-        with self._cursor() as cursor:
-            cursor.execute(text)
+        """Run statements as they are, without parameters."""
+        self._send(text).close()
 
     def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
         """COPY rows into a table from an iterable, without holding them; return their number.
@@ -116,23 +141,60 @@ class Connection:
     def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[str]) -> int:
         """COPY texts that are in the text format of COPY already, each one line or several; return the rows."""
         source = _CopySource(lines)
-        statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
-        with self._cursor() as cursor:
+        self._flush()
+        if self._before is not None:
+            self._send("").close()
+        with self._driver.cursor() as cursor:
             try:
-                cursor.copy_expert(statement, source, size=_CopySource.CHUNK)
+                cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", source, size=_CopySource.CHUNK)
             except psycopg2.Error as exc:
                 if source.failure is not None:  # of which the driver keeps only the words
                     raise source.failure from exc
                 raise
             return int(cursor.rowcount)
 
-    @contextmanager
-    def _cursor(self) -> Iterator[psycopg2.extensions.cursor]:
-        raw = self._connection.connection.cursor()
+    def _run(self, name: str, parameters: Mapping[str, object]) -> NamedTupleCursor:
+        return self._send(_text(name), parameters)
+
+    def _flush(self) -> None:
+        if self._last is not None:
+            (name, parameters), self._last = self._last, None
+            self._run(name, parameters).close()
+
+    def _send(self, text: str, parameters: Mapping[str, object] | None = None) -> NamedTupleCursor:
+        """Send statements in one message, with BEGIN before the first of a transaction; give the cursor of the last."""
+        self._flush()
+        before, self._before = self._before or "", None
+        cursor = self._driver.cursor(cursor_factory=NamedTupleCursor)
         try:
-            yield raw  # type: ignore[misc]
-        finally:
-            raw.close()
+            with _translated():
+                cursor.execute(before + text, parameters)  # type: ignore[no-untyped-call]
+        except BaseException:
+            cursor.close()
+            raise
+        return cursor
+
+    def commit(self) -> None:
+        """End the transaction.
+
+        Raises:
+            DatabaseError: the server rolled it back, as after a failed statement whose error was passed over.
+        """
+        text, parameters = "COMMIT", None
+        if self._last is not None:
+            (name, parameters), self._last = self._last, None
+            text = f"{_text(name)};\nCOMMIT"
+        elif self._before is not None:
+            return  # nothing was begun
+        with self._send(text, parameters) as cursor:
+            if cursor.statusmessage != "COMMIT":
+                raise DatabaseError("PostgreSQL rolled the transaction back.", "Look for an error above.")
+
+    def roll_back(self) -> None:
+        """End the transaction and undo what it did."""
+        self._last = None
+        if self._driver.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            self._send("ROLLBACK").close()
 
 
 class _CopySource:
@@ -231,8 +293,17 @@ registry.register("postgresql.pipeline", __name__, Dialect.__name__)
 
 
 @cache
-def _text(name: str) -> sqlalchemy.TextClause:
-    return sqlalchemy.text(sql.statement(name))
+def _text(name: str) -> str:
+    """Return a statement with its parameters as the driver writes them."""
+    dialect = Dialect()  # type: ignore[no-untyped-call]
+    return str(sqlalchemy.text(sql.statement(name)).compile(dialect=dialect))
+
+
+def _begin(timeout: float, *, read_only: bool) -> str:
+    """Return the statements that begin a transaction; `set_config` for all settings is one, and local."""
+    settings = {"statement_timeout": str(int(timeout * 1000)), **_LOCAL_SETTINGS}
+    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+    return f"BEGIN{' ISOLATION LEVEL REPEATABLE READ READ ONLY' if read_only else ''};\nSELECT {calls};\n"
 
 
 class Database:
@@ -254,7 +325,7 @@ class Database:
         if self._engine is None or self._pid != os.getpid():
             self._engine = sqlalchemy.create_engine(
                 "postgresql+pipeline://",
-                creator=self.connect,
+                creator=self._connect_bare,
                 pool_size=self._settings.tuning.connection_pool_size,
                 max_overflow=0,
                 use_native_hstore=False,
@@ -284,6 +355,12 @@ class Database:
         except psycopg2.OperationalError as exc:
             raise _connection_error(exc, dsn, self._settings.environment) from exc
 
+    def _connect_bare(self) -> psycopg2.extensions.connection:
+        """Open one connection on which the driver begins no transactions."""
+        connection = self.connect()
+        connection.autocommit = True
+        return connection
+
     def close(self) -> None:
         """Close the connections of this process."""
         if self._engine is not None and self._pid == os.getpid():
@@ -303,26 +380,25 @@ class Database:
             DatabaseUnavailable: no connection, or an error that may go away; the outcome of a commit is then unknown.
             DatabaseError: the statement is refused.
         """
-        with _translated(), self.engine().connect() as connection:
-            if read_only:
-                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            transaction = connection.begin()
+        with _translated(), closing(self.engine().raw_connection()) as pooled:
+            driver = pooled.driver_connection
+            assert driver is not None
+            connection = Connection(driver, _begin(timeout, read_only=read_only))
             try:
-                connection.exec_driver_sql(
-                    f"SET LOCAL statement_timeout = {int(timeout * 1000)}; "
-                    "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = 0; "
-                    f"{_NOTICE_LOST_CLIENT}"
-                )
-                yield Connection(connection)
+                yield connection
+                if keep:
+                    connection.commit()
+                else:
+                    connection.roll_back()
             except BaseException:
-                # On a connection that broke there is nothing to roll back; the error of the block is what counts.
-                with suppress(sqlalchemy.exc.DBAPIError):
-                    transaction.rollback()
+                try:
+                    connection.roll_back()
+                except (psycopg2.Error, PipelineError):
+                    # On a connection that broke there is nothing to roll back; the error of the block is what counts.
+                    # Most often the others of the pool broke in the same moment.
+                    pooled.invalidate()
+                    self.engine().dispose()
                 raise
-            if keep:
-                transaction.commit()
-            else:
-                transaction.rollback()
 
     def run(
         self, work: Callable[[Connection], Result], timeout: float = 60.0, *, read_only: bool = False, keep: bool = True
@@ -386,16 +462,12 @@ def address_of(url: str) -> tuple[str, int, str]:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except sqlalchemy.exc.DBAPIError as exc:
-        if isinstance(exc.orig, PipelineError):
-            raise exc.orig from exc
-        raise _error_of(exc.orig if isinstance(exc.orig, psycopg2.Error) else None, exc) from exc
     except sqlalchemy.exc.TimeoutError as exc:
         raise DatabaseUnavailable(
             "No database connection became free in 30 seconds.", "Raise connection_pool_size in luigi.cfg."
         ) from exc
     except psycopg2.Error as exc:
-        raise _error_of(exc, exc) from exc
+        raise _error_of(exc) from exc
 
 
 def _sentence(exc: BaseException) -> str:
@@ -403,12 +475,10 @@ def _sentence(exc: BaseException) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
-def _error_of(error: psycopg2.Error | None, exc: Exception) -> PipelineError:
-    code = (error.pgcode or "") if error is not None else ""
-    message = ""
-    if error is not None and error.diag is not None:
-        message = error.diag.message_primary or ""
-    message = redact(message) or _sentence(error or exc)
+def _error_of(error: psycopg2.Error) -> PipelineError:
+    code = error.pgcode or ""
+    message = (error.diag.message_primary or "") if error.diag is not None else ""
+    message = redact(message) or _sentence(error)
     if code == REFERENCED:
         return RefusedError(
             f"Refused: {message}.", "Remove those rows, or keep this batch; what readers see was not changed."
@@ -423,7 +493,7 @@ def _error_of(error: psycopg2.Error | None, exc: Exception) -> PipelineError:
         return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", f"{hint} Run the same command again.".strip())
     if not code and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
         return DatabaseUnavailable(f"The connection to PostgreSQL broke: {message}", "Run the same command again.")
-    return DatabaseError(f"PostgreSQL: {message} ({code or type(error or exc).__name__}).", _hint(code, message), code)
+    return DatabaseError(f"PostgreSQL: {message} ({code or type(error).__name__}).", _hint(code, message), code)
 
 
 def _hint(code: str, message: str) -> str:

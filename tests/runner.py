@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy.engine.base
-
 from pipeline import cli
 from pipeline.database import Connection
 from pipeline.storage import Storage
@@ -261,7 +259,7 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
 
         setattr(owner, name, wrapped)
 
-    def statement(_self: Connection, name: str, _values: object) -> str | None:
+    def statement(_self: Connection, name: str, *_values: object, **_parameters: object) -> str | None:
         if name.startswith(_READS + _TEMPORARY):
             return None
         local.wrote = True
@@ -279,7 +277,8 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
 
     wrap(Connection, "_run", statement)
     wrap(Connection, "copy_in", copy)
-    wrap(sqlalchemy.engine.base.RootTransaction, "commit", commit)
+    wrap(Connection, "execute_last", statement)
+    wrap(Connection, "commit", commit)
     wrap(Storage, "_send_once", _request)
 
 

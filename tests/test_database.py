@@ -53,7 +53,9 @@ def door(url: str, environment: str = "local", **tuning: Any) -> Database:
 
 def ask(connection: Connection, query: str) -> Any:
     """Return the only value of a query, through the connection of a transaction."""
-    return connection._connection.exec_driver_sql(query).scalar_one()
+    with connection._send(query) as cursor:
+        ((value,),) = cursor.fetchall()
+    return value
 
 
 def transact(database: Database, work: Callable[[Connection], object]) -> None:
@@ -702,7 +704,8 @@ def test_every_value_comes_back_as_it_went(shared: Database, rows: list[tuple[ob
         )
         assert connection.copy_in("pg_temp.copied", COLUMNS, iter(rows)) == len(rows)
         query = f"SELECT {', '.join(COLUMNS)} FROM copied ORDER BY number"
-        found = [tuple(row) for row in connection._connection.exec_driver_sql(query)]
+        with connection._send(query) as cursor:
+            found = [tuple(row) for row in cursor.fetchall()]
     assert found == [tuple(list(value) if isinstance(value, tuple) else value for value in row) for row in rows]
 
 

@@ -236,10 +236,9 @@ class Lease:
             self._stack.callback(database.close)
             try:
                 connection = self._stack.enter_context(database.transaction())
-                connection.execute("notice_lost_client")
                 if self._backend is not None:
                     connection.execute("end_backend", application=self._application, **self._backend)
-                self._backend = dict(connection.one("find_backend")._mapping)
+                self._backend = connection.one("find_backend")._asdict()
             except BaseException:
                 self.release()
                 raise

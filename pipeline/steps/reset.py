@@ -96,7 +96,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
         if batch.state in ("resetting", "reset"):
             return Plan(batch, {}, 0, 0, {}, ())
         connection.execute("plan_reset", batch_id=batch_id)
-        raw = connection.one("count_raw", batch_id=batch_id)._mapping
+        raw = connection.one("count_raw", batch_id=batch_id)._asdict()
         rows = {f"raw.{name}": count for name, count in raw.items()}
         rows.update({row.name: row.going for row in connection.execute("list_doomed")})
         returning = connection.execute("list_returning", kind=batch.kind)

@@ -69,7 +69,7 @@ def _database(database: Database, failures: list[PipelineError]) -> dict[str, An
 
 
 def _tables(connection: Connection) -> dict[str, Any]:
-    counts = dict(connection.one("count_rows")._mapping)
+    counts = connection.one("count_rows")._asdict()
     newest = [_batch(batch_from(row)) for row in connection.execute("list_batches", count=_NEWEST)]
     unfinished = [_batch(batch_from(row)) for row in connection.execute("list_unfinished")]
     return {"rows": counts, "batches": newest, "unfinished": unfinished}

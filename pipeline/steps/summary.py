@@ -63,7 +63,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         "beyond_limit": batch.beyond_limit,
         "rejected": sum(rejects.values()),
         "rejects": rejects,
-        "rejected_inputs": [dict(row._mapping) for row in shown],
+        "rejected_inputs": [row._asdict() for row in shown],
         **counts,
         "bytes": batch.bytes,
         "total_seconds": round(seconds, 3),
