@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from pipeline.dataset import (
     MAXIMUM_BIGINT,
@@ -45,6 +45,7 @@ _FARTHEST = 1_000_000
 _LONGEST_LABEL = len("dish_") + 6
 _NUMBERS = frozenset((int, float))
 _SECTIONS = ("dishes", "plates")
+_USUAL = {label: label for label in (PLATE, *(f"dish_{line}" for line in range(100)))}
 _ID = re.compile(r"recognition_([0-9]+)")
 _DISH = re.compile(r"dish_([0-9]{1,6})")
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -71,11 +72,9 @@ class Entry:
     problem: BadInput | None
 
 
-class Detection(NamedTuple):
-    """A box with its label, `dish_<k>` or `plate`; corners in pixels, the first left of and above the second."""
-
-    label: str
-    box: tuple[float, float, float, float]
+#: A box with its label, `dish_<k>` or `plate`: (label, x1, y1, x2, y2), corners in pixels, the first left of and above
+#: the second. A tuple without names: there are millions, and making one with names takes longer than checking it.
+Detection = tuple[str, float, float, float, float]
 
 
 def find_annotations(given: str | None, setting: str | None, dataset_dir: str | None) -> Path:
@@ -394,33 +393,43 @@ def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
             raise BadInput("json_shape", f"the photo has more than {MAXIMUM_DETECTIONS} detections")
         for number, entry in enumerate(found, 1):
             try:
-                usable.append(_detection(entry))
-            except BadInput as exc:
-                problems.append(BadInput(exc.code, f"detection {number} of {section} {exc.message}"))
+                label = _USUAL.get(entry["label"]) or _known_label(entry["label"])
+                x1, y1, x2, y2 = box = entry["bbox_2d"]
+            except (KeyError, TypeError, ValueError):
+                label = None
+            if label is None or not (
+                # Texts are ruled out by this as well, and with them every box that is no array.
+                (type(x1) is type(y1) is type(x2) is type(y2) is int or _NUMBERS.issuperset(map(type, box)))
+                and -_FARTHEST <= x1 < x2 <= _FARTHEST
+                and -_FARTHEST <= y1 < y2 <= _FARTHEST
+            ):
+                code, what = _problem(entry)
+                problems.append(BadInput(code, f"detection {number} of {section} {what}"))
+            else:
+                usable.append((label, x1, y1, x2, y2))
     return usable, problems
 
 
-def _detection(entry: object) -> Detection:
+def _problem(entry: object) -> tuple[str, str]:
+    """Return code and sentence of what is wrong with a detection."""
     if not isinstance(entry, dict):
-        raise BadInput("box_malformed", "is not an object")
-    label = entry.get("label")
-    known = _label(label) if isinstance(label, str) and len(label) <= _LONGEST_LABEL else None
-    if known is None:
-        raise BadInput("label_unknown", "has a label that is neither dish_<k> nor plate")
+        return "box_malformed", "is not an object"
+    if _known_label(entry.get("label")) is None:
+        return "label_unknown", "has a label that is neither dish_<k> nor plate"
     box = entry.get("bbox_2d")
     if not isinstance(box, list) or len(box) != 4:
-        raise BadInput("box_malformed", "has no bbox_2d of four numbers")
-    x1, y1, x2, y2 = box
-    if _NUMBERS.issuperset(map(type, box)):  # a truth value has a type of its own
-        if -_FARTHEST <= x1 < x2 <= _FARTHEST and -_FARTHEST <= y1 < y2 <= _FARTHEST:
-            return Detection(known, (x1, y1, x2, y2))
-        if all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
-            raise BadInput("box_malformed", "has a box without area")
-    raise BadInput("box_malformed", "has a corner that is not a number of pixels")
+        return "box_malformed", "has no bbox_2d of four numbers"
+    if _NUMBERS.issuperset(map(type, box)) and all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
+        return "box_malformed", "has a box without area"
+    return "box_malformed", "has a corner that is not a number of pixels"  # a truth value has a type of its own
+
+
+def _known_label(label: object) -> str | None:
+    """Return a label as the database has it; None when there is none like that."""
+    return _label(label) if isinstance(label, str) and len(label) <= _LONGEST_LABEL else None
 
 
 @functools.lru_cache(maxsize=1024)
 def _label(text: str) -> str | None:
-    """Return a label as the database has it; None when there is none like that."""
     dish = _DISH.fullmatch(text)
     return f"dish_{int(dish[1])}" if dish else text if text == PLATE else None

@@ -23,7 +23,6 @@ from pipeline.errors import BadInput, UsageError
 from pipeline.qwen import (
     ANNOTATIONS,
     MAXIMUM_KEY,
-    Detection,
     Entry,
     detections_of,
     find_annotations,
@@ -333,7 +332,7 @@ def test_bytes_that_are_no_utf8_spoil_their_entry_alone(bad: bytes, chunk: int) 
     usable, problems = detections_of(second.value)
     assert (usable, [problem.code for problem in problems]) == ([], ["label_unknown"])
     assert photo_of(third.key) == (7, 1)
-    assert detections_of(third.value) == ([Detection("dish_0", (1, 2, 30, 40))], [])
+    assert detections_of(third.value) == ([("dish_0", 1, 2, 30, 40)], [])
 
 
 @pytest.mark.parametrize("escape", ["\\u0000", "\\ud800", "\\udc00", "\\udc00\\ud800"])
@@ -357,7 +356,7 @@ def test_numbers_that_are_no_coordinates_spoil_their_box_alone(number: str) -> N
     for chunk in (1, 9, A_CHUNK):
         [entry] = stream(content, chunk)
         usable, problems = detections_of(entry.value)
-        assert usable == [Detection("dish_0", (1, 2, 30, 40))] * 2
+        assert usable == [("dish_0", 1, 2, 30, 40)] * 2
         assert [problem.code for problem in problems] == ["box_malformed"]
 
 
@@ -703,10 +702,10 @@ def test_detections_are_those_of_dishes_and_then_of_plates_in_their_order() -> N
     }
     assert detections_of(value) == (
         [
-            Detection("dish_3", (1, 2, 30, 40)),
-            Detection("dish_0", (-5, -0.5, 7, 8)),
-            Detection("dish_3", (1, 2, 30, 40)),
-            Detection("plate", (0, 0, 99.5, 80)),
+            ("dish_3", 1, 2, 30, 40),
+            ("dish_0", -5, -0.5, 7, 8),
+            ("dish_3", 1, 2, 30, 40),
+            ("plate", 0, 0, 99.5, 80),
         ],
         [],
     )
@@ -798,7 +797,7 @@ def test_a_value_of_another_shape_is_one_reject(value: object) -> None:
 def test_a_malformed_box_is_one_reject_and_the_others_stay(corners: object) -> None:
     value = value_of(box("dish_1"), box("dish_0", corners), box("dish_2"), plates=(box("plate"), box("plate", corners)))
     usable, problems = detections_of(value)
-    assert [one.label for one in usable] == ["dish_1", "dish_2", "plate"]
+    assert [label for label, *_ in usable] == ["dish_1", "dish_2", "plate"]
     assert [problem.code for problem in problems] == ["box_malformed", "box_malformed"]
     assert problems[0].message.startswith("detection 2 of dishes ")
     assert problems[1].message.startswith("detection 2 of plates ")
@@ -808,13 +807,13 @@ def test_a_malformed_box_is_one_reject_and_the_others_stay(corners: object) -> N
     "corners", [(0, 0, 1, 1), (0, 0, 1_000_000, 1_000_000), (-1_000_000, 0, 0, 0.25), (0, 0, 1e-9, 5e-324)]
 )
 def test_a_box_at_the_bounds_is_good(corners: tuple[float, float, float, float]) -> None:
-    assert detections_of(value_of(box("dish_0", corners))) == ([Detection("dish_0", corners)], [])
+    assert detections_of(value_of(box("dish_0", corners))) == ([("dish_0", *corners)], [])
 
 
 @pytest.mark.parametrize("entry", [None, 1, "box", [1, 2, 3, 4], [box()]])
 def test_a_detection_that_is_no_object_is_one_reject(entry: object) -> None:
     usable, problems = detections_of(value_of(entry, box()))
-    assert [one.label for one in usable] == ["dish_0"]
+    assert [label for label, *_ in usable] == ["dish_0"]
     assert [problem.code for problem in problems] == ["box_malformed"]
 
 
@@ -838,7 +837,7 @@ def test_a_detection_without_a_box_or_a_label_is_one_reject() -> None:
 )
 def test_a_label_names_a_line_of_the_receipt_or_a_plate(label: str, meant: str) -> None:
     usable, problems = detections_of(value_of(box(label), plates=(box(label),)))
-    assert ([one.label for one in usable], problems) == ([meant, meant], [])
+    assert ([label for label, *_ in usable], problems) == ([meant, meant], [])
 
 
 @pytest.mark.parametrize(
@@ -871,7 +870,7 @@ def test_a_label_names_a_line_of_the_receipt_or_a_plate(label: str, meant: str) 
 )
 def test_any_other_label_is_one_reject(label: object) -> None:
     usable, problems = detections_of(value_of(box(label), box("dish_1")))
-    assert [one.label for one in usable] == ["dish_1"]
+    assert [label for label, *_ in usable] == ["dish_1"]
     assert [problem.code for problem in problems] == ["label_unknown"]
 
 
@@ -903,10 +902,10 @@ def test_any_value_is_boxes_and_rejects(value: Any) -> None:
     told = sum(len(value.get(name, {"qwen_detections": []})["qwen_detections"]) for name in ("dishes", "plates"))
     assert len(usable) + len(problems) == told
     for one in usable:
-        x1, y1, x2, y2 = one.box
+        _, x1, y1, x2, y2 = one
         assert x1 < x2
         assert y1 < y2
-        assert max(map(abs, one.box)) <= 1_000_000
+        assert max(map(abs, one[1:])) <= 1_000_000
 
 
 # Where the file is

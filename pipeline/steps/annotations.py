@@ -110,7 +110,7 @@ def _lines(batch_id: str, stream: BinaryIO, rows: Sequence[Any], rejects: list[R
             yield "".join(
                 [
                     f"{photo}{number}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"
-                    for number, (label, (x1, y1, x2, y2)) in enumerate(detections, 1)
+                    for number, (label, x1, y1, x2, y2) in enumerate(detections, 1)
                 ]
             )
 

@@ -64,13 +64,12 @@ def copy_shard(
         rows = connection.execute("begin_copy", batch_id=batch_id, shard=shard)
         if not rows or rows[0].state != "loading":
             batch_state.hold(connection, batch_id)  # which refuses
-        held = rows[0]
+        held, documented = rows[0], rows[1:]
         if held.copied:
             return
         if held.kind != KIND_LOAD:
             recognitions, rejects = copy_annotations(connection, batch_id, shard, Path(held.source), judges=judges)
         elif held.uploaded:
-            documented = [row for row in rows if row.recognition_id is not None]
             recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, documented, judges=judges)
         else:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
@@ -94,7 +93,6 @@ def _copy_documents(
     receipts = _receipts(source, rows, unread)
     first = _begun(lambda: _some(receipts))  # while PostgreSQL copies what it has
     known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
-    read = first.result()
     rejects: dict[int, Reject] = {}
     new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
     if new:
@@ -108,7 +106,7 @@ def _copy_documents(
         ("batch_id", "recognition_id", "receipt", "menu_sha256"),
         (
             (batch_id, row.recognition_id, text, row.menu_sha256)
-            for row, text in itertools.chain(read, receipts)
+            for row, text in itertools.chain(first.result(), receipts)
             if row.recognition_id not in rejects
         ),
     )
