@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def _prepare(world: World, database: Database, storage: Storage, kind: str, sour
     for shard in shards:
         if kind == KIND_LOAD:
             upload_shard(database, storage, kind, shard, Metrics())
-        copy_shard(database, storage, kind, shard, Metrics())
+        copy_shard(database, storage, kind, shard, Metrics(), kind=kind)
     return shards
 
 
@@ -126,7 +127,7 @@ def _compare(
     python = 0.0
 
     def copy_one(shard: int) -> None:
-        copy_shard(database, storage, batch, shard, Metrics())
+        copy_shard(database, storage, batch, shard, Metrics(), kind=batch)
 
     def ours() -> None:
         nonlocal python
@@ -136,14 +137,13 @@ def _compare(
         python = time.process_time() - begin
 
     def two_at_once() -> None:
-        with ThreadPoolExecutor(2) as executor:
-            list(executor.map(copy_one, shards))
+        list(workers.map(_copy, [batch] * len(shards), shards))
 
     each: list[tuple[float, float]] = []
     twice: list[tuple[float, float]] = []
     at_once: list[tuple[float, float]] = []
     shares: list[tuple[float, float]] = []
-    with _psql(world) as psql:
+    with _psql(world) as psql, _workers(world, 2) as workers:
         for _ in range(repeats):
             peer = _seconds(world, batch, lambda: psql(ready.shards))
             mine = _seconds(world, batch, ours)
@@ -160,11 +160,34 @@ def _compare(
     return [
         first,
         Row("  the same in MB", first.ours * scale, first.reference * scale, "MB/s"),
-        middle("  two shards at once / psql \\copy, one after another", twice, "rows/s"),
+        middle("  two workers / psql \\copy, one after another", twice, "rows/s"),
         middle("  one after another / psql \\copy, all in one transaction", at_once, "rows/s"),
         middle("  processor time of our process / whole", shares, "s"),
         Row("  round trips of a shard / psql", turns / len(shards), peer_turns / len(shards), ""),
     ]
+
+
+@contextmanager
+def _workers(world: World, count: int) -> Iterator[ProcessPoolExecutor]:
+    """Start processes that copy, as those of `--workers` do."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_connect, initargs=(world,)) as workers:
+        list(workers.map(time.sleep, [0.1] * count))  # so that each of them has begun
+        yield workers
+
+
+_doors: list[tuple[Database, Storage]] = []
+
+
+def _connect(world: World) -> None:
+    database = Database(world.settings)
+    with database.transaction() as connection:
+        connection.execute("now")
+    _doors.append((database, Storage(world.settings)))
+
+
+def _copy(batch: str, shard: int) -> None:
+    copy_shard(*_doors[0], batch, shard, Metrics(), kind=batch)
 
 
 def _seconds(world: World, batch: str, work: Callable[[], None]) -> float:
@@ -185,13 +208,13 @@ def _turns(world: World, storage: Storage, batch: str, shards: range, ready: _Re
             relay.forget()
             _seconds(world, batch, lambda: psql(ready.shards))
             peer = relay.turns
-        with database.transaction():
-            pass
+        with database.transaction() as connection:
+            connection.execute("now")
         relay.forget()
 
         def ours() -> None:
             for shard in shards:
-                copy_shard(database, storage, batch, shard, Metrics())
+                copy_shard(database, storage, batch, shard, Metrics(), kind=batch)
 
         _seconds(world, batch, ours)
         return relay.turns, peer

@@ -173,8 +173,8 @@ def is_done(connection: Connection, batch_id: str, step: str, shard: int = WHOLE
 def mark(
     connection: Connection, batch_id: str, step: str, shard: int, started_at: datetime, metrics: Mapping[str, Any]
 ) -> None:
-    """Insert the marker, with the commit where nothing else comes; the primary key refuses a second one."""
-    connection.execute_last(
+    """Insert the marker, with what comes next or the commit; the primary key refuses a second one."""
+    connection.enqueue(
         "insert_marker",
         batch_id=batch_id,
         step=step,

@@ -85,8 +85,8 @@ class Connection:
 
     def __init__(self, driver: psycopg2.extensions.connection, begin: str) -> None:
         self._driver = driver
-        self._before: str | None = begin  # to go with the first statement
-        self._last: tuple[str, Mapping[str, object]] | None = None  # to go with the commit
+        self._queued = begin.encode()
+        self._is_idle = True
 
     @property
     def named_backend(self) -> int:
@@ -108,13 +108,11 @@ class Connection:
         with self._run(name, parameters) as cursor:
             return int(cursor.rowcount)
 
-    def execute_last(self, name: str, /, **parameters: object) -> None:
-        """Run the statement `name`, whose rows nobody needs, in one message with the commit.
-
-        Whatever else is run in this transaction comes after it, and after an end of its own.
-        """
-        self._flush()
-        self._last = name, parameters
+    def enqueue(self, name: str, /, **parameters: object) -> None:
+        """Put the statement `name`, whose rows nobody needs, into the message of what comes next, be it the commit."""
+        with self._driver.cursor() as cursor:
+            self._queued += cursor.mogrify(_text(name), parameters) + b";\n"
+        self._is_idle = False
 
     def stream(self, name: str, /, **parameters: object) -> Iterator[Any]:
         """Run the statement `name` through a cursor of the server and yield its rows, a thousand at a time."""
@@ -141,8 +139,7 @@ class Connection:
     def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[str]) -> int:
         """COPY texts that are in the text format of COPY already, each one line or several; return the rows."""
         source = _CopySource(lines)
-        self._flush()
-        if self._before is not None:
+        if self._queued:
             self._send("").close()
         with self._driver.cursor() as cursor:
             try:
@@ -156,43 +153,34 @@ class Connection:
     def _run(self, name: str, parameters: Mapping[str, object]) -> NamedTupleCursor:
         return self._send(_text(name), parameters)
 
-    def _flush(self) -> None:
-        if self._last is not None:
-            (name, parameters), self._last = self._last, None
-            self._run(name, parameters).close()
-
     def _send(self, text: str, parameters: Mapping[str, object] | None = None) -> NamedTupleCursor:
-        """Send statements in one message, with BEGIN before the first of a transaction; give the cursor of the last."""
-        self._flush()
-        before, self._before = self._before or "", None
+        """Send statements in one message with what is queued; give the cursor of the last."""
+        queued, self._queued, self._is_idle = self._queued, b"", False
         cursor = self._driver.cursor(cursor_factory=NamedTupleCursor)
         try:
             with _translated():
-                cursor.execute(before + text, parameters)  # type: ignore[no-untyped-call]
+                bound = cursor.mogrify(text, parameters) if text else b""
+                cursor.execute(queued + bound)  # type: ignore[no-untyped-call]
         except BaseException:
             cursor.close()
             raise
         return cursor
 
     def commit(self) -> None:
-        """End the transaction.
+        """End the transaction; nothing is sent where nothing was.
 
         Raises:
             DatabaseError: the server rolled it back, as after a failed statement whose error was passed over.
         """
-        text, parameters = "COMMIT", None
-        if self._last is not None:
-            (name, parameters), self._last = self._last, None
-            text = f"{_text(name)};\nCOMMIT"
-        elif self._before is not None:
-            return  # nothing was begun
-        with self._send(text, parameters) as cursor:
+        if self._is_idle:
+            return
+        with self._send("COMMIT") as cursor:
             if cursor.statusmessage != "COMMIT":
                 raise DatabaseError("PostgreSQL rolled the transaction back.", "Look for an error above.")
 
     def roll_back(self) -> None:
         """End the transaction and undo what it did."""
-        self._last = None
+        self._queued = b""
         if self._driver.info.transaction_status != TRANSACTION_STATUS_IDLE:
             self._send("ROLLBACK").close()
 

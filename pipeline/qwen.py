@@ -289,7 +289,7 @@ def _raw_decode(text: str, start: int) -> tuple[object, int]:
 
 def read_value(content: bytes) -> object:
     """Return the value of an entry from its bytes, which `read_entries` found good."""
-    return _decode(content.decode("utf-8", "surrogateescape"))
+    return _raw_decode(content.decode("utf-8", "surrogateescape"), 0)[0]
 
 
 class _Brackets:

@@ -412,6 +412,7 @@ class CopyShard(ShardTask):
     """COPY the rows of a shard into the schema raw."""
 
     step = COPY
+    kind = KIND_LOAD
 
     def requires(self) -> UploadShard | list[luigi.Task]:
         """Return the upload of the same shard."""
@@ -426,7 +427,16 @@ class CopyShard(ShardTask):
                 closing(Storage(settings_of(self.production), metrics)) as storage,
                 self.telling(lambda: (said[-1], 100 if len(said) > 1 else 0)),
             ):
-                copy_shard(self.database, storage, self.batch_id, self.shard, metrics, said.append, judges=role.judges)
+                copy_shard(
+                    self.database,
+                    storage,
+                    self.batch_id,
+                    self.shard,
+                    metrics,
+                    said.append,
+                    kind=self.kind,
+                    judges=role.judges,
+                )
         except (PermanentError, UnfinishedError):
             markers.remove(self.batch_id, UPLOAD, self.shard)  # the upload was taken back, by us or another process
             raise
@@ -435,6 +445,8 @@ class CopyShard(ShardTask):
 
 class CopyQwenShard(CopyShard):
     """COPY the detections of a shard into the schema raw; there is nothing to upload."""
+
+    kind = KIND_QWEN
 
     def requires(self) -> list[luigi.Task]:
         """Return nothing: the manifest is there when a shard is known."""

@@ -28,7 +28,7 @@ from pipeline.storage import Storage
 from tests.services import end, is_foreign, subprocess_environment
 
 #: Statements that only look or take a lock, and those whose tables go with their transaction.
-_READS = ("list_", "find_", "count_", "now", "hold_", "lock_", "try_", "notice_")
+_READS = ("list_", "find_", "count_", "now", "hold_", "lock_", "try_")
 _TEMPORARY = ("create_", "analyze_", "index_", "plan_", "add_unknown", "drop_skipped_")
 
 
@@ -277,7 +277,7 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
 
     wrap(Connection, "_run", statement)
     wrap(Connection, "copy_in", copy)
-    wrap(Connection, "execute_last", statement)
+    wrap(Connection, "enqueue", statement)
     wrap(Connection, "commit", commit)
     wrap(Storage, "_send_once", _request)
 

@@ -1090,7 +1090,7 @@ class Annotate:
 
     def copy(self, shard: int = 1, batch_id: str = "q1") -> None:
         with closing(Storage(self.settings, self.metrics)) as storage:
-            copy_shard(self.database, storage, batch_id, shard, self.metrics)
+            copy_shard(self.database, storage, batch_id, shard, self.metrics, kind=KIND_QWEN)
 
     def transform(self, batch_id: str = "q1") -> None:
         with closing(Storage(self.settings, self.metrics)) as storage:

@@ -84,13 +84,12 @@ def _row_of(entry: Entry) -> tuple[Sequence[object] | None, list[Reject]]:
 
 
 def copy_annotations(
-    connection: Connection, batch_id: str, shard: int, source: Path, *, judges: bool = True
+    connection: Connection, batch_id: str, shard: int, source: Path, rows: Sequence[Any], *, judges: bool = True
 ) -> tuple[int, int]:
     """Copy the detections of a shard; return how many recognitions it has and how many inputs were rejected.
 
     A value that is no longer the one discovery saw makes its recognition a reject, where this host `judges`.
     """
-    rows = connection.execute("list_manifest_annotations", batch_id=batch_id, shard=shard)
     rejects: list[Reject] = []
     with _opened(source) as stream:
         columns = ("batch_id", "recognition_id", "camera_number", "detection", "label", "x1", "y1", "x2", "y2")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import batch_state
-from pipeline.batch_state import COPY, KIND_LOAD
+from pipeline.batch_state import COPY, KIND_LOAD, KIND_QWEN
 from pipeline.database import Connection, Database
 from pipeline.dataset import Reject, text_of
 from pipeline.errors import BadInput, PermanentError, UnfinishedError
@@ -27,6 +27,8 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
+#: The statement that returns the batch and what is to be read, by what the batch holds.
+_LISTS = {KIND_LOAD: "list_documents", KIND_QWEN: "list_annotations"}
 #: Letters of receipts that are read while PostgreSQL is at something else.
 _AHEAD = 1 << 20
 
@@ -41,6 +43,7 @@ def copy_shard(
     metrics: Metrics,
     tell: Callable[[str], None] = lambda _: None,
     *,
+    kind: str = KIND_LOAD,
     judges: bool = True,
 ) -> None:
     """Copy the rows of a shard and write its marker; nothing happens when the marker is there.
@@ -49,6 +52,7 @@ def copy_shard(
     done, in words.
 
     Arguments:
+        kind: what the batch holds.
         judges: this host may reject what it does not see as the upload saw it; see `require_source`.
 
     Raises:
@@ -61,16 +65,20 @@ def copy_shard(
 
     def work(connection: Connection) -> None:
         begin = time.perf_counter()
-        rows = connection.execute("begin_copy", batch_id=batch_id, shard=shard)
+        connection.enqueue("hold_copy", batch_id=batch_id, shard=shard)
+        rows = connection.execute(_LISTS[kind], batch_id=batch_id, shard=shard)
         if not rows or rows[0].state != "loading":
             batch_state.hold(connection, batch_id)  # which refuses
-        held, documented = rows[0], rows[1:]
+        held, listed = rows[0], rows[1:]
+        assert held.kind == kind
         if held.copied:
             return
-        if held.kind != KIND_LOAD:
-            recognitions, rejects = copy_annotations(connection, batch_id, shard, Path(held.source), judges=judges)
+        if kind == KIND_QWEN:
+            recognitions, rejects = copy_annotations(
+                connection, batch_id, shard, Path(held.source), listed, judges=judges
+            )
         elif held.uploaded:
-            recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, documented, judges=judges)
+            recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, listed, judges=judges)
         else:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
         metrics.add("db_bulk_copy", time.perf_counter() - begin)
