@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pipeline.migrate import split_statements
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -22,7 +24,8 @@ class Relay:
     Attributes:
         port: where it listens, on loopback.
         turns: how often a client began to speak: round trips, and with HTTP/1.1 requests.
-        statements: the words of the queries that passed, with their number, if it was told to look for them.
+        statements: the words of the statements that passed, with their number, if it was told to look for them; a
+            message may have several.
         connections: how many there were.
     """
 
@@ -195,4 +198,4 @@ class _Queries:
                 # A first message of eight bytes asks for TLS or GSSAPI; the one that starts the session is longer.
                 self._started = length > 8
             elif message[0] == _QUERY:
-                self._found[message[5:-1].decode("utf-8", "replace")] += 1
+                self._found.update(split_statements(message[5:-1].decode("utf-8", "replace")))

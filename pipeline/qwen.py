@@ -403,25 +403,25 @@ def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
                 and -_FARTHEST <= x1 < x2 <= _FARTHEST
                 and -_FARTHEST <= y1 < y2 <= _FARTHEST
             ):
-                code, what = _problem(entry)
-                problems.append(BadInput(code, f"detection {number} of {section} {what}"))
+                problems.append(_problem(entry, f"detection {number} of {section}"))
             else:
                 usable.append((label, x1, y1, x2, y2))
     return usable, problems
 
 
-def _problem(entry: object) -> tuple[str, str]:
-    """Return code and sentence of what is wrong with a detection."""
+def _problem(entry: object, where: str) -> BadInput:
+    """Return what is wrong with a detection."""
     if not isinstance(entry, dict):
-        return "box_malformed", "is not an object"
+        return BadInput("box_malformed", f"{where} is not an object")
     if _known_label(entry.get("label")) is None:
-        return "label_unknown", "has a label that is neither dish_<k> nor plate"
+        return BadInput("label_unknown", f"{where} has a label that is neither dish_<k> nor plate")
     box = entry.get("bbox_2d")
     if not isinstance(box, list) or len(box) != 4:
-        return "box_malformed", "has no bbox_2d of four numbers"
+        return BadInput("box_malformed", f"{where} has no bbox_2d of four numbers")
     if _NUMBERS.issuperset(map(type, box)) and all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
-        return "box_malformed", "has a box without area"
-    return "box_malformed", "has a corner that is not a number of pixels"  # a truth value has a type of its own
+        return BadInput("box_malformed", f"{where} has a box without area")
+    # A truth value has a type of its own.
+    return BadInput("box_malformed", f"{where} has a corner that is not a number of pixels")
 
 
 def _known_label(label: object) -> str | None:

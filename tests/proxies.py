@@ -426,7 +426,7 @@ class Message:
     @property
     def is_commit(self) -> bool:
         """Say whether it commits a transaction."""
-        return self.kind == "Q" and self.text == "COMMIT"
+        return self.kind == "Q" and self.text.endswith("COMMIT")
 
     @property
     def is_connect(self) -> bool:
