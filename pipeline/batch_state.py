@@ -161,7 +161,7 @@ def await_step(connection: Connection, batch_id: str, step: str, shard: int = WH
 
     Whoever is at it is waited for, be it an earlier try of our own whose commit is on its way.
     """
-    connection.execute("lock_step", batch_id=batch_id, step=step, shard=shard)
+    connection.enqueue("lock_step", batch_id=batch_id, step=step, shard=shard)
     return is_done(connection, batch_id, step, shard)
 
 

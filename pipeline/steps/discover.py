@@ -137,7 +137,7 @@ def discover(
 
 
 def _discover(connection: Connection, request: Request, progress: Looking) -> Discovery:
-    connection.execute("prefer_indexes")
+    connection.enqueue("prefer_indexes")
     now = connection.one("now").now
     metrics = Metrics()
     look = partial(_look_at_dataset, progress=progress) if request.kind == KIND_LOAD else _look_at_annotations

@@ -36,8 +36,8 @@ def transform_batch(
 
     def work(connection: Connection) -> None:
         tell("waiting for the commits of other batches")
-        connection.execute("lock_batch", batch_id=batch_id)
-        connection.execute("lock_commits")
+        connection.enqueue("lock_batch", batch_id=batch_id)
+        connection.enqueue("lock_commits")
         if batch_state.is_done(connection, batch_id, TRANSFORM):
             return
         held = batch_state.hold(connection, batch_id, alone=True)

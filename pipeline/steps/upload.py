@@ -331,7 +331,7 @@ def _record(
             for fact in facts
         ),
     )
-    connection.execute("update_manifest_facts", batch_id=batch_id, shard=shard)
+    connection.enqueue("update_manifest_facts", batch_id=batch_id, shard=shard)
     if rejects:
         ids = [reject.recognition_id for reject in rejects]
         connection.execute("delete_manifest_rejected", batch_id=batch_id, recognition_ids=ids)
