@@ -11,6 +11,7 @@ Multiple Statements in a Simple Query).
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import socket
@@ -26,7 +27,11 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy
 import sqlalchemy.exc
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import (
+    TRANSACTION_STATUS_IDLE,
+    TRANSACTION_STATUS_INERROR,
+    TRANSACTION_STATUS_INTRANS,
+)
 from psycopg2.extras import NamedTupleCursor
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
@@ -73,6 +78,8 @@ _LOCAL_SETTINGS = {
     "tcp_user_timeout": "30s",
 }
 
+_IN_TRANSACTION = (TRANSACTION_STATUS_INTRANS, TRANSACTION_STATUS_INERROR)
+
 #: The connections that this process, or the one it was forked from, has opened.
 _opened: weakref.WeakSet[psycopg2.extensions.connection] = weakref.WeakSet()
 
@@ -86,7 +93,8 @@ class Connection:
     def __init__(self, driver: psycopg2.extensions.connection, begin: str) -> None:
         self._driver = driver
         self._queued = begin.encode()
-        self._is_idle = True
+        self._is_begun = self._has_work = False
+        self._streams = itertools.count(1)
 
     @property
     def named_backend(self) -> int:
@@ -110,20 +118,21 @@ class Connection:
 
     def enqueue(self, name: str, /, **parameters: object) -> None:
         """Put the statement `name`, whose rows nobody needs, into the message of what comes next, be it the commit."""
-        with self._driver.cursor() as cursor:
+        with _translated(), self._driver.cursor() as cursor:
             self._queued += cursor.mogrify(_text(name), parameters) + b";\n"
-        self._is_idle = False
+        self._has_work = True
 
     def stream(self, name: str, /, **parameters: object) -> Iterator[Any]:
         """Run the statement `name` through a cursor of the server and yield its rows, a thousand at a time."""
-        self._send(f"DECLARE rows NO SCROLL CURSOR FOR {_text(name)}", parameters).close()
+        stream = f"stream{next(self._streams)}"
+        self._send(f"DECLARE {stream} NO SCROLL CURSOR FOR {_text(name)}", parameters).close()
         while True:
-            with self._send("FETCH 1000 FROM rows") as cursor:
+            with self._send(f"FETCH 1000 FROM {stream}") as cursor:
                 rows = cursor.fetchall()
             if not rows:
                 break
             yield from rows
-        self._send("CLOSE rows").close()
+        self._send(f"CLOSE {stream}").close()
 
     def run_script(self, text: str) -> None:
         """Run statements as they are, without parameters."""
@@ -154,16 +163,22 @@ class Connection:
         return self._send(_text(name), parameters)
 
     def _send(self, text: str, parameters: Mapping[str, object] | None = None) -> NamedTupleCursor:
-        """Send statements in one message with what is queued; give the cursor of the last."""
-        queued, self._queued, self._is_idle = self._queued, b"", False
-        cursor = self._driver.cursor(cursor_factory=NamedTupleCursor)
-        try:
-            with _translated():
-                bound = cursor.mogrify(text, parameters) if text else b""
-                cursor.execute(queued + bound)  # type: ignore[no-untyped-call]
-        except BaseException:
-            cursor.close()
-            raise
+        """Send statements in one message with what is queued; give the cursor of the last.
+
+        Raises:
+            DatabaseUnavailable: the transaction has ended without us; what came now would be in none.
+        """
+        if self._is_begun and self._driver.info.transaction_status not in _IN_TRANSACTION:
+            raise DatabaseUnavailable("The transaction was ended by PostgreSQL.", "Run the same command again.")
+        with _translated():
+            cursor = self._driver.cursor(cursor_factory=NamedTupleCursor)
+            try:
+                message = self._queued + (cursor.mogrify(text, parameters) if text else b"")
+                self._queued, self._is_begun, self._has_work = b"", True, True
+                cursor.execute(message)  # type: ignore[no-untyped-call]
+            except BaseException:
+                cursor.close()
+                raise
         return cursor
 
     def commit(self) -> None:
@@ -172,7 +187,7 @@ class Connection:
         Raises:
             DatabaseError: the server rolled it back, as after a failed statement whose error was passed over.
         """
-        if self._is_idle:
+        if not self._has_work:
             return
         with self._send("COMMIT") as cursor:
             if cursor.statusmessage != "COMMIT":
@@ -181,8 +196,14 @@ class Connection:
     def roll_back(self) -> None:
         """End the transaction and undo what it did."""
         self._queued = b""
-        if self._driver.info.transaction_status != TRANSACTION_STATUS_IDLE:
-            self._send("ROLLBACK").close()
+        _end(self._driver)
+
+
+def _end(driver: psycopg2.extensions.connection) -> None:
+    """Roll a transaction back, if there is one."""
+    if driver.info.transaction_status != TRANSACTION_STATUS_IDLE:
+        with driver.cursor() as cursor:
+            cursor.execute("ROLLBACK")
 
 
 class _CopySource:
@@ -276,6 +297,10 @@ class Dialect(PGDialect_psycopg2):
         self.default_isolation_level = "READ COMMITTED"
         self._backslash_escapes = False
 
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """End a transaction that is open still when its connection goes back to the pool, as after two interrupts."""
+        _end(getattr(dbapi_connection, "driver_connection", dbapi_connection))
+
 
 registry.register("postgresql.pipeline", __name__, Dialect.__name__)
 
@@ -302,6 +327,7 @@ class Database:
         self._application = application
         self._engine: sqlalchemy.Engine | None = None
         self._pid = 0
+        self._broke = 0.0
 
     @property
     def connections(self) -> int:
@@ -318,8 +344,17 @@ class Database:
                 max_overflow=0,
                 use_native_hstore=False,
             )
+            sqlalchemy.event.listen(self._engine, "connect", self._connected)
+            sqlalchemy.event.listen(self._engine, "checkout", self._checked_out)
             self._pid = os.getpid()
         return self._engine
+
+    def _connected(self, _: object, record: sqlalchemy.pool.ConnectionPoolEntry) -> None:
+        record.info["since"] = time.monotonic()
+
+    def _checked_out(self, _: object, record: sqlalchemy.pool.ConnectionPoolEntry, __: object) -> None:
+        if record.info["since"] <= self._broke:
+            raise sqlalchemy.exc.DisconnectionError  # which has the pool connect anew in its place
 
     def connect(self) -> psycopg2.extensions.connection:
         """Open one connection outside the pool, with the errors of this module."""
@@ -333,6 +368,7 @@ class Database:
                 keepalives_interval=10,
                 keepalives_count=3,
                 tcp_user_timeout=60_000,
+                client_encoding="UTF8",  # COPY is written in it, whatever the address or PGCLIENTENCODING says
             )
             _opened.add(connection)
             return connection
@@ -381,11 +417,11 @@ class Database:
             except BaseException:
                 try:
                     connection.roll_back()
-                except (psycopg2.Error, PipelineError):
+                except psycopg2.Error:
                     # On a connection that broke there is nothing to roll back; the error of the block is what counts.
-                    # Most often the others of the pool broke in the same moment.
+                    # Most often the others broke in the same moment, so those of the pool are not used again.
+                    self._broke = time.monotonic()
                     pooled.invalidate()
-                    self.engine().dispose()
                 raise
 
     def run(

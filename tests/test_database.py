@@ -128,6 +128,83 @@ def test_an_error_in_the_middle_leaves_nothing_and_gets_through(
     assert execute(empty_database_url, "SELECT to_regclass('made_on_the_way')") == [(None,)]
 
 
+def test_a_second_interrupt_before_the_rollback_leaves_nothing_for_the_next_transaction(
+    database: Database, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Connection) -> None:
+        raise KeyboardInterrupt
+
+    def work(connection: Connection) -> None:
+        connection.run_script("INSERT INTO numbers VALUES (1)")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "roll_back", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            transact(database, work)
+    assert database.engine().pool.checkedout() == 0  # type: ignore[attr-defined]
+    transact(database, lambda connection: connection.run_script("INSERT INTO numbers VALUES (2)"))
+    assert numbers(empty_database_url) == [2]
+
+
+def test_nothing_is_sent_after_the_server_has_ended_the_transaction(
+    database: Database, empty_database_url: str
+) -> None:
+    def work(connection: Connection) -> None:
+        connection.run_script("INSERT INTO numbers VALUES (1)")
+        connection.run_script("ROLLBACK")
+        connection.run_script("INSERT INTO numbers VALUES (2)")
+
+    with pytest.raises(DatabaseUnavailable, match="ended by PostgreSQL"):
+        transact(database, work)
+    assert numbers(empty_database_url) == []
+
+
+@pytest.mark.parametrize("word", ["\0", "\ud800"])
+def test_a_value_that_cannot_be_sent_takes_nothing_from_the_transaction(
+    database: Database, empty_database_url: str, word: str
+) -> None:
+    def work(connection: Connection) -> None:
+        with pytest.raises(ValueError):
+            connection.execute("find_batch", batch_id=word)
+        connection.run_script("INSERT INTO numbers VALUES (1)")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        transact(database, work)
+    assert numbers(empty_database_url) == []
+
+
+def test_a_failed_statement_whose_error_was_passed_over_is_no_commit(
+    database: Database, empty_database_url: str
+) -> None:
+    def work(connection: Connection) -> None:
+        connection.run_script("INSERT INTO numbers VALUES (1)")
+        with suppress(DatabaseError):
+            connection.run_script("INSERT INTO numbers VALUES (1)")
+
+    with pytest.raises(DatabaseError, match="rolled the transaction back"):
+        transact(database, work)
+    assert numbers(empty_database_url) == []
+
+
+def test_what_is_queued_goes_with_the_commit_and_not_with_a_rollback(database_url: str) -> None:
+    def count(database: Database) -> Any:
+        return database.run(lambda connection: ask(connection, "SELECT count(*) FROM ingest.claims"))
+
+    values = {"batch_id": "b1", "kind": "load", "recognition_ids": [1]}
+    with closing(door(database_url)) as database:
+        execute(
+            database_url,
+            "INSERT INTO ingest.batches (id, kind, state, source, bucket) VALUES ('b1', 'load', 'loading', '/', 'b')",
+        )
+        execute(database_url, "INSERT INTO ingest.claims VALUES ('load', 1, 'b1')")
+        database.run(lambda connection: connection.enqueue("delete_claims_rejected", **values), keep=False)
+        assert count(database) == 1
+        database.run(lambda connection: connection.enqueue("delete_claims_rejected", **values))
+        assert count(database) == 0
+
+
 def test_a_refused_statement_leaves_nothing_of_those_before_it(database: Database, empty_database_url: str) -> None:
     def work(connection: Connection) -> None:
         connection.copy_in("numbers", ["n"], [(1,), (2,)])
@@ -421,6 +498,24 @@ def test_one_new_try_is_enough_when_all_connections_of_the_pool_have_broken(
             terminate(empty_database_url, pid)
         assert database.run(lambda connection: ask(connection, "SELECT 1")) == 1
         assert len(waits) == 1
+
+
+def test_a_connection_that_broke_makes_no_room_beyond_the_size_of_the_pool(empty_database_url: str) -> None:
+    def work(connection: Connection) -> None:
+        terminate(empty_database_url, backend(connection))
+        with pytest.raises(DatabaseUnavailable):
+            ask(connection, "SELECT 1")
+        ask(connection, "SELECT 1")  # on a connection that is known to be closed
+
+    with closing(door(empty_database_url, connection_pool_size=2)) as database, ExitStack() as stack:
+        held = backend(stack.enter_context(database.transaction()))
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailable):
+                transact(database, work)
+        assert backend(stack.enter_context(database.transaction())) != held
+        database.engine().pool._timeout = 0.05  # type: ignore[attr-defined]
+        with pytest.raises(DatabaseUnavailable, match="became free"), database.transaction():
+            pass
 
 
 def test_threads_beyond_the_size_of_the_pool_take_turns(empty_database_url: str) -> None:
@@ -808,6 +903,25 @@ def test_rows_are_read_through_a_cursor_that_ends_with_the_transaction(database_
             assert first
         with database.transaction() as connection:
             assert ask(connection, "SELECT count(*) FROM pg_cursors") == 0
+
+
+def test_two_streams_of_a_transaction_do_not_mix(database_url: str) -> None:
+    with closing(door(database_url)) as database, database.transaction() as connection:
+        whole = [row.version for row in connection.stream("list_history")]
+        first = connection.stream("list_history")
+        assert next(first).version == whole[0]
+        assert [row.version for row in connection.stream("list_history")] == whole
+        assert [row.version for row in first] == whole[1:]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "WIN1251"])
+def test_texts_are_utf_8_whatever_the_address_says(database: Database, empty_database_url: str, encoding: str) -> None:
+    separator = "&" if "?" in empty_database_url else "?"
+    url = f"{empty_database_url}{separator}client_encoding={encoding}"
+    with closing(door(url)) as other, other.transaction() as connection:
+        connection.copy_in("numbers", ["n", "word"], [(1, "é ж")])
+        assert ask(connection, "SELECT word FROM numbers") == "é ж"
+    assert execute(empty_database_url, "SELECT word FROM numbers") == [("é ж",)]
 
 
 # What a pooler in transaction mode would mix up

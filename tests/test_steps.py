@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import batch_state
-from pipeline.batch_state import COPY, UPLOAD
+from pipeline.batch_state import COPY, KIND_QWEN, UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
@@ -455,6 +455,15 @@ def test_a_run_whose_lock_another_run_took_stops(load: Load, lease: Lease) -> No
     with pytest.raises(RefusedError, match="Another run of batch b1"):
         lease.keep()
     other.release()
+
+
+def test_annotations_are_not_copied_into_a_batch_of_photos(load: Load) -> None:
+    load.discover()
+    load.upload()
+    with closing(Storage(load.settings)) as storage, pytest.raises(RefusedError, match="begun anew"):
+        copy_shard(load.database, storage, "b1", 1, load.metrics, kind=KIND_QWEN)
+    assert not load.done(COPY)
+    assert load.done(UPLOAD)
 
 
 # Memory

@@ -16,7 +16,7 @@ from pipeline import batch_state
 from pipeline.batch_state import COPY, KIND_LOAD, KIND_QWEN
 from pipeline.database import Connection, Database
 from pipeline.dataset import Reject, text_of
-from pipeline.errors import BadInput, PermanentError, UnfinishedError
+from pipeline.errors import BadInput, PermanentError, RefusedError, UnfinishedError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.steps.annotations import copy_annotations
@@ -70,7 +70,11 @@ def copy_shard(
         if not rows or rows[0].state != "loading":
             batch_state.hold(connection, batch_id)  # which refuses
         held, listed = rows[0], rows[1:]
-        assert held.kind == kind
+        if held.kind != kind:
+            raise RefusedError(
+                f"Batch {batch_id} holds other things than this run began: it was begun anew meanwhile.",
+                "Look at it with `python -m pipeline status`.",
+            )
         if held.copied:
             return
         if kind == KIND_QWEN:
