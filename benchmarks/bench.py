@@ -31,7 +31,7 @@ from pipeline.embedded.storage_auth import mint_key
 from pipeline.migrate import migrate
 from pipeline.sample import write_sample
 
-__all__ = ["MEDIUM", "REAL", "REPOSITORY", "SMALL", "Bench", "Row", "Run", "World", "bench"]
+__all__ = ["MEDIUM", "REAL", "REPOSITORY", "SMALL", "Bench", "Row", "Run", "World", "bench", "empty"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: Sizes of photos: a few kB, about 30 kB, about 120 kB as in the real datasets.
@@ -272,10 +272,10 @@ def running_storage(folder: Path, *options: str) -> Iterator[tuple[str, str, int
         yield f"http://127.0.0.1:{port}", mint_key(secret), process.pid
     finally:
         end_process(process, _STOP_SECONDS)
-        _empty(root)
+        empty(root)
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
     """Give the room of a folder's files back, and keep the files until the end of all.
 
     ext4 looks again at every inode that was freed in the last five minutes when it makes a file: after ten thousand

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from benchmarks.bench import MEDIUM, Bench, Run, World
+from benchmarks.bench import MEDIUM, Bench, Run, World, empty
 from benchmarks.rows import Row
 from pipeline.steps.summary import active_seconds
 
@@ -24,7 +23,7 @@ def loading(place: Bench, sizes: tuple[int, ...], counted: int) -> list[Row]:
             run = world.load(dataset, "--workers", str(WORKERS))
             smallest = smallest or (recognitions, run)
             rows += _size(world, dataset, recognitions, run, smallest)
-        shutil.rmtree(dataset)
+        empty(dataset)
     return rows + _counted(place, counted)
 
 
@@ -65,7 +64,7 @@ def _counted(place: Bench, recognitions: int) -> list[Row]:
     with place.world() as world, world.database_relay() as database, world.storage_relay() as storage:
         world.through(database, storage).load(dataset, "--workers", str(WORKERS))
         ((markers,),) = world.query("SELECT count(*) FROM ingest.batch_state WHERE batch_id = %s", dataset.name)
-    shutil.rmtree(dataset)
+    empty(dataset)
     statements = sum(database.statements.values())
     return [
         Row(f"{recognitions:,} recognitions: SQL statements / tasks", statements, markers, ""),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-
-from benchmarks.bench import REAL, Bench
+from benchmarks.bench import REAL, Bench, empty
 from benchmarks.loading import LIMIT_MB
 from benchmarks.rows import Row
 
@@ -19,5 +17,5 @@ def memory(place: Bench, sizes: tuple[int, ...]) -> list[Row]:
                 run = world.load(dataset, "--workers", str(workers))
             what = f"{recognitions:,} recognitions, workers: {workers} / limit"
             rows.append(Row(what, run.megabytes, LIMIT_MB, "MB"))
-        shutil.rmtree(dataset)
+        empty(dataset)
     return rows

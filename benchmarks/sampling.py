@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from benchmarks.bench import REAL, Bench
+from benchmarks.bench import REAL, Bench, empty
 from benchmarks.rows import Row
 
 
@@ -22,7 +21,7 @@ def sampling(place: Bench, recognitions: int) -> list[Row]:
     with Image.open(next(dataset.rglob("*.jpg"))) as image:
         image.load()
         pixels = image.copy()
-    shutil.rmtree(dataset)
+    empty(dataset)
 
     def encode(_: int) -> None:
         pixels.save(io.BytesIO(), "JPEG", quality=85)
