@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
 
-from benchmarks.processes import Watch, processor_seconds
+from benchmarks.processes import Watch, idle_seconds, processor_seconds
 from benchmarks.relay import Relay
 from benchmarks.rows import Row
 from pipeline.config import Settings, load_settings
@@ -39,6 +39,7 @@ SMALL = (160, 120)
 MEDIUM = (640, 360)
 REAL = (1280, 720)
 
+_PROCESSORS = os.cpu_count() or 1
 _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
 _FOREIGN = ("PIPELINE_", "PG", "LUIGI_", "NEXT_PUBLIC_", "SUPABASE_", "DATABASE_", "STORAGE_", "DATASET_", "QWEN_")
@@ -54,6 +55,7 @@ class Run:
         megabytes: what the largest of its processes had resident at most.
         processor: seconds of its processes.
         services: seconds of the processors by service, `PostgreSQL` and `Storage`.
+        idle: seconds in which processors had nothing to do, added up.
         result: its JSON.
     """
 
@@ -61,6 +63,7 @@ class Run:
     megabytes: float
     processor: float
     services: Mapping[str, float]
+    idle: float
     result: dict[str, Any]
 
     @property
@@ -71,7 +74,7 @@ class Run:
     @property
     def busy(self) -> float:
         """Return the share of the processors' time that was used."""
-        return self.all_processor / (self.seconds * (os.cpu_count() or 1))
+        return 1 - self.idle / (self.seconds * _PROCESSORS)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class World:
         """
         os.sync()  # nothing of what was before is on its way to the disk, nor any room given back
         before = {name: processor_seconds(pid) for name, pid in self.processes.items()}
-        begin = time.perf_counter()
+        idle, begin = idle_seconds(), time.perf_counter()
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -138,7 +141,7 @@ class World:
             )
             with Watch(process.pid) as watch:
                 _, status, usage = os.wait4(process.pid, 0)
-                seconds = time.perf_counter() - begin
+                seconds, idle_then = time.perf_counter() - begin, idle_seconds()
             process.returncode = os.waitstatus_to_exitcode(status)
             output.seek(0)
             errors.seek(0)
@@ -148,7 +151,10 @@ class World:
             result = json.load(output)
         services = {name: processor_seconds(pid) - before[name] for name, pid in self.processes.items()}
         unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-        return Run(seconds, watch.peak or usage.ru_maxrss / unit, usage.ru_utime + usage.ru_stime, services, result)
+        processor = usage.ru_utime + usage.ru_stime
+        if idle is None or idle_then is None:  # as far as it is known
+            idle, idle_then = 0.0, seconds * _PROCESSORS - processor - sum(services.values())
+        return Run(seconds, watch.peak or usage.ru_maxrss / unit, processor, services, idle_then - idle, result)
 
     def load(self, dataset: Path, *options: str) -> Run:
         """Load a dataset in a batch of its name."""

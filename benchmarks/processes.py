@@ -39,6 +39,18 @@ def processor_seconds(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def idle_seconds() -> float | None:
+    """Return how long the processors of this machine had nothing to do so far, added up; None where there is no /proc.
+
+    What is not idle includes what no process is charged for: the kernel's work for networks and disks.
+    """
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    except FileNotFoundError:
+        return None
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")  # idle and iowait (proc(5))
+
+
 def memory_of_machine() -> int:
     """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
