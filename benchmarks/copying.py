@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -196,6 +197,7 @@ def _seconds(world: World, batch: str, work: Callable[[], None]) -> float:
     world.query(f"TRUNCATE {tables}")
     world.query("DELETE FROM ingest.batch_state WHERE batch_id = %s AND step = 'copy'", batch)
     world.maintain("CHECKPOINT")  # which else comes in the middle of one or the other
+    os.sync()  # nor is anything of the questions before on its way to the disk
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
