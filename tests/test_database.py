@@ -345,6 +345,7 @@ def test_two_transactions_in_a_deadlock_are_both_done_in_the_end(
 ) -> None:
     execute(empty_database_url, "INSERT INTO numbers VALUES (1, ''), (2, '')")
     both_hold_one = threading.Barrier(2)
+    one_is_done = threading.Event()
     tries = [0, 0]
 
     def exchange(side: int) -> None:
@@ -352,6 +353,8 @@ def test_two_transactions_in_a_deadlock_are_both_done_in_the_end(
 
         def work(connection: Connection) -> None:
             tries[side] += 1
+            if tries[side] > 1:  # at once, it might take its first row again before the other one has it
+                assert one_is_done.wait(SECONDS)
             connection.run_script("SET LOCAL deadlock_timeout = '50ms'")
             connection.run_script(f"UPDATE numbers SET word = word || '{side}' WHERE n = {first}")
             if tries[side] == 1:
@@ -359,6 +362,7 @@ def test_two_transactions_in_a_deadlock_are_both_done_in_the_end(
             connection.run_script(f"UPDATE numbers SET word = word || '{side}' WHERE n = {second}")
 
         database.run(work)
+        one_is_done.set()
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(exchange, (0, 1)))
