@@ -127,17 +127,13 @@ def _compare(
 ) -> list[Row]:
     python = 0.0
 
-    def copy_one(shard: int) -> None:
-        copy_shard(database, storage, batch, shard, Metrics(), kind=batch)
-
     def ours() -> None:
         nonlocal python
         begin = time.process_time()
-        for shard in shards:
-            copy_one(shard)
+        _copy_all(database, storage, batch, shards)
         python = time.process_time() - begin
 
-    def two_at_once() -> None:
+    def by_workers() -> None:
         list(workers.map(_copy, [batch] * len(shards), shards))
 
     each: list[tuple[float, float]] = []
@@ -148,7 +144,7 @@ def _compare(
         for _ in range(repeats):
             peer = _seconds(world, batch, lambda: psql(ready.shards))
             mine = _seconds(world, batch, ours)
-            both = _seconds(world, batch, two_at_once)
+            both = _seconds(world, batch, by_workers)
             whole = _seconds(world, batch, lambda: psql(ready.whole))
             each.append((ready.rows / mine, ready.rows / peer))
             twice.append((ready.rows / both, ready.rows / peer))
@@ -188,7 +184,12 @@ def _connect(world: World) -> None:
 
 
 def _copy(batch: str, shard: int) -> None:
-    copy_shard(*_doors[0], batch, shard, Metrics(), kind=batch)
+    _copy_all(*_doors[0], batch, (shard,))
+
+
+def _copy_all(database: Database, storage: Storage, batch: str, shards: Sequence[int]) -> None:
+    for shard in shards:
+        copy_shard(database, storage, batch, shard, Metrics(), kind=batch)
 
 
 def _seconds(world: World, batch: str, work: Callable[[], None]) -> float:
@@ -213,12 +214,7 @@ def _turns(world: World, storage: Storage, batch: str, shards: range, ready: _Re
         with database.transaction() as connection:
             connection.execute("now")
         relay.forget()
-
-        def ours() -> None:
-            for shard in shards:
-                copy_shard(database, storage, batch, shard, Metrics(), kind=batch)
-
-        _seconds(world, batch, ours)
+        _seconds(world, batch, lambda: _copy_all(database, storage, batch, shards))
         return relay.turns, peer
 
 

@@ -67,11 +67,11 @@ _FOREIGN_PARAMETERS = frozenset(
 )
 
 
-# A client whose machine has vanished in a transaction keeps its locks from everybody else until the server notices,
-# which with most systems' defaults takes two hours. A server that is reached by a socket of its machine ignores these.
 _LOCAL_SETTINGS = {
     "lock_timeout": "60s",
     "idle_in_transaction_session_timeout": "0",
+    # A client whose machine has vanished in a transaction keeps its locks from everybody else until the server notices,
+    # which with most systems' defaults takes two hours. A server that is reached by a socket of its machine ignores it.
     "tcp_keepalives_idle": "15",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
@@ -92,8 +92,9 @@ class Connection:
 
     def __init__(self, driver: psycopg2.extensions.connection, begin: str) -> None:
         self._driver = driver
-        self._queued = begin.encode()
-        self._is_begun = self._has_work = False
+        self._begin = begin.encode()
+        self._is_begun = False
+        self._queued = b""
         self._streams = itertools.count(1)
 
     @property
@@ -120,7 +121,6 @@ class Connection:
         """Put the statement `name`, whose rows nobody needs, into the message of what comes next, be it the commit."""
         with _translated(), self._driver.cursor() as cursor:
             self._queued += cursor.mogrify(_text(name), parameters) + b";\n"
-        self._has_work = True
 
     def stream(self, name: str, /, **parameters: object) -> Iterator[Any]:
         """Run the statement `name` through a cursor of the server and yield its rows, a thousand at a time."""
@@ -148,7 +148,7 @@ class Connection:
     def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[str]) -> int:
         """COPY texts that are in the text format of COPY already, each one line or several; return the rows."""
         source = _CopySource(lines)
-        if self._queued:
+        if self._queued or not self._is_begun:
             self._send("").close()
         with self._driver.cursor() as cursor:
             try:
@@ -163,7 +163,7 @@ class Connection:
         return self._send(_text(name), parameters)
 
     def _send(self, text: str, parameters: Mapping[str, object] | None = None) -> NamedTupleCursor:
-        """Send statements in one message with what is queued; give the cursor of the last.
+        """Send statements in one message with what is queued, BEGIN before the first; give the cursor of the last.
 
         Raises:
             DatabaseUnavailable: the transaction has ended without us; what came now would be in none.
@@ -173,8 +173,9 @@ class Connection:
         with _translated():
             cursor = self._driver.cursor(cursor_factory=NamedTupleCursor)
             try:
-                message = self._queued + (cursor.mogrify(text, parameters) if text else b"")
-                self._queued, self._is_begun, self._has_work = b"", True, True
+                bound = cursor.mogrify(text, parameters) if text else b""
+                message = (b"" if self._is_begun else self._begin) + self._queued + bound
+                self._queued, self._is_begun = b"", True
                 cursor.execute(message)  # type: ignore[no-untyped-call]
             except BaseException:
                 cursor.close()
@@ -187,7 +188,7 @@ class Connection:
         Raises:
             DatabaseError: the server rolled it back, as after a failed statement whose error was passed over.
         """
-        if not self._has_work:
+        if not self._is_begun and not self._queued:
             return
         with self._send("COMMIT") as cursor:
             if cursor.statusmessage != "COMMIT":
@@ -339,7 +340,7 @@ class Database:
         if self._engine is None or self._pid != os.getpid():
             self._engine = sqlalchemy.create_engine(
                 "postgresql+pipeline://",
-                creator=self._connect_bare,
+                creator=self.connect,
                 pool_size=self._settings.tuning.connection_pool_size,
                 max_overflow=0,
                 use_native_hstore=False,
@@ -349,7 +350,8 @@ class Database:
             self._pid = os.getpid()
         return self._engine
 
-    def _connected(self, _: object, record: sqlalchemy.pool.ConnectionPoolEntry) -> None:
+    def _connected(self, driver: psycopg2.extensions.connection, record: sqlalchemy.pool.ConnectionPoolEntry) -> None:
+        driver.autocommit = True  # which is to say: transactions are ours
         record.info["since"] = time.monotonic()
 
     def _checked_out(self, _: object, record: sqlalchemy.pool.ConnectionPoolEntry, __: object) -> None:
@@ -378,12 +380,6 @@ class Database:
             ) from exc
         except psycopg2.OperationalError as exc:
             raise _connection_error(exc, dsn, self._settings.environment) from exc
-
-    def _connect_bare(self) -> psycopg2.extensions.connection:
-        """Open one connection on which the driver begins no transactions."""
-        connection = self.connect()
-        connection.autocommit = True
-        return connection
 
     def close(self) -> None:
         """Close the connections of this process."""

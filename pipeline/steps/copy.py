@@ -65,7 +65,10 @@ def copy_shard(
 
     def work(connection: Connection) -> None:
         begin = time.perf_counter()
-        connection.enqueue("hold_copy", batch_id=batch_id, shard=shard)
+        # In one message, each statement sees what was committed before it began: the list, what the locks waited for.
+        connection.enqueue("prefer_indexes")
+        connection.enqueue("hold_batch", batch_id=batch_id)
+        connection.enqueue("lock_step", batch_id=batch_id, step=COPY, shard=shard)
         rows = connection.execute(_LISTS[kind], batch_id=batch_id, shard=shard)
         if not rows or rows[0].state != "loading":
             batch_state.hold(connection, batch_id)  # which refuses

@@ -288,15 +288,13 @@ def _inspect(
     Threads take turns at the interpreter, which for a folder on a disk of this machine costs more than to look into it.
     """
     if strict is not None:
-        yield from executor.map(lambda folder: strict.look(source, folder), folders)
+        yield from executor.map(partial(strict.look, source), folders)
         return
+    look = partial(inspect_folder, source)
     begin, worked = time.perf_counter(), time.thread_time()
-    for folder in folders[:_TRIED]:
-        yield inspect_folder(source, folder)
+    yield from map(look, folders[:_TRIED])
     seconds, worked = time.perf_counter() - begin, time.thread_time() - worked
-    rest = folders[_TRIED:]
-    at_once = worked > seconds / 2
-    yield from (map if at_once else executor.map)(lambda folder: inspect_folder(source, folder), rest)
+    yield from (map if worked > seconds / 2 else executor.map)(look, folders[_TRIED:])
 
 
 class _Strict:
