@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ from pipeline.steps.begin import Lease, Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
 from pipeline.steps.read import Budget
-from pipeline.steps.send import Backlog
+from pipeline.steps.send import Backlog, Crew
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage, StoredObject
@@ -550,6 +552,21 @@ def test_a_processor_is_left_to_the_senders_while_enough_is_ready(monkeypatch: p
     for expected in (3, 4, 4):
         backlog.take()
         assert backlog.decoders._limit == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have the niceness of their process")
+@pytest.mark.parametrize(("before", "readers"), [(0, 10), (15, 19)])
+def test_those_who_read_leave_a_processor_to_those_who_send(before: int, readers: int) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    def found() -> tuple[int, int]:
+        os.nice(before)  # of this thread alone, and of those that it starts
+        with closing(Crew(1)) as crew:
+            return crew.readers.submit(niceness).result(20), crew.senders.submit(niceness).result(20)
+
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(found).result(20) == (niceness() + readers, niceness() + before)
 
 
 @pytest.mark.parametrize(

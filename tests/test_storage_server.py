@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -35,6 +36,7 @@ from storage3.types import CreateSignedUploadUrlOptions
 from benchmarks.bench import running_storage as running_strained
 from pipeline.embedded.files import wait_until
 from pipeline.embedded.storage_auth import mint_key
+from pipeline.embedded.storage_strain import Strain
 from tests.services import StorageServer, end, running_storage, subprocess_environment
 
 SECONDS = 20.0
@@ -1831,6 +1833,30 @@ def test_an_upload_is_answered_only_after_the_latency(strained: Callable[..., Cl
         assert client.send(method, f"/object/b/{method}", b"content").status == 200
         assert time.monotonic() - begin >= 0.29  # the server has another clock
     assert client.keys("b") == ["POST", "PUT"]
+
+
+def test_answers_come_after_the_latency_on_average_however_late_each_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal waited
+        waited += seconds
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    strain = Strain(0.042)
+
+    def answer(late: float) -> float:
+        """Answer an upload that took a millisecond; return when."""
+        nonlocal waited
+        waited = 0.001
+        asyncio.run(strain.hold_back(waited))
+        strain.answered(waited + late)
+        return waited + late
+
+    assert answer(0.002) == pytest.approx(0.044)
+    assert [answer(0.002) for _ in range(500)][-1] == pytest.approx(0.042, abs=1e-5)
+    assert [answer(0.060) for _ in range(500)][-1] == 0.061  # a server that cannot keep up does not wait
+    assert [answer(0.0) for _ in range(500)][-1] == pytest.approx(0.042, abs=1e-5)
 
 
 def test_an_upload_that_is_held_back_is_stored_and_holds_up_nobody(strained: Callable[..., Client]) -> None:

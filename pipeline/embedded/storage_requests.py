@@ -184,6 +184,8 @@ def header_text(text: str) -> str:
 
 def header_metadata(text: str) -> dict[str, Any]:
     """Return the JSON object in the header x-metadata, base64; what cannot be read is dropped, as the API does."""
+    if not text:
+        return {}
     try:
         value = json.loads(base64.b64decode(text, validate=True), parse_constant=_no_constant)
     except (binascii.Error, ValueError, RecursionError):

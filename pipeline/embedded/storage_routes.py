@@ -368,6 +368,7 @@ class Upload(Handler):
     _bucket_id: str
     _key: str
     _upsert: bool
+    _is_stored = False
 
     def authenticate(self) -> None:
         """Learn the role, after a look at the type of the upload, which the API parses first."""
@@ -417,8 +418,15 @@ class Upload(Handler):
         assert not isinstance(self.body, JsonBody)
         attributes = self.body.finish()
         stored = self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
-        await self.strain.hold_back(self.request.request_time)
+        self._is_stored = True
+        await self.strain.hold_back(self.request.request_time())
         return stored
+
+    def on_finish(self) -> None:
+        """Tell how late the answer was, which is on its way now."""
+        super().on_finish()
+        if self._is_stored:
+            self.strain.answered(self.request.request_time())
 
 
 class OneObject(Upload):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from pipeline.embedded.storage_errors import too_many
 
@@ -39,13 +38,17 @@ class Strain:
         """Give the place of a request back."""
         self._under_way -= 1
 
-    async def hold_back(self, elapsed: Callable[[], float]) -> None:
-        """Wait until an upload may be answered; `elapsed` tells how many seconds ago it began.
+    async def hold_back(self, elapsed: float) -> None:
+        """Wait until an upload that began `elapsed` seconds ago may be answered.
 
-        The event loop waits in whole milliseconds, rounded up, and has others to serve: by as much as answers were late
-        so far, the wait is shorter.
+        The event loop waits in whole milliseconds, rounded up, has others to serve, and writes the answer in the end:
+        by as much as answers were late so far, the wait is shorter.
         """
-        rest = self._latency - self._late - elapsed()
+        rest = self._latency - self._late - elapsed
         if rest > 0:
             await asyncio.sleep(rest)
-            self._late += _WEIGHT * (elapsed() - self._latency)
+
+    def answered(self, elapsed: float) -> None:
+        """Take in how many seconds after its headers an upload was answered."""
+        late = self._late + _WEIGHT * (elapsed - self._latency)
+        self._late = min(max(late, 0.0), self._latency)

@@ -12,6 +12,7 @@ shard's photos are on their way while the last ones of a shard are waited for.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -27,8 +28,8 @@ from pipeline.storage import Storage, StoredObject
 
 #: A file system far away answers slowly; more threads than processors keep it asked.
 _READERS = max(8, 2 * (os.cpu_count() or 1))
-#: Senders beyond those whose requests are in flight: they prepare the next ones and take answers in.
-_SPARE = 4
+#: What the command `nice` adds.
+_NICENESS = 10
 #: So many recognitions ready to be sent are enough for the moment.
 _ENOUGH = 4
 
@@ -93,14 +94,23 @@ class Backlog:
         self._room.give_back(1)
 
 
+def _give_way() -> None:
+    """Let this thread have a processor after those that send, and after the services where they are on this machine.
+
+    Linux has a niceness for each thread (nice(2), C library/kernel differences), others one for the process.
+    """
+    if sys.platform == "linux":
+        os.nice(_NICENESS)
+
+
 class Crew:
     """The threads of a process that read and send, and what they may hold together."""
 
     def __init__(self, threads: int) -> None:
         self.budget = Budget(BUDGET)
         self.backlog = Backlog(max(_READERS, threads))
-        self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-        self.senders = ThreadPoolExecutor(threads + _SPARE, thread_name_prefix="upload")
+        self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read", initializer=_give_way)
+        self.senders = ThreadPoolExecutor(threads, thread_name_prefix="upload")
 
     def close(self) -> None:
         """Wait for what is under way, and let the threads go."""
