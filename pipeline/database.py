@@ -145,8 +145,8 @@ class Connection:
         """
         return self.copy_lines(table, columns, map(_line, rows))
 
-    def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[str]) -> int:
-        """COPY texts that are in the text format of COPY already, each one line or several; return the rows."""
+    def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[bytes]) -> int:
+        """COPY what is in the text format of COPY already, UTF-8, one line or several at a time; return the rows."""
         source = _CopySource(lines)
         if self._queued or not self._is_begun:
             self._send("").close()
@@ -213,7 +213,7 @@ class _CopySource:
     #: What libpq sends at once: while the server is at it, the next lines are made.
     CHUNK = 1 << 13
 
-    def __init__(self, lines: Iterable[str]) -> None:
+    def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = iter(lines)
         self.failure: BaseException | None = None
 
@@ -233,47 +233,54 @@ class _CopySource:
             length += len(line)
             if length >= size:
                 break
-        return "".join(lines).encode()
+        return b"".join(lines)
 
     def readline(self, size: int = CHUNK) -> bytes:
         """Return the same as `read`: the driver asks for a file, and uses `read` only."""
         return self.read(size)
 
 
-def _line(row: Sequence[object]) -> str:
-    return "\t".join([_FORMATS[value.__class__](value) for value in row]) + "\n"
-
-
-def _escaped(text: str) -> str:
-    # Most texts need nothing, and to look for a letter is many times cheaper than str.translate().
-    if "\\" in text:
-        text = text.replace("\\", "\\\\")
-    if "\t" in text:
-        text = text.replace("\t", "\\t")
-    if "\n" in text:
-        text = text.replace("\n", "\\n")
-    if "\r" in text:
-        text = text.replace("\r", "\\r")
+def escaped(text: bytes) -> bytes:
+    """Return a text in UTF-8 as a field of a line for COPY."""
+    # Most texts need nothing, and to look for a letter is many times cheaper than translate().
+    if b"\\" in text:
+        text = text.replace(b"\\", b"\\\\")
+    if b"\t" in text:
+        text = text.replace(b"\t", b"\\t")
+    if b"\n" in text:
+        text = text.replace(b"\n", b"\\n")
+    if b"\r" in text:
+        text = text.replace(b"\r", b"\\r")
     return text
 
 
-def _array(values: Sequence[object]) -> str:
-    return _escaped("{" + ",".join(map(_element, values)) + "}")
+def _line(row: Sequence[object]) -> bytes:
+    return b"\t".join([_FORMATS[value.__class__](value) for value in row]) + b"\n"
 
 
-class _Formats(dict[type, Callable[[Any], str]]):
+def _array(values: Sequence[object]) -> bytes:
+    return escaped(f"{{{','.join(map(_element, values))}}}".encode())
+
+
+class _Formats(dict[type, Callable[[Any], bytes]]):
     """What makes a field of a value, by its type: looked up for every value, and found out for the first of a type."""
 
-    def __missing__(self, kind: type) -> Callable[[Any], str]:
-        made = next((self[known] for known in (str, list, tuple) if issubclass(kind, known)), str)
+    def __missing__(self, kind: type) -> Callable[[Any], bytes]:
+        made = next(
+            (self[known] for known in (str, list, tuple) if issubclass(kind, known)), lambda it: str(it).encode()
+        )
         self[kind] = made
         return made
 
 
+def _plain(value: object) -> bytes:
+    return str(value).encode()
+
+
 _FORMATS = _Formats()
-_FORMATS[str] = _escaped
-_FORMATS[int] = int.__repr__
-_FORMATS[type(None)] = lambda _: r"\N"
+_FORMATS[str] = lambda text: escaped(text.encode())
+_FORMATS[int] = lambda number: b"%d" % number
+_FORMATS[type(None)] = lambda _: rb"\N"
 _FORMATS[list] = _FORMATS[tuple] = _array
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
 import os
@@ -355,9 +356,9 @@ def check_receipt(content: bytes) -> str:
     return text
 
 
-def text_of(content: bytes) -> str:
-    """Return the JSON text of a document with the content of one that `check_menu` or `check_receipt` let pass."""
-    return content.decode("utf-8-sig")
+def json_of(content: bytes) -> bytes:
+    """Return the JSON of a document with the content of one that `check_menu` or `check_receipt` let pass."""
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _require_id(entry: dict[str, object], where: str) -> None:
@@ -371,7 +372,7 @@ def _require_id(entry: dict[str, object], where: str) -> None:
 def _parse(content: bytes) -> tuple[str, object]:
     """Return the text and the value of a JSON document that jsonb takes as it is."""
     try:
-        text = text_of(content)
+        text = json_of(content).decode()
     except UnicodeDecodeError as exc:
         raise BadInput("json_broken", f"the file is not UTF-8 at byte {exc.start}") from exc
     try:

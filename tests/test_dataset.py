@@ -21,8 +21,8 @@ from pipeline.dataset import (
     check_receipt,
     find_source,
     inspect_folder,
+    json_of,
     list_folders,
-    text_of,
 )
 from pipeline.errors import BadInput, UsageError
 from pipeline.photo import check_photo
@@ -181,7 +181,7 @@ def test_documents_are_carried_through_as_they_are() -> None:
         text = json.dumps(value, ensure_ascii=False, indent=3)
         assert check(text.encode()) == text
         assert check(b"\xef\xbb\xbf" + text.encode()) == text
-        assert text_of(text.encode()) == text_of(b"\xef\xbb\xbf" + text.encode()) == text
+        assert json_of(text.encode()) == json_of(b"\xef\xbb\xbf" + text.encode()) == text.encode()
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def copy_annotations(
     return len(rows), len(rejects)
 
 
-def _lines(batch_id: str, stream: BinaryIO, rows: Sequence[Any], rejects: list[Reject]) -> Iterator[str]:
+def _lines(batch_id: str, stream: BinaryIO, rows: Sequence[Any], rejects: list[Reject]) -> Iterator[bytes]:
     """Yield the detections of each photo in the text format of COPY; none of their fields needs an escape there."""
     for row in rows:
         for camera, detections in _read(stream, row, rejects):
@@ -111,7 +111,7 @@ def _lines(batch_id: str, stream: BinaryIO, rows: Sequence[Any], rejects: list[R
                     f"{photo}{number}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"
                     for number, (label, x1, y1, x2, y2) in enumerate(detections, 1)
                 ]
-            )
+            ).encode()
 
 
 def _read(stream: BinaryIO, row: Any, rejects: list[Reject]) -> list[tuple[int, list[Detection]]]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline import batch_state
 from pipeline.batch_state import COPY, KIND_LOAD, KIND_QWEN
-from pipeline.database import Connection, Database
-from pipeline.dataset import Reject, text_of
+from pipeline.database import Connection, Database, escaped
+from pipeline.dataset import Reject, json_of
 from pipeline.errors import BadInput, PermanentError, RefusedError, UnfinishedError
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
@@ -29,10 +29,13 @@ logger = get_logger(__name__)
 _TIMEOUT = 600.0
 #: The statement that returns the batch and what is to be read, by what the batch holds.
 _LISTS = {KIND_LOAD: "list_documents", KIND_QWEN: "list_annotations"}
-#: Letters of receipts that are read while PostgreSQL is at something else.
+#: Bytes of receipts that are read while PostgreSQL is at something else.
 _AHEAD = 1 << 20
+#: NULL in a line for COPY.
+_NULL = rb"\N"
 
-_Taken = list[tuple[Any, "str | None"]]
+#: Recognitions, and their lines for COPY.
+_Lines = list[tuple[int, bytes]]
 
 
 def copy_shard(
@@ -105,25 +108,21 @@ def _copy_documents(
 ) -> tuple[int, int]:
     """Copy what only the files of a shard tell; return how many recognitions it has, and how many were rejected."""
     unread: dict[int, Reject] = {}
-    receipts = _receipts(source, rows, unread)
+    receipts = _receipts(batch_id, source, rows, unread)
     first = _begun(lambda: _some(receipts))  # while PostgreSQL copies what it has
     known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
     rejects: dict[int, Reject] = {}
     new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
     if new:
-        connection.copy_in(
+        connection.copy_lines(
             "raw.menus",
             ("batch_id", "shard", "sha256", "content"),
-            ((batch_id, shard, digest, text) for digest, text in _menus(source, new, rejects)),
+            (_line(batch_id, b"%d" % shard, digest.encode(), menu) for digest, menu in _menus(source, new, rejects)),
         )
-    connection.copy_in(
+    connection.copy_lines(
         "raw.recipes",
         ("batch_id", "recognition_id", "receipt", "menu_sha256"),
-        (
-            (batch_id, row.recognition_id, text, row.menu_sha256)
-            for row, text in itertools.chain(first.result(), receipts)
-            if row.recognition_id not in rejects
-        ),
+        (line for key, line in itertools.chain(first.result(), receipts) if key not in rejects),
     )
     rejects = {**unread, **rejects}
     require_source(Path(source), rejects.values(), judges=judges)
@@ -134,9 +133,9 @@ def _copy_documents(
     return len(rows), len(rejects)
 
 
-def _begun(work: Callable[[], _Taken]) -> Future[_Taken]:
+def _begun(work: Callable[[], _Lines]) -> Future[_Lines]:
     """Begin work in a thread that nobody has to wait for: a file system that hangs must not keep an interrupt away."""
-    future: Future[_Taken] = Future()
+    future: Future[_Lines] = Future()
 
     def run() -> None:
         try:
@@ -148,50 +147,58 @@ def _begun(work: Callable[[], _Taken]) -> Future[_Taken]:
     return future
 
 
-def _some(receipts: Iterator[tuple[Any, str | None]]) -> _Taken:
-    """Take receipts of a bounded size together, most often all of a shard."""
-    taken, letters = [], 0
-    for row, text in receipts:
-        taken.append((row, text))
-        letters += len(text or "")
-        if letters >= _AHEAD:
+def _some(lines: Iterator[tuple[int, bytes]]) -> _Lines:
+    """Take lines of a bounded size together, most often all of a shard."""
+    taken, size = [], 0
+    for key, line in lines:
+        taken.append((key, line))
+        size += len(line)
+        if size >= _AHEAD:
             break
     return taken
 
 
-def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, str]]:
-    """Yield (SHA-256 of the file, JSON text) of each distinct menu; fill `rejects` where no copy of it is left."""
+def _line(batch_id: str, *fields: bytes) -> bytes:
+    return b"%b\t%b\n" % (batch_id.encode(), b"\t".join(fields))
+
+
+def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, bytes]]:
+    """Yield (SHA-256 of the file, field for COPY) of each distinct menu; fill `rejects` where no copy of it is left."""
     by_digest: dict[str, list[Any]] = {}
     for row in rows:
         by_digest.setdefault(row.menu_sha256, []).append(row)
     for digest, sharing in by_digest.items():
         for row in sharing:
             try:
-                text = _read(source, row.menu_path, row.menu_size, digest)
+                menu = _read(source, row.menu_path, row.menu_size, digest)
             except BadInput as exc:
                 rejects[row.recognition_id] = Reject(row.recognition_id, row.menu_path, exc.code, exc.message)
                 continue
             # One whole copy serves all that had the same content when they were checked.
             for other in sharing:
                 rejects.pop(other.recognition_id, None)
-            yield digest, text
+            yield digest, menu
             break
 
 
-def _receipts(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[Any, str | None]]:
+def _receipts(
+    batch_id: str, source: str, rows: Sequence[Any], rejects: dict[int, Reject]
+) -> Iterator[tuple[int, bytes]]:
+    """Yield each recognition and its line for raw.recipes; fill `rejects` where a receipt is lost."""
     for row in rows:
-        text = None
+        receipt = _NULL
         if row.receipt_path is not None:
             try:
-                text = _read(source, row.receipt_path, row.receipt_size, row.receipt_sha256)
+                receipt = _read(source, row.receipt_path, row.receipt_size, row.receipt_sha256)
             except BadInput as exc:
                 rejects[row.recognition_id] = Reject(row.recognition_id, row.receipt_path, exc.code, exc.message)
                 continue
-        yield row, text
+        menu = _NULL if row.menu_sha256 is None else row.menu_sha256.encode()
+        yield row.recognition_id, _line(batch_id, b"%d" % row.recognition_id, receipt, menu)
 
 
-def _read(source: str, path: str, size: int, digest: str) -> str:
-    """Return the JSON text of a document; its digest says that it is the one that the upload checked.
+def _read(source: str, path: str, size: int, digest: str) -> bytes:
+    """Return a document as a field for COPY; its digest says that it is the one that the upload checked.
 
     Raises:
         BadInput: json_vanished, json_unreadable or json_changed.
@@ -199,9 +206,9 @@ def _read(source: str, path: str, size: int, digest: str) -> str:
     try:
         descriptor = os.open(f"{source}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # A letter more than there should be: what has grown is not taken into memory.
+            # A byte more than there should be: what has grown is not taken into memory.
             content = os.read(descriptor, size + 1)
-            while len(content) <= size and (more := os.read(descriptor, size + 1 - len(content))):
+            while len(content) < size and (more := os.read(descriptor, size + 1 - len(content))):
                 content += more
         finally:
             os.close(descriptor)
@@ -211,4 +218,4 @@ def _read(source: str, path: str, size: int, digest: str) -> str:
         raise BadInput("json_unreadable", f"the file cannot be read: {exc.strerror}") from exc
     if hashlib.sha256(content).hexdigest() != digest:
         raise BadInput("json_changed", "the file changed since it was checked")
-    return text_of(content)
+    return escaped(json_of(content))
