@@ -134,7 +134,7 @@ def _compare(
         python = time.process_time() - begin
 
     def by_workers() -> None:
-        list(workers.map(_copy, [batch] * len(shards), shards))
+        list(workers.map(_copy, [batch] * len(shards), shards, chunksize=4))
 
     each: list[tuple[float, float]] = []
     twice: list[tuple[float, float]] = []

@@ -265,7 +265,7 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
         local.wrote = True
         return f"sql {name}"
 
-    def copy(_self: Connection, table: str, _columns: object, _rows: object) -> str | None:
+    def copy(_self: Connection, table: str, _columns: object, _lines: object) -> str | None:
         if table.startswith("pg_temp."):
             return None
         local.wrote = True
@@ -276,7 +276,7 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
         return "commit" if wrote else None
 
     wrap(Connection, "_run", statement)
-    wrap(Connection, "copy_in", copy)
+    wrap(Connection, "copy_lines", copy)
     wrap(Connection, "enqueue", statement)
     wrap(Connection, "commit", commit)
     wrap(Storage, "_send_once", _request)

@@ -104,12 +104,21 @@ def _give_way() -> None:
 
 
 class Crew:
-    """The threads of a process that read and send, and what they may hold together."""
+    """The threads of a process that read and send, and what they may hold together.
 
-    def __init__(self, threads: int) -> None:
+    Arguments:
+        threads: senders.
+        crowded: there are more such processes than processors. Their decoders would take the processors from all that
+            is waited for, a service on this machine included, and have nothing to do once it has fallen behind, so
+            they give way. Alone, they would give way to whatever else this machine does, for nothing.
+    """
+
+    def __init__(self, threads: int, *, crowded: bool = False) -> None:
         self.budget = Budget(BUDGET)
         self.backlog = Backlog(max(_READERS, threads))
-        self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read", initializer=_give_way)
+        self.readers = ThreadPoolExecutor(
+            _READERS, thread_name_prefix="read", initializer=_give_way if crowded else None
+        )
         self.senders = ThreadPoolExecutor(threads, thread_name_prefix="upload")
 
     def close(self) -> None:
