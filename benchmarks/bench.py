@@ -271,6 +271,7 @@ def running_storage(folder: Path, *options: str) -> Iterator[tuple[str, str, int
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdin=subprocess.DEVNULL,
+        start_new_session=True,  # as `up` does: the kernel shares its processors out to sessions first (sched(7))
     )
     try:
         wait_until(lambda: record.exists() or process.poll() is not None, _START_SECONDS)

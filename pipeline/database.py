@@ -266,9 +266,7 @@ class _Formats(dict[type, Callable[[Any], bytes]]):
     """What makes a field of a value, by its type: looked up for every value, and found out for the first of a type."""
 
     def __missing__(self, kind: type) -> Callable[[Any], bytes]:
-        made = next(
-            (self[known] for known in (str, list, tuple) if issubclass(kind, known)), lambda it: str(it).encode()
-        )
+        made = next((self[known] for known in (str, list, tuple) if issubclass(kind, known)), _plain)
         self[kind] = made
         return made
 

@@ -4,7 +4,8 @@ What is known of windows in TCP, applied to requests as in https://github.com/Ne
 many successes as the limit. The limit begins low and doubles each round (slow start, RFC 5681) while that pays; the
 knee is where it did not: throughput times latency without a queue (BBR, draft-ietf-ccwg-bbr). Overload halves it. Where
 the service refused is remembered (W_max of CUBIC, RFC 9438): the limit comes back to just below, stays, and is tried
-beyond at intervals that grow. Rounds in which nobody waited are no evidence, and do not raise the limit (RFC 7661).
+beyond at intervals that grow. Rounds in which there was room, and nobody waited, are no evidence, and do not raise the
+limit (RFC 7661).
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ class Gate:
                 self._begin_round()
             return None
         self._successes += 1
-        if not self._queue:
+        if not self._queue and self._in_flight < self._ceiling:
             self._idle += 1
         return self._end_round() if self._successes >= self._limit else None
 

@@ -119,14 +119,14 @@ class _Uploads:
 
     def __init__(self) -> None:
         self._kept: ExitStack | None = None
-        self._ahead = self._crowded = False
+        self._ahead = False
         self._uploaders: dict[bool, Uploader] = {}
 
     @contextmanager
-    def kept(self, *, ahead: bool = False, crowded: bool = False) -> Iterator[None]:
-        """Keep the uploader until the block ends; see `Uploader`."""
+    def kept(self, ahead: bool) -> Iterator[None]:
+        """Keep the uploader until the block ends; let it send `ahead` where the process has the batch to itself."""
         with ExitStack() as stack:
-            self._kept, self._ahead, self._crowded = stack, ahead, crowded
+            self._kept, self._ahead = stack, ahead
             try:
                 yield
             finally:
@@ -138,15 +138,15 @@ class _Uploads:
         """Return the uploader of an environment."""
         if self._kept is None:
             with ExitStack() as stack:
-                yield self._make(production, stack)
+                yield self._make(production, stack, ahead=False)
             return
         if production not in self._uploaders:
-            self._uploaders[production] = self._make(production, self._kept, ahead=self._ahead, crowded=self._crowded)
+            self._uploaders[production] = self._make(production, self._kept, ahead=self._ahead)
         yield self._uploaders[production]
 
-    def _make(self, production: bool, stack: ExitStack, **manner: bool) -> Uploader:
+    def _make(self, production: bool, stack: ExitStack, *, ahead: bool) -> Uploader:
         storage = stack.enter_context(closing(Storage(settings_of(production))))
-        uploader = Uploader(database_of(production), storage, judges=role.judges, progress_of=counter.of, **manner)
+        uploader = Uploader(database_of(production), storage, ahead=ahead, judges=role.judges, progress_of=counter.of)
         return stack.enter_context(closing(uploader))
 
 

@@ -130,10 +130,7 @@ class PipelineWorker(SharingWorker):
         super().__init__(*args, **kwargs)
         self._lease = lease
         self._prints_summary = verbose_summary
-        crowded = self.worker_processes > (os.cpu_count() or 1)
-        self._pool = Pool(
-            super()._create_task_process, lambda: tasks.uploads.kept(crowded=crowded), self._running_tasks
-        )
+        self._pool = Pool(super()._create_task_process, lambda: tasks.uploads.kept(ahead=False), self._running_tasks)
         self.failures: list[Failure] = []
         self._in_vain = 0
         self._elsewhere: tasks.Elsewhere | None = None

@@ -95,7 +95,7 @@ class Client:
 class Simulation:
     """Some clients share a gate until so many requests have succeeded; what is refused waits with full jitter."""
 
-    def __init__(self, gate: Gate, service: Service, clients: int = 20, seed: int = 0) -> None:
+    def __init__(self, gate: Gate, service: Service, clients: int = 16, seed: int = 0) -> None:
         self.gate, self.service, self.random, self.clock = gate, service, Random(seed), Clock()
         self.sent = self.refused = self.succeeded = self._number = self._wanted = 0
         self.limits: list[tuple[float, int]] = []
@@ -213,14 +213,14 @@ def test_a_limit_that_noise_made_too_low_climbs_again() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_it_settles_near_the_knee_and_loses_no_throughput(seed: int) -> None:
     service = Service(about(0.02), workers=4)
-    simulation = Simulation(Gate(32), service, clients=40, seed=seed).run(4000)
+    simulation = Simulation(Gate(32), service, clients=32, seed=seed).run(4000)
     assert 4 <= simulation.average_limit() <= 10
     assert simulation.rate() >= 0.95 * 4 / 0.02
     assert any("more are not faster" in note for note in simulation.notes)
 
 
 def test_probes_beyond_the_knee_become_rare() -> None:
-    simulation = Simulation(Gate(64), Service(constant(0.02), workers=4), clients=80).run(8000)
+    simulation = Simulation(Gate(64), Service(constant(0.02), workers=4), clients=64).run(8000)
     settled = simulation.gate._settled
     probes = [
         moment for (_, former), (moment, limit) in itertools.pairwise(simulation.limits) if former == settled < limit

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +14,6 @@ from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection
 from pipeline.sample_broken import BROKEN
-from pipeline.steps.upload import Uploader
 from tests import world
 from tests.services import MakeDataset, RunPipeline
 
@@ -423,29 +420,6 @@ def test_the_command_forgets_what_an_earlier_one_in_the_same_process_did(
     begun = tasks.begun()
     assert begun is not None
     assert begun.batch_id == "two"
-
-
-@pytest.mark.parametrize(("processors", "crowded"), [(1, True), (2, False)])
-def test_more_workers_than_processors_are_a_crowd(
-    workdir: Path,
-    small_dataset: MakeDataset,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    processors: int,
-    crowded: bool,
-) -> None:
-    told = tmp_path / "told"
-
-    class Told(Uploader):
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            with open(told, "a", encoding="ascii") as file:
-                file.write(f"{keywords['crowded']}\n")
-            super().__init__(*arguments, **keywords)
-
-    monkeypatch.setattr(tasks, "Uploader", Told)
-    monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    assert main(["load", "--source", str(small_dataset(3)), "--workers", "2", "--local-scheduler"]) == 0
-    assert set(told.read_text(encoding="ascii").split()) == {str(crowded)}
 
 
 def test_an_unfinished_batch_of_another_bucket_is_not_resumed(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +29,7 @@ from pipeline.steps.begin import Lease, Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
 from pipeline.steps.read import Budget
-from pipeline.steps.send import Backlog, Crew
+from pipeline.steps.send import Backlog
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage, StoredObject
@@ -552,23 +550,6 @@ def test_a_processor_is_left_to_the_senders_while_enough_is_ready(monkeypatch: p
     for expected in (3, 4, 4):
         backlog.take()
         assert backlog.decoders._limit == expected
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have the niceness of their process")
-@pytest.mark.parametrize(("before", "crowded", "readers"), [(0, False, 0), (0, True, 10), (15, True, 19)])
-def test_in_a_crowd_those_who_read_leave_the_processors_to_those_who_send(
-    before: int, crowded: bool, readers: int
-) -> None:
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, 0)
-
-    def found() -> tuple[int, int]:
-        os.nice(before)  # of this thread alone, and of those that it starts
-        with closing(Crew(1, crowded=crowded)) as crew:
-            return crew.readers.submit(niceness).result(20), crew.senders.submit(niceness).result(20)
-
-    with ThreadPoolExecutor(1) as executor:
-        assert executor.submit(found).result(20) == (min(niceness() + readers, 19), niceness() + before)
 
 
 @pytest.mark.parametrize(

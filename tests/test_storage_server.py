@@ -1845,18 +1845,20 @@ def test_answers_come_after_the_latency_on_average_however_late_each_is(monkeypa
     monkeypatch.setattr(asyncio, "sleep", sleep)
     strain = Strain(0.042)
 
-    def answer(late: float) -> float:
-        """Answer an upload that took a millisecond; return when."""
+    def answer(body: float, late: float) -> float:
+        """Answer an upload whose body took so long; return when."""
         nonlocal waited
-        waited = 0.001
-        asyncio.run(strain.hold_back(waited))
-        strain.answered(waited + late)
+        waited = body
+        if asyncio.run(strain.hold_back(body)):
+            strain.answered(waited + late)
         return waited + late
 
-    assert answer(0.002) == pytest.approx(0.044)
-    assert [answer(0.002) for _ in range(500)][-1] == pytest.approx(0.042, abs=1e-5)
-    assert [answer(0.060) for _ in range(500)][-1] == 0.061  # a server that cannot keep up does not wait
-    assert [answer(0.0) for _ in range(500)][-1] == pytest.approx(0.042, abs=1e-5)
+    assert answer(0.001, 0.002) == pytest.approx(0.044)
+    assert [answer(0.001, 0.002) for _ in range(2000)][-1] == pytest.approx(0.042, abs=1e-5)
+    assert answer(1.0, 0.002) == 1.002  # of which the server knows nothing
+    assert answer(0.001, 0.002) == pytest.approx(0.042, abs=1e-5)
+    assert [answer(0.001, 0.060) for _ in range(2000)][-1] == 0.061  # a server that cannot keep up does not wait
+    assert [answer(0.001, 0.0) for _ in range(2000)][-1] == pytest.approx(0.042, abs=1e-5)
 
 
 def test_an_upload_that_is_held_back_is_stored_and_holds_up_nobody(strained: Callable[..., Client]) -> None:

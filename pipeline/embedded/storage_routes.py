@@ -368,7 +368,7 @@ class Upload(Handler):
     _bucket_id: str
     _key: str
     _upsert: bool
-    _is_stored = False
+    _is_in_time = False
 
     def authenticate(self) -> None:
         """Learn the role, after a look at the type of the upload, which the API parses first."""
@@ -418,14 +418,13 @@ class Upload(Handler):
         assert not isinstance(self.body, JsonBody)
         attributes = self.body.finish()
         stored = self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
-        self._is_stored = True
-        await self.strain.hold_back(self.request.request_time())
+        self._is_in_time = await self.strain.hold_back(self.request.request_time())
         return stored
 
     def on_finish(self) -> None:
         """Tell how late the answer was, which is on its way now."""
         super().on_finish()
-        if self._is_stored:
+        if self._is_in_time:
             self.strain.answered(self.request.request_time())
 
 

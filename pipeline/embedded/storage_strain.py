@@ -6,8 +6,8 @@ import asyncio
 
 from pipeline.embedded.storage_errors import too_many
 
-#: How much the last answer counts in what is known of how late answers are.
-_WEIGHT = 0.02
+#: How much the last answer counts in what is known of how late answers are: little, for many are under way.
+_WEIGHT = 0.005
 
 
 class Strain:
@@ -38,17 +38,18 @@ class Strain:
         """Give the place of a request back."""
         self._under_way -= 1
 
-    async def hold_back(self, elapsed: float) -> None:
-        """Wait until an upload that began `elapsed` seconds ago may be answered.
+    async def hold_back(self, elapsed: float) -> bool:
+        """Wait until an upload that began `elapsed` seconds ago may be answered; return whether that is in time.
 
         The event loop waits in whole milliseconds, rounded up, has others to serve, and writes the answer in the end:
         by as much as answers were late so far, the wait is shorter.
         """
-        rest = self._latency - self._late - elapsed
-        if rest > 0:
-            await asyncio.sleep(rest)
+        rest = self._latency - elapsed
+        if rest > self._late:
+            await asyncio.sleep(rest - self._late)
+        return rest > 0
 
     def answered(self, elapsed: float) -> None:
-        """Take in how many seconds after its headers an upload was answered."""
+        """Take in how many seconds after its headers an upload was answered that was in time."""
         late = self._late + _WEIGHT * (elapsed - self._latency)
         self._late = min(max(late, 0.0), self._latency)

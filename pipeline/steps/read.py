@@ -109,26 +109,18 @@ def read_recognition(
             content = read_file(source, recognition.receipt, "json")
             check_receipt(content)
             receipt_sha256 = hashlib.sha256(content).hexdigest()
-        contents = []
+        photos = []
         for file in recognition.photos:
             path = file.path
             with metrics.timed("photo_read"):
-                contents.append(read_file(source, file, "photo"))
-        photos = []
-        with decoders.hold(1):  # for both: a processor that goes from thread to thread loses time
-            for file, content in zip(recognition.photos, contents, strict=True):
-                path = file.path
-                with metrics.timed("photo_check"):
-                    photos.append(_check_photo(content))
+                content = read_file(source, file, "photo")
+            with decoders.hold(1), metrics.timed("photo_check"):
+                dimensions = check_photo(content)
+                digests = hashlib.sha256(content).hexdigest(), hashlib.md5(content, usedforsecurity=False).hexdigest()
+            photos.append(Photo(content, dimensions, *digests))
     except BadInput as exc:
         return Reject(recognition.recognition_id, path, exc.code, exc.message)
     return (photos[0], photos[1]), menu_sha256, receipt_sha256
-
-
-def _check_photo(content: bytes) -> Photo:
-    dimensions = check_photo(content)
-    sha256, md5 = hashlib.sha256(content), hashlib.md5(content, usedforsecurity=False)
-    return Photo(content, dimensions, sha256.hexdigest(), md5.hexdigest())
 
 
 def size_of(recognition: Recognition) -> int:

@@ -12,7 +12,6 @@ shard's photos are on their way while the last ones of a shard are waited for.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,8 +27,6 @@ from pipeline.storage import Storage, StoredObject
 
 #: A file system far away answers slowly; more threads than processors keep it asked.
 _READERS = max(8, 2 * (os.cpu_count() or 1))
-#: What the command `nice` adds.
-_NICENESS = 10
 #: So many recognitions ready to be sent are enough for the moment.
 _ENOUGH = 4
 
@@ -94,31 +91,13 @@ class Backlog:
         self._room.give_back(1)
 
 
-def _give_way() -> None:
-    """Let this thread have a processor after those that send, and after the services where they are on this machine.
-
-    Linux has a niceness for each thread (nice(2), C library/kernel differences), others one for the process.
-    """
-    if sys.platform == "linux":
-        os.nice(_NICENESS)
-
-
 class Crew:
-    """The threads of a process that read and send, and what they may hold together.
+    """The threads of a process that read and send, and what they may hold together."""
 
-    Arguments:
-        threads: senders.
-        crowded: there are more such processes than processors. Their decoders would take the processors from all that
-            is waited for, a service on this machine included, and have nothing to do once it has fallen behind, so
-            they give way. Alone, they would give way to whatever else this machine does, for nothing.
-    """
-
-    def __init__(self, threads: int, *, crowded: bool = False) -> None:
+    def __init__(self, threads: int) -> None:
         self.budget = Budget(BUDGET)
         self.backlog = Backlog(max(_READERS, threads))
-        self.readers = ThreadPoolExecutor(
-            _READERS, thread_name_prefix="read", initializer=_give_way if crowded else None
-        )
+        self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self.senders = ThreadPoolExecutor(threads, thread_name_prefix="upload")
 
     def close(self) -> None:

@@ -48,7 +48,6 @@ class Uploader:
         storage: closed by whoever made it.
         ahead: send the photos of the next shard while a shard ends. For a process that has the batch to itself:
             two processes would send the same photos.
-        crowded: more processes than there are processors upload on this machine; see `Crew`.
         judges: this host may reject what it does not see as discovery saw it; see `require_source`.
         progress_of: returns what counts the recognitions of a shard; it is given the shard and how many it has.
     """
@@ -59,13 +58,12 @@ class Uploader:
         storage: Storage,
         *,
         ahead: bool = False,
-        crowded: bool = False,
         judges: bool = True,
         progress_of: Callable[[int, int], Progress] = lambda *_: lambda _: None,
     ) -> None:
         self._database, self._storage = database, storage
         self._looks_ahead, self._judges, self._progress_of = ahead, judges, progress_of
-        self._crew = Crew(storage.threads, crowded=crowded)
+        self._crew = Crew(storage.threads)
         self._ahead: _Begun | None = None
 
     def upload(self, batch_id: str, shard: int, metrics: Metrics | None = None) -> None:
