@@ -141,9 +141,10 @@ class Connection:
     def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
         """COPY rows into a table from an iterable, without holding them; return their number.
 
-        A value is None, str, int, float, bool, or a list or tuple of such (an array).
+        A value is None, str, bytes (a text in UTF-8), int, float, bool, or a list or tuple of such, bytes excepted (an
+        array).
         """
-        return self.copy_lines(table, columns, map(_line, rows))
+        return self.copy_lines(table, columns, map(line_of, rows))
 
     def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[bytes]) -> int:
         """COPY what is in the text format of COPY already, UTF-8, one line or several at a time; return the rows."""
@@ -240,8 +241,12 @@ class _CopySource:
         return self.read(size)
 
 
-def escaped(text: bytes) -> bytes:
-    """Return a text in UTF-8 as a field of a line for COPY."""
+def line_of(row: Sequence[object]) -> bytes:
+    """Return a row, of values that `copy_in` takes, as a line for `copy_lines`."""
+    return b"\t".join([_FORMATS[value.__class__](value) for value in row]) + b"\n"
+
+
+def _escaped(text: bytes) -> bytes:
     # Most texts need nothing, and to look for a letter is many times cheaper than translate().
     if b"\\" in text:
         text = text.replace(b"\\", b"\\\\")
@@ -254,12 +259,8 @@ def escaped(text: bytes) -> bytes:
     return text
 
 
-def _line(row: Sequence[object]) -> bytes:
-    return b"\t".join([_FORMATS[value.__class__](value) for value in row]) + b"\n"
-
-
 def _array(values: Sequence[object]) -> bytes:
-    return escaped(f"{{{','.join(map(_element, values))}}}".encode())
+    return _escaped(f"{{{','.join(map(_element, values))}}}".encode())
 
 
 class _Formats(dict[type, Callable[[Any], bytes]]):
@@ -276,7 +277,8 @@ def _plain(value: object) -> bytes:
 
 
 _FORMATS = _Formats()
-_FORMATS[str] = lambda text: escaped(text.encode())
+_FORMATS[str] = lambda text: _escaped(text.encode())
+_FORMATS[bytes] = _escaped
 _FORMATS[int] = lambda number: b"%d" % number
 _FORMATS[type(None)] = lambda _: rb"\N"
 _FORMATS[list] = _FORMATS[tuple] = _array

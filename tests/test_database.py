@@ -813,11 +813,11 @@ class _Word(str):
 
 
 def test_values_of_other_types_are_written_as_text(database: Database, empty_database_url: str) -> None:
-    values: list[object] = [_Word("a\tb"), date(2026, 1, 2), True, 1.5, [_Word("a\\b"), None]]
+    values: list[object] = [_Word("a\tb"), date(2026, 1, 2), True, 1.5, [_Word("a\\b"), None], "ж\\\t\n".encode()]
     with database.transaction() as connection:
         connection.copy_in("numbers", ["n", "word"], enumerate(values))
     found = [word for (word,) in execute(empty_database_url, "SELECT word FROM numbers ORDER BY n")]
-    assert found == ["a\tb", "2026-01-02", "True", "1.5", r'{"a\\b",NULL}']
+    assert found == ["a\tb", "2026-01-02", "True", "1.5", r'{"a\\b",NULL}', "ж\\\t\n"]
 
 
 def test_no_rows_are_no_error(database: Database) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import batch_state
 from pipeline.batch_state import COPY, KIND_LOAD, KIND_QWEN
-from pipeline.database import Connection, Database, escaped
+from pipeline.database import Connection, Database, line_of
 from pipeline.dataset import Reject, json_of
 from pipeline.errors import BadInput, PermanentError, RefusedError, UnfinishedError
 from pipeline.logger import get_logger
@@ -31,8 +31,6 @@ _TIMEOUT = 600.0
 _LISTS = {KIND_LOAD: "list_documents", KIND_QWEN: "list_annotations"}
 #: Bytes of receipts that are read while PostgreSQL is at something else.
 _AHEAD = 1 << 20
-#: NULL in a line for COPY.
-_NULL = rb"\N"
 
 #: Recognitions, and their lines for COPY.
 _Lines = list[tuple[int, bytes]]
@@ -114,10 +112,10 @@ def _copy_documents(
     rejects: dict[int, Reject] = {}
     new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
     if new:
-        connection.copy_lines(
+        connection.copy_in(
             "raw.menus",
             ("batch_id", "shard", "sha256", "content"),
-            (_line(batch_id, b"%d" % shard, digest.encode(), menu) for digest, menu in _menus(source, new, rejects)),
+            ((batch_id, shard, digest, menu) for digest, menu in _menus(source, new, rejects)),
         )
     connection.copy_lines(
         "raw.recipes",
@@ -158,12 +156,8 @@ def _some(lines: Iterator[tuple[int, bytes]]) -> _Lines:
     return taken
 
 
-def _line(batch_id: str, *fields: bytes) -> bytes:
-    return b"%b\t%b\n" % (batch_id.encode(), b"\t".join(fields))
-
-
 def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, bytes]]:
-    """Yield (SHA-256 of the file, field for COPY) of each distinct menu; fill `rejects` where no copy of it is left."""
+    """Yield (SHA-256 of the file, JSON) of each distinct menu; fill `rejects` where no copy of it is left."""
     by_digest: dict[str, list[Any]] = {}
     for row in rows:
         by_digest.setdefault(row.menu_sha256, []).append(row)
@@ -186,19 +180,18 @@ def _receipts(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield each recognition and its line for raw.recipes; fill `rejects` where a receipt is lost."""
     for row in rows:
-        receipt = _NULL
+        receipt = None
         if row.receipt_path is not None:
             try:
                 receipt = _read(source, row.receipt_path, row.receipt_size, row.receipt_sha256)
             except BadInput as exc:
                 rejects[row.recognition_id] = Reject(row.recognition_id, row.receipt_path, exc.code, exc.message)
                 continue
-        menu = _NULL if row.menu_sha256 is None else row.menu_sha256.encode()
-        yield row.recognition_id, _line(batch_id, b"%d" % row.recognition_id, receipt, menu)
+        yield row.recognition_id, line_of((batch_id, row.recognition_id, receipt, row.menu_sha256))
 
 
 def _read(source: str, path: str, size: int, digest: str) -> bytes:
-    """Return a document as a field for COPY; its digest says that it is the one that the upload checked.
+    """Return the JSON of a document; its digest says that it is the one that the upload checked.
 
     Raises:
         BadInput: json_vanished, json_unreadable or json_changed.
@@ -218,4 +211,4 @@ def _read(source: str, path: str, size: int, digest: str) -> bytes:
         raise BadInput("json_unreadable", f"the file cannot be read: {exc.strerror}") from exc
     if hashlib.sha256(content).hexdigest() != digest:
         raise BadInput("json_changed", "the file changed since it was checked")
-    return escaped(json_of(content))
+    return json_of(content)
