@@ -37,7 +37,7 @@ class Work:
 
     def run(self) -> None:
         self._told.send((self._task.number, os.getpid()))
-        assert self._go.acquire(timeout=SECONDS)
+        assert self._go[self._task.number].acquire(timeout=SECONDS)
 
 
 class Place:
@@ -48,7 +48,8 @@ class Place:
         # Pipes, not queues: a process that is killed would keep the lock of a queue that it has just written to.
         self.told, self._tells = context.Pipe(duplex=False)
         self.around, self._says = context.Pipe(duplex=False)
-        self.go = context.Semaphore(0)
+        # One for each task: of two processes that wait for the same one, either may be let go.
+        self.go = {number: context.Semaphore(0) for number in (1, 2, 3)}
         self.running: dict[str, Errand] = {}
         self.pool = Pool(lambda task: Work(task, self._tells, self.go), self._around, self.running)
 
@@ -76,7 +77,7 @@ class Place:
 
     def finish(self, number: int) -> None:
         """Let a task end, as far as Luigi knows."""
-        self.go.release()
+        self.go[number].release()
         del self.running[numbered(number).task_id]
 
 
