@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from pipeline.errors import BadInput
 
@@ -20,6 +20,8 @@ MAXIMUM_COEFFICIENT_BYTES = 100 << 20
 _progressive = threading.Lock()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF data; a damaged picture is an error
 Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; check_photo refuses before it decodes.
+# Bytes for the decoder at once, most photos whole: what it leaves of a piece is copied in front of the next one.
+ImageFile.MAXBLOCK = 1 << 20
 _TEM, _RST0, _EOI, _SOS = 0x01, 0xD0, 0xD9, 0xDA
 _EXIF_ORIENTATION = 0x0112
 

@@ -10,6 +10,7 @@ import base64
 import copy
 import hashlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ _TRANSIENT = frozenset(
 )
 _OVERLOAD_STATUS = frozenset({429, 503, 544})
 _TRANSIENT_STATUS = frozenset({408, 423, 425, 499})
+_MD5 = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -364,8 +366,7 @@ def _page(answer: Any) -> tuple[list[StoredObject], str | None]:
 
 def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:
     etag = str(metadata.get("eTag") or "").strip('"').lower()
-    is_md5 = len(etag) == 32 and all(character in "0123456789abcdef" for character in etag)
-    return StoredObject(key, int(metadata.get("size", -1)), etag if is_md5 else None)
+    return StoredObject(key, int(metadata.get("size", -1)), etag if _MD5.fullmatch(etag) else None)
 
 
 def error_of(response: Answer, request: str) -> PipelineError:

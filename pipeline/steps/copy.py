@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pipeline.errors import BadInput, PermanentError, RefusedError, UnfinishedEr
 from pipeline.logger import get_logger
 from pipeline.metrics import Metrics
 from pipeline.steps.annotations import copy_annotations
+from pipeline.steps.read import read_up_to
 from pipeline.steps.source import require_source
 from pipeline.steps.upload import take_back
 from pipeline.storage import Storage
@@ -197,14 +197,8 @@ def _read(source: str, path: str, size: int, digest: str) -> bytes:
         BadInput: json_vanished, json_unreadable or json_changed.
     """
     try:
-        descriptor = os.open(f"{source}/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # A byte more than there should be: what has grown is not taken into memory.
-            content = os.read(descriptor, size + 1)
-            while len(content) < size and (more := os.read(descriptor, size + 1 - len(content))):
-                content += more
-        finally:
-            os.close(descriptor)
+        # A byte more than there should be: what has grown is not taken into memory.
+        content, _ = read_up_to(f"{source}/{path}", size + 1)
     except FileNotFoundError as exc:
         raise BadInput("json_vanished", "the file vanished since it was checked") from exc
     except OSError as exc:

@@ -95,7 +95,7 @@ def read_recognition(
     """Read and check everything of a recognition, documents first: its photos, the digests of menu and receipt.
 
     Arguments:
-        decoders: how many photos are decoded at once, whoever reads them.
+        decoders: how many recognitions' photos are decoded at once, whoever reads them.
     """
     metrics = metrics or Metrics()
     path = ""
@@ -109,18 +109,26 @@ def read_recognition(
             content = read_file(source, recognition.receipt, "json")
             check_receipt(content)
             receipt_sha256 = hashlib.sha256(content).hexdigest()
-        photos = []
+        contents = []
         for file in recognition.photos:
             path = file.path
             with metrics.timed("photo_read"):
-                content = read_file(source, file, "photo")
-            with decoders.hold(1), metrics.timed("photo_check"):
-                dimensions = check_photo(content)
-                digests = hashlib.sha256(content).hexdigest(), hashlib.md5(content, usedforsecurity=False).hexdigest()
-            photos.append(Photo(content, dimensions, *digests))
+                contents.append(read_file(source, file, "photo"))
+        photos = []
+        with decoders.hold(1):  # for both: each time it is given back, somebody is woken
+            for file, content in zip(recognition.photos, contents, strict=True):
+                path = file.path
+                with metrics.timed("photo_check"):
+                    photos.append(_checked(content))
     except BadInput as exc:
         return Reject(recognition.recognition_id, path, exc.code, exc.message)
     return (photos[0], photos[1]), menu_sha256, receipt_sha256
+
+
+def _checked(content: bytes) -> Photo:
+    dimensions = check_photo(content)
+    sha256, md5 = hashlib.sha256(content), hashlib.md5(content, usedforsecurity=False)
+    return Photo(content, dimensions, sha256.hexdigest(), md5.hexdigest())
 
 
 def size_of(recognition: Recognition) -> int:
@@ -136,18 +144,29 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
         BadInput: `<kind>_vanished`, `<kind>_changed` or `<kind>_unreadable`.
     """
     try:
-        with open(source / file.path, "rb") as stream:
-            facts = os.fstat(stream.fileno())
-            if (facts.st_size, modified(facts)) != (file.size, file.mtime):
-                raise BadInput(f"{kind}_changed", "the file changed since discovery")
-            content = stream.read(file.size + 1)
+        content, facts = read_up_to(f"{source}/{file.path}", file.size + 1)
     except FileNotFoundError as exc:
         raise BadInput(f"{kind}_vanished", "the file vanished since discovery") from exc
     except OSError as exc:
         raise BadInput(f"{kind}_unreadable", f"the file cannot be read: {exc.strerror}") from exc
+    if (facts.st_size, modified(facts)) != (file.size, file.mtime):
+        raise BadInput(f"{kind}_changed", "the file changed since discovery")
     if len(content) != file.size:
         raise BadInput(f"{kind}_changed", "the file changed while it was read")
     return content
+
+
+def read_up_to(path: str, size: int) -> tuple[bytes, os.stat_result]:
+    """Read so many bytes of a file, fewer where it ends before; return them, and its facts of before."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(descriptor)
+        content = os.read(descriptor, size)
+        while len(content) < size and (more := os.read(descriptor, size - len(content))):
+            content += more
+    finally:
+        os.close(descriptor)
+    return content, facts
 
 
 def _check_menu(content: bytes) -> str:
