@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.dataset import Recognition, Reject
 from pipeline.errors import Interrupted, StorageError
@@ -127,25 +128,28 @@ class Sending:
     ) -> None:
         self._crew, self._storage, self._source = crew, storage, source
         self._present, self._metrics, self._progress = present, metrics, progress
-        self._stopped = threading.Event()
+        self._stopped, self._over = threading.Event(), threading.Event()
+        self._lock, self._left = threading.Lock(), len(entries)
+        self._failed: Future[Any] | None = None
+        if not entries:
+            self._over.set()
         self._read = [crew.readers.submit(self._read_entry, entry) for entry in entries]
+        for read in self._read:
+            read.add_done_callback(self._count)
 
     def results(self) -> tuple[list[Facts], list[Reject]]:
         """Wait for all, and return facts and rejects in the order of the entries; the first error stops the rest."""
-        facts: list[Facts] = []
-        rejects: list[Reject] = []
         try:
-            for read in self._read:
-                outcome = read.result()
-                result = outcome.result() if isinstance(outcome, Future) else outcome
-                if isinstance(result, Facts):
-                    facts.append(result)
-                else:
-                    rejects.append(result)
+            self._over.wait()
+            if self._failed is not None:
+                self._failed.result()
         except BaseException:  # an interrupt included: nothing of this is on its way any more when it is told
             self.stop()
             raise
-        return facts, rejects
+        outcomes = [read.result() for read in self._read]
+        results = [outcome.result() if isinstance(outcome, Future) else outcome for outcome in outcomes]
+        facts = [result for result in results if isinstance(result, Facts)]
+        return facts, [result for result in results if isinstance(result, Reject)]
 
     def stop(self) -> None:
         """Begin nothing more, and wait for the requests in flight."""
@@ -154,6 +158,18 @@ class Sending:
         wait(self._read)
         outcomes = [read.result() for read in self._read if read.exception() is None]
         wait([outcome for outcome in outcomes if isinstance(outcome, Future)])
+
+    def _count(self, ended: Future[Any]) -> None:
+        """Take in that something ended, and wake whoever waits for all at the end only, or at the first error."""
+        if ended.exception() is None and isinstance(sent := ended.result(), Future):
+            sent.add_done_callback(self._count)
+            return
+        with self._lock:
+            self._left -= 1
+            if ended.exception() is not None and self._failed is None:
+                self._failed = ended
+            if not self._left or self._failed is not None:
+                self._over.set()
 
     def _read_entry(self, entry: Entry) -> Future[Facts | Reject] | Reject:
         size = size_of(entry.recognition)
