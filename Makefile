@@ -8,13 +8,17 @@ PROCESSES ?= 3
 SIZE ?= full
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-system check docs bench clean
+.PHONY: demo test test-slow test-system check docs bench clean
 
 demo: $(STAMP)
 	BIN=$(BIN) sh docs/demo.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not system" --numprocesses $(PROCESSES) --maxschedchunk 1
+	$(BIN)/python -m pytest -m "not slow and not system" --numprocesses $(PROCESSES) --maxschedchunk 1
+
+# Sweeps: a kill between any two writes, any sequence of commands, every question of the benchmark.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not system" --numprocesses $(PROCESSES) --maxschedchunk 1
 
 # Installs Debian's packages as root; they have no tests of their own without them.
 test-system: $(STAMP)

@@ -164,6 +164,7 @@ def test_a_load_without_stderr_works(workdir: Path, small_dataset: MakeDataset, 
 # Output for machines
 
 
+@pytest.mark.slow
 def test_every_command_has_its_result_as_one_json_object(
     run_pipeline: RunPipeline, small_dataset: MakeDataset, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_bash_completes_commands_and_options(run_pipeline: RunPipeline) -> None:
     assert [line.split() for line in done.stdout.splitlines()] == [["load", "load-qwen"], ["--metrics-file"]]
 
 
+@pytest.mark.slow
 def test_the_help_of_each_command_teaches_with_examples(run_pipeline: RunPipeline) -> None:
     for name in cli.COMMANDS:
         shown = run_pipeline(name, "--help").stdout

@@ -263,6 +263,7 @@ class Terminal:
         end_group(self.process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "4"])
 @pytest.mark.parametrize("form", [(*OURS, "load"), (*BARE, "LoadBatch")], ids=["load", "bare"])
 def test_a_terminal_that_closes_stops_a_load_in_good_order(
@@ -309,6 +310,7 @@ def test_what_nohup_started_outlives_its_terminal(
     world.check(settings, (small_dataset(40), "b1", None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize(
     ("table", "command", "going_on"),
@@ -368,6 +370,7 @@ def test_a_stop_is_heeded_before_the_first_task(start: Start, settings: Settings
 # Nobody reads what is said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize(
     ("command", "spoiled", "code"),

@@ -1008,6 +1008,7 @@ raise SystemExit(code)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_memory_stays_bounded_whatever_the_values_hold(
     run: Run, start: Start, small_dataset: MakeDataset, settings: Settings, tmp_path: Path

@@ -108,6 +108,7 @@ def test_an_error_before_the_first_task_is_a_sentence_and_a_hint(start: Start, s
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "3"])
 @pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C", "SIGKILL"])
 @pytest.mark.parametrize("form", [BARE, COMMAND], ids=["bare", "load"])

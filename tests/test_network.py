@@ -145,6 +145,7 @@ def check(settings: Settings, dataset: Path, ids: list[int] | None = None, qwen:
 # Storage: a fault that passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*TRANSIENT, *OVERLOAD], ids=str)
 def test_what_fails_once_is_tried_once_more(network: Network, dataset: Path, settings: Settings, fault: Fault) -> None:
     network.storage.plan = first(1, fault)
@@ -441,6 +442,7 @@ MARKER = r"VALUES \('(?:b1|q1)', ('\w+', \d+)"
 HARMS = (LOST, UNANSWERED, HALF_ANSWERED, LATE, HALF_OPEN, SHUTTING_DOWN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS, ids=str)
 def test_commands_of_which_every_commit_goes_wrong_once_are_done_once(
     network: Network, dataset: Path, settings: Settings, harm: Harm

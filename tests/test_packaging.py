@@ -144,6 +144,7 @@ def test_the_console_script_and_the_module_are_the_same_command(library: Path, t
     assert "load-qwen" in module.stdout
 
 
+@pytest.mark.slow
 def test_it_loads_outside_of_the_repository(library: Path, workdir: Path, settings: Settings, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
 

@@ -382,6 +382,7 @@ TOO_LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", TOO_LARGE.values(), ids=TOO_LARGE)
 def test_a_value_that_is_too_large_is_passed_and_what_follows_is_read(value: bytes) -> None:
     assert len(value) > MAXIMUM_DOCUMENT_BYTES
@@ -492,6 +493,7 @@ def test_memory_does_not_grow_with_the_file() -> None:
     assert read > 35_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letters", [b"a" * 300, b'{"a": "' + b"b" * 300 + b'\\\\"}, ', b"1.5, " * 60])
 def test_memory_does_not_grow_with_a_value_that_is_too_large(letters: bytes) -> None:
     opening, closing = (b'"', b'"') if letters.startswith(b"a") else (b"[", b"0]")

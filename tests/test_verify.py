@@ -828,6 +828,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "deep"), [*((change, False) for change in CHANGES), *((change, True) for change in list(CHANGES)[:2])]
 )

@@ -172,6 +172,7 @@ def at_shards(service: Luigid, *shards: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [LOAD, BARE], ids=["load", "bare"])
 def test_two_workers_and_the_starter_share_the_shards(
     form: tuple[str, ...], luigid: MakeLuigid, start: Start, small_dataset: MakeDataset, settings: Settings
