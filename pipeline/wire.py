@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import http.client
 import os
+import re
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ READ_TIMEOUT = 60.0
 _PIECE = 1 << 20
 #: The other side has closed; what it said before can still be read, such as that the body is too large.
 _CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.EPROTOTYPE)
+
+_PORTS = {"http": 80, "https": 443}
 
 
 class Answer:
@@ -85,6 +88,8 @@ class _Line:
         if not self._connection.is_connected:
             self._connect()
         sock = self._connection.sock
+        if sock is None:
+            raise http.client.NotConnected
         if body is not None:
             headers = {**headers, "Content-Length": str(len(body))}
         head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}{_lines(headers)}\r\n".encode("ascii")
@@ -99,6 +104,7 @@ class _Line:
         response = http.client.HTTPResponse(sock, method=method)
         try:
             response.begin()
+            _check_framing(response)
         except BaseException:
             response.close()  # or the socket stays open for it
             raise
@@ -106,12 +112,18 @@ class _Line:
 
     def _connect(self) -> None:
         self.close()
-        self._connection.timeout = CONNECT_TIMEOUT
-        if self._is_tunnelled:
-            self._pool._prepare_proxy(self._connection)
-        else:
-            self._connection.connect()
-        self._connection.sock.settimeout(READ_TIMEOUT)
+        connection = self._connection
+        connection.timeout = CONNECT_TIMEOUT
+        try:
+            if self._is_tunnelled:
+                self._pool._prepare_proxy(connection)
+            else:
+                connection.connect()
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:
+            if connection.proxy and not connection.has_connected_to_proxy:
+                raise urllib3.exceptions.ProxyError("the proxy cannot be reached", exc) from exc
+            raise
+        connection.sock.settimeout(READ_TIMEOUT)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -120,6 +132,22 @@ class _Line:
 
 def _lines(headers: Mapping[str, str]) -> str:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
+def _check_framing(response: http.client.HTTPResponse) -> None:
+    """Refuse a body of which it is not clear where it ends, or that is not the one that was asked for."""
+    lengths = response.headers.get_all("Content-Length") or []
+    if len(lengths) > 1 or not all(length.strip().isdecimal() for length in lengths):
+        raise urllib3.exceptions.InvalidHeader(f"Content-Length: {', '.join(lengths)}")
+    encoding = response.headers.get("Content-Encoding") or "identity"
+    if encoding.strip().lower() != "identity":
+        raise urllib3.exceptions.DecodeError(f"Content-Encoding: {encoding}")
+
+
+def _host_of(url: urllib3.util.Url) -> str:
+    """Return the host as a request names it: without the scheme's own port, a zone (RFC 6874), and a dot at the end."""
+    host = re.sub(r"%.*(?=\])", "", str(url.host)).rstrip(".")
+    return host if url.port in (None, _PORTS.get(str(url.scheme))) else f"{host}:{url.port}"
 
 
 class Wire:
@@ -192,11 +220,10 @@ class Wire:
         return "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
 
     def close(self) -> None:
-        """Close the connections of all threads."""
+        """Close the connections of all threads, none of which may be at a request; a further request opens another."""
         with self._lock:
             for line in self._lines:
                 line.close()
-            self._lines.clear()
 
     def _line(self) -> _Line:
         """Return the line of this thread in its process."""
@@ -209,7 +236,7 @@ class Wire:
     def _new_line(self) -> _Line:
         url = urllib3.util.parse_url(self._base)
         first = requests.PreparedRequest()
-        first.url = url.url
+        first.url = self._base
         adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=1)
         verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         pool: Any = adapter.get_connection_with_tls_context(first, verify, proxies=self._proxies)
@@ -217,8 +244,8 @@ class Wire:
             adapter.cert_verify(pool, self._base, verify, None)  # type: ignore[no-untyped-call]
         except OSError as exc:
             raise SettingsError(f"{exc}.", "Set REQUESTS_CA_BUNDLE to a file of certificates, or unset it.") from exc
-        prefix = adapter.request_url(first, self._proxies)
-        headers = {"Host": str(url.netloc), "Accept-Encoding": "identity", **self._headers}
+        prefix = urllib3.util.parse_url(adapter.request_url(first, self._proxies)).url  # in ASCII
+        headers = {"Host": _host_of(url), "Accept-Encoding": "identity", **self._headers}
         return _Line(pool, prefix, headers, tunnelled=pool.proxy is not None and url.scheme == "https")
 
 

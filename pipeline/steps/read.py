@@ -157,8 +157,11 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
 
 
 def read_up_to(path: str, size: int) -> tuple[bytes, os.stat_result]:
-    """Read so many bytes of a file, fewer where it ends before; return them, and its facts of before."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Read so many bytes of a file, fewer where it ends before; return them, and its facts of before.
+
+    What is no file, such as a pipe that took its place, is not waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         facts = os.fstat(descriptor)
         content = os.read(descriptor, size)

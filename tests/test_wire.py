@@ -1,0 +1,296 @@
+"""wire.py: what goes over a connection, what does not, and the ways there: TLS and proxies."""
+
+from __future__ import annotations
+
+import base64
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+import urllib3.util
+
+from pipeline.config import Settings
+from pipeline.errors import PipelineError, StorageError, StorageUnavailable
+from pipeline.wire import Wire, _host_of
+from tests.scripted import SECONDS, Answer, ScriptedServer
+from tests.services import StorageServer, local_settings
+
+KEY = "sb_secret_0123456789abcdef"
+#: More than one piece, and no whole number of them.
+LARGE = bytes(range(256)) * 10_000 + b"end"
+
+
+class Tunnels:
+    """A proxy that opens tunnels (RFC 9110, 9.3.6) to where it is told to, whatever name is asked for."""
+
+    def __init__(self, target: int, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
+        self.heads: list[bytes] = []
+        self._target, self._answer = target, answer
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._threads = [threading.Thread(target=self._serve)]
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listening.accept()
+                thread = threading.Thread(target=self._carry, args=(client,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _carry(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._target)) as origin, suppress(ConnectionError):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += client.recv(1)
+            self.heads.append(head)
+            client.sendall(self._answer)
+            while True:
+                for side in select.select([client, origin], [], [], SECONDS)[0]:
+                    if not (data := side.recv(1 << 16)):
+                        return
+                    (origin if side is client else client).sendall(data)
+
+    def __enter__(self) -> Tunnels:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        for thread in self._threads:
+            thread.join(SECONDS)
+
+
+@pytest.fixture(autouse=True)
+def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust the authority, and nobody else."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+
+
+def context_of(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def plain() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def secure(authority: trustme.CA) -> Iterator[ScriptedServer]:
+    """A server whose certificate is for 127.0.0.1."""
+    with ScriptedServer(context_of(authority, "127.0.0.1")) as server:
+        yield server
+
+
+@pytest.fixture
+def elsewhere(authority: trustme.CA) -> Iterator[ScriptedServer]:
+    """A server whose certificate is for another host, which only a proxy finds."""
+    with ScriptedServer(context_of(authority, "abc.supabase.invalid")) as server:
+        yield server
+
+
+def wire_to(url: str) -> Wire:
+    settings: Settings = local_settings("postgresql://nowhere/none", StorageServer(url, "", KEY, Path()), "b", Path())
+    return Wire(replace(settings, environment="local"))
+
+
+def port_of(server: ScriptedServer) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+def ask(wire: Wire, body: bytes | None = None) -> tuple[int, bytes]:
+    with wire.request("POST", "/object/b/k", body, {"Content-Type": "image/jpeg"}) as answer:
+        return answer.status, answer.data
+
+
+def failure(url: str) -> PipelineError:
+    with closing(wire_to(url)) as wire, pytest.raises(PipelineError) as caught:
+        ask(wire)
+    assert KEY not in caught.value.message
+    return caught.value
+
+
+# Requests and answers
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, len(LARGE)])
+def test_a_body_of_any_size_arrives_as_it_is(plain: ScriptedServer, size: int) -> None:
+    plain.will(Answer(body=1))
+    with closing(wire_to(plain.url)) as wire:
+        assert ask(wire, LARGE[:size]) == (200, b"1")
+    (request,) = plain.requests
+    assert request.body == LARGE[:size]
+    assert request.path == "/storage/v1/object/b/k"
+    assert request.headers == {
+        "host": plain.url.removeprefix("http://"),
+        "accept-encoding": "identity",
+        "user-agent": "pipeline",
+        "apikey": KEY,
+        "authorization": f"Bearer {KEY}",
+        "content-type": "image/jpeg",
+        "content-length": str(size),
+    }
+
+
+def test_an_answer_that_nobody_read_is_not_taken_for_the_next(plain: ScriptedServer) -> None:
+    plain.will(Answer(body="first"), Answer(body="second"))
+    with closing(wire_to(plain.url)) as wire:
+        with wire.request("GET", "/one"):
+            pass
+        assert ask(wire) == (200, b'"second"')
+    assert len({request.port for request in plain.requests}) == 2
+
+
+def test_whoever_breaks_off_in_an_answer_begins_the_next_on_another_connection(plain: ScriptedServer) -> None:
+    plain.will(Answer(body="first"), Answer(body="second"))
+    with closing(wire_to(plain.url)) as wire:
+        with pytest.raises(KeyboardInterrupt), wire.request("GET", "/one"):
+            raise KeyboardInterrupt
+        assert ask(wire) == (200, b'"second"')
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_half_an_answer_is_none(plain: ScriptedServer, streams: bool) -> None:
+    plain.will(Answer(body="all of it", cut=3))
+    with (
+        closing(wire_to(plain.url)) as wire,
+        pytest.raises(StorageUnavailable, match="IncompleteRead"),
+        wire.request("GET", "/one") as answer,
+    ):
+        assert list(answer.stream(4)) if streams else answer.data
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("Content-Length", "1", "InvalidHeader"),  # beside the server's own
+        ("Content-Encoding", "gzip", "DecodeError"),
+    ],
+)
+def test_a_body_that_may_be_read_in_two_ways_is_not_read(
+    plain: ScriptedServer, name: str, value: str, error: str
+) -> None:
+    plain.will(Answer(body=1, headers={name: value}))
+    found = failure(plain.url)
+    assert isinstance(found, StorageUnavailable)
+    assert error in found.message
+
+
+def test_a_wire_that_was_closed_opens_another_connection_and_closes_that_as_well(plain: ScriptedServer) -> None:
+    plain.will(Answer(body=1))
+    wire = wire_to(plain.url)
+    for _ in range(2):
+        assert ask(wire) == (200, b"1")
+        wire.close()
+    assert len({request.port for request in plain.requests}) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://abc.supabase.co/storage/v1", "abc.supabase.co"),
+        ("https://abc.supabase.co:443/storage/v1", "abc.supabase.co"),
+        ("http://abc.supabase.co:443/storage/v1", "abc.supabase.co:443"),
+        ("http://127.0.0.1:54321/storage/v1", "127.0.0.1:54321"),
+        ("http://localhost.:80/storage/v1", "localhost"),
+        ("http://[::1]:8000/storage/v1", "[::1]:8000"),
+        ("http://[fe80::1%25eth0]/storage/v1", "[fe80::1]"),
+        ("http://m\u00fcnchen.example/storage/v1", "xn--mnchen-3ya.example"),
+    ],
+)
+def test_the_host_is_named_as_servers_know_it(url: str, host: str) -> None:
+    assert _host_of(urllib3.util.parse_url(url)) == host
+
+
+# Ways
+
+
+@pytest.mark.usefixtures("trusted")
+def test_tls_carries_what_is_large_over_one_connection(secure: ScriptedServer) -> None:
+    secure.will(Answer(body="x" * 100_000))
+    with closing(wire_to(secure.url)) as wire:
+        for _ in range(3):
+            assert ask(wire, LARGE) == (200, b'"' + b"x" * 100_000 + b'"')
+    assert all(request.body == LARGE for request in secure.requests)
+    assert len({request.port for request in secure.requests}) == 1
+
+
+def test_a_certificate_of_an_authority_that_nobody_knows_is_refused(secure: ScriptedServer) -> None:
+    secure.will(Answer())
+    found = failure(secure.url)
+    assert isinstance(found, StorageError)
+    assert "certificate" in found.message
+    assert secure.requests == []
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_certificate_of_another_host_is_refused(elsewhere: ScriptedServer) -> None:
+    elsewhere.will(Answer())
+    found = failure(elsewhere.url)
+    assert isinstance(found, StorageError)
+    assert "certificate" in found.message
+    assert elsewhere.requests == []
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_proxy_is_asked_for_a_tunnel_and_sees_neither_key_nor_path(
+    elsewhere: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere.will(Answer(body=1, headers={"Connection": "close"}), Answer(body=2))
+    with Tunnels(port_of(elsewhere)) as tunnels:
+        monkeypatch.setenv("https_proxy", f"http://user:pa55word@127.0.0.1:{tunnels.port}")
+        with closing(wire_to("https://abc.supabase.invalid")) as wire:
+            assert [ask(wire, b"x") for _ in range(3)] == [(200, b"1"), (200, b"2"), (200, b"2")]
+    login = base64.b64encode(b"user:pa55word")
+    assert len(tunnels.heads) == 2, "again after the server closed the first connection"
+    for head in tunnels.heads:
+        assert head.startswith(b"CONNECT abc.supabase.invalid:443 HTTP/1.")
+        assert b"Basic " + login in head
+        assert KEY.encode() not in head
+    for request in elsewhere.requests:
+        assert request.path == "/storage/v1/object/b/k"
+        assert request.headers["host"] == "abc.supabase.invalid"
+        assert "proxy-authorization" not in request.headers
+
+
+def test_a_proxy_that_opens_no_tunnel_is_a_bad_moment(
+    elsewhere: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Tunnels(port_of(elsewhere), b"HTTP/1.1 503 Service Unavailable\r\n\r\n") as tunnels:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{tunnels.port}")
+        assert isinstance(failure("https://abc.supabase.invalid"), StorageUnavailable)
+
+
+def test_a_proxy_that_does_not_speak_tls_is_not_said_to_have_storages_certificate(
+    plain: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain.will(Answer())
+    monkeypatch.setenv("https_proxy", plain.url.replace("http://", "https://"))
+    found = failure("https://abc.supabase.invalid")
+    assert isinstance(found, StorageUnavailable)
+    assert "certificate" not in found.message
