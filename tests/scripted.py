@@ -9,13 +9,22 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+
+from pipeline.config import Settings
+from tests.services import StorageServer, local_settings
+
 SECONDS = 20.0
+KEY = "sb_secret_0123456789abcdef"
+#: What decides which way requests take, and whom they trust.
+_SURROUNDINGS = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "netrc", "requests_ca_bundle", "curl_ca_bundle")
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,11 @@ class Silence(Answer):
 
 
 Reply = Answer | Callable[[Request], Answer]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False
+    request_queue_size = 128
 
 
 class ScriptedServer:
@@ -88,8 +102,7 @@ class ScriptedServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False
+        self._server = _Server(("127.0.0.1", 0), Handler)
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._server.server_address[1]}"
@@ -138,3 +151,16 @@ class ScriptedServer:
 def stored(request: Request) -> Answer:
     """Answer an upload as Storage does."""
     return Answer(body={"Key": unquote(request.path.removeprefix("/storage/v1/object/")), "Id": "x"})
+
+
+def settings_for(url: str, environment: str = "local", **tuning: Any) -> Settings:
+    """Return the settings of a server without a database, for a bucket named photos."""
+    settings = local_settings("postgresql://nowhere/none", StorageServer(url, "", KEY, Path()), "photos", Path())
+    return replace(settings, environment=environment, tuning=replace(settings.tuning, **tuning))
+
+
+def leave_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to servers straight, and trust whom everybody trusts, whatever the environment says."""
+    for name in _SURROUNDINGS:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

@@ -15,11 +15,10 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from pipeline.config import Secret, Settings
+from pipeline.config import Secret
 from pipeline.embedded.files import wait_until
 from pipeline.embedded.storage_auth import mint_key
 from pipeline.errors import (
@@ -35,10 +34,20 @@ from pipeline.errors import (
 )
 from pipeline.metrics import Metrics
 from pipeline.storage import Storage, StoredObject
-from tests.scripted import SECONDS, Answer, Request, Reset, ScriptedServer, Silence, stored
+from tests.scripted import (
+    KEY,
+    SECONDS,
+    Answer,
+    Request,
+    Reset,
+    ScriptedServer,
+    Silence,
+    leave_surroundings,
+    settings_for,
+    stored,
+)
 from tests.services import StorageServer, free_port, local_settings
 
-KEY = "sb_secret_0123456789abcdef"
 PHOTO = b"\xff\xd8 not really a photo \xff\xd9"
 #: Further tries of an overloaded server, beyond those of another transient error.
 PATIENCE = 6
@@ -75,9 +84,7 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "netrc"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    leave_surroundings(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +94,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr("backoff.full_jitter", lambda value: value)
     monkeypatch.setattr("backoff._sync.time", SimpleNamespace(sleep=noted.append))
     return noted
-
-
-def settings_for(url: str, environment: str = "local", **tuning: Any) -> Settings:
-    settings = local_settings("postgresql://nowhere/none", StorageServer(url, "", KEY, Path()), "photos", Path())
-    return replace(settings, environment=environment, tuning=replace(settings.tuning, **tuning))
 
 
 @pytest.fixture

@@ -9,20 +9,16 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trustme
 import urllib3.util
 
-from pipeline.config import Settings
 from pipeline.errors import PipelineError, StorageError, StorageUnavailable
 from pipeline.wire import Wire, _host_of
-from tests.scripted import SECONDS, Answer, ScriptedServer
-from tests.services import StorageServer, local_settings
+from tests.scripted import KEY, SECONDS, Answer, ScriptedServer, leave_surroundings, settings_for
 
-KEY = "sb_secret_0123456789abcdef"
 #: More than one piece, and no whole number of them.
 LARGE = bytes(range(256)) * 10_000 + b"end"
 
@@ -71,9 +67,7 @@ class Tunnels:
 
 @pytest.fixture(autouse=True)
 def no_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    leave_surroundings(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +108,6 @@ def elsewhere(authority: trustme.CA) -> Iterator[ScriptedServer]:
         yield server
 
 
-def wire_to(url: str) -> Wire:
-    settings: Settings = local_settings("postgresql://nowhere/none", StorageServer(url, "", KEY, Path()), "b", Path())
-    return Wire(replace(settings, environment="local"))
-
-
 def port_of(server: ScriptedServer) -> int:
     return int(server.url.rpartition(":")[2])
 
@@ -129,7 +118,7 @@ def ask(wire: Wire, body: bytes | None = None) -> tuple[int, bytes]:
 
 
 def failure(url: str) -> PipelineError:
-    with closing(wire_to(url)) as wire, pytest.raises(PipelineError) as caught:
+    with closing(Wire(settings_for(url))) as wire, pytest.raises(PipelineError) as caught:
         ask(wire)
     assert KEY not in caught.value.message
     return caught.value
@@ -141,7 +130,7 @@ def failure(url: str) -> PipelineError:
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, len(LARGE)])
 def test_a_body_of_any_size_arrives_as_it_is(plain: ScriptedServer, size: int) -> None:
     plain.will(Answer(body=1))
-    with closing(wire_to(plain.url)) as wire:
+    with closing(Wire(settings_for(plain.url))) as wire:
         assert ask(wire, LARGE[:size]) == (200, b"1")
     (request,) = plain.requests
     assert request.body == LARGE[:size]
@@ -159,7 +148,7 @@ def test_a_body_of_any_size_arrives_as_it_is(plain: ScriptedServer, size: int) -
 
 def test_an_answer_that_nobody_read_is_not_taken_for_the_next(plain: ScriptedServer) -> None:
     plain.will(Answer(body="first"), Answer(body="second"))
-    with closing(wire_to(plain.url)) as wire:
+    with closing(Wire(settings_for(plain.url))) as wire:
         with wire.request("GET", "/one"):
             pass
         assert ask(wire) == (200, b'"second"')
@@ -168,7 +157,7 @@ def test_an_answer_that_nobody_read_is_not_taken_for_the_next(plain: ScriptedSer
 
 def test_whoever_breaks_off_in_an_answer_begins_the_next_on_another_connection(plain: ScriptedServer) -> None:
     plain.will(Answer(body="first"), Answer(body="second"))
-    with closing(wire_to(plain.url)) as wire:
+    with closing(Wire(settings_for(plain.url))) as wire:
         with pytest.raises(KeyboardInterrupt), wire.request("GET", "/one"):
             raise KeyboardInterrupt
         assert ask(wire) == (200, b'"second"')
@@ -178,7 +167,7 @@ def test_whoever_breaks_off_in_an_answer_begins_the_next_on_another_connection(p
 def test_half_an_answer_is_none(plain: ScriptedServer, streams: bool) -> None:
     plain.will(Answer(body="all of it", cut=3))
     with (
-        closing(wire_to(plain.url)) as wire,
+        closing(Wire(settings_for(plain.url))) as wire,
         pytest.raises(StorageUnavailable, match="IncompleteRead"),
         wire.request("GET", "/one") as answer,
     ):
@@ -203,7 +192,7 @@ def test_a_body_that_may_be_read_in_two_ways_is_not_read(
 
 def test_a_wire_that_was_closed_opens_another_connection_and_closes_that_as_well(plain: ScriptedServer) -> None:
     plain.will(Answer(body=1))
-    wire = wire_to(plain.url)
+    wire = Wire(settings_for(plain.url))
     for _ in range(2):
         assert ask(wire) == (200, b"1")
         wire.close()
@@ -233,28 +222,28 @@ def test_the_host_is_named_as_servers_know_it(url: str, host: str) -> None:
 @pytest.mark.usefixtures("trusted")
 def test_tls_carries_what_is_large_over_one_connection(secure: ScriptedServer) -> None:
     secure.will(Answer(body="x" * 100_000))
-    with closing(wire_to(secure.url)) as wire:
+    with closing(Wire(settings_for(secure.url))) as wire:
         for _ in range(3):
             assert ask(wire, LARGE) == (200, b'"' + b"x" * 100_000 + b'"')
     assert all(request.body == LARGE for request in secure.requests)
     assert len({request.port for request in secure.requests}) == 1
 
 
-def test_a_certificate_of_an_authority_that_nobody_knows_is_refused(secure: ScriptedServer) -> None:
-    secure.will(Answer())
-    found = failure(secure.url)
+def check_refused(server: ScriptedServer) -> None:
+    server.will(Answer())
+    found = failure(server.url)
     assert isinstance(found, StorageError)
     assert "certificate" in found.message
-    assert secure.requests == []
+    assert server.requests == []
+
+
+def test_a_certificate_of_an_authority_that_nobody_knows_is_refused(secure: ScriptedServer) -> None:
+    check_refused(secure)
 
 
 @pytest.mark.usefixtures("trusted")
 def test_a_certificate_of_another_host_is_refused(elsewhere: ScriptedServer) -> None:
-    elsewhere.will(Answer())
-    found = failure(elsewhere.url)
-    assert isinstance(found, StorageError)
-    assert "certificate" in found.message
-    assert elsewhere.requests == []
+    check_refused(elsewhere)
 
 
 @pytest.mark.usefixtures("trusted")
@@ -264,7 +253,7 @@ def test_a_proxy_is_asked_for_a_tunnel_and_sees_neither_key_nor_path(
     elsewhere.will(Answer(body=1, headers={"Connection": "close"}), Answer(body=2))
     with Tunnels(port_of(elsewhere)) as tunnels:
         monkeypatch.setenv("https_proxy", f"http://user:pa55word@127.0.0.1:{tunnels.port}")
-        with closing(wire_to("https://abc.supabase.invalid")) as wire:
+        with closing(Wire(settings_for("https://abc.supabase.invalid"))) as wire:
             assert [ask(wire, b"x") for _ in range(3)] == [(200, b"1"), (200, b"2"), (200, b"2")]
     login = base64.b64encode(b"user:pa55word")
     assert len(tunnels.heads) == 2, "again after the server closed the first connection"

@@ -196,13 +196,8 @@ def _read(source: str, path: str, size: int, digest: str) -> bytes:
     Raises:
         BadInput: json_vanished, json_unreadable or json_changed.
     """
-    try:
-        # A byte more than there should be: what has grown is not taken into memory.
-        content, _ = read_up_to(f"{source}/{path}", size + 1)
-    except FileNotFoundError as exc:
-        raise BadInput("json_vanished", "the file vanished since it was checked") from exc
-    except OSError as exc:
-        raise BadInput("json_unreadable", f"the file cannot be read: {exc.strerror}") from exc
+    # A byte more than there should be: what has grown is not taken into memory.
+    content, _ = read_up_to(f"{source}/{path}", size + 1, "json", "it was checked")
     if hashlib.sha256(content).hexdigest() != digest:
         raise BadInput("json_changed", "the file changed since it was checked")
     return json_of(content)

@@ -95,7 +95,7 @@ def read_recognition(
     """Read and check everything of a recognition, documents first: its photos, the digests of menu and receipt.
 
     Arguments:
-        decoders: how many recognitions' photos are decoded at once, whoever reads them.
+        decoders: of how many recognitions the photos are decoded at once, whoever reads them.
     """
     metrics = metrics or Metrics()
     path = ""
@@ -143,12 +143,7 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
     Raises:
         BadInput: `<kind>_vanished`, `<kind>_changed` or `<kind>_unreadable`.
     """
-    try:
-        content, facts = read_up_to(f"{source}/{file.path}", file.size + 1)
-    except FileNotFoundError as exc:
-        raise BadInput(f"{kind}_vanished", "the file vanished since discovery") from exc
-    except OSError as exc:
-        raise BadInput(f"{kind}_unreadable", f"the file cannot be read: {exc.strerror}") from exc
+    content, facts = read_up_to(f"{source}/{file.path}", file.size + 1, kind, "discovery")
     if (facts.st_size, modified(facts)) != (file.size, file.mtime):
         raise BadInput(f"{kind}_changed", "the file changed since discovery")
     if len(content) != file.size:
@@ -156,19 +151,30 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
     return content
 
 
-def read_up_to(path: str, size: int) -> tuple[bytes, os.stat_result]:
+def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.stat_result]:
     """Read so many bytes of a file, fewer where it ends before; return them, and its facts of before.
 
     What is no file, such as a pipe that took its place, is not waited for.
+
+    Arguments:
+        since: when it was there, in words.
+
+    Raises:
+        BadInput: `<kind>_vanished` or `<kind>_unreadable`.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        facts = os.fstat(descriptor)
-        content = os.read(descriptor, size)
-        while len(content) < size and (more := os.read(descriptor, size - len(content))):
-            content += more
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            facts = os.fstat(descriptor)
+            content = os.read(descriptor, size)
+            while len(content) < size and (more := os.read(descriptor, size - len(content))):
+                content += more
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as exc:
+        raise BadInput(f"{kind}_vanished", f"the file vanished since {since}") from exc
+    except OSError as exc:
+        raise BadInput(f"{kind}_unreadable", f"the file cannot be read: {exc.strerror}") from exc
     return content, facts
 
 

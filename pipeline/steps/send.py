@@ -59,7 +59,7 @@ class Backlog:
     and are not to wait for a processor as well.
 
     Attributes:
-        decoders: how many photos may be decoded at once.
+        decoders: of how many recognitions the photos may be decoded at once.
     """
 
     def __init__(self, limit: int) -> None:
@@ -131,8 +131,6 @@ class Sending:
         self._stopped, self._over = threading.Event(), threading.Event()
         self._lock, self._left = threading.Lock(), len(entries)
         self._failed: Future[Any] | None = None
-        if not entries:
-            self._over.set()
         self._read = [crew.readers.submit(self._read_entry, entry) for entry in entries]
         for read in self._read:
             read.add_done_callback(self._count)
@@ -140,7 +138,8 @@ class Sending:
     def results(self) -> tuple[list[Facts], list[Reject]]:
         """Wait for all, and return facts and rejects in the order of the entries; the first error stops the rest."""
         try:
-            self._over.wait()
+            if self._read:
+                self._over.wait()
             if self._failed is not None:
                 self._failed.result()
         except BaseException:  # an interrupt included: nothing of this is on its way any more when it is told
