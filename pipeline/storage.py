@@ -287,12 +287,25 @@ class Storage:
 
     def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request, and again after a transient error; overload has more tries in all than others in a row."""
+        try:
+            return self._send_once(method, path, *arguments, **keywords)
+        except StorageUnavailable as exc:
+            failed: StorageUnavailable | None = exc
         in_a_row = 0
 
         def gives_up(exc: Exception) -> bool:
             nonlocal in_a_row
             in_a_row = 0 if isinstance(exc, StorageOverloaded) else in_a_row + 1
             return in_a_row >= self._tries
+
+        def again() -> Any:
+            nonlocal failed
+            if failed is not None:  # the first try, which most often is the only one: no retry is set up for that
+                try:
+                    raise failed
+                finally:
+                    failed = None
+            return self._send_once(method, path, *arguments, **keywords)
 
         # Waits of 1, 2, 4 … seconds at most, each drawn evenly from zero up (full jitter).
         retry = backoff.on_exception(
@@ -306,7 +319,7 @@ class Storage:
             base=self._settings.tuning.retry_backoff_factor,
             max_value=_LONGEST_WAIT,
         )
-        return retry(self._send_once)(method, path, *arguments, **keywords)
+        return retry(again)()
 
     def _send_once(
         self,
