@@ -29,6 +29,7 @@ from pipeline.config import Settings, load_settings, redact
 from pipeline.database import Connection, Database
 from pipeline.errors import PermanentError, PipelineError, RefusedError, SettingsError, UnfinishedError
 from pipeline.logger import get_logger
+from pipeline.memory import only_new_is_collected
 from pipeline.metrics import Metrics
 from pipeline.progress import PLACES, Counter, Report, Reporter
 from pipeline.steps.begin import Begun, Wish, begin_load, reset_command, resume_command
@@ -125,7 +126,7 @@ class _Uploads:
     @contextmanager
     def kept(self, ahead: bool) -> Iterator[None]:
         """Keep the uploader until the block ends; let it send `ahead` where the process has the batch to itself."""
-        with ExitStack() as stack:
+        with only_new_is_collected(), ExitStack() as stack:
             self._kept, self._ahead = stack, ahead
             try:
                 yield
