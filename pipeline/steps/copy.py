@@ -107,7 +107,8 @@ def _copy_documents(
     """Copy what only the files of a shard tell; return how many recognitions it has, and how many were rejected."""
     unread: dict[int, Reject] = {}
     receipts = _receipts(batch_id, source, rows, unread)
-    first = _begun(lambda: _some(receipts))  # while PostgreSQL copies what it has
+    enough = threading.Event()
+    first = _begun(lambda: _some(receipts, enough))  # while PostgreSQL copies what it has
     known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
     rejects: dict[int, Reject] = {}
     new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
@@ -117,6 +118,7 @@ def _copy_documents(
             ("batch_id", "shard", "sha256", "content"),
             ((batch_id, shard, digest, menu) for digest, menu in _menus(source, new, rejects)),
         )
+    enough.set()
     connection.copy_lines(
         "raw.recipes",
         ("batch_id", "recognition_id", "receipt", "menu_sha256"),
@@ -145,13 +147,13 @@ def _begun(work: Callable[[], _Lines]) -> Future[_Lines]:
     return future
 
 
-def _some(lines: Iterator[tuple[int, bytes]]) -> _Lines:
-    """Take lines of a bounded size together, most often all of a shard."""
+def _some(lines: Iterator[tuple[int, bytes]], enough: threading.Event) -> _Lines:
+    """Take lines of a bounded size together until it is enough; often that is all of a shard."""
     taken, size = [], 0
     for key, line in lines:
         taken.append((key, line))
         size += len(line)
-        if size >= _AHEAD:
+        if size >= _AHEAD or enough.is_set():
             break
     return taken
 
