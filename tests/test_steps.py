@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,15 +27,16 @@ from pipeline.embedded.files import wait_until
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
 from pipeline.metrics import Metrics
 from pipeline.steps import discover as discover_module
-from pipeline.steps import send as send_module
+from pipeline.steps import upload as upload_module
 from pipeline.steps.begin import Lease, Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
 from pipeline.steps.read import Budget
-from pipeline.steps.send import Backlog
+from pipeline.steps.send import Sending
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage, StoredObject
+from pipeline.tasks import uploads
 from tests import world
 from tests.services import MakeDataset
 
@@ -501,55 +505,31 @@ def test_the_budget_is_given_in_line() -> None:
         pass
 
 
-def test_a_budget_that_grows_lets_in_who_waits_and_one_that_shrinks_takes_nothing_away() -> None:
-    budget = Budget(1)
-    budget.take(1)
-    thread = threading.Thread(target=budget.take, args=(1,))
-    thread.start()
-    assert wait_until(lambda: len(budget._line) == 1, 20)
-    budget.resize(2)
-    thread.join(20)
-    assert not thread.is_alive()
-    budget.resize(1)
-    budget.give_back(1)
-    late = threading.Thread(target=budget.take, args=(1,))
-    late.start()
-    assert wait_until(lambda: len(budget._line) == 1, 20)  # one is held still, and one is the limit again
-    budget.give_back(1)
-    late.join(20)
-    assert not late.is_alive()
+def test_what_was_sent_leaves_nothing_behind_that_only_a_collection_would_remove(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sendings: list[weakref.ref[Sending]] = []
+
+    class Watched(Sending):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            sendings.append(weakref.ref(self))
+
+    monkeypatch.setattr(upload_module, "Sending", Watched)
+    load.discover()
+    gc.disable()
+    try:
+        load.upload()
+        assert wait_until(lambda: sendings[0]() is None, 20)
+    finally:
+        gc.enable()
 
 
-def test_readers_stay_no_further_ahead_of_the_senders_than_the_backlog_has_room() -> None:
-    backlog = Backlog(3)
-    begun: list[int] = []
-
-    def read() -> None:
-        for number in range(5):
-            backlog.begin()
-            begun.append(number)
-            backlog.add()
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    assert wait_until(lambda: len(begun) == 3 and len(backlog._room._line) == 1, 20)
-    for _ in range(2):
-        backlog.take()
-    thread.join(20)
-    assert len(begun) == 5
-
-
-def test_a_processor_is_left_to_the_senders_while_enough_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(send_module, "DECODERS", 4)
-    backlog = Backlog(100)
-    assert backlog.decoders._limit == 4
-    for expected in (4, 4, 4, 3, 3):
-        backlog.begin()
-        backlog.add()
-        assert backlog.decoders._limit == expected
-    for expected in (3, 4, 4):
-        backlog.take()
-        assert backlog.decoders._limit == expected
+def test_what_is_there_when_a_load_begins_is_left_out_of_collections_until_it_ends() -> None:
+    before = gc.get_freeze_count()
+    with uploads.kept(ahead=False):
+        assert gc.get_freeze_count() > before + 1000
+    assert gc.get_freeze_count() == before
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pipeline.errors import RefusedError, UsageError
 from pipeline.logger import get_logger, printable
 from pipeline.metrics import Metrics
 from pipeline.steps.annotations import stage_annotations
-from pipeline.steps.read import BUDGET, DECODERS, Budget, read_recognition, size_of
+from pipeline.steps.read import BUDGET, DECODERS, Budget, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
 
 logger = get_logger(__name__)
@@ -301,7 +301,7 @@ class _Strict:
     """Read and check the files of a recognition as well, which else the upload does."""
 
     def __init__(self) -> None:
-        self._budget, self._decoders = Budget(BUDGET), Budget(DECODERS)
+        self._budget, self._decoders, self._metrics = Budget(BUDGET), Budget(DECODERS), Metrics()
 
     def look(self, source: Path, folder: Folder) -> Recognition | Reject:
         """Return what is in a folder, as far as it is good."""
@@ -309,8 +309,12 @@ class _Strict:
         if isinstance(result, Reject):
             return result
         with self._budget.hold(size_of(result)):
-            checked = read_recognition(source, result, self._decoders)
-        return checked if isinstance(checked, Reject) else result
+            files = read_files(source, result, self._metrics)
+            if isinstance(files, Reject):
+                return files
+            with self._decoders.hold(1):
+                photos = check_photos(result, files, self._metrics)
+        return photos if isinstance(photos, Reject) else result
 
 
 def _staged_row(recognition: Recognition) -> Sequence[object]:

@@ -31,6 +31,15 @@ class Photo:
     md5: str
 
 
+@dataclass(frozen=True)
+class Files:
+    """What was read of a recognition: its photos as they are, and the SHA-256 (hex) of its documents, checked."""
+
+    photos: tuple[bytes, bytes]
+    menu_sha256: str | None
+    receipt_sha256: str | None
+
+
 class Budget:
     """Bound what is held at once, as bytes: wait in line until there is room, always letting at least one through."""
 
@@ -66,12 +75,6 @@ class Budget:
             self._used -= size
             self._wake()
 
-    def resize(self, limit: int) -> None:
-        """Set another limit; what is held beyond it stays until it is given back."""
-        with self._lock:
-            self._limit = limit
-            self._wake()
-
     def _wake(self) -> None:
         while self._line and self._fits(self._line[0][0]):
             size, turn = self._line.popleft()
@@ -89,15 +92,8 @@ _good_menus: OrderedDict[str, None] = OrderedDict()
 _good_menus_lock = threading.Lock()
 
 
-def read_recognition(
-    source: Path, recognition: Recognition, decoders: Budget, metrics: Metrics | None = None
-) -> tuple[tuple[Photo, Photo], str | None, str | None] | Reject:
-    """Read and check everything of a recognition, documents first: its photos, the digests of menu and receipt.
-
-    Arguments:
-        decoders: of how many recognitions the photos are decoded at once, whoever reads them.
-    """
-    metrics = metrics or Metrics()
+def read_files(source: Path, recognition: Recognition, metrics: Metrics) -> Files | Reject:
+    """Read everything of a recognition, documents first, which are checked as well."""
     path = ""
     try:
         menu_sha256 = receipt_sha256 = None
@@ -114,15 +110,21 @@ def read_recognition(
             path = file.path
             with metrics.timed("photo_read"):
                 contents.append(read_file(source, file, "photo"))
-        photos = []
-        with decoders.hold(1):  # for both: each time it is given back, somebody is woken
-            for file, content in zip(recognition.photos, contents, strict=True):
-                path = file.path
-                with metrics.timed("photo_check"):
-                    photos.append(_checked(content))
     except BadInput as exc:
         return Reject(recognition.recognition_id, path, exc.code, exc.message)
-    return (photos[0], photos[1]), menu_sha256, receipt_sha256
+    return Files((contents[0], contents[1]), menu_sha256, receipt_sha256)
+
+
+def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tuple[Photo, Photo] | Reject:
+    """Check the photos of a recognition, which is work for a processor."""
+    photos = []
+    for file, content in zip(recognition.photos, files.photos, strict=True):
+        try:
+            with metrics.timed("photo_check"):
+                photos.append(_checked(content))
+        except BadInput as exc:
+            return Reject(recognition.recognition_id, file.path, exc.code, exc.message)
+    return photos[0], photos[1]
 
 
 def _checked(content: bytes) -> Photo:

@@ -1,8 +1,8 @@
 """Send the photos of a shard as one stream: some threads read and check, others send, bounded bytes between them.
 
-    entries -> readers: read, check, hash -> a backlog, few -> senders: upload -> facts and rejects, in order
+    entries -> read ahead: read, check, hash -> a few that are ready -> senders: upload -> facts and rejects, in order
 
-The readers stay a little ahead of the senders, no more: where both share the processors with the service, reading a
+Who reads stays a little ahead of the senders, no more: where both share the processors with the service, reading a
 whole shard first and sending it then would leave one of them without work at every moment.
 
 A crew of threads works for one process. It takes the entries of several shards one after another, so that the next
@@ -11,9 +11,8 @@ shard's photos are on their way while the last ones of a shard are waited for.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,12 @@ from pipeline.dataset import Recognition, Reject
 from pipeline.errors import Interrupted, StorageError
 from pipeline.metrics import Metrics
 from pipeline.photo import Dimensions
-from pipeline.steps.read import BUDGET, DECODERS, Budget, Photo, read_recognition, size_of
+from pipeline.steps.read import BUDGET, Files, Photo, check_photos, read_files, size_of
+from pipeline.steps.readahead import ReadAhead
 from pipeline.storage import Storage, StoredObject
 
-#: A file system far away answers slowly; more threads than processors keep it asked.
-_READERS = max(8, 2 * (os.cpu_count() or 1))
-#: So many recognitions ready to be sent are enough for the moment.
-_ENOUGH = 4
+#: Recognitions that are ready for each sender, a quarter of a second where a photo takes 42 ms: a disk may be busy.
+_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -52,58 +50,16 @@ class Entry:
     keys: tuple[str, str]
 
 
-class Backlog:
-    """The recognitions of a process that are read, or being read, and that no sender has begun.
-
-    Decoding is work for a processor. While enough is ready, it leaves one to those who send: they wait for the network,
-    and are not to wait for a processor as well.
-
-    Attributes:
-        decoders: of how many recognitions the photos may be decoded at once.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.decoders = Budget(DECODERS)
-        self._room = Budget(limit)
-        self._lock = threading.Lock()
-        self._ready = 0
-
-    def begin(self) -> None:
-        """Wait until another one may be read."""
-        self._room.take(1)
-
-    def drop(self) -> None:
-        """Forget one that is not to be sent."""
-        self._room.give_back(1)
-
-    def add(self) -> None:
-        """Count one that is read."""
-        with self._lock:
-            self._ready += 1
-            if self._ready == _ENOUGH:
-                self.decoders.resize(max(1, DECODERS - 1))
-
-    def take(self) -> None:
-        """Count one that a sender has begun."""
-        with self._lock:
-            self._ready -= 1
-            if self._ready == _ENOUGH - 1:
-                self.decoders.resize(DECODERS)
-        self._room.give_back(1)
-
-
 class Crew:
-    """The threads of a process that read and send, and what they may hold together."""
+    """The threads of a process that read and send."""
 
     def __init__(self, threads: int) -> None:
-        self.budget = Budget(BUDGET)
-        self.backlog = Backlog(max(_READERS, threads))
-        self.readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+        self.readahead = ReadAhead(_AHEAD * threads, BUDGET)
         self.senders = ThreadPoolExecutor(threads, thread_name_prefix="upload")
 
     def close(self) -> None:
         """Wait for what is under way, and let the threads go."""
-        self.readers.shutdown(wait=True)
+        self.readahead.close()
         self.senders.shutdown(wait=True)
 
 
@@ -131,12 +87,18 @@ class Sending:
         self._stopped, self._over = threading.Event(), threading.Event()
         self._lock, self._left = threading.Lock(), len(entries)
         self._failed: Future[Any] | None = None
-        self._read = [crew.readers.submit(self._read_entry, entry) for entry in entries]
-        for read in self._read:
-            read.add_done_callback(self._count)
+        self._read: list[Future[Any]] = []
+        try:
+            for entry in entries:
+                read = crew.readahead.submit(self._read_entry(entry), size_of(entry.recognition))
+                self._read.append(read)
+                read.add_done_callback(self._count)
+        except BaseException:  # an interrupt: nobody else knows yet that something is on its way
+            self.stop()
+            raise
 
     def results(self) -> tuple[list[Facts], list[Reject]]:
-        """Wait for all, and return facts and rejects in the order of the entries; the first error stops the rest."""
+        """Wait for all; return facts and rejects, once, in the order of the entries. The first error stops the rest."""
         try:
             if self._read:
                 self._over.wait()
@@ -146,6 +108,7 @@ class Sending:
             self.stop()
             raise
         outcomes = [read.result() for read in self._read]
+        self._read.clear()  # each of them knows this, a ring that only a collection would take away
         results = [outcome.result() if isinstance(outcome, Future) else outcome for outcome in outcomes]
         facts = [result for result in results if isinstance(result, Facts)]
         return facts, [result for result in results if isinstance(result, Reject)]
@@ -170,37 +133,35 @@ class Sending:
             if not self._left or self._failed is not None:
                 self._over.set()
 
-    def _read_entry(self, entry: Entry) -> Future[Facts | Reject] | Reject:
-        size = size_of(entry.recognition)
-        budget, backlog = self._crew.budget, self._crew.backlog
-        backlog.begin()
-        budget.take(size)
+    def _read_entry(self, entry: Entry) -> Generator[None, None, Future[Facts | Reject] | Reject]:
         handed_on = False
         try:
             self._look()
-            read = read_recognition(self._source, entry.recognition, backlog.decoders, self._metrics)
-            if isinstance(read, Reject):
+            files = read_files(self._source, entry.recognition, self._metrics)
+            if isinstance(files, Reject):
                 self._progress(1)
-                return read
-            sent = self._crew.senders.submit(self._send_entry, entry, size, *read)
+                return files
+            yield
+            photos = check_photos(entry.recognition, files, self._metrics)
+            if isinstance(photos, Reject):
+                self._progress(1)
+                return photos
+            sent = self._crew.senders.submit(self._send_entry, entry, photos, files)
             handed_on = True
-            backlog.add()
+            self._crew.readahead.add()
             return sent
         finally:
             if not handed_on:
-                budget.give_back(size)
-                backlog.drop()
+                self._crew.readahead.give_back(size_of(entry.recognition))
 
     def _send_entry(
         self,
         entry: Entry,
-        size: int,
         photos: tuple[Photo, Photo],
-        menu_sha256: str | None,
-        receipt_sha256: str | None,
+        files: Files,
     ) -> Facts | Reject:
-        self._crew.backlog.take()
         try:
+            self._crew.readahead.take()
             self._look()
             for photo, key, file in zip(photos, entry.keys, entry.recognition.photos, strict=True):
                 found = self._present.get(key)
@@ -216,7 +177,7 @@ class Sending:
                     message = f"the file has {len(photo.content)} bytes, more than the bucket takes"
                     return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
         finally:
-            self._crew.budget.give_back(size)
+            self._crew.readahead.give_back(size_of(entry.recognition))
         self._progress(1)
         first, second = photos
         return Facts(
@@ -224,8 +185,8 @@ class Sending:
             (first.dimensions, second.dimensions),
             (first.sha256, second.sha256),
             (first.md5, second.md5),
-            menu_sha256,
-            receipt_sha256,
+            files.menu_sha256,
+            files.receipt_sha256,
         )
 
     def _look(self) -> None:
