@@ -154,12 +154,7 @@ class Sending:
             if not handed_on:
                 self._crew.readahead.give_back(size_of(entry.recognition))
 
-    def _send_entry(
-        self,
-        entry: Entry,
-        photos: tuple[Photo, Photo],
-        files: Files,
-    ) -> Facts | Reject:
+    def _send_entry(self, entry: Entry, photos: tuple[Photo, Photo], files: Files) -> Facts | Reject:
         try:
             self._crew.readahead.take()
             self._look()
