@@ -5,6 +5,7 @@ Killed at any moment before its commit, discovery leaves nothing behind.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -301,7 +302,7 @@ class _Strict:
     """Read and check the files of a recognition as well, which else the upload does."""
 
     def __init__(self) -> None:
-        self._budget, self._decoders, self._metrics = Budget(BUDGET), Budget(DECODERS), Metrics()
+        self._budget, self._decoders, self._metrics = Budget(BUDGET), threading.Semaphore(DECODERS), Metrics()
 
     def look(self, source: Path, folder: Folder) -> Recognition | Reject:
         """Return what is in a folder, as far as it is good."""
@@ -312,7 +313,7 @@ class _Strict:
             files = read_files(source, result, self._metrics)
             if isinstance(files, Reject):
                 return files
-            with self._decoders.hold(1):
+            with self._decoders:
                 photos = check_photos(result, files, self._metrics)
         return photos if isinstance(photos, Reject) else result
 
