@@ -44,6 +44,7 @@ setup(
     package_dir={"pipeline.migrations": "supabase/migrations"},
     package_data={
         "pipeline": ["py.typed"],
+        "pipeline.graph": ["luigi.cfg"],
         "pipeline.sql": ["*.sql"],
         "pipeline.migrations": ["*.sql"],
         "pipeline.report": ["*.css", "*.html", "*.js"],

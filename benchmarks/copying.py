@@ -16,12 +16,12 @@ import psycopg2
 
 from benchmarks.bench import SMALL, Bench, World
 from benchmarks.rows import Row, middle
-from pipeline.batch_state import KIND_LOAD, KIND_QWEN
+from pipeline.batches.resolve import LoadRequest, resolve_batch
+from pipeline.batches.state import KIND_LOAD, KIND_QWEN
 from pipeline.database import Database
 from pipeline.embedded.installation import binaries
 from pipeline.metrics import Metrics
 from pipeline.sample import ANNOTATIONS
-from pipeline.steps.begin import Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.transform import transform_batch
@@ -88,7 +88,7 @@ def copying(place: Bench, recognitions: int, repeats: int) -> list[Row]:
 
 def _prepare(world: World, database: Database, storage: Storage, kind: str, source: Path) -> range:
     """Carry a batch, named as its kind, to where all is copied; return its shards."""
-    begin_load(world.settings, database, Wish(kind, str(source), kind=kind))
+    resolve_batch(world.settings, database, LoadRequest(kind, str(source), kind=kind))
     found = discover(database, Request.of(world.settings, kind, str(source), kind=kind))
     assert found is not None
     shards = range(1, found.shards + 1)

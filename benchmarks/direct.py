@@ -14,14 +14,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import cache
 
-from pipeline.batch_state import KIND_LOAD
+from pipeline.batches.resolve import LoadRequest, resolve_batch
+from pipeline.batches.state import KIND_LOAD
+from pipeline.batches.summary import summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database
 from pipeline.metrics import Metrics
-from pipeline.steps.begin import Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
-from pipeline.steps.summary import summarise
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     settings, database, batch_id = _settings(), _database(), options.batch_id
-    begun = begin_load(settings, database, Wish(batch_id, options.dataset))
+    begun = resolve_batch(settings, database, LoadRequest(batch_id, options.dataset))
     request = Request.of(settings, batch_id, begun.source, kind=KIND_LOAD, limit=None, force=False, strict=False)
     found = discover(database, request)
     assert found is not None

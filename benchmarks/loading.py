@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.bench import MEDIUM, Bench, Run, World, empty
 from benchmarks.rows import Row
-from pipeline.steps.summary import active_seconds
+from pipeline.batches.summary import active_seconds
 
 LIMIT_MB = 250
 WORKERS = 4

@@ -22,7 +22,7 @@ from benchmarks.bench import REPOSITORY, SMALL, Bench, World
 from benchmarks.rows import Row
 from benchmarks.seeding import seed
 from pipeline.embedded.files import end_process, wait_until
-from pipeline.worker import answers
+from pipeline.graph.luigid import answers
 
 _SECONDS = 30.0
 _SIZES = """

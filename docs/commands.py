@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.arguments import EXAMPLES
 from pipeline.cli import parser
+from pipeline.cli.parser import EXAMPLES
 
 PAGE = Path(__file__).with_name("commands.md")
 

@@ -5,7 +5,7 @@ ingest.batch_state, and a step whose marker is there is skipped. `luigi --module
 LoadQwen adds the annotations of a vision model, ResetBatch takes a batch out again.
 """
 
-from pipeline.tasks import (
+from pipeline.graph.tasks import (
     CopyQwenShard,
     CopyShard,
     DiscoverBatch,
@@ -17,9 +17,6 @@ from pipeline.tasks import (
     TransformQwen,
     UploadShard,
 )
-from pipeline.worker import install
-
-install()
 
 __all__ = [
     "CopyQwenShard",

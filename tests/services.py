@@ -21,7 +21,7 @@ import requests
 from pipeline.config import Secret, Settings, Tuning
 from pipeline.embedded.files import end_process, make_folder, make_home, wait_until
 from pipeline.embedded.storage_auth import mint_key
-from pipeline.worker import answers
+from pipeline.graph.luigid import answers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_SECONDS = 30.0

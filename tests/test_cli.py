@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli, errors
+from pipeline.cli.exit_codes import exit_code
 from pipeline.config import Settings
 from tests import world
 from tests.services import MakeDataset, RunPipeline, free_port, subprocess_environment
@@ -39,13 +40,13 @@ from tests.services import MakeDataset, RunPipeline, free_port, subprocess_envir
     ],
 )
 def test_every_error_has_its_exit_code(error: type[errors.PipelineError], code: int) -> None:
-    assert cli.exit_code(error("message", "hint")) == code
+    assert exit_code(error("message", "hint")) == code
 
 
 def test_no_error_is_without_an_exit_code() -> None:
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.PipelineError)]
     assert len(kinds) > 10
-    assert all(cli.exit_code(kind("message")) in (2, 3, 4, 130) for kind in kinds)
+    assert all(exit_code(kind("message")) in (2, 3, 4, 130) for kind in kinds)
 
 
 def test_a_failed_load_tells_its_failures_in_json_as_well(

@@ -19,8 +19,8 @@ import pytest
 
 from pipeline.config import Settings
 from pipeline.embedded.files import wait_until
+from pipeline.graph.luigid import answers
 from pipeline.storage import Storage
-from pipeline.worker import answers
 from tests import crontab, world
 from tests.crontab import GIVEN, Line, Table
 from tests.services import MakeDataset, end_group

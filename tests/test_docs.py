@@ -19,9 +19,11 @@ import luigi
 import pytest
 from dotenv import dotenv_values
 
-from pipeline import cli, config, tasks, worker
-from pipeline.arguments import EXAMPLES
+from pipeline import cli, config
+from pipeline.cli import exit_codes
+from pipeline.cli.parser import EXAMPLES
 from pipeline.config import Tuning
+from pipeline.graph import tasks
 from pipeline.steps.discover import MAXIMUM_SHARDS
 
 ROOT = Path(__file__).parent.parent
@@ -132,8 +134,8 @@ def test_each_example_is_a_command_that_the_parser_takes(name: str) -> None:
 
 
 def test_the_table_of_exit_codes_is_that_of_the_commands() -> None:
-    codes = {getattr(cli, name) for name in dir(cli) if name.isupper() and isinstance(getattr(cli, name), int)}
-    assert codes >= {code for _, code in cli.EXIT_CODES}
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
+    assert codes >= {code for _, code in exit_codes.EXIT_CODES}
     table = section("Exit codes").split("`luigi --module")[0]
     assert {int(row[0]) for row in rows(table)[1:]} == codes
 
@@ -195,15 +197,6 @@ def test_luigi_cfg_names_the_luigid_that_the_readme_starts() -> None:
     assert address is not None
     assert luigi_cfg()["core"]["scheduler_url"] == f"http://{address[1]}:{address[2]}/" == f"{address[3]}/"
     assert "`scheduler_url`" in section("Under Luigi")
-
-
-def test_luigi_cfg_and_the_defaults_of_an_installed_wheel_agree() -> None:
-    parser = luigi_cfg()
-    for name, options in worker._DEFAULTS.items():
-        assert {option: parser.get(name, option, fallback=None) for option in options} == options
-    # Every section that our own process reads is in the defaults too, but for the address of luigid.
-    for name in ("core", "worker", "retcode", "execution_summary"):
-        assert set(parser[name]) - {"scheduler_url"} == set(worker._DEFAULTS[name])
 
 
 # Rejects

@@ -24,6 +24,7 @@ import pytest
 import requests
 
 from pipeline import doctor
+from pipeline.batches.lock import BatchLock
 from pipeline.cli import main
 from pipeline.config import Secret, Settings
 from pipeline.doctor import bucket as bucket_part
@@ -33,7 +34,6 @@ from pipeline.embedded.files import wait_until
 from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.embedded.storage_auth import mint_key, sign
 from pipeline.errors import AccessDenied, SettingsError, TransientError, UsageError
-from pipeline.steps.begin import Lease
 from tests.pooler import Pooler
 from tests.services import MakeDataset, StorageServer, end, environment_file, execute, free_port, subprocess_environment
 
@@ -483,7 +483,7 @@ def test_unfinished_batches_are_told_with_their_age_and_the_command_that_goes_on
     assert stopped.level == WARNING
     assert stopped.message == "Batch b1 is loading, begun less than two days ago."
     assert stopped.remedy == "Finish it: python -m pipeline load --batch-id b1"
-    lease = Lease(settings, "b1")
+    lease = BatchLock(settings, "b1")
     try:
         running = only(check(), "batches")
     finally:

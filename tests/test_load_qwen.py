@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.batch_state import KIND_QWEN
+from pipeline.batches.resolve import LoadRequest, resolve_batch
+from pipeline.batches.state import KIND_QWEN
 from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
@@ -22,7 +23,6 @@ from pipeline.metrics import Metrics
 from pipeline.sample_broken import BROKEN_ANNOTATIONS
 from pipeline.steps import annotations as annotations_module
 from pipeline.steps.annotations import copy_annotations, stage_annotations
-from pipeline.steps.begin import Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Discovery, Request, discover
 from pipeline.steps.transform import transform_batch
@@ -1081,9 +1081,11 @@ class Annotate:
         self.metrics = Metrics()
 
     def discover(self, batch_id: str = "q1", *, batch_size: int = 100, force: bool = False) -> Discovery:
-        begun = begin_load(self.settings, self.database, Wish(batch_id, str(self.file), kind=KIND_QWEN, force=force))
+        batch = resolve_batch(
+            self.settings, self.database, LoadRequest(batch_id, str(self.file), kind=KIND_QWEN, force=force)
+        )
         request = Request(
-            batch_id, begun.source, self.settings.bucket, kind=KIND_QWEN, force=force, batch_size=batch_size
+            batch_id, batch.source, self.settings.bucket, kind=KIND_QWEN, force=force, batch_size=batch_size
         )
         found = discover(self.database, request)
         assert found is not None

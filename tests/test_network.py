@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.batches.lock import BatchLock
 from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.embedded.files import wait_until
-from pipeline.steps.begin import Lease
 from tests import world
 from tests.proxies import (
     ANSWER_LOST,
@@ -523,7 +523,7 @@ def test_a_database_that_restarts_in_the_middle_is_waited_for(
 ) -> None:
     monkeypatch.setenv("PIPELINE_RETRY_MAX_ATTEMPTS", "100")
     monkeypatch.setattr("pipeline.database.random", SimpleNamespace(uniform=lambda low, high: 0.1))
-    monkeypatch.setattr("pipeline.steps.begin._LEASE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.batches.resolve._LEASE_SECONDS", 0.0)
     stopped = threading.Event()
     again: list[float] = []
 
@@ -550,7 +550,7 @@ def test_a_database_that_restarts_in_the_middle_is_waited_for(
 def test_a_run_that_loses_the_connection_with_its_lock_takes_the_lock_again(
     network: Network, dataset: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, harm: Harm
 ) -> None:
-    monkeypatch.setattr("pipeline.steps.begin._LEASE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.batches.resolve._LEASE_SECONDS", 0.0)
     lock = "pipeline lock b1"
     network.database.plan = first(1, harm, lambda message: message.application == lock and " AS now" in message.text)
     assert load(dataset) == 0
@@ -585,7 +585,7 @@ def test_a_database_that_goes_away_in_the_middle_leaves_an_unfinished_batch(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("pipeline.worker.Lease", partial(Lease, patience=0.5))
+    monkeypatch.setattr("pipeline.graph.run.BatchLock", partial(BatchLock, patience=0.5))
     gone = threading.Event()
 
     def stop(request: Request) -> None:

@@ -13,7 +13,7 @@ import luigi
 import pytest
 
 from pipeline.embedded.files import wait_until
-from pipeline.pool import Errand, Pool
+from pipeline.graph.pool import Pool, PooledTask
 
 SECONDS = 20
 
@@ -50,8 +50,12 @@ class Place:
         self.around, self._says = context.Pipe(duplex=False)
         # One for each task: of two processes that wait for the same one, either may be let go.
         self.go = {number: context.Semaphore(0) for number in (1, 2, 3)}
-        self.running: dict[str, Errand] = {}
-        self.pool = Pool(lambda task: Work(task, self._tells, self.go), self._around, self.running)
+        self.running: dict[str, PooledTask] = {}
+        self.pool = Pool(
+            lambda task: Work(task, self._tells, self.go),
+            self._around,
+            lambda pooled: self.running.get(pooled.task.task_id) is pooled,
+        )
 
     @contextmanager
     def _around(self) -> Iterator[None]:
@@ -64,16 +68,16 @@ class Place:
         for end in (self.told, self._tells, self.around, self._says):
             end.close()
 
-    def start(self, number: int) -> tuple[Errand, int]:
+    def start(self, number: int) -> tuple[PooledTask, int]:
         """Start a task as Luigi does; return it, and the process that runs it, once it does."""
         task = numbered(number)
-        errand = Errand(self.pool, task, None)
-        self.running[task.task_id] = errand
-        errand.start()
+        pooled = PooledTask(self.pool, task, None)
+        self.running[task.task_id] = pooled
+        pooled.start()
         assert self.told.poll(SECONDS)
         told, pid = self.told.recv()
         assert told == number
-        return errand, pid
+        return pooled, pid
 
     def finish(self, number: int) -> None:
         """Let a task end, as far as Luigi knows."""
@@ -117,22 +121,22 @@ def test_what_is_around_is_entered_once_in_a_process_and_left_at_its_end(place: 
 
 
 def test_a_process_that_is_killed_shows_and_is_replaced(place: Place) -> None:
-    errand, pid = place.start(1)
-    assert (errand.is_alive(), errand.exitcode) == (True, None)
+    pooled, pid = place.start(1)
+    assert (pooled.is_alive(), pooled.exitcode) == (True, None)
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: not errand.is_alive(), SECONDS)
-    assert errand.exitcode == -signal.SIGKILL
-    del place.running[errand.task.task_id]
+    assert wait_until(lambda: not pooled.is_alive(), SECONDS)
+    assert pooled.exitcode == -signal.SIGKILL
+    del place.running[pooled.task.task_id]
     _, other = place.start(2)
     assert other != pid
 
 
 def test_close_waits_for_what_a_process_is_at_and_end_does_not(place: Place) -> None:
-    errand, _ = place.start(1)
+    pooled, _ = place.start(1)
     place.finish(1)
     place.pool.close()
-    assert errand.exitcode == 0
-    errand, _ = place.start(2)
+    assert pooled.exitcode == 0
+    pooled, _ = place.start(2)
     place.pool.end()
     # By the signal, or by the handler that the process inherited from who forked it.
-    assert errand.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    assert pooled.exitcode in (-signal.SIGTERM, 128 + signal.SIGTERM)

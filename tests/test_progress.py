@@ -22,9 +22,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import progress, tasks
+from pipeline import progress
 from pipeline.config import Settings, load_settings
 from pipeline.embedded.files import wait_until
+from pipeline.graph.status import StatusReporter
 from pipeline.logger import RedactingFormatter, configure_logging, get_logger
 from pipeline.progress import Counter, Progress, Report, Reporter, line
 
@@ -420,15 +421,18 @@ def server() -> Iterator[Any]:
     thread.join()
 
 
-def told(luigid: tasks.Luigid, server: Any, message: str, percent: int | None) -> list[tuple[str, Any]]:
-    luigid.found(f"http://127.0.0.1:{server.server_port}")
-    luigid.tell("UploadShard_1", (message, percent))
+def reporter_to(server: Any) -> StatusReporter:
+    return StatusReporter(f"http://127.0.0.1:{server.server_port}")
+
+
+def told(status: StatusReporter, server: Any, message: str, percent: int | None) -> list[tuple[str, Any]]:
+    status.report("UploadShard_1", (message, percent))
     return list(server.asked)
 
 
 @pytest.mark.usefixtures("clean_environment")
 def test_luigid_is_told_message_and_progress(server: Any) -> None:
-    assert told(tasks.Luigid(), server, "6 of 24 photos", 25) == [
+    assert told(reporter_to(server), server, "6 of 24 photos", 25) == [
         ("set_task_status_message", {"task_id": "UploadShard_1", "status_message": "6 of 24 photos"}),
         ("set_task_progress_percentage", {"task_id": "UploadShard_1", "progress_percentage": 25}),
     ]
@@ -445,29 +449,23 @@ def test_a_message_has_no_secret_and_no_markup_in_it(server: Any, settings: Sett
         }
     )
     text = f"<img src=x onerror=alert(1)> & {known.key.reveal()}"
-    [(_, data)] = told(tasks.Luigid(), server, text, None)
+    [(_, data)] = told(reporter_to(server), server, text, None)
     assert data["status_message"] == "‹img src=x onerror=alert(1)› + ***"
 
 
 @pytest.mark.usefixtures("clean_environment")
 def test_a_luigid_that_is_away_is_asked_once_and_fails_nothing(server: Any) -> None:
-    luigid = tasks.Luigid()
+    status = reporter_to(server)
     server.answer = "<html>this is something else</html>"
-    assert len(told(luigid, server, "a", 1)) == 1
-    luigid.tell("UploadShard_1", ("b", 2))
+    assert len(told(status, server, "a", 1)) == 1
+    status.report("UploadShard_1", ("b", 2))
     assert len(server.asked) == 1  # it is left alone for a while
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and refuses
-        luigid.found(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        luigid.tell("UploadShard_1", ("c", 3))
+        status = StatusReporter(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        status.report("UploadShard_1", ("c", 3))
         silent.listen()
-        luigid.tell("UploadShard_1", ("d", 4))
+        status.report("UploadShard_1", ("d", 4))
         silent.setblocking(False)
         with pytest.raises(BlockingIOError):
             silent.accept()
-
-
-def test_without_luigid_nobody_is_told() -> None:
-    luigid = tasks.Luigid()
-    assert not luigid.listens
-    luigid.tell("UploadShard_1", ("a", 1))

@@ -23,15 +23,17 @@ import psycopg2
 import pytest
 import requests
 
-from pipeline import storage, tasks, worker
+from pipeline import storage
+from pipeline.batches.lock import BatchLock
 from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.embedded.files import wait_until
 from pipeline.errors import DatabaseError, RefusedError, StorageError
+from pipeline.graph import tasks
+from pipeline.graph.run import registry
 from pipeline.sample import ANNOTATIONS
 from pipeline.steps import reset
-from pipeline.steps.begin import Lease
 from pipeline.storage import Storage
 from tests import test_luigi, world
 from tests.runner import ForkServer, Runner
@@ -573,7 +575,7 @@ def test_a_reference_that_arrives_after_the_plan_refuses_the_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(small_dataset(3), "b1")
-    monkeypatch.setattr("pipeline.cli._ask_for", lambda batch_id: world.query(dsn, NOTES.create))
+    monkeypatch.setattr("pipeline.cli.batches._ask_for", lambda batch_id: world.query(dsn, NOTES.create))
     before = state(settings)
     refused = command("reset", "--batch-id", "b1")
     assert refused.code == 4
@@ -630,7 +632,7 @@ def test_the_numbers_of_a_load_are_not_kept_for_a_batch_that_was_reset_meanwhile
 ) -> None:
     load(small_dataset(1), "b1")
     world.query(dsn, "DELETE FROM ingest.batch_state WHERE step = 'load'")
-    tasks.forget()
+    registry.open(production=False)
     parameters: dict[str, Any] = {"batch_id": "b1", "source": str(small_dataset(1))}
     task = tasks.LoadBatch(**parameters)
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0
@@ -1069,8 +1071,8 @@ def test_reset_beside_a_run_of_the_batch_is_refused(
     load(dataset, "b1")
     load(small_dataset(3, seed=9), "b2")
     before = everything(settings)
-    running = Lease(settings, "b1", patience=0)
-    monkeypatch.setattr(worker, "Lease", partial(Lease, patience=0.1))
+    running = BatchLock(settings, "b1", patience=0)
+    monkeypatch.setattr("pipeline.graph.run.BatchLock", partial(BatchLock, patience=0.1))
     refused = command("reset", "--batch-id", "b1", "--confirm")
     assert refused.code == 4
     assert "Another run of batch b1 is going on." in refused.err

@@ -18,17 +18,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import batch_state
-from pipeline.batch_state import COPY, KIND_QWEN, UPLOAD
+from pipeline.batches import state as batch_state
+from pipeline.batches.lock import BatchLock
+from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
+from pipeline.batches.state import COPY, KIND_QWEN, UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
 from pipeline.embedded.files import wait_until
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
+from pipeline.graph.run import Environment
 from pipeline.metrics import Metrics
 from pipeline.steps import discover as discover_module
 from pipeline.steps import upload as upload_module
-from pipeline.steps.begin import Lease, Wish, begin_load
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
 from pipeline.steps.read import Budget
@@ -36,7 +38,6 @@ from pipeline.steps.send import Sending
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage, StoredObject
-from pipeline.tasks import uploads
 from tests import world
 from tests.services import MakeDataset
 
@@ -49,7 +50,8 @@ class Load:
         self.metrics = Metrics()
 
     def discover(self, batch_size: int = 100, batch_id: str = "b1", limit: int | None = None) -> Discovery:
-        begin_load(self.settings, self.database, Wish(batch_id, str(self.dataset)))
+        resolve_batch(self.settings, self.database, LoadRequest(batch_id, str(self.dataset)))
+        ensure_bucket(self.settings)
         request = Request(batch_id, str(self.dataset), self.settings.bucket, limit=limit, batch_size=batch_size)
         found = discover(self.database, request)
         assert found is not None
@@ -418,21 +420,21 @@ def test_a_batch_stays_under_a_thousand_tasks(recognitions: int, batch_size: int
 
 
 @pytest.fixture
-def lease(load: Load) -> Iterator[Lease]:
-    lease = Lease(load.settings, "b1", patience=0)
-    yield lease
-    lease.release()
+def lock(load: Load) -> Iterator[BatchLock]:
+    lock = BatchLock(load.settings, "b1", patience=0)
+    yield lock
+    lock.release()
 
 
-def test_two_runs_of_a_batch_do_not_go_together(load: Load, lease: Lease) -> None:
+def test_two_runs_of_a_batch_do_not_go_together(load: Load, lock: BatchLock) -> None:
     with pytest.raises(RefusedError, match="Another run of batch b1 is going on"):
-        Lease(load.settings, "b1", patience=0)
-    Lease(load.settings, "b2", patience=0).release()
-    lease.release()
-    Lease(load.settings, "b1", patience=0).release()
+        BatchLock(load.settings, "b1", patience=0)
+    BatchLock(load.settings, "b2", patience=0).release()
+    lock.release()
+    BatchLock(load.settings, "b1", patience=0).release()
 
 
-def test_the_lock_is_one_of_a_transaction(load: Load, lease: Lease) -> None:
+def test_the_lock_is_one_of_a_transaction(load: Load, lock: BatchLock) -> None:
     held = load.query(
         "SELECT a.state, l.mode FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory'"
         " AND a.datname = current_database()"
@@ -446,18 +448,29 @@ LOSE = (
 )
 
 
-def test_a_lock_that_was_lost_is_taken_again(load: Load, lease: Lease) -> None:
-    assert load.query(LOSE) == [(True,)]
-    lease.keep()
-    with pytest.raises(RefusedError, match="Another run of batch b1"):
-        Lease(load.settings, "b1", patience=0)
+def is_locked(load: Load) -> bool:
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+    return load.query(f"{held} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == [
+        (1,)
+    ]
 
 
-def test_a_run_whose_lock_another_run_took_stops(load: Load, lease: Lease) -> None:
+def test_a_lock_whose_connection_broke_is_taken_again(load: Load, lock: BatchLock) -> None:
     assert load.query(LOSE) == [(True,)]
-    other = Lease(load.settings, "b1", patience=10)
+    assert not is_locked(load)
+    assert wait_until(lambda: is_locked(load), 20)
     with pytest.raises(RefusedError, match="Another run of batch b1"):
-        lease.keep()
+        BatchLock(load.settings, "b1", patience=0)
+
+
+def test_a_run_whose_lock_another_run_took_is_told(load: Load) -> None:
+    lost: list[RefusedError] = []
+    lock = BatchLock(load.settings, "b1", patience=0, on_lost=lost.append)
+    assert load.query(LOSE) == [(True,)]
+    other = BatchLock(load.settings, "b1", patience=10)
+    assert wait_until(lambda: bool(lost), 20)
+    assert "Another run of batch b1" in lost[0].message
+    lock.release()
     other.release()
 
 
@@ -525,9 +538,9 @@ def test_what_was_sent_leaves_nothing_behind_that_only_a_collection_would_remove
         gc.enable()
 
 
-def test_what_is_there_when_a_load_begins_is_left_out_of_collections_until_it_ends() -> None:
+def test_what_is_there_when_a_load_begins_is_left_out_of_collections_until_it_ends(settings: Settings) -> None:
     before = gc.get_freeze_count()
-    with uploads.kept(ahead=False):
+    with Environment(settings).uploads.kept(ahead=False):
         assert gc.get_freeze_count() > before + 1000
     assert gc.get_freeze_count() == before
 

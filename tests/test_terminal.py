@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.terminal import ask
+from pipeline.cli.terminal import ask
 
 #: Ctrl-D, as the line discipline of a terminal knows it.
 END = b"\x04"

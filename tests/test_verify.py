@@ -14,10 +14,10 @@ from typing import Any
 import psycopg2
 import pytest
 
+from pipeline.batches.lock import BatchLock
 from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.sql import statement
-from pipeline.steps.begin import Lease
 from pipeline.steps.verify import CHECKS, Verification
 from pipeline.storage import Storage, StoredObject
 from tests import test_luigi, test_reset, world
@@ -786,7 +786,7 @@ def test_a_batch_that_is_being_run_is_not_mended(
     stored.remove(*lost)
     for key in ("b1/x", "b2/x", "stranger"):
         put_stranger(stored, key)
-    running = Lease(settings, "b1", patience=0)
+    running = BatchLock(settings, "b1", patience=0)
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
     for key in (lost[0], "b1/x"):

@@ -16,9 +16,9 @@ import psycopg2
 import pytest
 import requests
 
-from pipeline import worker
 from pipeline.config import Settings
 from pipeline.embedded.files import wait_until
+from pipeline.graph import luigid as luigid_calls
 from tests import world
 from tests.services import (
     REPOSITORY,
@@ -91,7 +91,7 @@ def luigid(workdir: Path, tmp_path: Path) -> Iterator[MakeLuigid]:
         with open(tmp_path / "luigid.log", "wb") as log:
             process = subprocess.Popen(command, cwd=workdir, env=subprocess_environment(), stdout=log, stderr=log)
         started.append(process)
-        assert wait_until(lambda: worker.answers(url) or process.poll() is not None, 30)
+        assert wait_until(lambda: luigid_calls.answers(url) or process.poll() is not None, 30)
         assert process.poll() is None, (tmp_path / "luigid.log").read_text(encoding="utf-8")
         return Luigid(url)
 

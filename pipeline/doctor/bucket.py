@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.batches.summary import size
 from pipeline.config import Settings
 from pipeline.dataset import MAXIMUM_PHOTO_BYTES
 from pipeline.doctor.clock import moment, offset_of_header
@@ -19,7 +20,6 @@ from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, war
 from pipeline.doctor.machine import Dataset
 from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
 from pipeline.errors import AccessDenied, ObjectNotFound, PipelineError
-from pipeline.steps.summary import size
 from pipeline.storage import Storage
 
 _PHOTO_TYPE = "image/jpeg"

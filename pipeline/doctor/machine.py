@@ -17,13 +17,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pipeline.batches.summary import size
 from pipeline.config import Settings
 from pipeline.dataset import Folder, Recognition, inspect_folder, list_folders
 from pipeline.doctor.finding import Finding, ok, problem, warning
 from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.errors import PermanentError
 from pipeline.logger import printable
-from pipeline.steps.summary import size
 
 SCARCE_BYTES = 64 << 20
 LOW_BYTES = 1 << 30

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipeline import batch_state
-from pipeline.batch_state import Batch
+from pipeline.batches import state as batch_state
+from pipeline.batches.resolve import reset_command, resume_command
+from pipeline.batches.state import Batch
+from pipeline.batches.summary import duration, size
 from pipeline.config import Settings
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
 from pipeline.doctor.clock import offset_of
@@ -20,8 +22,6 @@ from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, war
 from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
 from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError
 from pipeline.migrate import pending
-from pipeline.steps.begin import reset_command, resume_command
-from pipeline.steps.summary import duration, size
 
 #: Of one statement.
 _SECONDS = 10.0

@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from itertools import accumulate
 from typing import Any
 
-from pipeline.batch_state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
+from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
+from pipeline.batches.summary import duration, size
 from pipeline.logger import printable
 from pipeline.metrics import bound_of, quantile
 from pipeline.report.timeline import Clock, Row, Span, rates
-from pipeline.steps.summary import duration, size
 
 STEPS = (DISCOVER, UPLOAD, COPY, TRANSFORM, LOAD)
 #: Rows of the timeline; the workers beyond are told in words.

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline import batch_state
-from pipeline.batch_state import KIND_QWEN
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import KIND_QWEN
 from pipeline.database import Connection
 from pipeline.dataset import Reject
 from pipeline.errors import BadInput, UnfinishedError

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from pipeline import batch_state
-from pipeline.batch_state import COPY, KIND_LOAD, KIND_QWEN
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN
 from pipeline.database import Connection, Database, line_of
 from pipeline.dataset import Reject, json_of
 from pipeline.errors import BadInput, PermanentError, RefusedError, UnfinishedError

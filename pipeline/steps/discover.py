@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import batch_state
-from pipeline.batch_state import DISCOVER, KIND_LOAD, KIND_QWEN, WHOLE
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import DISCOVER, KIND_LOAD, KIND_QWEN, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.batch_state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
+from pipeline.batches.resolve import require_schema
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
+from pipeline.batches.summary import duration, size, summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset import MAXIMUM_PHOTO_BYTES
@@ -25,8 +27,6 @@ from pipeline.report.page import write_page
 from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.timeline import Clock, Span, rows, union
 from pipeline.report.trays import Photo, Tray, tray_of
-from pipeline.steps.begin import require_schema
-from pipeline.steps.summary import duration, size, summarise
 from pipeline.storage import Storage
 
 #: Pixels of the longer side of a photo in the page.

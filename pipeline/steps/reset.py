@@ -14,15 +14,15 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipeline import batch_state
-from pipeline.batch_state import KIND_LOAD, Batch
+from pipeline.batches import state as batch_state
+from pipeline.batches.resolve import check_batch_id, require_schema
+from pipeline.batches.state import KIND_LOAD, Batch
+from pipeline.batches.summary import size, summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import RefusedError, StorageError
 from pipeline.logger import get_logger
 from pipeline.progress import Counter
-from pipeline.steps.begin import check_batch_id, require_schema
-from pipeline.steps.summary import size, summarise
 from pipeline.storage import PAGE, Storage
 
 logger = get_logger(__name__)

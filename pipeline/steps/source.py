@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.batch_state import KIND_LOAD, Batch
+from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.database import Connection
 from pipeline.dataset import Reject, holder_of, holds_recognitions, modified
 from pipeline.errors import SourceUnavailable

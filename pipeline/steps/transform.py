@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from pipeline import batch_state
-from pipeline.batch_state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.errors import UnfinishedError
 from pipeline.logger import get_logger

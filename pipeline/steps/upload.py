@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import batch_state
-from pipeline.batch_state import COPY, KIND_LOAD, UPLOAD, Hold
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Hold
 from pipeline.database import Connection, Database
 from pipeline.dataset import File, Recognition, Reject
 from pipeline.errors import PermanentError, PipelineError, RefusedError, StorageError
@@ -26,6 +26,7 @@ logger = get_logger(__name__)
 _ROUNDS = 3
 
 Progress = Callable[[int], None]
+ProgressOf = Callable[[int, int], Progress]
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,26 @@ class Uploader:
         ahead: send the photos of the next shard while a shard ends. For a process that has the batch to itself:
             two processes would send the same photos.
         judges: this host may reject what it does not see as discovery saw it; see `require_source`.
-        progress_of: returns what counts the recognitions of a shard; it is given the shard and how many it has.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        storage: Storage,
-        *,
-        ahead: bool = False,
-        judges: bool = True,
-        progress_of: Callable[[int, int], Progress] = lambda *_: lambda _: None,
-    ) -> None:
+    def __init__(self, database: Database, storage: Storage, *, ahead: bool = False, judges: bool = True) -> None:
         self._database, self._storage = database, storage
-        self._looks_ahead, self._judges, self._progress_of = ahead, judges, progress_of
+        self._looks_ahead, self._judges = ahead, judges
         self._crew = Crew(storage.threads)
         self._ahead: _Begun | None = None
 
-    def upload(self, batch_id: str, shard: int, metrics: Metrics | None = None) -> None:
+    def upload(
+        self,
+        batch_id: str,
+        shard: int,
+        metrics: Metrics | None = None,
+        *,
+        progress_of: ProgressOf = lambda *_: lambda _: None,
+    ) -> None:
         """Upload the photos of a shard and write its marker; nothing happens when the marker is there.
+
+        Arguments:
+            progress_of: returns what counts the recognitions of a shard; it is given the shard and how many it has.
 
         Raises:
             RefusedError: the batch is not being loaded.
@@ -80,12 +82,12 @@ class Uploader:
             self._leave(begun)
             begun = None
         if begun is None:
-            begun = self._begin(batch_id, shard, metrics or Metrics())
+            begun = self._begin(batch_id, shard, metrics or Metrics(), progress_of)
         if begun is None:
             return
         try:
             if self._looks_ahead:
-                self._look_ahead(batch_id, shard)
+                self._look_ahead(batch_id, shard, progress_of)
             recognitions, rejects = self._finish(begun)
         except BaseException as exc:  # an interrupt included, be it while looking ahead
             begun.sending.stop()
@@ -101,7 +103,9 @@ class Uploader:
             self._leave(begun)
         self._crew.close()
 
-    def _begin(self, batch_id: str, shard: int | None, metrics: Metrics, after: int = 0) -> _Begun | None:
+    def _begin(
+        self, batch_id: str, shard: int | None, metrics: Metrics, progress_of: ProgressOf, after: int = 0
+    ) -> _Begun | None:
         """Begin a shard, or the first after another that is not done; return None when there is nothing to do."""
 
         def work(connection: Connection) -> tuple[int, Hold, list[Entry]] | None:
@@ -132,13 +136,13 @@ class Uploader:
             if shard is not None:  # else nobody asked for it yet
                 _roll_back(self._database, self._storage, batch_id, number, held.created_at, _keys(entries))
             raise
-        progress = self._progress_of(number, len(entries))
+        progress = progress_of(number, len(entries))
         sending = Sending(self._crew, storage, Path(held.source), entries, present, metrics, progress)
         return _Begun(batch_id, number, held, entries, sending, storage, metrics)
 
-    def _look_ahead(self, batch_id: str, shard: int) -> None:
+    def _look_ahead(self, batch_id: str, shard: int, progress_of: ProgressOf) -> None:
         try:
-            self._ahead = self._begin(batch_id, None, Metrics(), after=shard)
+            self._ahead = self._begin(batch_id, None, Metrics(), progress_of, after=shard)
         except PipelineError as exc:  # its own task will meet it again, and say so
             logger.debug("upload: nothing is sent ahead: %s", exc.message)
 
@@ -187,8 +191,8 @@ def upload_shard(
     progress: Progress = lambda _: None,
 ) -> None:
     """Upload one shard with threads of its own; see `Uploader.upload`."""
-    with closing(Uploader(database, storage, progress_of=lambda *_: progress)) as uploader:
-        uploader.upload(batch_id, shard, metrics)
+    with closing(Uploader(database, storage)) as uploader:
+        uploader.upload(batch_id, shard, metrics, progress_of=lambda *_: progress)
 
 
 def _settle(database: Database, begun: _Begun, facts: Sequence[Facts], rejects: Sequence[Reject]) -> set[str]:

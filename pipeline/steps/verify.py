@@ -21,8 +21,8 @@ from functools import partial
 from operator import methodcaller
 from pathlib import Path
 
-from pipeline import batch_state
-from pipeline.batch_state import KIND_LOAD
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.errors import (
     ObjectNotFound,

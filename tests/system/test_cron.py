@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.config import Settings
 from pipeline.embedded.files import wait_until
-from pipeline.worker import answers
+from pipeline.graph.luigid import answers
 from tests import crontab, world
 from tests.services import MakeDataset, subprocess_environment
 from tests.system.conftest import require, require_root

@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipeline import worker
 from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.embedded import postgres
@@ -27,6 +26,7 @@ from pipeline.embedded.files import wait_until
 from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.embedded.services import create_roles
 from pipeline.embedded.storage_auth import mint_key
+from pipeline.graph import luigid as luigid_calls
 from pipeline.migrate import migrate
 from tests import world
 from tests.services import (
@@ -187,7 +187,7 @@ def luigid(network: Network, settings: Settings, clean_environment: None, tmp_pa
     with open(tmp_path / "luigid.log", "wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=subprocess_environment(), stdout=log, stderr=log)
     try:
-        assert wait_until(lambda: worker.answers(url) or process.poll() is not None, SECONDS)
+        assert wait_until(lambda: luigid_calls.answers(url) or process.poll() is not None, SECONDS)
         assert process.poll() is None, (tmp_path / "luigid.log").read_text(encoding="utf-8")
         yield Luigid(url)
     finally:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pipeline.batch_state import KIND_QWEN, batch_from
+from pipeline.batches.resolve import reset_command, resume_command
+from pipeline.batches.state import KIND_QWEN, batch_from
+from pipeline.batches.summary import size
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError
 from pipeline.migrate import pending
-from pipeline.steps.begin import reset_command, resume_command
-from pipeline.steps.summary import size
 from pipeline.storage import Storage
 
 _NEWEST = 10

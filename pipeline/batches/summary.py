@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline import batch_state
-from pipeline.batch_state import KIND_QWEN
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import KIND_QWEN
 from pipeline.database import Connection
 from pipeline.logger import printable
 from pipeline.metrics import merge

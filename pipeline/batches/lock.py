@@ -1,0 +1,124 @@
+"""The lock of a batch: one run of it at a time, whoever started that run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from pipeline.batches import state
+from pipeline.config import Settings
+from pipeline.database import Connection, Database
+from pipeline.errors import DatabaseUnavailable, Interrupted, RefusedError
+from pipeline.logger import get_logger
+
+logger = get_logger(__name__)
+
+_POLL_SECONDS = 0.2
+_CHECK_SECONDS = 2.0
+_RELEASE_SECONDS = 1.0
+
+
+class BatchLock:
+    """An advisory lock in a transaction that stays open, so that a pooler in transaction mode may stand in between.
+
+    A forked process inherits the connection. The batch therefore counts as running until the last process of a killed
+    run has ended. The lock saves work and gives a clear message; the steps themselves ensure that nothing counts twice.
+
+    A thread checks the lock every two seconds and replaces a connection that broke.
+
+    Arguments:
+        patience: seconds to wait for another run to end, and for a database that is away.
+        on_lost: called from the thread, with the error, once another run has taken the lock after such a break.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        batch_id: str,
+        *,
+        patience: float = 10.0,
+        on_lost: Callable[[RefusedError], None] = lambda _: None,
+    ) -> None:
+        """Take the lock.
+
+        Raises:
+            RefusedError: another run of this batch goes on.
+            DatabaseUnavailable: the database stays away.
+        """
+        self._settings, self._batch_id, self._patience, self._on_lost = settings, batch_id, patience, on_lost
+        self._stack = ExitStack()
+        self._connection: Connection | None = None
+        self._backend: dict[str, Any] | None = None
+        self._application = f"pipeline lock {batch_id}"[:63]  # PostgreSQL truncates the name to 63 bytes
+        self._released = threading.Event()
+        self._take()
+        self._thread = threading.Thread(target=self._keep, name=self._application, daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Release the lock; a thread that waits for an unreachable database releases it later."""
+        self._released.set()
+        self._thread.join(_RELEASE_SECONDS)
+
+    def _take(self) -> None:
+        deadline = time.monotonic() + self._patience
+        while not self._released.is_set():
+            try:
+                if self._try():
+                    return
+            except DatabaseUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            if time.monotonic() > deadline:
+                self._disconnect()
+                raise RefusedError(
+                    f"Another run of batch {self._batch_id} is going on.",
+                    "Wait for it, or stop it; nothing was changed.",
+                )
+            self._released.wait(_POLL_SECONDS)
+
+    def _try(self) -> bool:
+        try:
+            if self._connection is None:
+                database = Database(self._settings, application=self._application)
+                self._stack.callback(database.close)
+                connection = self._stack.enter_context(database.transaction())
+                if self._backend is not None:
+                    # The server may not have noticed that the former connection broke, and still hold its lock.
+                    connection.execute("end_backend", application=self._application, **self._backend)
+                self._backend = connection.one("find_backend")._asdict()
+                self._connection = connection
+            return state.try_lock(self._connection, self._batch_id)
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _keep(self) -> None:
+        try:
+            while not self._released.wait(_CHECK_SECONDS):
+                self._check()
+        except RefusedError as exc:
+            self._on_lost(exc)
+        finally:
+            self._disconnect()
+
+    def _check(self) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.one("now")
+                return
+        except DatabaseUnavailable:
+            logger.warning("lock: the connection that held the lock of batch %s broke", self._batch_id)
+            self._disconnect()
+        try:
+            self._take()
+        except DatabaseUnavailable as exc:
+            logger.info("lock: the lock of batch %s cannot be taken again yet: %s", self._batch_id, exc.message)
+
+    def _disconnect(self) -> None:
+        self._connection = None
+        # Rolled back, as after an error: there is nothing to commit, and a connection that broke could not.
+        self._stack.__exit__(Interrupted, Interrupted("The lock is released."), None)

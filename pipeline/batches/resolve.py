@@ -1,0 +1,187 @@
+"""Find the batch that a load request means, and refuse a request that contradicts what is on record."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pipeline.batches import state as batch_state
+from pipeline.batches.state import KIND_LOAD, KIND_QWEN, LOAD, Batch
+from pipeline.config import Settings
+from pipeline.database import Connection, Database
+from pipeline.dataset import MAXIMUM_BIGINT, find_source
+from pipeline.errors import DatabaseError, RefusedError, SettingsError, UsageError
+from pipeline.migrate import pending
+from pipeline.qwen import find_annotations
+from pipeline.storage import Storage
+
+# SQLSTATE: undefined_table, invalid_schema_name
+_NO_SCHEMA = ("42P01", "3F000")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """The parameters of a load, before the batch that they mean is known."""
+
+    batch_id: str | None = None
+    source: str | None = None
+    limit: int | None = None
+    force: bool = False
+    kind: str = KIND_LOAD
+
+
+@dataclass(frozen=True)
+class ResolvedBatch:
+    """The batch that a request means.
+
+    Attributes:
+        source: the dataset's folder or the annotations file, as an absolute path.
+        done: the batch is committed; at most its summary is missing.
+        marked: the summary is there as well.
+    """
+
+    batch_id: str
+    source: str
+    done: bool
+    marked: bool = False
+
+
+def check_batch_id(batch_id: str) -> None:
+    """Raise UsageError unless the id can be part of an object key."""
+    if not _ID.fullmatch(batch_id) or ".." in batch_id:
+        raise UsageError(
+            f"The batch id {batch_id!r} is not valid.",
+            "Use 1 to 100 letters, digits, dots, dashes and underscores, a letter or digit first, and no '..'.",
+        )
+
+
+def resolve_batch(settings: Settings, database: Database, request: LoadRequest) -> ResolvedBatch:
+    """Return the batch that a request means: the one named, the newest unfinished one like it, or a new one.
+
+    Raises:
+        UsageError: the id, the limit or the source is not valid, or migrations are pending.
+        RefusedError: the batch is of another kind, was begun with other parameters, or is being reset.
+    """
+    if request.batch_id is not None:
+        check_batch_id(request.batch_id)
+    if request.limit is not None and not 1 <= request.limit <= MAXIMUM_BIGINT:
+        raise UsageError(f"--limit is {request.limit}.", "Use a number from 1, or leave it out for no limit.")
+    try:
+        return database.run(lambda connection: _resolve(connection, settings, request))
+    except DatabaseError as exc:
+        if exc.code in _NO_SCHEMA:
+            database.run(require_schema)
+        raise
+
+
+def ensure_bucket(settings: Settings) -> None:
+    """Make the bucket where it is missing, so that a wrong key or URL shows before anything is written.
+
+    Raises:
+        AccessDenied: Storage refuses the key, or the host is unknown.
+    """
+    with closing(Storage(settings)) as storage:
+        storage.ensure_bucket()
+
+
+def _resolve(connection: Connection, settings: Settings, request: LoadRequest) -> ResolvedBatch:
+    require_schema(connection, there=True)
+    if request.batch_id is not None:
+        batch = batch_state.find_batch(connection, request.batch_id)
+        if batch is not None and batch.state != "reset":
+            resolved = _resume(batch, settings, request)
+            return replace(resolved, marked=resolved.done and batch_state.is_done(connection, batch.id, LOAD))
+        return ResolvedBatch(request.batch_id, _source(settings, request), False)
+    source = _source(settings, request)
+    rows = connection.execute(
+        "find_unfinished",
+        kind=request.kind,
+        source=source,
+        force=request.force,
+        recognition_limit=request.limit,
+        bucket=settings.bucket,
+    )
+    if rows:
+        return ResolvedBatch(rows[0].id, source, False)
+    return ResolvedBatch(_new_id(connection, "batch" if request.kind == KIND_LOAD else "qwen"), source, False)
+
+
+def _source(settings: Settings, request: LoadRequest) -> str:
+    if request.kind == KIND_LOAD:
+        return str(find_source(request.source, settings.dataset_dir))
+    return str(find_annotations(request.source, settings.qwen_annotations, settings.dataset_dir))
+
+
+def require_schema(connection: Connection, *, there: bool | None = None) -> None:
+    """Raise SettingsError when a migration is pending; `there` as for `pending`."""
+    missing = pending(connection, there=there)
+    if missing:
+        raise SettingsError(
+            f"{len(missing)} {'migration is' if len(missing) == 1 else 'migrations are'} pending, the first is "
+            f"{missing[0].version}_{missing[0].name}.",
+            "Run `python -m pipeline migrate` first.",
+        )
+
+
+def _resume(batch: Batch, settings: Settings, request: LoadRequest) -> ResolvedBatch:
+    if batch.kind != request.kind:
+        holds = "a dataset" if batch.kind == KIND_LOAD else "Qwen annotations"
+        raise RefusedError(f"Batch {batch.id} holds {holds}.", "Choose another --batch-id.")
+    if batch.state == "resetting":
+        raise RefusedError(
+            f"Batch {batch.id} is being reset.",
+            f"Finish that first: `{reset_command(batch.id, settings.environment == 'production')}`.",
+        )
+    differences = []
+    if request.source is not None and _absolute(request.source) != batch.source:
+        differences.append(f"{'--source' if batch.kind == KIND_LOAD else '--file'} {batch.source}")
+    if request.limit != batch.limit:
+        differences.append(f"--limit {batch.limit}" if batch.limit is not None else "no --limit")
+    if request.force != batch.force:
+        differences.append("--force" if batch.force else "no --force")
+    if settings.bucket != batch.bucket and batch.kind == KIND_LOAD:
+        differences.append(f"STORAGE_BUCKET {batch.bucket}")
+    if differences:
+        raise RefusedError(
+            f"Batch {batch.id} was begun with {', '.join(differences)}.",
+            "Repeat the command with the same parameters, or choose another --batch-id.",
+        )
+    done = batch.state == "done"
+    if not done:
+        _source(settings, replace(request, source=batch.source))
+    return ResolvedBatch(batch.id, batch.source, done)
+
+
+def _absolute(source: str) -> str:
+    """Return a source as it is on record; the folder need not be there any more."""
+    try:
+        return str(Path(source).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError):
+        return source
+
+
+def _new_id(connection: Connection, prefix: str) -> str:
+    moment = datetime.now()
+    while True:
+        batch_id = f"{prefix}_{moment:%Y%m%d_%H%M%S}"
+        if batch_state.find_batch(connection, batch_id) is None:
+            return batch_id
+        moment += timedelta(seconds=1)
+
+
+def resume_command(batch_id: str, kind: str, limit: int | None, force: bool, production: bool) -> str:
+    """Return the command that goes on with a batch; its source is on record."""
+    parts = ["python -m pipeline", "load-qwen" if kind == KIND_QWEN else "load", f"--batch-id {batch_id}"]
+    parts += [f"--limit {limit}"] if limit is not None else []
+    parts += ["--force"] if force else []
+    parts += ["--production"] if production else []
+    return " ".join(parts)
+
+
+def reset_command(batch_id: str, production: bool) -> str:
+    """Return the command that takes a batch out."""
+    return f"python -m pipeline reset --batch-id {batch_id}{' --production' if production else ''}"

@@ -1,0 +1,147 @@
+"""What all tasks have in common: markers, failures and reports; and what the task of a whole batch does besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import luigi
+
+from pipeline.batches.state import WHOLE
+from pipeline.database import Database
+from pipeline.errors import PipelineError
+from pipeline.graph import command
+from pipeline.graph.failures import Failure, exit_with
+from pipeline.graph.markers import BatchStateTarget
+from pipeline.graph.run import Run, registry
+from pipeline.metrics import Metrics
+from pipeline.progress import Report
+from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class BatchTask(luigi.Task):
+    """A task of a batch; subclasses name their step."""
+
+    batch_id = luigi.Parameter(description="the batch")
+    production = luigi.BoolParameter(default=False, description="use .env.production")
+
+    step: str
+
+    @property
+    def active_run(self) -> Run:
+        """Return the run of this process that the task belongs to."""
+        return registry.load(self.batch_id, self.production)
+
+    @property
+    def database(self) -> Database:
+        """Return the database of this task's environment."""
+        return self.active_run.database
+
+    def output(self) -> luigi.Target:
+        """Return the marker."""
+        return BatchStateTarget(self.active_run.markers, self.batch_id, self.step, getattr(self, "shard", WHOLE))
+
+    def complete(self) -> bool:
+        """Return whether the marker is there; a failure to find out is recorded as one of the task."""
+        with self.recording_failures():
+            return bool(super().complete())  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def recording_failures(self) -> Iterator[None]:
+        """Record an error of the block as a failure of this task: Luigi passes on its traceback only."""
+        try:
+            yield
+        except PipelineError as exc:
+            self.active_run.failed(self, exc)
+            raise
+
+    def on_success(self) -> None:
+        """Note that the services answer."""
+        self.active_run.succeeded()
+
+    def on_failure(self, exception: BaseException) -> str:
+        """Record the failure, and return what the scheduler shows of it: no secret, no traceback."""
+        return str(self.active_run.failed(self, exception))
+
+    def open_storage(self, metrics: Metrics) -> AbstractContextManager[Storage]:
+        """Return Storage for the length of a block."""
+        return closing(Storage(self.active_run.environment.settings, metrics))
+
+    def report(self, message: str, percent: int | None = None) -> None:
+        """Set status message and progress in the visualiser, where there is one."""
+        if registry.status is not None:
+            registry.status.report(self.task_id, (message, percent))
+
+    def reporting(self, read: Callable[[], Report | None]) -> AbstractContextManager[object]:
+        """Report to the visualiser during the block, at most once a second, what `read` returns."""
+        return registry.reporting(self.task_id, read)
+
+
+@BatchTask.event_handler(luigi.Event.PROCESS_FAILURE)  # type: ignore[no-untyped-call,untyped-decorator]
+def _record_process_failure(task: luigi.Task, message: str) -> None:
+    """Record that the process of a task ended before the task did."""
+    if isinstance(task, BatchTask):
+        task.active_run.failures.add(Failure(str(task), "", message, ""))
+
+
+class ShardTask(BatchTask):
+    """A task of one shard."""
+
+    shard = luigi.IntParameter(description="the shard, from 1")
+
+    @classmethod
+    def of(cls, task: BatchTask, shard: int) -> Self:
+        """Return the task of a shard in the batch of another task."""
+        parameters: dict[str, Any] = {"batch_id": task.batch_id, "shard": shard, "production": task.production}
+        return cls(**parameters)
+
+
+class RootTask(BatchTask):
+    """A task that people run, or require from tasks of their own. It has the lock of its batch."""
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+        """Resolve what the parameters mean, so that the task id and the tasks below carry it."""
+        values = dict(super().get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
+        family = str(cls.get_task_family())  # type: ignore[no-untyped-call]
+        is_root = command.is_root(family) and not registry.owns_worker
+        if is_root:
+            command.prepare()
+        try:
+            run = cls.resolve(values)
+        except PipelineError as exc:
+            if is_root:
+                exit_with(exc)
+            raise
+        if is_root:
+            command.take_over(registry, run)
+        return [(name, values[name]) for name, _ in params]
+
+    @classmethod
+    def resolve(cls, values: dict[str, Any]) -> Run:
+        """Return the run that the parameters mean, and fill in what they leave open."""
+        raise NotImplementedError
+
+    def complete(self) -> bool:
+        """Return whether nothing is left to do."""
+        registry.attend(self.active_run)
+        return super().complete()
+
+    def requires(self) -> Any:
+        """Take the lock of the batch when a worker is about to schedule this task, and return what it requires.
+
+        Raises:
+            RefusedError: another run of the batch goes on.
+        """
+        if registry.attend(self.active_run):
+            with self.recording_failures():
+                self.active_run.claim()
+        return self.required()
+
+    def required(self) -> Any:
+        """Return the tasks that have to be complete before this one."""
+        return []

@@ -1,0 +1,103 @@
+"""Failures of tasks, recorded in the process that ran the task and read in the process that schedules."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+import luigi.retcodes
+
+from pipeline import errors
+from pipeline.config import redact
+from pipeline.errors import PipelineError
+from pipeline.logger import say
+
+#: Failures that are printed; the others most often say the same.
+_PRINTED = 5
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed task.
+
+    Attributes:
+        task: the task's family and parameters.
+        error: the name of the error's class in `pipeline.errors`, empty for any other exception.
+        message: what happened, without secrets.
+        hint: what to do about it.
+    """
+
+    task: str
+    error: str
+    message: str
+    hint: str
+
+    @classmethod
+    def of(cls, task: object, exception: BaseException) -> Failure:
+        """Describe an exception of a task."""
+        if isinstance(exception, PipelineError):
+            return cls(str(task), type(exception).__name__, redact(exception.message), redact(exception.hint))
+        return cls(str(task), "", redact(f"{type(exception).__name__}: {exception}"), "")
+
+    def as_error(self) -> PipelineError | None:
+        """Return the error again, None for an exception of any other class."""
+        kind = getattr(errors, self.error) if self.error else None
+        return kind(self.message, self.hint) if kind is not None else None
+
+    def __str__(self) -> str:
+        text = f"{self.error}: {self.message}" if self.error else self.message
+        return f"{text}\n{self.hint}" if self.hint else text
+
+
+class FailureLog:
+    """An append-only list of failures that forked processes share.
+
+    It is an unnamed file: a single write at its end is atomic, so a process that is killed leaves no lock behind.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile("ab+", buffering=0)  # noqa: SIM115 (it lives as long as its run)
+        weakref.finalize(self, self._file.close)
+
+    def add(self, failure: Failure) -> None:
+        """Append a failure."""
+        self._file.write(json.dumps(asdict(failure)).encode() + b"\n")
+
+    def read(self) -> list[Failure]:
+        """Return the failures in their order; one that follows itself, as at each level of the graph, counts once."""
+        found: list[Failure] = []
+        for line in os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size, 0).splitlines():
+            failure = Failure(**json.loads(line))
+            if not found or (found[-1].error, found[-1].message) != (failure.error, failure.message):
+                found.append(failure)
+        return found
+
+    def clear(self) -> None:
+        """Forget all failures."""
+        self._file.truncate(0)
+
+
+def print_failures(failures: Sequence[Failure]) -> None:
+    """Print the first failures on stderr."""
+    for failure in failures[:_PRINTED]:
+        say(f"Failed: {failure.task}: {failure.message}", task=failure.task, error=failure.error)
+        if failure.hint:
+            say(f"Hint: {failure.hint}")
+
+
+def exit_with(error: PipelineError) -> NoReturn:
+    """End Luigi's command with an error that came before its first task.
+
+    Raises:
+        SystemExit: with the code `unhandled_exception` of the section [retcode].
+    """
+    say(f"Error: {error.message}")
+    if error.hint:
+        say(f"Hint: {error.hint}")
+    sys.exit(luigi.retcodes.retcode().unhandled_exception)

@@ -1,0 +1,79 @@
+"""Luigi's question whether a task is done, answered by markers."""
+
+from __future__ import annotations
+
+import os
+
+import luigi
+
+from pipeline.batches import state
+from pipeline.batches.state import WHOLE
+from pipeline.database import Database
+
+
+class MarkerCache:
+    """The markers of a batch that this process knows of.
+
+    A marker that is there stays there, unless an upload is rolled back. A marker that is missing may appear at any
+    moment. So the one query that lists all markers answers only the first question about each shard: the one that
+    Luigi asks about every shard when it schedules them. Processes forked later ask the database.
+    """
+
+    def __init__(self, database: Database, batch_id: str) -> None:
+        self._database, self._batch_id = database, batch_id
+        self._present: set[tuple[str, int]] = set()
+        self._asked: set[tuple[str, int]] = set()
+        self._listed: set[tuple[str, int]] | None = None
+        self._owner = os.getpid()
+
+    def add(self, step: str, shard: int = WHOLE) -> None:
+        """Remember a marker."""
+        self._present.add((step, shard))
+
+    def remove(self, step: str, shard: int) -> None:
+        """Forget the marker of a step that was rolled back."""
+        self._present.discard((step, shard))
+
+    def exists(self, step: str, shard: int = WHOLE) -> bool:
+        """Return whether the marker is there."""
+        key = step, shard
+        if key in self._present:
+            return True
+        if shard != WHOLE and key not in self._asked and self._owner == os.getpid():
+            self._asked.add(key)
+            if self._listed is None:
+                self._listed = set(self._database.run(lambda c: state.list_marked(c, self._batch_id)))
+            return key in self._listed
+        found = self._database.run(lambda connection: state.is_done(connection, self._batch_id, step, shard))
+        if found and shard == WHOLE:
+            self.add(step)
+        return found
+
+
+class BatchStateTarget(luigi.Target):
+    """A row of ingest.batch_state."""
+
+    def __init__(self, markers: MarkerCache, batch_id: str, step: str, shard: int = WHOLE) -> None:
+        self._markers, self._batch_id, self._step, self._shard = markers, batch_id, step, shard
+
+    def exists(self) -> bool:
+        """Return whether the marker is there."""
+        return self._markers.exists(self._step, self._shard)
+
+    def __str__(self) -> str:
+        return f"{self._batch_id}/{self._step}" + (f"/{self._shard}" if self._shard else "")
+
+
+class ResetTarget(luigi.Target):
+    """A batch that is reset: a reset deletes markers, its own would be among them."""
+
+    def __init__(self, database: Database, batch_id: str) -> None:
+        self._database, self._batch_id = database, batch_id
+
+    def exists(self) -> bool:
+        """Return whether nothing of the batch is left."""
+        batch = self._database.run(lambda connection: state.find_batch(connection, self._batch_id))
+        return batch is not None and batch.state == "reset"
+
+    def __str__(self) -> str:
+        return f"{self._batch_id}/reset"

@@ -1,0 +1,168 @@
+"""Worker processes that run one task after another.
+
+Luigi forks for every task. Such a process connects to PostgreSQL and Storage anew, and measures anew how many requests
+Storage takes. Here the processes stay until the worker has ended: docs/explanation/performance.md has the gain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import luigi
+
+_PR_SET_PDEATHSIG = 1
+
+
+class PooledTask:
+    """A task for a process of the pool, with the interface of the process that Luigi would have forked for it."""
+
+    use_multiprocessing = True
+    #: A task with a timeout has a process of its own, which can be ended without harm to other tasks.
+    timeout_time = None
+    worker_timeout = 0
+
+    def __init__(self, pool: Pool, task: luigi.Task, status_reporter: Any) -> None:
+        self.task, self.status_reporter = task, status_reporter
+        self._pool = pool
+        self._child: _Child | None = None
+
+    def start(self) -> None:
+        """Send the task to an idle process."""
+        self._child = self._pool.send(self)
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process id, None before the start."""
+        return self._child.process.pid if self._child else None
+
+    @property
+    def exitcode(self) -> int | None:
+        """Return the exit code of the process, None while it runs."""
+        return self._child.process.exitcode if self._child else None
+
+    def is_alive(self) -> bool:
+        """Return whether the process runs."""
+        return self._child is not None and bool(self._child.process.is_alive())
+
+    def terminate(self) -> None:
+        """End the process with SIGTERM."""
+        if self.is_alive():
+            os.kill(self.pid or 0, signal.SIGTERM)
+
+
+class _Child:
+    """A process of the pool, and the task it was sent last."""
+
+    def __init__(self, process: Any, tasks: Connection) -> None:
+        self.process, self.tasks = process, tasks
+        self.task: PooledTask | None = None
+
+
+class Pool:
+    """The processes of a worker.
+
+    Arguments:
+        make: returns an object whose `run` runs a task and reports its result; called in the process that runs it.
+        around: entered once in each process.
+        is_running: returns whether Luigi still waits for the result of a task.
+        forking: entered around each fork.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[luigi.Task], Any],
+        around: Callable[[], AbstractContextManager[None]],
+        is_running: Callable[[PooledTask], bool],
+        forking: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._make, self._around, self._is_running, self._forking = make, around, is_running, forking
+        self._children: list[_Child] = []
+
+    def send(self, task: PooledTask) -> _Child:
+        """Send a task to an idle process, a new one where none is idle."""
+        self._children = [child for child in self._children if child.process.is_alive()]
+        child = next((child for child in self._children if self._is_idle(child)), None) or self._fork()
+        child.task = task
+        # Where the process has just ended, Luigi notices that and reports the task as failed.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            child.tasks.send(task.task)  # pickled as it is: from its parameters, it would resolve its batch again
+        return child
+
+    def _is_idle(self, child: _Child) -> bool:
+        return child.task is None or not self._is_running(child.task)
+
+    def close(self) -> None:
+        """Let every process finish its task and end, and wait for that."""
+        for child in self._children:
+            child.tasks.close()
+        for child in self._children:
+            child.process.join()
+        self._children.clear()
+
+    def end(self) -> None:
+        """End every process with SIGTERM, and wait for that."""
+        for child in self._children:
+            if child.process.is_alive():
+                os.kill(child.process.pid, signal.SIGTERM)
+        self.close()
+
+    def _fork(self) -> _Child:
+        context = multiprocessing.get_context("fork")
+        reader, writer = context.Pipe(duplex=False)
+        others = [child.tasks for child in self._children]
+        process = context.Process(target=self._work, args=(reader, [writer, *others], os.getpid()))
+        with self._forking():
+            process.start()
+        reader.close()
+        child = _Child(process, writer)
+        self._children.append(child)
+        return child
+
+    def _work(self, tasks: Connection, inherited: Collection[Connection], parent: int) -> None:
+        """Run tasks until the worker closes its end of the pipe."""
+        end_with_parent(parent)
+        for connection in inherited:  # an open copy would keep the other processes from noticing that the worker ended
+            connection.close()
+        with self._around():
+            while True:
+                try:
+                    task = tasks.recv()
+                except EOFError:
+                    return
+                self._make(task).run()
+
+
+def end_with_parent(parent: int) -> None:
+    """Make a forked process end with its parent, and leave the signals of a terminal to the parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class ChildProcess:
+    """Luigi's `task_process_context`: the process that Luigi forks for a task ends with its parent."""
+
+    def __init__(self, task_process: Any) -> None:
+        self._forked = bool(task_process.use_multiprocessing)
+        self._parent = os.getppid()
+
+    def __enter__(self) -> ChildProcess:
+        if self._forked:
+            end_with_parent(self._parent)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None

@@ -1,0 +1,82 @@
+"""SIGTERM, Ctrl-C and a closed terminal end a command of ours in an orderly way, by KeyboardInterrupt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_HANDLER_SECONDS = 0.2
+_REPEAT_SECONDS = 0.05
+
+
+class Interrupts:
+    """The signal handlers of a process whose command is ours.
+
+    The handler raises KeyboardInterrupt. Two places need help. Python swallows an exception that a handler raises while
+    the process forks, or in a finalizer. And no handler runs while the main thread waits for PostgreSQL; a thread that
+    reads the signal's number from a socket then cancels the statement.
+
+    Arguments:
+        cancel_statements: cancels what the process's database connections wait for.
+    """
+
+    def __init__(self, cancel_statements: Callable[[], None]) -> None:
+        self._cancel_statements = cancel_statements
+        self._defers = self._received = False
+        self._owner = os.getpid()
+        self._handled = threading.Event()
+        self._former_hook = sys.unraisablehook
+
+    def install(self) -> None:
+        """Handle the signals, as far as this is the main thread; `nohup` keeps SIGHUP ignored."""
+        sys.unraisablehook = self._unraisable
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in _SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
+        signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Raise what a signal asks for at the end of the block; a second signal raises at once."""
+        self._defers = True
+        try:
+            yield
+        finally:
+            self._defers = False
+        if self._received and os.getpid() == self._owner:
+            raise KeyboardInterrupt
+
+    def _watch(self, reader: socket.socket) -> None:
+        while numbers := reader.recv(16):
+            if _SIGNALS.intersection(numbers) and not self._handled.wait(_HANDLER_SECONDS):
+                self._cancel_statements()
+            self._handled.clear()
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Repeat a signal whose exception a finalizer swallowed."""
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._former_hook(unraisable)
+        elif os.getpid() == self._owner:
+            repeat = threading.Timer(_REPEAT_SECONDS, os.kill, (self._owner, signal.SIGINT))
+            repeat.daemon = True
+            repeat.start()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            os._exit(128 + number)  # a child that has not installed its own handlers yet
+        self._handled.set()
+        repeated, self._received = self._received, True
+        if repeated or not self._defers:
+            raise KeyboardInterrupt

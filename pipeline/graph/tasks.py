@@ -1,0 +1,342 @@
+"""The Luigi tasks: what requires what, and which marker says that it is done. The work itself is in `pipeline.steps`.
+
+LoadBatch -> TransformBatch -> DiscoverBatch
+                   └ yields, once the shards are known, CopyShard -> UploadShard for each
+LoadQwen -> TransformQwen -> DiscoverQwen
+                   └ yields, once the shards are known, CopyQwenShard for each
+ResetBatch
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import luigi
+from luigi.task import DynamicRequirements
+
+from pipeline.batches import state
+from pipeline.batches.resolve import LoadRequest, reset_command
+from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
+from pipeline.batches.summary import headline, performance_metrics, summarise
+from pipeline.database import Connection
+from pipeline.errors import PermanentError, RefusedError, UnfinishedError
+from pipeline.graph.base import BatchTask, RootTask, ShardTask
+from pipeline.graph.run import Run, registry
+from pipeline.graph.status import percent
+from pipeline.metrics import Metrics
+from pipeline.progress import Report
+from pipeline.steps.copy import copy_shard
+from pipeline.steps.discover import Request, discover
+from pipeline.steps.reset import find_batch_to_reset, reset_batch
+from pipeline.steps.transform import transform_batch
+
+
+class UploadShard(ShardTask):
+    """Upload the photos of a shard."""
+
+    step = UPLOAD
+
+    def run(self) -> None:
+        """Upload, then mark."""
+        run = self.active_run
+        uploading = run.environment.uploads.uploader(may_reject=run.environment.may_reject)
+        with uploading as uploader, self.reporting(self._progress):
+            uploader.upload(self.batch_id, self.shard, progress_of=run.counter.of)
+        run.markers.add(UPLOAD, self.shard)
+
+    def _progress(self) -> Report | None:
+        done, total = self.active_run.counter.read_shard(self.shard)
+        return (f"{2 * done} of {2 * total} photos", percent(done, total)) if total else None
+
+
+class CopyShard(ShardTask):
+    """COPY the rows of a shard into the schema raw."""
+
+    step = COPY
+    kind = KIND_LOAD
+
+    def requires(self) -> UploadShard | list[luigi.Task]:
+        """Return the upload of the same shard."""
+        return UploadShard.of(self, self.shard)
+
+    def run(self) -> None:
+        """Copy and mark in one transaction."""
+        run = self.active_run
+        metrics = Metrics()
+        messages = ["copying"]
+        try:
+            with (
+                self.open_storage(metrics) as storage,
+                self.reporting(lambda: (messages[-1], 100 if len(messages) > 1 else 0)),
+            ):
+                copy_shard(
+                    self.database,
+                    storage,
+                    self.batch_id,
+                    self.shard,
+                    metrics,
+                    messages.append,
+                    kind=self.kind,
+                    judges=run.environment.may_reject,
+                )
+        except (PermanentError, UnfinishedError):
+            run.markers.remove(UPLOAD, self.shard)  # the upload was rolled back, here or by another process
+            raise
+        run.markers.add(COPY, self.shard)
+
+
+class CopyQwenShard(CopyShard):
+    """COPY the detections of a shard into the schema raw; there is nothing to upload."""
+
+    kind = KIND_QWEN
+
+    def requires(self) -> list[luigi.Task]:
+        """Return nothing: the manifest is there when a shard is known."""
+        return []
+
+    def run(self) -> None:
+        """Copy, mark and count."""
+        super().run()
+        recognitions = self.database.run(lambda c: c.one("count_shard", batch_id=self.batch_id, shard=self.shard))
+        self.active_run.counter.of(self.shard)(recognitions.recognitions)
+
+
+class RequestTask(BatchTask):
+    """A task with the parameters of a load request.
+
+    Attributes:
+        kind: the kind of batch that the request makes.
+        shared: names of the parameters that the tasks below have as well.
+    """
+
+    kind: str
+    shared: tuple[str, ...]
+
+    def shared_parameters(self) -> dict[str, Any]:
+        """Return the parameters that the tasks below have as well."""
+        return {name: getattr(self, name) for name in self.shared}
+
+    def request(self) -> Request:
+        """Return what discovery is to do."""
+        raise NotImplementedError
+
+
+class LoadParameters(RequestTask):
+    """A task with the parameters of the load of a dataset."""
+
+    kind = KIND_LOAD
+    shared = ("batch_id", "production", "source", "limit", "force", "strict")
+
+    source = luigi.Parameter(default="", description="the dataset's folder")
+    limit = luigi.OptionalIntParameter(default=None, description="at most so many new recognitions, lowest id first")
+    force = luigi.BoolParameter(default=False, description="load what is loaded already, as a new version")
+    strict = luigi.BoolParameter(default=False, description="check everything first; one reject refuses the batch")
+
+    def request(self) -> Request:
+        """Return what discovery is to do."""
+        options = {"kind": self.kind, "limit": self.limit, "force": self.force, "strict": self.strict}
+        return Request.of(self.active_run.environment.settings, self.batch_id, self.source, **options)
+
+
+class QwenParameters(RequestTask):
+    """A task with the parameters of the load of an annotations file."""
+
+    kind = KIND_QWEN
+    shared = ("batch_id", "production", "file", "force")
+
+    file = luigi.Parameter(default="", description="the annotations file")
+    force = luigi.BoolParameter(default=False, description="annotate anew what has annotations already")
+
+    def request(self) -> Request:
+        """Return what discovery is to do."""
+        settings = self.active_run.environment.settings
+        return Request.of(settings, self.batch_id, self.file, kind=self.kind, force=self.force)
+
+
+class Discover(RequestTask):
+    """Find out what is to be loaded, and write the manifest."""
+
+    step = DISCOVER
+
+    def run(self) -> None:
+        """Discover and mark in one transaction."""
+        progress: list[Report] = [("listing the dataset", 0)]
+
+        def show(total: int, done: int) -> None:
+            progress[0] = f"{done} of {total} recognitions looked at", percent(done, total)
+
+        with self.reporting(lambda: progress[0]):
+            found = discover(self.database, self.request(), progress=show)
+            if found is not None:
+                rejects = sum(found.rejects.values())
+                progress[0] = f"{found.recognitions} recognitions in {found.shards} shards, {rejects} rejects", 100
+
+
+class DiscoverBatch(Discover, LoadParameters):
+    """Walk the dataset and write the manifest."""
+
+
+class DiscoverQwen(Discover, QwenParameters):
+    """Read the annotations file and write the manifest."""
+
+
+class Transform(RequestTask):
+    """Wait for all shards, then publish the batch.
+
+    Attributes:
+        discovery: the task that finds out which shards there are.
+        copying: the task of a shard.
+    """
+
+    step = TRANSFORM
+    discovery: type[Discover]
+    copying: type[CopyShard]
+
+    def requires(self) -> Discover:
+        """Return the discovery, which finds out how many shards there are."""
+        return self.discovery(**self.shared_parameters())
+
+    def run(self) -> Iterator[DynamicRequirements]:
+        """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
+        run = self.active_run
+
+        def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
+            progress = state.progress(connection, self.batch_id, run.counted)
+            return state.pending_shards(connection, self.batch_id, COPY), progress
+
+        pending, progress = self.database.run(look)
+        run.counter.start(*progress)
+
+        def complete(_: Any = None) -> bool:
+            return not self.database.run(lambda c: state.pending_shards(c, self.batch_id, COPY))
+
+        if pending:
+            self.report(f"waiting for {len(pending)} shards", 0)
+            yield DynamicRequirements([self.copying.of(self, shard) for shard in pending], custom_complete=complete)
+        messages, done = ["beginning"], 0
+        metrics = Metrics()
+        with self.open_storage(metrics) as storage, self.reporting(lambda: (messages[-1], done)):
+            transform_batch(self.database, storage, self.batch_id, metrics, messages.append)
+            done = 100
+
+
+class TransformBatch(Transform, LoadParameters):
+    """Publish the photos, menus and receipts of a batch."""
+
+    discovery, copying = DiscoverBatch, CopyShard
+
+
+class TransformQwen(Transform, QwenParameters):
+    """Publish the annotations of a batch."""
+
+    discovery, copying = DiscoverQwen, CopyQwenShard
+
+
+class Load(RootTask, RequestTask):
+    """The whole of a batch; without an id, resume the newest unfinished one like it, or make a new one.
+
+    Attributes:
+        transform: the task that commits the batch.
+        named: the parameter that names what is loaded.
+    """
+
+    step = LOAD
+    transform: type[Transform]
+    named: str
+
+    @classmethod
+    def resolve(cls, values: dict[str, Any]) -> Run:
+        """Find the batch and the source that the parameters mean."""
+        source = values[cls.named] or None
+        request = LoadRequest(values["batch_id"] or None, source, values.get("limit"), values["force"], cls.kind)
+        batch = registry.resolve(request, values["production"])
+        values["batch_id"], values[cls.named] = batch.batch_id, batch.source
+        return registry.load(batch.batch_id, values["production"])
+
+    def required(self) -> Transform:
+        """Return the transform, and through it everything else."""
+        return self.transform(**self.shared_parameters())
+
+    def run(self) -> None:
+        """Keep the numbers of the load with the batch, and mark."""
+
+        def work(connection: Connection) -> dict[str, Any]:
+            state.hold_finished(connection, self.batch_id)
+            if not state.await_step(connection, self.batch_id, LOAD):
+                state.mark(connection, self.batch_id, LOAD, WHOLE, connection.one("now").now, {})
+            summary = summarise(connection, self.batch_id)
+            connection.execute(
+                "update_batch_metrics", batch_id=self.batch_id, metrics=json.dumps(summary, ensure_ascii=False)
+            )
+            return summary
+
+        summary = self.database.run(work)
+        self.report(f"{headline(summary)}\n{performance_metrics(summary)}", 100)
+
+
+class LoadBatch(Load, LoadParameters):
+    """Load a dataset; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
+
+    transform, named = TransformBatch, "source"
+
+    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
+
+
+class LoadQwen(Load, QwenParameters):
+    """Load annotations; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
+
+    transform, named = TransformQwen, "file"
+
+    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
+
+
+class ResetBatch(RootTask):
+    """Remove a batch, as if it had never been loaded."""
+
+    step = RESET
+
+    confirm = luigi.BoolParameter(default=False, description="yes, delete its rows and objects")
+
+    @property
+    def active_run(self) -> Run:
+        """Return the run of this process that the task belongs to."""
+        return registry.reset(self.batch_id, self.production)
+
+    @classmethod
+    def resolve(cls, values: dict[str, Any]) -> Run:
+        """Refuse what is not confirmed, and what is no batch, before anything is scheduled."""
+        batch_id, production = values["batch_id"], values["production"]
+        if not values["confirm"]:
+            raise RefusedError(
+                f"Batch {batch_id} is not reset without --confirm.",
+                f"See what would go with `{reset_command(batch_id, production)} --dry-run`.",
+            )
+        run = registry.reset(batch_id, production)
+        run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))
+        return run
+
+    def output(self) -> luigi.Target:
+        """Return the state of the batch."""
+        return self.active_run.target
+
+    def run(self) -> None:
+        """Remove rows, then objects, then manifest and markers."""
+        run = self.active_run
+        reset_batch(self.database, run.environment.settings, self.batch_id, run.counter)
+        self.report(f"{self.batch_id} is reset")
+
+
+__all__: Sequence[str] = (
+    "CopyQwenShard",
+    "CopyShard",
+    "DiscoverBatch",
+    "DiscoverQwen",
+    "LoadBatch",
+    "LoadQwen",
+    "ResetBatch",
+    "TransformBatch",
+    "TransformQwen",
+    "UploadShard",
+)
