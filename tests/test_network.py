@@ -523,7 +523,7 @@ def test_a_database_that_restarts_in_the_middle_is_waited_for(
 ) -> None:
     monkeypatch.setenv("PIPELINE_RETRY_MAX_ATTEMPTS", "100")
     monkeypatch.setattr("pipeline.database.random", SimpleNamespace(uniform=lambda low, high: 0.1))
-    monkeypatch.setattr("pipeline.batches.resolve._LEASE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.batches.lock._CHECK_SECONDS", 0.05)
     stopped = threading.Event()
     again: list[float] = []
 
@@ -550,7 +550,7 @@ def test_a_database_that_restarts_in_the_middle_is_waited_for(
 def test_a_run_that_loses_the_connection_with_its_lock_takes_the_lock_again(
     network: Network, dataset: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, harm: Harm
 ) -> None:
-    monkeypatch.setattr("pipeline.batches.resolve._LEASE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.batches.lock._CHECK_SECONDS", 0.05)
     lock = "pipeline lock b1"
     network.database.plan = first(1, harm, lambda message: message.application == lock and " AS now" in message.text)
     assert load(dataset) == 0

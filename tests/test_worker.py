@@ -302,7 +302,7 @@ def test_a_luigid_that_forgot_the_run_is_told_anew(
         held.let_go(1)
         code, _, stderr = finish(starter)
         assert code == 0, stderr
-        assert "luigid has forgotten this run: telling it anew." in stderr
+        assert "luigid has forgotten this run: scheduling it again." in stderr
     world.check(settings, (small_dataset(8), "b1", None))
 
 

@@ -1,0 +1,166 @@
+"""The package in somebody else's Luigi project: what it changes, and what its tasks do when other tasks require them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from pipeline.config import Settings
+from pipeline.embedded.files import wait_until
+from tests import world
+from tests.services import MakeDataset, Start
+
+SECONDS = 60
+LUIGI = (sys.executable, "-m", "luigi", "--local-scheduler", "--module")
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+#: Everything that an import could change without anybody's asking.
+SNAPSHOT = """
+import gc, importlib, json, logging, pkgutil, signal, sys
+import luigi, luigi.interface, luigi.worker, luigi.scheduler, luigi.rpc, luigi.retcodes, luigi.cmdline_parser
+
+def state():
+    found = {}
+    for name, module in sorted(sys.modules.items()):
+        if name == "luigi" or name.startswith("luigi."):
+            for key, value in vars(module).items():
+                found[f"{name}.{key}"] = id(value)
+                if isinstance(value, type) and value.__module__ == name:
+                    found.update({f"{name}.{key}.{one}": id(item) for one, item in vars(value).items()
+                                  if not one.startswith("__")})
+    configuration = luigi.configuration.get_config()
+    found["configuration"] = {section: dict(configuration.items(section)) for section in configuration.sections()}
+    found["core"] = sorted(luigi.interface.core.ignore_unconsumed)
+    for name in (None, "luigi", "luigi-interface"):
+        logger = logging.getLogger(name)
+        found[f"logger {name}"] = [list(map(repr, logger.handlers)), list(map(repr, logger.filters)), logger.level]
+    found["signals"] = [repr(signal.getsignal(number)) for number in (1, 2, 10, 15)]
+    found["hooks"] = [id(sys.unraisablehook), id(sys.excepthook), gc.get_freeze_count()]
+    return found
+
+before = state()
+import pipeline
+after = state()
+print(json.dumps({key: [before.get(key), after.get(key)] for key in after if before.get(key) != after.get(key)}))
+"""
+
+WRAPPER = """
+import luigi
+from pipeline import LoadBatch
+
+class Nightly(luigi.WrapperTask):
+    sources = luigi.ListParameter()
+
+    def requires(self):
+        return [LoadBatch(source=source, batch_id=f"b{number}") for number, source in enumerate(self.sources, 1)]
+"""
+
+UNRELATED = """
+import luigi
+import pipeline
+
+class Unrelated(luigi.Task):
+    def run(self):
+        raise KeyError("a fault of somebody else")
+"""
+
+TWICE = """
+import json, sys
+import luigi
+from pipeline import LoadBatch
+
+for number, source in enumerate(sys.argv[1:], 1):
+    assert luigi.build([LoadBatch(source=source, batch_id=f"b{number}")], local_scheduler=True, log_level="ERROR")
+"""
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=SECONDS)
+    return process.returncode, stdout, stderr
+
+
+def test_import_changes_nothing_of_luigi_and_no_logging(start: Start) -> None:
+    code, stdout, stderr = finish(start(sys.executable, "-c", SNAPSHOT))
+    assert (code, stderr) == (0, "")
+    assert set(json.loads(stdout)) <= {"luigi.parameter.Parameter._counter"}  # it counts the parameters of all tasks
+
+
+def test_a_failing_task_of_another_module_shows_its_traceback(start: Start, workdir: Path) -> None:
+    (workdir / "unrelated.py").write_text(UNRELATED, encoding="utf-8")
+    _, _, stderr = finish(start(*LUIGI, "unrelated", "Unrelated"))
+    assert "Traceback (most recent call last)" in stderr
+    assert "KeyError: 'a fault of somebody else'" in stderr
+    assert "Luigi Execution Summary" in stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_wrapper_of_two_loads_runs_both_and_prints_each_summary_once(
+    workers: str, start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    (workdir / "wrapper.py").write_text(WRAPPER, encoding="utf-8")
+    first, second = small_dataset(4), small_dataset(4, seed=9)
+    sources = json.dumps([str(first), str(second)])
+    command = (*LUIGI, "wrapper", "Nightly", "--sources", sources, "--workers", workers)
+    code, stdout, stderr = finish(start(*command))
+    assert code == 0, stderr
+    for batch_id in ("b1", "b2"):
+        assert stdout.count(f"Batch {batch_id} is done: 4 recognitions, 8 photos") == 1
+    assert stdout.count("Performance Metrics:") == 2
+    world.check(settings, (first, "b1", None), (second, "b2", None))
+    code, stdout, stderr = finish(start(*command))
+    assert (code, stdout) == (0, ""), stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_load_beside_a_wrapper_of_the_same_batch_is_refused(
+    workers: str, start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    (workdir / "wrapper.py").write_text(WRAPPER, encoding="utf-8")
+    dsn, dataset = settings.database_url.reveal(), small_dataset(4)
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE public.images IN ACCESS EXCLUSIVE MODE")  # the transform waits for it
+        command = (*LUIGI, "wrapper", "Nightly", "--sources", json.dumps([str(dataset)]), "--workers", workers)
+        wrapper = start(*command)
+        assert wait_until(lambda: world.query(dsn, WAITING) == [(1,)] or wrapper.poll() is not None, SECONDS)
+        assert wrapper.poll() is None, finish(wrapper)
+        load = (sys.executable, "-m", "pipeline", "load", "--source", dataset, "--batch-id", "b1")
+        code, _, stderr = finish(start(*load))
+        assert (code, "Another run of batch b1 is going on." in stderr) == (4, True), stderr
+        connection.rollback()
+    code, stdout, stderr = finish(wrapper)
+    assert (code, stdout.count("Batch b1 is done")) == (0, 1), stderr
+    world.check(settings, (dataset, "b1", None))
+
+
+def test_a_failure_of_one_load_is_not_one_of_the_other(
+    start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    (workdir / "wrapper.py").write_text(WRAPPER, encoding="utf-8")
+    dsn, first, second = settings.database_url.reveal(), small_dataset(4), small_dataset(4, seed=9)
+    world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (batch_id <> 'b1')")
+    command = (*LUIGI, "wrapper", "Nightly", "--sources", json.dumps([str(first), str(second)]))
+    _, stdout, stderr = finish(start(*command))
+    assert "Batch b1 is loading" in stdout
+    assert "Batch b2 is done: 4 recognitions" in stdout
+    assert "Failed: CopyShard(batch_id=b1" in stderr
+    assert "Failed: CopyShard(batch_id=b2" not in stderr
+    assert "To go on: python -m pipeline load --batch-id b1" in stderr
+    world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
+    assert finish(start(*command))[0] == 0
+    world.check(settings, (first, "b1", None), (second, "b2", None))
+
+
+def test_two_builds_in_one_process_load_two_batches(
+    start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    first, second = small_dataset(4), small_dataset(4, seed=9)
+    code, stdout, stderr = finish(start(sys.executable, "-c", TWICE, first, second))
+    assert code == 0, stderr
+    assert [stdout.count(f"Batch {one} is done") for one in ("b1", "b2")] == [1, 1]
+    world.check(settings, (first, "b1", None), (second, "b2", None))
