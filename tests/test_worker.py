@@ -196,7 +196,7 @@ def test_two_workers_and_the_starter_share_the_shards(
         assert (code, stderr) == (0, f"Helping with batch b1: {small_dataset(24)}\n")
         told = re.fullmatch(r"Batch b1: (\d+) shards: upload(?:, \d+ shards: copy)?.\n", stdout)
         # What another one did while we asked for it counts as done once more.
-        assert told is not None
+        assert told is not None, stdout
         assert int(told[1]) >= len(by(helper, settings))
     assert sum(map(len, marked(settings).values())) == 12
 

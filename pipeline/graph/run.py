@@ -83,6 +83,7 @@ class Run:
         command: resumes the batch.
         target: makes what exists once nothing is left to do.
         counted: the step whose marker says that the recognitions of a shard are done.
+        schedules: this process schedules the batch's tasks.
         needs_bucket: photos go into the bucket, which is made before the first of them.
 
     Attributes:
@@ -100,12 +101,13 @@ class Run:
         command: str,
         target: Callable[[MarkerCache], luigi.Target],
         counted: str = UPLOAD,
+        schedules: bool = True,
         needs_bucket: bool = False,
     ) -> None:
         self.environment, self.batch_id, self.command, self.counted = environment, batch_id, command, counted
         self.counter = Counter()
         self.failures = FailureLog()
-        self.markers = MarkerCache(environment.database, batch_id)
+        self.markers = MarkerCache(environment.database, batch_id, schedules=schedules)
         self.target = target(self.markers)
         self.lost: RefusedError | None = None
         self.is_attended = False
@@ -242,18 +244,19 @@ class RunRegistry:
             self._requests[request, production] = known
             # The parameters of the task made from it are a request with the same answer.
             self._requests[replace(request, batch_id=known.batch_id, source=known.source), production] = known
-            run = self._start_load(known, request, production)
+            run = self._start_load(known, request, production, schedules=True)
             if known.marked:
                 run.markers.add(LOAD)
         return known
 
-    def _start_load(self, batch: ResolvedBatch, request: LoadRequest, production: bool) -> Run:
+    def _start_load(self, batch: ResolvedBatch, request: LoadRequest, production: bool, *, schedules: bool) -> Run:
         run = Run(
             self.environment(production),
             batch.batch_id,
             command=resume_command(batch.batch_id, request.kind, request.limit, request.force, production),
             target=lambda markers: BatchStateTarget(markers, batch.batch_id, LOAD),
             counted=UPLOAD if request.kind == KIND_LOAD else COPY,
+            schedules=schedules,
             needs_bucket=request.kind == KIND_LOAD and not batch.done,
         )
         self._runs[BatchStateTarget, batch.batch_id, production] = run
@@ -263,7 +266,7 @@ class RunRegistry:
         """Return the load of a batch; a process that only runs its tasks knows none of the request."""
         key = BatchStateTarget, batch_id, production
         if key not in self._runs:
-            self._start_load(ResolvedBatch(batch_id, "", True), LoadRequest(batch_id), production)
+            self._start_load(ResolvedBatch(batch_id, "", True), LoadRequest(batch_id), production, schedules=False)
         return self._runs[key]
 
     def reset(self, batch_id: str, production: bool) -> Run:
