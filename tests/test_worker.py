@@ -16,8 +16,8 @@ import psycopg2
 import pytest
 import requests
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from pipeline.graph import luigid as luigid_calls
 from tests import world
 from tests.services import (

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -36,8 +37,8 @@ from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.markers import BatchStateTarget, MarkerCache, ResetTarget
 from pipeline.graph.status import StatusReporter
 from pipeline.graph.uploads import UploaderCache
-from pipeline.logger import get_logger, say
-from pipeline.progress import Counter, Report, Reporter
+from pipeline.observe.logger import get_logger, say
+from pipeline.observe.progress import Counter, Report, Reporter
 
 logger = get_logger(__name__)
 
@@ -213,6 +214,7 @@ class RunRegistry:
     def __init__(self) -> None:
         self.status: StatusReporter | None = None
         self.owns_worker = False
+        self._databases: weakref.WeakSet[Database] = weakref.WeakSet()
         self._environments: dict[bool, Environment] = {}
         self._requests: dict[tuple[LoadRequest, bool], ResolvedBatch] = {}
         self._runs: dict[tuple[type[luigi.Target], str, bool], Run] = {}
@@ -226,7 +228,18 @@ class RunRegistry:
         """Return an environment; its settings are read once."""
         if production not in self._environments:
             self._environments[production] = Environment.load(production)
+            self.watch(self._environments[production].database)
         return self._environments[production]
+
+    def watch(self, database: Database) -> Database:
+        """Let `cancel_statements` reach a database, and return it."""
+        self._databases.add(database)
+        return database
+
+    def cancel_statements(self) -> None:
+        """Cancel what the databases of this process are waited for."""
+        for database in list(self._databases):
+            database.cancel_statements()
 
     def open(self, production: bool) -> Environment:
         """Read the settings anew, and forget the runs and the worker of the former command."""
