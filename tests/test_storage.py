@@ -433,13 +433,13 @@ def test_a_server_error_is_tried_again_as_often_as_the_tuning_says(
     server: ScriptedServer, storage: Storage, waits: list[float], answer: Answer, code: str
 ) -> None:
     server.will(answer)
-    before = storage.gate.limit
+    before = storage.limiter.limit
     found = failure(storage)
     assert type(found) is StorageUnavailable
     assert found.code == code
     assert len(server.requests) == 3
     assert waits == [1, 1]
-    assert storage.gate.limit == before
+    assert storage.limiter.limit == before
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_an_overloaded_server_is_tried_for_longer_with_fewer_requests_at_once(
     assert type(found) is StorageOverloaded
     assert found.code == code
     assert len(server.requests) == 3 + PATIENCE
-    assert 1 <= storage.gate.limit <= storage.threads // 2
+    assert 1 <= storage.limiter.limit <= storage.threads // 2
 
 
 def test_the_gate_climbs_again_on_success(server: ScriptedServer, storage: Storage) -> None:
@@ -473,16 +473,16 @@ def test_the_gate_climbs_again_on_success(server: ScriptedServer, storage: Stora
 
     server.will(error(429, "SlowDown"), stored_slowly)
     storage.upload("a", PHOTO)
-    low = storage.gate.limit
+    low = storage.limiter.limit
     assert low <= storage.threads // 2
 
     def climbs() -> bool:
         list(pool.map(lambda number: storage.upload(str(number), PHOTO), range(4 * storage.threads)))
-        return storage.gate.limit > low
+        return storage.limiter.limit > low
 
     with ThreadPoolExecutor(storage.threads) as pool:
         assert wait_until(climbs, SECONDS)
-    assert storage.gate.limit <= storage.threads
+    assert storage.limiter.limit <= storage.threads
 
 
 def test_waits_grow_with_the_factor_up_to_their_bound(server: ScriptedServer, waits: list[float]) -> None:
@@ -840,7 +840,7 @@ def test_a_part_counts_and_stops_by_itself(server: ScriptedServer) -> None:
     whole, first, second = Metrics(), Metrics(), Metrics()
     with closing(Storage(settings_for(server.url), whole)) as storage:
         one, other = storage.part(first), storage.part(second)
-        assert one.gate is other.gate is storage.gate
+        assert one.limiter is other.limiter is storage.limiter
         one.upload("a", PHOTO)
         one.stop()
         assert isinstance(failure(one), Interrupted)
@@ -876,7 +876,7 @@ def test_stop_holds_back_those_that_wait_for_their_turn(server: ScriptedServer) 
     with closing(Storage(settings_for(server.url, thread_count=1))) as storage:
         with held_uploads(storage, 3) as outcomes:
             assert held.arrived.acquire(timeout=SECONDS)
-            while storage.gate.waiting < 2:
+            while storage.limiter.waiting < 2:
                 os.sched_yield()
             storage.stop()
             held.released.set()

@@ -31,7 +31,7 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
     that can be read now after all was away for a moment.
 
     Arguments:
-        may_reject: this host may say that a file is lost; one that only helps may see less than the host that discovered.
+        may_reject: this host may say that a file is lost. A helper may see less than the host that discovered.
 
     Raises:
         SourceUnavailable: nothing may be rejected for want of these files.

@@ -214,7 +214,7 @@ def _settle(database: Database, started: _StartedShard, facts: Sequence[Facts], 
             return wrong
         storage.remove_all([key for key in stored if key not in wanted])
         _record(connection, batch_id, shard, facts, rejects)
-        storage.gate.report(started.metrics)
+        storage.limiter.report(started.metrics)
         batch_state.mark(connection, batch_id, UPLOAD, shard, started.held.now, started.metrics.as_dict())
         return set()
 

@@ -1,8 +1,4 @@
-"""The one door to Supabase Storage: its HTTP API, its error codes, and when to try again.
-
-The API answers nearly every error with HTTP 400 and puts the truth into the body (`code`, `statusCode`), so errors are
-told apart by that code (https://github.com/supabase/storage, src/internal/errors/codes.ts).
-"""
+"""The client of Supabase Storage: objects and the bucket, and when to try again."""
 
 from __future__ import annotations
 
@@ -19,8 +15,9 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import backoff
+from urllib3.response import BaseHTTPResponse as Response
 
-from pipeline.config import Settings, redact
+from pipeline.config import Settings
 from pipeline.errors import (
     AccessDenied,
     Interrupted,
@@ -33,8 +30,9 @@ from pipeline.errors import (
 )
 from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
-from pipeline.storage.limiter import Gate
-from pipeline.storage.transport import Answer, Wire
+from pipeline.storage.errors import error_of
+from pipeline.storage.limiter import ConcurrencyLimiter
+from pipeline.storage.transport import Transport
 
 logger = get_logger(__name__)
 
@@ -44,25 +42,6 @@ _LONGEST_WAIT = 30.0
 #: Overload says "later", not "no": it is tried this many times more than another transient error.
 _PATIENCE = 6
 
-_EXISTS = frozenset({"KeyAlreadyExists", "ResourceAlreadyExists", "BucketAlreadyExists"})
-_MISSING = frozenset({"NoSuchBucket", "NoSuchKey"})
-_DENIED = frozenset({"AccessDenied", "InvalidJWT", "ExpiredToken", "SignatureDoesNotMatch", "InvalidAccessKeyId"})
-_DEFECTS = frozenset({"DatabaseSchemaMismatch", "DatabaseInvalidObjectDefinition"})
-_OVERLOAD = frozenset({"SlowDown", "DatabaseTimeout", "LockTimeout", "DatabaseReadOnly"})
-_TRANSIENT = frozenset(
-    {
-        "ResourceLocked",
-        "InternalError",
-        "DatabaseError",
-        "DatabaseTransactionAborted",
-        "Aborted",
-        "AbortedTerminate",
-        "TransactionError",
-        "NoAvailableShard",
-    }
-)
-_OVERLOAD_STATUS = frozenset({429, 503, 544})
-_TRANSIENT_STATUS = frozenset({408, 423, 425, 499})
 _MD5 = re.compile("[0-9a-f]{32}")
 
 
@@ -75,11 +54,11 @@ class StoredObject:
     md5: str | None
 
 
-def _json_of(answer: Answer) -> Any:
+def _json_of(answer: Response) -> Any:
     return json.loads(answer.data)
 
 
-def _digest_of(answer: Answer) -> tuple[int, str]:
+def _digest_of(answer: Response) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
     for chunk in answer.stream(1 << 16):
         size += len(chunk)
@@ -87,7 +66,7 @@ def _digest_of(answer: Answer) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _content_of(answer: Answer, most: int) -> bytes:
+def _content_of(answer: Response, most: int) -> bytes:
     """Return the content, or one byte more than is wanted of one that is larger."""
     content = bytearray()
     for chunk in answer.stream(1 << 16):
@@ -106,14 +85,14 @@ class Storage:
         self._base = settings.storage_url
         self._bucket = self.bucket = settings.bucket
         self._metrics = metrics or Metrics()
-        self._wire = Wire(settings)
-        self._stopped = threading.Event()
         self.threads = settings.tuning.thread_count
-        self.gate = Gate(self.threads)
+        self._transport = Transport(settings, self.threads)
+        self._stopped = threading.Event()
+        self.limiter = ConcurrencyLimiter(self.threads)
         self._tries = settings.tuning.retry_max_attempts + 1
 
     def part(self, metrics: Metrics) -> Storage:
-        """Return the same bucket, with the same connections and gate, counted elsewhere and stopped by itself."""
+        """Return the same bucket, with the same connections and limiter, counted elsewhere and stopped by itself."""
         other = copy.copy(self)
         other._metrics, other._stopped = metrics, threading.Event()
         return other
@@ -243,7 +222,7 @@ class Storage:
             StorageUnavailable: there is no answer, or one that is not JSON.
         """
         path = f"/bucket/{quote(self._bucket, safe='')}"
-        with self._wire.request("GET", path) as response:
+        with self._transport.request("GET", path) as response:
             date = response.headers.get("Date", "")
             if not 200 <= response.status < 300:
                 return error_of(response, f"GET {path}"), date
@@ -255,11 +234,11 @@ class Storage:
     @property
     def proxied(self) -> bool:
         """Return whether a proxy of the environment carries the requests."""
-        return self._wire.proxied
+        return self._transport.proxied
 
     def check_host(self) -> None:
         """Raise AccessDenied when the host of the project's URL has no address."""
-        if self._wire.proxied:
+        if self._transport.proxied:
             return
         parts = urlsplit(self._base)
         try:
@@ -268,7 +247,7 @@ class Storage:
             if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
                 raise StorageUnavailable(
                     f"The address of the Storage host {parts.hostname} cannot be looked up now.",
-                    self._wire.hint_unreachable,
+                    self._transport.hint_unreachable,
                 ) from exc
             raise AccessDenied(
                 f"The Storage host {parts.hostname} is unknown.",
@@ -283,7 +262,7 @@ class Storage:
 
     def close(self) -> None:
         """Close the connections of all threads."""
-        self._wire.close()
+        self._transport.close()
 
     def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request, and again after a transient error; overload has more tries in all than others in a row."""
@@ -325,7 +304,7 @@ class Storage:
         self,
         method: str,
         path: str,
-        read: Callable[[Answer], Any] = _json_of,
+        read: Callable[[Response], Any] = _json_of,
         *,
         body: bytes | None = None,
         value: Any = None,
@@ -334,20 +313,20 @@ class Storage:
         """Send one request, its body as it is or a value as JSON; return what `read` makes of the answer."""
         if value is not None:
             body, headers = json.dumps(value).encode(), {"Content-Type": "application/json"}
-        with self.gate.pass_through():
+        with self.limiter.slot() as generation:
             if self._stopped.is_set():
                 raise Interrupted("The upload was interrupted.")
             try:
-                with self._wire.request(method, path, body, headers) as response:
+                with self._transport.request(method, path, body, headers) as response:
                     if 200 <= response.status < 300:
                         answer = read(response)
-                        self.gate.succeeded()
+                        self.limiter.succeeded()
                         return answer
                     error = error_of(response, f"{method} {path.split('?')[0]}")
             except ValueError as exc:
                 raise self._no_json() from exc
             if isinstance(error, StorageOverloaded):
-                self.gate.overloaded()  # before the place is somebody else's, who would be refused as well
+                self.limiter.overloaded(generation)  # before the slot is free for a request that would be refused too
         try:
             raise error
         finally:
@@ -380,45 +359,3 @@ def _page(answer: Any) -> tuple[list[StoredObject], str | None]:
 def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:
     etag = str(metadata.get("eTag") or "").strip('"').lower()
     return StoredObject(key, int(metadata.get("size", -1)), etag if _MD5.fullmatch(etag) else None)
-
-
-def error_of(response: Answer, request: str) -> PipelineError:
-    """Tell from an answer that is no success what it means: by the body's code, else by the status."""
-    try:
-        body = _json_of(response)
-    except ValueError:
-        body = {}
-    if not isinstance(body, dict):
-        body = {}
-    code = str(body.get("code") or "")
-    status = response.status
-    if str(body.get("statusCode", "")).isdigit():
-        status = int(body["statusCode"])
-    message = redact(str(body.get("message") or response.reason or "no message"))
-    said = f"Storage answers {code or status} to {request}: {message}"
-
-    if code in _EXISTS:
-        return ObjectExists(said, "", code)
-    if code in _MISSING:
-        return ObjectNotFound(said, "", code)
-    if code in _DENIED or status in (401, 403):
-        return AccessDenied(
-            f"Storage refuses the key ({code or status}: {message}).",
-            "Check SUPABASE_SERVICE_ROLE_KEY: it must be the service role key of this very project.",
-        )
-    if code in _DEFECTS:
-        return StorageError(said, "The Storage server does not fit its database: look at its log.", code)
-    if code in _OVERLOAD or status in _OVERLOAD_STATUS:
-        return _coded(StorageOverloaded(said, "Storage is overloaded; run the same command again later."), code, status)
-    # "Client Error" comes from the HTTP parser, with a number for a status: the request was cut on its way.
-    cut = body.get("error") == "Bad Request" and body.get("statusCode") == 400 and not code
-    if code in _TRANSIENT or status >= 500 or status in _TRANSIENT_STATUS or cut:
-        return _coded(StorageUnavailable(said, "Run the same command again."), code, status)
-    if 300 <= status < 400 or (status == 404 and not code):
-        return StorageError(said, "Check NEXT_PUBLIC_SUPABASE_URL: there is no Storage API at that address.", code)
-    return StorageError(said, "", code or str(status))
-
-
-def _coded(error: StorageUnavailable, code: str, status: int) -> StorageUnavailable:
-    error.code = code or str(status)
-    return error

@@ -1,21 +1,16 @@
-"""The wire to the Storage API: a connection for each thread, and what can go wrong on it.
+"""HTTP to the Storage API: urllib3's pool, reached the way that requests would take.
 
-requests knows the way (proxies, certificates), urllib3 opens connections along it, http.client reads the answers.
-Requests are written here (HTTP/1.1, RFC 9112), each in one piece: an upload by urllib3 is four calls to the kernel
-more, and the interpreter may be somebody else's after each. It takes 0.4 ms of processor time that way, 0.2 this way,
-and more than 0.7 with a session of requests.
+requests reads proxies and certificates from the environment as users expect it. urllib3 sends, without redirects and
+retries: whether to try again is decided by the error code of the API, in `client`.
 """
 
 from __future__ import annotations
 
-import errno
 import http.client
 import os
-import re
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -23,149 +18,70 @@ import requests
 import requests.adapters
 import requests.utils
 import urllib3
+import urllib3.connection
 import urllib3.exceptions
 import urllib3.util
+from urllib3.response import BaseHTTPResponse as Response
 
 from pipeline.config import Settings, redact
 from pipeline.errors import SettingsError, StorageError, StorageUnavailable
 
-#: Seconds, to connect and to shake hands.
+#: Seconds to connect, with the TLS handshake; and for each further million bytes of a body to be sent.
 CONNECT_TIMEOUT = 10.0
-#: Seconds for a piece of a body, and between two bytes of an answer.
+#: Seconds between two bytes of a response.
 READ_TIMEOUT = 60.0
 
-#: Bytes that are sent at once; the first piece of a body goes with the head.
-_PIECE = 1 << 20
-#: The other side has closed; what it said before can still be read, such as that the body is too large.
-_CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.EPROTOTYPE)
-
-_PORTS = {"http": 80, "https": 443}
+_TIMEOUT = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
 
 
-class Answer:
-    """An answer of any status; its body can be read within the block of its request.
+class _SendsLongBodies:
+    """A connection whose time limit for sending grows with the body; urllib3 applies that of connecting to both."""
 
-    Attributes:
-        status: the code.
-        reason: the words after it.
-        headers: a mapping in which letter case does not count.
-    """
+    sock: Any
+    timeout: float | None
 
-    def __init__(self, response: http.client.HTTPResponse) -> None:
-        self._response = response
-        self.status, self.reason, self.headers = response.status, response.reason, response.headers
-
-    @cached_property
-    def data(self) -> bytes:
-        """Return the whole body."""
-        return self._response.read()
-
-    def stream(self, size: int) -> Iterator[bytes]:
-        """Yield the body in pieces of so many bytes at most."""
-        while piece := self._response.read(size):
-            yield piece
-        if self._response.length:
-            raise http.client.IncompleteRead(b"", self._response.length)
+    def request(self, method: str, url: str, body: Any = None, *arguments: Any, **keywords: Any) -> None:
+        """Connect, then send."""
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
+        self.timeout = READ_TIMEOUT * (1 + (len(body) >> 20 if body else 0))
+        super().request(method, url, body, *arguments, **keywords)  # type: ignore[misc]
 
 
-class _Line:
-    """The connection of a thread, opened where there is none or the other side has closed it.
+class _Connection(_SendsLongBodies, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _SecureConnection(_SendsLongBodies, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class Transport:
+    """Send requests over the connections of this process; nothing is tried again.
 
     Arguments:
-        pool: knows how to open it.
-        prefix: what a path is put behind, more than a path where a proxy is asked.
-        tunnelled: a proxy is asked, and sees nothing of what goes through.
-        headers: sent with every request.
+        connections: requests that may be in flight at once; a further one waits.
     """
 
-    def __init__(self, pool: Any, prefix: str, headers: Mapping[str, str], *, tunnelled: bool) -> None:
-        self._pool, self._prefix, self._is_tunnelled = pool, prefix, tunnelled
-        self._headers = _fields({**headers, **({} if tunnelled else pool.proxy_headers)})
-        self._connection = pool._new_conn()
-
-    def ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """Send a request and return its answer, whose body is still to be read; `close` after any error."""
-        if not self._connection.is_connected:
-            self._connect()
-        sock = self._connection.sock
-        if sock is None:
-            raise http.client.NotConnected
-        if body is not None:
-            headers = {**headers, "Content-Length": str(len(body))}
-        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}{_fields(headers)}\r\n".encode("ascii")
-        content = memoryview(body or b"")
-        try:
-            sock.sendall(head + content[:_PIECE])
-            for start in range(_PIECE, len(content), _PIECE):
-                sock.sendall(content[start : start + _PIECE])
-        except OSError as exc:
-            if exc.errno not in _CLOSED:
-                raise
-        response = http.client.HTTPResponse(sock, method=method)
-        try:
-            response.begin()
-            _check_framing(response)
-        except BaseException:
-            response.close()  # or the socket stays open for it
-            raise
-        return response
-
-    def _connect(self) -> None:
-        self.close()
-        connection = self._connection
-        connection.timeout = CONNECT_TIMEOUT
-        try:
-            if self._is_tunnelled:
-                self._pool._prepare_proxy(connection)
-            else:
-                connection.connect()
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:
-            if connection.proxy and not connection.has_connected_to_proxy:
-                raise urllib3.exceptions.ProxyError("the proxy cannot be reached", exc) from exc
-            raise
-        connection.sock.settimeout(READ_TIMEOUT)
-
-    def close(self) -> None:
-        """Close the connection; the next request opens another."""
-        self._connection.close()
-
-
-def _fields(headers: Mapping[str, str]) -> str:
-    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-
-
-def _check_framing(response: http.client.HTTPResponse) -> None:
-    """Refuse a body of which it is not clear where it ends, or that is not the one that was asked for."""
-    lengths = response.headers.get_all("Content-Length") or []
-    if len(lengths) > 1 or not all(length.strip().isdecimal() for length in lengths):
-        raise urllib3.exceptions.InvalidHeader(f"Content-Length: {', '.join(lengths)}")
-    encoding = response.headers.get("Content-Encoding") or "identity"
-    if encoding.strip().lower() != "identity":
-        raise urllib3.exceptions.DecodeError(f"Content-Encoding: {encoding}")
-
-
-def _host_of(url: urllib3.util.Url) -> str:
-    """Return the host as a request names it: without the scheme's own port, a zone (RFC 6874), and a dot at the end."""
-    host = re.sub(r"%.*(?=\])", "", str(url.host)).rstrip(".")
-    return host if url.port in (None, _PORTS.get(str(url.scheme))) else f"{host}:{url.port}"
-
-
-class Wire:
-    """Send requests, each over the connection of its thread in its process; nothing is tried again."""
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, connections: int) -> None:
         self._base = settings.storage_url
         self._is_embedded = settings.environment == "embedded"
+        self._connections = connections
         key = settings.key.reveal()
-        # The key goes both ways: the gateway reads `apikey`, the server reads `Authorization`.
-        self._headers = {"User-Agent": "pipeline", "apikey": key, "Authorization": f"Bearer {key}"}
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._lines: list[_Line] = []
+        # Both headers carry the key: the gateway reads `apikey`, the server reads `Authorization`.
+        self._headers = {
+            "User-Agent": "pipeline",
+            "Accept-Encoding": "identity",
+            "apikey": key,
+            "Authorization": f"Bearer {key}",
+        }
+        self._pool: Any = None
+        self._prefix = ""
+        self._pid = 0
 
     @property
     def proxied(self) -> bool:
-        """Return whether a proxy carries the requests, and so looks names up."""
+        """Return whether a proxy carries the requests, and so resolves host names."""
         return requests.utils.select_proxy(self._base, self._proxies) is not None
 
     @cached_property
@@ -175,29 +91,39 @@ class Wire:
     @contextmanager
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> Iterator[Answer]:
-        """Send a request; give the answer, of any status, to be read within the block.
+    ) -> Iterator[Response]:
+        """Send a request; yield the response, of any status, to be read within the block.
 
         Arguments:
             path: below the API's address, percent-encoded.
 
         Raises:
-            StorageUnavailable: no connection, no answer, or half of one.
-            StorageError: the server's certificate is not accepted, or nothing can be sent that way.
-            SettingsError: there is no such file of certificates.
+            StorageUnavailable: no connection, no response, or a part of one.
+            StorageError: the server's certificate is not accepted, or the address cannot be used.
+            SettingsError: the file of certificates does not exist.
         """
         try:
-            line = self._line()
-            keep = False
+            pool = self._open_pool()
+            response = pool.urlopen(
+                method,
+                self._prefix + path,
+                body,
+                {**self._headers, **(headers or {})},
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                timeout=_TIMEOUT,
+                preload_content=False,
+                decode_content=False,
+            )
             try:
-                with closing(line.ask(method, path, body, headers or {})) as response:
-                    yield Answer(response)
-                    keep = response.isclosed() and not response.will_close  # closed is said of an answer that is read
+                yield response
             finally:
-                if not keep:
-                    line.close()
+                if not response.closed:
+                    response.close()  # what is left of the body would be taken for the next response
+                response.release_conn()
         except (ssl.SSLError, urllib3.exceptions.SSLError, urllib3.util.ssl_match_hostname.CertificateError) as exc:
-            if _is_cut(_cause(exc)):
+            if _is_interrupted(_cause(exc)):
                 raise self._unreachable(exc) from exc
             raise StorageError(
                 f"The TLS certificate of {self._base} is not accepted.",
@@ -214,43 +140,37 @@ class Wire:
 
     @property
     def hint_unreachable(self) -> str:
-        """Return what to do when there is no answer."""
+        """Return what to do when there is no response."""
         if self._is_embedded:
             return "Start it with `python -m pipeline up`."
         return "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
 
     def close(self) -> None:
-        """Close the connections of all threads, none of which may be at a request; a further request opens another."""
-        with self._lock:
-            for line in self._lines:
-                line.close()
+        """Close the connections of this process; a further request opens new ones."""
+        if self._pool is not None and self._pid == os.getpid():
+            self._pool.close()
+        self._pool = None
 
-    def _line(self) -> _Line:
-        """Return the line of this thread in its process."""
-        if getattr(self._local, "pid", None) != os.getpid():
-            self._local.line, self._local.pid = self._new_line(), os.getpid()
-            with self._lock:
-                self._lines.append(self._local.line)
-        return self._local.line  # type: ignore[no-any-return]
-
-    def _new_line(self) -> _Line:
-        url = urllib3.util.parse_url(self._base)
-        first = requests.PreparedRequest()
-        first.url = self._base
-        adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=1)
-        verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-        pool: Any = adapter.get_connection_with_tls_context(first, verify, proxies=self._proxies)
-        try:
-            adapter.cert_verify(pool, self._base, verify, None)  # type: ignore[no-untyped-call]
-        except OSError as exc:
-            raise SettingsError(f"{exc}.", "Set REQUESTS_CA_BUNDLE to a file of certificates, or unset it.") from exc
-        prefix = urllib3.util.parse_url(adapter.request_url(first, self._proxies)).url  # in ASCII
-        headers = {"Host": _host_of(url), "Accept-Encoding": "identity", **self._headers}
-        return _Line(pool, prefix, headers, tunnelled=pool.proxy is not None and url.scheme == "https")
+    def _open_pool(self) -> Any:
+        """Return the pool of this process; one that was inherited through a fork is not used."""
+        if self._pool is None or self._pid != os.getpid():
+            first = requests.PreparedRequest()
+            first.url = self._base
+            adapter = requests.adapters.HTTPAdapter(1, self._connections, pool_block=True)
+            verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+            pool: Any = adapter.get_connection_with_tls_context(first, verify, proxies=self._proxies)
+            try:
+                adapter.cert_verify(pool, self._base, verify, None)  # type: ignore[no-untyped-call]
+            except OSError as exc:
+                raise SettingsError(f"{exc}.", "Set REQUESTS_CA_BUNDLE to a file of certificates.") from exc
+            pool.ConnectionCls = _SecureConnection if pool.scheme == "https" else _Connection
+            self._prefix = urllib3.util.parse_url(adapter.request_url(first, self._proxies)).url  # in ASCII
+            self._pool, self._pid = pool, os.getpid()
+        return self._pool
 
 
-def _is_cut(error: BaseException) -> bool:
-    """Return whether a handshake was given up by the other side, as by one that is about to restart."""
+def _is_interrupted(error: BaseException) -> bool:
+    """Return whether the server broke a handshake off, as one that is about to restart does."""
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
         return True
     return isinstance(error, ssl.SSLError) and error.reason == "TLSV1_ALERT_INTERNAL_ERROR"

@@ -1,4 +1,4 @@
-"""wire.py: what goes over a connection, what does not, and the ways there: TLS and proxies."""
+"""transport.py: what goes over a connection, what does not, and the ways there: TLS and proxies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-import urllib3.util
 
 from pipeline.errors import PipelineError, StorageError, StorageUnavailable
-from pipeline.storage.transport import Wire, _host_of
+from pipeline.storage.transport import Transport
 from tests.scripted import KEY, SECONDS, Answer, ScriptedServer, leave_surroundings, settings_for
 
 #: More than one piece, and no whole number of them.
@@ -112,14 +111,14 @@ def port_of(server: ScriptedServer) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-def ask(wire: Wire, body: bytes | None = None) -> tuple[int, bytes]:
-    with wire.request("POST", "/object/b/k", body, {"Content-Type": "image/jpeg"}) as answer:
+def ask(transport: Transport, body: bytes | None = None) -> tuple[int, bytes]:
+    with transport.request("POST", "/object/b/k", body, {"Content-Type": "image/jpeg"}) as answer:
         return answer.status, answer.data
 
 
 def failure(url: str) -> PipelineError:
-    with closing(Wire(settings_for(url))) as wire, pytest.raises(PipelineError) as caught:
-        ask(wire)
+    with closing(Transport(settings_for(url), 4)) as transport, pytest.raises(PipelineError) as caught:
+        ask(transport)
     assert KEY not in caught.value.message
     return caught.value
 
@@ -130,8 +129,8 @@ def failure(url: str) -> PipelineError:
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, len(LARGE)])
 def test_a_body_of_any_size_arrives_as_it_is(plain: ScriptedServer, size: int) -> None:
     plain.will(Answer(body=1))
-    with closing(Wire(settings_for(plain.url))) as wire:
-        assert ask(wire, LARGE[:size]) == (200, b"1")
+    with closing(Transport(settings_for(plain.url), 4)) as transport:
+        assert ask(transport, LARGE[:size]) == (200, b"1")
     (request,) = plain.requests
     assert request.body == LARGE[:size]
     assert request.path == "/storage/v1/object/b/k"
@@ -148,72 +147,46 @@ def test_a_body_of_any_size_arrives_as_it_is(plain: ScriptedServer, size: int) -
 
 def test_an_answer_that_nobody_read_is_not_taken_for_the_next(plain: ScriptedServer) -> None:
     plain.will(Answer(body="first"), Answer(body="second"))
-    with closing(Wire(settings_for(plain.url))) as wire:
-        with wire.request("GET", "/one"):
+    with closing(Transport(settings_for(plain.url), 4)) as transport:
+        with transport.request("GET", "/one"):
             pass
-        assert ask(wire) == (200, b'"second"')
+        assert ask(transport) == (200, b'"second"')
     assert len({request.port for request in plain.requests}) == 2
 
 
 def test_whoever_breaks_off_in_an_answer_begins_the_next_on_another_connection(plain: ScriptedServer) -> None:
     plain.will(Answer(body="first"), Answer(body="second"))
-    with closing(Wire(settings_for(plain.url))) as wire:
-        with pytest.raises(KeyboardInterrupt), wire.request("GET", "/one"):
+    with closing(Transport(settings_for(plain.url), 4)) as transport:
+        with pytest.raises(KeyboardInterrupt), transport.request("GET", "/one"):
             raise KeyboardInterrupt
-        assert ask(wire) == (200, b'"second"')
+        assert ask(transport) == (200, b'"second"')
 
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_half_an_answer_is_none(plain: ScriptedServer, streams: bool) -> None:
     plain.will(Answer(body="all of it", cut=3))
     with (
-        closing(Wire(settings_for(plain.url))) as wire,
+        closing(Transport(settings_for(plain.url), 4)) as transport,
         pytest.raises(StorageUnavailable, match="IncompleteRead"),
-        wire.request("GET", "/one") as answer,
+        transport.request("GET", "/one") as answer,
     ):
         assert list(answer.stream(4)) if streams else answer.data
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("Content-Length", "1", "InvalidHeader"),  # beside the server's own
-        ("Content-Encoding", "gzip", "DecodeError"),
-    ],
-)
-def test_a_body_that_may_be_read_in_two_ways_is_not_read(
-    plain: ScriptedServer, name: str, value: str, error: str
-) -> None:
-    plain.will(Answer(body=1, headers={name: value}))
+def test_a_response_with_two_lengths_is_not_read(plain: ScriptedServer) -> None:
+    plain.will(Answer(body=1, headers={"Content-Length": "1"}))  # beside the server's own
     found = failure(plain.url)
     assert isinstance(found, StorageUnavailable)
-    assert error in found.message
+    assert "InvalidHeader" in found.message
 
 
 def test_a_wire_that_was_closed_opens_another_connection_and_closes_that_as_well(plain: ScriptedServer) -> None:
     plain.will(Answer(body=1))
-    wire = Wire(settings_for(plain.url))
+    transport = Transport(settings_for(plain.url), 4)
     for _ in range(2):
-        assert ask(wire) == (200, b"1")
-        wire.close()
+        assert ask(transport) == (200, b"1")
+        transport.close()
     assert len({request.port for request in plain.requests}) == 2
-
-
-@pytest.mark.parametrize(
-    ("url", "host"),
-    [
-        ("https://abc.supabase.co/storage/v1", "abc.supabase.co"),
-        ("https://abc.supabase.co:443/storage/v1", "abc.supabase.co"),
-        ("http://abc.supabase.co:443/storage/v1", "abc.supabase.co:443"),
-        ("http://127.0.0.1:54321/storage/v1", "127.0.0.1:54321"),
-        ("http://localhost.:80/storage/v1", "localhost"),
-        ("http://[::1]:8000/storage/v1", "[::1]:8000"),
-        ("http://[fe80::1%25eth0]/storage/v1", "[fe80::1]"),
-        ("http://m\u00fcnchen.example/storage/v1", "xn--mnchen-3ya.example"),
-    ],
-)
-def test_the_host_is_named_as_servers_know_it(url: str, host: str) -> None:
-    assert _host_of(urllib3.util.parse_url(url)) == host
 
 
 # Ways
@@ -222,9 +195,9 @@ def test_the_host_is_named_as_servers_know_it(url: str, host: str) -> None:
 @pytest.mark.usefixtures("trusted")
 def test_tls_carries_what_is_large_over_one_connection(secure: ScriptedServer) -> None:
     secure.will(Answer(body="x" * 100_000))
-    with closing(Wire(settings_for(secure.url))) as wire:
+    with closing(Transport(settings_for(secure.url), 4)) as transport:
         for _ in range(3):
-            assert ask(wire, LARGE) == (200, b'"' + b"x" * 100_000 + b'"')
+            assert ask(transport, LARGE) == (200, b'"' + b"x" * 100_000 + b'"')
     assert all(request.body == LARGE for request in secure.requests)
     assert len({request.port for request in secure.requests}) == 1
 
@@ -253,8 +226,8 @@ def test_a_proxy_is_asked_for_a_tunnel_and_sees_neither_key_nor_path(
     elsewhere.will(Answer(body=1, headers={"Connection": "close"}), Answer(body=2))
     with Tunnels(port_of(elsewhere)) as tunnels:
         monkeypatch.setenv("https_proxy", f"http://user:pa55word@127.0.0.1:{tunnels.port}")
-        with closing(Wire(settings_for("https://abc.supabase.invalid"))) as wire:
-            assert [ask(wire, b"x") for _ in range(3)] == [(200, b"1"), (200, b"2"), (200, b"2")]
+        with closing(Transport(settings_for("https://abc.supabase.invalid"), 4)) as transport:
+            assert [ask(transport, b"x") for _ in range(3)] == [(200, b"1"), (200, b"2"), (200, b"2")]
     login = base64.b64encode(b"user:pa55word")
     assert len(tunnels.heads) == 2, "again after the server closed the first connection"
     for head in tunnels.heads:

@@ -1,0 +1,1 @@
+"""The dataset on disk: pure functions, without a database or a network."""

@@ -1,0 +1,112 @@
+"""Detections: a key and a value of the annotations file -> the photo that they belong to, and its usable boxes."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from pipeline.dataset.layout import camera_of
+from pipeline.dataset.records import MAXIMUM_BIGINT, is_text
+from pipeline.errors import BadInput
+
+PLATE = "plate"
+#: Characters of a key; a path has no more on any system.
+MAXIMUM_KEY = 4096
+#: Detections of a photo; a tray has dozens.
+MAXIMUM_DETECTIONS = 10_000
+
+_FARTHEST = 1_000_000
+_LONGEST_LABEL = len("dish_") + 6
+_NUMBERS = frozenset((int, float))
+_SECTIONS = ("dishes", "plates")
+_USUAL = {label: label for label in (PLATE, *(f"dish_{line}" for line in range(100)))}
+_ID = re.compile(r"recognition_([0-9]+)")
+_DISH = re.compile(r"dish_([0-9]{1,6})")
+
+#: A box with its label, `dish_<k>` or `plate`: (label, x1, y1, x2, y2), corners in pixels, the first left of and above
+#: the second. A tuple without names: there are millions, and making one with names takes longer than checking it.
+Detection = tuple[str, float, float, float, float]
+
+
+def photo_of(key: str) -> tuple[int, int]:
+    """Return the recognition and the camera (1, 2) that a key names.
+
+    Raises:
+        BadInput: it names none.
+    """
+    if not is_text(key) or "\0" in key:
+        raise BadInput("annotation_key", "the key is not text that the database takes")
+    if len(key) > MAXIMUM_KEY:
+        raise BadInput("annotation_key", f"the key has more than {MAXIMUM_KEY} letters")
+    path = key.replace("\\", "/")
+    numbers = _ID.findall(path)
+    if not numbers:
+        raise BadInput("annotation_key", "the key names no recognition_<id>")
+    camera = camera_of(path) or camera_of(path.replace("/", " "))
+    if camera is None:
+        raise BadInput("annotation_key", "the key does not name one of Main and Qualifying")
+    digits = numbers[-1].lstrip("0") or "0"
+    if len(digits) > 19 or int(digits) > MAXIMUM_BIGINT:
+        raise BadInput("id_invalid", f"the number {digits[:40]} is beyond what a bigint holds")
+    return int(digits), camera
+
+
+def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
+    """Return the usable detections of a photo's value, in the order of the file, and what is wrong with the others.
+
+    Raises:
+        BadInput: the value as a whole has another shape.
+    """
+    if not isinstance(value, dict) or not any(section in value for section in _SECTIONS):
+        raise BadInput("json_shape", "the value is not an object with dishes and plates")
+    usable: list[Detection] = []
+    problems: list[BadInput] = []
+    for section in _SECTIONS:
+        part = value.get(section, {"qwen_detections": []})
+        found = part.get("qwen_detections") if isinstance(part, dict) else None
+        if not isinstance(found, list):
+            raise BadInput("json_shape", f"{section} has no array qwen_detections")
+        if len(usable) + len(problems) + len(found) > MAXIMUM_DETECTIONS:
+            raise BadInput("json_shape", f"the photo has more than {MAXIMUM_DETECTIONS} detections")
+        for number, entry in enumerate(found, 1):
+            try:
+                label = _USUAL.get(entry["label"]) or _known_label(entry["label"])
+                x1, y1, x2, y2 = box = entry["bbox_2d"]
+            except (KeyError, TypeError, ValueError):
+                label = None
+            if label is None or not (
+                # Texts are ruled out by this as well, and with them every box that is no array.
+                (type(x1) is type(y1) is type(x2) is type(y2) is int or _NUMBERS.issuperset(map(type, box)))
+                and -_FARTHEST <= x1 < x2 <= _FARTHEST
+                and -_FARTHEST <= y1 < y2 <= _FARTHEST
+            ):
+                problems.append(_problem(entry, f"detection {number} of {section}"))
+            else:
+                usable.append((label, x1, y1, x2, y2))
+    return usable, problems
+
+
+def _problem(entry: object, where: str) -> BadInput:
+    """Return what is wrong with a detection."""
+    if not isinstance(entry, dict):
+        return BadInput("box_malformed", f"{where} is not an object")
+    if _known_label(entry.get("label")) is None:
+        return BadInput("label_unknown", f"{where} has a label that is neither dish_<k> nor plate")
+    box = entry.get("bbox_2d")
+    if not isinstance(box, list) or len(box) != 4:
+        return BadInput("box_malformed", f"{where} has no bbox_2d of four numbers")
+    if _NUMBERS.issuperset(map(type, box)) and all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
+        return BadInput("box_malformed", f"{where} has a box without area")
+    # A truth value has a type of its own.
+    return BadInput("box_malformed", f"{where} has a corner that is not a number of pixels")
+
+
+def _known_label(label: object) -> str | None:
+    """Return a label as the database has it; None when there is none like that."""
+    return _label(label) if isinstance(label, str) and len(label) <= _LONGEST_LABEL else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _label(text: str) -> str | None:
+    dish = _DISH.fullmatch(text)
+    return f"dish_{int(dish[1])}" if dish else text if text == PLATE else None

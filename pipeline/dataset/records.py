@@ -1,0 +1,56 @@
+"""What the dataset consists of: folders, files, recognitions, and the inputs that are rejected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+#: The largest value of PostgreSQL's bigint.
+MAXIMUM_BIGINT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A recognition's folder: its number and its path relative to the source."""
+
+    recognition_id: int
+    path: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as discovery saw it: path relative to the source, bytes, modification time in ns since 1970."""
+
+    path: str
+    size: int
+    mtime: int
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """A usable recognition: the photos of camera 1 and 2, and its documents where it has them."""
+
+    recognition_id: int
+    photos: tuple[File, File]
+    menu: File | None
+    receipt: File | None
+    captured_on: date | None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input that is left out, with a code and a sentence."""
+
+    recognition_id: int | None
+    path: str
+    code: str
+    message: str
+
+
+def is_text(path: str) -> bool:
+    """Return whether a text can be written as UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
