@@ -1,4 +1,4 @@
-"""Exit codes and signals: each code that the README and the Luigi guide list, and what stops a command in good order."""
+"""Exit codes and signals: each code that the README and the Luigi guide list, and what stops a command in order."""
 
 from __future__ import annotations
 
