@@ -39,13 +39,16 @@ setup(
     python_requires=">=3.10,<3.14",
     install_requires=requirements("requirements.txt"),
     extras_require={**EXTRAS, "dev": [*EXTRAS["all"], *requirements("requirements-dev.txt")]},
-    packages=[*find_packages(include=["pipeline", "pipeline.*"]), "pipeline.migrations"],
+    packages=[
+        *find_packages(include=["pipeline", "pipeline.*", "embedded_supabase", "embedded_supabase.*"]),
+        "pipeline.migrations",
+    ],
     # The migrations live where the Supabase CLI looks for them; a wheel carries them as a data-only package.
     package_dir={"pipeline.migrations": "supabase/migrations"},
     package_data={
         "pipeline": ["py.typed"],
         "pipeline.graph": ["luigi.cfg"],
-        "pipeline.sql": ["*.sql"],
+        "pipeline.database": ["queries/*.sql"],
         "pipeline.migrations": ["*.sql"],
         "pipeline.report": ["*.css", "*.html", "*.js"],
     },

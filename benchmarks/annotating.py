@@ -9,7 +9,7 @@ from benchmarks.bench import SMALL, Bench
 from benchmarks.loading import LIMIT_MB
 from benchmarks.rows import Row
 from benchmarks.seeding import seed
-from pipeline.sample import ANNOTATIONS
+from pipeline.sample.writer import ANNOTATIONS
 
 
 def annotating(place: Bench, megabytes: tuple[int, ...], template: int) -> list[Row]:

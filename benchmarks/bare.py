@@ -20,7 +20,7 @@ from pathlib import Path
 import requests
 
 from pipeline.config import load_settings
-from pipeline.photo import check_photo
+from pipeline.dataset.photo import check_photo
 
 
 class Target:

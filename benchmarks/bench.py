@@ -22,13 +22,13 @@ import psycopg2
 from benchmarks.processes import Watch, idle_seconds, processor_seconds
 from benchmarks.relay import Relay
 from benchmarks.rows import Row
+from embedded_supabase.files import end_process, wait_until
+from embedded_supabase.postgres.server import PORT, EmbeddedPostgres
+from embedded_supabase.services import create_roles
+from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database
-from pipeline.embedded.files import end_process, wait_until
-from pipeline.embedded.postgres import PORT, EmbeddedPostgres
-from pipeline.embedded.services import create_roles
-from pipeline.embedded.storage_auth import mint_key
-from pipeline.migrate import migrate
+from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
 
 __all__ = ["MEDIUM", "REAL", "REPOSITORY", "SMALL", "Bench", "Row", "Run", "World", "bench", "empty"]
@@ -265,7 +265,7 @@ def running_storage(folder: Path, *options: str) -> Iterator[tuple[str, str, int
     root.mkdir(parents=True)
     secret = secrets.token_hex(32)
     secret_file.write_text(secret, encoding="ascii")
-    command = [sys.executable, "-m", "pipeline.embedded.storage_server", "--root", str(root)]
+    command = [sys.executable, "-m", "embedded_supabase.storage", "--root", str(root)]
     process = subprocess.Popen(
         [*command, "--secret-file", str(secret_file), *options],
         cwd=folder,

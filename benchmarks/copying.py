@@ -16,12 +16,12 @@ import psycopg2
 
 from benchmarks.bench import SMALL, Bench, World
 from benchmarks.rows import Row, middle
+from embedded_supabase.postgres.installation import binaries
 from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN
 from pipeline.database import Database
-from pipeline.embedded.installation import binaries
-from pipeline.metrics import Metrics
-from pipeline.sample import ANNOTATIONS
+from pipeline.observe.metrics import Metrics
+from pipeline.sample.writer import ANNOTATIONS
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.transform import transform_batch

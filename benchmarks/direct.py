@@ -19,7 +19,7 @@ from pipeline.batches.state import KIND_LOAD
 from pipeline.batches.summary import summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database
-from pipeline.metrics import Metrics
+from pipeline.observe.metrics import Metrics
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.transform import transform_batch

@@ -10,7 +10,7 @@ import json
 import time
 from collections import deque
 
-from pipeline.qwen import read_entries
+from pipeline.dataset.annotations import read_entries
 
 
 def main() -> None:

@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from pipeline.migrate import split_statements
-
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -199,3 +197,8 @@ class _Queries:
                 self._started = length > 8
             elif message[0] == _QUERY:
                 self._found.update(split_statements(message[5:-1].decode("utf-8", "replace")))
+
+
+def split_statements(text: str) -> list[str]:
+    """Return the statements of a message; none that the pipeline sends has a semicolon in a string."""
+    return [statement for part in text.split(";") if (statement := part.strip())]

@@ -21,7 +21,7 @@ from luigi.rpc import RemoteScheduler
 from benchmarks.bench import REPOSITORY, SMALL, Bench, World
 from benchmarks.rows import Row
 from benchmarks.seeding import seed
-from pipeline.embedded.files import end_process, wait_until
+from embedded_supabase.files import end_process, wait_until
 from pipeline.graph.luigid import answers
 
 _SECONDS = 30.0

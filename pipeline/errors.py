@@ -14,6 +14,7 @@
     │       └── StorageOverloaded
     └── PermanentError          will not succeed unchanged
         ├── DatabaseError
+        │   └── DataError       the rows themselves are refused
         └── StorageError
             ├── ObjectNotFound
             └── ObjectExists
@@ -103,6 +104,10 @@ class DatabaseError(PermanentError):
 
     def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str]]:
         return (type(self), (self.message, self.hint, self.code))  # type: ignore[return-value]
+
+
+class DataError(DatabaseError):
+    """PostgreSQL refuses the rows themselves: SQLSTATE class 22 (data exception) or 23 (constraint violation)."""
 
 
 class StorageError(PermanentError):

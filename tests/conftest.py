@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from embedded_supabase.postgres.server import EmbeddedPostgres
+from embedded_supabase.services import create_roles
 from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.embedded.postgres import EmbeddedPostgres
-from pipeline.embedded.services import create_roles
-from pipeline.migrate import migrate
+from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
 from tests.runner import ForkServer
 from tests.services import (

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg2
 import requests
 
+from embedded_supabase.files import end_process, make_folder, make_home, wait_until
+from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Secret, Settings, Tuning
-from pipeline.embedded.files import end_process, make_folder, make_home, wait_until
-from pipeline.embedded.storage_auth import mint_key
 from pipeline.graph.luigid import answers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -192,7 +192,7 @@ def running_storage(
     root.mkdir(exist_ok=True)
     secret_file.write_text(secret, encoding="ascii")
     secret_file.chmod(0o600)
-    command = [sys.executable, "-m", "pipeline.embedded.storage_server", "--root", str(root)]
+    command = [sys.executable, "-m", "embedded_supabase.storage", "--root", str(root)]
     command += ["--secret-file", str(secret_file)]
     with open(log, "ab") as output:
         process = subprocess.Popen(

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from pipeline.metrics import Metrics
+from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 from tests.scripted import Answer, Request, ScriptedServer, settings_for, stored
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
 from pipeline.batches.state import UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.embedded.files import wait_until
 from pipeline.errors import RefusedError
-from pipeline.metrics import Metrics
+from pipeline.observe.metrics import Metrics
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import reset_batch
 from pipeline.steps.upload import Uploader

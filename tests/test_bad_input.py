@@ -14,9 +14,9 @@ from threading import Thread
 
 import pytest
 
+from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Settings
-from pipeline.embedded.storage_auth import mint_key
-from pipeline.migrate import migrations
+from pipeline.database.migrate import migrations
 from tests import world
 from tests.services import MakeDataset, RunPipeline, StorageServer, free_port, with_database
 

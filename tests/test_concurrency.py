@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
-from pipeline.sample import ANNOTATIONS
+from pipeline.sample.writer import ANNOTATIONS
 from tests import world
 from tests.runner import Ended, ForkServer, Runner, Running
 from tests.services import MakeDataset

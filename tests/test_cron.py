@@ -17,8 +17,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from pipeline.graph.luigid import answers
 from pipeline.storage import Storage
 from tests import crontab, world

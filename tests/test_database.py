@@ -16,20 +16,19 @@ from dataclasses import replace
 from datetime import date
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import backoff
 import psycopg2
 import psycopg2.extensions
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import database as module
+from embedded_supabase.files import wait_until
+from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Secret
 from pipeline.database import Connection, Database, connection_string
-from pipeline.embedded.files import wait_until
-from pipeline.embedded.postgres import EmbeddedPostgres
 from pipeline.errors import (
     AccessDenied,
     DatabaseError,
@@ -84,7 +83,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
         noted.append((low, high))
         return 0.0
 
-    monkeypatch.setattr(module, "random", SimpleNamespace(uniform=uniform))
+    monkeypatch.setattr(backoff, "full_jitter", lambda value: uniform(0, value))
     return noted
 
 
@@ -142,7 +141,7 @@ def test_a_second_interrupt_before_the_rollback_leaves_nothing_for_the_next_tran
         patch.setattr(Connection, "roll_back", interrupted)
         with pytest.raises(KeyboardInterrupt):
             transact(database, work)
-    assert database.engine().pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert database.pool().checkedout() == 0
     transact(database, lambda connection: connection.run_script("INSERT INTO numbers VALUES (2)"))
     assert numbers(empty_database_url) == [2]
 
@@ -517,7 +516,7 @@ def test_a_connection_that_broke_makes_no_room_beyond_the_size_of_the_pool(empty
             with pytest.raises(DatabaseUnavailable):
                 transact(database, work)
         assert backend(stack.enter_context(database.transaction())) != held
-        database.engine().pool._timeout = 0.05  # type: ignore[attr-defined]
+        database.pool()._timeout = 0.05
         with pytest.raises(DatabaseUnavailable, match="became free"), database.transaction():
             pass
 
@@ -533,7 +532,7 @@ def test_threads_beyond_the_size_of_the_pool_take_turns(empty_database_url: str)
 
 def test_a_pool_that_stays_exhausted_is_a_transient_error_with_its_remedy(empty_database_url: str) -> None:
     with closing(door(empty_database_url, connection_pool_size=1)) as database:
-        database.engine().pool._timeout = 0.05  # type: ignore[attr-defined]
+        database.pool()._timeout = 0.05
         with database.transaction(), pytest.raises(DatabaseUnavailable) as caught, database.transaction():
             pass
         assert "connection_pool_size" in caught.value.hint
@@ -561,7 +560,7 @@ def connection_error(url: str, environment: str = "local") -> PipelineError:
         with pytest.raises(PipelineError) as caught, database.transaction():
             pass
         with pytest.raises(type(caught.value)):
-            database.connect()
+            database.pool().connect()
     error = caught.value
     for text in (error.message, error.hint):
         assert PASSWORD not in text
@@ -959,7 +958,7 @@ SELECT array_agg(what ORDER BY what) FROM (
 
 def left_over(database: Database) -> tuple[int, Any]:
     """Return which session the pool gives, and what former transactions left on it."""
-    raw = database.engine().raw_connection()
+    raw = database.pool().connect()
     try:
         with closing(raw.cursor()) as cursor:
             cursor.execute(LEFT_OVER)
@@ -1013,7 +1012,7 @@ def test_the_timeouts_hold_in_the_transaction_only(empty_database_url: str) -> N
             assert ask(connection, "SHOW lock_timeout") == "1min"
         with database.transaction(timeout=0) as connection:
             assert ask(connection, "SHOW statement_timeout") == "0"
-        with closing(database.engine().raw_connection()) as raw, closing(raw.cursor()) as cursor:
+        with closing(database.pool().connect()) as raw, closing(raw.cursor()) as cursor:
             cursor.execute(
                 "SELECT pg_backend_pid(), current_setting('statement_timeout'), current_setting('lock_timeout')"
             )

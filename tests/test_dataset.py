@@ -13,19 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.dataset import (
-    Folder,
-    Recognition,
-    Reject,
-    check_menu,
-    check_receipt,
-    find_source,
-    inspect_folder,
-    json_of,
-    list_folders,
-)
+from pipeline.dataset.documents import check_menu, check_receipt, json_of
+from pipeline.dataset.layout import find_source, inspect_folder, list_folders
+from pipeline.dataset.photo import check_photo
+from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import BadInput, UsageError
-from pipeline.photo import check_photo
 
 
 def jpeg(size: tuple[int, int] = (64, 48), **options: object) -> bytes:

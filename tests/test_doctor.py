@@ -23,6 +23,9 @@ import psycopg2
 import pytest
 import requests
 
+from embedded_supabase.files import wait_until
+from embedded_supabase.postgres.server import EmbeddedPostgres
+from embedded_supabase.storage.auth import mint_key, sign
 from pipeline import doctor
 from pipeline.batches.lock import BatchLock
 from pipeline.cli import main
@@ -30,9 +33,6 @@ from pipeline.config import Secret, Settings
 from pipeline.doctor import bucket as bucket_part
 from pipeline.doctor import clock, machine, network, postgres
 from pipeline.doctor.finding import OK, PROBLEM, WARNING, Finding
-from pipeline.embedded.files import wait_until
-from pipeline.embedded.postgres import EmbeddedPostgres
-from pipeline.embedded.storage_auth import mint_key, sign
 from pipeline.errors import AccessDenied, SettingsError, TransientError, UsageError
 from tests.pooler import Pooler
 from tests.services import MakeDataset, StorageServer, end, environment_file, execute, free_port, subprocess_environment

@@ -17,9 +17,10 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from pipeline.embedded import installation, postgres
-from pipeline.embedded.files import has_ended, make_folder, wait_until
-from pipeline.embedded.postgres import EmbeddedPostgres
+from embedded_supabase.files import has_ended, make_folder, wait_until
+from embedded_supabase.postgres import installation
+from embedded_supabase.postgres import server as postgres
+from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.errors import DatabaseUnavailable, SettingsError
 from tests.services import end_group, execute, give_data, subprocess_environment
 
@@ -30,7 +31,7 @@ with_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /p
 START = """
 import sys
 from pathlib import Path
-from pipeline.embedded.postgres import EmbeddedPostgres
+from embedded_supabase.postgres.server import EmbeddedPostgres
 server = EmbeddedPostgres(Path(sys.argv[1]), durable=False)
 server.start()
 print(server.pid)

@@ -15,8 +15,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from pipeline.storage import Storage
 from tests import world
 from tests.proxies import LOST, DatabaseProxy, Harm, Message

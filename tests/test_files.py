@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from pipeline.embedded.files import has_ended, wait_until
+from embedded_supabase.files import has_ended, wait_until
 
 
 def test_a_process_has_ended_when_it_is_a_zombie_and_when_it_is_reaped_but_not_before() -> None:

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import gate as module
-from pipeline.gate import Gate
-from pipeline.metrics import Metrics
+from pipeline.observe.metrics import Metrics
+from pipeline.storage import limiter as module
+from pipeline.storage.limiter import Gate
 
 SECONDS = 20.0
 TURNAROUND = 0.0005

@@ -1,4 +1,4 @@
-"""The package in somebody else's Luigi project: what it changes, and what its tasks do when other tasks require them."""
+"""The package in another Luigi project: what its import changes, and how its tasks run as requirements of others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from tests import world
 from tests.services import MakeDataset, Start
 

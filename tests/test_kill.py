@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Settings
-from pipeline.sample import ANNOTATIONS
+from pipeline.sample.writer import ANNOTATIONS
 from tests import world
 from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset

@@ -13,7 +13,7 @@ from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection
 from pipeline.graph.run import registry
-from pipeline.sample_broken import BROKEN
+from pipeline.sample.broken import BROKEN
 from tests import world
 from tests.services import MakeDataset, RunPipeline
 

@@ -19,8 +19,8 @@ from pipeline.batches.state import KIND_QWEN
 from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.metrics import Metrics
-from pipeline.sample_broken import BROKEN_ANNOTATIONS
+from pipeline.observe.metrics import Metrics
+from pipeline.sample.broken import BROKEN_ANNOTATIONS
 from pipeline.steps import annotations as annotations_module
 from pipeline.steps.annotations import copy_annotations, stage_annotations
 from pipeline.steps.copy import copy_shard

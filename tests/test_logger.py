@@ -14,7 +14,7 @@ import pytest
 from pipeline import config
 from pipeline.config import Secret
 from pipeline.errors import UsageError
-from pipeline.logger import RedactingFormatter, configure_logging, get_logger, say
+from pipeline.observe.logger import RedactingFormatter, configure_logging, get_logger, say
 
 PASSWORD = "correct-horse-battery"
 NAMES = ("", "pipeline", "luigi", "luigi-interface")

@@ -14,8 +14,8 @@ import psycopg2
 import pytest
 import requests
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from tests import world
 from tests.services import MakeDataset, Start, free_port, running_luigid
 

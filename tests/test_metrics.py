@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.batches.summary import active_seconds, duration, headline, performance_metrics, size
-from pipeline.metrics import LONGEST, SHORTEST, Metrics, bound_of, bucket_of, merge, quantile
+from pipeline.observe.metrics import LONGEST, SHORTEST, Metrics, bound_of, bucket_of, merge, quantile
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 
@@ -49,7 +49,7 @@ def test_operations_and_counters_add_up_and_are_sorted() -> None:
 
 def test_a_timed_block_counts_when_it_succeeds_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([10.0, 10.5, 20.0])
-    monkeypatch.setattr("pipeline.metrics.time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    monkeypatch.setattr("pipeline.observe.metrics.time", SimpleNamespace(perf_counter=lambda: next(moments)))
     metrics = Metrics()
     with metrics.timed("work"):
         pass
@@ -85,7 +85,7 @@ def test_no_count_of_any_thread_is_lost() -> None:
 
 def test_a_gauge_keeps_its_latest_value_and_its_highest(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([10.0, 11.0, 12.00049])
-    monkeypatch.setattr("pipeline.metrics.time", SimpleNamespace(time=lambda: next(moments)))
+    monkeypatch.setattr("pipeline.observe.metrics.time", SimpleNamespace(time=lambda: next(moments)))
     metrics = Metrics()
     metrics.gauge("requests_in_flight", 4, 16)
     metrics.gauge("requests_in_flight", 8)

@@ -14,12 +14,10 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.database import Database
+from pipeline.database.migrate import Migration, migrate, migrations, pending
 from pipeline.errors import DatabaseError, PermanentError
-from pipeline.migrate import Migration, migrate, migrations, pending, split_statements
 from tests.services import REPOSITORY, StorageServer, execute, local_settings
 
 DIRECTORY = REPOSITORY / "supabase" / "migrations"
@@ -96,45 +94,17 @@ def test_an_installation_without_migrations_is_not_whole(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "statements"),
-    [
-        ("", []),
-        (" ; ;;\n", []),
-        ("-- nothing but a comment\n/* and; another */", []),
-        ("SELECT 1;SELECT 2", ["SELECT 1", "SELECT 2"]),
-        ("-- why; for what\nSELECT 1;", ["-- why; for what\nSELECT 1"]),
-        ("SELECT ';' || 'it''s; so';", ["SELECT ';' || 'it''s; so'"]),
-        ('SELECT 1 AS "a;b""c;d";', ['SELECT 1 AS "a;b""c;d"']),
-        ("DO $$ BEGIN PERFORM 1; END $$; SELECT 2;", ["DO $$ BEGIN PERFORM 1; END $$", "SELECT 2"]),
-        ("DO $a$ SELECT $$;$$; $a$;", ["DO $a$ SELECT $$;$$; $a$"]),
-        ("SELECT 1 /* a; b */ + 2; SELECT 3", ["SELECT 1 /* a; b */ + 2", "SELECT 3"]),
-        ("SELECT 'я; 🍲'; SELECT 1", ["SELECT 'я; 🍲'", "SELECT 1"]),
-    ],
+    "value",
+    [r"E'it\'s; x'", "$q1$ a; $$b;$$ $q1$", "'a;b'", "$$;$$", "U&'\\0041;'"],
 )
-def test_a_script_is_split_at_the_semicolons_that_end_a_statement(text: str, statements: list[str]) -> None:
-    assert list(split_statements(text)) == statements
-
-
-pieces = st.sampled_from(
-    ["SELECT 1", "x", "';'", "'it''s'", '"a;b"', "$$ ; $$", "$tag$ ; $$ ; $tag$", "/* ; */", "-- ; '\n", "\n", " "]
-)
-
-
-@given(st.lists(st.lists(pieces, min_size=1, max_size=6).map(lambda parts: "SELECT " + " ".join(parts)), max_size=5))
-def test_what_was_joined_with_semicolons_is_split_into_the_same_statements(statements: list[str]) -> None:
-    assert list(split_statements(";\n".join(statements))) == [statement.strip() for statement in statements]
-
-
-def test_the_statements_of_the_real_files_are_whole() -> None:
-    for migration in migrations():
-        statements = list(split_statements(migration.text))
-        assert statements
-        assert not [statement for statement in statements if statement.endswith(";") or statement != statement.strip()]
-        rest = migration.text
-        for statement in statements:
-            gap, found, rest = rest.partition(statement)
-            assert found
-            assert gap.strip(" \n;") == ""
+def test_a_file_is_run_whole_whatever_its_strings_have_in_them(
+    database: Database, empty_database_url: str, tmp_path: Path, value: str
+) -> None:
+    text = f"CREATE TABLE words (word text); /* ; /* ; */ */ INSERT INTO words SELECT {value}; -- ; '\n"
+    write(tmp_path, "20260101000000_odd.sql", text)
+    migrate(database, tmp_path)
+    assert execute(empty_database_url, f"SELECT word = {value} FROM words") == [(True,)]
+    assert [statements for *_, statements in history(empty_database_url)] == [[text]]
 
 
 # Applying
@@ -168,7 +138,7 @@ def test_the_history_is_what_the_supabase_cli_would_have_written(database: Datab
         (path.name[:14], path.stem[15:]) for path in sorted(DIRECTORY.iterdir())
     ]
     for (_, _, statements), migration in zip(rows, migrations(), strict=True):
-        assert statements == list(split_statements(migration.text))
+        assert statements == [migration.text]
 
 
 def test_what_is_pending_is_told_without_any_change(database: Database, empty_database_url: str, folder: Path) -> None:
@@ -269,7 +239,7 @@ def test_a_statement_means_what_it_says_to_the_server_whatever_characters_it_has
     write(tmp_path, "20260101000000_odd.sql", text)
     migrate(database, tmp_path)
     assert words(empty_database_url) == ["""100% :name %s %(x)s {a,"b"} \\ 'я';"""]
-    assert [statements for *_, statements in history(empty_database_url)] == [list(split_statements(text))]
+    assert [statements for *_, statements in history(empty_database_url)] == [[text]]
 
 
 # Who sees what

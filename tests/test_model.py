@@ -29,9 +29,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
-from pipeline.embedded.postgres import EmbeddedPostgres
-from pipeline.sample import ANNOTATIONS, EXPORT
+from pipeline.sample.writer import ANNOTATIONS, EXPORT
 from tests import world
 from tests.runner import ForkServer, Runner
 from tests.services import MakeDataset, StorageServer, environment_file, fresh_database, local_settings

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.batches.lock import BatchLock
 from pipeline.cli import main
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from tests import world
 from tests.proxies import (
     ANSWER_LOST,
@@ -85,7 +84,6 @@ class Network:
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait a moment before another try, not up to a second."""
     monkeypatch.setattr("backoff.full_jitter", lambda value: 0.01)
-    monkeypatch.setattr("pipeline.database.random", SimpleNamespace(uniform=lambda low, high: 0.01))
 
 
 @pytest.fixture
@@ -196,7 +194,7 @@ def test_who_is_never_answered_asks_again(
 ) -> None:
     monkeypatch.setenv("PIPELINE_THREAD_COUNT", "8")
     monkeypatch.setenv("PIPELINE_RETRY_MAX_ATTEMPTS", "20")
-    monkeypatch.setattr("pipeline.wire.READ_TIMEOUT", 0.3)
+    monkeypatch.setattr("pipeline.storage.transport.READ_TIMEOUT", 0.3)
     network.storage.plan = first(1, SILENT)
     assert load(dataset) == 0
     assert min(network.storage.tries().values()) >= 2
@@ -522,7 +520,7 @@ def test_a_database_that_restarts_in_the_middle_is_waited_for(
     network: Network, dataset: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIPELINE_RETRY_MAX_ATTEMPTS", "100")
-    monkeypatch.setattr("pipeline.database.random", SimpleNamespace(uniform=lambda low, high: 0.1))
+    monkeypatch.setattr("backoff.full_jitter", lambda value: 0.1)
     monkeypatch.setattr("pipeline.batches.lock._CHECK_SECONDS", 0.05)
     stopped = threading.Event()
     again: list[float] = []

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.embedded.object_store import Attributes, Bucket, Object, ObjectStore, Sorting, now, sorting_of
-from pipeline.embedded.storage_errors import ApiError
+from embedded_supabase.storage.errors import ApiError
+from embedded_supabase.storage.store import Attributes, Bucket, Object, ObjectStore, Sorting, now, sorting_of
 
 KEYS = st.lists(st.text("ab/.-~ B", min_size=1, max_size=6), max_size=25, unique=True)
 PREFIXES = st.text("ab/.- B", max_size=3)

@@ -22,13 +22,13 @@ from tests.services import REPOSITORY
 #: Import every module, and say which files of the installation they and the data are.
 _ASK = """
 import importlib, json, pathlib, pkgutil
-import pipeline, pipeline.migrate, pipeline.sql
+import pipeline, pipeline.database.migrate, pipeline.database.queries
 names = [one.name for one in pkgutil.walk_packages(pipeline.__path__, "pipeline.") if "__main__" not in one.name]
 files = {name: importlib.import_module(name).__file__ for name in names}
 print(json.dumps({
     "modules": files,
-    "statement": pipeline.sql.statement("now"),
-    "migrations": [f"{one.version}_{one.name}.sql" for one in pipeline.migrate.migrations()],
+    "statement": pipeline.database.queries.statement("now"),
+    "migrations": [f"{one.version}_{one.name}.sql" for one in pipeline.database.migrate.migrations()],
 }))
 """
 _BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
@@ -101,7 +101,7 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(built: tuple[Path,
     with zipfile.ZipFile(built[0]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == sources()
-    assert {"pipeline/py.typed", "pipeline/sql/now.sql", "pipeline/doctor/__init__.py"} <= names
+    assert {"pipeline/py.typed", "pipeline/database/queries/batches.sql", "pipeline/doctor/__init__.py"} <= names
 
 
 def test_the_sdist_has_what_it_takes_to_build_and_no_tests(built: tuple[Path, Path]) -> None:

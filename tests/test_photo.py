@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.dataset.photo import MAXIMUM_PIXELS, Dimensions, check_photo
 from pipeline.errors import BadInput
-from pipeline.photo import MAXIMUM_PIXELS, Dimensions, check_photo
 
 SIZE = (160, 120)
 ORIENTATION = 0x0112

@@ -12,7 +12,7 @@ from typing import Any
 import luigi
 import pytest
 
-from pipeline.embedded.files import wait_until
+from embedded_supabase.files import wait_until
 from pipeline.graph.pool import Pool, PooledTask
 
 SECONDS = 20

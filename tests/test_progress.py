@@ -22,12 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import progress
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings, load_settings
-from pipeline.embedded.files import wait_until
 from pipeline.graph.status import StatusReporter
-from pipeline.logger import RedactingFormatter, configure_logging, get_logger
-from pipeline.progress import Counter, Progress, Report, Reporter, line
+from pipeline.observe import progress
+from pipeline.observe.logger import RedactingFormatter, configure_logging, get_logger
+from pipeline.observe.progress import Counter, Progress, Report, Reporter, line
 
 PLAIN = re.compile(r"Processing (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
 SHAPE = re.compile(r"Processing [█]*[░]* (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
@@ -161,7 +161,7 @@ def test_an_hour_of_trouble_is_told_in_as_few(
 ) -> None:
     """Each shard of a batch, and what it waits for, has to try again; another warning comes in between."""
     clock = Clock()
-    monkeypatch.setattr("pipeline.logger.time", clock)
+    monkeypatch.setattr("pipeline.observe.logger.time", clock)
     for verbose, most in ((False, 122), (True, 2000)):
         configure_logging(verbose)
         for shard in range(1000):

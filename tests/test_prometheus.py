@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import SettingsError
-from pipeline.prometheus import write_metrics
+from pipeline.observe.prometheus import write_metrics
 from tests.services import MakeDataset, RunPipeline
 
 SUMMARY = {

@@ -17,20 +17,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import qwen
-from pipeline.dataset import MAXIMUM_BIGINT, MAXIMUM_DOCUMENT_BYTES
-from pipeline.errors import BadInput, UsageError
-from pipeline.qwen import (
+from pipeline.dataset import annotations as qwen
+from pipeline.dataset.annotations import (
     ANNOTATIONS,
-    MAXIMUM_KEY,
     Entry,
-    detections_of,
     find_annotations,
     named_annotations,
-    photo_of,
     read_entries,
     read_value,
 )
+from pipeline.dataset.detections import MAXIMUM_KEY, detections_of, photo_of
+from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES
+from pipeline.dataset.records import MAXIMUM_BIGINT
+from pipeline.errors import BadInput, UsageError
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from pipeline.embedded.files import wait_until
+from embedded_supabase.files import wait_until
 from pipeline.errors import Interrupted
 from pipeline.steps import readahead as readahead_module
 from pipeline.steps.readahead import ReadAhead

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from pipeline.config import Settings
-from pipeline.sample import ANNOTATIONS
+from pipeline.sample.writer import ANNOTATIONS
 from tests.runner import ForkServer, Runner
 from tests.services import MakeDataset
 

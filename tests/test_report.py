@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import Settings
-from pipeline.dataset import MAXIMUM_PHOTO_BYTES
+from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.errors import ObjectNotFound, StorageError
-from pipeline.metrics import Metrics
+from pipeline.observe.metrics import Metrics
 from pipeline.report import charts
+from pipeline.report.gather import MAXIMUM_BOXES, MAXIMUM_ITEMS, write_report
 from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.timeline import Clock, Span, rates, rows, union
 from pipeline.report.trays import Photo, tray_of
-from pipeline.steps.report import MAXIMUM_BOXES, MAXIMUM_ITEMS, write_report
 from pipeline.storage import Storage
 from tests import test_reset, world
 from tests.services import MakeDataset, Start, environment_file, free_port

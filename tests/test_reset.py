@@ -23,16 +23,16 @@ import psycopg2
 import pytest
 import requests
 
+from embedded_supabase.files import wait_until
 from pipeline import storage
 from pipeline.batches.lock import BatchLock
 from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.embedded.files import wait_until
 from pipeline.errors import DatabaseError, RefusedError, StorageError
 from pipeline.graph import tasks
 from pipeline.graph.run import registry
-from pipeline.sample import ANNOTATIONS
+from pipeline.sample.writer import ANNOTATIONS
 from pipeline.steps import reset
 from pipeline.storage import Storage
 from tests import test_luigi, world

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from pipeline.errors import UsageError
-from pipeline.sample import ANNOTATIONS, BROKEN, BROKEN_ANNOTATIONS, EXPORT, SampleSummary, write_sample
+from pipeline.sample import write_sample
+from pipeline.sample.writer import ANNOTATIONS, BROKEN, BROKEN_ANNOTATIONS, EXPORT, SampleSummary
 
 SMALL = (160, 120)
 FULL = (1280, 720)

@@ -19,12 +19,12 @@ import pytest
 import requests
 from dotenv import dotenv_values
 
-from pipeline.embedded import services
-from pipeline.embedded.files import has_ended, make_folder, wait_until
-from pipeline.embedded.postgres import EmbeddedPostgres
-from pipeline.embedded.services import State, Stopped
+from embedded_supabase import services
+from embedded_supabase.files import has_ended, make_folder, wait_until
+from embedded_supabase.postgres.server import EmbeddedPostgres
+from embedded_supabase.services import State, Stopped
+from pipeline.database.migrate import migrations
 from pipeline.errors import PermanentError, SettingsError
-from pipeline.migrate import migrations
 from tests.services import RunPipeline, Start, execute, give_data
 
 NAMES = {"NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"}

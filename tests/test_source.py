@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import Reject
+from pipeline.dataset.records import Reject
 from pipeline.errors import SourceUnavailable
 from pipeline.steps.source import require_source
 

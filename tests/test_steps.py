@@ -18,17 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedded_supabase.files import wait_until
 from pipeline.batches import state as batch_state
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
 from pipeline.batches.state import COPY, KIND_QWEN, UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
-from pipeline.embedded.files import wait_until
+from pipeline.dataset.layout import inspect_folder, list_folders
+from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
 from pipeline.graph.run import Environment
-from pipeline.metrics import Metrics
+from pipeline.observe.metrics import Metrics
 from pipeline.steps import discover as discover_module
 from pipeline.steps import upload as upload_module
 from pipeline.steps.copy import copy_shard

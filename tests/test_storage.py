@@ -18,9 +18,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from embedded_supabase.files import wait_until
+from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Secret
-from pipeline.embedded.files import wait_until
-from pipeline.embedded.storage_auth import mint_key
 from pipeline.errors import (
     AccessDenied,
     Interrupted,
@@ -32,7 +32,7 @@ from pipeline.errors import (
     StorageOverloaded,
     StorageUnavailable,
 )
-from pipeline.metrics import Metrics
+from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage, StoredObject
 from tests.scripted import (
     KEY,
@@ -604,7 +604,7 @@ def test_a_kept_connection_that_the_server_has_closed_meanwhile_does_no_harm(
 def test_a_server_that_says_nothing_is_given_up(
     server: ScriptedServer, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.wire.READ_TIMEOUT", 0.05)
+    monkeypatch.setattr("pipeline.storage.transport.READ_TIMEOUT", 0.05)
     server.will(Silence())
     found = failure(storage)
     assert isinstance(found, StorageUnavailable)

@@ -34,9 +34,9 @@ from storage3.exceptions import StorageApiError
 from storage3.types import CreateSignedUploadUrlOptions
 
 from benchmarks.bench import running_storage as running_strained
-from pipeline.embedded.files import wait_until
-from pipeline.embedded.storage_auth import mint_key
-from pipeline.embedded.storage_strain import Strain
+from embedded_supabase.files import wait_until
+from embedded_supabase.storage.auth import mint_key
+from embedded_supabase.storage.faults import Strain
 from tests.services import StorageServer, end, running_storage, subprocess_environment
 
 SECONDS = 20.0
@@ -1615,7 +1615,7 @@ def test_large_objects_do_not_pass_through_memory(own_server: StorageServer) -> 
 
 def server_command(folder: Path, *more: str) -> list[str]:
     files = ["--root", str(folder / "root"), "--secret-file", str(folder / "secret")]
-    return [sys.executable, "-m", "pipeline.embedded.storage_server", *files, *more]
+    return [sys.executable, "-m", "embedded_supabase.storage", *files, *more]
 
 
 def test_a_second_server_on_the_same_folder_refuses(own_server: StorageServer, tmp_path: Path) -> None:

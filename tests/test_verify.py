@@ -17,7 +17,7 @@ import pytest
 from pipeline.batches.lock import BatchLock
 from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.sql import statement
+from pipeline.database.queries import statement
 from pipeline.steps.verify import CHECKS, Verification
 from pipeline.storage import Storage, StoredObject
 from tests import test_luigi, test_reset, world

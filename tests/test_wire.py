@@ -16,7 +16,7 @@ import trustme
 import urllib3.util
 
 from pipeline.errors import PipelineError, StorageError, StorageUnavailable
-from pipeline.wire import Wire, _host_of
+from pipeline.storage.transport import Wire, _host_of
 from tests.scripted import KEY, SECONDS, Answer, ScriptedServer, leave_surroundings, settings_for
 
 #: More than one piece, and no whole number of them.

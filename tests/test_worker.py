@@ -16,8 +16,8 @@ import psycopg2
 import pytest
 import requests
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from pipeline.graph import luigid as luigid_calls
 from tests import world
 from tests.services import (
@@ -196,7 +196,7 @@ def test_two_workers_and_the_starter_share_the_shards(
         assert (code, stderr) == (0, f"Helping with batch b1: {small_dataset(24)}\n")
         told = re.fullmatch(r"Batch b1: (\d+) shards: upload(?:, \d+ shards: copy)?.\n", stdout)
         # What another one did while we asked for it counts as done once more.
-        assert told is not None
+        assert told is not None, stdout
         assert int(told[1]) >= len(by(helper, settings))
     assert sum(map(len, marked(settings).values())) == 12
 

@@ -21,7 +21,7 @@ import requests
 from PIL import Image
 
 from pipeline.config import Settings
-from pipeline.sql import statement
+from pipeline.database.queries import statement
 from pipeline.steps.verify import CHECKS
 
 DOMAIN = (

@@ -12,7 +12,7 @@ from pipeline.batches import state
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import DatabaseUnavailable, Interrupted, RefusedError
-from pipeline.logger import get_logger
+from pipeline.observe.logger import get_logger
 
 logger = get_logger(__name__)
 

@@ -12,10 +12,11 @@ from pipeline.batches import state as batch_state
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN, LOAD, Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.dataset import MAXIMUM_BIGINT, find_source
+from pipeline.database.migrate import pending
+from pipeline.dataset.annotations import find_annotations
+from pipeline.dataset.layout import find_source
+from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import DatabaseError, RefusedError, SettingsError, UsageError
-from pipeline.migrate import pending
-from pipeline.qwen import find_annotations
 from pipeline.storage import Storage
 
 # SQLSTATE: undefined_table, invalid_schema_name

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.database import Connection
-from pipeline.dataset import Reject
+from pipeline.dataset.records import Reject
 from pipeline.errors import RefusedError, UsageError
 
 DISCOVER = "discover"

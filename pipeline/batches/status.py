@@ -10,8 +10,8 @@ from pipeline.batches.state import KIND_QWEN, batch_from
 from pipeline.batches.summary import size
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
+from pipeline.database.migrate import pending
 from pipeline.errors import PipelineError
-from pipeline.migrate import pending
 from pipeline.storage import Storage
 
 _NEWEST = 10

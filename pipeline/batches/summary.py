@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import KIND_QWEN
 from pipeline.database import Connection
-from pipeline.logger import printable
-from pipeline.metrics import merge
+from pipeline.observe.logger import printable
+from pipeline.observe.metrics import merge
 
 #: Rejects that a summary lists; the table has them all.
 _LISTED_REJECTS = 100

@@ -22,12 +22,13 @@ from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError, RefusedError, UsageError
+from pipeline.extras import extra
 from pipeline.graph.command import use_packaged_settings
 from pipeline.graph.luigid import scheduler_url
 from pipeline.graph.run import registry
 from pipeline.graph.tasks import ResetBatch
 from pipeline.graph.worker import run_task
-from pipeline.logger import say
+from pipeline.observe.logger import say
 from pipeline.steps.reset import Plan, describe_reset, find_batch_to_reset, plan_reset
 from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
 from pipeline.storage import Storage
@@ -113,7 +114,7 @@ def status(options: argparse.Namespace) -> int:
     if options.source:
         raise UsageError("--source belongs to --check.", "Add --check.")
     settings = _impatient(registry.open(options.production).settings)
-    with closing(Database(settings)) as database:
+    with closing(registry.watch(Database(settings))) as database:
         return _show_status(options, settings, database)
 
 
@@ -153,7 +154,8 @@ def _show_status(options: argparse.Namespace, settings: Settings, database: Data
 
 def report(options: argparse.Namespace) -> int:
     """Write a page about a batch."""
-    from pipeline.steps.report import write_report  # no other command has to wait for it to be imported
+    with extra("report"):
+        from pipeline.report.gather import write_report
 
     path = Path(options.out or f"report-{options.batch_id}.html").expanduser()
     environment = registry.open(options.production)

@@ -11,12 +11,11 @@ from pipeline.cli import batches, loads, services
 from pipeline.cli.exit_codes import INTERRUPTED, UNFINISHED, exit_code
 from pipeline.cli.output import print_error
 from pipeline.cli.parser import Command, build_parser
-from pipeline.database import cancel_statements
 from pipeline.errors import PipelineError
 from pipeline.graph.memory import bound_memory
 from pipeline.graph.run import registry
 from pipeline.graph.signals import Interrupts
-from pipeline.logger import configure_logging, let_go, say
+from pipeline.observe.logger import configure_logging, let_go, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     bound_memory()
     configure_logging(options.verbose, options.log_format)
-    options.interrupts = Interrupts(cancel_statements)
+    options.interrupts = Interrupts(registry.cancel_statements)
     options.interrupts.install()
     code = UNFINISHED  # of a command whose output breaks off before it ends
     try:

@@ -20,8 +20,8 @@ from pipeline.graph.failures import Failure, print_failures
 from pipeline.graph.run import Run, registry
 from pipeline.graph.tasks import Load, LoadBatch, LoadQwen
 from pipeline.graph.worker import run_task
-from pipeline.logger import say
-from pipeline.prometheus import require_writable, write_metrics
+from pipeline.observe.logger import say
+from pipeline.observe.prometheus import require_writable, write_metrics
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
 
 

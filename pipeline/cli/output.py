@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.logger import let_go, say
+from pipeline.observe.logger import let_go, say
 
 
 def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: str) -> None:

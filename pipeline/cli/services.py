@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import shtab
 
@@ -16,21 +17,36 @@ from pipeline.cli.exit_codes import DONE
 from pipeline.cli.output import print_result
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
-from pipeline.embedded import services
-from pipeline.errors import UsageError
+from pipeline.database.migrate import Migration, migrate
+from pipeline.errors import DatabaseUnavailable, PermanentError, SettingsError, UsageError
+from pipeline.extras import extra
 from pipeline.graph.run import registry
-from pipeline.migrate import Migration, migrate
-from pipeline.progress import Counter, Progress
-from pipeline.sample import write_sample
+from pipeline.observe.progress import Counter, Progress
+
+
+@contextmanager
+def _embedded() -> Iterator[ModuleType]:
+    """Import the embedded services, and raise their errors as errors of the pipeline."""
+    with extra("embedded"):
+        from embedded_supabase import errors, services
+    try:
+        yield services
+    except errors.SetupError as exc:
+        raise SettingsError(exc.message, exc.hint) from exc
+    except errors.ServiceUnavailable as exc:
+        raise DatabaseUnavailable(exc.message, exc.hint) from exc
+    except errors.EmbeddedError as exc:
+        raise PermanentError(exc.message, exc.hint) from exc
 
 
 def up(options: argparse.Namespace) -> int:
     """Start the embedded services and apply the migrations."""
     home = home_directory()
-    started = services.up(home)
+    with _embedded() as services:
+        started = services.up(home)
     # The settings of the services that were started, whatever .env.local or the process environment say.
     settings = load_settings(environ={"PIPELINE_HOME": str(home)}, directory=home)
-    with closing(Database(settings)) as database:
+    with closing(registry.watch(Database(settings))) as database:
         applied = migrate(database)
     lines = [
         started.describe(),
@@ -47,14 +63,15 @@ def _names(applied: Sequence[Migration]) -> list[str]:
 
 def down(options: argparse.Namespace) -> int:
     """Stop the embedded services."""
-    stopped = services.down(home_directory())
+    with _embedded() as services:
+        stopped = services.down(home_directory())
     print_result(options, asdict(stopped), stopped.describe())
     return DONE
 
 
 def apply_migrations(options: argparse.Namespace) -> int:
     """Apply the pending migrations."""
-    with closing(Database(registry.open(options.production).settings)) as database:
+    with closing(registry.open(options.production).database) as database:
         applied = migrate(database)
     lines = [f"applied {name}" for name in _names(applied)]
     lines.append(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
@@ -64,6 +81,8 @@ def apply_migrations(options: argparse.Namespace) -> int:
 
 def sample(options: argparse.Namespace) -> int:
     """Write a synthetic dataset."""
+    with extra("embedded"):
+        from pipeline.sample import write_sample
     directory = Path(options.directory).expanduser()
     counter = Counter()
     counter.start(options.recognitions, 0)

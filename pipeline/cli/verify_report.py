@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from pipeline.config import redact
-from pipeline.logger import printable
+from pipeline.observe.logger import printable
 from pipeline.steps.verify import DAMAGED, DANGLING, EQUAL, MISSING, ORPHAN, SIGNS, Finding
 from pipeline.storage import PAGE
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config import Settings
 from pipeline.database import address_of
-from pipeline.dataset import find_source, usual_sources
+from pipeline.dataset.layout import find_source, usual_sources
 from pipeline.doctor import bucket, machine, postgres
 from pipeline.doctor.clock import clock_findings, service_time
 from pipeline.doctor.facts import Facts

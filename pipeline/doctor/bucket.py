@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pipeline.batches.summary import size
 from pipeline.config import Settings
-from pipeline.dataset import MAXIMUM_PHOTO_BYTES
+from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.doctor.clock import moment, offset_of_header
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning

@@ -16,12 +16,12 @@ from pipeline.batches.state import Batch
 from pipeline.batches.summary import duration, size
 from pipeline.config import Settings
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
+from pipeline.database.migrate import pending
 from pipeline.doctor.clock import offset_of
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
 from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
 from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError
-from pipeline.migrate import pending
 
 #: Of one statement.
 _SECONDS = 10.0

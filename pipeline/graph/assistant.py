@@ -37,7 +37,7 @@ from pipeline.graph.signals import Interrupts
 from pipeline.graph.status import StatusReporter
 from pipeline.graph.tasks import CopyQwenShard, CopyShard, UploadShard
 from pipeline.graph.worker import PipelineWorker
-from pipeline.logger import say
+from pipeline.observe.logger import say
 from pipeline.steps.source import has_source
 from pipeline.storage import Storage
 

@@ -15,8 +15,8 @@ from pipeline.graph import command
 from pipeline.graph.failures import Failure, exit_with
 from pipeline.graph.markers import BatchStateTarget
 from pipeline.graph.run import Run, registry
-from pipeline.metrics import Metrics
-from pipeline.progress import Report
+from pipeline.observe.metrics import Metrics
+from pipeline.observe.progress import Report
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:

@@ -14,12 +14,11 @@ from importlib import resources
 import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
 
-from pipeline.database import cancel_statements
 from pipeline.graph.memory import bound_memory
 from pipeline.graph.run import Run, RunRegistry
 from pipeline.graph.signals import Interrupts
 from pipeline.graph.worker import SchedulerFactory
-from pipeline.logger import configure_logging
+from pipeline.observe.logger import configure_logging
 
 #: Sections of the packaged luigi.cfg that concern a worker. `scheduler_url` is not among the defaults: it would win
 #: over a `scheduler_host` of the user.
@@ -63,7 +62,7 @@ def take_over(registry: RunRegistry, run: Run) -> None:
     Luigi has no public way to give its command another factory.
     """
     registry.owns_worker = True
-    interrupts = Interrupts(cancel_statements)
+    interrupts = Interrupts(registry.cancel_statements)
     interrupts.install()
     factory = partial(SchedulerFactory, registry, run, interrupts, bare=True)
     setattr(luigi.interface, "_WorkerSchedulerFactory", factory)  # noqa: B010 (mypy: a type is no variable)

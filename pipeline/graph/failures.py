@@ -16,7 +16,7 @@ import luigi.retcodes
 from pipeline import errors
 from pipeline.config import redact
 from pipeline.errors import PipelineError
-from pipeline.logger import say
+from pipeline.observe.logger import say
 
 #: Failures that are printed; the others most often say the same.
 _PRINTED = 5

@@ -16,15 +16,18 @@ class MarkerCache:
 
     A marker that is there stays there, unless an upload is rolled back. A marker that is missing may appear at any
     moment. So the one query that lists all markers answers only the first question about each shard: the one that
-    Luigi asks about every shard when it schedules them. Processes forked later ask the database.
+    Luigi asks about every shard when it schedules them.
+
+    Arguments:
+        schedules: this process schedules the batch's shards. A forked process, or a helper, always asks the database.
     """
 
-    def __init__(self, database: Database, batch_id: str) -> None:
+    def __init__(self, database: Database, batch_id: str, *, schedules: bool) -> None:
         self._database, self._batch_id = database, batch_id
         self._present: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
         self._listed: set[tuple[str, int]] | None = None
-        self._owner = os.getpid()
+        self._owner = os.getpid() if schedules else 0
 
     def add(self, step: str, shard: int = WHOLE) -> None:
         """Remember a marker."""

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -36,8 +37,8 @@ from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.markers import BatchStateTarget, MarkerCache, ResetTarget
 from pipeline.graph.status import StatusReporter
 from pipeline.graph.uploads import UploaderCache
-from pipeline.logger import get_logger, say
-from pipeline.progress import Counter, Report, Reporter
+from pipeline.observe.logger import get_logger, say
+from pipeline.observe.progress import Counter, Report, Reporter
 
 logger = get_logger(__name__)
 
@@ -83,6 +84,7 @@ class Run:
         command: resumes the batch.
         target: makes what exists once nothing is left to do.
         counted: the step whose marker says that the recognitions of a shard are done.
+        schedules: this process schedules the batch's tasks.
         needs_bucket: photos go into the bucket, which is made before the first of them.
 
     Attributes:
@@ -100,12 +102,13 @@ class Run:
         command: str,
         target: Callable[[MarkerCache], luigi.Target],
         counted: str = UPLOAD,
+        schedules: bool = True,
         needs_bucket: bool = False,
     ) -> None:
         self.environment, self.batch_id, self.command, self.counted = environment, batch_id, command, counted
         self.counter = Counter()
         self.failures = FailureLog()
-        self.markers = MarkerCache(environment.database, batch_id)
+        self.markers = MarkerCache(environment.database, batch_id, schedules=schedules)
         self.target = target(self.markers)
         self.lost: RefusedError | None = None
         self.is_attended = False
@@ -211,6 +214,7 @@ class RunRegistry:
     def __init__(self) -> None:
         self.status: StatusReporter | None = None
         self.owns_worker = False
+        self._databases: weakref.WeakSet[Database] = weakref.WeakSet()
         self._environments: dict[bool, Environment] = {}
         self._requests: dict[tuple[LoadRequest, bool], ResolvedBatch] = {}
         self._runs: dict[tuple[type[luigi.Target], str, bool], Run] = {}
@@ -224,7 +228,18 @@ class RunRegistry:
         """Return an environment; its settings are read once."""
         if production not in self._environments:
             self._environments[production] = Environment.load(production)
+            self.watch(self._environments[production].database)
         return self._environments[production]
+
+    def watch(self, database: Database) -> Database:
+        """Let `cancel_statements` reach a database, and return it."""
+        self._databases.add(database)
+        return database
+
+    def cancel_statements(self) -> None:
+        """Cancel what the databases of this process are waited for."""
+        for database in list(self._databases):
+            database.cancel_statements()
 
     def open(self, production: bool) -> Environment:
         """Read the settings anew, and forget the runs and the worker of the former command."""
@@ -242,18 +257,19 @@ class RunRegistry:
             self._requests[request, production] = known
             # The parameters of the task made from it are a request with the same answer.
             self._requests[replace(request, batch_id=known.batch_id, source=known.source), production] = known
-            run = self._start_load(known, request, production)
+            run = self._start_load(known, request, production, schedules=True)
             if known.marked:
                 run.markers.add(LOAD)
         return known
 
-    def _start_load(self, batch: ResolvedBatch, request: LoadRequest, production: bool) -> Run:
+    def _start_load(self, batch: ResolvedBatch, request: LoadRequest, production: bool, *, schedules: bool) -> Run:
         run = Run(
             self.environment(production),
             batch.batch_id,
             command=resume_command(batch.batch_id, request.kind, request.limit, request.force, production),
             target=lambda markers: BatchStateTarget(markers, batch.batch_id, LOAD),
             counted=UPLOAD if request.kind == KIND_LOAD else COPY,
+            schedules=schedules,
             needs_bucket=request.kind == KIND_LOAD and not batch.done,
         )
         self._runs[BatchStateTarget, batch.batch_id, production] = run
@@ -263,7 +279,7 @@ class RunRegistry:
         """Return the load of a batch; a process that only runs its tasks knows none of the request."""
         key = BatchStateTarget, batch_id, production
         if key not in self._runs:
-            self._start_load(ResolvedBatch(batch_id, "", True), LoadRequest(batch_id), production)
+            self._start_load(ResolvedBatch(batch_id, "", True), LoadRequest(batch_id), production, schedules=False)
         return self._runs[key]
 
     def reset(self, batch_id: str, production: bool) -> Run:

@@ -14,7 +14,7 @@ from luigi.rpc import RemoteScheduler
 from luigi.scheduler import WORKER_STATE_DISABLED
 
 from pipeline.graph.luigid import LuigidUnavailable, call
-from pipeline.logger import get_logger
+from pipeline.observe.logger import get_logger
 
 logger = get_logger(__name__)
 

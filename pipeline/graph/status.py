@@ -10,8 +10,8 @@ from pipeline.config import redact
 from pipeline.database import Connection, Database
 from pipeline.errors import TransientError
 from pipeline.graph.luigid import LuigidUnavailable, call
-from pipeline.logger import get_logger
-from pipeline.progress import PLACES, Counter, Report
+from pipeline.observe.logger import get_logger
+from pipeline.observe.progress import PLACES, Counter, Report
 
 logger = get_logger(__name__)
 

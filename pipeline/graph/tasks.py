@@ -21,12 +21,12 @@ from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.database import Connection
-from pipeline.errors import PermanentError, RefusedError, UnfinishedError
+from pipeline.errors import DataError, RefusedError, UnfinishedError
 from pipeline.graph.base import BatchTask, RootTask, ShardTask
 from pipeline.graph.run import Run, registry
 from pipeline.graph.status import percent
-from pipeline.metrics import Metrics
-from pipeline.progress import Report
+from pipeline.observe.metrics import Metrics
+from pipeline.observe.progress import Report
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import find_batch_to_reset, reset_batch
@@ -81,7 +81,7 @@ class CopyShard(ShardTask):
                     kind=self.kind,
                     judges=run.environment.may_reject,
                 )
-        except (PermanentError, UnfinishedError):
+        except (DataError, UnfinishedError):
             run.markers.remove(UPLOAD, self.shard)  # the upload was rolled back, here or by another process
             raise
         run.markers.add(COPY, self.shard)

@@ -26,8 +26,8 @@ from pipeline.graph.run import Run, RunRegistry
 from pipeline.graph.sharing import SharedScheduler, SharingWorker
 from pipeline.graph.signals import Interrupts
 from pipeline.graph.status import PeerProgress, StatusReporter, percent
-from pipeline.logger import get_logger, say
-from pipeline.progress import Progress, Report, Reporter
+from pipeline.observe.logger import get_logger, say
+from pipeline.observe.progress import Progress, Report, Reporter
 
 logger = get_logger(__name__)
 

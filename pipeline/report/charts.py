@@ -16,8 +16,8 @@ from typing import Any
 
 from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
 from pipeline.batches.summary import duration, size
-from pipeline.logger import printable
-from pipeline.metrics import bound_of, quantile
+from pipeline.observe.logger import printable
+from pipeline.observe.metrics import bound_of, quantile
 from pipeline.report.timeline import Clock, Row, Span, rates
 
 STEPS = (DISCOVER, UPLOAD, COPY, TRANSFORM, LOAD)

@@ -14,7 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.batches.summary import duration
-from pipeline.logger import printable
+from pipeline.observe.logger import printable
 from pipeline.report.charts import milliseconds, plotly_script
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from pipeline.photo import MAXIMUM_COEFFICIENT_BYTES, MAXIMUM_PIXELS
+from pipeline.dataset.photo import MAXIMUM_COEFFICIENT_BYTES, MAXIMUM_PIXELS
 
 _QUALITY = 72
 #: What a decoded picture may take before it is made small.

@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import KIND_QWEN
 from pipeline.database import Connection
-from pipeline.dataset import Reject
+from pipeline.dataset.annotations import Entry, read_entries, read_value
+from pipeline.dataset.detections import Detection, detections_of, photo_of
+from pipeline.dataset.records import Reject
 from pipeline.errors import BadInput, UnfinishedError
-from pipeline.qwen import Detection, Entry, detections_of, photo_of, read_entries, read_value
 from pipeline.steps.source import not_as_discovered
 
 _PAGE = 2000

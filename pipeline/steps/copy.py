@@ -14,10 +14,11 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN
 from pipeline.database import Connection, Database, line_of
-from pipeline.dataset import Reject, json_of
-from pipeline.errors import BadInput, PermanentError, RefusedError, UnfinishedError
-from pipeline.logger import get_logger
-from pipeline.metrics import Metrics
+from pipeline.dataset.documents import json_of
+from pipeline.dataset.records import Reject
+from pipeline.errors import BadInput, DataError, RefusedError, UnfinishedError
+from pipeline.observe.logger import get_logger
+from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import copy_annotations
 from pipeline.steps.read import read_up_to
 from pipeline.steps.source import require_source
@@ -60,8 +61,8 @@ def copy_shard(
         RefusedError: the batch is not being loaded.
         SourceUnavailable: documents are lost because the dataset is not there; nothing was written.
         UnfinishedError: the shard's upload is not done, or was taken back.
-        DatabaseUnavailable: nothing was written.
-        DatabaseError: nothing was written, and the shard's objects were removed.
+        DatabaseUnavailable: nothing was written; so with any other DatabaseError.
+        DataError: nothing was written, and the shard's upload was rolled back.
     """
 
     def work(connection: Connection) -> None:
@@ -96,7 +97,7 @@ def copy_shard(
 
     try:
         database.run(work, timeout=_TIMEOUT)
-    except PermanentError:
+    except DataError:
         take_back(database, storage, batch_id, shard)
         raise
 

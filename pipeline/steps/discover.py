@@ -19,10 +19,11 @@ from pipeline.batches import state as batch_state
 from pipeline.batches.state import DISCOVER, KIND_LOAD, KIND_QWEN, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.dataset import Folder, Recognition, Reject, inspect_folder, list_folders
+from pipeline.dataset.layout import inspect_folder, list_folders
+from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import RefusedError, UsageError
-from pipeline.logger import get_logger, printable
-from pipeline.metrics import Metrics
+from pipeline.observe.logger import get_logger, printable
+from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import stage_annotations
 from pipeline.steps.read import BUDGET, DECODERS, Budget, check_photos, read_files, size_of
 from pipeline.steps.source import require_source

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.dataset import File, Recognition, Reject, check_menu, check_receipt, modified
+from pipeline.dataset.documents import check_menu, check_receipt
+from pipeline.dataset.layout import modified
+from pipeline.dataset.photo import Dimensions, check_photo
+from pipeline.dataset.records import File, Recognition, Reject
 from pipeline.errors import BadInput
-from pipeline.metrics import Metrics
-from pipeline.photo import Dimensions, check_photo
+from pipeline.observe.metrics import Metrics
 
 #: Bytes of photos that one process holds at most; a recognition larger than that goes alone.
 BUDGET = 64 << 20

@@ -21,8 +21,8 @@ from pipeline.batches.summary import size, summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import RefusedError, StorageError
-from pipeline.logger import get_logger
-from pipeline.progress import Counter
+from pipeline.observe.logger import get_logger
+from pipeline.observe.progress import Counter
 from pipeline.storage import PAGE, Storage
 
 logger = get_logger(__name__)

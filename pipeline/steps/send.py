@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import Recognition, Reject
+from pipeline.dataset.photo import Dimensions
+from pipeline.dataset.records import Recognition, Reject
 from pipeline.errors import Interrupted, StorageError
-from pipeline.metrics import Metrics
-from pipeline.photo import Dimensions
+from pipeline.observe.metrics import Metrics
 from pipeline.steps.read import BUDGET, Files, Photo, check_photos, read_files, size_of
 from pipeline.steps.readahead import ReadAhead
 from pipeline.storage import Storage, StoredObject

@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.database import Connection
-from pipeline.dataset import Reject, holder_of, holds_recognitions, modified
+from pipeline.dataset.layout import holder_of, holds_recognitions, modified
+from pipeline.dataset.records import Reject
 from pipeline.errors import SourceUnavailable
 
 _GONE = frozenset({"folder_unreadable", "photo_vanished", "photo_unreadable", "json_vanished", "json_unreadable"})

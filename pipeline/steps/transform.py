@@ -9,8 +9,8 @@ from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.errors import UnfinishedError
-from pipeline.logger import get_logger
-from pipeline.metrics import Metrics
+from pipeline.observe.logger import get_logger
+from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 
 logger = get_logger(__name__)

@@ -13,10 +13,10 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Hold
 from pipeline.database import Connection, Database
-from pipeline.dataset import File, Recognition, Reject
+from pipeline.dataset.records import File, Recognition, Reject
 from pipeline.errors import PermanentError, PipelineError, RefusedError, StorageError
-from pipeline.logger import get_logger
-from pipeline.metrics import Metrics
+from pipeline.observe.logger import get_logger
+from pipeline.observe.metrics import Metrics
 from pipeline.steps.send import Crew, Entry, Facts, Sending
 from pipeline.steps.source import require_source
 from pipeline.storage import Storage, StoredObject

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from pipeline.graph.luigid import answers
 from tests import crontab, world
 from tests.services import MakeDataset, subprocess_environment

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from psycopg2.extensions import parse_dsn
 
+from embedded_supabase.files import wait_until
 from pipeline import doctor
 from pipeline.config import Secret, Settings
 from pipeline.doctor.finding import OK, PROBLEM, Finding
-from pipeline.embedded.files import wait_until
 from pipeline.errors import TransientError
 from tests.services import end, free_port
 from tests.system.conftest import require

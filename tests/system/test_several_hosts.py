@@ -19,15 +19,15 @@ from pathlib import Path
 import pytest
 import requests
 
+from embedded_supabase.files import wait_until
+from embedded_supabase.postgres import server as postgres
+from embedded_supabase.postgres.server import EmbeddedPostgres
+from embedded_supabase.services import create_roles
+from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.embedded import postgres
-from pipeline.embedded.files import wait_until
-from pipeline.embedded.postgres import EmbeddedPostgres
-from pipeline.embedded.services import create_roles
-from pipeline.embedded.storage_auth import mint_key
+from pipeline.database.migrate import migrate
 from pipeline.graph import luigid as luigid_calls
-from pipeline.migrate import migrate
 from tests import world
 from tests.services import (
     MakeDataset,
@@ -123,7 +123,7 @@ def storage_at(address: str, folder: Path) -> Iterator[StorageServer]:
     folder.mkdir()
     (folder / "secret").write_text(SECRET, encoding="ascii")
     port = free_port()
-    serve = f"import pipeline.embedded.storage_server as one; one.HOST = {address!r}; raise SystemExit(one.main())"
+    serve = f"import embedded_supabase.storage.server as one; one.HOST = {address!r}; raise SystemExit(one.main())"
     command = [sys.executable, "-c", serve, "--root", str(folder / "root"), "--port", str(port)]
     command += ["--secret-file", str(folder / "secret"), "--latency", str(LATENCY)]
     (folder / "root").mkdir()

@@ -16,8 +16,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
 from tests import world
 from tests.proxies import Request, StorageProxy
 from tests.services import MakeDataset, Start, asked_of_luigid, running_luigid

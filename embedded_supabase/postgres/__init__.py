@@ -1,0 +1,1 @@
+"""PostgreSQL from a wheel, started on a unix socket for one user."""

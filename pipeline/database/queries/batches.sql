@@ -1,0 +1,163 @@
+-- Batches, markers, locks, and what is told of them.
+
+-- name: count_marked
+-- How many recognitions there are, and of how many the shard has the marker of a step.
+SELECT count(*) AS total,
+    count(*) FILTER (WHERE EXISTS (
+        SELECT FROM ingest.batch_state s WHERE s.batch_id = m.batch_id AND s.step = :step AND s.shard = m.shard
+    )) AS marked
+FROM ingest.manifest m
+WHERE m.batch_id = :batch_id
+
+-- name: count_markers
+SELECT count(*) AS done FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step
+
+-- name: count_rejects
+SELECT code, count(*) AS rejects FROM ingest.rejects WHERE batch_id = :batch_id GROUP BY code ORDER BY code
+
+-- name: count_rows
+SELECT
+    (SELECT count(*) FROM public.recognitions) AS recognitions,
+    (SELECT count(*) FROM public.images) AS images,
+    (SELECT count(*) FROM public.menus) AS menus,
+    (SELECT count(*) FROM public.menu_items) AS menu_items,
+    (SELECT count(*) FROM public.recipes) AS recipes,
+    (SELECT count(*) FROM public.recipe_lines) AS recipe_lines,
+    (SELECT count(*) FROM public.recipe_line_options) AS recipe_line_options,
+    (SELECT count(*) FROM public.initial_tray_items) AS initial_tray_items,
+    (SELECT count(*) FROM public.initial_annotations) AS initial_annotations
+
+-- name: delete_claims_rejected
+DELETE FROM ingest.claims
+WHERE kind = :kind AND batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+
+-- name: delete_marker
+DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
+
+-- name: end_backend
+-- End a connection that its client lost: the server itself would notice after a minute.
+SELECT pg_terminate_backend(pid) AS ended
+FROM pg_stat_activity
+WHERE pid = :pid AND backend_start = :backend_start AND application_name = :application
+
+-- name: find_backend
+-- The server's process for this connection, as long as the transaction is open.
+SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+
+-- name: find_batch
+SELECT id, kind, state, source, recognition_limit, force, strict, bucket, shards, recognitions, photos, bytes,
+    detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
+    created_at, finished_at, reset_at, metrics
+FROM ingest.batches
+WHERE id = :batch_id
+
+-- name: find_marker
+SELECT EXISTS (
+    SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
+) AS done
+
+-- name: find_unfinished
+-- The newest unfinished batch that the same command would have made.
+SELECT id
+FROM ingest.batches
+WHERE state = 'loading' AND kind = :kind AND source = :source AND force = :force
+    AND (kind <> 'load' OR bucket = :bucket)
+    AND recognition_limit IS NOT DISTINCT FROM CAST(:recognition_limit AS bigint)
+ORDER BY created_at DESC, id DESC
+LIMIT 1
+
+-- name: hold_batch
+-- Keep a reset, or the commit, from passing while a shard's transaction is open.
+SELECT kind, state, source, bucket, shards, created_at, clock_timestamp() AS now FROM ingest.batches WHERE id = :batch_id FOR SHARE
+
+-- name: insert_marker
+INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker, metrics)
+VALUES (:batch_id, :step, :shard, :started_at, :worker, CAST(:metrics AS jsonb))
+
+-- name: list_batches
+SELECT id, kind, state, source, recognition_limit, force, strict, bucket, shards, recognitions, photos, bytes,
+    detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
+    created_at, finished_at, reset_at, '{}'::jsonb AS metrics
+FROM ingest.batches
+ORDER BY created_at DESC, id DESC
+LIMIT :count
+
+-- name: list_marked
+SELECT step, shard FROM ingest.batch_state WHERE batch_id = :batch_id
+
+-- name: list_markers
+SELECT step, shard, started_at, finished_at, worker, metrics
+FROM ingest.batch_state
+WHERE batch_id = :batch_id
+ORDER BY started_at, step, shard
+
+-- name: list_pending_shards
+SELECT s.shard
+FROM ingest.batches b
+CROSS JOIN LATERAL generate_series(:after + 1, b.shards) AS s (shard)
+WHERE b.id = :batch_id
+    AND NOT EXISTS (
+        SELECT FROM ingest.batch_state m WHERE m.batch_id = b.id AND m.step = :step AND m.shard = s.shard
+    )
+ORDER BY s.shard
+
+-- name: list_rejects
+SELECT recognition_id, path, code, message, step
+FROM ingest.rejects
+WHERE batch_id = :batch_id
+ORDER BY id
+LIMIT :count
+
+-- name: list_running
+-- Batches that a run is loading now: it holds the lock of try_lock_batch.sql. A key of 64 bits is in pg_locks as two
+-- halves; the locks of other databases of the server are there as well.
+SELECT b.id
+FROM ingest.batches b
+CROSS JOIN LATERAL (SELECT hashtextextended('pipeline.batch:' || b.id, 0) AS value) AS key
+WHERE b.state = 'loading'
+    AND EXISTS (
+        SELECT
+        FROM pg_locks l
+        JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+            AND l.classid::bigint = (key.value >> 32) & 4294967295
+            AND l.objid::bigint = key.value & 4294967295
+    )
+ORDER BY b.created_at
+
+-- name: list_unfinished
+SELECT id, kind, state, source, recognition_limit, force, strict, bucket, shards, recognitions, photos, bytes,
+    detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
+    created_at, finished_at, reset_at, '{}'::jsonb AS metrics
+FROM ingest.batches
+WHERE state IN ('loading', 'resetting')
+ORDER BY created_at, id
+
+-- name: lock_batch
+SELECT kind, state, source, bucket, shards, created_at, clock_timestamp() AS now FROM ingest.batches WHERE id = :batch_id FOR UPDATE
+
+-- name: lock_commits
+-- One batch commits at a time: versions follow the order of commits. The number spells "comm".
+SELECT pg_advisory_xact_lock(1668246893)
+
+-- name: lock_step
+-- Whoever writes a marker, or removes what its absence allows to remove, goes alone until the end of the transaction.
+SELECT pg_advisory_xact_lock(hashtextextended('pipeline.step:' || :batch_id || '/' || :step || '/' || :shard, 0))
+
+-- name: mark_manifest_rejected
+UPDATE ingest.manifest SET rejected = true
+WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+
+-- name: now
+SELECT clock_timestamp() AS now, current_setting('server_version_num')::int AS version
+
+-- name: prefer_indexes
+-- Until the end of the transaction: right after a bulk load there are no statistics yet, and a scan looks cheap.
+SELECT set_config('enable_seqscan', 'off', true)
+
+-- name: try_lock_batch
+-- One run of a batch at a time; the lock ends with the transaction.
+SELECT pg_try_advisory_xact_lock(hashtextextended('pipeline.batch:' || :batch_id, 0)) AS locked
+
+-- name: update_batch_metrics
+UPDATE ingest.batches SET metrics = CAST(:metrics AS jsonb) WHERE id = :batch_id

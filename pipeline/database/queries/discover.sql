@@ -1,0 +1,171 @@
+-- Discovery of a dataset: folders in temporary tables, then batch, claims and manifest.
+
+-- name: add_lost
+-- What another discovery took, or another batch loaded, while this one looked.
+WITH lost AS (
+    SELECT count(*) FILTER (WHERE c.batch_id IS NULL) AS loaded,
+        count(*) FILTER (WHERE c.batch_id IS NOT NULL) AS held,
+        coalesce(array_agg(DISTINCT c.batch_id) FILTER (WHERE c.batch_id IS NOT NULL), '{}') AS holders
+    FROM pg_temp.staged s
+    LEFT JOIN ingest.claims c ON c.kind = :kind AND c.recognition_id = s.recognition_id
+    WHERE c.batch_id IS DISTINCT FROM :batch_id
+)
+UPDATE ingest.batches b
+SET already_loaded = b.already_loaded + lost.loaded, held_elsewhere = b.held_elsewhere + lost.held,
+    held_by = ARRAY(SELECT DISTINCT holder FROM unnest(b.held_by || lost.holders) AS holder ORDER BY holder)
+FROM lost
+WHERE b.id = :batch_id
+RETURNING b.already_loaded, b.held_elsewhere, b.held_by
+
+-- name: analyze_found
+ANALYZE pg_temp.found
+
+-- name: analyze_staged
+ANALYZE pg_temp.staged
+
+-- name: count_beyond
+SELECT count(*) AS beyond FROM pg_temp.candidates WHERE recognition_id > :after
+
+-- name: count_claims
+SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
+
+-- name: count_found
+-- What the dataset holds, and why some of it is no candidate.
+WITH distinct_found AS (
+    SELECT recognition_id, count(*) AS copies FROM pg_temp.found WHERE code IS NULL GROUP BY recognition_id
+)
+SELECT count(*) AS found,
+    coalesce(sum(d.copies - 1), 0)::bigint AS superseded_copies,
+    count(*) FILTER (WHERE loaded.there) AS already_loaded,
+    count(*) FILTER (WHERE NOT loaded.there AND c.batch_id IS NOT NULL) AS held_elsewhere,
+    coalesce(array_agg(DISTINCT c.batch_id) FILTER (WHERE NOT loaded.there AND c.batch_id IS NOT NULL), '{}') AS held_by
+FROM distinct_found d
+LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = d.recognition_id AND c.batch_id <> :batch_id
+CROSS JOIN LATERAL (
+    SELECT NOT :force AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = d.recognition_id) AS there
+) loaded
+
+-- name: count_found_rejects
+SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL GROUP BY code ORDER BY code
+
+-- name: create_candidates
+-- Of a recognition in several exports, the one that sorts last; without what is loaded or held by another batch.
+CREATE TEMP TABLE candidates ON COMMIT DROP AS
+SELECT f.recognition_id, f.path
+FROM (
+    SELECT DISTINCT ON (recognition_id) recognition_id, path
+    FROM pg_temp.found
+    WHERE code IS NULL
+    ORDER BY recognition_id, path COLLATE "C" DESC
+) f
+WHERE (:force OR NOT EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.recognition_id))
+    AND NOT EXISTS (
+        SELECT FROM ingest.claims c
+        WHERE c.kind = 'load' AND c.recognition_id = f.recognition_id AND c.batch_id <> :batch_id
+    )
+
+-- name: create_found
+CREATE TEMP TABLE found (
+    recognition_id bigint,
+    path text NOT NULL,
+    code text,
+    message text
+) ON COMMIT DROP
+
+-- name: create_staged
+CREATE TEMP TABLE staged (
+    recognition_id bigint PRIMARY KEY,
+    captured_on date,
+    photo_paths text[],
+    photo_sizes bigint[],
+    photo_mtimes bigint[],
+    menu_path text,
+    menu_size bigint,
+    menu_mtime bigint,
+    receipt_path text,
+    receipt_size bigint,
+    receipt_mtime bigint
+) ON COMMIT DROP
+
+-- name: drop_late_claims
+-- Another batch may have committed since the candidates were chosen.
+DELETE FROM ingest.claims c
+WHERE c.batch_id = :batch_id AND NOT :force
+    AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = c.recognition_id)
+
+-- name: index_candidates
+CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
+
+-- name: insert_batch
+INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, strict, bucket, found, already_loaded,
+    held_elsewhere, held_by, superseded_copies, beyond_limit)
+VALUES (:batch_id, :kind, 'loading', :source, :recognition_limit, :force, :strict, :bucket, :found, :already_loaded,
+    :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
+ON CONFLICT (id) DO UPDATE
+    SET kind = excluded.kind, state = 'loading', source = excluded.source,
+        recognition_limit = excluded.recognition_limit, force = excluded.force, strict = excluded.strict,
+        bucket = excluded.bucket, found = excluded.found, already_loaded = excluded.already_loaded,
+        held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
+        superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, version = NULL,
+        created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL, metrics = '{}'
+    WHERE batches.state = 'reset'
+
+-- name: insert_claims
+-- The primary key decides between two discoveries at once; in order, so that they cannot wait for each other.
+INSERT INTO ingest.claims (kind, recognition_id, batch_id)
+SELECT :kind, s.recognition_id, :batch_id FROM pg_temp.staged s ORDER BY s.recognition_id
+ON CONFLICT (kind, recognition_id) DO NOTHING
+
+-- name: insert_found_rejects
+INSERT INTO ingest.rejects (batch_id, recognition_id, path, code, message, step)
+SELECT :batch_id, recognition_id, path, code, message, 'discover'
+FROM pg_temp.found
+WHERE code IS NOT NULL
+ORDER BY path COLLATE "C", message COLLATE "C"
+
+-- name: insert_manifest
+-- Shards are cut along the text order of the numbers, so that the keys of a shard are neighbours in the bucket.
+INSERT INTO ingest.manifest (batch_id, recognition_id, shard, captured_on, photo_paths, photo_sizes, photo_mtimes,
+    object_keys, menu_path, menu_size, menu_mtime, receipt_path, receipt_size, receipt_mtime)
+SELECT :batch_id, s.recognition_id,
+    ((row_number() OVER (ORDER BY s.recognition_id::text COLLATE "C") - 1) / :shard_size + 1)::integer,
+    s.captured_on, s.photo_paths, s.photo_sizes, s.photo_mtimes,
+    ARRAY[:batch_id || '/recognitions/' || s.recognition_id || '/camera1.jpg',
+          :batch_id || '/recognitions/' || s.recognition_id || '/camera2.jpg'],
+    s.menu_path, s.menu_size, s.menu_mtime, s.receipt_path, s.receipt_size, s.receipt_mtime
+FROM pg_temp.staged s
+JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
+
+-- name: list_candidates
+SELECT recognition_id, path
+FROM pg_temp.candidates
+WHERE recognition_id > :after
+ORDER BY recognition_id
+LIMIT :count
+
+-- name: list_found_rejects
+SELECT recognition_id, path, code, message
+FROM pg_temp.found
+WHERE code IS NOT NULL
+ORDER BY path COLLATE "C"
+LIMIT :count
+
+-- name: sample_manifest
+-- Some photos of a shard as discovery saw them.
+SELECT photo_paths, photo_sizes, photo_mtimes
+FROM ingest.manifest
+WHERE batch_id = :batch_id AND shard = :shard
+LIMIT :count
+
+-- name: update_batch_counts
+-- After discovery; the commit counts again, when shards may have rejected some.
+UPDATE ingest.batches b
+SET shards = coalesce(m.shards, 0), recognitions = coalesce(m.recognitions, 0), photos = coalesce(m.photos, 0),
+    bytes = coalesce(m.bytes, 0), detections = 0
+FROM (
+    SELECT max(shard) AS shards, count(*) AS recognitions, sum(cardinality(photo_paths)) AS photos,
+        sum((SELECT sum(size) FROM unnest(photo_sizes) AS size))::bigint AS bytes
+    FROM ingest.manifest WHERE batch_id = :batch_id
+) m
+WHERE b.id = :batch_id
+RETURNING b.shards, b.recognitions, b.photos, b.bytes

@@ -1,0 +1,54 @@
+-- Reset: what goes, what comes back, what stands in the way.
+
+-- name: count_raw
+SELECT
+    (SELECT count(*) FROM raw.recognition_files WHERE batch_id = :batch_id) AS recognition_files,
+    (SELECT count(*) FROM raw.recipes WHERE batch_id = :batch_id) AS recipes,
+    (SELECT count(*) FROM raw.menus WHERE batch_id = :batch_id) AS menus,
+    (SELECT count(*) FROM raw.qwen_annotations WHERE batch_id = :batch_id) AS qwen_annotations
+
+-- name: delete_manifest
+DELETE FROM ingest.manifest WHERE batch_id = :batch_id
+
+-- name: delete_markers
+DELETE FROM ingest.batch_state WHERE batch_id = :batch_id
+
+-- name: delete_rejects
+DELETE FROM ingest.rejects WHERE batch_id = :batch_id
+
+-- name: execute_reset
+SELECT ingest.execute_reset(:batch_id) AS removed
+
+-- name: find_references
+SELECT a.relnamespace::regnamespace || '.' || quote_ident(a.relname) AS app,
+    t.relnamespace::regnamespace || '.' || quote_ident(t.relname) AS target, r.referencing
+FROM ingest.find_references(false) r
+JOIN pg_class a ON a.oid = r.app
+JOIN pg_class t ON t.oid = r.target
+ORDER BY 1, 2
+
+-- name: list_doomed
+-- Rows that go, by table, in the order in which they are listed.
+SELECT n.nspname || '.' || c.relname AS name, d.going
+FROM (SELECT relation, count(*) AS going FROM pg_temp.doomed GROUP BY relation) d
+JOIN pg_class c ON c.oid = d.relation
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY 1
+
+-- name: list_returning
+-- Of how many recognitions an earlier batch's version comes back.
+SELECT former AS batch_id, count(*) AS recognitions
+FROM (SELECT CASE WHEN :kind = 'load' THEN batch_id ELSE qwen_batch_id END AS former FROM pg_temp.touched) t
+WHERE former IS NOT NULL
+GROUP BY former
+ORDER BY former
+
+-- name: mark_reset
+-- The row stays: that the batch was there, and when it went, is history.
+UPDATE ingest.batches SET state = 'reset', reset_at = clock_timestamp(), version = NULL WHERE id = :batch_id
+
+-- name: mark_resetting
+UPDATE ingest.batches SET state = 'resetting' WHERE id = :batch_id
+
+-- name: plan_reset
+SELECT ingest.plan_reset(:batch_id)

@@ -1,0 +1,159 @@
+-- Verification: what has to be there, and statements that find a broken promise.
+
+-- name: check_annotations
+-- Each detection of the newest finished annotations of a recognition is one annotation, and there is no other.
+SELECT newest.batch_id, 'recognition ' || r.id AS what,
+    'has ' || found.annotations || ' annotations instead of ' || wanted.detections AS message
+FROM public.recognitions r
+LEFT JOIN LATERAL ingest.newest_version('qwen', r.id, '') newest (batch_id) ON true
+CROSS JOIN LATERAL (
+    SELECT count(*) AS detections
+    FROM raw.qwen_annotations q
+    WHERE q.batch_id = newest.batch_id AND q.recognition_id = r.id
+) wanted
+CROSS JOIN LATERAL (
+    SELECT count(*) AS annotations
+    FROM public.images i JOIN public.initial_annotations a ON a.image_id = i.id
+    WHERE i.recognition_id = r.id
+) found
+WHERE found.annotations <> wanted.detections
+UNION ALL
+SELECT r.batch_id, 'tray item ' || i.id, 'is of the model, and no annotation shows it'
+FROM public.initial_tray_items i
+JOIN public.recognitions r ON r.id = i.recognition_id
+WHERE i.source = 'MODEL'
+    AND NOT EXISTS (SELECT FROM public.initial_annotations a WHERE a.initial_tray_item_id = i.id)
+
+-- name: check_images
+-- Each recognition has two images, and each image is the object that its batch has on record.
+SELECT r.batch_id, 'recognition ' || r.id || ', camera ' || c AS what,
+    CASE WHEN i.id IS NULL THEN 'has no image'
+        ELSE 'names ' || i.storage_path || ', which is not what batch ' || r.batch_id || ' sent' END AS message
+FROM public.recognitions r
+CROSS JOIN generate_series(1, 2) AS c
+LEFT JOIN public.images i ON i.recognition_id = r.id AND i.camera_number = c
+LEFT JOIN ingest.manifest m ON m.batch_id = r.batch_id AND m.recognition_id = r.id
+WHERE (i.storage_path, i.byte_size, i.sha256, i.width, i.height)
+    IS DISTINCT FROM (m.object_keys[c], m.photo_sizes[c], m.sha256s[c], m.widths[c], m.heights[c])
+    OR i.id IS NULL
+
+-- name: check_markers
+-- A finished batch has all its markers and no claim; a batch that was reset has left nothing but its own row.
+SELECT b.id AS batch_id, 'batch ' || b.id AS what, problem.message
+FROM ingest.batches b
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE s.step IN ('discover', 'transform') AND s.shard = 0) AS whole,
+        count(*) FILTER (WHERE s.step = 'upload') AS uploads, count(*) FILTER (WHERE s.step = 'copy') AS copies,
+        count(*) AS markers
+    FROM ingest.batch_state s WHERE s.batch_id = b.id
+) m
+CROSS JOIN LATERAL (
+    SELECT 'is done and lacks a marker' AS message
+    WHERE b.state = 'done'
+        AND (m.whole <> 2 OR m.copies <> b.shards OR (b.kind = 'load' AND m.uploads <> b.shards))
+    UNION ALL
+    SELECT 'is reset and has markers left' WHERE b.state = 'reset' AND m.markers > 0
+    UNION ALL
+    SELECT 'is reset and has a manifest left'
+    WHERE b.state = 'reset' AND EXISTS (SELECT FROM ingest.manifest f WHERE f.batch_id = b.id)
+    UNION ALL
+    SELECT 'is ' || b.state || ' and holds recognitions'
+    WHERE b.state <> 'loading' AND EXISTS (SELECT FROM ingest.claims c WHERE c.batch_id = b.id)
+) problem
+
+-- name: check_menus
+-- Every menu is some recognition's.
+SELECT NULL::text AS batch_id, 'menu ' || m.id AS what, 'belongs to no recognition' AS message
+FROM public.menus m
+WHERE NOT EXISTS (SELECT FROM public.recognitions r WHERE r.menu_id = m.id)
+
+-- name: check_raw
+-- The raw schema holds what finished batches have, and of unfinished ones what their markers say.
+SELECT b.id AS batch_id, 'batch ' || b.id AS what,
+    CASE WHEN b.recognitions <> b.wanted
+        THEN 'has ' || b.recognitions || ' recognitions in raw instead of ' || b.wanted
+        ELSE 'has ' || b.photos || ' photos in raw instead of ' || 2 * b.wanted END AS message
+FROM (
+    SELECT batch_id AS id, sum(recognitions) AS recognitions, sum(photos) AS photos, sum(wanted) AS wanted
+    FROM (
+        SELECT batch_id, count(*) AS recognitions, 0 AS photos, 0 AS wanted FROM raw.recipes GROUP BY batch_id
+        UNION ALL
+        SELECT batch_id, 0, count(*), 0 FROM raw.recognition_files GROUP BY batch_id
+        UNION ALL
+        SELECT m.batch_id, 0, 0, count(*)
+        FROM ingest.manifest m
+        JOIN ingest.batch_state s ON s.batch_id = m.batch_id AND s.step = 'copy' AND s.shard = m.shard
+        JOIN ingest.batches k ON k.id = m.batch_id AND k.kind = 'load' AND k.state <> 'resetting'
+        WHERE NOT m.rejected
+        GROUP BY m.batch_id
+    ) counted
+    GROUP BY batch_id
+) b
+WHERE b.recognitions <> b.wanted OR b.photos <> 2 * b.wanted
+UNION ALL
+SELECT q.batch_id, 'batch ' || q.batch_id, 'has annotations in raw, and is not there'
+FROM (SELECT DISTINCT batch_id FROM raw.qwen_annotations) q
+LEFT JOIN ingest.batches b ON b.id = q.batch_id AND b.kind = 'qwen' AND b.state IN ('loading', 'done')
+WHERE b.id IS NULL
+UNION ALL
+SELECT m.batch_id, 'batch ' || m.batch_id, 'has menus in raw, and is not there'
+FROM (SELECT DISTINCT batch_id FROM raw.menus) m
+LEFT JOIN ingest.batches b ON b.id = m.batch_id AND b.kind = 'load' AND b.state IN ('loading', 'done')
+WHERE b.id IS NULL
+
+-- name: check_receipts
+-- Lines and their items are those of the receipt that the shown version has.
+SELECT r.batch_id, 'recognition ' || r.id AS what,
+    'has ' || found.lines || ' receipt lines with ' || found.items || ' items instead of ' || wanted.lines || ' with '
+        || wanted.items AS message
+FROM public.recognitions r
+CROSS JOIN LATERAL (
+    SELECT count(*) AS lines, coalesce(sum((line ->> 'Count')::bigint), 0)::bigint AS items
+    FROM raw.recipes w CROSS JOIN jsonb_array_elements(w.receipt) AS line
+    WHERE w.batch_id = r.batch_id AND w.recognition_id = r.id
+) wanted
+CROSS JOIN LATERAL (
+    SELECT
+        (SELECT count(*) FROM public.recipes p JOIN public.recipe_lines l ON l.recipe_id = p.id
+         WHERE p.recognition_id = r.id) AS lines,
+        (SELECT count(*) FROM public.initial_tray_items i
+         WHERE i.recognition_id = r.id AND i.source = 'RECIPE_LINE_OPTION') AS items
+) found
+WHERE (found.lines, found.items) IS DISTINCT FROM (wanted.lines, wanted.items)
+
+-- name: check_versions
+-- Readers see each recognition in the version of the newest finished batch that holds it, and nothing else.
+SELECT coalesce(newest.batch_id, r.batch_id) AS batch_id, 'recognition ' || coalesce(newest.recognition_id, r.id) AS what,
+    CASE WHEN r.id IS NULL THEN 'is in finished batch ' || newest.batch_id || ' and not in the domain'
+        WHEN newest.batch_id IS NULL THEN 'is in the domain and in no finished batch'
+        ELSE 'is shown as batch ' || r.batch_id || ' has it, not as batch ' || newest.batch_id END AS message
+FROM (
+    SELECT DISTINCT ON (m.recognition_id) m.recognition_id, m.batch_id
+    FROM ingest.manifest m
+    JOIN ingest.batches b ON b.id = m.batch_id
+    WHERE b.kind = 'load' AND b.state = 'done'
+    ORDER BY m.recognition_id, b.version DESC
+) newest
+FULL JOIN public.recognitions r ON r.id = newest.recognition_id
+WHERE r.batch_id IS DISTINCT FROM newest.batch_id
+
+-- name: list_expected
+-- The objects that a shard of a finished batch has, in the order of their keys; named says that readers see them.
+SELECT m.object_keys[c] AS key, m.photo_paths[c] AS path, m.photo_sizes[c] AS size, m.sha256s[c] AS sha256,
+    m.md5s[c] AS md5, coalesce(i.storage_path = m.object_keys[c], false) AS named
+FROM ingest.manifest m
+CROSS JOIN generate_series(1, 2) AS c
+LEFT JOIN public.images i ON i.recognition_id = m.recognition_id AND i.camera_number = c
+WHERE m.batch_id = :batch_id AND m.shard = :shard
+ORDER BY m.recognition_id::text COLLATE "C", c
+
+-- name: list_known_keys
+-- Which of these keys a batch's manifest has now.
+SELECT key FROM ingest.manifest m CROSS JOIN unnest(m.object_keys) AS key
+WHERE m.batch_id = :batch_id AND key = ANY (CAST(:keys AS text[]))
+
+-- name: list_verifiable
+-- All batches, in the order of their keys.
+SELECT id, kind, state, source, bucket, shards, created_at
+FROM ingest.batches
+ORDER BY (id || '/') COLLATE "C"

@@ -1,0 +1,227 @@
+"""The folders and files of a dataset: a source folder -> recognitions or rejects, by names and sizes alone.
+
+<source>/[<export>/]recognition_<digits>/[photos/]*Main*.jpg, *Qualifying*.jpg, *AM.json, *correct_dishes.json
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+from pipeline.dataset.records import MAXIMUM_BIGINT, File, Folder, Recognition, Reject, is_text
+from pipeline.errors import UsageError
+
+MAXIMUM_PHOTO_BYTES = 32 << 20
+MAXIMUM_DOCUMENT_BYTES = 3 << 20
+
+_LOST_AND_FOUND = "lost+found"  # of the file system, and root's
+_FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
+_DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
+_MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
+_RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
+
+
+def find_source(given: str | None, setting: str | None) -> Path:
+    """Return the dataset's folder: the one given, the setting's, else the first of the usual places.
+
+    Raises:
+        UsageError: there is none, it is not a folder, or it may not be read.
+    """
+    if given or setting:
+        return named_source(given or setting or "")
+    for path in usual_sources():
+        return path.resolve()
+    raise UsageError(
+        "No dataset was named and none was found: looked for ./dataset, ./RRS_Dataset*, "
+        "~/Downloads/RRS_Dataset* and ~/RRS_Dataset*.",
+        "Name its folder with --source or DATASET_DIR.",
+    )
+
+
+def usual_sources() -> Iterator[Path]:
+    """Yield the folders of the usual places that exist, in their order."""
+    home = Path.home()
+    places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
+    for folder, pattern in (*places, (home, "RRS_Dataset*")):
+        for path in sorted(folder.glob(pattern)) if folder.is_dir() else []:
+            if path.is_dir():
+                yield path
+
+
+def named_source(text: str) -> Path:
+    """Return the folder that a text names, as an absolute path.
+
+    Raises:
+        UsageError: it does not exist, is not a folder, or is not a path at all.
+    """
+    hint = "Name its folder with --source or DATASET_DIR."
+    shown = _as_text(text)
+    if not is_text(text):
+        raise UsageError(f"The path of the dataset, {shown}, is not UTF-8.", "Rename it, or link to it.")
+    try:
+        path = Path(text).expanduser().resolve()
+        is_folder = path.is_dir()
+        exists = is_folder or path.exists()
+    except (OSError, RuntimeError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise UsageError(f"The dataset {shown[:200]} is out of reach: {why}.", hint) from exc
+    if not exists:
+        raise UsageError(f"The dataset {path} does not exist.", hint)
+    if not is_folder:
+        raise UsageError(f"The dataset {path} is not a folder.", hint)
+    return path
+
+
+def list_folders(source: Path) -> Iterator[Folder | Reject]:
+    """Yield the folders of recognitions, in no order and without holding them.
+
+    Raises:
+        UsageError: the source or an export cannot be read.
+    """
+    exports = []
+    for name in _folders(source):
+        if _FOLDER.fullmatch(name):
+            yield _folder(name, name)
+        elif not name.startswith(".") and name != _LOST_AND_FOUND:
+            exports.append(name)
+    for export in sorted(exports):
+        for name in _folders(source / export):
+            if _FOLDER.fullmatch(name):
+                yield _folder(name, f"{export}/{name}")
+
+
+def _folders(directory: Path) -> Iterator[str]:
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if _is_folder(entry):
+                    yield entry.name
+    except OSError as exc:
+        raise UsageError(
+            f"The folder {directory} cannot be read: {exc.strerror}.", "Check its owner and mode, then run again."
+        ) from exc
+
+
+def holder_of(path: str) -> str:
+    """Return the folder, relative to the source, that the recognition of a path is in: an export, or the source."""
+    first, _, rest = path.partition("/")
+    return first if rest and not _FOLDER.fullmatch(first) else ""
+
+
+def holds_recognitions(directory: Path) -> bool:
+    """Return whether a folder can be listed and has recognitions in it."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(_FOLDER.fullmatch(entry.name) for entry in entries)
+    except OSError:
+        return False
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads to itself
+
+
+def _folder(name: str, path: str) -> Folder | Reject:
+    digits = name.removeprefix("recognition_")
+    if not is_text(path):
+        return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
+    # int() refuses more than 4,300 digits, and a file name has at most 255.
+    number = int(digits)
+    if number > MAXIMUM_BIGINT:
+        return Reject(None, path, "id_invalid", f"the number {digits} is beyond what a bigint holds")
+    return Folder(number, path)
+
+
+def _as_text(path: str) -> str:
+    return os.fsencode(path).decode(errors="replace")
+
+
+def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
+    """Look at the names and sizes of a recognition's files; nothing is opened."""
+
+    def reject(code: str, message: str, path: str = folder.path) -> Reject:
+        return Reject(folder.recognition_id, path, code, message)
+
+    try:
+        files, folders = _list(source, folder.path)
+        below = _list(source, f"{folder.path}/photos")[0] if "photos" in folders else []
+    except OSError as exc:
+        return reject("folder_unreadable", f"the folder cannot be read: {exc.strerror}")
+
+    photos = sorted(
+        (file for file in (*files, *below) if file.path.lower().endswith((".jpg", ".jpeg"))),
+        key=lambda file: file.path,
+    )
+    bad_name = next((file for file in (*files, *below) if not is_text(file.path)), None)
+    if bad_name is not None:
+        return reject("path_encoding", f"the name of {_as_text(bad_name.path)} is not UTF-8")
+    if len(photos) != 2:
+        return reject("photo_count", f"{len(photos)} photos instead of two")
+    cameras = {camera_of(photo.path): photo for photo in photos}
+    if set(cameras) != {1, 2}:
+        return reject("photo_cameras", "the photos are not one Main and one Qualifying")
+    for photo in photos:
+        if photo.size == 0:
+            return reject("photo_empty", "the file is empty", photo.path)
+        if photo.size > MAXIMUM_PHOTO_BYTES:
+            return reject("photo_too_large", f"the file has {photo.size} bytes", photo.path)
+
+    menu = _last(files, _MENU)
+    receipt = _last(files, _RECEIPT)
+    for document in (menu, receipt):
+        if document is not None and document.size > MAXIMUM_DOCUMENT_BYTES:
+            return reject("json_too_large", f"the file has {document.size} bytes", document.path)
+    return Recognition(folder.recognition_id, (cameras[1], cameras[2]), menu, receipt, _captured_on(cameras[1].path))
+
+
+def modified(facts: os.stat_result) -> int:
+    """Return the time of the last change in ns since 1970, as far as a bigint goes."""
+    return max(-MAXIMUM_BIGINT, min(MAXIMUM_BIGINT, facts.st_mtime_ns))
+
+
+def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
+    """Return the files of a folder and the names of the folders in it, without those that begin with a dot."""
+    files, folders = [], set()
+    with os.scandir(source / folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                facts = entry.stat()
+            except FileNotFoundError:
+                continue  # a link that leads nowhere, or a file that vanished
+            if stat.S_ISREG(facts.st_mode):
+                files.append(File(f"{folder}/{entry.name}", facts.st_size, modified(facts)))
+            elif stat.S_ISDIR(facts.st_mode):
+                folders.add(entry.name)
+    return files, folders
+
+
+def camera_of(path: str) -> int | None:
+    """Return the camera that a photo's name tells, 1 for Main and 2 for Qualifying; None when it tells none or both."""
+    name = path.rsplit("/", 1)[-1].lower()
+    if ("main" in name) == ("qualifying" in name):
+        return None
+    return 1 if "main" in name else 2
+
+
+def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:
+    """Return the file that sorts last, as with exports."""
+    named = [file for file in files if pattern.fullmatch(file.path.rsplit("/", 1)[-1])]
+    return max(named, key=lambda file: file.path, default=None)
+
+
+def _captured_on(path: str) -> date | None:
+    for match in _DATE.finditer(path.rsplit("/", 1)[-1]):
+        try:
+            return date(*map(int, match.groups()))
+        except ValueError:
+            continue
+    return None

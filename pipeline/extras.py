@@ -1,0 +1,23 @@
+"""Commands whose libraries a core installation does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import SettingsError
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import modules in the block that belong to an extra.
+
+    Raises:
+        SettingsError: one of them is not installed; the hint is the command that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        raise SettingsError(
+            f"This command needs {exc.name}, which is not installed.", f"Run `pip install 'pipeline[{name}]'`."
+        ) from exc

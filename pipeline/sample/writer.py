@@ -1,0 +1,366 @@
+"""A synthetic dataset: trays, menus, receipts and detections that fit together, to try and to measure loads with.
+
+Recognition n depends on the seed, the size, its id and its position alone, so that a dataset of 2,000 recognitions is
+the beginning of one of 4,000. Nothing depends on how many processes write it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+from pipeline.dataset.records import MAXIMUM_BIGINT
+from pipeline.errors import UsageError
+from pipeline.sample.broken import BROKEN, BROKEN_ANNOTATIONS, TOO_LARGE, bad_detections, spoil
+from pipeline.sample.menu import Line, Menu, menu_of_day, receipt_json, to_json
+from pipeline.sample.photo import CAMERAS, Box, Camera, Layout, Photo, Place
+
+__all__ = ["ANNOTATIONS", "BROKEN", "BROKEN_ANNOTATIONS", "EXPORT", "SampleSummary", "write_sample"]
+
+EXPORT = "export_20251024_121255"
+ANNOTATIONS = "qwen_annotations.json"
+A_DAY = 150
+
+_CHUNK = 25
+_SMALLEST = (96, 48)
+_LARGEST = 8_192
+
+
+@dataclass(frozen=True)
+class SampleSummary:
+    """What was written.
+
+    Attributes:
+        recognitions: good recognitions.
+        photos: photos of the good recognitions.
+        bytes: size of all files together, broken ones and annotations included.
+        photo_bytes: size of the photos of the good recognitions.
+        menus: AM.json files of the good recognitions; the same menu on the same day counts each time.
+        receipts: correct_dishes.json files of the good recognitions.
+        detections: usable detections, dishes and plates, all of them on photos of good recognitions.
+        broken: broken recognitions.
+        broken_ids: kind of defect, a name of `BROKEN`, to the recognition's id; 0 for the id no bigint can hold.
+        seconds: how long it took.
+    """
+
+    recognitions: int
+    photos: int
+    bytes: int
+    photo_bytes: int
+    menus: int
+    receipts: int
+    detections: int
+    broken: int
+    broken_ids: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The arguments that every recognition shares."""
+
+    export: Path
+    seed: int
+    first_id: int
+    size: tuple[int, int]
+    recognitions: int
+    broken: bool
+
+
+@dataclass
+class _Counts:
+    recognitions: int = 0
+    photos: int = 0
+    bytes: int = 0
+    photo_bytes: int = 0
+    menus: int = 0
+    receipts: int = 0
+    detections: int = 0
+
+    def add(self, other: _Counts) -> None:
+        """Add the other's counts to these."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass(frozen=True)
+class _Tray:
+    """What a guest took: the menu, the receipt, the label of every dish, and a photo by each camera."""
+
+    menu: Menu
+    lines: list[Line]
+    labels: list[str]
+    photos: list[Photo]
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The names of a recognition's files, relative to its folder; one photo a camera."""
+
+    photos: tuple[str, ...]
+    menu: str
+    receipt: str
+
+
+def write_sample(
+    directory: Path,
+    recognitions: int = 200,
+    seed: int = 0,
+    *,
+    broken: bool = False,
+    first_id: int | None = None,
+    size: tuple[int, int] = (1280, 720),
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SampleSummary:
+    """Write a dataset into a new or empty directory, with the annotations file beside the export.
+
+    The same arguments give the same bytes in every file. When it is interrupted, what is written stays.
+
+    Arguments:
+        directory: made if it is not there.
+        recognitions: how many good ones, about 250 KB each.
+        seed: datasets of different seeds have different ids, up to ten million recognitions.
+        broken: add one recognition of every kind in `BROKEN`, ids following on, and the defects of
+            `BROKEN_ANNOTATIONS`. Of those, `value_shape` takes the place of a photo's detections.
+        first_id: id of the first recognition, 100024 + seed * 10,000,000 by default; the others ascend from it.
+        size: width and height of the photos in pixels.
+        workers: processes, as many as there are processors by default; 1 writes within this one. They are spawned:
+            a script that asks for several needs its `if __name__ == "__main__":`, and may not come from stdin.
+        progress: called now and then with the number of recognitions written so far.
+
+    Raises:
+        UsageError: an argument is out of bounds, or the directory is not empty.
+        OSError: a file cannot be written.
+    """
+    started = time.monotonic()
+    first_id = 100_024 + seed * 10_000_000 if first_id is None else first_id
+    _check(directory, recognitions, seed, first_id, size, workers)
+    export = directory / EXPORT
+    export.mkdir(parents=True, exist_ok=True)
+    sample = _Sample(export, seed, first_id, size, recognitions, broken)
+    counts = _Counts()
+    done = 0
+    with (directory / ANNOTATIONS).open("wb") as annotations:
+        separator = b"{\n"
+        with closing(_write_good(sample, workers or _processors())) as chunks:
+            for written, entries in chunks:
+                counts.add(written)
+                for entry in entries:
+                    annotations.write(separator + entry)
+                    separator = b",\n"
+                done += written.recognitions
+                if progress:
+                    progress(done)
+        broken_ids: dict[str, int] = {}
+        if broken:
+            for position, kind in enumerate(BROKEN, recognitions):
+                counts.bytes += _write_broken(sample, position, kind)
+                broken_ids[kind] = 0 if kind == "id_too_large" else first_id + position
+                done += 1
+            if progress:
+                progress(done)
+            for entry in _bad_entries(sample, recognitions + len(BROKEN)):
+                annotations.write(separator + entry)
+                separator = b",\n"
+        annotations.write(b"{}\n" if separator == b"{\n" else b"\n}\n")
+        counts.bytes += annotations.tell()
+    return SampleSummary(
+        **vars(counts), broken=len(broken_ids), broken_ids=broken_ids, seconds=time.monotonic() - started
+    )
+
+
+def _check(
+    directory: Path, recognitions: int, seed: int, first_id: int, size: tuple[int, int], workers: int | None
+) -> None:
+    if recognitions < 0:
+        raise UsageError(f"{recognitions} recognitions cannot be written.", "Ask for 0 or more.")
+    if seed < 0:
+        raise UsageError(f"The seed {seed} is negative.", "Use 0 or more.")
+    if first_id < 1 or first_id + recognitions + len(BROKEN) > MAXIMUM_BIGINT:
+        raise UsageError(f"The first id {first_id} is out of bounds.", "Use a positive number well below 2^63.")
+    if not (_SMALLEST[0] <= size[0] <= _LARGEST and _SMALLEST[1] <= size[1] <= _LARGEST):
+        raise UsageError(f"Photos of {size[0]} x {size[1]} pixels cannot be drawn.", "Use 96 x 48 to 8192 x 8192.")
+    if workers is not None and workers < 1:
+        raise UsageError(f"{workers} processes cannot write anything.", "Use 1 or more.")
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is not a directory.", "Name a new directory.")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UsageError(f"The directory {directory} is not empty.", "Name a new directory, or empty this one.")
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _write_good(sample: _Sample, workers: int) -> Generator[tuple[_Counts, list[bytes]], None, None]:
+    """Write the good recognitions; yield, in order and chunk by chunk, counts and entries of the annotations file."""
+    starts = range(0, sample.recognitions, _CHUNK)
+    ranges = (range(start, min(start + _CHUNK, sample.recognitions)) for start in starts)
+    # Below two chunks a process takes longer to start than to work.
+    workers = min(workers, len(starts) // 2)
+    if workers <= 1:
+        for positions in ranges:
+            yield _write_chunk(sample, positions)
+        return
+    # Not fork: the caller may have threads.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    pending: deque[Future[tuple[_Counts, list[bytes]]]] = deque()
+    try:
+        for positions in ranges:
+            pending.append(executor.submit(_write_chunk, sample, positions))
+            # The annotations of what is under way are held in memory, so that is bounded.
+            if len(pending) >= 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave a terminal's signals to the parent, and end when it does, however it ends."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@lru_cache(maxsize=2)
+def _cameras(seed: int, size: tuple[int, int]) -> tuple[Camera, Camera]:
+    return Camera(seed, size, 0), Camera(seed, size, 1)
+
+
+def _write_chunk(sample: _Sample, positions: range) -> tuple[_Counts, list[bytes]]:
+    counts = _Counts()
+    entries: list[bytes] = []
+    for position in positions:
+        identifier = str(sample.first_id + position)
+        random = Random(f"{sample.seed}:{identifier}")
+        tray = _lay_tray(sample, position, identifier, random)
+        paths = _paths(identifier, tray.menu)
+        files = _files(tray, paths)
+        # The till loses a file now and then; neither is required.
+        for path in (paths.menu, paths.receipt):
+            if random.random() < 0.015:
+                del files[path]
+        counts.bytes += _write(sample.export, identifier, files)
+        counts.recognitions += 1
+        counts.photos += len(tray.photos)
+        counts.photo_bytes += sum(len(photo.content) for photo in tray.photos)
+        counts.menus += paths.menu in files
+        counts.receipts += paths.receipt in files
+        spoilt = sample.broken and position == sample.recognitions - 1
+        for path, photo in zip(paths.photos, tray.photos, strict=True):
+            dishes = _detections(tray.labels, photo.dishes)
+            plates = _detections(["plate"] * len(photo.plates), photo.plates)
+            value: object = _value(dishes, plates)
+            if spoilt and path == paths.photos[1]:
+                value = [*dishes, *plates]
+            else:
+                counts.detections += len(dishes) + len(plates)
+                if spoilt:
+                    value = _value(dishes + bad_detections(), plates)
+            entries.append(_entry(identifier, path, value))
+    return counts, entries
+
+
+def _write_broken(sample: _Sample, position: int, kind: str) -> int:
+    """Write a recognition that a load has to reject; return the size of its files in bytes."""
+    identifier = TOO_LARGE if kind == "id_too_large" else str(sample.first_id + position)
+    tray = _lay_tray(sample, position, identifier, Random(f"{sample.seed}:{identifier}"))
+    paths = _paths(identifier, tray.menu)
+    files = _files(tray, paths)
+    spoil(kind, files, paths.photos[0], paths.menu, paths.receipt)
+    return _write(sample.export, identifier, files)
+
+
+def _bad_entries(sample: _Sample, position: int) -> list[bytes]:
+    """Return entries whose key is of no use; the recognition at that position is not in the dataset."""
+    value = _value([{"bbox_2d": (16, 16, 64, 64), "label": "dish_0"}], [])
+    menu = menu_of_day(sample.seed, position // A_DAY)
+    known, unknown = str(sample.first_id), str(sample.first_id + position)
+    return [
+        _entry(known, _paths(known, menu).photos[0].replace(CAMERAS[0], "Side"), value),
+        _entry(unknown, _paths(unknown, menu).photos[0], value),
+    ]
+
+
+def _lay_tray(sample: _Sample, position: int, identifier: str, random: Random) -> _Tray:
+    """Choose what a guest takes, put it on a tray and take the two photos of it."""
+    menu = menu_of_day(sample.seed, position // A_DAY)
+    lines = menu.receipt(random)
+    labels = [f"dish_{k}" for k, line in enumerate(lines) for _ in range(line.count)]
+    looks = [line.dishes[0].look for line in lines for _ in range(line.count)]
+    if random.random() < 0.04:
+        # The model sees one dish more than the till was told of.
+        labels.append(f"dish_{len(lines)}")
+        looks.append(menu.any_dish(random).look)
+    layout = Layout(sample.size)
+    places = layout.places(len(looks), random)
+    views: list[list[Place]] = [places, [layout.turned(place) for place in places]]
+    photos = [
+        camera.photograph(list(zip(looks, view, strict=True)), random, f"sample {sample.seed} {identifier} {name}")
+        for name, camera, view in zip(CAMERAS, _cameras(sample.seed, sample.size), views, strict=True)
+    ]
+    return _Tray(menu, lines, labels, photos)
+
+
+def _paths(identifier: str, menu: Menu) -> _Paths:
+    stem = f"recognition_{identifier}_{menu.day}"
+    return _Paths(
+        tuple(f"photos/{stem}_{camera}.jpg" for camera in CAMERAS),
+        f"{identifier}_recognition_{menu.day}_AM.json",
+        f"{identifier}_recognition_{menu.day}_correct_dishes.json",
+    )
+
+
+def _files(tray: _Tray, paths: _Paths) -> dict[str, bytes]:
+    photos = zip(paths.photos, tray.photos, strict=True)
+    return {
+        **{path: photo.content for path, photo in photos},
+        paths.menu: tray.menu.content,
+        paths.receipt: to_json(receipt_json(tray.lines)),
+    }
+
+
+def _write(export: Path, identifier: str, files: dict[str, bytes]) -> int:
+    folder = f"{export}/recognition_{identifier}"
+    os.mkdir(folder)
+    os.mkdir(f"{folder}/photos")
+    for path, content in files.items():
+        with open(f"{folder}/{path}", "wb") as file:
+            file.write(content)
+    return sum(map(len, files.values()))
+
+
+def _detections(labels: list[str], boxes: tuple[Box | None, ...]) -> list[dict[str, object]]:
+    return [{"bbox_2d": box, "label": label} for label, box in zip(labels, boxes, strict=True) if box]
+
+
+def _value(dishes: list[dict[str, object]], plates: list[dict[str, object]]) -> dict[str, object]:
+    return {"dishes": {"qwen_detections": dishes}, "plates": {"qwen_detections": plates}}
+
+
+def _entry(identifier: str, path: str, value: object) -> bytes:
+    return to_json(f"RRS_Dataset/{EXPORT}/recognition_{identifier}/{path}") + b": " + to_json(value)

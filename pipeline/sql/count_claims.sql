@@ -1,1 +1,0 @@
-SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id

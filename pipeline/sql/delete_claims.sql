@@ -1,1 +1,0 @@
-DELETE FROM ingest.claims WHERE batch_id = :batch_id

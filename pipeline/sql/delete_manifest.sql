@@ -1,1 +1,0 @@
-DELETE FROM ingest.manifest WHERE batch_id = :batch_id

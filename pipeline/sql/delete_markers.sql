@@ -1,1 +1,0 @@
-DELETE FROM ingest.batch_state WHERE batch_id = :batch_id

@@ -1,1 +1,0 @@
-DELETE FROM ingest.rejects WHERE batch_id = :batch_id

@@ -1,1 +1,0 @@
-SELECT ingest.execute_reset(:batch_id) AS removed

@@ -1,3 +1,0 @@
-SELECT EXISTS (
-    SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
-) AS done

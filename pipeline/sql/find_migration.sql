@@ -1,1 +1,0 @@
-SELECT EXISTS (SELECT FROM supabase_migrations.schema_migrations WHERE version = :version) AS there

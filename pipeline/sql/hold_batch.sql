@@ -1,2 +1,0 @@
--- Keep a reset, or the commit, from passing while a shard's transaction is open.
-SELECT kind, state, source, bucket, shards, created_at, clock_timestamp() AS now FROM ingest.batches WHERE id = :batch_id FOR SHARE

@@ -1,1 +1,0 @@
-SELECT version FROM supabase_migrations.schema_migrations ORDER BY version

@@ -1,1 +1,0 @@
-SELECT step, shard FROM ingest.batch_state WHERE batch_id = :batch_id

@@ -1,6 +1,0 @@
-SELECT id, kind, state, source, recognition_limit, force, strict, bucket, shards, recognitions, photos, bytes,
-    detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
-    created_at, finished_at, reset_at, '{}'::jsonb AS metrics
-FROM ingest.batches
-WHERE state IN ('loading', 'resetting')
-ORDER BY created_at, id

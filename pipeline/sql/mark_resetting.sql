@@ -1,1 +1,0 @@
-UPDATE ingest.batches SET state = 'resetting' WHERE id = :batch_id

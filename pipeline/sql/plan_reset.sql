@@ -1,1 +1,0 @@
-SELECT ingest.plan_reset(:batch_id)

@@ -1,1 +1,0 @@
-SELECT operation, rows_written, seconds FROM ingest.transform_qwen(:batch_id)
