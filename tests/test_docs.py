@@ -343,7 +343,8 @@ def test_every_document_is_linked_from_the_readme() -> None:
 
 
 def test_the_messages_under_troubleshooting_are_those_that_the_code_says() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in SOURCES]
+    services = sorted((ROOT / "embedded_supabase").rglob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *services)]
     said = [path.read_text(encoding="utf-8") for path in (ROOT / "supabase").rglob("*.sql")]
     said += reject_codes(texts)
     for tree in map(ast.parse, texts):

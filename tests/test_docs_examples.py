@@ -20,10 +20,10 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from embedded_supabase.files import wait_until
+from embedded_supabase.postgres.installation import binaries
 from pipeline import cli
 from pipeline.config import Settings
-from pipeline.embedded.files import wait_until
-from pipeline.embedded.installation import binaries
 from pipeline.graph import tasks
 from pipeline.graph.luigid import answers
 from tests.services import (
