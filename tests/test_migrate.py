@@ -167,7 +167,7 @@ def test_a_history_that_the_supabase_cli_began_is_continued(
     assert words(empty_database_url) == ["two"]
     assert history(empty_database_url) == [
         ("20260101000000", "words", ["CREATE TABLE words (word text)"]),
-        ("20260101000001", "more", ["INSERT INTO words VALUES ('two')"]),
+        ("20260101000001", "more", ["INSERT INTO words VALUES ('two');"]),
         ("20270101000000", "of_the_app", None),
     ]
 

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embedded_supabase.storage.errors import ApiError
-from embedded_supabase.storage.store import Attributes, Bucket, Object, ObjectStore, Sorting, now, sorting_of
+from embedded_supabase.storage.records import Attributes, Bucket, Object, Sorting, now, sorting_of
+from embedded_supabase.storage.store import ObjectStore
 
 KEYS = st.lists(st.text("ab/.-~ B", min_size=1, max_size=6), max_size=25, unique=True)
 PREFIXES = st.text("ab/.- B", max_size=3)
@@ -69,7 +70,7 @@ def files(folder: Path) -> list[Path]:
 def pages(store: ObjectStore, bucket: str, prefix: str, limit: int, **how: Any) -> Iterator[dict[str, Any]]:
     cursor = None
     while True:
-        page = store.list_objects(bucket, prefix, limit, cursor, **how)
+        page = store.listing.list_objects(bucket, prefix, limit, cursor, **how)
         assert len(page["objects"]) + len(page["folders"]) <= limit
         yield page
         if not page["hasNext"]:
@@ -152,7 +153,7 @@ def test_pages_of_the_first_list_are_one_level_of_a_folder(
     bucket = filled(store, keys)
     found: list[dict[str, Any]] = []
     while True:
-        page = store.list_folder(bucket, folder, search, limit, len(found), Sorting("name", descending))
+        page = store.listing.list_folder(bucket, folder, search, limit, len(found), Sorting("name", descending))
         found += page
         if len(page) < limit:
             break
@@ -171,18 +172,18 @@ def test_a_list_sees_its_own_bucket_only(own: ObjectStore) -> None:
     add_bucket(own, "c")
     put(own, "b", "k")
     put(own, "c", "other")
-    assert [entry["name"] for entry in own.list_folder("b", "", "", 9, 0, Sorting())] == ["k"]
-    listed = own.list_objects("b", "", 9, None, delimiter=False, sorting=Sorting())
+    assert [entry["name"] for entry in own.listing.list_folder("b", "", "", 9, 0, Sorting())] == ["k"]
+    listed = own.listing.list_objects("b", "", 9, None, delimiter=False, sorting=Sorting())
     assert [entry["name"] for entry in listed["objects"]] == ["k"]
 
 
 def test_a_list_goes_on_after_a_key_that_has_gone(own: ObjectStore) -> None:
     for key in "abcd":
         put(own, "b", key)
-    first = own.list_objects("b", "", 2, None, delimiter=False, sorting=Sorting())
+    first = own.listing.list_objects("b", "", 2, None, delimiter=False, sorting=Sorting())
     own.delete("b", ["b", "c"])
     put(own, "b", "bb")
-    second = own.list_objects("b", "", 2, first["nextCursor"], delimiter=False, sorting=Sorting())
+    second = own.listing.list_objects("b", "", 2, first["nextCursor"], delimiter=False, sorting=Sorting())
     assert [entry["name"] for entry in second["objects"]] == ["bb", "d"]
 
 
@@ -352,7 +353,7 @@ def test_an_index_that_cannot_grow_stores_nothing_and_works_again_with_room(own:
 
     with pytest.raises(sqlite3.OperationalError, match="full"):
         put_many()
-    listed = own.list_objects("b", "", 1000, None, delimiter=False, sorting=Sorting())["objects"]
+    listed = own.listing.list_objects("b", "", 1000, None, delimiter=False, sorting=Sorting())["objects"]
     assert {entry["name"] for entry in listed} == stored
     assert len(files(tmp_path)) == len(stored)
     assert read(own, "b", "k") == b"former"

@@ -85,7 +85,8 @@ def sources() -> set[str]:
     """The files of the package, as they are to be in a wheel."""
     inside = {
         str(path.relative_to(REPOSITORY))
-        for path in (REPOSITORY / "pipeline").rglob("*")
+        for package in ("pipeline", "embedded_supabase")
+        for path in (REPOSITORY / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     return inside | {f"pipeline/migrations/{path.name}" for path in (REPOSITORY / "supabase/migrations").glob("*.sql")}

@@ -20,11 +20,11 @@ import requests
 from dotenv import dotenv_values
 
 from embedded_supabase import services
+from embedded_supabase.errors import ServiceFailed, SetupError
 from embedded_supabase.files import has_ended, make_folder, wait_until
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from embedded_supabase.services import State, Stopped
 from pipeline.database.migrate import migrations
-from pipeline.errors import PermanentError, SettingsError
 from tests.services import RunPipeline, Start, execute, give_data
 
 NAMES = {"NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"}
@@ -180,7 +180,7 @@ def test_a_storage_server_that_fails_takes_back_what_this_up_started_and_no_more
     server = EmbeddedPostgres(home)
     with monkeypatch.context() as patch:
         replace_interpreter(patch, tmp_path, "echo 'ImportError: no module' >&2; exit 7")
-        with pytest.raises(PermanentError, match=r"ended at once with exit code 7: Error: no module") as caught:
+        with pytest.raises(ServiceFailed, match=r"ended at once with exit code 7: Error: no module") as caught:
             services.up(home)
         assert str(home / "storage.log") in caught.value.hint
         assert server.data_path.exists()
@@ -189,7 +189,7 @@ def test_a_storage_server_that_fails_takes_back_what_this_up_started_and_no_more
 
         server.start()
         pid = server.pid
-        with pytest.raises(PermanentError, match="exit code 7"):
+        with pytest.raises(ServiceFailed, match="exit code 7"):
             services.up(home)
         assert server.pid == pid
     started = services.up(home)
@@ -201,7 +201,7 @@ def test_a_storage_server_that_does_not_answer_is_ended(
 ) -> None:
     monkeypatch.setattr(services, "_START_SECONDS", 0.3)
     replace_interpreter(monkeypatch, tmp_path, f"echo $$ >'{tmp_path}/pid'; exec sleep 600")
-    with pytest.raises(PermanentError, match="does not answer"):
+    with pytest.raises(ServiceFailed, match="does not answer"):
         services.up(home)
     assert has_ended(int((tmp_path / "pid").read_text(encoding="ascii")))
     assert services.services_state(home) == State(None, None)
@@ -209,7 +209,7 @@ def test_a_storage_server_that_does_not_answer_is_ended(
 
 def test_files_that_cannot_be_written_are_a_sentence_and_leave_nothing_running(home: Path) -> None:
     (home / "storage").write_text("in the way", encoding="utf-8")
-    with pytest.raises(SettingsError, match="storage File exists"):
+    with pytest.raises(SetupError, match="storage File exists"):
         services.up(home)
     (home / "storage").unlink()
     assert services.services_state(home) == State(None, None)

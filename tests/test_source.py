@@ -59,8 +59,8 @@ def test_a_file_that_can_be_read_again_was_away_for_a_moment(source: Path) -> No
 @pytest.mark.parametrize("code", ["photo_vanished", "photo_changed", "json_unreadable"])
 def test_a_host_that_only_helps_says_of_no_file_that_it_is_lost(code: str, source: Path) -> None:
     with pytest.raises(SourceUnavailable, match="is not the file that discovery saw"):
-        require_source(source, lost(code), judges=False)
+        require_source(source, lost(code), may_reject=False)
 
 
 def test_what_is_wrong_in_a_file_itself_any_host_may_say(source: Path) -> None:
-    require_source(source / "nowhere", lost("photo_truncated"), judges=False)
+    require_source(source / "nowhere", lost("photo_truncated"), may_reject=False)

@@ -35,7 +35,7 @@ from pipeline.steps import upload as upload_module
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
 from pipeline.steps.read import Budget
-from pipeline.steps.send import Sending
+from pipeline.steps.send import ShardTransfer
 from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage, StoredObject
@@ -522,14 +522,14 @@ def test_the_budget_is_given_in_line() -> None:
 def test_what_was_sent_leaves_nothing_behind_that_only_a_collection_would_remove(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sendings: list[weakref.ref[Sending]] = []
+    sendings: list[weakref.ref[ShardTransfer]] = []
 
-    class Watched(Sending):
+    class Watched(ShardTransfer):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             sendings.append(weakref.ref(self))
 
-    monkeypatch.setattr(upload_module, "Sending", Watched)
+    monkeypatch.setattr(upload_module, "ShardTransfer", Watched)
     load.discover()
     gc.disable()
     try:

@@ -36,7 +36,7 @@ from storage3.types import CreateSignedUploadUrlOptions
 from benchmarks.bench import running_storage as running_strained
 from embedded_supabase.files import wait_until
 from embedded_supabase.storage.auth import mint_key
-from embedded_supabase.storage.faults import Strain
+from embedded_supabase.storage.faults import FaultInjector
 from tests.services import StorageServer, end, running_storage, subprocess_environment
 
 SECONDS = 20.0
@@ -1843,7 +1843,7 @@ def test_answers_come_after_the_latency_on_average_however_late_each_is(monkeypa
         waited += seconds
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    strain = Strain(0.042)
+    strain = FaultInjector(0.042)
 
     def answer(body: float, late: float) -> float:
         """Answer an upload whose body took so long; return when."""

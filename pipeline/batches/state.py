@@ -60,7 +60,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Hold:
+class LockedBatch:
     """What a step needs to know of its batch, and when by the database's clock it began."""
 
     kind: str
@@ -97,7 +97,9 @@ def require_batch(connection: Connection, batch_id: str) -> Batch:
     return batch
 
 
-def hold(connection: Connection, batch_id: str, *, alone: bool = False, created_at: datetime | None = None) -> Hold:
+def hold(
+    connection: Connection, batch_id: str, *, alone: bool = False, created_at: datetime | None = None
+) -> LockedBatch:
     """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
 
     Arguments:
@@ -116,7 +118,7 @@ def hold(connection: Connection, batch_id: str, *, alone: bool = False, created_
             "Look at it with `python -m pipeline status`.",
         )
     row = rows[0]
-    return Hold(row.kind, row.source, row.bucket, row.shards, row.created_at, row.now)
+    return LockedBatch(row.kind, row.source, row.bucket, row.shards, row.created_at, row.now)
 
 
 def hold_finished(connection: Connection, batch_id: str) -> None:
@@ -146,8 +148,8 @@ def try_lock(connection: Connection, batch_id: str) -> bool:
 
 def hold_step(
     connection: Connection, batch_id: str, step: str, shard: int, *, created_at: datetime | None = None
-) -> Hold | None:
-    """Hold the batch, and its step alone, until the transaction ends; return None when its marker is there.
+) -> LockedBatch | None:
+    """LockedBatch the batch, and its step alone, until the transaction ends; return None when its marker is there.
 
     Raises:
         RefusedError: the batch is not being loaded, so this work does not count.
@@ -157,7 +159,7 @@ def hold_step(
 
 
 def await_step(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:
-    """Hold a step alone until the transaction ends, and return whether its marker is there.
+    """LockedBatch a step alone until the transaction ends, and return whether its marker is there.
 
     Whoever is at it is waited for, be it an earlier try of our own whose commit is on its way.
     """

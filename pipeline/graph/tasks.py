@@ -79,7 +79,7 @@ class CopyShard(ShardTask):
                     metrics,
                     messages.append,
                     kind=self.kind,
-                    judges=run.environment.may_reject,
+                    may_reject=run.environment.may_reject,
                 )
         except (DataError, UnfinishedError):
             run.markers.remove(UPLOAD, self.shard)  # the upload was rolled back, here or by another process

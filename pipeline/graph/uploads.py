@@ -48,4 +48,4 @@ class UploaderCache:
 
     def _make(self, stack: ExitStack, *, ahead: bool, may_reject: bool) -> Uploader:
         storage = stack.enter_context(closing(Storage(self._settings)))
-        return stack.enter_context(closing(Uploader(self._database, storage, ahead=ahead, judges=may_reject)))
+        return stack.enter_context(closing(Uploader(self._database, storage, ahead=ahead, may_reject=may_reject)))

@@ -85,17 +85,17 @@ def _row_of(entry: Entry) -> tuple[Sequence[object] | None, list[Reject]]:
 
 
 def copy_annotations(
-    connection: Connection, batch_id: str, shard: int, source: Path, rows: Sequence[Any], *, judges: bool = True
+    connection: Connection, batch_id: str, shard: int, source: Path, rows: Sequence[Any], *, may_reject: bool = True
 ) -> tuple[int, int]:
     """Copy the detections of a shard; return how many recognitions it has and how many inputs were rejected.
 
-    A value that is no longer the one discovery saw makes its recognition a reject, where this host `judges`.
+    A value that is no longer the one discovery saw makes its recognition a reject, where this host `may_reject`.
     """
     rejects: list[Reject] = []
     with _opened(source) as stream:
         columns = ("batch_id", "recognition_id", "camera_number", "detection", "label", "x1", "y1", "x2", "y2")
         connection.copy_lines("raw.qwen_annotations", columns, _lines(batch_id, stream, rows, rejects))
-    if rejects and not judges:
+    if rejects and not may_reject:
         raise not_as_discovered(source)
     lost = [reject.recognition_id for reject in rejects if reject.recognition_id is not None]
     batch_state.reject_copied(connection, batch_id, KIND_QWEN, shard, rejects, lost)

@@ -22,7 +22,7 @@ from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import copy_annotations
 from pipeline.steps.read import read_up_to
 from pipeline.steps.source import require_source
-from pipeline.steps.upload import take_back
+from pipeline.steps.upload import roll_back_upload
 from pipeline.storage import Storage
 
 logger = get_logger(__name__)
@@ -46,7 +46,7 @@ def copy_shard(
     tell: Callable[[str], None] = lambda _: None,
     *,
     kind: str = KIND_LOAD,
-    judges: bool = True,
+    may_reject: bool = True,
 ) -> None:
     """Copy the rows of a shard and write its marker; nothing happens when the marker is there.
 
@@ -55,7 +55,7 @@ def copy_shard(
 
     Arguments:
         kind: what the batch holds.
-        judges: this host may reject what it does not see as the upload saw it; see `require_source`.
+        may_reject: this host may reject what it does not see as the upload saw it; see `require_source`.
 
     Raises:
         RefusedError: the batch is not being loaded.
@@ -84,10 +84,12 @@ def copy_shard(
             return
         if kind == KIND_QWEN:
             recognitions, rejects = copy_annotations(
-                connection, batch_id, shard, Path(held.source), listed, judges=judges
+                connection, batch_id, shard, Path(held.source), listed, may_reject=may_reject
             )
         elif held.uploaded:
-            recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, listed, judges=judges)
+            recognitions, rejects = _copy_documents(
+                connection, batch_id, shard, held.source, listed, may_reject=may_reject
+            )
         else:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
         metrics.add("db_bulk_copy", time.perf_counter() - begin)
@@ -98,12 +100,12 @@ def copy_shard(
     try:
         database.run(work, timeout=_TIMEOUT)
     except DataError:
-        take_back(database, storage, batch_id, shard)
+        roll_back_upload(database, storage, batch_id, shard)
         raise
 
 
 def _copy_documents(
-    connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any], *, judges: bool
+    connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any], *, may_reject: bool
 ) -> tuple[int, int]:
     """Copy what only the files of a shard tell; return how many recognitions it has, and how many were rejected."""
     unread: dict[int, Reject] = {}
@@ -126,7 +128,7 @@ def _copy_documents(
         (line for key, line in itertools.chain(first.result(), receipts) if key not in rejects),
     )
     rejects = {**unread, **rejects}
-    require_source(Path(source), rejects.values(), judges=judges)
+    require_source(Path(source), rejects.values(), may_reject=may_reject)
     if rejects:
         connection.execute("delete_files_rejected", batch_id=batch_id, recognition_ids=list(rejects))
     # Their photos are in the bucket already; the commit takes them out.

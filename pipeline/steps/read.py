@@ -53,7 +53,7 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold so much for the block."""
+        """LockedBatch so much for the block."""
         self.take(size)
         try:
             yield

@@ -3,9 +3,9 @@
     entries -> read ahead: read, check, hash -> a few that are ready -> senders: upload -> facts and rejects, in order
 
 Who reads stays a little ahead of the senders, no more: where both share the processors with the service, reading a
-whole shard first and sending it then would leave one of them without work at every moment.
+whole shard first and transfer it then would leave one of them without work at every moment.
 
-A crew of threads works for one process. It takes the entries of several shards one after another, so that the next
+A executors of threads works for one process. It takes the entries of several shards one after another, so that the next
 shard's photos are on their way while the last ones of a shard are waited for.
 """
 
@@ -50,7 +50,7 @@ class Entry:
     keys: tuple[str, str]
 
 
-class Crew:
+class UploadExecutors:
     """The threads of a process that read and send."""
 
     def __init__(self, threads: int) -> None:
@@ -63,18 +63,18 @@ class Crew:
         self.senders.shutdown(wait=True)
 
 
-class Sending:
+class ShardTransfer:
     """The photos of some entries on their way; it begins at once.
 
     Arguments:
-        storage: the bucket, through a door of this sending's own, which is closed to it when it stops.
+        storage: the bucket, through a door of this transfer's own, which is closed to it when it stops.
         present: what the bucket holds already; an object of the same size and MD5 is not sent again.
         progress: called with 1 for each recognition that is dealt with.
     """
 
     def __init__(
         self,
-        crew: Crew,
+        executors: UploadExecutors,
         storage: Storage,
         source: Path,
         entries: Sequence[Entry],
@@ -82,7 +82,7 @@ class Sending:
         metrics: Metrics,
         progress: Callable[[int], None],
     ) -> None:
-        self._crew, self._storage, self._source = crew, storage, source
+        self._executors, self._storage, self._source = executors, storage, source
         self._present, self._metrics, self._progress = present, metrics, progress
         self._stopped, self._over = threading.Event(), threading.Event()
         self._lock, self._left = threading.Lock(), len(entries)
@@ -90,7 +90,7 @@ class Sending:
         self._read: list[Future[Any]] = []
         try:
             for entry in entries:
-                read = crew.readahead.submit(self._read_entry(entry), size_of(entry.recognition))
+                read = executors.readahead.submit(self._read_entry(entry), size_of(entry.recognition))
                 self._read.append(read)
                 read.add_done_callback(self._count)
         except BaseException:  # an interrupt: nobody else knows yet that something is on its way
@@ -146,17 +146,17 @@ class Sending:
             if isinstance(photos, Reject):
                 self._progress(1)
                 return photos
-            sent = self._crew.senders.submit(self._send_entry, entry, photos, files)
+            sent = self._executors.senders.submit(self._send_entry, entry, photos, files)
             handed_on = True
-            self._crew.readahead.add()
+            self._executors.readahead.add()
             return sent
         finally:
             if not handed_on:
-                self._crew.readahead.give_back(size_of(entry.recognition))
+                self._executors.readahead.give_back(size_of(entry.recognition))
 
     def _send_entry(self, entry: Entry, photos: tuple[Photo, Photo], files: Files) -> Facts | Reject:
         try:
-            self._crew.readahead.take()
+            self._executors.readahead.take()
             self._look()
             for photo, key, file in zip(photos, entry.keys, entry.recognition.photos, strict=True):
                 found = self._present.get(key)
@@ -172,7 +172,7 @@ class Sending:
                     message = f"the file has {len(photo.content)} bytes, more than the bucket takes"
                     return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
         finally:
-            self._crew.readahead.give_back(size_of(entry.recognition))
+            self._executors.readahead.give_back(size_of(entry.recognition))
         self._progress(1)
         first, second = photos
         return Facts(

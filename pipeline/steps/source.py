@@ -24,20 +24,20 @@ _CHANGED = frozenset({"photo_changed", "json_changed"})
 _SAMPLE = 20
 
 
-def require_source(source: Path, rejects: Iterable[Reject], *, judges: bool = True) -> None:
+def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool = True) -> None:
     """Raise unless the files that rejects tell of are lost, and not the dataset that they are in.
 
     A folder of recognitions, the source or an export, that is gone or has none left is one that is not mounted. A file
     that can be read now after all was away for a moment.
 
     Arguments:
-        judges: this host may say that a file is lost; one that only helps may see less than the host that discovered.
+        may_reject: this host may say that a file is lost; one that only helps may see less than the host that discovered.
 
     Raises:
         SourceUnavailable: nothing may be rejected for want of these files.
     """
     lost = [one for one in rejects if one.code in _GONE or one.code in _CHANGED]
-    if lost and not judges:
+    if lost and not may_reject:
         raise not_as_discovered(source / lost[0].path)
     gone = [one for one in lost if one.code in _GONE]
     for folder in {holder_of(one.path) for one in gone}:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Hold
+from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
-from pipeline.errors import PermanentError, PipelineError, RefusedError, StorageError
+from pipeline.errors import PipelineError, RefusedError, StorageError
 from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.send import Crew, Entry, Facts, Sending
+from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadExecutors
 from pipeline.steps.source import require_source
 from pipeline.storage import Storage, StoredObject
 
@@ -30,14 +30,14 @@ ProgressOf = Callable[[int, int], Progress]
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _StartedShard:
     """A shard whose photos are on their way."""
 
     batch_id: str
     shard: int
-    held: Hold
+    held: LockedBatch
     entries: Sequence[Entry]
-    sending: Sending
+    transfer: ShardTransfer
     storage: Storage
     metrics: Metrics
 
@@ -49,14 +49,14 @@ class Uploader:
         storage: closed by whoever made it.
         ahead: send the photos of the next shard while a shard ends. For a process that has the batch to itself:
             two processes would send the same photos.
-        judges: this host may reject what it does not see as discovery saw it; see `require_source`.
+        may_reject: this host may reject what it does not see as discovery saw it; see `require_source`.
     """
 
-    def __init__(self, database: Database, storage: Storage, *, ahead: bool = False, judges: bool = True) -> None:
+    def __init__(self, database: Database, storage: Storage, *, ahead: bool = False, may_reject: bool = True) -> None:
         self._database, self._storage = database, storage
-        self._looks_ahead, self._judges = ahead, judges
-        self._crew = Crew(storage.threads)
-        self._ahead: _Begun | None = None
+        self._looks_ahead, self._may_reject = ahead, may_reject
+        self._executors = UploadExecutors(storage.threads)
+        self._ahead: _StartedShard | None = None
 
     def upload(
         self,
@@ -72,43 +72,45 @@ class Uploader:
             progress_of: returns what counts the recognitions of a shard; it is given the shard and how many it has.
 
         Raises:
-            RefusedError: the batch is not being loaded.
-            StorageError: the bucket does not hold what was sent; the shard's objects were removed again.
-            StorageUnavailable: Storage does not answer; what was sent is found again at the next try.
+            RefusedError: the batch is not being loaded; what was sent for one that was reset is removed.
+            StorageError: Storage refuses a request, or does not keep what it was sent.
+            StorageUnavailable: Storage does not answer. What was sent stays, and is found at the next attempt.
             SourceUnavailable: files are lost because the dataset is not there; nothing was rejected.
         """
-        begun, self._ahead = self._ahead, None
-        if begun is not None and (begun.batch_id, begun.shard) != (batch_id, shard):
-            self._leave(begun)
-            begun = None
-        if begun is None:
-            begun = self._begin(batch_id, shard, metrics or Metrics(), progress_of)
-        if begun is None:
+        started, self._ahead = self._ahead, None
+        if started is not None and (started.batch_id, started.shard) != (batch_id, shard):
+            self._leave(started)
+            started = None
+        if started is None:
+            started = self._begin(batch_id, shard, metrics or Metrics(), progress_of)
+        if started is None:
             return
         try:
             if self._looks_ahead:
                 self._look_ahead(batch_id, shard, progress_of)
-            recognitions, rejects = self._finish(begun)
+            recognitions, rejects = self._finish(started)
         except BaseException as exc:  # an interrupt included, be it while looking ahead
-            begun.sending.stop()
-            if isinstance(exc, (PermanentError, RefusedError)):
-                _roll_back(self._database, self._storage, batch_id, shard, begun.held.created_at, _keys(begun.entries))
+            started.transfer.stop()
+            if isinstance(exc, RefusedError):
+                _roll_back(
+                    self._database, self._storage, batch_id, shard, started.held.created_at, _keys(started.entries)
+                )
             raise
         logger.info("upload: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
 
     def close(self) -> None:
-        """Stop what was begun ahead, and let the threads go."""
-        begun, self._ahead = self._ahead, None
-        if begun is not None:
-            self._leave(begun)
-        self._crew.close()
+        """Stop what was started ahead, and let the threads go."""
+        started, self._ahead = self._ahead, None
+        if started is not None:
+            self._leave(started)
+        self._executors.close()
 
     def _begin(
         self, batch_id: str, shard: int | None, metrics: Metrics, progress_of: ProgressOf, after: int = 0
-    ) -> _Begun | None:
+    ) -> _StartedShard | None:
         """Begin a shard, or the first after another that is not done; return None when there is nothing to do."""
 
-        def work(connection: Connection) -> tuple[int, Hold, list[Entry]] | None:
+        def work(connection: Connection) -> tuple[int, LockedBatch, list[Entry]] | None:
             held = batch_state.hold(connection, batch_id)
             number = shard
             if number is None:
@@ -130,15 +132,10 @@ class Uploader:
             return None
         number, held, entries = found
         storage = self._storage.part(metrics)
-        try:
-            present = {one.key: one for one in _stored_range(storage, entries)}
-        except PermanentError:
-            if shard is not None:  # else nobody asked for it yet
-                _roll_back(self._database, self._storage, batch_id, number, held.created_at, _keys(entries))
-            raise
+        present = {one.key: one for one in _stored_range(storage, entries)}
         progress = progress_of(number, len(entries))
-        sending = Sending(self._crew, storage, Path(held.source), entries, present, metrics, progress)
-        return _Begun(batch_id, number, held, entries, sending, storage, metrics)
+        transfer = ShardTransfer(self._executors, storage, Path(held.source), entries, present, metrics, progress)
+        return _StartedShard(batch_id, number, held, entries, transfer, storage, metrics)
 
     def _look_ahead(self, batch_id: str, shard: int, progress_of: ProgressOf) -> None:
         try:
@@ -146,23 +143,23 @@ class Uploader:
         except PipelineError as exc:  # its own task will meet it again, and say so
             logger.debug("upload: nothing is sent ahead: %s", exc.message)
 
-    def _leave(self, begun: _Begun) -> None:
-        """Stop sending a shard that nobody asked for yet; what was sent is found again, unless the batch is gone."""
-        begun.sending.stop()
+    def _leave(self, started: _StartedShard) -> None:
+        """Stop transfer a shard that nobody asked for yet; what was sent is found again, unless the batch is gone."""
+        started.transfer.stop()
         try:
             with self._database.transaction() as connection:  # once: whoever stops does not wait for a lost service
-                if batch_state.is_gone(connection, begun.batch_id, begun.held.created_at):
-                    self._storage.remove_all(_keys(begun.entries))
+                if batch_state.is_gone(connection, started.batch_id, started.held.created_at):
+                    self._storage.remove_all(_keys(started.entries))
         except PipelineError as exc:
-            logger.info("upload: whether batch %s is gone was not found out: %s", begun.batch_id, exc.message)
+            logger.info("upload: whether batch %s is gone was not found out: %s", started.batch_id, exc.message)
 
-    def _finish(self, begun: _Begun) -> tuple[int, int]:
+    def _finish(self, started: _StartedShard) -> tuple[int, int]:
         """Wait for the photos, settle the shard, and return how many recognitions and rejects it has."""
-        source = Path(begun.held.source)
-        facts, rejects = begun.sending.results()
-        require_source(source, rejects, judges=self._judges)
+        source = Path(started.held.source)
+        facts, rejects = started.transfer.results()
+        require_source(source, rejects, may_reject=self._may_reject)
         for again in range(_ROUNDS + 1):
-            wrong = _settle(self._database, begun, facts, rejects)
+            wrong = _settle(self._database, started, facts, rejects)
             if not wrong:
                 break
             if again == _ROUNDS:
@@ -170,12 +167,16 @@ class Uploader:
                     f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
                     "Look at the Storage server's log and disk.",
                 )
-            logger.warning("upload: %d objects are not in the bucket as they were sent; sending them again", len(wrong))
-            begun.metrics.count("objects_resent", len(wrong))
-            damaged = [entry for entry in begun.entries if wrong.intersection(entry.keys)]
-            once_more = Sending(self._crew, begun.storage, source, damaged, {}, begun.metrics, lambda _: None)
+            logger.warning(
+                "upload: %d objects are not in the bucket as they were sent; transfer them again", len(wrong)
+            )
+            started.metrics.count("objects_resent", len(wrong))
+            damaged = [entry for entry in started.entries if wrong.intersection(entry.keys)]
+            once_more = ShardTransfer(
+                self._executors, started.storage, source, damaged, {}, started.metrics, lambda _: None
+            )
             resent, rejected = once_more.results()
-            require_source(source, rejected, judges=self._judges)
+            require_source(source, rejected, may_reject=self._may_reject)
             ids = {entry.recognition.recognition_id for entry in damaged}
             facts = [fact for fact in facts if fact.recognition_id not in ids] + resent
             rejects += rejected
@@ -195,26 +196,26 @@ def upload_shard(
         uploader.upload(batch_id, shard, metrics, progress_of=lambda *_: progress)
 
 
-def _settle(database: Database, begun: _Begun, facts: Sequence[Facts], rejects: Sequence[Reject]) -> set[str]:
-    """Hold the bucket against what was sent, and mark the shard when they agree; return the keys that differ.
+def _settle(database: Database, started: _StartedShard, facts: Sequence[Facts], rejects: Sequence[Reject]) -> set[str]:
+    """LockedBatch the bucket against what was sent, and mark the shard when they agree; return the keys that differ.
 
     Looking, removing what does not belong, and marking happen under the lock of the step: of two runs that do the
     same shard, be it that one of them stalled for an hour, only the first to come here changes anything.
     """
-    batch_id, shard, storage = begun.batch_id, begun.shard, begun.storage
+    batch_id, shard, storage = started.batch_id, started.shard, started.storage
 
     def work(connection: Connection) -> set[str]:
-        if batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=begun.held.created_at) is None:
+        if batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=started.held.created_at) is None:
             return set()
-        wanted = _wanted(begun.entries, facts)
-        stored = {found.key: found for found in _stored_range(storage, begun.entries)}
+        wanted = _wanted(started.entries, facts)
+        stored = {found.key: found for found in _stored_range(storage, started.entries)}
         wrong = {key for key, (size, md5) in wanted.items() if not _is_same(stored.get(key), size, md5)}
         if wrong:
             return wrong
         storage.remove_all([key for key in stored if key not in wanted])
         _record(connection, batch_id, shard, facts, rejects)
-        storage.gate.report(begun.metrics)
-        batch_state.mark(connection, batch_id, UPLOAD, shard, begun.held.now, begun.metrics.as_dict())
+        storage.gate.report(started.metrics)
+        batch_state.mark(connection, batch_id, UPLOAD, shard, started.held.now, started.metrics.as_dict())
         return set()
 
     return database.run(work)
@@ -256,7 +257,7 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
     yield from storage.list_objects(first[:same], after=first.removesuffix("camera1.jpg"), last=last)
 
 
-def take_back(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
+def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
     """Undo the upload of a shard whose COPY failed for good, unless another run copied it: marker first, then objects.
 
     In the other order a crash in between would leave a marker that promises objects.

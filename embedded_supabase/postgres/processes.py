@@ -1,0 +1,34 @@
+"""Processes of PostgreSQL on this machine, from /proc."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from embedded_supabase.postgres.installation import User, environment
+
+
+def working_on(data: Path, user: User | None) -> set[int]:
+    """Return the pids of the PostgreSQL processes whose working directory is a data directory, as every server's is.
+
+    The server's user is asked: in a container not even root may look at what other users' processes work on.
+    """
+    script = 'for process in /proc/[0-9]*; do [ "$process/cwd" -ef "$1" ] && echo "${process#/proc/}"; done'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", str(data)],
+        cwd="/",
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+        **(user.options() if user else {}),
+    )
+    return {int(pid) for pid in done.stdout.split() if _is_postgres(int(pid))}
+
+
+def _is_postgres(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace") == "postgres\n"
+    except OSError:
+        return False  # it has ended

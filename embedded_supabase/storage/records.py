@@ -1,0 +1,138 @@
+"""Buckets and objects as the API shows them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from embedded_supabase.storage.errors import invalid_parameter
+
+_SORTABLE = ("name", "created_at", "updated_at")
+
+
+def now() -> str:
+    """Return the time as the API writes it, in UTC with milliseconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket; no limit and no list of types mean that it takes everything."""
+
+    id: str
+    name: str
+    public: bool
+    file_size_limit: int | None
+    allowed_mime_types: list[str] | None
+    created_at: str
+    updated_at: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the bucket as the API shows it."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "owner": "",
+            "public": self.public,
+            "file_size_limit": self.file_size_limit,
+            "allowed_mime_types": self.allowed_mime_types,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+        }
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What an uploader says of an object."""
+
+    mimetype: str = "application/octet-stream"
+    cache_control: str = "no-cache"
+    user_metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object; `etag` is the MD5 of its content in hex, `version` names its file."""
+
+    bucket_id: str
+    name: str
+    id: str
+    version: str
+    size: int
+    etag: str
+    mimetype: str
+    cache_control: str
+    user_metadata: dict[str, Any]
+    created_at: str
+    updated_at: str
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the metadata as the API shows it."""
+        return {
+            "eTag": f'"{self.etag}"',
+            "size": self.size,
+            "mimetype": self.mimetype,
+            "cacheControl": self.cache_control,
+            "lastModified": self.updated_at,
+            "contentLength": self.size,
+            "httpStatusCode": 200,
+        }
+
+    def entry(self, name: str | None = None) -> dict[str, Any]:
+        """Return the object as a list shows it, under another name if one is given."""
+        return {
+            "name": self.name if name is None else name,
+            "id": self.id,
+            "updated_at": self.updated_at,
+            "created_at": self.created_at,
+            "last_accessed_at": self.updated_at,
+            "metadata": self.metadata(),
+        }
+
+    def row(self) -> dict[str, Any]:
+        """Return the object as a row of storage.objects, as deleting and copying show it."""
+        return {
+            **self.entry(),
+            "bucket_id": self.bucket_id,
+            "owner": "",
+            "owner_id": "",
+            "version": self.version,
+            "user_metadata": self.user_metadata,
+        }
+
+
+@dataclass(frozen=True)
+class Sorting:
+    """The order of a list."""
+
+    column: str = "name"
+    descending: bool = False
+
+
+def sorting_of(value: dict[str, Any], columns: Sequence[str] = _SORTABLE) -> Sorting:
+    """Return the order that a request names.
+
+    Raises:
+        ApiError: a column or direction that the API does not know.
+    """
+    column, order = value.get("column") or "name", str(value.get("order") or "asc").lower()
+    if column not in columns or order not in ("asc", "desc"):
+        raise invalid_parameter("Invalid Parameter sortBy")
+    return Sorting("updated_at" if column == "last_accessed_at" else column, order == "desc")
+
+
+def bucket_of(row: sqlite3.Row) -> Bucket:
+    """Return the bucket of a row of the index."""
+    values = dict(row)
+    types = values["allowed_mime_types"]
+    return Bucket(**{**values, "public": bool(values["public"]), "allowed_mime_types": types and json.loads(types)})
+
+
+def object_of_row(row: sqlite3.Row) -> Object:
+    """Return the object of a row of the index."""
+    values = dict(row)
+    return Object(**{**values, "user_metadata": json.loads(values["user_metadata"])})
