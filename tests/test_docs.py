@@ -258,8 +258,7 @@ def test_the_table_of_rejects_lists_every_code_that_the_code_gives_and_no_other(
     assert len(listed) == len(set(listed))
     in_sql = set()
     for path in (ROOT / "pipeline").rglob("*.sql"):
-        # A file holds one query, or several below lines `-- name --`.
-        for query in re.split(r"^-- \w+ --$", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        for query in re.split(r"^-- name: \w+$", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
             if "INSERT INTO pg_temp.found" in query:
                 in_sql |= set(re.findall(r"'([a-z_]+)'", query))
     assert set(listed) == in_sql | reject_codes([path.read_text(encoding="utf-8") for path in SOURCES])

@@ -315,7 +315,13 @@ def shell(
 
 
 RUNS = {"sh", "sql", "python"}
-RUNNING = [name for name, text in DOCS.items() if not RUNS.isdisjoint(dict(blocks(text)))]
+#: Documents whose lines take about ten seconds; those of the README run with every test.
+SLOW = ("docs/tutorial.md", "docs/reference/commands.md")
+RUNNING = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name, text in DOCS.items()
+    if not RUNS.isdisjoint(dict(blocks(text)))
+]
 
 
 @pytest.mark.parametrize("name", RUNNING)
