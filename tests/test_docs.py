@@ -158,7 +158,7 @@ def test_the_table_of_variables_lists_all_that_config_reads() -> None:
     assert {one or other for one, other in read} == set(OPTIONAL)
 
 
-def test_the_table_of_tuning_values_has_their_variables_defaults_and_bounds() -> None:
+def test_the_tuning_table_has_variables_defaults_and_bounds() -> None:
     table = {row[0].strip("`"): row[1:4] for row in rows(section("Tuning", SETTINGS))}
     for field in fields(Tuning):
         low, high = config._BOUNDS[field.name]
@@ -166,7 +166,7 @@ def test_the_table_of_tuning_values_has_their_variables_defaults_and_bounds() ->
         assert table[field.name] == expected
 
 
-def test_the_example_of_settings_has_every_variable_with_a_comment_and_no_secret() -> None:
+def test_env_example_has_every_variable_with_a_comment_and_no_secret() -> None:
     assignment = re.compile(r"^(?:# )?([A-Z_]+)=(.*)$")
     lines = EXAMPLE.splitlines()
     found = {}
@@ -253,7 +253,7 @@ def codes_of(argument: ast.expr, kinds: set[str], helpers: dict[str, ast.Functio
         assert ast.unparse(argument) in ("code", "exc.code"), f"a reject code of unknown form: {ast.unparse(argument)}"
 
 
-def test_the_table_of_rejects_lists_every_code_that_the_code_gives_and_no_other() -> None:
+def test_the_table_of_rejects_has_exactly_the_codes_of_the_code() -> None:
     listed = [row[0].strip("`") for row in rows(REJECTS)[1:]]
     assert len(listed) == len(set(listed))
     in_sql = set()
