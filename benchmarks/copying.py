@@ -42,10 +42,10 @@ class _Table:
 _TABLES = {
     KIND_LOAD: (
         _Table("raw.menus", "WHERE batch_id = '{batch}' AND shard = {shard}"),
-        _Table("raw.recipes"),
-        _Table("raw.recognition_files"),
+        _Table("raw.receipts"),
+        _Table("raw.photos"),
     ),
-    KIND_QWEN: (_Table("raw.qwen_annotations"),),
+    KIND_QWEN: (_Table("raw.detections"),),
 }
 
 

@@ -30,19 +30,19 @@ JOIN ingest.manifest m ON m.batch_id = %(template)s
 ORDER BY 2
 """
 _FILES = """
-INSERT INTO raw.recognition_files
+INSERT INTO raw.photos
 SELECT f.batch_id, f.recognition_id, t.camera_number, f.captured_on, t.source_path, f.object_keys[t.camera_number],
     t.width, t.height, t.orientation, t.byte_size, t.sha256
 FROM generate_series(%(first)s, %(last)s) n
-JOIN raw.recognition_files t ON t.batch_id = %(template)s
+JOIN raw.photos t ON t.batch_id = %(template)s
 JOIN ingest.manifest f ON f.batch_id = %(batch)s AND f.recognition_id = t.recognition_id + n * %(count)s
 ORDER BY 2, 3
 """
 _RECIPES = """
-INSERT INTO raw.recipes
+INSERT INTO raw.receipts
 SELECT f.batch_id, f.recognition_id, t.receipt, f.menu_sha256
 FROM generate_series(%(first)s, %(last)s) n
-JOIN raw.recipes t ON t.batch_id = %(template)s
+JOIN raw.receipts t ON t.batch_id = %(template)s
 JOIN ingest.manifest f ON f.batch_id = %(batch)s AND f.recognition_id = t.recognition_id + n * %(count)s
 ORDER BY 2
 """

@@ -320,7 +320,7 @@ def test_what_nohup_started_outlives_its_terminal(
             ("load-qwen", "--batch-id", "q1", "--local-scheduler"),
             "load-qwen --batch-id q1",
         ),
-        ("raw.recipes IN SHARE MODE", ("reset", "--batch-id", "b1", "--confirm"), "reset --batch-id b1 --confirm"),
+        ("raw.receipts IN SHARE MODE", ("reset", "--batch-id", "b1", "--confirm"), "reset --batch-id b1 --confirm"),
         ("ingest.manifest IN ACCESS EXCLUSIVE MODE", ("verify",), ""),
     ],
     ids=["load-qwen", "reset", "verify"],

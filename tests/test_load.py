@@ -212,7 +212,7 @@ def test_a_forced_load_is_a_new_version_that_keeps_the_ids(
     assert world.domain(dsn).images == wanted.images
     assert world.domain(dsn).recognitions == wanted.recognitions
     assert world.objects(settings) == {**former, **{row[2]: row[6] for row in wanted.images}}
-    assert world.query(dsn, "SELECT batch_id, count(*) FROM raw.recognition_files GROUP BY 1 ORDER BY 1") == [
+    assert world.query(dsn, "SELECT batch_id, count(*) FROM raw.photos GROUP BY 1 ORDER BY 1") == [
         ("b1", 12),
         ("b2", 12),
     ]
@@ -298,8 +298,8 @@ def test_an_unfinished_batch_holds_its_recognitions_and_is_resumed_without_an_id
     world.query(
         dsn,
         "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN RAISE EXCEPTION 'on purpose'; END $$;"
-        "CREATE TRIGGER fail BEFORE INSERT ON raw.recipes EXECUTE FUNCTION public.fail()",
+        " $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '23514'; END $$;"
+        "CREATE TRIGGER fail BEFORE INSERT ON raw.receipts EXECUTE FUNCTION public.fail()",
     )
     failed = run_pipeline("load", "--source", dataset, "--limit", "4")
     assert failed.returncode == 3
@@ -308,8 +308,8 @@ def test_an_unfinished_batch_holds_its_recognitions_and_is_resumed_without_an_id
     [(held,)] = world.query(dsn, "SELECT id FROM ingest.batches")
     assert f"python -m pipeline load --batch-id {held}" in failed.stderr
     # COPY, its marker and the rows of the same transaction: none of it.
-    assert world.query(dsn, "SELECT count(*) FROM raw.recognition_files") == [(0,)]
-    # The shard failed for good: its upload was taken back as well.
+    assert world.query(dsn, "SELECT count(*) FROM raw.photos") == [(0,)]
+    # The rows were refused: the upload of the shard was rolled back as well.
     assert world.query(dsn, "SELECT step FROM ingest.batch_state ORDER BY 1") == [("discover",)]
     assert world.objects(settings) == {}
     world.query(dsn, "DROP FUNCTION public.fail CASCADE")

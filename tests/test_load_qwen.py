@@ -144,11 +144,11 @@ def item_ids(dsn: str) -> dict[tuple[Any, ...], int]:
 
 def break_copies(dsn: str) -> None:
     """Let every COPY of detections fail."""
-    world.query(dsn, "ALTER TABLE raw.qwen_annotations ADD CONSTRAINT never CHECK (detection < 0) NOT VALID")
+    world.query(dsn, "ALTER TABLE raw.detections ADD CONSTRAINT never CHECK (detection < 0) NOT VALID")
 
 
 def mend_copies(dsn: str) -> None:
-    world.query(dsn, "ALTER TABLE raw.qwen_annotations DROP CONSTRAINT never")
+    world.query(dsn, "ALTER TABLE raw.detections DROP CONSTRAINT never")
 
 
 # From the file to the domain
@@ -190,7 +190,7 @@ def test_the_raw_rows_are_the_detections_of_the_file(run: Run, small_dataset: Ma
             wanted.append(("q1", int(match[1]), camera, detection, one["label"], *map(float, one["bbox_2d"])))
     rows = world.query(
         dsn,
-        "SELECT batch_id, recognition_id, camera_number, detection, label, x1, y1, x2, y2 FROM raw.qwen_annotations"
+        "SELECT batch_id, recognition_id, camera_number, detection, label, x1, y1, x2, y2 FROM raw.detections"
         " ORDER BY 2, 3, 4",
     )
     assert rows == sorted(wanted)
@@ -623,7 +623,7 @@ def test_a_forced_batch_is_a_new_version_that_keeps_the_ids_of_what_stays(
         assert gone in items
         assert gone not in item_ids(dsn)
     # The rows of both versions.
-    assert world.query(dsn, "SELECT batch_id, count(*) FROM raw.qwen_annotations GROUP BY 1 ORDER BY 1") == [
+    assert world.query(dsn, "SELECT batch_id, count(*) FROM raw.detections GROUP BY 1 ORDER BY 1") == [
         ("q1", 13),
         ("q2", 11),
     ]
@@ -754,7 +754,7 @@ def test_a_reset_of_annotations_gives_back_the_former_ones(
     world.check(settings, (dataset, "b1", None), qwen=former)
     assert run("reset", "--batch-id", "q1", "--confirm").code == 0
     world.check(settings, (dataset, "b1", None))
-    assert world.counts(dsn)["raw.qwen_annotations"] == 0
+    assert world.counts(dsn)["raw.detections"] == 0
 
 
 def test_annotations_need_no_storage(
@@ -891,7 +891,7 @@ def test_without_an_id_the_newest_unfinished_batch_like_it_is_resumed(
     assert (named.code, newer.code, forced.code) == (3, 3, 0)  # of the forced one nothing was left to hold
     assert "Skipped: 6 held by unfinished another-file, newer, older." in forced.out
     # COPY, its marker and the rows of the same transaction: none of it.
-    assert world.counts(dsn)["raw.qwen_annotations"] == 0
+    assert world.counts(dsn)["raw.detections"] == 0
     assert markers(dsn, "older") == [("discover", 0)]
     mend_copies(dsn)
     for batch_id, numbers in (("newer", ids[2:4]), ("older", ids[:2])):
@@ -995,7 +995,7 @@ def test_what_failed_is_told_as_json(run: Run, small_dataset: MakeDataset, dsn: 
     told = json.loads(failed.out)
     assert told["state"] == "loading"
     [failure] = [one for one in told["failures"] if one["task"].startswith("CopyQwenShard(")]
-    assert failure["error"] == "DatabaseError"
+    assert failure["error"] == "DataError"
 
 
 MEASURED = """

@@ -135,9 +135,9 @@ def check(settings: Settings, dataset: Path, ids: list[int] | None = None, qwen:
     world.check(settings, (dataset, "b1", ids), qwen=qwen)
     found = world.counts(settings.database_url.reveal())
     recognitions = len(world.folders(dataset) if ids is None else ids)
-    assert found["raw.recognition_files"] == 2 * recognitions
-    assert found["raw.recipes"] == recognitions
-    assert found["raw.qwen_annotations"] == found["public.initial_annotations"]
+    assert found["raw.photos"] == 2 * recognitions
+    assert found["raw.receipts"] == recognitions
+    assert found["raw.detections"] == found["public.initial_annotations"]
 
 
 # Storage: a fault that passes
@@ -491,8 +491,8 @@ def test_a_connection_that_ends_within_a_copy_leaves_none_of_its_rows(
         "pg_temp.staged",
         "pg_temp.facts",
         "raw.menus",
-        "raw.recipes",
-        "raw.qwen_annotations",
+        "raw.receipts",
+        "raw.detections",
     }
     check(settings, dataset, qwen=boxes(dataset))
 

@@ -213,7 +213,7 @@ def test_reset_is_as_if_the_batch_had_never_been_loaded(
     load(second, "b2")
     load(second, "q2", qwen=True)
     again = state(settings)
-    for name in ("domain", "objects", "batches", "menus", "raw.recipes", "raw.menus", "raw.qwen_annotations"):
+    for name in ("domain", "objects", "batches", "menus", "raw.receipts", "raw.menus", "raw.detections"):
         assert again[name] == loaded[name], name
     for batch_id in ("b1", "b2", "q1", "q2"):
         assert command("reset", "--batch-id", batch_id, "--confirm").code == 0
@@ -300,7 +300,7 @@ def test_readers_see_the_former_version_until_the_commit_of_the_forced_one(
     stop_failing(dsn)
     assert world.dump(dsn) == shown
     assert batch_states(dsn) == {"b1": "done", "b2": "loading"}
-    assert world.query(dsn, "SELECT count(*) FROM raw.recipes WHERE batch_id = 'b2'") == [(6,)]
+    assert world.query(dsn, "SELECT count(*) FROM raw.receipts WHERE batch_id = 'b2'") == [(6,)]
     assert command("reset", "--batch-id", "b2", "--confirm").code == 0
     assert world.dump(dsn) == shown
     assert state(settings) == before
@@ -309,7 +309,7 @@ def test_readers_see_the_former_version_until_the_commit_of_the_forced_one(
     assert world.domain(dsn).images == world.expected(dataset, "b2").images
     after = state(settings)
     assert after["objects"].items() >= before["objects"].items()
-    for name in ("raw.recognition_files", "raw.recipes", "raw.menus", "ingest.manifest", "ingest.batch_state"):
+    for name in ("raw.photos", "raw.receipts", "raw.menus", "ingest.manifest", "ingest.batch_state"):
         assert set(after[name]) > set(before[name]), name
 
 
@@ -330,7 +330,7 @@ def test_reset_of_the_superseded_version_changes_nothing_that_readers_see(
         assert "comes back" not in done.out
         assert world.dump(dsn) == shown
     world.check(settings, (dataset, "b2", None), qwen=dataset / ANNOTATIONS)
-    assert {row[0] for row in world.query(dsn, "SELECT batch_id FROM raw.recognition_files")} == {"b2"}
+    assert {row[0] for row in world.query(dsn, "SELECT batch_id FROM raw.photos")} == {"b2"}
     for batch_id in ("b2", "q2"):
         assert command("reset", "--batch-id", batch_id, "--confirm").code == 0
     world.nothing(settings)
@@ -444,9 +444,9 @@ def test_a_dry_run_changes_nothing_and_counts_what_then_goes(
     fail_at(dsn, "transform")
     assert command("load", "--source", other, "--batch-id", "b3", "--local-scheduler").code == 3
     stop_failing(dsn)
-    raw = {"raw.recognition_files", "raw.recipes", "raw.menus"}
+    raw = {"raw.photos", "raw.receipts", "raw.menus"}
     lines = {"public.recipe_lines", "public.recipe_line_options", "public.initial_tray_items"}
-    seen = {"public.initial_annotations", "public.initial_tray_items", "raw.qwen_annotations"}
+    seen = {"public.initial_annotations", "public.initial_tray_items", "raw.detections"}
     loaded = {f"public.{name}" for name in world.DOMAIN} - {"public.initial_annotations"}
     for batch_id, tables in (("b3", raw), ("b2", raw | lines), ("q1", seen), ("b1", raw | loaded)):
         before, there, objects = everything(settings), ids(dsn), world.objects(settings)
@@ -701,11 +701,11 @@ def test_pending_migrations_are_told_first(
     load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:
     load(small_dataset(1), "b1")
-    world.query(dsn, "DELETE FROM supabase_migrations.schema_migrations WHERE version >= '20260102000300'")
+    world.query(dsn, "DELETE FROM supabase_migrations.schema_migrations WHERE version >= '20260102000200'")
     before = everything(settings)
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert (done.code, done.out) == (2, "")
-    assert "20260102000300_versions" in done.err
+    assert "20260102000200_publish" in done.err
     assert everything(settings) == before
 
 
@@ -899,13 +899,13 @@ def test_an_unfinished_batch_goes_with_its_claims_so_that_another_takes_its_reco
     killed.upload(2)
     with closing(Storage(settings)) as door:  # of the third shard one object arrived
         door.upload(world.expected(dataset, "b1").images[-1][2], b"half a shard")
-    assert world.counts(dsn)["raw.recipes"] == 2
+    assert world.counts(dsn)["raw.receipts"] == 2
     assert before_any["ingest.claims"] == 6
     held = command("load", "--source", dataset, "--batch-id", "b2", "--local-scheduler")
     assert "Skipped: 6 held by unfinished b1." in held.out
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert done.code == 0
-    assert planned(done.out) == ({"raw.recognition_files": 4, "raw.recipes": 2, "raw.menus": 1}, 9)
+    assert planned(done.out) == ({"raw.photos": 4, "raw.receipts": 2, "raw.menus": 1}, 9)
     assert batch_states(dsn) == {"b1": "reset", "b2": "done"}
     assert world.counts(dsn)["ingest.claims"] == 0
     assert command("load", "--source", dataset, "--batch-id", "b3", "--local-scheduler").code == 0
@@ -926,7 +926,7 @@ def test_unfinished_annotations_go_with_their_claims(
     done = command("reset", "--batch-id", "q1", "--confirm")
     assert done.code == 0
     rows, objects = planned(done.out)
-    assert (list(rows), objects) == (["raw.qwen_annotations"], 0)
+    assert (list(rows), objects) == (["raw.detections"], 0)
     assert state(settings) == before
     load(dataset, "q2", qwen=True)
     world.check(settings, (dataset, "b1", None), qwen=dataset / ANNOTATIONS)
@@ -1019,7 +1019,7 @@ def test_stopped_between_its_phases_the_same_reset_finishes_it(
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
-@pytest.mark.parametrize("table", ["raw.recipes", "ingest.manifest"])
+@pytest.mark.parametrize("table", ["raw.receipts", "ingest.manifest"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_in_a_transaction_it_has_done_all_of_a_phase_or_nothing(
     how: signal.Signals,
@@ -1049,7 +1049,7 @@ def test_killed_in_a_transaction_it_has_done_all_of_a_phase_or_nothing(
     else:
         assert code == -signal.SIGKILL
     assert wait_until(lambda: world.query(dsn, WAITING) == [(0,)], 30)
-    if table == "raw.recipes":
+    if table == "raw.receipts":
         assert wait_until(lambda: everything(settings) == before, 30)
     else:
         assert batch_states(dsn) == {"b1": "resetting"}

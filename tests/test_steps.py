@@ -125,7 +125,7 @@ def test_documents_that_change_between_upload_and_copy_are_rejects_whose_objects
     first.write_text('[{"Count": 1, "Dishes": [{"Name": "x", "ExternalId": "1"}]}]', encoding="utf-8")
     second.unlink()
     load.copy()
-    assert load.query("SELECT count(*) FROM raw.recognition_files") == [(8,)]
+    assert load.query("SELECT count(*) FROM raw.photos") == [(8,)]
     load.transform()
     assert load.query("SELECT recognition_id, code, step FROM ingest.rejects ORDER BY 1") == sorted(
         [(changed, "json_changed", "copy"), (gone, "json_vanished", "copy")]
@@ -188,8 +188,8 @@ def test_a_copy_that_waited_for_another_sees_its_marker(load: Load) -> None:
             assert wait_until(lambda: load.query(waiting) == [(1,)], 20.0)
             batch_state.mark(connection, "b1", COPY, 1, held.now, {})
         second.result()
-    assert load.query("SELECT count(*) FROM raw.recognition_files") == [(0,)]
-    assert load.query("SELECT count(*) FROM raw.recipes") == [(0,)]
+    assert load.query("SELECT count(*) FROM raw.photos") == [(0,)]
+    assert load.query("SELECT count(*) FROM raw.receipts") == [(0,)]
 
 
 # A bucket that lies
@@ -221,7 +221,7 @@ def test_what_the_bucket_does_not_hold_as_it_was_sent_is_sent_again(load: Load, 
     world.check(load.settings, (load.dataset, "b1", None))
 
 
-def test_a_shard_whose_objects_never_arrive_is_rolled_back_and_the_others_stay(load: Load) -> None:
+def test_a_shard_whose_objects_never_arrive_is_not_marked_and_is_sent_again(load: Load) -> None:
     found = load.discover(batch_size=3)
     assert found.shards == 2
     load.upload(1)
@@ -230,7 +230,7 @@ def test_a_shard_whose_objects_never_arrive_is_rolled_back_and_the_others_stay(l
     with pytest.raises(StorageError, match="does not keep what it was sent"):
         load.upload(2, storage=Forgetful(load.settings, 1000, b"something else"))
     assert not load.done(UPLOAD, 2)
-    assert world.objects(load.settings) == first
+    assert world.objects(load.settings).items() >= first.items()
     load.upload(2)
     for shard in (1, 2):
         load.copy(shard)
@@ -245,14 +245,14 @@ class Unlisted(Storage):
         raise StorageError("Storage answers with a list of a shape that is not its own.")
 
 
-def test_a_shard_that_was_begun_before_and_cannot_be_listed_is_rolled_back(load: Load) -> None:
+def test_a_shard_that_cannot_be_listed_keeps_what_an_earlier_run_sent(load: Load) -> None:
     load.discover()
     key = f"b1/recognitions/{sorted(world.folders(load.dataset))[0]}/camera1.jpg"
     with closing(Storage(load.settings)) as storage:
         storage.upload(key, b"what a run that was killed has left")
     with pytest.raises(StorageError, match="a shape that is not its own"):
         load.upload(storage=Unlisted(load.settings))
-    assert world.objects(load.settings) == {}
+    assert set(world.objects(load.settings)) == {key}
     load.upload()
     load.copy()
     load.transform()
@@ -360,7 +360,7 @@ def test_a_step_of_a_batch_that_is_not_being_loaded_writes_nothing(load: Load) -
     load.query("UPDATE ingest.batches SET state = 'resetting'")
     with pytest.raises(RefusedError, match="is resetting, not loading"):
         load.copy()
-    assert load.query("SELECT count(*) FROM raw.recognition_files") == [(0,)]
+    assert load.query("SELECT count(*) FROM raw.photos") == [(0,)]
 
 
 # Discovery and its bounds

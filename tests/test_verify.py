@@ -422,24 +422,24 @@ def flaws(first: int, last: int, other: int, facts: dict[str, Any]) -> Iterator[
         )
     yield Flaw(
         "check_raw",
-        f"DELETE FROM raw.recipes WHERE batch_id = 'b1' AND recognition_id = {first}",
+        f"DELETE FROM raw.receipts WHERE batch_id = 'b1' AND recognition_id = {first}",
         ("b1", "batch b1", "has 3 recognitions in raw instead of 4"),
     )
     yield Flaw(
         "check_raw",
-        "DELETE FROM raw.recipes WHERE batch_id = 'b4'",
+        "DELETE FROM raw.receipts WHERE batch_id = 'b4'",
         ("b4", "batch b4", "has 0 recognitions in raw instead of 2"),
     )
     for batch_id in ("zz", "b0"):
         yield Flaw(
             "check_raw",
-            f"INSERT INTO raw.recipes (batch_id, recognition_id) VALUES ('{batch_id}', 1)",
+            f"INSERT INTO raw.receipts (batch_id, recognition_id) VALUES ('{batch_id}', 1)",
             (batch_id, f"batch {batch_id}", "has 1 recognitions in raw instead of 0"),
         )
     for batch_id in ("zz", "q0", "b1"):
         yield Flaw(
             "check_raw",
-            "INSERT INTO raw.qwen_annotations (batch_id, recognition_id, camera_number, detection, label, x1, y1, x2,"
+            "INSERT INTO raw.detections (batch_id, recognition_id, camera_number, detection, label, x1, y1, x2,"
             f" y2) VALUES ('{batch_id}', 1, 1, 1, 'plate', 0, 0, 1, 1)",
             (batch_id, f"batch {batch_id}", "has annotations in raw, and is not there"),
         )
@@ -665,9 +665,9 @@ def test_a_batch_that_is_not_there_is_wrong_usage(
     (workdir / ".env.local").write_text(environment_file(replace(settings, bucket="another")), encoding="utf-8")
     done = command("verify", "--batch-id", "b1")
     assert (done.code, "There is no batch b1 with objects in the bucket another." in done.err) == (2, True)
-    world.query(dsn, "DELETE FROM supabase_migrations.schema_migrations WHERE version >= '20260102000300'")
+    world.query(dsn, "DELETE FROM supabase_migrations.schema_migrations WHERE version >= '20260102000200'")
     done = command("verify")
-    assert (done.code, "20260102000300_versions" in done.err) == (2, True)
+    assert (done.code, "20260102000200_publish" in done.err) == (2, True)
 
 
 # What repair does not do

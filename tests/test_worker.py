@@ -472,7 +472,7 @@ def test_annotations_are_shared_and_another_file_is_not_taken_for_the_one(
     dsn = settings.database_url.reveal()
     starter_command = (sys.executable, "-m", "pipeline", "load-qwen", "--file", file, "--batch-id", "b1")
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
-        cursor.execute("LOCK TABLE raw.qwen_annotations IN ACCESS EXCLUSIVE MODE")
+        cursor.execute("LOCK TABLE raw.detections IN ACCESS EXCLUSIVE MODE")
         starter = start(*starter_command, env=SMALL)
         until(lambda: any("CopyQwenShard" in one for one in started_by(service)), starter)
         content = file.read_bytes()

@@ -37,10 +37,10 @@ DOMAIN = (
 )
 OURS = (
     *(f"public.{name}" for name in DOMAIN),
-    "raw.recognition_files",
-    "raw.recipes",
+    "raw.photos",
+    "raw.receipts",
     "raw.menus",
-    "raw.qwen_annotations",
+    "raw.detections",
     "ingest.batches",
     "ingest.batch_state",
     "ingest.manifest",

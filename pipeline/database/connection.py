@@ -92,7 +92,7 @@ class Connection:
         return row
 
     def count(self, name: str, /, **parameters: object) -> int:
-        """Run the statement `name` and return how many rows it touched."""
+        """Run the statement `name` and return how many rows it affected."""
         with self._run(name, parameters) as cursor:
             return int(cursor.rowcount)
 

@@ -94,7 +94,7 @@ def copy_annotations(
     rejects: list[Reject] = []
     with _opened(source) as stream:
         columns = ("batch_id", "recognition_id", "camera_number", "detection", "label", "x1", "y1", "x2", "y2")
-        connection.copy_lines("raw.qwen_annotations", columns, _lines(batch_id, stream, rows, rejects))
+        connection.copy_lines("raw.detections", columns, _lines(batch_id, stream, rows, rejects))
     if rejects and not may_reject:
         raise not_as_discovered(source)
     lost = [reject.recognition_id for reject in rejects if reject.recognition_id is not None]

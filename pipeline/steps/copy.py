@@ -123,7 +123,7 @@ def _copy_documents(
         )
     enough.set()
     connection.copy_lines(
-        "raw.recipes",
+        "raw.receipts",
         ("batch_id", "recognition_id", "receipt", "menu_sha256"),
         (line for key, line in itertools.chain(first.result(), receipts) if key not in rejects),
     )
@@ -183,7 +183,7 @@ def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iter
 def _receipts(
     batch_id: str, source: str, rows: Sequence[Any], rejects: dict[int, Reject]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield each recognition and its line for raw.recipes; fill `rejects` where a receipt is lost."""
+    """Yield each recognition and its line for raw.receipts; fill `rejects` where a receipt is lost."""
     for row in rows:
         receipt = None
         if row.receipt_path is not None:

@@ -98,7 +98,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
         connection.execute("plan_reset", batch_id=batch_id)
         raw = connection.one("count_raw", batch_id=batch_id)._asdict()
         rows = {f"raw.{name}": count for name, count in raw.items()}
-        rows.update({row.name: row.going for row in connection.execute("list_doomed")})
+        rows.update({row.name: row.going for row in connection.execute("list_stale")})
         returning = connection.execute("list_returning", kind=batch.kind)
         return Plan(
             batch,

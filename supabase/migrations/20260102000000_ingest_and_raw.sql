@@ -19,6 +19,7 @@ CREATE TABLE ingest.batches (
     recognitions bigint NOT NULL DEFAULT 0,
     photos bigint NOT NULL DEFAULT 0,
     bytes bigint NOT NULL DEFAULT 0,
+    detections bigint NOT NULL DEFAULT 0,
     -- Discovery: what the dataset has beyond this batch.
     found bigint NOT NULL DEFAULT 0,
     already_loaded bigint NOT NULL DEFAULT 0,
@@ -73,11 +74,16 @@ CREATE TABLE ingest.manifest (
     md5s text[],
     menu_sha256 text,
     receipt_sha256 text,
+    -- Batches of kind qwen: byte offsets in the annotations file of this recognition's values, one a photo. photo_paths
+    -- are then their keys, photo_sizes their bytes, md5s their digests, and there are no objects.
+    entry_cameras smallint[],
+    entry_positions bigint[],
     -- Left out after its photos were uploaded; the commit removes its objects and this row.
     rejected boolean NOT NULL DEFAULT false,
     PRIMARY KEY (batch_id, recognition_id)
 ) WITH (fillfactor = 60);
 CREATE INDEX manifest_shard ON ingest.manifest (batch_id, shard);
+CREATE INDEX manifest_recognition ON ingest.manifest (recognition_id);
 CREATE INDEX manifest_rejected ON ingest.manifest (batch_id) WHERE rejected;
 COMMENT ON TABLE ingest.manifest IS 'What a batch contains, written before any upload. Times are nanoseconds since 1970.';
 
@@ -104,7 +110,7 @@ CREATE TABLE ingest.rejects (
 CREATE INDEX rejects_batch ON ingest.rejects (batch_id, step, shard);
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
-CREATE TABLE raw.recognition_files (
+CREATE TABLE raw.photos (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,
     camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
@@ -118,16 +124,16 @@ CREATE TABLE raw.recognition_files (
     sha256 text NOT NULL,
     PRIMARY KEY (batch_id, recognition_id, camera_number)
 );
-CREATE INDEX recognition_files_recognition ON raw.recognition_files (recognition_id);
+CREATE INDEX photos_recognition ON raw.photos (recognition_id);
 
-CREATE TABLE raw.recipes (
+CREATE TABLE raw.receipts (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,
     receipt jsonb,
     menu_sha256 text,
     PRIMARY KEY (batch_id, recognition_id)
 );
-COMMENT ON TABLE raw.recipes IS 'One row a recognition: its till receipt, and the hash of its menu file in raw.menus.';
+COMMENT ON TABLE raw.receipts IS 'One row a recognition: its till receipt, and the hash of its menu file in raw.menus.';
 
 CREATE TABLE raw.menus (
     batch_id text NOT NULL,
@@ -138,7 +144,7 @@ CREATE TABLE raw.menus (
 );
 COMMENT ON TABLE raw.menus IS 'Each distinct menu file once a shard, by the SHA-256 of its bytes.';
 
-CREATE TABLE raw.qwen_annotations (
+CREATE TABLE raw.detections (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,
     camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
@@ -150,15 +156,15 @@ CREATE TABLE raw.qwen_annotations (
     y2 double precision NOT NULL,
     PRIMARY KEY (batch_id, recognition_id, camera_number, detection)
 );
-CREATE INDEX qwen_annotations_recognition ON raw.qwen_annotations (recognition_id);
-COMMENT ON TABLE raw.qwen_annotations IS 'One row a detection, numbered from 1 on its photo; corners in pixels.';
+CREATE INDEX detections_recognition ON raw.detections (recognition_id);
+COMMENT ON TABLE raw.detections IS 'One row a detection, numbered from 1 on its photo; corners in pixels.';
 
 ALTER TABLE ingest.batches ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.batch_state ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.manifest ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.claims ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
-ALTER TABLE raw.recognition_files ENABLE ROW LEVEL SECURITY;
-ALTER TABLE raw.recipes ENABLE ROW LEVEL SECURITY;
+ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
+ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.menus ENABLE ROW LEVEL SECURITY;
-ALTER TABLE raw.qwen_annotations ENABLE ROW LEVEL SECURITY;
+ALTER TABLE raw.detections ENABLE ROW LEVEL SECURITY;

@@ -153,7 +153,7 @@ def test_a_shard_that_failed_is_seen_with_its_cause_and_no_secret(
     number = sorted(world.folders(small_dataset(12)))[4]  # of the second shard
     # What a careless service might tell.
     world.query(dsn, _CARELESS.format(number=number, told=" ".join(("<b>no</b>", *secrets)).replace("'", "''")))
-    world.query(dsn, "CREATE TRIGGER careless BEFORE INSERT ON raw.recipes FOR EACH ROW EXECUTE FUNCTION careless()")
+    world.query(dsn, "CREATE TRIGGER careless BEFORE INSERT ON raw.receipts FOR EACH ROW EXECUTE FUNCTION careless()")
     running = start(*BARE, "--source", small_dataset(12), "--scheduler-url", luigid, env=SHARDED)
     _, stderr = running.communicate(timeout=120)
     assert running.returncode == 30

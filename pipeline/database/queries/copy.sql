@@ -6,7 +6,7 @@
 WITH shard AS (
     SELECT * FROM ingest.manifest WHERE batch_id = :batch_id AND shard = :shard
 ), files AS (
-    INSERT INTO raw.recognition_files (batch_id, recognition_id, camera_number, captured_on, source_path, object_key,
+    INSERT INTO raw.photos (batch_id, recognition_id, camera_number, captured_on, source_path, object_key,
         width, height, orientation, byte_size, sha256)
     SELECT batch_id, recognition_id, camera, captured_on, photo_paths[camera], object_keys[camera],
         widths[camera], heights[camera], orientations[camera], photo_sizes[camera], sha256s[camera]
@@ -23,7 +23,7 @@ CROSS JOIN LATERAL (
 RETURNING sha256
 
 -- name: delete_files_rejected
-DELETE FROM raw.recognition_files
+DELETE FROM raw.photos
 WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
 
 -- name: list_documents

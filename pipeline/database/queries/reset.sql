@@ -2,10 +2,10 @@
 
 -- name: count_raw
 SELECT
-    (SELECT count(*) FROM raw.recognition_files WHERE batch_id = :batch_id) AS recognition_files,
-    (SELECT count(*) FROM raw.recipes WHERE batch_id = :batch_id) AS recipes,
+    (SELECT count(*) FROM raw.photos WHERE batch_id = :batch_id) AS photos,
+    (SELECT count(*) FROM raw.receipts WHERE batch_id = :batch_id) AS receipts,
     (SELECT count(*) FROM raw.menus WHERE batch_id = :batch_id) AS menus,
-    (SELECT count(*) FROM raw.qwen_annotations WHERE batch_id = :batch_id) AS qwen_annotations
+    (SELECT count(*) FROM raw.detections WHERE batch_id = :batch_id) AS detections
 
 -- name: delete_manifest
 DELETE FROM ingest.manifest WHERE batch_id = :batch_id
@@ -27,10 +27,10 @@ JOIN pg_class a ON a.oid = r.app
 JOIN pg_class t ON t.oid = r.target
 ORDER BY 1, 2
 
--- name: list_doomed
+-- name: list_stale
 -- Rows that go, by table, in the order in which they are listed.
 SELECT n.nspname || '.' || c.relname AS name, d.going
-FROM (SELECT relation, count(*) AS going FROM pg_temp.doomed GROUP BY relation) d
+FROM (SELECT relation, count(*) AS going FROM pg_temp.stale GROUP BY relation) d
 JOIN pg_class c ON c.oid = d.relation
 JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY 1
@@ -38,7 +38,7 @@ ORDER BY 1
 -- name: list_returning
 -- Of how many recognitions an earlier batch's version comes back.
 SELECT former AS batch_id, count(*) AS recognitions
-FROM (SELECT CASE WHEN :kind = 'load' THEN batch_id ELSE qwen_batch_id END AS former FROM pg_temp.touched) t
+FROM (SELECT CASE WHEN :kind = 'load' THEN batch_id ELSE qwen_batch_id END AS former FROM pg_temp.affected) t
 WHERE former IS NOT NULL
 GROUP BY former
 ORDER BY former

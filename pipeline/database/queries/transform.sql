@@ -24,7 +24,7 @@ UPDATE ingest.batches b
 SET state = 'done', version = (SELECT coalesce(max(version), 0) + 1 FROM ingest.batches),
     finished_at = clock_timestamp(), recognitions = m.recognitions, photos = coalesce(m.photos, 0),
     bytes = coalesce(m.bytes, 0),
-    detections = (SELECT count(*) FROM raw.qwen_annotations q WHERE q.batch_id = :batch_id)
+    detections = (SELECT count(*) FROM raw.detections q WHERE q.batch_id = :batch_id)
 FROM (
     SELECT count(*) AS recognitions, sum(cardinality(photo_paths)) AS photos,
         sum((SELECT sum(size) FROM unnest(photo_sizes) AS size))::bigint AS bytes

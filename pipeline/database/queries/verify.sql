@@ -8,7 +8,7 @@ FROM public.recognitions r
 LEFT JOIN LATERAL ingest.newest_version('qwen', r.id, '') newest (batch_id) ON true
 CROSS JOIN LATERAL (
     SELECT count(*) AS detections
-    FROM raw.qwen_annotations q
+    FROM raw.detections q
     WHERE q.batch_id = newest.batch_id AND q.recognition_id = r.id
 ) wanted
 CROSS JOIN LATERAL (
@@ -76,9 +76,9 @@ SELECT b.id AS batch_id, 'batch ' || b.id AS what,
 FROM (
     SELECT batch_id AS id, sum(recognitions) AS recognitions, sum(photos) AS photos, sum(wanted) AS wanted
     FROM (
-        SELECT batch_id, count(*) AS recognitions, 0 AS photos, 0 AS wanted FROM raw.recipes GROUP BY batch_id
+        SELECT batch_id, count(*) AS recognitions, 0 AS photos, 0 AS wanted FROM raw.receipts GROUP BY batch_id
         UNION ALL
-        SELECT batch_id, 0, count(*), 0 FROM raw.recognition_files GROUP BY batch_id
+        SELECT batch_id, 0, count(*), 0 FROM raw.photos GROUP BY batch_id
         UNION ALL
         SELECT m.batch_id, 0, 0, count(*)
         FROM ingest.manifest m
@@ -92,7 +92,7 @@ FROM (
 WHERE b.recognitions <> b.wanted OR b.photos <> 2 * b.wanted
 UNION ALL
 SELECT q.batch_id, 'batch ' || q.batch_id, 'has annotations in raw, and is not there'
-FROM (SELECT DISTINCT batch_id FROM raw.qwen_annotations) q
+FROM (SELECT DISTINCT batch_id FROM raw.detections) q
 LEFT JOIN ingest.batches b ON b.id = q.batch_id AND b.kind = 'qwen' AND b.state IN ('loading', 'done')
 WHERE b.id IS NULL
 UNION ALL
@@ -109,7 +109,7 @@ SELECT r.batch_id, 'recognition ' || r.id AS what,
 FROM public.recognitions r
 CROSS JOIN LATERAL (
     SELECT count(*) AS lines, coalesce(sum((line ->> 'Count')::bigint), 0)::bigint AS items
-    FROM raw.recipes w CROSS JOIN jsonb_array_elements(w.receipt) AS line
+    FROM raw.receipts w CROSS JOIN jsonb_array_elements(w.receipt) AS line
     WHERE w.batch_id = r.batch_id AND w.recognition_id = r.id
 ) wanted
 CROSS JOIN LATERAL (

@@ -1,27 +1,20 @@
--- Versions of a recognition: annotations of a vision model, forced reloads, and taking a batch out again.
+-- What readers see of a recognition follows from two batches alone: the newest finished one of kind 'load' that holds
+-- it, and the newest finished one of kind 'qwen'. A commit and a reset do the same with it. They list the recognitions
+-- that they affect in the temporary table pg_temp.affected:
 --
--- What the domain shows of a recognition follows from two batches alone: the newest finished one of kind 'load' that
--- holds it, and the newest finished one of kind 'qwen'. Each function below writes the rows of one table for the
--- temporary table pg_temp.touched:
---
---     recognition_id, batch_id (of its photos; NULL when none is left, so that it goes), qwen_batch_id (of its
+--     recognition_id, batch_id (of its photos; NULL when none is left, so that its rows go), qwen_batch_id (of its
 --     annotations; NULL when there is none), existing (whether the domain has it already)
 --
--- Every join goes through an index, row by row, in the order in which it is written: right after a bulk load there are
--- no statistics yet, a scan of a whole table looks cheap, and what a batch costs is not to follow from what is loaded
--- already.
+-- ingest.plan_affected() works out from the raw rows what is wanted, and which rows are stale (pg_temp.stale), and
+-- changes nothing; ingest.publish_affected() writes the one and deletes the other. Rows go by natural key: those that
+-- stay keep their ids.
 --
--- ingest.plan_touched() works out what is wanted and what is doomed, and changes nothing; ingest.publish_touched()
--- makes it so. Rows go by natural key: those that stay keep their ids.
+-- The settings of the planner stand once, on the entry functions at the end; the functions that these call inherit
+-- them. Every join goes through an index, row by row, in the order in which it is written: right after a bulk load there
+-- are no statistics yet, a scan of a whole table looks cheap, and the cost of a batch must not depend on what is loaded
+-- already.
 
-ALTER TABLE ingest.batches ADD COLUMN detections bigint NOT NULL DEFAULT 0;
-ALTER TABLE ingest.manifest
-    ADD COLUMN entry_cameras smallint[],
-    ADD COLUMN entry_positions bigint[];
-CREATE INDEX manifest_recognition ON ingest.manifest (recognition_id);
-COMMENT ON COLUMN ingest.manifest.entry_positions IS
-    'Batches of kind qwen: byte offsets in the annotations file of this recognition''s values, one a photo; '
-    'photo_paths are their keys, photo_sizes their bytes, md5s their digests. Such a batch has no objects.';
+-- What readers see, and what stands in the way
 
 CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, besides text) RETURNS SETOF text
 LANGUAGE sql STABLE
@@ -35,14 +28,12 @@ AS $$
     LIMIT 1
 $$;
 
--- What blocks
-
 CREATE FUNCTION ingest.find_references(locking boolean)
 RETURNS TABLE (app regclass, target regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
--- Return which tables that are not ours reference rows of pg_temp.doomed (relation, id), and by how many rows.
+-- Return which tables that are not ours reference rows of pg_temp.stale (relation, id), and by how many rows.
 DECLARE
     ours CONSTANT regclass[] := ARRAY[
         'public.menus', 'public.menu_items', 'public.recognitions', 'public.images', 'public.recipes',
@@ -59,7 +50,7 @@ BEGIN
         FROM pg_catalog.pg_constraint c
         WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours::oid[])
             AND c.conrelid <> ALL (ours::oid[])
-            AND EXISTS (SELECT FROM pg_temp.doomed d WHERE d.relation = c.confrelid)
+            AND EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = c.confrelid)
         ORDER BY 1, 2
     LOOP
         IF locking THEN
@@ -67,14 +58,14 @@ BEGIN
             -- that arrives later waits for us, and then finds the row gone.
             EXECUTE format(
                 'SELECT count(*) FROM (SELECT FROM %1$s target WHERE target.id IN '
-                '(SELECT d.id FROM pg_temp.doomed d WHERE d.relation = %2$L::regclass) '
+                '(SELECT d.id FROM pg_temp.stale d WHERE d.relation = %2$L::regclass) '
                 'ORDER BY target.id FOR UPDATE) locked',
                 target, target::text)
             INTO referencing;
         END IF;
         EXECUTE format(
             'SELECT count(*) FROM %1$s target '
-            'JOIN pg_temp.doomed d ON d.relation = %2$L::regclass AND d.id = target.id JOIN %3$s app ON %4$s',
+            'JOIN pg_temp.stale d ON d.relation = %2$L::regclass AND d.id = target.id JOIN %3$s app ON %4$s',
             target, target::text, app, condition)
         INTO referencing;
         IF referencing > 0 THEN
@@ -84,11 +75,10 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.refuse_referenced() RETURNS void
+CREATE FUNCTION ingest.refuse_referenced() RETURNS void
 LANGUAGE plpgsql
-SET search_path = ''
 AS $$
--- Raise IN001 when a row of a table that is not ours references a row of pg_temp.doomed.
+-- Raise IN001 when a row of a table that is not ours references a row of pg_temp.stale.
 DECLARE
     found text;
 BEGIN
@@ -102,25 +92,19 @@ BEGIN
 END
 $$;
 
--- What is wanted, what is doomed
+-- What is wanted, what is stale
 
 CREATE FUNCTION ingest.plan_wanted() RETURNS void
 LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
 AS $$
--- Work out menu_of, wanted_lines and wanted_detections (all in pg_temp) from the raw rows of pg_temp.touched.
+-- Work out menu_of, wanted_lines and wanted_detections (all in pg_temp) from the raw rows of pg_temp.affected.
 BEGIN
     CREATE TEMP TABLE menu_of ON COMMIT DROP AS
     SELECT DISTINCT ON (m.batch_id, m.sha256)
         m.batch_id, m.sha256, encode(sha256(convert_to(m.content::text, 'UTF8')), 'hex') AS content_sha256, m.content
     FROM (SELECT DISTINCT t.batch_id, r.menu_sha256
-          FROM pg_temp.touched t
-          JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+          FROM pg_temp.affected t
+          JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
           WHERE r.menu_sha256 IS NOT NULL) needed
     JOIN raw.menus m ON m.batch_id = needed.batch_id AND m.sha256 = needed.menu_sha256
     ORDER BY m.batch_id, m.sha256, m.shard;
@@ -131,8 +115,8 @@ BEGIN
     CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
     SELECT t.recognition_id, l.line_number::integer AS line_number, (l.line ->> 'Count')::integer AS quantity,
         l.line -> 'Dishes' AS dishes
-    FROM pg_temp.touched t
-    JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    FROM pg_temp.affected t
+    JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     CROSS JOIN LATERAL jsonb_array_elements(r.receipt) WITH ORDINALITY AS l (line, line_number);
     CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
     ANALYZE pg_temp.wanted_lines;
@@ -151,8 +135,8 @@ BEGIN
                 AS line_number,
             (row_number() OVER (PARTITION BY q.recognition_id, q.camera_number, q.label ORDER BY q.detection))::integer
                 AS nth
-        FROM pg_temp.touched t
-        JOIN raw.qwen_annotations q ON q.batch_id = t.qwen_batch_id AND q.recognition_id = t.recognition_id
+        FROM pg_temp.affected t
+        JOIN raw.detections q ON q.batch_id = t.qwen_batch_id AND q.recognition_id = t.recognition_id
         WHERE t.batch_id IS NOT NULL
     ) d
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number;
@@ -162,26 +146,20 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_doomed() RETURNS void
+CREATE FUNCTION ingest.plan_stale() RETURNS void
 LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
 AS $$
--- Work out pg_temp.doomed: what the domain has of pg_temp.touched, and is wanted no more. OFFSET 0 keeps the planner
+-- Work out pg_temp.stale: what the domain has of pg_temp.affected, and is wanted no more. OFFSET 0 keeps the planner
 -- from beginning with a table of the domain.
 BEGIN
-    CREATE TEMP TABLE doomed (relation oid NOT NULL, id bigint NOT NULL) ON COMMIT DROP;
-    IF NOT EXISTS (SELECT FROM pg_temp.touched WHERE existing) THEN
+    CREATE TEMP TABLE stale (relation oid NOT NULL, id bigint NOT NULL) ON COMMIT DROP;
+    IF NOT EXISTS (SELECT FROM pg_temp.affected WHERE existing) THEN
         RETURN;
     END IF;
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.initial_annotations'::regclass, a.id
-    FROM pg_temp.touched t
+    FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT image.id, image.camera_number FROM public.images image
         WHERE image.recognition_id = t.recognition_id OFFSET 0
@@ -194,9 +172,9 @@ BEGIN
         AND w.camera_number = i.camera_number AND w.detection = a.detection AND a.source = 'QWEN'
     WHERE t.existing AND w.recognition_id IS NULL;
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.initial_tray_items'::regclass, i.id
-    FROM pg_temp.touched t
+    FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
     ) i
@@ -210,9 +188,9 @@ BEGIN
             WHERE d.recognition_id = i.recognition_id AND d.item_type = i.item_type AND d.source = i.source
                 AND d.line_number = i.line_number AND d.ordinal = i.ordinal);
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.recipe_line_options'::regclass, o.id
-    FROM pg_temp.touched t
+    FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     CROSS JOIN LATERAL (
         SELECT line.id, line.line_number FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
@@ -225,9 +203,9 @@ BEGIN
         AND o.option_number <= jsonb_array_length(w.dishes)
     WHERE t.existing AND w.recognition_id IS NULL;
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.recipe_lines'::regclass, l.id
-    FROM pg_temp.touched t
+    FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     CROSS JOIN LATERAL (
         SELECT line.id, line.line_number FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
@@ -235,72 +213,65 @@ BEGIN
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = t.recognition_id AND w.line_number = l.line_number
     WHERE t.existing AND w.recognition_id IS NULL;
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.recipes'::regclass, p.id
-    FROM pg_temp.touched t
+    FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
-    LEFT JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     WHERE t.existing AND r.receipt IS NULL;
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.images'::regclass, i.id
-    FROM pg_temp.touched t
+    FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT image.id FROM public.images image WHERE image.recognition_id = t.recognition_id OFFSET 0
     ) i
     WHERE t.existing AND t.batch_id IS NULL;
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.recognitions'::regclass, t.recognition_id
-    FROM pg_temp.touched t
+    FROM pg_temp.affected t
     WHERE t.existing AND t.batch_id IS NULL;
 
     -- A menu goes with the last recognition that had it.
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.menus'::regclass, m.id
     FROM (SELECT DISTINCT p.menu_id
-          FROM pg_temp.touched t
+          FROM pg_temp.affected t
           JOIN public.recognitions p ON p.id = t.recognition_id
           WHERE t.existing AND p.menu_id IS NOT NULL) candidate
     JOIN public.menus m ON m.id = candidate.menu_id
     WHERE NOT EXISTS (SELECT FROM pg_temp.menu_of o WHERE o.content_sha256 = m.content_sha256)
         AND NOT EXISTS (
             SELECT FROM public.recognitions p
-            WHERE p.menu_id = m.id AND NOT EXISTS (SELECT FROM pg_temp.touched t WHERE t.recognition_id = p.id));
+            WHERE p.menu_id = m.id AND NOT EXISTS (SELECT FROM pg_temp.affected t WHERE t.recognition_id = p.id));
 
-    INSERT INTO pg_temp.doomed
+    INSERT INTO pg_temp.stale
     SELECT 'public.menu_items'::regclass, i.id
-    FROM pg_temp.doomed d
+    FROM pg_temp.stale d
     JOIN public.menu_items i ON i.menu_id = d.id
     WHERE d.relation = 'public.menus'::regclass;
-    ANALYZE pg_temp.doomed;
+    ANALYZE pg_temp.stale;
 END
 $$;
 
-CREATE FUNCTION ingest.plan_touched() RETURNS void
+CREATE FUNCTION ingest.plan_affected() RETURNS void
 LANGUAGE plpgsql
-SET search_path = ''
 AS $$
 BEGIN
-    CREATE UNIQUE INDEX ON pg_temp.touched (recognition_id);
-    ANALYZE pg_temp.touched;
+    CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
+    ANALYZE pg_temp.affected;
     PERFORM ingest.plan_wanted();
-    PERFORM ingest.plan_doomed();
+    PERFORM ingest.plan_stale();
 END
 $$;
 
 -- Writing it
 
-CREATE OR REPLACE FUNCTION ingest.publish_menus() RETURNS bigint
+CREATE FUNCTION ingest.publish_menus() RETURNS bigint
 LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
 AS $$
--- Store each menu content that pg_temp.touched needs and that is not there.
+-- Store each menu content that pg_temp.affected needs and that is not there.
 DECLARE
     stored bigint;
 BEGIN
@@ -327,14 +298,50 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.publish_recipes() RETURNS bigint
+CREATE FUNCTION ingest.publish_recognitions() RETURNS bigint
 LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
+AS $$
+DECLARE
+    written bigint;
+BEGIN
+    INSERT INTO public.recognitions (id, batch_id, menu_id, captured_on)
+    SELECT t.recognition_id, t.batch_id, m.id, f.captured_on
+    FROM pg_temp.affected t
+    JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    JOIN raw.photos f
+        ON f.batch_id = t.batch_id AND f.recognition_id = t.recognition_id AND f.camera_number = 1
+    LEFT JOIN pg_temp.menu_of o ON o.batch_id = t.batch_id AND o.sha256 = r.menu_sha256
+    LEFT JOIN public.menus m ON m.content_sha256 = o.content_sha256
+    ORDER BY t.recognition_id
+    ON CONFLICT (id) DO UPDATE
+        SET batch_id = excluded.batch_id, menu_id = excluded.menu_id, captured_on = excluded.captured_on;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
+CREATE FUNCTION ingest.publish_images() RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    written bigint;
+BEGIN
+    INSERT INTO public.images
+        (recognition_id, camera_number, storage_path, width, height, orientation, byte_size, sha256)
+    SELECT f.recognition_id, f.camera_number, f.object_key, f.width, f.height, f.orientation, f.byte_size, f.sha256
+    FROM pg_temp.affected t
+    JOIN raw.photos f ON f.batch_id = t.batch_id AND f.recognition_id = t.recognition_id
+    ORDER BY f.recognition_id, f.camera_number
+    ON CONFLICT (recognition_id, camera_number) DO UPDATE
+        SET storage_path = excluded.storage_path, width = excluded.width, height = excluded.height,
+            orientation = excluded.orientation, byte_size = excluded.byte_size, sha256 = excluded.sha256;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
+CREATE FUNCTION ingest.publish_recipes() RETURNS bigint
+LANGUAGE plpgsql
 AS $$
 -- Write recipes, their lines and options.
 DECLARE
@@ -343,8 +350,8 @@ DECLARE
 BEGIN
     INSERT INTO public.recipes (recognition_id)
     SELECT t.recognition_id
-    FROM pg_temp.touched t
-    JOIN raw.recipes r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    FROM pg_temp.affected t
+    JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     WHERE r.receipt IS NOT NULL
     ORDER BY t.recognition_id
     ON CONFLICT (recognition_id) DO NOTHING;
@@ -380,14 +387,36 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION ingest.publish_tray_items() RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+-- A line of quantity n gives n FOOD items, of its first option.
+DECLARE
+    written bigint;
+BEGIN
+    INSERT INTO public.initial_tray_items
+        (recognition_id, item_type, source, recipe_line_option_id, menu_item_external_id, line_number, ordinal, metadata)
+    SELECT w.recognition_id, 'FOOD', 'RECIPE_LINE_OPTION', o.id, o.external_id, w.line_number, n.ordinal,
+        jsonb_build_object('name', o.name)
+    FROM pg_temp.wanted_lines w
+    JOIN public.recipes p ON p.recognition_id = w.recognition_id
+    JOIN public.recipe_lines l ON l.recipe_id = p.id AND l.line_number = w.line_number
+    JOIN public.recipe_line_options o ON o.recipe_line_id = l.id AND o.option_number = 1
+    CROSS JOIN LATERAL generate_series(1, w.quantity) AS n (ordinal)
+    ORDER BY w.recognition_id, w.line_number, n.ordinal
+    ON CONFLICT (recognition_id, item_type, source, line_number, ordinal) DO UPDATE
+        SET recipe_line_option_id = excluded.recipe_line_option_id,
+            menu_item_external_id = excluded.menu_item_external_id, metadata = excluded.metadata
+        WHERE (initial_tray_items.recipe_line_option_id, initial_tray_items.menu_item_external_id,
+               initial_tray_items.metadata)
+            IS DISTINCT FROM (excluded.recipe_line_option_id, excluded.menu_item_external_id, excluded.metadata);
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
 CREATE FUNCTION ingest.publish_model_items() RETURNS bigint
 LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
 AS $$
 -- What only the model saw: plates, and dishes that are on no line of the receipt.
 DECLARE
@@ -409,12 +438,6 @@ $$;
 
 CREATE FUNCTION ingest.publish_annotations() RETURNS bigint
 LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
 AS $$
 -- Write one annotation for each detection; the items that they belong to are there.
 DECLARE
@@ -437,16 +460,32 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.remove_doomed() RETURNS bigint
+CREATE FUNCTION ingest.publish_items()
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
 AS $$
--- Delete the rows of pg_temp.doomed, those that reference others first.
+-- Write tray items and annotations of pg_temp.affected; return what each statement took.
+DECLARE
+    started timestamptz;
+BEGIN
+    started := clock_timestamp();
+    operation := 'transform_tray_items';
+    rows_written := ingest.publish_tray_items() + ingest.publish_model_items();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+
+    started := clock_timestamp();
+    operation := 'transform_annotations';
+    rows_written := ingest.publish_annotations();
+    seconds := extract(epoch FROM clock_timestamp() - started);
+    RETURN NEXT;
+END
+$$;
+
+CREATE FUNCTION ingest.remove_stale() RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+-- Delete the rows of pg_temp.stale, those that reference others first.
 DECLARE
     removed bigint := 0;
     n bigint;
@@ -457,7 +496,7 @@ BEGIN
         'recognitions', 'menu_items', 'menus']
     LOOP
         EXECUTE format(
-            'DELETE FROM public.%1$I x USING pg_temp.doomed d WHERE d.relation = %2$L::regclass AND x.id = d.id',
+            'DELETE FROM public.%1$I x USING pg_temp.stale d WHERE d.relation = %2$L::regclass AND x.id = d.id',
             name, 'public.' || name);
         GET DIAGNOSTICS n = ROW_COUNT;
         removed := removed + n;
@@ -466,14 +505,11 @@ BEGIN
 END
 $$;
 
-DROP FUNCTION ingest.remove_vanished();
-
-CREATE OR REPLACE FUNCTION ingest.publish_touched()
+CREATE FUNCTION ingest.publish_affected()
 RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
-SET search_path = ''
 AS $$
--- Make the domain show pg_temp.touched, for which ingest.plan_touched() was called; return what each statement took.
+-- Make the domain show pg_temp.affected, for which ingest.plan_affected() was called; return what each statement took.
 DECLARE
     started timestamptz;
 BEGIN
@@ -508,30 +544,7 @@ BEGIN
 
     started := clock_timestamp();
     operation := 'transform_removals';
-    rows_written := ingest.remove_doomed();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-END
-$$;
-
-CREATE FUNCTION ingest.publish_items()
-RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
-LANGUAGE plpgsql
-SET search_path = ''
-AS $$
--- Write tray items and annotations of pg_temp.touched; return what each statement took.
-DECLARE
-    started timestamptz;
-BEGIN
-    started := clock_timestamp();
-    operation := 'transform_tray_items';
-    rows_written := ingest.publish_tray_items() + ingest.publish_model_items();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-
-    started := clock_timestamp();
-    operation := 'transform_annotations';
-    rows_written := ingest.publish_annotations();
+    rows_written := ingest.remove_stale();
     seconds := extract(epoch FROM clock_timestamp() - started);
     RETURN NEXT;
 END
@@ -540,9 +553,8 @@ $$;
 CREATE FUNCTION ingest.publish_qwen()
 RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
-SET search_path = ''
 AS $$
--- As ingest.publish_touched(), where photos, menus and receipts stay as they are.
+-- As ingest.publish_affected(), where photos, menus and receipts stay as they are.
 DECLARE
     started timestamptz;
 BEGIN
@@ -550,15 +562,15 @@ BEGIN
     RETURN QUERY SELECT * FROM ingest.publish_items();
     started := clock_timestamp();
     operation := 'transform_removals';
-    rows_written := ingest.remove_doomed();
+    rows_written := ingest.remove_stale();
     seconds := extract(epoch FROM clock_timestamp() - started);
     RETURN NEXT;
 END
 $$;
 
--- What a commit and a reset touch
+-- Entry functions: the commit of a batch, and its reset
 
-CREATE OR REPLACE FUNCTION ingest.transform_batch(batch text)
+CREATE FUNCTION ingest.transform_batch(batch text)
 RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
 SET search_path = ''
@@ -573,18 +585,18 @@ DECLARE
     annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
     started CONSTANT timestamptz := clock_timestamp();
 BEGIN
-    CREATE TEMP TABLE touched ON COMMIT DROP AS
+    CREATE TEMP TABLE affected ON COMMIT DROP AS
     SELECT r.recognition_id, r.batch_id,
         (SELECT q FROM ingest.newest_version('qwen', r.recognition_id, batch) q WHERE annotated) AS qwen_batch_id,
         EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing
-    FROM raw.recipes r
+    FROM raw.receipts r
     WHERE r.batch_id = batch;
-    PERFORM ingest.plan_touched();
+    PERFORM ingest.plan_affected();
     operation := 'transform_plan';
-    SELECT count(*) INTO rows_written FROM pg_temp.touched;
+    SELECT count(*) INTO rows_written FROM pg_temp.affected;
     seconds := extract(epoch FROM clock_timestamp() - started);
     RETURN NEXT;
-    RETURN QUERY SELECT * FROM ingest.publish_touched();
+    RETURN QUERY SELECT * FROM ingest.publish_affected();
 END
 $$;
 
@@ -603,14 +615,14 @@ AS $$
 DECLARE
     started CONSTANT timestamptz := clock_timestamp();
 BEGIN
-    CREATE TEMP TABLE touched ON COMMIT DROP AS
+    CREATE TEMP TABLE affected ON COMMIT DROP AS
     SELECT p.id AS recognition_id, p.batch_id, m.batch_id AS qwen_batch_id, true AS existing
     FROM ingest.manifest m
     JOIN public.recognitions p ON p.id = m.recognition_id
     WHERE m.batch_id = batch;
-    PERFORM ingest.plan_touched();
+    PERFORM ingest.plan_affected();
     operation := 'transform_plan';
-    SELECT count(*) INTO rows_written FROM pg_temp.touched;
+    SELECT count(*) INTO rows_written FROM pg_temp.affected;
     seconds := extract(epoch FROM clock_timestamp() - started);
     RETURN NEXT;
     RETURN QUERY SELECT * FROM ingest.publish_qwen();
@@ -633,7 +645,7 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT target FROM ingest.batches b WHERE b.id = batch;
     IF target.kind = 'load' THEN
-        CREATE TEMP TABLE touched ON COMMIT DROP AS
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, former AS batch_id,
             (SELECT q FROM ingest.newest_version('qwen', p.id, batch) q WHERE former IS NOT NULL) AS qwen_batch_id,
             true AS existing
@@ -641,7 +653,7 @@ BEGIN
         LEFT JOIN LATERAL ingest.newest_version('load', p.id, batch) former ON true
         WHERE p.batch_id = batch;
     ELSE
-        CREATE TEMP TABLE touched ON COMMIT DROP AS
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, p.batch_id, former AS qwen_batch_id, true AS existing
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
@@ -649,13 +661,18 @@ BEGIN
         LEFT JOIN ingest.batches f ON f.id = former
         WHERE m.batch_id = batch AND target.state = 'done' AND (f.version IS NULL OR f.version < target.version);
     END IF;
-    PERFORM ingest.plan_touched();
+    PERFORM ingest.plan_affected();
 END
 $$;
 
 CREATE FUNCTION ingest.execute_reset(batch text) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
 AS $$
 -- Carry out what ingest.plan_reset() worked out, remove the batch's raw rows and claims; return the rows of public and
 -- raw that went.
@@ -664,37 +681,23 @@ DECLARE
     n bigint;
 BEGIN
     IF (SELECT kind FROM ingest.batches WHERE id = batch) = 'load' THEN
-        PERFORM ingest.publish_touched();
+        PERFORM ingest.publish_affected();
     ELSE
         PERFORM ingest.publish_qwen();
     END IF;
-    SELECT count(*) INTO removed FROM pg_temp.doomed;
-    DELETE FROM raw.recognition_files WHERE batch_id = batch;
+    SELECT count(*) INTO removed FROM pg_temp.stale;
+    DELETE FROM raw.photos WHERE batch_id = batch;
     GET DIAGNOSTICS n = ROW_COUNT;
     removed := removed + n;
-    DELETE FROM raw.recipes WHERE batch_id = batch;
+    DELETE FROM raw.receipts WHERE batch_id = batch;
     GET DIAGNOSTICS n = ROW_COUNT;
     removed := removed + n;
     DELETE FROM raw.menus WHERE batch_id = batch;
     GET DIAGNOSTICS n = ROW_COUNT;
     removed := removed + n;
-    DELETE FROM raw.qwen_annotations WHERE batch_id = batch;
+    DELETE FROM raw.detections WHERE batch_id = batch;
     GET DIAGNOSTICS n = ROW_COUNT;
     DELETE FROM ingest.claims WHERE batch_id = batch;
     RETURN removed + n;
 END
 $$;
-
--- The three functions of the former migration that stay.
-ALTER FUNCTION ingest.publish_recognitions() SET enable_seqscan = off;
-ALTER FUNCTION ingest.publish_recognitions() SET enable_hashjoin = off;
-ALTER FUNCTION ingest.publish_recognitions() SET enable_mergejoin = off;
-ALTER FUNCTION ingest.publish_recognitions() SET join_collapse_limit = 1;
-ALTER FUNCTION ingest.publish_images() SET enable_seqscan = off;
-ALTER FUNCTION ingest.publish_images() SET enable_hashjoin = off;
-ALTER FUNCTION ingest.publish_images() SET enable_mergejoin = off;
-ALTER FUNCTION ingest.publish_images() SET join_collapse_limit = 1;
-ALTER FUNCTION ingest.publish_tray_items() SET enable_seqscan = off;
-ALTER FUNCTION ingest.publish_tray_items() SET enable_hashjoin = off;
-ALTER FUNCTION ingest.publish_tray_items() SET enable_mergejoin = off;
-ALTER FUNCTION ingest.publish_tray_items() SET join_collapse_limit = 1;
