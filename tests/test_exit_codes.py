@@ -51,7 +51,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> Ended:
 
 def documented(document: str) -> set[int]:
     """Return the codes of the table below the heading "Exit codes" of a document."""
-    rest = (REPOSITORY / document).read_text(encoding="utf-8").split("\n## Exit codes\n", 1)[1]
+    rest = (REPOSITORY / document).read_text(encoding="utf-8").split("\n## Exit codes", 1)[1]
     table = re.search(r"\n\n(\|.*?)\n\n", rest, re.DOTALL)
     assert table
     return {int(code) for code in _CODE.findall(table[1])}
