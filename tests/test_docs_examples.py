@@ -210,6 +210,7 @@ class Shell:
         """Return a line with its paths below this folder; samples are small, and a worker does not wait for work."""
         line = re.sub(r"(?<![\w.])/(srv|tmp)(?=/)", rf"{self._root}/\1", line)
         line = re.sub(r"--recognitions \d+", "--recognitions 20", line)
+        line = line.replace("/object/sign/recognitions/", f"/object/sign/{self.settings.bucket}/")
         if " worker " in line:
             line = re.sub(r" --idle \d+", "", line) + " --idle 0"
         return line
