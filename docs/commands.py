@@ -1,4 +1,4 @@
-"""Write commands.md, the manual of the commands, from their parser: `make docs`."""
+"""Write reference/commands.md, the reference of the commands, from their parser: `make docs`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from pipeline.cli import parser
 from pipeline.cli.parser import EXAMPLES
 
-PAGE = Path(__file__).with_name("commands.md")
+PAGE = Path(__file__).with_name("reference") / "commands.md"
 
 _HEAD = """# Commands
 
-Made from the parser by `make docs`; `python -m pipeline COMMAND --help` shows the same. What the commands are for, and
-what their output means, is in the [README](../README.md).
+`make docs` generates this page from the parser; `python -m pipeline COMMAND --help` prints the same. The console script
+`pipeline` is the same as `python -m pipeline`. Results go to stdout; progress, errors and hints go to stderr. The
+[README](../../README.md#exit-codes) lists the exit codes.
 
-Results go to stdout; errors and progress go to stderr. The exit codes are in the
-[README](../README.md#exit-codes).
+## Options of every command
 """
 
 
@@ -29,26 +29,35 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 def page() -> str:
     """Return the page."""
-    sections = ("\n".join(_command(name, one)) for name, one in commands().items())
-    return "\n".join((_HEAD, *sections))
+    common = set.intersection(*({_form(action) for action in _arguments(one)} for one in commands().values()))
+    first = next(iter(commands().values()))
+    shared = [action for action in _arguments(first) if _form(action) in common]
+    lines = [_HEAD, *_table(shared), ""]
+    for name, one in commands().items():
+        lines += _command(name, one, [action for action in _arguments(one) if _form(action) not in common])
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _command(name: str, one: argparse.ArgumentParser) -> Iterator[str]:
+def _command(name: str, one: argparse.ArgumentParser, own: list[argparse.Action]) -> Iterator[str]:
     yield f"## {name}\n"
     yield f"{one.description}\n"
-    usage = " ".join(["python -m pipeline", name, *map(_usage, _arguments(one))])
-    yield f"    {usage}\n"
+    yield f"    {' '.join(['python -m pipeline', name, *map(_usage, own)])}\n"
+    if own:
+        yield from _table(own)
+        yield ""
+    for purpose, command in EXAMPLES[name]:
+        yield f"{purpose}:\n\n```sh\n{command}\n```\n"
+
+
+def _table(actions: list[argparse.Action]) -> Iterator[str]:
     yield "| argument | meaning |"
     yield "| --- | --- |"
-    for action in _arguments(one):
+    for action in actions:
         yield f"| `{_form(action)}` | {(action.help or '').replace('|', '/')} |"
-    yield ""
-    for purpose, command in EXAMPLES[name]:
-        yield f"{purpose}:\n\n    {command}\n"
 
 
 def _arguments(one: argparse.ArgumentParser) -> list[argparse.Action]:
-    return [action for action in one._actions if not isinstance(action, argparse._HelpAction)]
+    return [action for action in one._actions if action.help != argparse.SUPPRESS]
 
 
 def _form(action: argparse.Action) -> str:

@@ -1,11 +1,11 @@
 #!/bin/sh
-# The main job from nothing: services, sample dataset, load, status. BIN is the virtual environment's bin folder.
+# Start services, write a sample dataset, load it, print the status. BIN is the bin folder of the virtual environment.
 set -eu
 cd "$(dirname "$0")/.."
 BIN=$(cd "${BIN:-.venv/bin}" && pwd)
 DEMO=$(mktemp -d "${TMPDIR:-/tmp}/pipeline-demo.XXXXXX")
 export PIPELINE_HOME="$DEMO/home"
-# Whatever environment this shell has, the demo works on its own services, in a folder without .env files.
+# The demo uses its own services, in a folder without .env files; the shell's settings do not apply.
 unset NEXT_PUBLIC_SUPABASE_URL SUPABASE_SERVICE_ROLE_KEY DATABASE_URL STORAGE_BUCKET DATASET_DIR QWEN_ANNOTATIONS
 LUIGI_CONFIG_PATH="$PWD/luigi.cfg"
 export LUIGI_CONFIG_PATH

@@ -1,10 +1,10 @@
-"""Make report.webp, the picture in the README: the report of a demo load, in a browser's window and on a phone.
+"""Make report.webp, the picture in the README: the report of a demo load in a desktop window and on a phone.
 
     sh tests/system/install.sh          # Chromium and its driver; as root, once
     .venv/bin/python docs/picture.py
 
-It works on embedded services of its own in a temporary folder, as `make demo` does, and takes half a minute. Look at
-what it made: times and trays are those of this very load.
+The script starts its own embedded services in a temporary folder and takes half a minute. Inspect the picture before
+you commit it: its times and trays come from this load.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).with_name("report.webp")
 
-#: Pixels: the window, the phone, what is around them, and the height of both.
+#: Pixels: width of the window, width of the phone, the gap around them, and the height of both.
 _WINDOW, _PHONE, _GAP, _HEIGHT = 900, 390, 24, 860
 _AROUND = "#8a94a0"
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
@@ -34,7 +34,7 @@ _OURS = ("NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"
 
 
 def main() -> None:
-    """Load, report, and take the picture."""
+    """Load a sample, write its report, and take the picture."""
     with tempfile.TemporaryDirectory(prefix="pipeline-picture-") as folder:
         page = _report(Path(folder))
         with _browser(Path(folder)) as browser:
@@ -50,13 +50,13 @@ def main() -> None:
 def _report(folder: Path) -> Path:
     """Return the report of a load of a sample dataset with its annotations."""
     environment = {name: value for name, value in os.environ.items() if name not in _OURS}
-    # Small shards, so that the timeline has something to show.
+    # Small shards give the timeline several bars.
     environment |= {"PIPELINE_HOME": str(folder / "home"), "PIPELINE_BATCH_SIZE": "40", "PYTHONPATH": str(ROOT)}
 
     def run(*arguments: str) -> None:
         subprocess.run([sys.executable, "-m", "pipeline", *arguments], cwd=folder, env=environment, check=True)
 
-    # The server's user must pass through to its socket.
+    # The server's user must be able to reach its socket.
     folder.chmod(0o711)
     run("up")
     try:

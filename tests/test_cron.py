@@ -1,4 +1,4 @@
-"""crontab.example: its very lines, as cron runs them, and what they print, for that is the mail."""
+"""Run the lines of crontab.example as cron runs them, and check what they print, which cron would mail."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(shutil.which("flock", path=GIVEN["PATH"]) is Non
 
 
 class Cron:
-    """The user of a crontab, whose lines are run as cron would."""
+    """The user of a crontab; runs its lines as cron would."""
 
     def __init__(self, home: Path, table: Table, port: int) -> None:
         self.folder = Path(table.settings["PIPELINE"])
@@ -38,7 +38,7 @@ class Cron:
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, line: Line) -> subprocess.Popen[str]:
-        """Start the command of a line, in a session of its own, with no terminal and the little that cron gives."""
+        """Start the command of a line in its own session, without a terminal, with the environment that cron sets."""
         process = subprocess.Popen(
             ["/bin/sh", "-c", line.command],
             cwd=self._home,
@@ -53,7 +53,7 @@ class Cron:
         return process
 
     def run(self, line: Line) -> str:
-        """Run a line to its end and return its mail."""
+        """Run a line to its end and return its output."""
         return self.start(line).communicate(timeout=120)[0]
 
     def set(self, **variables: str) -> None:
@@ -63,17 +63,17 @@ class Cron:
 
     @property
     def loads(self) -> list[Line]:
-        """Return the nightly load and its second run."""
+        """Return the lines of the nightly load and of its second run."""
         return self.table.line("pipeline load ")
 
     def log(self, name: str) -> str:
-        """Return the logs of a name, one after another."""
+        """Return the concatenated logs of a name."""
         return "".join(
             path.read_text(encoding="utf-8") for path in sorted((self.folder / "logs").glob(f"{name}-*.log"))
         )
 
     def close(self) -> None:
-        """End what was started."""
+        """Stop the commands that were started."""
         for process in self._started:
             end_group(process)
 
@@ -85,7 +85,7 @@ def dataset(small_dataset: MakeDataset) -> Path:
 
 @pytest.fixture
 def cron(tmp_path: Path, settings: Settings, dataset: Path) -> Iterator[Cron]:
-    """A crontab with its two paths changed; the folder has a space in its name."""
+    """A crontab with its two paths changed; the name of the folder contains a space."""
     folder = tmp_path / "my pipeline"
     port = crontab.furnish(folder, settings)
     home = tmp_path / "home"
@@ -95,7 +95,7 @@ def cron(tmp_path: Path, settings: Settings, dataset: Path) -> Iterator[Cron]:
 
 
 def batches(settings: Settings) -> list[tuple[str, int]]:
-    """Return state and recognitions of each batch, in the order in which they were made."""
+    """Return state and recognitions of each batch, oldest first."""
     found = world.query(
         settings.database_url.reveal(), "SELECT state, recognitions FROM ingest.batches ORDER BY created_at"
     )
@@ -111,7 +111,7 @@ def secrets(settings: Settings) -> tuple[str, str]:
     return settings.key.reveal(), settings.database_url.reveal()
 
 
-def test_two_paths_are_all_that_has_to_be_changed() -> None:
+def test_only_two_paths_have_to_be_changed() -> None:
     table = crontab.read(crontab.EXAMPLE.read_text(encoding="utf-8"))
     assert list(table.settings) == ["PIPELINE", "DATASET_DIR"]
     assert all(value.startswith("/") for value in table.settings.values())
@@ -121,10 +121,10 @@ def test_two_paths_are_all_that_has_to_be_changed() -> None:
         assert not re.search(r"(^|[\s=>])/", line.command), "a path that is not below PIPELINE"
         assert len(line.written) < 999, "more than cron takes"
     first, second = table.line("pipeline load ")
-    assert first.written == second.written, "the second resumes what the first began"
+    assert first.written == second.written, "the second run resumes the first"
 
 
-def test_a_night_that_goes_well_sends_no_mail(cron: Cron, settings: Settings, dataset: Path) -> None:
+def test_a_successful_night_sends_no_mail(cron: Cron, settings: Settings, dataset: Path) -> None:
     first, second = cron.loads
     assert cron.run(first) == ""
     assert cron.run(second) == ""
@@ -157,7 +157,7 @@ def test_a_failure_sends_its_cause_and_the_second_run_finishes_the_batch(
     world.check(settings, (dataset, first_batch(settings), None))
 
 
-def test_settings_that_are_wrong_and_a_folder_that_is_gone_are_told(cron: Cron, settings: Settings) -> None:
+def test_wrong_settings_and_a_missing_folder_are_mailed(cron: Cron, settings: Settings) -> None:
     first, _ = cron.loads
     os.truncate(cron.folder / ".env.production", 0)
     assert "Error: Not set in " in cron.run(first)
@@ -167,7 +167,7 @@ def test_settings_that_are_wrong_and_a_folder_that_is_gone_are_told(cron: Cron, 
     assert "my pipeline" in cron.run(first)
 
 
-def test_two_at_once_run_one_after_the_other(cron: Cron, settings: Settings, dataset: Path) -> None:
+def test_two_loads_at_once_run_one_after_the_other(cron: Cron, settings: Settings, dataset: Path) -> None:
     cron.set(PIPELINE_BATCH_SIZE="2")
     first, second = cron.loads
     dsn = settings.database_url.reveal()
@@ -184,7 +184,7 @@ def test_two_at_once_run_one_after_the_other(cron: Cron, settings: Settings, dat
     world.check(settings, (dataset, first_batch(settings), None))
 
 
-def test_one_that_was_killed_leaves_no_lock_and_the_next_resumes_its_batch(
+def test_a_killed_load_leaves_no_lock_and_the_next_run_resumes_it(
     cron: Cron, settings: Settings, dataset: Path
 ) -> None:
     first, second = cron.loads
@@ -217,7 +217,7 @@ def waits_for_the_lock(shell: subprocess.Popen[str]) -> bool:
     return False
 
 
-def test_a_difference_is_told_by_the_weekly_verify(cron: Cron, settings: Settings) -> None:
+def test_the_weekly_verify_mails_a_difference(cron: Cron, settings: Settings) -> None:
     assert cron.run(cron.loads[0]) == ""
     key = next(iter(world.objects(settings)))
     with closing(Storage(settings)) as storage:
@@ -227,7 +227,7 @@ def test_a_difference_is_told_by_the_weekly_verify(cron: Cron, settings: Setting
     assert "11 equal" in mail
 
 
-def test_luigid_is_there_for_this_machine_alone_and_says_why_when_it_is_not(cron: Cron) -> None:
+def test_luigid_listens_on_loopback_and_mails_why_it_fails(cron: Cron) -> None:
     [line] = cron.table.line("luigid")
     assert line.when == "@reboot"
     running = cron.start(line)
@@ -235,13 +235,13 @@ def test_luigid_is_there_for_this_machine_alone_and_says_why_when_it_is_not(cron
     assert wait_until(lambda: answers(url) or running.poll() is not None, 30)
     assert running.poll() is None
     with socket.socket() as another, pytest.raises(ConnectionRefusedError):
-        another.connect(("127.0.0.2", cron.port))  # what listens everywhere listens there as well
+        another.connect(("127.0.0.2", cron.port))  # a server on all addresses would accept this
     assert cron.run(cron.loads[0]) == ""
-    mail = cron.run(line)  # its port is taken
+    mail = cron.run(line)  # its port is in use
     assert "Address already in use" in mail
 
 
-def test_logs_of_more_than_a_month_go(cron: Cron) -> None:
+def test_logs_older_than_30_days_are_deleted(cron: Cron) -> None:
     logs = cron.folder / "logs"
     [line] = cron.table.line("find")
     assert cron.run(line) == ""
@@ -254,7 +254,7 @@ def test_logs_of_more_than_a_month_go(cron: Cron) -> None:
     assert sorted(os.listdir(logs)) == ["load-2020-01-31-0215.log", "load.lock", "luigid.log"]
 
 
-def test_a_load_that_never_ends_is_told_the_next_day(cron: Cron) -> None:
+def test_a_load_that_never_ends_is_mailed_the_next_day(cron: Cron) -> None:
     lock = cron.folder / "logs" / "load.lock"
     lock.parent.mkdir()
     line = cron.loads[0]

@@ -1,4 +1,4 @@
-"""The documents tell what the code does: commands, options, settings, exit codes, rejects, tasks, links."""
+"""The documents state what the code does: commands, options, settings, exit codes, rejects, tasks, links."""
 
 from __future__ import annotations
 
@@ -28,9 +28,15 @@ from pipeline.steps.discover import MAXIMUM_SHARDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+LUIGI = (ROOT / "docs" / "guides" / "luigi.md").read_text(encoding="utf-8")
+TROUBLESHOOTING = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
+COMMANDS = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+REJECTS = (ROOT / "docs" / "reference" / "rejects.md").read_text(encoding="utf-8")
+SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 
 OPTIONAL = ("STORAGE_BUCKET", "DATASET_DIR", "QWEN_ANNOTATIONS", "PIPELINE_HOME")
@@ -74,52 +80,50 @@ def options_of(name: str) -> set[str]:
 # Commands
 
 
+def test_the_readme_fits_on_150_lines_and_names_every_command() -> None:
+    assert len(README.splitlines()) <= 150
+    named = [name for row in rows(section("Commands"))[1:] for name in re.findall(r"`([a-z-]+)`", row[0])]
+    assert sorted(named) == sorted(subcommands())
+
+
 @pytest.mark.parametrize("name", subcommands())
-def test_each_command_has_its_usage_with_every_option(name: str) -> None:
-    # The line of the command, and what is indented further below it.
-    pattern = rf"^ +python -m pipeline {name}\b(.*\n(?: {{10,}}.*\n)*)"
-    usage = re.search(pattern, section("Commands"), re.MULTILINE)
-    assert usage is not None, f"no usage of {name}"
-    assert set(re.findall(r"--[a-z-]+", usage[1])) == options_of(name)
+def test_the_reference_has_each_command_with_its_options(name: str) -> None:
+    text = section(name, COMMANDS)
+    listed = {row[0].strip("`").split()[0] for row in rows(text)[1:]}
+    assert {one for one in listed if one.startswith("--")} == options_of(name)
+    usage = re.search(rf"^    python -m pipeline {name}\b.*$", text, re.MULTILINE)
+    assert usage is not None
+    assert set(re.findall(r"--[a-z-]+", usage[0])) == options_of(name)
 
 
-@pytest.mark.parametrize("name", ["sample", "load", "load-qwen", "reset", "verify", "status", "report"])
-def test_the_table_of_a_command_lists_its_options_and_no_others(name: str) -> None:
-    first_table = next(part for part in section(f"`{name}`").split("\n\n") if part.startswith("|"))
-    listed = {row[0].strip("`").split()[0] for row in rows(first_table)[1:]}
-    assert listed == options_of(name)
+def test_the_reference_has_the_options_of_every_command_once() -> None:
+    table = rows(section("Options of every command", COMMANDS))[1:]
+    assert {one for row in table for one in re.findall(r"--[a-z-]+", row[0])} == COMMON
+    assert {word.split()[0] for word in words(section("Commands"))} >= COMMON
 
 
-def test_every_command_that_the_readme_calls_exists() -> None:
-    for path in DOCUMENTS:
-        called = set(re.findall(r"python -m pipeline ([a-z][a-z-]*)", path.read_text(encoding="utf-8")))
-        assert called <= set(subcommands()), path
+def test_the_luigi_guide_has_the_options_of_each_task() -> None:
+    table = {row[0].strip("`"): words(row[1]) for row in rows(LUIGI.split("## ")[0])[1:]}
+    assert set(table) == {"LoadBatch", "LoadQwen", "ResetBatch"}
+    for name, options in table.items():
+        parameters: list[tuple[str, object]] = getattr(tasks, name).get_params()
+        assert options == {f"--{parameter.replace('_', '-')}" for parameter, _ in parameters}
 
 
-def test_the_options_of_the_luigi_command_are_those_of_the_tasks() -> None:
-    paragraph = next(text for text in section("Under Luigi").split("\n\n") if text.startswith("Its own options"))
-    ours = paragraph.split("`--workers`")[0]
-    load, rest = ours.split("`LoadQwen` has")
-    qwen, reset = rest.split("`ResetBatch`")
-    for text, task in ((load, tasks.LoadBatch), (qwen, tasks.LoadQwen), (reset, tasks.ResetBatch)):
-        parameters: list[tuple[str, object]] = task.get_params()  # type: ignore[no-untyped-call]
-        assert words(text) == {f"--{name.replace('_', '-')}" for name, _ in parameters}
+def made(script: str, *arguments: str) -> str:
+    """Return the page that a script of docs/ makes now."""
+    program = f"import runpy, sys; print(end=runpy.run_path('docs/{script}')['page'](*sys.argv[1:]))"
+    run = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(run, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
 
 
-def test_the_options_that_all_commands_have_are_listed_once() -> None:
-    first_table = next(part for part in section("Commands").split("\n\n") if part.startswith("|"))
-    assert {row[0].strip("`").split()[0] for row in rows(first_table)[1:]} == COMMON
+def test_the_reference_of_commands_is_current() -> None:
+    assert made("commands.py") == COMMANDS, "run `make docs`"
 
 
-def test_the_manual_of_the_commands_is_what_the_parser_says_now() -> None:
-    made = subprocess.run(
-        [sys.executable, "-c", "import runpy; print(end=runpy.run_path('docs/commands.py')['page']())"],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == made.stdout, "run `make docs`"
+def test_the_reference_of_the_database_is_current(database_url: str) -> None:
+    page = (ROOT / "docs" / "reference" / "database.md").read_text(encoding="utf-8")
+    assert made("database.py", database_url) == page, "run `make docs`"
 
 
 @pytest.mark.parametrize("name", subcommands())
@@ -136,13 +140,11 @@ def test_each_example_is_a_command_that_the_parser_takes(name: str) -> None:
 def test_the_table_of_exit_codes_is_that_of_the_commands() -> None:
     codes = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
     assert codes >= {code for _, code in exit_codes.EXIT_CODES}
-    table = section("Exit codes").split("`luigi --module")[0]
-    assert {int(row[0]) for row in rows(table)[1:]} == codes
+    assert {int(row[0]) for row in rows(section("Exit codes"))[1:]} == codes
 
 
 def test_the_table_of_luigis_exit_codes_is_that_of_luigi_cfg() -> None:
-    table = section("Exit codes").split("`luigi --module")[1]
-    named = {row[1].strip("`"): row[0] for row in rows(table)[1:] if row[1]}
+    named = {row[1].strip("`"): row[0] for row in rows(section("Exit codes", LUIGI))[1:] if row[1]}
     assert named == dict(luigi_cfg()["retcode"])
 
 
@@ -150,21 +152,21 @@ def test_the_table_of_luigis_exit_codes_is_that_of_luigi_cfg() -> None:
 
 
 def test_the_table_of_variables_lists_all_that_config_reads() -> None:
-    named = {row[0].strip("`") for row in rows(section("Environments and settings")) if row[0].strip("`").isupper()}
+    named = {row[0].strip("`") for row in rows(section("Variables", SETTINGS)) if row[0].strip("`").isupper()}
     assert named == {*config.REQUIRED, *OPTIONAL}
     read = set(re.findall(r'values\.get\("([A-Z_]+)"\)|environ\.get\("([A-Z_]+)"\)', source_of("config.py")))
     assert {one or other for one, other in read} == set(OPTIONAL)
 
 
-def test_the_table_of_tuning_values_has_their_variables_defaults_and_bounds() -> None:
-    table = {row[0].strip("`"): row[1:4] for row in rows(section("Environments and settings"))}
+def test_the_tuning_table_has_variables_defaults_and_bounds() -> None:
+    table = {row[0].strip("`"): row[1:4] for row in rows(section("Tuning", SETTINGS))}
     for field in fields(Tuning):
         low, high = config._BOUNDS[field.name]
         expected = [f"`PIPELINE_{field.name.upper()}`", str(field.default), f"{low} to {high}"]
         assert table[field.name] == expected
 
 
-def test_the_example_of_settings_has_every_variable_with_a_comment_and_no_secret() -> None:
+def test_env_example_has_every_variable_with_a_comment_and_no_secret() -> None:
     assignment = re.compile(r"^(?:# )?([A-Z_]+)=(.*)$")
     lines = EXAMPLE.splitlines()
     found = {}
@@ -192,11 +194,11 @@ def test_luigi_cfg_has_the_tuning_defaults() -> None:
     assert dict(luigi_cfg()["pipeline"]) == {field.name: str(field.default) for field in fields(Tuning)}
 
 
-def test_luigi_cfg_names_the_luigid_that_the_readme_starts() -> None:
-    address = re.search(r"^luigid --address (\S+) --port (\d+) .*(http://\S+)$", README, re.MULTILINE)
+def test_luigi_cfg_names_the_luigid_that_the_guide_starts() -> None:
+    address = re.search(r"^luigid --address (\S+) --port (\d+) .*(http://\S+)$", LUIGI, re.MULTILINE)
     assert address is not None
     assert luigi_cfg()["core"]["scheduler_url"] == f"http://{address[1]}:{address[2]}/" == f"{address[3]}/"
-    assert "`scheduler_url`" in section("Under Luigi")
+    assert "`scheduler_url`" in LUIGI
 
 
 # Rejects
@@ -251,13 +253,14 @@ def codes_of(argument: ast.expr, kinds: set[str], helpers: dict[str, ast.Functio
         assert ast.unparse(argument) in ("code", "exc.code"), f"a reject code of unknown form: {ast.unparse(argument)}"
 
 
-def test_the_table_of_rejects_lists_every_code_that_the_code_gives_and_no_other() -> None:
-    listed = [row[0].strip("`") for row in rows(section("Rejects"))[1:]]
+def test_the_table_of_rejects_has_exactly_the_codes_of_the_code() -> None:
+    listed = [row[0].strip("`") for row in rows(REJECTS)[1:]]
     assert len(listed) == len(set(listed))
     in_sql = set()
-    for path in (ROOT / "pipeline" / "sql").glob("*.sql"):
-        if "INSERT INTO pg_temp.found" in path.read_text(encoding="utf-8"):
-            in_sql |= set(re.findall(r"'([a-z_]+)'", path.read_text(encoding="utf-8")))
+    for path in (ROOT / "pipeline").rglob("*.sql"):
+        for query in re.split(r"^-- name: \w+$", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            if "INSERT INTO pg_temp.found" in query:
+                in_sql |= set(re.findall(r"'([a-z_]+)'", query))
     assert set(listed) == in_sql | reject_codes([path.read_text(encoding="utf-8") for path in SOURCES])
 
 
@@ -310,40 +313,55 @@ def test_the_architecture_has_four_pages_and_one_diagram() -> None:
     assert f" {MAXIMUM_SHARDS} shards" in ARCHITECTURE
 
 
+def test_private_names_and_tricks_have_a_table() -> None:
+    assert rows(section("Private names of other packages", ARCHITECTURE))[0] == ["name", "package", "why", "test"]
+    performance = (ROOT / "docs" / "explanation" / "performance.md").read_text(encoding="utf-8")
+    assert rows(section("Tricks: gain on the whole load", performance))[0][1] == "gain on the whole load"
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_to_files_and_headings_lead_somewhere(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("https://"):
-            assert (path.parent / target.partition("#")[0]).is_file(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.is_file(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_every_document_is_linked_from_the_readme() -> None:
+    linked = {(ROOT / target.partition("#")[0]).resolve() for target in re.findall(r"\]\(([^)\s]+)\)", README)}
+    assert {path for path in DOCUMENTS if path.name != "README.md"} <= linked
 
 
 def test_the_messages_under_troubleshooting_are_those_that_the_code_says() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in SOURCES]
+    services = sorted((ROOT / "embedded_supabase").rglob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *services)]
     said = [path.read_text(encoding="utf-8") for path in (ROOT / "supabase").rglob("*.sql")]
     said += reject_codes(texts)
     for tree in map(ast.parse, texts):
         said += [
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
         ]
-    symptoms = [message for row in rows(section("Troubleshooting"))[1:] for message in words(row[0])]
+    symptoms = [message for row in rows(TROUBLESHOOTING)[1:] for message in words(row[0])]
     assert len(symptoms) >= 15
     for symptom in symptoms:
         for part in filter(None, (part.strip() for part in symptom.split("…"))):
             assert any(part in text for text in said), part
 
 
-def test_the_make_targets_that_the_readme_names_are_those_of_the_makefile() -> None:
+def test_the_make_targets_in_contributing_are_those_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
     assert phony is not None
-    code = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+    code = "\n".join(re.findall(r"```sh\n(.*?)```", CONTRIBUTING, re.DOTALL))
     named = set(re.findall(r"^make ([a-z-]+)", code, re.MULTILINE))
     assert named == set(phony[1].split())
 

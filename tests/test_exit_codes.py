@@ -1,4 +1,4 @@
-"""Exit codes and signals: each code of both tables in the README, and what stops a command in good order."""
+"""Exit codes and signals: each code that the README and the Luigi guide list, and what stops a command in order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OURS = (sys.executable, "-m", "pipeline")
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline")
 #: Many small shards, so that there is time to stop in the middle.
 SLOW = {"PIPELINE_BATCH_SIZE": "2", "PIPELINE_THREAD_COUNT": "1"}
-#: Luigi's codes for what the README says does not occur here.
+#: Luigi's codes that do not occur here, as the guide states.
 NEVER = {10, 20}
 _CODE = re.compile(r"\| (\d+) \|")
 
@@ -49,9 +49,9 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> Ended:
     return process.returncode, stdout, stderr
 
 
-def documented(first_line: str) -> set[int]:
-    """Return the codes of the README's table that follows a line."""
-    rest = (REPOSITORY / "README.md").read_text(encoding="utf-8").split(f"\n{first_line}", 1)[1]
+def documented(document: str) -> set[int]:
+    """Return the codes of the table below the heading "Exit codes" of a document."""
+    rest = (REPOSITORY / document).read_text(encoding="utf-8").split("\n## Exit codes", 1)[1]
     table = re.search(r"\n\n(\|.*?)\n\n", rest, re.DOTALL)
     assert table
     return {int(code) for code in _CODE.findall(table[1])}
@@ -138,9 +138,9 @@ def test_each_code_of_ours(
         assert done.stderr.strip()
 
 
-def test_the_readme_has_the_codes_that_are_tested() -> None:
-    assert documented("`python -m pipeline …`:") == set(CODES_OF_OURS)
-    assert documented("`luigi --module pipeline …` follows") == set(CODES_OF_BARE) | NEVER
+def test_the_documents_have_the_codes_that_are_tested() -> None:
+    assert documented("README.md") == set(CODES_OF_OURS)
+    assert documented("docs/guides/luigi.md") == set(CODES_OF_BARE) | NEVER
 
 
 # Every code of `luigi --module pipeline`

@@ -34,7 +34,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("What would be loaded", "python -m pipeline load --source /srv/ds --dry-run"),
         ("Load what is new, with four processes", "python -m pipeline load --source /srv/ds --workers 4"),
         ("Try a hundred first", "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial"),
-        ("Go on with what was stopped", "python -m pipeline load --batch-id trial"),
+        ("Resume it with the same options", "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial"),
         ("Load everything again, as a new version", "python -m pipeline load --source /srv/ds --force"),
     ),
     "load-qwen": (

@@ -1,0 +1,347 @@
+"""Every command line and every statement in the documents is parsed, and runs where a test can run it.
+
+The blocks of a document run in their order, in a folder with the settings of both environments and a dataset. Paths
+such as /srv/datasets lead into the folder of the test. `make`, `pip` and `ssh` lines are checked and not run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from embedded_supabase.files import wait_until
+from embedded_supabase.postgres.installation import binaries
+from pipeline import cli
+from pipeline.config import Settings
+from pipeline.graph import tasks
+from pipeline.graph.luigid import answers
+from tests.services import (
+    REPOSITORY,
+    MakeDataset,
+    end_group,
+    environment_file,
+    free_port,
+    give_data,
+    subprocess_environment,
+)
+from tests.test_docs import CONTRIBUTING, DOCUMENTS, luigi_cfg, subcommands, words
+
+DOCS = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+SECONDS = 120
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CALL = re.compile(r"(?:python -m pipeline|(?<![\w/.-])pipeline) (?=[a-z-]+\b)([^|;&>)\n]*)")
+_BARE = re.compile(r"luigi --module pipeline ([^|;&>)\n]*)")
+_LUIGI_OPTIONS = {"--workers", "--local-scheduler"}
+
+#: What runs before a document's own blocks.
+_LOAD = "python -m pipeline load --source /srv/datasets/RRS_Dataset --batch-id b1"
+_ANNOTATE = "python -m pipeline load-qwen --file /srv/datasets/qwen_annotations.json --batch-id q1"
+_LUIGID = "luigid --address 127.0.0.1 --port 8082"
+PRELUDES: dict[str, tuple[str, ...]] = {
+    "docs/guides/annotations.md": (_LOAD,),
+    "docs/guides/reset-and-verify.md": (_LOAD, f"{_LOAD.removesuffix('b1')}b2 --force"),
+    "docs/guides/several-machines.md": (_LUIGID, _LOAD),
+    "docs/guides/your-app.md": (_LOAD, _ANNOTATE),
+    "docs/reference/commands.md": (_LUIGID, f"{_LOAD} --limit 2"),
+    "docs/reference/rejects.md": (_LOAD,),
+}
+#: Documents that begin with `up`, on a machine without settings.
+ALONE = ("README.md", "docs/tutorial.md")
+#: Parts of a Supabase project that example policies name.
+_SUPABASE = """
+CREATE SCHEMA auth;
+CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql AS $$ SELECT gen_random_uuid() $$;
+CREATE SCHEMA storage;
+CREATE TABLE storage.objects (bucket_id text);
+"""
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Yield language and content of each block."""
+    for match in _BLOCK.finditer(text):
+        yield match[1], match[2]
+
+
+def lines(block: str) -> list[str]:
+    """Return the command lines of a shell block."""
+    joined = block.replace("\\\n", " ").splitlines()
+    return [line for line in map(str.strip, joined) if line and not line.startswith("#")]
+
+
+def shell_lines(text: str) -> list[str]:
+    return [line for language, block in blocks(text) if language == "sh" for line in lines(block)]
+
+
+def words_of(call: str) -> list[str]:
+    return shlex.split(call.replace('"', " "), comments=True)
+
+
+# Every line is parsed
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_call_of_a_command_is_one_that_the_parser_takes(name: str) -> None:
+    inline = [code for code in words(DOCS[name]) if "…" not in code and "COMMAND" not in code]
+    for text in (*inline, *shell_lines(DOCS[name])):
+        for call in _CALL.findall(text.replace("$(pipeline", "$( pipeline")):
+            arguments = words_of(call)
+            if "--help" in arguments:
+                continue
+            assert cli.parser().parse_args(arguments).command is not None, call
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_call_of_the_luigi_command_names_a_task_and_its_options(name: str) -> None:
+    for call in _BARE.findall("\n".join([*words(DOCS[name]), *shell_lines(DOCS[name])])):
+        family, *arguments = words_of(call)
+        if family == "…":
+            continue
+        parameters: list[tuple[str, object]] = getattr(tasks, family).get_params()
+        known = {f"--{parameter.replace('_', '-')}" for parameter, _ in parameters} | _LUIGI_OPTIONS
+        assert {one for one in arguments if one.startswith("--")} <= known, call
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_command_in_the_text_has_the_options_that_it_is_named_with(name: str) -> None:
+    parsers = subcommands()
+    for code in words(DOCS[name]):
+        command, *arguments = code.split()
+        if command in parsers:
+            known = {option for action in parsers[command]._actions for option in action.option_strings}
+            assert {one for one in arguments if one.startswith("-")} <= known, code
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_blocks_have_a_language_and_json_is_json(name: str) -> None:
+    text = DOCS[name]
+    assert text.count("```") == 2 * len(list(blocks(text)))
+    for language, block in blocks(text):
+        assert language in {"sh", "sql", "json", "python", "js", "text", "mermaid"}, language
+        if language == "json":
+            json.loads(block)
+
+
+# Every line runs
+
+
+class Shell:
+    """A folder in which the lines of a document run.
+
+    Arguments:
+        root: the folder that /srv and /tmp stand for; the working directory is below it.
+    """
+
+    def __init__(self, root: Path, settings: Settings) -> None:
+        self.folder, self.settings = root / "work", settings
+        self._root = root
+        self._started: list[subprocess.Popen[str]] = []
+
+    def run(self, line: str) -> None:
+        """Run a line, or check it where a test cannot run it."""
+        for pattern, check in _CHECKED.items():
+            if match := re.match(pattern, line):
+                check(match)
+                return
+        if line.startswith("luigid "):
+            self._start_luigid(line)
+            return
+        ended = self._bash(self._here(line))
+        assert ended.returncode in _codes(line), f"{line}\n{ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        if line.startswith("cp .env.example"):
+            self.fill_in(self.folder / ".env.production")
+
+    def execute(self, statements: str) -> None:
+        """Run SQL as the owner of the tables."""
+        with closing(psycopg2.connect(self.settings.database_url.reveal())) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statements)
+
+    def run_python(self, program: str) -> None:
+        """Run the task `Nightly` of a module with Luigi's own command."""
+        (self.folder / "nightly.py").write_text(self._here(program), encoding="utf-8")
+        ended = self._bash("luigi --module nightly Nightly --local-scheduler")
+        assert ended.returncode == 0, ended.stderr
+
+    def fill_in(self, path: Path) -> None:
+        """Add settings to a file of variables, as its reader does."""
+        with path.open("a", encoding="utf-8") as file:
+            file.write(environment_file(self.settings))
+            file.write(f"DATASET_DIR={self._root}/srv/datasets/RRS_Dataset\n")
+
+    def close(self) -> None:
+        """Stop what the lines started."""
+        for process in self._started:
+            end_group(process)
+        if (self.folder / ".pipeline" / "postgres").exists():
+            assert self._bash("python -m pipeline down").returncode == 0
+
+    def _bash(self, line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-c", line],
+            cwd=self.folder,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=SECONDS,
+            check=False,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        environment = subprocess_environment()
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}:{binaries()}"
+        environment["PYTHONPATH"] += f":{self.folder}"
+        return environment
+
+    def _here(self, line: str) -> str:
+        """Return a line with its paths below this folder; samples are small, and a worker does not wait for work."""
+        line = re.sub(r"(?<![\w.])/(srv|tmp)(?=/)", rf"{self._root}/\1", line)
+        line = re.sub(r"--recognitions \d+", "--recognitions 20", line)
+        line = line.replace("/object/sign/recognitions/", f"/object/sign/{self.settings.bucket}/")
+        if " worker " in line:
+            line = re.sub(r" --idle \d+", "", line) + " --idle 0"
+        return line
+
+    def _start_luigid(self, line: str) -> None:
+        """Start luigid at a free port of loopback, and name that in luigi.cfg."""
+        port = free_port()
+        line = re.sub(r"--address \S+", "--address 127.0.0.1", re.sub(r"--port \d+", f"--port {port}", line))
+        with (self.folder / "luigid.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {line} --state-path luigid.state"],
+                cwd=self.folder,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+        self._started.append(process)
+        url = f"http://127.0.0.1:{port}"
+        assert wait_until(lambda: answers(url) or process.poll() is not None, SECONDS)
+        assert process.poll() is None
+        configuration = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
+        changed = configuration.replace("http://127.0.0.1:8082/", f"{url}/")
+        (self.folder / "luigi.cfg").write_text(changed, encoding="utf-8")
+
+
+def _codes(line: str) -> set[int]:
+    """Return the exit codes that a line may end with: what --check finds on this machine is not the document's."""
+    return {0, 2, 3} if " --check" in line else {0}
+
+
+def _check_make(match: re.Match[str]) -> None:
+    assert f"\n{match[1]}:" in (REPOSITORY / "Makefile").read_text(encoding="utf-8"), match[0]
+
+
+def _check_extra(match: re.Match[str]) -> None:
+    assert f'"{match[1]}"' in (REPOSITORY / "setup.py").read_text(encoding="utf-8"), match[0]
+
+
+def _check_tests(match: re.Match[str]) -> None:
+    assert (REPOSITORY / match[1]).is_file(), match[0]
+
+
+def _check_port(match: re.Match[str]) -> None:
+    assert f":{match[1]}/" in luigi_cfg()["core"]["scheduler_url"], match[0]
+
+
+def _run_elsewhere(match: re.Match[str]) -> None:
+    """Leave a line to another test."""
+
+
+#: Lines that a test must not run, and what holds of them.
+_CHECKED: dict[str, Callable[[re.Match[str]], None]] = {
+    r"make (\S+)": _check_make,
+    r"pip install (?:-e )?'\.\[(\w+)\]'$": _check_extra,
+    r"pip install (?:--upgrade )?\.$": _run_elsewhere,  # tests/test_packaging.py
+    r"python3 -m venv \.venv && \. \.venv/bin/activate$": _run_elsewhere,  # tests/test_packaging.py
+    r"crontab crontab\.example$": _run_elsewhere,  # tests/test_cron.py runs each of its lines
+    r"\.venv/bin/python -m pytest -q (\S+)$": _check_tests,
+    r"ssh -N -L (\d+):127\.0\.0\.1:\1 first-machine$": _check_port,
+}
+
+
+@pytest.fixture
+def shell(
+    request: pytest.FixtureRequest,
+    short_folder: Path,
+    clean_environment: None,
+    settings: Settings,
+    own_dataset: MakeDataset,
+    made_data: Path,
+) -> Iterator[Shell]:
+    """A shell for the document that the test names, with what its first line expects."""
+    name = request.node.callspec.params["name"]
+    # The user of an embedded PostgreSQL must be able to reach this folder, so it is not below tmp_path.
+    root = short_folder / uuid.uuid4().hex
+    root.mkdir(mode=0o711)
+    work, datasets = root / "work", root / "srv" / "datasets"
+    for folder in (work, datasets, root / "srv" / "www", root / "tmp"):
+        folder.mkdir(parents=True)
+    (Path.home() / ".zfunc").mkdir()
+    dataset = own_dataset(12).rename(datasets / "RRS_Dataset")
+    for link in (datasets / "2025-10", root / "srv" / "ds"):
+        link.symlink_to(dataset)
+    for copy in (datasets / "qwen_annotations.json", work / "new.json"):
+        shutil.copy(dataset / "qwen_annotations.json", copy)
+    for file in ("luigi.cfg", ".env.example", "crontab.example"):
+        shutil.copy(REPOSITORY / file, work)
+    shell = Shell(root, settings)
+    if name not in ALONE:
+        shell.fill_in(work / ".env.local")
+        shell.fill_in(work / ".env.production")
+    if "python -m pipeline up" in shell_lines(DOCS[name]):
+        give_data(work / ".pipeline", made_data)
+    elif ".pipeline/env" in DOCS[name]:
+        (work / ".pipeline").mkdir()
+        shell.fill_in(work / ".pipeline" / "env")
+    with closing(shell):
+        yield shell
+    shutil.rmtree(root)
+
+
+RUNS = {"sh", "sql", "python"}
+#: Documents whose lines take about ten seconds; those of the README run with every test.
+SLOW = ("docs/tutorial.md", "docs/reference/commands.md")
+RUNNING = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name, text in DOCS.items()
+    if not RUNS.isdisjoint(dict(blocks(text)))
+]
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_every_block_of_a_document_runs(name: str, shell: Shell) -> None:
+    if "auth.uid()" in DOCS[name]:
+        shell.execute(_SUPABASE)
+    for line in PRELUDES.get(name, ()):
+        shell.run(line)
+    for language, block in blocks(DOCS[name]):
+        if language == "sh":
+            for line in lines(block):
+                shell.run(line)
+        elif language == "sql":
+            shell.execute(block)
+        elif language == "python":
+            shell.run_python(block)
+
+
+def test_contributing_names_the_rooms_that_there_are() -> None:
+    rooms = set(re.findall(r"`(pipeline/[a-z]+/)`", CONTRIBUTING))
+    there = {f"pipeline/{path.parent.name}/" for path in (REPOSITORY / "pipeline").glob("*/__init__.py")}
+    assert rooms == there
