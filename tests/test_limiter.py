@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -94,7 +95,7 @@ def test_the_ceiling_is_tried_again_at_intervals_that_grow(clock: SimpleNamespac
         if limiter.limit == 8:
             tries.append(tick / 10)
             refuse(limiter)
-    gaps = [round(after - before) for before, after in zip(tries, tries[1:], strict=False)]
+    gaps = [round(after - before) for before, after in itertools.pairwise(tries)]
     assert round(tries[0]) == 2
     assert gaps[:4] == [4, 8, 16, 30]
     assert set(gaps[4:]) == {30}

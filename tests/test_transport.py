@@ -174,7 +174,7 @@ def test_half_an_answer_is_none(plain: ScriptedServer, streams: bool) -> None:
 
 
 def test_a_response_with_two_lengths_is_not_read(plain: ScriptedServer) -> None:
-    plain.will(Answer(body=1, headers={"Content-Length": "1"}))  # beside the server's own
+    plain.will(Answer(body=1, headers={"Content-Length": "2"}))  # beside the server's own
     found = failure(plain.url)
     assert isinstance(found, StorageUnavailable)
     assert "InvalidHeader" in found.message

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.dataset.documents import MAXIMUM_DEPTH
-from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, camera_of, usual_sources
-from pipeline.dataset.records import MAXIMUM_BIGINT, is_text
+from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, usual_sources
+from pipeline.dataset.records import is_text
 from pipeline.errors import BadInput, UsageError
 
 ANNOTATIONS = "qwen_annotations.json"

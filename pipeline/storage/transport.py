@@ -31,8 +31,6 @@ CONNECT_TIMEOUT = 10.0
 #: Seconds between two bytes of a response.
 READ_TIMEOUT = 60.0
 
-_TIMEOUT = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT)
-
 
 class _SendsLongBodies:
     """A connection whose time limit for sending grows with the body; urllib3 applies that of connecting to both."""
@@ -112,7 +110,7 @@ class Transport:
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
-                timeout=_TIMEOUT,
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
                 preload_content=False,
                 decode_content=False,
             )
