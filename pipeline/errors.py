@@ -34,7 +34,12 @@ class PipelineError(Exception):
     Arguments:
         message: what happened, one sentence, free of secrets.
         hint: what to do, one sentence; empty when there is nothing to advise.
+
+    Attributes:
+        is_recorded: it is on record as the failure of a task.
     """
+
+    is_recorded = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

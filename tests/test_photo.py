@@ -199,7 +199,7 @@ def test_a_decompression_bomb_is_refused_before_memory_is_taken(
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", decode)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", decode)
     assert refusal(with_size(encoded(), width, height)) == "photo_too_large"
 
 

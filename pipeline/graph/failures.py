@@ -70,13 +70,9 @@ class FailureLog:
         self._file.write(json.dumps(asdict(failure)).encode() + b"\n")
 
     def read(self) -> list[Failure]:
-        """Return the failures in their order; one that follows itself, as at each level of the graph, counts once."""
-        found: list[Failure] = []
-        for line in os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size, 0).splitlines():
-            failure = Failure(**json.loads(line))
-            if not found or (found[-1].error, found[-1].message) != (failure.error, failure.message):
-                found.append(failure)
-        return found
+        """Return the failures in their order."""
+        content = os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size, 0)
+        return [Failure(**json.loads(line)) for line in content.splitlines()]
 
     def clear(self) -> None:
         """Forget all failures."""

@@ -172,6 +172,10 @@ class Run:
         A service that is away is away for the other tasks as well, each of which would retry for minutes.
         """
         failure = Failure.of(task, exception)
+        if isinstance(exception, PipelineError):
+            if exception.is_recorded:  # for a task that this one requires
+                return failure
+            exception.is_recorded = True
         self.failures.add(failure)
         if isinstance(exception, TransientError):
             self._unavailable.value += 1
