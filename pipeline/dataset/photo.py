@@ -18,7 +18,6 @@ from pipeline.errors import BadInput
 MAXIMUM_PIXELS = 120_000_000
 #: The coefficients of a progressive picture are in memory whole while it is decoded, so one at a time is decoded.
 MAXIMUM_COEFFICIENT_BYTES = 100 << 20
-_EIGHTH = 8
 
 _progressive = threading.Lock()
 
@@ -89,7 +88,8 @@ def check_photo(content: bytes) -> Dimensions:
     colours = "CMYK" if len(header.sampling) == 4 else "GRAY"
     try:
         with _progressive if needed else contextlib.nullcontext():
-            simplejpeg.decode_jpeg(content, colours, fastdct=True, fastupsample=True, min_factor=_EIGHTH, strict=True)
+            # With a minimum of one pixel it takes the smallest scale, an eighth.
+            simplejpeg.decode_jpeg(content, colours, fastdct=True, fastupsample=True, min_height=1, min_width=1)
     except ValueError as exc:
         raise _refusal(content, "cannot be decoded") from exc
     return Dimensions(header.width, header.height, header.orientation)
