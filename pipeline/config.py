@@ -27,22 +27,50 @@ KEY = "SUPABASE_SERVICE_ROLE_KEY"
 DATABASE = "DATABASE_URL"
 REQUIRED = (URL, KEY, DATABASE)
 
-_secrets: set[str] = set()
 _USERINFO = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]*@")
 _JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _SUPABASE_KEY = re.compile(r"\bsb_secret_[A-Za-z0-9_-]+")
 _PASSWORD = re.compile(r"(?i)\b(password|sslpassword)=('[^']*'|[^\s&'\"]+)")
 
 
+class Redactor:
+    """Remove secrets from texts: those that this process knows, and everything that has the form of one."""
+
+    def __init__(self) -> None:
+        self._secrets: set[str] = set()
+
+    def add(self, secret: str) -> None:
+        """Learn a secret; one of fewer than six characters could be a part of any word."""
+        if len(secret) >= 6:
+            self._secrets.add(secret)
+
+    def redact(self, text: str) -> str:
+        """Return the text with `***` in place of each secret."""
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        text = _USERINFO.sub(r"\1:***@", text)
+        text = _PASSWORD.sub(r"\1=***", text)
+        text = _JWT.sub("***", text)
+        return _SUPABASE_KEY.sub("***", text)
+
+
+#: The secrets of this process. Log handlers and excepthooks belong to the process as well, and need all of them.
+_redactor = Redactor()
+
+
+def redact(text: str) -> str:
+    """Return the text without any key or password that this process knows, nor anything that has the form of one."""
+    return _redactor.redact(text)
+
+
 class Secret:
-    """Hold a text that shows itself only when asked with `reveal()`."""
+    """A text that is shown only by `reveal()`."""
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
         self._text = text
-        if len(text) >= 6:
-            _secrets.add(text)
+        _redactor.add(text)
 
     def reveal(self) -> str:
         """Return the text."""
@@ -59,16 +87,6 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._text)
-
-
-def redact(text: str) -> str:
-    """Return the text without any key or password that this process knows of, nor anything shaped like one."""
-    for secret in sorted(_secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    text = _USERINFO.sub(r"\1:***@", text)
-    text = _PASSWORD.sub(r"\1=***", text)
-    text = _JWT.sub("***", text)
-    return _SUPABASE_KEY.sub("***", text)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJlLW9mLXRo
 
 @pytest.fixture(autouse=True)
 def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_secrets", set())
+    monkeypatch.setattr(config, "_redactor", config.Redactor())
 
 
 def dotenv(values: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put logging back as it was: it belongs to the whole process."""
-    monkeypatch.setattr(config, "_secrets", set())
+    monkeypatch.setattr(config, "_redactor", config.Redactor())
     levels = {name: logging.getLogger(name).level for name in NAMES}
     handlers = list(logging.getLogger().handlers)
     interface = logging.getLogger("luigi-interface")

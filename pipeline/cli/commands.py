@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.graph.memory import bound_memory
 from pipeline.graph.run import registry
 from pipeline.graph.signals import Interrupts
-from pipeline.observe.logger import configure_logging, let_go, say
+from pipeline.observe.logger import configure_logging, redirect_to_null, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if exc.filename is not None:
             raise
         # The reader of the output has gone, or its disk is full.
-        let_go(sys.stdout)
+        redirect_to_null(sys.stdout)
         if not isinstance(exc, BrokenPipeError):
             say(f"Error: The output cannot be written: {exc.strerror}.")
             code = code or UNFINISHED

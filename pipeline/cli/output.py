@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.observe.logger import let_go, say
+from pipeline.observe.logger import redirect_to_null, say
 
 
 def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: str) -> None:
@@ -18,7 +18,7 @@ def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: st
     try:
         print(json.dumps(value, ensure_ascii=False, default=str) if options.json else text)
     except BrokenPipeError:  # the reader has gone; the outcome of the command is the same
-        let_go(sys.stdout)
+        redirect_to_null(sys.stdout)
 
 
 def print_error(error: PipelineError, verbose: bool) -> None:

@@ -1,8 +1,7 @@
-"""Logging: one configuration, lines such as `[INFO] discover: 2000 recognitions`, and no secret in any of them."""
+"""Logging: one configuration, lines such as `[INFO] discover: 2000 recognitions`, without secrets."""
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -12,6 +11,8 @@ import zlib
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
+from pythonjsonlogger import json
+
 from pipeline.config import redact
 from pipeline.errors import PipelineError
 
@@ -19,11 +20,11 @@ _sayings = logging.getLogger("pipeline.say")
 
 
 class RedactingFormatter(logging.Formatter):
-    """Format a record as `[LEVEL] message`, secrets blotted out; an error of ours needs no traceback but its sentence.
+    """Format a record as `[LEVEL] message` without secrets; an error of the pipeline is its sentence and its hint.
 
     Arguments:
-        timestamp: begin with the time, where nobody is watching.
-        tracebacks: show them for our own errors as well.
+        timestamp: begin with the time.
+        tracebacks: show the traceback of an error of the pipeline as well.
     """
 
     def __init__(self, timestamp: bool, tracebacks: bool) -> None:
@@ -42,39 +43,36 @@ class RedactingFormatter(logging.Formatter):
         return super().formatException(ei)
 
 
-class JsonFormatter(RedactingFormatter):
-    """Format a record as one JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, what else is known."""
+class JsonFormatter(json.JsonFormatter):
+    """Format a record as one JSON object: `time` (RFC 3339, UTC), `level`, `logger`, `message`, and further fields."""
 
     def __init__(self, tracebacks: bool) -> None:
-        super().__init__(timestamp=False, tracebacks=tracebacks)
+        super().__init__(json_ensure_ascii=False)
+        self._text = RedactingFormatter(timestamp=False, tracebacks=tracebacks)
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without secrets."""
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        """Fill in the fields; secrets are redacted before a quote or a backslash in them is escaped."""
         moment = datetime.fromtimestamp(record.created, timezone.utc)
-        entry: dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": redact(record.getMessage()),
-            # Before a quote or a backslash in a secret is escaped, and hidden from who looks for it.
-            **{name: _redacted(value) for name, value in getattr(record, "fields", {}).items()},
-        }
+        log_data["time"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        log_data["level"] = record.levelname.lower()
+        log_data["logger"] = record.name
+        log_data["message"] = redact(record.getMessage())
+        log_data.update({name: _redacted(value) for name, value in getattr(record, "fields", {}).items()})
         if record.exc_info:
-            entry["exception"] = redact(self.formatException(record.exc_info))
+            log_data["exception"] = redact(self._text.formatException(record.exc_info))
         if record.stack_info:
-            entry["stack"] = redact(record.stack_info)
-        return json.dumps(entry, ensure_ascii=False)
+            log_data["stack"] = redact(record.stack_info)
 
 
 def _redacted(value: object) -> object:
-    """Return a field of a line without secrets: numbers as they are, anything else as text."""
+    """Return a field without secrets: numbers as they are, anything else as text."""
     return value if value is None or isinstance(value, (bool, int, float)) else redact(str(value))
 
 
-class _Seldom(logging.Filter):
-    """Of warnings that differ in numbers and names alone, let one a minute through, of all workers together.
+class _RateLimit(logging.Filter):
+    """Pass one warning a minute of those that differ in their arguments alone, of all forked processes together.
 
-    A service that comes and goes for hours is then told in so few lines that somebody reads them.
+    A service that comes and goes for hours then gives few enough lines to be read.
     """
 
     _SECONDS = 60.0
@@ -95,15 +93,15 @@ class _Seldom(logging.Filter):
         return True
 
 
-class _LastWords(logging.Filter):
-    """Of Luigi's errors, let through the one that ends its command; a task's failure we tell ourselves."""
+class _FatalErrors(logging.Filter):
+    """Pass only the error of Luigi that ends its command; the pipeline reports failed tasks itself."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno != logging.ERROR or record.funcName == "run_with_retcodes"
 
 
 def printable(text: str) -> str:
-    """Return a line with its control characters escaped, so that a file's name cannot pass for a line of ours."""
+    """Return a line with its control characters escaped, so that a file's name cannot look like a log line."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -113,30 +111,32 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
-    """Tell whoever started this: on stderr as it is, or as a line of JSON, with fields, where these were asked for."""
+    """Print a message for the user on stderr; with `--log-format json`, as an object with the fields."""
     if writes_json():
         _sayings.log(level, text, extra={"fields": fields})
     elif sys.stderr is not None:
         try:
             print(redact(text), file=sys.stderr)
         except OSError:  # the terminal was closed
-            let_go(sys.stderr)
+            redirect_to_null(sys.stderr)
 
 
-def let_go(stream: TextIO) -> None:
-    """Send what a stream has, and will have, to nowhere: its other end is gone, and Python would try again at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+def redirect_to_null(stream: TextIO) -> None:
+    """Discard what a stream has buffered and will be given: its reader is gone, and Python would flush it at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def writes_json() -> bool:
-    """Return whether lines of JSON were asked for."""
+    """Return whether `--log-format json` is in force."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
 def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
-    """Send warnings to stderr, each once a minute; with `verbose` all, and the steps of the work. Replaces the former.
+    """Send warnings to stderr, each once a minute; with `verbose` all of them, and the steps of the work.
+
+    A former configuration by this function is replaced.
 
     Arguments:
         log_format: `text`, or `json` for one object a line.
@@ -147,19 +147,19 @@ def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
     handler.setFormatter(JsonFormatter(tracebacks=verbose) if log_format == "json" else text)
     root = logging.getLogger()
     for former in list(root.handlers):
-        if isinstance(former, logging.StreamHandler) and isinstance(former.formatter, RedactingFormatter):
+        if isinstance(former.formatter, (RedactingFormatter, JsonFormatter)):
             root.removeHandler(former)
     if not verbose:
-        handler.addFilter(_Seldom())
+        handler.addFilter(_RateLimit())
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     _sayings.setLevel(logging.INFO)
     logging.getLogger("pipeline").setLevel(logging.INFO if verbose else logging.WARNING)
-    # Luigi tells of every task it schedules; what the user wants to know of a task we say ourselves.
+    # Luigi logs every task that it schedules; the pipeline reports what the user wants to know of a task.
     logging.getLogger("luigi").setLevel(logging.WARNING)
     interface = logging.getLogger("luigi-interface")
     interface.setLevel(logging.INFO if verbose else logging.ERROR)
-    for former_filter in [one for one in interface.filters if isinstance(one, _LastWords)]:
+    for former_filter in [one for one in interface.filters if isinstance(one, _FatalErrors)]:
         interface.removeFilter(former_filter)
     if not verbose:
-        interface.addFilter(_LastWords())
+        interface.addFilter(_FatalErrors())
