@@ -1,21 +1,15 @@
-"""Photos of canteen trays that nobody took: drawn once, then put together from ready-made pieces of JPEG.
-
-Encoding a picture costs milliseconds, and a large sample has hundreds of thousands of them. A baseline JPEG whose
-restart interval is one MCU (ITU-T T.81, B.2.4.4 and E.1.4) decodes each MCU without looking at its neighbours, so that
-the encoded MCUs of two pictures with the same tables may be exchanged byte for byte. A *cell* is such an MCU, 16 x 16
-pixels. Trays and dishes are drawn, encoded and cut into cells once; a photo is then a matter of joining bytes.
-"""
+"""Photos of canteen trays: trays and dishes are drawn once, then pasted together and encoded for each photo."""
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
 from PIL import Image, ImageChops, ImageDraw
 
+#: Pixels of a cell, the unit in which places on a tray are given.
 CELL = 16
 CAMERAS = ("Main", "Qualifying")
 TINTS = 4
@@ -24,11 +18,9 @@ Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
 _QUALITY = 75
-# Luminance noise of +-8: what makes a photo of 1280 x 720 weigh about 125 KB, as those of a real till do.
-_NOISE = 0.065
+# Luminance noise of +-10: what makes a photo of 1280 x 720 weigh about 125 KB, as those of a real till do.
+_NOISE = 0.078
 _BACKGROUNDS = 4
-_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_RESTARTS = tuple(bytes((0xFF, 0xD0 + number)) for number in range(8))
 
 
 @dataclass(frozen=True)
@@ -78,9 +70,10 @@ class Photo:
 
 @dataclass(frozen=True)
 class _Sprite:
-    """A dish cut into cells: a row is its first column and its cells; boxes are relative to the left upper corner."""
+    """A dish and what of its picture is not tray; boxes are relative to the left upper corner."""
 
-    rows: tuple[tuple[int, list[bytes]], ...]
+    image: Image.Image
+    mask: Image.Image
     dish: Box
     plate: Box | None
 
@@ -117,7 +110,7 @@ class Layout:
 
 
 class Camera:
-    """One of the two cameras: its view of the empty tray and of every dish, encoded once.
+    """One of the two cameras: its view of the empty tray and of every dish, drawn once.
 
     Arguments:
         seed: of the dataset.
@@ -129,38 +122,23 @@ class Camera:
         self._seed, self._number = seed, number
         self._tray: Colour = ((176, 158, 132), (158, 150, 138))[number]
         self._scale = (0.94, 0.86)[number]
-        self._across = -(-size[0] // CELL)
         tray = _draw_tray(size, self._tray, Layout(size), number)
-        self._backgrounds = []
-        for variant in range(_BACKGROUNDS):
-            self._head, cells = _cut(_encode(_noisy(tray, Random(f"{seed}:tray:{number}:{variant}"))))
-            self._backgrounds.append([cells[i : i + self._across] for i in range(0, len(cells), self._across)])
-        count = len(self._backgrounds[0]) * self._across
-        self._restarts = [_RESTARTS[i % 8] for i in range(count - 1)]
+        self._backgrounds = [_noisy(tray, Random(f"{seed}:tray:{number}:{variant}")) for variant in range(_BACKGROUNDS)]
         self._sprites: dict[tuple[Look, int], _Sprite] = {}
 
     def photograph(self, dishes: Sequence[tuple[Look, Place]], random: Random, comment: str) -> Photo:
-        """Return a photo of the dishes at their places; `comment` goes into the file and makes it the only one of it.
-
-        Each row of the empty tray comes from one of several pictures of it, by chance, so that pixels differ too.
-        """
-        choice = random.choices(self._backgrounds, k=len(self._backgrounds[0]))
-        rows = [list(background[y]) for y, background in enumerate(choice)]
+        """Return a photo of the dishes at their places; `comment` goes into the file and makes it unique."""
+        image = random.choice(self._backgrounds).copy()
         boxes: list[Box] = []
         plates: list[Box | None] = []
         for look, place in dishes:
             sprite = self._sprite(look, place.side)
-            for y, (first, cells) in enumerate(sprite.rows, place.y):
-                rows[y][place.x + first : place.x + first + len(cells)] = cells
+            image.paste(sprite.image, (place.x * CELL, place.y * CELL), sprite.mask)
             boxes.append(_moved(sprite.dish, place))
             plates.append(_moved(sprite.plate, place) if sprite.plate else None)
-        scan: list[bytes] = [b""] * (2 * len(self._restarts) + 1)
-        scan[0::2] = [cell for row in rows for cell in row]
-        scan[1::2] = self._restarts
-        text = comment.encode()
-        remark = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
-        content = b"".join((self._head[:2], remark, self._head[2:], *scan, b"\xff\xd9"))
-        return Photo(content, tuple(boxes), tuple(plates))
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=_QUALITY, subsampling="4:2:0", comment=comment.encode())
+        return Photo(file.getvalue(), tuple(boxes), tuple(plates))
 
     def _sprite(self, look: Look, side: int) -> _Sprite:
         sprite = self._sprites.get((look, side))
@@ -200,24 +178,6 @@ def _moved(box: Box, place: Place) -> Box:
     return (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
 
 
-def _encode(image: Image.Image) -> bytes:
-    # The tables must be the same for every picture: no optimisation, one quality, one subsampling.
-    file = io.BytesIO()
-    image.save(
-        file, "JPEG", quality=_QUALITY, subsampling="4:2:0", optimize=False, progressive=False, restart_marker_blocks=1
-    )
-    return file.getvalue()
-
-
-def _cut(content: bytes) -> tuple[bytes, list[bytes]]:
-    """Return the headers up to and with SOS, and the cells, row by row."""
-    at, marker = 2, 0
-    while marker != 0xDA:
-        marker = content[at + 1]
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return content[:at], _RESTART.split(content[at:-2])
-
-
 def _noisy(image: Image.Image, random: Random) -> Image.Image:
     noise = Image.frombytes("L", image.size, random.randbytes(image.width * image.height))
     noise = noise.point([round(128 + (value - 127.5) * _NOISE) for value in range(256)])
@@ -247,7 +207,7 @@ def _draw_tray(size: tuple[int, int], colour: Colour, layout: Layout, number: in
 
 
 def _make_sprite(look: Look, side: int, tray: Colour, scale: float, random: Random) -> _Sprite:
-    """Draw a dish at twice its size, halve it, and keep the cells that show more than the tray."""
+    """Draw a dish at twice its size, and halve it."""
     pixels = side * CELL
     across = int(pixels * scale)
     left, top = (random.randrange(pixels - across + 1) for _ in range(2))
@@ -263,14 +223,9 @@ def _make_sprite(look: Look, side: int, tray: Colour, scale: float, random: Rand
         _draw_plate(canvas, plate)
     _draw_dish(canvas, dish, look, random)
     small = canvas.resize((pixels, pixels), Image.Resampling.BOX)
-    shown = ImageChops.difference(small, Image.new("RGB", small.size, tray))
-    _, cells = _cut(_encode(_noisy(small, random)))
-    rows = []
-    for y in range(side):
-        box = shown.crop((0, y * CELL, pixels, (y + 1) * CELL)).getbbox()
-        first, end = (box[0] // CELL, -(-box[2] // CELL)) if box else (0, 0)
-        rows.append((first, cells[y * side + first : y * side + end]))
-    return _Sprite(tuple(rows), dish, plate if look.style.plate else None)
+    shown = ImageChops.difference(small, Image.new("RGB", small.size, tray)).convert("L")
+    mask = shown.point([0] + 255 * [255])
+    return _Sprite(_noisy(small, random), mask, dish, plate if look.style.plate else None)
 
 
 def _inner(box: Box, factor: float) -> Box:
