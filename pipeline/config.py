@@ -1,4 +1,4 @@
-"""Settings: which environment, from which file, and never a secret in plain sight.
+"""Settings of the three environments, and the redaction of secrets.
 
 | environment | chosen by                            | settings from                             |
 | ----------- | ------------------------------------ | ----------------------------------------- |
@@ -6,7 +6,7 @@
 | embedded    | default, when it does not            | `PIPELINE_HOME/env`, written by `up`      |
 | production  | `--production`                       | `.env.production`                         |
 
-The process environment wins over the file.
+A variable of the process environment overrides the file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -34,19 +35,22 @@ _PASSWORD = re.compile(r"(?i)\b(password|sslpassword)=('[^']*'|[^\s&'\"]+)")
 
 
 class Redactor:
-    """Remove secrets from texts: those that this process knows, and everything that has the form of one."""
+    """Replace known secrets, and text shaped like one, by `***`."""
+
+    #: Shorter texts are not added: replacing them would garble unrelated text.
+    _MIN_LENGTH = 6
 
     def __init__(self) -> None:
         self._secrets: set[str] = set()
 
-    def add(self, secret: str) -> None:
-        """Learn a secret; one of fewer than six characters could be a part of any word."""
-        if len(secret) >= 6:
-            self._secrets.add(secret)
+    def add(self, text: str) -> None:
+        """Make a secret known."""
+        if len(text) >= self._MIN_LENGTH:
+            self._secrets.add(text)
 
     def redact(self, text: str) -> str:
-        """Return the text with `***` in place of each secret."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
+        """Return the text without secrets."""
+        for secret in sorted(self._secrets, key=len, reverse=True):  # a secret may contain another one
             text = text.replace(secret, "***")
         text = _USERINFO.sub(r"\1:***@", text)
         text = _PASSWORD.sub(r"\1=***", text)
@@ -54,23 +58,29 @@ class Redactor:
         return _SUPABASE_KEY.sub("***", text)
 
 
-#: The secrets of this process. Log handlers and excepthooks belong to the process as well, and need all of them.
-_redactor = Redactor()
+@cache
+def process_redactor() -> Redactor:
+    """Return the redactor that every Secret of this process is added to.
+
+    It is one for the process, not for a run: a log line, an error or a task parameter may show the secret of any of
+    the process's runs.
+    """
+    return Redactor()
 
 
 def redact(text: str) -> str:
-    """Return the text without any key or password that this process knows, nor anything that has the form of one."""
-    return _redactor.redact(text)
+    """Return the text without any secret of this process, or anything shaped like one."""
+    return process_redactor().redact(text)
 
 
 class Secret:
-    """A text that is shown only by `reveal()`."""
+    """Hold a text that only `reveal()` shows, and make it known to the redactor of the process."""
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
         self._text = text
-        _redactor.add(text)
+        process_redactor().add(text)
 
     def reveal(self) -> str:
         """Return the text."""
@@ -88,17 +98,20 @@ class Secret:
     def __hash__(self) -> int:
         return hash(self._text)
 
+    def __reduce__(self) -> tuple[type[Secret], tuple[str]]:
+        return (Secret, (self._text,))  # so that the process that unpickles it redacts it, too
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """Values of `[pipeline]` in luigi.cfg, each overridable by `PIPELINE_<NAME>`.
+    """Values of the section `[pipeline]` in luigi.cfg; the variable `PIPELINE_<NAME>` overrides each.
 
     Attributes:
-        thread_count: upload threads of a worker process.
-        batch_size: recognitions of a shard, until a batch would have 1,000 tasks.
-        retry_max_attempts: further tries after the first, for a transient error.
-        retry_backoff_factor: base of the wait between tries: factor ** try seconds, with full jitter.
-        connection_pool_size: database connections that one process keeps at most.
+        thread_count: upload threads per worker process.
+        batch_size: recognitions per shard; more where the batch would have over 1,000 tasks.
+        retry_max_attempts: retries after a transient error.
+        retry_backoff_factor: retry n waits up to factor ** n seconds, with full jitter.
+        connection_pool_size: most database connections per process.
     """
 
     thread_count: int = 16
@@ -119,7 +132,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run needs to know of the outside."""
+    """The settings of one environment."""
 
     environment: str
     url: str
@@ -133,12 +146,12 @@ class Settings:
 
     @property
     def storage_url(self) -> str:
-        """Return the base address of the Storage API, without a trailing slash."""
+        """Return the base URL of the Storage API, without a trailing slash."""
         return f"{self.url}/storage/v1"
 
 
 def home_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of the embedded services, `PIPELINE_HOME` or `.pipeline`, as an absolute path."""
+    """Return the absolute path of the folder of the embedded services: `PIPELINE_HOME` or `.pipeline`."""
     return Path(environ.get("PIPELINE_HOME") or ".pipeline").expanduser().absolute()
 
 
@@ -148,13 +161,13 @@ def load_settings(
     environ: Mapping[str, str] = os.environ,
     directory: Path | None = None,
 ) -> Settings:
-    """Read the settings of the environment that is asked for.
+    """Read the settings of an environment.
 
     Arguments:
-        production: read `.env.production`, and nothing else in its place.
+        production: require `.env.production`.
         tuning: the section `[pipeline]` of luigi.cfg.
-        environ: the process environment; what it has wins over the file.
-        directory: where the files are looked for, the working directory by default.
+        environ: the process environment, which overrides the file.
+        directory: contains the files; by default the working directory.
 
     Raises:
         SettingsError: a file or a variable is missing or malformed.
@@ -164,12 +177,11 @@ def load_settings(
     values = _read(path) if path is not None else {}
     values.update({name: value for name, value in environ.items() if value})
 
-    where = str(path) if path is not None else "the process environment"
     missing = [name for name in REQUIRED if not values.get(name)]
     if missing:
         raise SettingsError(
-            f"Not set in {where} nor in the environment: {', '.join(missing)}.",
-            f"Add to {where}: {', '.join(missing)}; .env.example shows every variable.",
+            f"Not set in {path} or the process environment: {', '.join(missing)}.",
+            f"Add to {path}: {', '.join(missing)}; .env.example shows every variable.",
         )
     return Settings(
         environment=environment,
@@ -190,8 +202,8 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
         if not path.is_file():
             raise SettingsError(
                 f"--production needs the file {path}, which does not exist.",
-                "Copy .env.example to .env.production and fill it in; it may stay empty when the process "
-                "environment has the variables.",
+                "Copy .env.example to .env.production and fill it in. It may be empty if the process environment "
+                "has the variables.",
             )
         return "production", path
     path = directory / ".env.local"
@@ -214,7 +226,7 @@ def _read(path: Path) -> dict[str, str]:
     except UnicodeDecodeError as exc:
         raise SettingsError(f"{path} is not UTF-8 text.", "Save it as UTF-8.") from exc
     except OSError as exc:
-        raise SettingsError(f"{path} cannot be read: {exc.strerror}.", "Check its owner and mode.") from exc
+        raise SettingsError(f"{path} cannot be read: {exc.strerror}.", "Check its owner and permissions.") from exc
     return {name: value for name, value in read.items() if value}
 
 
@@ -224,11 +236,11 @@ def _project_url(text: str) -> str:
         parts = urlsplit(address)
         usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.username
         usable = usable and parts.port != 0
-    except ValueError:  # a bracket that is not closed, a port that is no number
+    except ValueError:  # for example an invalid port
         usable = False
     if not usable:
         raise SettingsError(
-            f"{URL} is not an address of the form https://<project>.supabase.co.", "Copy it from Project Settings, API."
+            f"{URL} is not a URL such as https://<project>.supabase.co.", "Copy it from Project Settings, API."
         )
     return address.rstrip("/").removesuffix("/storage/v1")
 
@@ -237,7 +249,7 @@ def _key(text: str) -> Secret:
     key = text.strip()
     if not key or not key.isascii() or any(character.isspace() for character in key):
         raise SettingsError(
-            f"{KEY} is blank, or contains spaces or non-ASCII characters.", "Copy it again, in one line."
+            f"{KEY} is blank, or contains spaces or non-ASCII characters.", "Copy it again, on one line."
         )
     return Secret(key)
 
@@ -248,16 +260,16 @@ def _database_url(text: str) -> Secret:
         url = "postgresql://" + url[len("postgres://") :]
     if not url.startswith("postgresql://") and "=" not in url:
         raise SettingsError(
-            f"{DATABASE} is not of the form postgresql://user:password@host:port/database.",
+            f"{DATABASE} is not a URL such as postgresql://user:password@host:port/database.",
             "Copy it from Connect in the Supabase dashboard.",
         )
     if url.startswith("postgresql://"):
         try:
-            password = _split_address(url)
+            password = _password_of(url)
         except ValueError as exc:
             raise SettingsError(
-                f"{DATABASE} is not a valid address.",
-                "Percent-encode special characters of the password, such as @ / ? and [.",
+                f"{DATABASE} is not a valid URL.",
+                "Percent-encode special characters in the password, such as @ / ? and [.",
             ) from exc
         if password:
             Secret(password)
@@ -265,20 +277,20 @@ def _database_url(text: str) -> Secret:
     return Secret(url)
 
 
-def _split_address(url: str) -> str | None:
-    """Return the password of an address, still encoded.
+def _password_of(url: str) -> str | None:
+    """Return the password in a URL, still percent-encoded.
 
     Raises:
-        ValueError: libpq would cut it elsewhere than meant, and take a part of the password for something else.
+        ValueError: the URL is invalid, or libpq would end the password at another character than its author.
     """
     parts = urlsplit(url)
     login, at, _ = url.removeprefix("postgresql://").rpartition("@")
     if at and any(character in login for character in "@/?"):
-        raise ValueError("a separator within the login")
+        raise ValueError("a separator in user or password")
     for host in parts.netloc.rpartition("@")[2].split(","):
         port = host.rpartition("]")[2].partition(":")[2]
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError("a port that is none")
+            raise ValueError("an invalid port")
     return parts.password
 
 
@@ -288,7 +300,7 @@ def _bucket(name: str) -> str:
         or name.endswith(" ")
         or name in (".", "..")
     ):
-        raise SettingsError(f"STORAGE_BUCKET {name!r} is not a name that Supabase accepts.", "Use letters and digits.")
+        raise SettingsError(f"STORAGE_BUCKET {name!r} is not a valid bucket name.", "Use letters and digits.")
     return name
 
 
@@ -305,6 +317,6 @@ def _tuning(section: Mapping[str, str], values: Mapping[str, str]) -> Tuning:
         except ValueError as exc:
             raise SettingsError(f"{source} is {text!r}, not a number.", f"Use a number from {low} to {high}.") from exc
         if not low <= number <= high:
-            raise SettingsError(f"{source} is {text}, out of bounds.", f"Use a number from {low} to {high}.")
+            raise SettingsError(f"{source} is {text}, out of range.", f"Use a number from {low} to {high}.")
         read[field.name] = number
     return Tuning(**read)  # type: ignore[arg-type]

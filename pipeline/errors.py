@@ -1,11 +1,11 @@
-"""The errors of the pipeline, in one tree.
+"""The errors of the pipeline.
 
     PipelineError
     ├── UsageError              a wrong argument or a wrong setting
     │   ├── SettingsError       a setting is missing or malformed
-    │   └── AccessDenied        a key or password that the service refuses, a host that does not exist
-    ├── RefusedError            what was asked is clear, and not safe to do now
-    ├── UnfinishedError         the batch is not done; the same command resumes it
+    │   └── AccessDenied        the service rejects the key or password, or the host does not exist
+    ├── RefusedError            the request is valid, but not safe to carry out now
+    ├── UnfinishedError         the batch is incomplete; the same command resumes it
     ├── Interrupted             Ctrl-C or SIGTERM
     ├── TransientError          may succeed unchanged later
     │   ├── DatabaseUnavailable
@@ -19,21 +19,20 @@
             ├── ObjectNotFound
             └── ObjectExists
 
-    BadInput                    a file of the dataset is not usable; becomes a reject, never an error of the run
+    BadInput                    a file of the dataset is unusable; becomes a reject, never fails the run
 
-The split that matters for a retry is transient and permanent. Which exit code belongs to which error is told in
-one place only, the table in `cli.py`.
+Only a TransientError is retried. The table in `cli.py` maps errors to exit codes.
 """
 
 from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """Say in one sentence what went wrong, and in another what to do about it.
+    """The root of the errors that a user may see.
 
     Arguments:
-        message: what happened, one sentence, free of secrets.
-        hint: what to do, one sentence; empty when there is nothing to advise.
+        message: what happened, in one sentence, without secrets.
+        hint: what to do, in one sentence; may be empty.
 
     Attributes:
         is_recorded: it is on record as the failure of a task.
@@ -51,57 +50,57 @@ class PipelineError(Exception):
 
 
 class UsageError(PipelineError):
-    """Tell of a wrong argument or setting; nothing was begun."""
+    """An argument or a setting is wrong; nothing was started."""
 
 
 class SettingsError(UsageError):
-    """Tell of a setting that is missing or malformed, by its name and never by its value."""
+    """A setting is missing or malformed; the message has its name, never its value."""
 
 
 class AccessDenied(UsageError):
-    """Tell of a service that does not let us in, or a host name that does not exist."""
+    """A service rejects the key or password, or its host name does not exist."""
 
 
 class RefusedError(PipelineError):
-    """Tell of a request that is not safe to carry out; nothing was changed."""
+    """The request is not safe to carry out; nothing was changed."""
 
 
 class UnfinishedError(PipelineError):
-    """Tell of a batch that is not done; running the same command again resumes it."""
+    """The batch is incomplete; running the same command again resumes it."""
 
 
 class Interrupted(PipelineError):
-    """Tell of a run that was stopped by Ctrl-C or SIGTERM."""
+    """Ctrl-C or SIGTERM stopped the run."""
 
 
 class TransientError(PipelineError):
-    """May succeed unchanged later: worth a retry."""
+    """The operation may succeed unchanged later."""
 
 
 class DatabaseUnavailable(TransientError):
-    """PostgreSQL cannot be reached, is restarting, or asks to try the transaction again."""
+    """PostgreSQL is unreachable or restarting, or asks to retry the transaction."""
 
 
 class SourceUnavailable(TransientError):
-    """The dataset is not where discovery found it, as when nothing is mounted there at the moment."""
+    """The dataset is missing, for example because its file system is not mounted."""
 
 
 class StorageUnavailable(TransientError):
-    """Storage cannot be reached or answers with a server error; `code` is the error code of its answer, if any."""
+    """Storage is unreachable or responds with a server error; `code` is the error code of the response, if any."""
 
     code = ""
 
 
 class StorageOverloaded(StorageUnavailable):
-    """Storage asks for fewer requests at once (429, 503 or 544)."""
+    """Storage responds with 429, 503 or 544: fewer concurrent requests are needed."""
 
 
 class PermanentError(PipelineError):
-    """Will not succeed unchanged: a retry would hide a defect."""
+    """The operation will not succeed unchanged."""
 
 
 class DatabaseError(PermanentError):
-    """PostgreSQL refuses a statement; `code` is its SQLSTATE, empty if there is none."""
+    """PostgreSQL rejects a statement; `code` is the SQLSTATE, empty if there is none."""
 
     def __init__(self, message: str, hint: str = "", code: str = "") -> None:
         super().__init__(message, hint)
@@ -116,7 +115,7 @@ class DataError(DatabaseError):
 
 
 class StorageError(PermanentError):
-    """Storage refuses a request; `code` is the error code of its answer."""
+    """Storage rejects a request; `code` is the error code of the response."""
 
     def __init__(self, message: str, hint: str = "", code: str = "") -> None:
         super().__init__(message, hint)
@@ -127,15 +126,15 @@ class StorageError(PermanentError):
 
 
 class ObjectNotFound(StorageError):
-    """There is no such object or bucket, or the key may not see it."""
+    """The object or bucket does not exist, or the key may not read it."""
 
 
 class ObjectExists(StorageError):
-    """There is such an object or bucket already."""
+    """The object or bucket already exists."""
 
 
 class BadInput(Exception):
-    """Say by a reject code and a sentence why a file of the dataset is not usable."""
+    """A file of the dataset is unusable; `code` is the reject code, `message` the reason in one sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

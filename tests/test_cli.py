@@ -59,7 +59,7 @@ def test_a_failed_load_tells_its_failures_in_json_as_well(
     assert (result["state"], result["shards_done"]) == ("loading", {"upload": 0, "copy": 0})
     [failure] = result["failures"]
     assert failure["task"].startswith("CopyShard(batch_id=b1")
-    assert failure["error"] == "DatabaseError"
+    assert failure["error"] == "DataError"
     assert "never" in failure["message"]
     # The command that goes on has what the batch was begun with, or it would be refused.
     assert "python -m pipeline load --batch-id b1 --force" in done.stderr

@@ -1,4 +1,4 @@
-"""config.py: which settings win, what is said of those that are missing or malformed, and that no secret shows."""
+"""config.py: precedence and validation of settings, and redaction of secrets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config
-from pipeline.config import DATABASE, KEY, REQUIRED, URL, Secret, Settings, Tuning, load_settings, redact
+from pipeline.config import (
+    DATABASE,
+    KEY,
+    REQUIRED,
+    URL,
+    Secret,
+    Settings,
+    Tuning,
+    load_settings,
+    process_redactor,
+    redact,
+)
 from pipeline.errors import SettingsError
 
 PASSWORD = "correct-horse-battery"
@@ -26,8 +36,8 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJlLW9mLXRo
 
 
 @pytest.fixture(autouse=True)
-def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_redactor", config.Redactor())
+def no_secrets_of_other_tests() -> None:
+    process_redactor.cache_clear()
 
 
 def dotenv(values: Mapping[str, str]) -> str:
@@ -61,7 +71,7 @@ def refused_with(tuning: Mapping[str, str], directory: Path, /, **changed: str) 
 # Which file, and who wins
 
 
-def test_local_is_chosen_where_env_local_exists_even_beside_running_embedded_services(tmp_path: Path) -> None:
+def test_local_takes_precedence_over_running_embedded_services(tmp_path: Path) -> None:
     (tmp_path / ".env.local").write_text(dotenv(GOOD))
     (tmp_path / ".pipeline").mkdir()
     (tmp_path / ".pipeline" / "env").write_text(dotenv({**GOOD, URL: "http://127.0.0.1:20000"}))
@@ -71,7 +81,7 @@ def test_local_is_chosen_where_env_local_exists_even_beside_running_embedded_ser
     assert settings.storage_url == "https://abc.supabase.co/storage/v1"
 
 
-def test_embedded_is_chosen_where_there_is_no_env_local(tmp_path: Path) -> None:
+def test_embedded_is_chosen_without_env_local(tmp_path: Path) -> None:
     home = tmp_path / "a home with spaces"
     home.mkdir()
     (home / "env").write_text(dotenv({name: f"'{value}'" for name, value in GOOD.items()}))
@@ -86,7 +96,7 @@ def test_the_process_environment_alone_is_enough(tmp_path: Path) -> None:
     assert settings.key.reveal() == GOOD[KEY]
 
 
-def test_without_any_settings_the_error_tells_both_ways_to_get_some(tmp_path: Path) -> None:
+def test_the_error_without_settings_names_both_remedies(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(tmp_path, PIPELINE_HOME=str(tmp_path / "home"))
     assert ".env.local" in caught.value.message
@@ -122,14 +132,14 @@ def test_local_never_falls_back_to_production(tmp_path: Path) -> None:
         load(tmp_path, PIPELINE_HOME=str(tmp_path))
 
 
-def test_the_environment_wins_over_the_file_and_an_empty_variable_does_not(tmp_path: Path) -> None:
+def test_a_variable_overrides_the_file_unless_it_is_empty(tmp_path: Path) -> None:
     (tmp_path / ".env.local").write_text(dotenv({**GOOD, "STORAGE_BUCKET": "of-file", "DATASET_DIR": "/of/file"}))
     settings = load(tmp_path, STORAGE_BUCKET="of-environment", DATASET_DIR="")
     assert (settings.bucket, settings.dataset_dir) == ("of-environment", "/of/file")
     assert load(tmp_path).bucket == "of-file"
 
 
-def test_what_is_not_set_has_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unset_setting_has_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env.local").write_text(dotenv(GOOD))
     settings = load(tmp_path)
@@ -163,7 +173,7 @@ def test_a_missing_variable_is_named_with_its_file(tmp_path: Path, name: str, fi
     ],
     ids=["BOM", "CRLF", "BOM, CRLF and quotes", "single quotes", "export", "spaces and comments", "Cyrillic"],
 )
-def test_every_usual_way_to_write_the_file_is_read(tmp_path: Path, text: str) -> None:
+def test_every_common_dotenv_syntax_is_read(tmp_path: Path, text: str) -> None:
     (tmp_path / ".env.local").write_bytes(text.encode())
     settings = load(tmp_path)
     assert {URL: settings.url, KEY: settings.key.reveal(), DATABASE: settings.database_url.reveal()} == GOOD
@@ -182,13 +192,13 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     "value",
     ["abc.supabase.co", "ftp://abc.supabase.co", "https://", "https://u:hunter2hunter2@abc.co", "https://a.b?c=d"],
 )
-def test_a_malformed_project_url_is_one_sentence(tmp_path: Path, value: str) -> None:
+def test_a_malformed_project_url_is_reported_in_one_sentence(tmp_path: Path, value: str) -> None:
     assert URL in (error := refused(tmp_path, **{URL: value})).message
     assert "hunter2" not in str(error)
 
 
 @pytest.mark.parametrize("value", ["http://[::1", "https://abc.supabase.co:port", "https://abc.supabase.co:99999"])
-def test_an_address_that_cannot_be_split_is_one_sentence(tmp_path: Path, value: str) -> None:
+def test_an_unparsable_project_url_is_reported_in_one_sentence(tmp_path: Path, value: str) -> None:
     assert URL in refused(tmp_path, **{URL: value}).message
 
 
@@ -201,7 +211,7 @@ def test_an_address_that_cannot_be_split_is_one_sentence(tmp_path: Path, value: 
         "https://abc.supabase.co/storage/v1/",
     ],
 )
-def test_usual_variations_of_the_project_url_mean_the_same(tmp_path: Path, value: str) -> None:
+def test_common_variations_of_the_project_url_are_equivalent(tmp_path: Path, value: str) -> None:
     (tmp_path / ".env.local").write_text(dotenv(GOOD))
     assert load(tmp_path, **{URL: value}).storage_url == "https://abc.supabase.co/storage/v1"
 
@@ -213,7 +223,7 @@ def test_a_malformed_key_is_not_quoted(tmp_path: Path, value: str) -> None:
     assert "of-a-key" not in f"{error.message} {error.hint}"
 
 
-def test_a_key_of_nothing_but_spaces_is_refused(tmp_path: Path) -> None:
+def test_a_blank_key_is_refused(tmp_path: Path) -> None:
     assert KEY in refused(tmp_path, **{KEY: "   "}).message
 
 
@@ -234,9 +244,7 @@ def test_a_malformed_database_url_is_not_quoted(tmp_path: Path, value: str) -> N
 
 
 @pytest.mark.parametrize("character", "@/?")
-def test_a_password_that_should_have_been_percent_encoded_is_refused_before_any_part_of_it_can_show(
-    tmp_path: Path, character: str
-) -> None:
+def test_a_password_without_percent_encoding_is_refused_and_not_shown(tmp_path: Path, character: str) -> None:
     url = f"postgresql://postgres:correct{character}horse@db.abc.supabase.co:5432/postgres"
     error = refused(tmp_path, **{DATABASE: url})
     assert DATABASE in error.message
@@ -245,11 +253,11 @@ def test_a_password_that_should_have_been_percent_encoded_is_refused_before_any_
 
 
 @pytest.mark.parametrize("port", ["port", "5432x", "99999"])
-def test_a_database_port_that_is_none_is_refused(tmp_path: Path, port: str) -> None:
+def test_an_invalid_database_port_is_refused(tmp_path: Path, port: str) -> None:
     assert DATABASE in refused(tmp_path, **{DATABASE: f"postgresql://u:p@host:{port}/db"}).message
 
 
-def test_the_short_scheme_and_the_keyword_form_of_libpq_are_taken(tmp_path: Path) -> None:
+def test_the_short_scheme_and_the_keyword_form_of_libpq_are_accepted(tmp_path: Path) -> None:
     (tmp_path / ".env.local").write_text(dotenv(GOOD))
     short = GOOD[DATABASE].replace("postgresql://", "postgres://")
     assert load(tmp_path, **{DATABASE: short}).database_url.reveal() == GOOD[DATABASE]
@@ -258,7 +266,7 @@ def test_the_short_scheme_and_the_keyword_form_of_libpq_are_taken(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["a/b", " a", "a ", "бакет", "a\nb", "ab\n", 'a"b', "x" * 101])
-def test_a_bucket_name_that_supabase_refuses(tmp_path: Path, name: str) -> None:
+def test_an_invalid_bucket_name_is_refused(tmp_path: Path, name: str) -> None:
     assert "STORAGE_BUCKET" in refused(tmp_path, STORAGE_BUCKET=name).message
 
 
@@ -271,16 +279,16 @@ def test_a_bucket_name_that_supabase_refuses(tmp_path: Path, name: str) -> None:
         "x" * 100,
     ],
 )
-def test_a_bucket_name_that_supabase_takes(tmp_path: Path, name: str) -> None:
+def test_a_valid_bucket_name_is_accepted(tmp_path: Path, name: str) -> None:
     assert load(tmp_path, PIPELINE_HOME=str(tmp_path), STORAGE_BUCKET=name, **GOOD).bucket == name
 
 
 @pytest.mark.parametrize("name", [".", ".."])
-def test_a_bucket_name_that_would_be_lost_from_a_path_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_bucket_name_that_a_url_path_normalises_away_is_refused(tmp_path: Path, name: str) -> None:
     assert "STORAGE_BUCKET" in refused(tmp_path, STORAGE_BUCKET=name).message
 
 
-def test_tuning_is_read_from_luigi_cfg_and_the_environment_wins(tmp_path: Path) -> None:
+def test_the_environment_overrides_the_tuning_of_luigi_cfg(tmp_path: Path) -> None:
     section = {
         "thread_count": "1",
         "batch_size": "7",
@@ -314,7 +322,7 @@ def test_tuning_is_read_from_luigi_cfg_and_the_environment_wins(tmp_path: Path) 
         ("connection_pool_size", "201"),
     ],
 )
-def test_a_tuning_value_out_of_bounds_is_named_with_its_source(tmp_path: Path, name: str, value: str) -> None:
+def test_an_invalid_tuning_value_is_named_with_its_source(tmp_path: Path, name: str, value: str) -> None:
     variable = f"PIPELINE_{name.upper()}"
     error = refused(tmp_path, **{variable: value})
     assert error.message.startswith(f"{variable} is ")
@@ -331,8 +339,8 @@ secrets = st.text(st.sampled_from(string.ascii_letters + string.digits + "-_.~!$
 
 
 @given(secrets)
-def test_a_secret_shows_only_when_asked(text: str) -> None:
-    # Letters that the placeholder has as well, such as "Secret", prove nothing.
+def test_only_reveal_shows_a_secret(text: str) -> None:
+    # A text that is part of the placeholder, such as "Secret", would prove nothing.
     text = f"0{text}0"
     secret = Secret(text)
     for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>80}", "%s" % secret, repr([secret])):  # noqa: UP031
@@ -344,14 +352,14 @@ def test_a_secret_shows_only_when_asked(text: str) -> None:
 
 
 @given(secrets, st.text(max_size=40), st.text(max_size=40))
-def test_a_known_secret_is_blotted_out_of_any_text(text: str, before: str, after: str) -> None:
+def test_a_known_secret_is_redacted_in_any_text(text: str, before: str, after: str) -> None:
     text = f"0{text}0"
     Secret(text)
     assert text not in redact(before + text + after)
 
 
 @given(st.text(min_size=6, max_size=40).filter(lambda text: text.isprintable()))
-def test_a_password_is_blotted_out_decoded_and_encoded(password: str) -> None:
+def test_a_password_is_redacted_decoded_and_encoded(password: str) -> None:
     password = f"01{password}10"
     url = f"postgresql://postgres:{quote(password, safe='')}@db.abc.supabase.co/postgres"
     settings = load_settings(environ={**GOOD, DATABASE: url, "PIPELINE_HOME": "/nonexistent"}, directory=Path("/"))
@@ -368,9 +376,12 @@ def test_settings_do_not_show_their_secrets(tmp_path: Path) -> None:
     assert GOOD[URL] in shown
 
 
-def test_a_secret_survives_the_way_to_another_process() -> None:
+def test_an_unpickled_secret_is_equal_and_redacted() -> None:
     secret = Secret("0123456789")
-    assert pickle.loads(pickle.dumps(secret)) == secret
+    pickled = pickle.dumps(secret)
+    process_redactor.cache_clear()  # as in another process
+    assert pickle.loads(pickled) == secret
+    assert redact("as 0123456789") == "as ***"
     assert not Secret("")
     assert secret
 
@@ -390,16 +401,16 @@ def test_a_secret_survives_the_way_to_another_process() -> None:
         ("nothing to hide: 12345", "nothing to hide: 12345"),
     ],
 )
-def test_what_is_shaped_like_a_secret_is_blotted_out_unknown_as_it_is(text: str, shown: str) -> None:
+def test_an_unknown_text_shaped_like_a_secret_is_redacted(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
-def test_a_short_text_is_no_secret_that_would_tear_holes_into_every_line() -> None:
+def test_a_secret_too_short_to_be_distinctive_is_not_redacted() -> None:
     Secret("abc")
     assert redact("abc and abcd") == "abc and abcd"
 
 
-def test_of_two_secrets_the_longer_is_blotted_out_whole() -> None:
+def test_a_secret_that_contains_another_is_redacted_whole() -> None:
     Secret("secret-one")
     Secret("secret-one-and-more")
     assert redact("secret-one-and-more, secret-one") == "***, ***"

@@ -1,18 +1,18 @@
-"""logger.py: where lines go, how they look, and that no secret is in any of them."""
+"""observe/logger.py: destination, format and redaction of log lines."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from pipeline import config
-from pipeline.config import Secret
+from pipeline.config import Redactor, Secret, process_redactor
 from pipeline.errors import UsageError
 from pipeline.observe.logger import RedactingFormatter, configure_logging, get_logger, say
 
@@ -26,40 +26,37 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put logging back as it was: it belongs to the whole process."""
-    monkeypatch.setattr(config, "_redactor", config.Redactor())
+def restored() -> Iterator[None]:
+    """Start without known secrets, and restore logging, which belongs to the process."""
+    process_redactor.cache_clear()
     levels = {name: logging.getLogger(name).level for name in NAMES}
     handlers = list(logging.getLogger().handlers)
-    interface = logging.getLogger("luigi-interface")
-    filters = list(interface.filters)
     yield
     logging.getLogger().handlers[:] = handlers
-    interface.filters[:] = filters
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Put a terminal in the place of stderr; not a fixture, for pytest sets stderr anew between set-up and test."""
+    """Replace stderr by a terminal; not a fixture, because pytest replaces stderr between set-up and test."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     return stream
 
 
-def test_verbose_tells_the_steps_and_otherwise_only_warnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_logged_only_with_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal(monkeypatch)
     logger = get_logger("pipeline.steps.discover")
     configure_logging()
     logger.info("discover: 1 recognition")
-    logger.warning("one was left out")
+    logger.warning("one was rejected")
     configure_logging(verbose=True)
     logger.info("discover: 2000 recognitions")
-    logger.debug("nobody asked for this")
-    assert stderr.getvalue() == "[WARNING] one was left out\n[INFO] discover: 2000 recognitions\n"
+    logger.debug("details")
+    assert stderr.getvalue() == "[WARNING] one was rejected\n[INFO] discover: 2000 recognitions\n"
 
 
-def test_calling_it_again_does_not_double_the_lines_nor_take_away_other_handlers(
+def test_configuring_again_replaces_only_its_own_handler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stderr = terminal(monkeypatch)
@@ -72,7 +69,7 @@ def test_calling_it_again_does_not_double_the_lines_nor_take_away_other_handlers
     assert mine in logging.getLogger().handlers
 
 
-def test_where_nobody_is_watching_a_line_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_starts_with_its_time_unless_stderr_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     configure_logging(verbose=True)
@@ -80,7 +77,7 @@ def test_where_nobody_is_watching_a_line_has_its_time(monkeypatch: pytest.Monkey
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[INFO\] shard 3 done\n", stream.getvalue())
 
 
-def test_other_libraries_are_heard_from_warnings_on_and_luigi_not_at_all_unless_verbose(
+def test_libraries_log_warnings_and_luigi_nothing_unless_verbose(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stderr = terminal(monkeypatch)
@@ -94,7 +91,7 @@ def test_other_libraries_are_heard_from_warnings_on_and_luigi_not_at_all_unless_
     assert stderr.getvalue().endswith("[INFO] scheduled\n")
 
 
-def test_of_luigis_errors_the_one_that_ends_its_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_luigis_errors_only_the_one_that_ends_its_command_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal(monkeypatch)
     interface = logging.getLogger("luigi-interface")
 
@@ -112,11 +109,9 @@ def test_of_luigis_errors_the_one_that_ends_its_command_is_told(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_an_error_of_ours_is_a_sentence_and_a_hint_and_has_a_traceback_when_asked_for(
-    monkeypatch: pytest.MonkeyPatch, verbose: bool
-) -> None:
+def test_a_pipeline_error_has_a_traceback_only_with_verbose(monkeypatch: pytest.MonkeyPatch, verbose: bool) -> None:
     stderr = terminal(monkeypatch)
-    logging.getLogger().handlers.clear()  # a record keeps the traceback as the first handler words it: pytest's
+    logging.getLogger().handlers.clear()  # the first handler's traceback is cached in the record
     configure_logging(verbose)
     try:
         raise UsageError("There is no batch x.", "See status.")
@@ -137,7 +132,7 @@ def test_every_logger_is_below_the_root_of_the_package(name: str, expected: str)
     assert get_logger(name).name == expected
 
 
-def test_no_secret_is_in_a_line_whichever_way_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted_in_messages_arguments_and_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal(monkeypatch)
     Secret(PASSWORD)
     configure_logging(verbose=True)
@@ -157,15 +152,15 @@ def test_no_secret_is_in_a_line_whichever_way_it_came(monkeypatch: pytest.Monkey
     assert written.count("***") >= 5
 
 
-def test_the_stack_of_a_line_is_redacted_as_well() -> None:
+def test_secrets_are_redacted_in_the_stack() -> None:
     Secret(PASSWORD)
-    formatter = RedactingFormatter(timestamp=False, tracebacks=False)
+    formatter = RedactingFormatter(process_redactor(), timestamp=False, tracebacks=False)
     record = logging.LogRecord("pipeline", logging.INFO, __file__, 1, "see %s", (PASSWORD,), None)
     record.stack_info = f"Stack:\n  password = {PASSWORD!r}"
     assert PASSWORD not in formatter.format(record)
 
 
-def test_a_line_of_json_is_json_and_without_secrets_whatever_letters_these_have(
+def test_json_lines_are_valid_and_redacted_before_escaping(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stderr = terminal(monkeypatch)
@@ -186,3 +181,43 @@ def test_a_line_of_json_is_json_and_without_secrets_whatever_letters_these_have(
     assert "could not log in with ***" in lines[2]["exception"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", lines[2]["time"])
     assert (lines[2]["level"], lines[2]["logger"]) == ("error", "pipeline.database")
+
+
+def test_json_lines_have_the_stack_and_every_extra_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
+    Secret(PASSWORD)
+    configure_logging(log_format="json")
+    get_logger("storage").warning("слишком много %s", "запросов", stack_info=True, extra={"path": [PASSWORD], "n": 1.5})
+    assert "слишком много запросов" in stderr.getvalue()
+    line = json.loads(stderr.getvalue())
+    assert list(line)[:4] == ["time", "level", "logger", "message"]
+    assert (line["level"], line["path"], line["n"]) == ("warning", "['***']", 1.5)
+    assert "test_logger.py" in line["stack"]
+
+
+def test_a_pipeline_error_in_json_is_its_message_and_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
+    logging.getLogger().handlers.clear()
+    configure_logging(log_format="json")
+    try:
+        raise UsageError("There is no batch x.", "See status.")
+    except UsageError:
+        get_logger("load").exception("failed")
+    assert json.loads(stderr.getvalue())["exception"] == "Error: There is no batch x.\nHint: See status."
+
+
+def test_a_redactor_knows_only_its_own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
+    redactor = Redactor()
+    redactor.add(PASSWORD)
+    for known, shown in ((redactor, "***"), (Redactor(), PASSWORD)):
+        configure_logging(redactor=known)
+        get_logger("load").warning("as %s", PASSWORD)
+        assert stderr.getvalue().endswith(f"[WARNING] as {shown}\n")
+
+
+def test_a_message_to_a_full_disk_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        say("x" * 100_000)
+        assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))

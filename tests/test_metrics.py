@@ -1,4 +1,4 @@
-"""metrics.py, and the text that steps/summary.py makes of the numbers."""
+"""observe/metrics.py, and the summary text in steps/summary.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 # Gathering
 
 
-def test_a_new_one_is_empty_and_as_json_a_dict() -> None:
+def test_new_metrics_are_empty() -> None:
     assert Metrics().as_dict() == {"operations": {}, "counters": {}, "gauges": {}}
 
 
@@ -58,7 +58,7 @@ def test_a_timed_block_counts_when_it_succeeds_and_only_then(monkeypatch: pytest
     assert metrics.as_dict()["operations"] == {"work": {"ops": 1, "seconds": 0.5, "histogram": {"-4": 1}}}
 
 
-def test_what_was_handed_out_does_not_change_afterwards() -> None:
+def test_the_returned_numbers_are_a_copy() -> None:
     metrics = Metrics()
     metrics.add("work", 1.0)
     before = metrics.as_dict()
@@ -66,7 +66,7 @@ def test_what_was_handed_out_does_not_change_afterwards() -> None:
     assert before["operations"]["work"]["ops"] == 1
 
 
-def test_no_count_of_any_thread_is_lost() -> None:
+def test_counts_of_concurrent_threads_add_up() -> None:
     metrics = Metrics()
 
     def work(_: int) -> None:
@@ -95,7 +95,7 @@ def test_a_gauge_keeps_its_latest_value_and_its_highest(monkeypatch: pytest.Monk
     )
 
 
-def test_a_clock_that_is_set_back_does_not_keep_a_gauge_from_its_new_highest() -> None:
+def test_a_gauge_keeps_a_new_maximum_after_the_clock_is_set_back() -> None:
     total: dict[str, Any] = {}
     merge(total, {"gauges": {"n": {"last": 3, "max": 3, "at": 20.0}}})
     merge(total, {"gauges": {"n": {"last": 9, "max": 9, "at": 10.0}}})
@@ -111,7 +111,7 @@ gauges = st.builds(
 
 
 @given(st.lists(gauges, min_size=1, max_size=8, unique_by=lambda gauge: gauge["at"]), st.randoms())
-def test_the_latest_and_the_highest_value_do_not_depend_on_the_order_of_markers(
+def test_merged_gauges_do_not_depend_on_the_order_of_markers(
     given_gauges: list[dict[str, int]], random: Random
 ) -> None:
     latest = max(given_gauges, key=lambda gauge: gauge["at"])
@@ -142,7 +142,7 @@ parts = st.lists(
 
 
 @given(parts)
-def test_merging_markers_gives_the_sums_and_leaves_the_markers_alone(markers: list[dict[str, Any]]) -> None:
+def test_merging_sums_up_and_does_not_change_the_markers(markers: list[dict[str, Any]]) -> None:
     before = json.dumps(markers)
     total: dict[str, Any] = {}
     for marker in markers:
@@ -160,7 +160,7 @@ def test_merging_markers_gives_the_sums_and_leaves_the_markers_alone(markers: li
         assert value == sum(marker["counters"].get(name, 0) for marker in markers)
 
 
-def test_a_marker_without_metrics_is_no_obstacle() -> None:
+def test_a_marker_without_metrics_is_merged() -> None:
     total: dict[str, Any] = {}
     merge(total, {})
     merge(total, {"counters": {"n": 1}})
@@ -172,7 +172,7 @@ def test_a_marker_without_metrics_is_no_obstacle() -> None:
 
 
 @given(st.floats(0, 1e9, allow_nan=False))
-def test_a_duration_is_in_the_bucket_that_holds_it_or_in_an_outermost_one(seconds: float) -> None:
+def test_a_duration_is_counted_in_its_bucket_or_the_outermost_one(seconds: float) -> None:
     bucket = bucket_of(seconds)
     assert SHORTEST <= bucket <= LONGEST
     slack = 1 + 1e-12  # of a logarithm
@@ -192,7 +192,7 @@ def test_a_quantile_is_off_by_a_bucket_at_most(durations: list[float], share: fl
     assert exact / 1.2 <= quantile(histogram, share) <= exact * 1.2
 
 
-def test_of_several_operations_at_once_the_single_times_are_not_known() -> None:
+def test_several_operations_at_once_are_not_in_the_histogram() -> None:
     metrics = Metrics()
     metrics.add("work", 1.0, ops=3)
     metrics.add("work", 1.0)
@@ -219,14 +219,14 @@ def at(begin: float, end: float) -> tuple[datetime, datetime]:
         ([at(3, 3)], 0.0),
     ],
 )
-def test_time_counts_once_for_parallel_steps_and_not_between_two_runs(
+def test_active_time_counts_parallel_steps_once_and_no_pauses(
     intervals: list[tuple[datetime, datetime]], seconds: float
 ) -> None:
     assert active_seconds(intervals) == seconds
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=12))
-def test_the_time_is_the_union_of_the_intervals(spans: list[tuple[int, int]]) -> None:
+def test_active_time_is_the_union_of_the_intervals(spans: list[tuple[int, int]]) -> None:
     union = {second for begin, length in spans for second in range(begin, begin + length)}
     assert active_seconds([at(begin, begin + length) for begin, length in spans]) == len(union)
 
@@ -275,7 +275,7 @@ def test_the_block_of_performance_metrics() -> None:
     ]
 
 
-def test_the_block_tells_of_requests_in_flight_and_how_many_were_refused() -> None:
+def test_the_block_shows_requests_in_flight_and_refused_ones() -> None:
     gauges = {"requests_in_flight": {"last": 8, "max": 16}, "requests_refused_at": {"last": 9, "max": 9}}
     summary = {**SUMMARY, "gauges": gauges, "counters": {"requests_refused": 3}}
     before = performance_metrics(SUMMARY)

@@ -1,7 +1,8 @@
-"""progress.py: the shape of the line, the bar on a terminal, plain lines elsewhere."""
+"""observe/progress.py: the shape of the line, the bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
@@ -9,25 +10,33 @@ import multiprocessing
 import os
 import re
 import socket
+import struct
+import termios
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from embedded_supabase.files import wait_until
 from pipeline.config import Settings, load_settings
 from pipeline.graph.status import StatusReporter
 from pipeline.observe import progress
-from pipeline.observe.logger import RedactingFormatter, configure_logging, get_logger
-from pipeline.observe.progress import Counter, Progress, Report, Reporter, line
+from pipeline.observe.logger import ConsoleHandler, configure_logging, get_logger
+from pipeline.observe.progress import (
+    ProgressCounter,
+    ProgressDisplay,
+    StatusMessage,
+    StatusThread,
+    format_progress,
+)
 
 PLAIN = re.compile(r"Processing (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
 SHAPE = re.compile(r"Processing [█]*[░]* (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
@@ -43,7 +52,7 @@ class Stream(io.StringIO):
 
 
 class Clock:
-    """A clock that the test moves, in the place of the module's."""
+    """A clock that the test advances, in place of the module's."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -53,10 +62,10 @@ class Clock:
 
 
 class Ticks:
-    """The event that the thread waits for, which lets each redraw happen when the test says so."""
+    """The event that the display waits for; each wait is one step of the test."""
 
-    def __init__(self, steps: list[tuple[float, int]], clock: Clock, counter: Counter) -> None:
-        self._steps, self._clock, self._add = iter(steps), clock, counter.of(1)
+    def __init__(self, steps: list[tuple[float, int]], clock: Clock, counter: ProgressCounter) -> None:
+        self._steps, self._clock, self._add = iter(steps), clock, counter.start_shard(1)
 
     def wait(self, _: float) -> bool:
         step = next(self._steps, None)
@@ -80,12 +89,12 @@ def shown(
     stream: io.TextIOBase | None = None,
     terminal: bool = False,
 ) -> str:
-    """Return what is written when at each step so many seconds pass and so many recognitions are done."""
-    clock, counter = Clock(), Counter()
+    """Return what is written; each step is seconds that pass and recognitions that are done."""
+    clock, counter = Clock(), ProgressCounter()
     stream = stream or Stream(terminal)
     counter.start(total, before)
     monkeypatch.setattr(progress, "time", clock)
-    shower = Progress(counter, stream)  # type: ignore[arg-type]
+    shower = ProgressDisplay(counter, stream)  # type: ignore[arg-type]
     monkeypatch.setattr(shower, "_finished", Ticks(steps, clock, counter))
     with shower:
         shower._thread.join()
@@ -106,37 +115,48 @@ def shown(
         (1, 0, 7384, 1.0, "░" * 24 + " 0% | 1/7384 | 1/s | ETA: 2h 03m"),
         (9999, 0, 10000, 1.0, "█" * 23 + "░ 99% | 9999/10000 | 9999/s | ETA: 0s"),
         (10000, 0, 10000, 8.0, "█" * 24 + " 100% | 10000/10000 | 1250/s | ETA: 0s"),
-        (0, 0, 0, 0.0, "█" * 24 + " 100% | 0/0 | 0/s | ETA: unknown"),
     ],
 )
-def test_the_line_is_shaped_as_promised(done: int, before: int, total: int, seconds: float, text: str) -> None:
+def test_the_line_has_the_documented_shape(done: int, before: int, total: int, seconds: float, text: str) -> None:
     columns = len(f"Processing {text}")
-    assert line(done, before, total, seconds, columns=columns) == f"Processing {text}"
+    assert format_progress(done, before, total, seconds, columns=columns) == f"Processing {text}"
+    plain = text.lstrip("█░ ")
+    assert format_progress(done, before, total, seconds) == f"Processing {plain}"
 
 
 def test_a_resumed_batch_shows_the_rate_of_this_run() -> None:
-    assert line(6000, 5000, 10000, 10.0) == "Processing 60% | 6000/10000 | 100/s | ETA: 40s"
+    assert format_progress(6000, 5000, 10000, 10.0) == "Processing 60% | 6000/10000 | 100/s | ETA: 40s"
 
 
-@given(st.integers(1, 10**7), st.floats(0, 1), st.floats(0, 1), st.just(0.0) | st.floats(1e-6, 1e6))
-def test_the_line_keeps_its_shape_at_any_numbers(total: int, share: float, earlier: float, seconds: float) -> None:
+@given(
+    st.integers(1, 10**7),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.just(0.0) | st.floats(1e-6, 1e6),
+    st.integers(90, 400),
+)
+def test_the_line_keeps_its_shape_and_fills_the_width(
+    total: int, share: float, earlier: float, seconds: float, columns: int
+) -> None:
     done = int(total * share)
-    text = line(done, int(done * earlier), total, seconds, columns=110)
+    text = format_progress(done, int(done * earlier), total, seconds, columns=columns)
     match = SHAPE.fullmatch(text)
     assert match
-    assert 0 <= int(match[1]) <= 100
-    assert len(text) == 110
+    assert int(match[1]) == done * 100 // total
+    assert len(text) == columns
 
 
-def test_a_narrow_terminal_gets_a_line_that_fits() -> None:
-    for columns in (1, 10, 30, 45, 60):
-        assert len(line(8000, 0, 10000, 6.4, columns=columns)) <= columns
+@pytest.mark.parametrize("columns", [1, 10, 30, 49])
+def test_the_line_never_exceeds_a_narrow_terminal(columns: int) -> None:
+    text = format_progress(8000, 0, 101750, 6.4, columns=columns)
+    assert len(text) == columns
+    assert "Processing ░ 7% | 8000/101750 | 1250/s | ETA: 1m 15s".startswith(text)
 
 
-# Where it is shown
+# The display
 
 
-def test_on_a_terminal_the_bar_is_drawn_over_itself_and_left_at_its_last_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_one_line_that_is_redrawn_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     written = shown(monkeypatch, [(0.2, 10), (0.2, 20), (0.2, 70)], terminal=True)
     assert written.endswith("\n")
     assert written.count("\n") == 1
@@ -145,26 +165,26 @@ def test_on_a_terminal_the_bar_is_drawn_over_itself_and_left_at_its_last_state(m
     assert [re.search(r"\d+/\d+ ", text)[0] for text in drawn] == ["10/100 ", "30/100 ", "100/100 "]  # type: ignore[index]
 
 
-def test_elsewhere_a_plain_line_at_most_every_30_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_streams_get_a_plain_line_every_30_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     written = shown(monkeypatch, [(1.0, 0)] * 95)
     assert "\r" not in written
     assert "\x1b" not in written
     lines = written.splitlines()
     assert len(lines) == 3
     assert all(PLAIN.fullmatch(text) for text in lines)
-    assert written.isascii()  # whatever a mail takes its letters for
+    assert written.isascii()  # for mails of cron in any encoding
 
 
-def test_an_hour_is_told_in_so_few_lines_that_a_mail_can_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hour_produces_about_120_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, [(0.2, 1)] * (5 * 3600), total=10**6).splitlines()
     assert 100 <= len(lines) <= 120
     assert lines[-1].startswith("Processing 1% | 1")
 
 
-def test_an_hour_of_trouble_is_told_in_as_few(
+def test_an_hour_of_warnings_produces_about_120_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each shard of a batch, and what it waits for, has to try again; another warning comes in between."""
+    """Every shard logs a retry, and in between a different warning."""
     clock = Clock()
     monkeypatch.setattr("pipeline.observe.logger.time", clock)
     for verbose, most in ((False, 122), (True, 2000)):
@@ -177,36 +197,84 @@ def test_an_hour_of_trouble_is_told_in_as_few(
         assert 100 <= len(lines) <= most
         assert len({line[20:].split(":")[0].split(" Trying")[0] for line in lines}) == 2
     for handler in logging.getLogger().handlers[:]:
-        if isinstance(handler.formatter, RedactingFormatter):
+        if isinstance(handler, ConsoleHandler):
             logging.getLogger().removeHandler(handler)
 
 
-def test_a_terminal_that_was_closed_does_not_end_the_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hears, tells = os.pipe()
-    os.close(hears)
-    with open(tells, "w", encoding="utf-8") as stream:
+def test_a_closed_terminal_is_replaced_by_the_null_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stream:
         stream.isatty = lambda: True  # type: ignore[method-assign]
-        shown(monkeypatch, [(0.2, 10)] * 3, stream=stream)  # which fails at its first write, and is let go
+        shown(monkeypatch, [(0.2, 10)] * 3, stream=stream)  # the first write fails
         assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
 
 
-def test_a_short_run_without_a_terminal_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_end_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as stream:
+        shown(monkeypatch, [(31.0, 10)] * 3, stream=stream)
+        assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
+
+
+@pytest.mark.parametrize("columns", [20, 120])
+def test_the_bar_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(theirs, "w", encoding="utf-8") as stream:
+        shown(monkeypatch, [(0.2, 50)], stream=stream)
+        drawn = os.read(ours, 1 << 16).decode().split("\r")[1].removesuffix("\x1b[K")
+    os.close(ours)
+    assert len(drawn) == columns - 1
+    assert drawn.startswith("Processing ")
+
+
+def test_the_display_starts_only_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[str] = set()
+
+    def note_threads(*_: object, **__: object) -> str:
+        threads.update(thread.name for thread in threading.enumerate())
+        return ""
+
+    monkeypatch.setattr(progress, "format_progress", note_threads)
+    before = {thread.name for thread in threading.enumerate()}
+    shown(monkeypatch, [(0.2, 10)], terminal=True)
+    assert threads - before == {"progress"}
+    assert tqdm.monitor is None
+
+
+def test_json_logging_gets_an_object_every_30_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(log_format="json")
+    assert shown(monkeypatch, [(1.0, 1)] * 95, total=200, terminal=True) == ""
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    logging.getLogger().handlers[:] = [
+        one for one in logging.getLogger().handlers if not isinstance(one, ConsoleHandler)
+    ]
+    assert [(line["done"], line["total"], line["seconds"]) for line in lines] == [
+        (30, 200, 29.0),
+        (60, 200, 59.0),
+        (90, 200, 89.0),
+    ]
+    assert all(PLAIN.fullmatch(line["message"]) for line in lines)
+    assert {line["level"] for line in lines} == {"info"}
+
+
+def test_a_short_run_without_a_terminal_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, [(5.0, 20)] * 5) == ""
 
 
 @pytest.mark.parametrize("total", [0, 50])
-def test_nothing_is_drawn_before_there_is_work_or_when_none_is_left(
-    monkeypatch: pytest.MonkeyPatch, total: int
-) -> None:
+def test_nothing_is_drawn_before_the_start_or_when_all_is_done(monkeypatch: pytest.MonkeyPatch, total: int) -> None:
     assert shown(monkeypatch, [(0.2, 0)] * 3, total=total, before=total, terminal=True) == ""
 
 
-def test_the_rate_counts_from_the_first_recognition_not_from_the_start_of_the_program(
+def test_the_rate_excludes_the_time_before_the_first_recognition(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock, counter, stream = Clock(), Counter(), Stream(terminal=True)
+    clock, counter, stream = Clock(), ProgressCounter(), Stream(terminal=True)
     monkeypatch.setattr(progress, "time", clock)
-    shower = Progress(counter, stream)
+    shower = ProgressDisplay(counter, stream)
     clock.now += 500.0  # discovery
     counter.start(100, 40)
     monkeypatch.setattr(shower, "_finished", Ticks([(0.2, 0), (2.0, 20)], clock, counter))
@@ -217,7 +285,7 @@ def test_the_rate_counts_from_the_first_recognition_not_from_the_start_of_the_pr
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1251"])
 @pytest.mark.parametrize("terminal", [True, False])
-def test_an_encoding_that_lacks_the_blocks_gets_others(
+def test_an_encoding_without_block_characters_gets_ascii(
     monkeypatch: pytest.MonkeyPatch, encoding: str, terminal: bool
 ) -> None:
     raw = io.BytesIO()
@@ -226,22 +294,22 @@ def test_an_encoding_that_lacks_the_blocks_gets_others(
         shown(monkeypatch, [(0.2, 50), (31.0, 10)], stream=stream)
         stream.flush()
         text = raw.getvalue().decode(encoding)
-    assert re.search(r"Processing #+\.+ 60% \| 60/100" if terminal else "Processing 60% \\| 60/100", text)
+    assert re.search(r"Processing #{20,}\.{10,} 60% \| 60/100" if terminal else r"Processing 60% \| 60/100", text)
     assert "█" not in text
     assert "?" not in text
 
 
-def test_an_error_of_the_block_ends_the_bar_and_gets_through() -> None:
-    counter = Counter()
+def test_an_error_in_the_block_propagates_and_ends_the_thread() -> None:
+    counter = ProgressCounter()
     counter.start(100, 0)
-    shower = Progress(counter, Stream(terminal=False))
+    shower = ProgressDisplay(counter, Stream(terminal=False))
     with pytest.raises(KeyError), shower:
         raise KeyError
     assert not shower._thread.is_alive()
 
 
-def test_leaving_the_block_is_quick() -> None:
-    shower = Progress(Counter(), Stream(terminal=False))
+def test_leaving_the_block_does_not_wait_for_a_redraw() -> None:
+    shower = ProgressDisplay(ProgressCounter(), Stream(terminal=False))
     started = time.monotonic()
     with shower:
         pass
@@ -254,12 +322,12 @@ def test_leaving_the_block_is_quick() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_counter_is_shared_with_forked_workers() -> None:
-    counter = Counter()
+    counter = ProgressCounter()
     counter.start(1000, 100)
     context = multiprocessing.get_context("fork")
 
     def work(shard: int) -> None:
-        add = counter.of(shard)
+        add = counter.start_shard(shard)
         for _ in range(100):
             add(2)
 
@@ -272,10 +340,10 @@ def test_the_counter_is_shared_with_forked_workers() -> None:
     assert counter.read() == (700, 100, 1000)
 
 
-def test_no_count_of_any_thread_of_a_shard_is_lost() -> None:
-    counter = Counter()
+def test_counts_of_the_threads_of_a_shard_add_up() -> None:
+    counter = ProgressCounter()
     counter.start(8000, 0)
-    add = counter.of(7)
+    add = counter.start_shard(7)
 
     def work(_: int) -> None:
         for _ in range(1000):
@@ -286,47 +354,47 @@ def test_no_count_of_any_thread_of_a_shard_is_lost() -> None:
     assert counter.read() == (8000, 0, 8000)
 
 
-def test_the_most_shards_a_batch_may_have_do_not_share_a_place() -> None:
-    counter = Counter()
+def test_a_thousand_shards_have_separate_slots() -> None:
+    counter = ProgressCounter()
     counter.start(2000, 0)
     for shard in range(1, 1001):
-        counter.of(shard)(2)
+        counter.start_shard(shard)(2)
     assert counter.read() == (2000, 0, 2000)
 
 
-def test_a_new_start_forgets_the_former_batch() -> None:
-    counter = Counter()
+def test_a_new_start_clears_the_counter() -> None:
+    counter = ProgressCounter()
     counter.start(10, 0)
-    counter.of(3)(10)
+    counter.start_shard(3)(10)
     assert counter.read() == (10, 0, 10)
     counter.start(20, 5)
     assert counter.read() == (5, 5, 20)
 
 
-def test_a_shard_that_is_tried_again_counts_from_none() -> None:
-    counter = Counter()
+def test_a_retried_shard_starts_from_zero() -> None:
+    counter = ProgressCounter()
     counter.start(10, 0)
-    counter.of(3)(4)
-    counter.of(4)(5)
-    counter.of(3)(1)
+    counter.start_shard(3)(4)
+    counter.start_shard(4)(5)
+    counter.start_shard(3)(1)
     assert counter.read() == (6, 0, 10)
 
 
-def test_each_shard_knows_how_far_it_is() -> None:
-    counter = Counter()
+def test_done_and_total_of_each_shard_are_readable() -> None:
+    counter = ProgressCounter()
     counter.start(10, 0)
-    counter.of(3, 4)(3)
-    counter.of(4)(5)
+    counter.start_shard(3, 4)(3)
+    counter.start_shard(4)(5)
     assert (counter.read_shard(3), counter.read_shard(4), counter.read_shard(5)) == ((3, 4), (5, 0), (0, 0))
     counter.start(10, 0)
     assert counter.read_shard(3) == (0, 0)
 
 
-# Whoever watches from far away
+# Status messages
 
 
 class Pauses:
-    """The event that a reporter waits for: each pause ends when the test says so, and is noted."""
+    """The event that the thread waits for; the test ends each wait, and its length is recorded."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
@@ -343,53 +411,53 @@ class Pauses:
         self.may_go.release()
 
 
-def reporting(read: list[Report | None], *, last: bool = True) -> tuple[list[Report], Pauses]:
-    """Return what a reporter tells that reads one after another, the last as the block ends; and its pauses."""
-    told: list[Report] = []
+def sent(read: list[StatusMessage | None], *, last: bool = True) -> tuple[list[StatusMessage], Pauses]:
+    """Return the messages sent of those in `read`, the last one read as the block ends; and the pauses."""
+    told: list[StatusMessage] = []
     rest = iter(read)
     read_count = 0
 
-    def next_one() -> Report | None:
+    def next_one() -> StatusMessage | None:
         nonlocal read_count
         read_count += 1
         return next(rest)
 
-    reporter = Reporter(next_one, told.append, last=last)
+    status_thread = StatusThread(next_one, told.append, last=last)
     pauses = Pauses()
-    reporter._finished = pauses  # type: ignore[assignment]
-    with reporter:
+    status_thread._finished = pauses  # type: ignore[assignment]
+    with status_thread:
         for count in range(1, len(read)):
             pauses.may_go.release()
             assert wait_until(lambda wanted=count: read_count == wanted, 30)  # type: ignore[misc]
-    assert not reporter._thread.is_alive()
+    assert not status_thread._thread.is_alive()
     return told, pauses
 
 
-def test_a_report_is_told_when_it_changed_once_a_second_and_at_the_end() -> None:
-    told, pauses = reporting([None, ("a", 1), ("a", 1), ("a", 2), ("b", 2)])
-    assert told == [("a", 1), ("a", 2), ("b", 2)]
+def test_a_changed_message_is_sent_once_a_second_and_at_the_end() -> None:
+    messages, pauses = sent([None, ("a", 1), ("a", 1), ("a", 2), ("b", 2)])
+    assert messages == [("a", 1), ("a", 2), ("b", 2)]
     assert pauses.asked == [1.0] * 5
 
 
-def test_the_end_is_not_told_where_another_has_the_last_word() -> None:
-    told, _ = reporting([("a", 1), ("b", 2)], last=False)
-    assert told == [("a", 1)]
+def test_the_last_message_is_not_sent_with_last_false() -> None:
+    messages, _ = sent([("a", 1), ("b", 2)], last=False)
+    assert messages == [("a", 1)]
 
 
-def test_a_listener_that_does_not_answer_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_LAST", 0.01)
+def test_a_receiver_that_does_not_respond_delays_the_end_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LAST_STATUS_SECONDS", 0.01)
     answers = threading.Event()
 
     def listen(_: object) -> None:
         answers.wait(60)
 
-    reporter = Reporter(lambda: ("a", 1), listen)
-    with reporter:
+    status_thread = StatusThread(lambda: ("a", 1), listen)
+    with status_thread:
         pass
-    assert reporter._thread.is_alive()  # it waits on, for itself
+    assert status_thread._thread.is_alive()  # only the thread still waits
     answers.set()
-    reporter._thread.join(30)
-    assert not reporter._thread.is_alive()
+    status_thread._thread.join(30)
+    assert not status_thread._thread.is_alive()
 
 
 # luigid
@@ -460,17 +528,17 @@ def test_a_message_has_no_secret_and_no_markup_in_it(server: Any, settings: Sett
 
 @pytest.mark.usefixtures("clean_environment")
 def test_a_luigid_that_is_away_is_asked_once_and_fails_nothing(server: Any) -> None:
-    status = reporter_to(server)
+    luigid = reporter_to(server)
     server.answer = "<html>this is something else</html>"
-    assert len(told(status, server, "a", 1)) == 1
-    status.report("UploadShard_1", ("b", 2))
+    assert len(told(luigid, server, "a", 1)) == 1
+    luigid.report("UploadShard_1", ("b", 2))
     assert len(server.asked) == 1  # it is left alone for a while
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and refuses
-        status = StatusReporter(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        status.report("UploadShard_1", ("c", 3))
+        luigid = StatusReporter(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        luigid.report("UploadShard_1", ("c", 3))
         silent.listen()
-        status.report("UploadShard_1", ("d", 4))
+        luigid.report("UploadShard_1", ("d", 4))
         silent.setblocking(False)
         with pytest.raises(BlockingIOError):
             silent.accept()

@@ -1,4 +1,4 @@
-"""prometheus.py: the file is what the collector reads, and has the numbers of the load."""
+"""observe/prometheus.py: format and content of the metrics file."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_the_file_has_every_number_under_its_labels(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["load.prom"]
 
 
-def test_a_file_that_cannot_be_written_is_a_wrong_setting_and_the_former_stays(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_a_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none/load\.prom"):
         write_metrics(tmp_path / "none" / "load.prom", SUMMARY)
 
 
 @pytest.mark.parametrize("kind", ["load", "load-qwen"])
-def test_a_load_writes_it_whatever_becomes_of_the_batch(
+def test_a_load_writes_the_file(
     kind: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, tmp_path: Path
 ) -> None:
     dataset = small_dataset(3)
@@ -101,7 +101,7 @@ def test_a_load_writes_it_whatever_becomes_of_the_batch(
     assert ("pipeline_batch_detections" in found) == (kind == "load-qwen")
 
 
-def test_a_file_that_cannot_be_made_is_refused_before_the_load(
+def test_an_unwritable_file_is_refused_before_the_load(
     run_pipeline: RunPipeline, small_dataset: MakeDataset, tmp_path: Path
 ) -> None:
     for file in (tmp_path / "none" / "load.prom", tmp_path):
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_made_is_refused_before_the_load(
     assert "No batch was loaded yet." in run_pipeline("status").stdout
 
 
-def test_a_batch_of_a_former_version_has_no_gauges(tmp_path: Path) -> None:
+def test_a_batch_of_an_earlier_version_has_no_gauges(tmp_path: Path) -> None:
     write_metrics(tmp_path / "load.prom", {name: value for name, value in SUMMARY.items() if name != "gauges"})
     found = samples((tmp_path / "load.prom").read_text(encoding="utf-8"))
     assert "pipeline_batch_recognitions" in found

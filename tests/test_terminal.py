@@ -1,4 +1,4 @@
-"""The prompt: what is typed is heard, whenever it comes."""
+"""terminal.py: the prompt returns the typed line, and signals interrupt it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from pipeline.cli.terminal import ask
 
-#: Ctrl-D, as the line discipline of a terminal knows it.
+#: Ctrl-D, the end-of-file character of a terminal.
 END = b"\x04"
 
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A terminal as stdin; what is written to this descriptor is typed there."""
+    """Replace stdin by a terminal; writing to the returned descriptor types there."""
     ours, theirs = os.openpty()
     with open(theirs, encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
@@ -28,13 +28,13 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("typed", "heard"), [(b"b1\n", "b1"), (b"\n", ""), (END, "")])
-def test_a_line_is_what_was_typed(keys: int, typed: bytes, heard: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_typed_line_is_returned(keys: int, typed: bytes, heard: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.write(keys, typed)
     assert ask("Which? ") == heard
     assert capsys.readouterr().err == "Which? "
 
 
-def test_a_signal_ends_the_wait_and_leaves_the_former_wakeup_in_place(keys: int) -> None:
+def test_sigint_ends_the_wait_and_the_wakeup_descriptor_is_restored(keys: int) -> None:
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     wakes, woken = socket.socketpair()
     woken.setblocking(False)
@@ -53,7 +53,7 @@ def test_a_signal_ends_the_wait_and_leaves_the_former_wakeup_in_place(keys: int)
     assert left not in (-1, former_wakeup)
 
 
-def test_a_signal_that_means_nothing_does_not_end_it(keys: int) -> None:
+def test_a_handled_signal_does_not_end_the_wait(keys: int) -> None:
     def answer(*_: object) -> None:
         came.set()
         os.write(keys, b"b1\n")

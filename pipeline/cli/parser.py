@@ -1,4 +1,4 @@
-"""The command line: commands, options, and the examples that `--help` shows. What the commands do is in `cli`."""
+"""The command-line parser: commands, options, and the examples that `--help` shows."""
 
 from __future__ import annotations
 
@@ -8,77 +8,89 @@ from typing import Any
 
 Command = Callable[[argparse.Namespace], int]
 
-_PRODUCTION: dict[str, Any] = {"action": "store_true", "help": "use .env.production, and nothing in its place"}
-_VERBOSE: dict[str, Any] = {"action": "store_true", "help": "say every step on stderr, and show tracebacks"}
+_PRODUCTION: dict[str, Any] = {"action": "store_true", "help": "use .env.production; fail if it does not exist"}
+_VERBOSE: dict[str, Any] = {"action": "store_true", "help": "log every step to stderr, and show tracebacks"}
 _JSON: dict[str, Any] = {"action": "store_true", "help": "print the result as one JSON object on stdout"}
 _LOG_FORMAT: dict[str, Any] = {
     "choices": ("text", "json"),
     "default": "text",
     "metavar": "FORMAT",
-    "help": "text for people, or json: one object a line on stderr (text)",
+    "help": "format of stderr: text, or json with one object per line (text)",
 }
 
-#: Examples of each command: what it is for, and what to type.
+#: Examples of each command: purpose and command line.
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "up": (
         ("Start PostgreSQL and Storage below .pipeline", "python -m pipeline up"),
-        ("Let psql use them", '(set -a; . .pipeline/env; psql "$DATABASE_URL")'),
+        ("Connect to them with psql", '(set -a; . .pipeline/env; psql "$DATABASE_URL")'),
     ),
-    "down": (("Stop them; `up` goes on where they were", "python -m pipeline down"),),
-    "migrate": (("Make or update the tables of a Supabase project", "python -m pipeline migrate --production"),),
+    "down": (("Stop them and keep their data", "python -m pipeline down"),),
+    "migrate": (("Create or update the tables of a Supabase project", "python -m pipeline migrate --production"),),
     "sample": (
-        ("A thousand trays", "python -m pipeline sample /tmp/ds --recognitions 1000"),
-        ("Other trays, and some that cannot be used", "python -m pipeline sample /tmp/ds2 --seed 2 --broken"),
+        ("Write a thousand recognitions", "python -m pipeline sample /tmp/ds --recognitions 1000"),
+        (
+            "Write other recognitions, including one of every kind of reject",
+            "python -m pipeline sample /tmp/ds2 --seed 2 --broken",
+        ),
     ),
     "load": (
-        ("What would be loaded", "python -m pipeline load --source /srv/ds --dry-run"),
-        ("Load what is new, with four processes", "python -m pipeline load --source /srv/ds --workers 4"),
-        ("Try a hundred first", "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial"),
-        ("Resume it with the same options", "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial"),
-        ("Load everything again, as a new version", "python -m pipeline load --source /srv/ds --force"),
+        ("Show what would be loaded", "python -m pipeline load --source /srv/ds --dry-run"),
+        ("Load new recognitions with four processes", "python -m pipeline load --source /srv/ds --workers 4"),
+        (
+            "Load a hundred recognitions as a trial",
+            "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial",
+        ),
+        (
+            "Resume it with the same options",
+            "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial",
+        ),
+        ("Load everything again as a new version", "python -m pipeline load --source /srv/ds --force"),
     ),
     "load-qwen": (
-        ("Annotate what is loaded", "python -m pipeline load-qwen --file /srv/ds/qwen_annotations.json"),
-        ("The detections of a better model instead", "python -m pipeline load-qwen --file new.json --force"),
+        ("Annotate the loaded photos", "python -m pipeline load-qwen --file /srv/ds/qwen_annotations.json"),
+        ("Replace the annotations by those of another model", "python -m pipeline load-qwen --file new.json --force"),
     ),
     "worker": (
-        ("On a second machine, beside a load that was started on the first", "python -m pipeline worker --workers 4"),
-        ("All night long, whatever is loaded", "python -m pipeline worker --production --idle 43200"),
+        ("Share a load that was started on another machine", "python -m pipeline worker --workers 4"),
+        ("Work on every load for twelve hours", "python -m pipeline worker --production --idle 43200"),
     ),
     "reset": (
-        ("What would go, and what would come back", "python -m pipeline reset --batch-id b1 --dry-run"),
-        ("Take it out, without a question", "python -m pipeline reset --batch-id b1 --confirm"),
+        (
+            "Show what would be removed, and which versions would be restored",
+            "python -m pipeline reset --batch-id b1 --dry-run",
+        ),
+        ("Remove a batch without a prompt", "python -m pipeline reset --batch-id b1 --confirm"),
     ),
     "status": (
-        ("Do both connections work, and what is unfinished?", "python -m pipeline status --production"),
-        ("The numbers of an earlier load", "python -m pipeline status --batch-id b1"),
-        ("Everything that a load rests on, before the first one", "python -m pipeline status --check --source /srv/ds"),
+        ("Check both connections, and list the batches", "python -m pipeline status --production"),
+        ("Show the metrics of an earlier load", "python -m pipeline status --batch-id b1"),
+        ("Check all prerequisites before the first load", "python -m pipeline status --check --source /srv/ds"),
     ),
     "report": (
-        ("A page to look at", "python -m pipeline report --batch-id b1"),
+        ("Write a page with twelve recognitions", "python -m pipeline report --batch-id b1"),
         (
-            "More trays, into a folder that a web server shows",
+            "Write one with fifty recognitions into the folder of a web server",
             "python -m pipeline report --batch-id b1 --sample 50 --out /srv/www/b1.html",
         ),
     ),
     "completion": (
-        ("For bash, in ~/.bashrc", 'eval "$(pipeline completion bash)"'),
-        ("For zsh, into a folder of $fpath", "pipeline completion zsh > ~/.zfunc/_pipeline"),
+        ("Enable completion in bash, from ~/.bashrc", 'eval "$(pipeline completion bash)"'),
+        ("Enable completion in zsh, from a folder in $fpath", "pipeline completion zsh > ~/.zfunc/_pipeline"),
     ),
     "verify": (
-        ("Only what is not as it should be", "python -m pipeline verify --quiet"),
-        ("Read every object, and mend what can be mended", "python -m pipeline verify --deep --repair"),
+        ("Show only the differences", "python -m pipeline verify --quiet"),
+        ("Compare the content of every object, and repair", "python -m pipeline verify --deep --repair"),
     ),
 }
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """Return the parser of all commands, each with the function that does it."""
+    """Return the parser; `options.command` is the function that runs the command."""
     top = argparse.ArgumentParser(
         prog="pipeline",
         description="Load datasets of canteen-tray photos into Supabase, in batches, exactly once.",
-        epilog="To begin: `up`, `sample DIR`, `load --source DIR`, `report`. `COMMAND --help` has examples of each; "
-        "`status --check` says what is wrong with a machine, and what to do about it.",
+        epilog="First steps: `up`, `sample DIR`, `load --source DIR`, `report --batch-id ID`. `COMMAND --help` shows "
+        "examples; `status --check` finds problems of the machine or the services, with remedies.",
     )
     add = _Adder(top.add_subparsers(required=True, metavar="COMMAND"), commands)
     _add_services(add)
@@ -86,7 +98,7 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_worker(add)
     _add_batches(add)
 
-    one = add("completion", "Print the completion of these commands for a shell.")
+    one = add("completion", "Print the completion script for a shell.")
     one.add_argument("shell", choices=("bash", "zsh", "tcsh"), metavar="SHELL", help="bash, zsh or tcsh")
     _add_output(one)
     return top
@@ -97,7 +109,7 @@ class _Adder:
         self._parsers, self._commands = parsers, commands
 
     def __call__(self, name: str, summary: str) -> argparse.ArgumentParser:
-        """Add a command with the options that all have."""
+        """Add a command, with its examples."""
         one: argparse.ArgumentParser = self._parsers.add_parser(
             name,
             help=summary,
@@ -119,7 +131,7 @@ def _examples(name: str) -> str:
 def _add_services(add: _Adder) -> None:
     one = add("up", "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
     _add_output(one)
-    one = add("down", "Stop the embedded services; their data stays.")
+    one = add("down", "Stop the embedded services and keep their data.")
     _add_output(one)
 
     one = add("migrate", "Apply the pending migrations.")
@@ -127,73 +139,87 @@ def _add_services(add: _Adder) -> None:
     _add_output(one)
 
     one = add("sample", "Write a synthetic dataset with real JPEGs.")
-    one.add_argument("directory", metavar="DIR", help="a folder that does not exist yet, or is empty")
-    one.add_argument("--recognitions", type=_number(0), default=200, metavar="N", help="how many trays (200)")
-    one.add_argument("--seed", type=int, default=0, metavar="S", help="same seed, same bytes; another, other ids (0)")
-    one.add_argument("--broken", action="store_true", help="add one of every kind of reject")
+    one.add_argument("directory", metavar="DIR", help="a new or empty folder")
+    one.add_argument("--recognitions", type=_number(0), default=200, metavar="N", help="number of recognitions (200)")
+    one.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="random seed; the same seed writes the same bytes (0)"
+    )
+    one.add_argument("--broken", action="store_true", help="add one input of every kind of reject")
     _add_output(one)
 
 
 def _add_loads(add: _Adder) -> None:
-    one = add("load", "Load a dataset: photos to Storage, rows to PostgreSQL.")
-    one.add_argument("--source", metavar="PATH", help="the dataset's folder (DATASET_DIR, or the usual places)")
+    one = add("load", "Load a dataset: photos into Storage, rows into PostgreSQL.")
+    one.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
     one.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
-    one.add_argument("--force", action="store_true", help="load what is loaded already, as a new version")
-    one.add_argument("--strict", action="store_true", help="check everything first; one reject refuses the batch")
-    one.add_argument("--dry-run", action="store_true", help="print what would be loaded, and write nothing")
+    one.add_argument("--force", action="store_true", help="also load what is loaded already, as a new version")
+    one.add_argument(
+        "--strict",
+        action="store_true",
+        help="check everything before the upload, and refuse the batch if there is a reject",
+    )
+    one.add_argument("--dry-run", action="store_true", help="print what would be loaded; write nothing")
     _add_run(one)
 
-    one = add("load-qwen", "Load the annotations of a vision model for what is loaded.")
-    one.add_argument("--file", metavar="PATH", help="the annotations file (QWEN_ANNOTATIONS, or the usual places)")
-    one.add_argument("--force", action="store_true", help="annotate anew what has annotations already")
+    one = add("load-qwen", "Load the annotations of a vision model for loaded photos.")
+    one.add_argument("--file", metavar="PATH", help="annotations file (QWEN_ANNOTATIONS, or a default place)")
+    one.add_argument("--force", action="store_true", help="replace existing annotations")
     _add_run(one)
 
 
 def _add_worker(add: _Adder) -> None:
-    one = add("worker", "Help, on a further machine, with the batches that are being loaded; it needs a luigid.")
+    one = add("worker", "Process shards of running loads, on a further machine; needs a luigid.")
     one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
-    one.add_argument("--idle", type=_number(0), default=60, metavar="SECONDS", help="leave without work so long (60)")
+    one.add_argument(
+        "--idle", type=_number(0), default=60, metavar="SECONDS", help="exit after so long without work (60)"
+    )
     one.add_argument("--production", **_PRODUCTION)
     _add_output(one)
 
 
 def _add_run(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--batch-id", metavar="ID", help="the batch (the newest unfinished one like it, or a new one)")
+    one.add_argument(
+        "--batch-id", metavar="ID", help="the batch (the newest unfinished one with the same options, or a new one)"
+    )
     one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
-    one.add_argument("--local-scheduler", action="store_true", help="do not ask for a luigid")
-    one.add_argument("--metrics-file", metavar="FILE", help="write the numbers for Prometheus's textfile collector")
+    one.add_argument("--local-scheduler", action="store_true", help="do not use a luigid")
+    one.add_argument("--metrics-file", metavar="FILE", help="write metrics for the textfile collector of Prometheus")
     one.add_argument("--production", **_PRODUCTION)
     _add_output(one)
 
 
 def _add_batches(add: _Adder) -> None:
-    one = add("reset", "Take a batch out again, as if it had never been loaded.")
+    one = add("reset", "Remove a batch as if it had never been loaded.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-    one.add_argument("--confirm", action="store_true", help="do not ask, do it")
-    one.add_argument("--dry-run", action="store_true", help="print what would go, and change nothing")
+    one.add_argument("--confirm", action="store_true", help="do not prompt")
+    one.add_argument("--dry-run", action="store_true", help="print what would be removed; change nothing")
     one.add_argument("--production", **_PRODUCTION)
     _add_output(one)
 
     one = add("status", "Show the environment, both connections, and the batches.")
     what = one.add_mutually_exclusive_group()
-    what.add_argument("--batch-id", metavar="ID", help="show the numbers of this batch")
-    what.add_argument("--check", action="store_true", help="look at everything that a load rests on, with remedies")
-    one.add_argument("--source", metavar="PATH", help="with --check: the dataset, held against the bucket's limits")
+    what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch")
+    what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
+    one.add_argument(
+        "--source", metavar="PATH", help="with --check: compare this dataset with the limits of the bucket"
+    )
     one.add_argument("--production", **_PRODUCTION)
     _add_output(one)
 
-    one = add("report", "Write a page about a batch: where its time went, its rejects, and trays with their boxes.")
+    one = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-    one.add_argument("--out", metavar="FILE", help="the page (report-ID.html in the working directory)")
-    one.add_argument("--sample", type=_number(0), default=12, metavar="N", help="recognitions to show (12)")
+    one.add_argument("--out", metavar="FILE", help="file to write (report-ID.html in the working directory)")
+    one.add_argument("--sample", type=_number(0), default=12, metavar="N", help="number of recognitions to show (12)")
     one.add_argument("--production", **_PRODUCTION)
     _add_output(one)
 
-    one = add("verify", "Hold manifest and tables against the bucket, in both directions.")
-    one.add_argument("--batch-id", metavar="ID", help="look at this batch only")
-    one.add_argument("--deep", action="store_true", help="read every object and compare its content, too")
-    one.add_argument("--repair", action="store_true", help="send again what is missing or damaged, remove orphans")
-    one.add_argument("--quiet", action="store_true", help="leave out the lines of what is as it should be")
+    one = add("verify", "Compare manifest and tables with the bucket, in both directions.")
+    one.add_argument("--batch-id", metavar="ID", help="check only this batch")
+    one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
+    one.add_argument(
+        "--repair", action="store_true", help="upload missing and damaged objects again, and remove orphans"
+    )
+    one.add_argument("--quiet", action="store_true", help="print only differences")
     one.add_argument("--production", **_PRODUCTION)
     _add_output(one)
 

@@ -21,7 +21,7 @@ from pipeline.database.migrate import Migration, migrate
 from pipeline.errors import DatabaseUnavailable, PermanentError, SettingsError, UsageError
 from pipeline.extras import extra
 from pipeline.graph.run import registry
-from pipeline.observe.progress import Counter, Progress
+from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 
 
 @contextmanager
@@ -84,12 +84,12 @@ def sample(options: argparse.Namespace) -> int:
     with extra("embedded"):
         from pipeline.sample import write_sample
     directory = Path(options.directory).expanduser()
-    counter = Counter()
+    counter = ProgressCounter()
     counter.start(options.recognitions, 0)
     try:
-        with Progress(counter):
+        with ProgressDisplay(counter):
             done = write_sample(
-                directory, options.recognitions, options.seed, broken=options.broken, progress=counter.reached
+                directory, options.recognitions, options.seed, broken=options.broken, progress=counter.set_done
             )
     except OSError as exc:
         raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc

@@ -1,4 +1,4 @@
-"""What a person types at a terminal."""
+"""Input from a terminal."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 
 
 def ask(question: str) -> str:
-    """Return the line that is typed in answer to a question, without its end; empty at the end of the input.
+    """Print a question, and return the line typed in response without its newline; empty at the end of input.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was typed. `input` misses one that comes between the question and its read, and waits
-            for ever; here the signal itself wakes the wait.
+        KeyboardInterrupt: on Ctrl-C. `input` would miss a signal between printing and reading, and block; here the
+            signal wakes `select` through a file descriptor.
     """
-    print(question, end="", file=sys.stderr, flush=True)  # stdout may be a file
+    print(question, end="", file=sys.stderr, flush=True)  # stdout may be redirected
     wakes, woken = socket.socketpair()
     with wakes, woken:
         woken.setblocking(False)
@@ -25,6 +25,6 @@ def ask(question: str) -> str:
                 ready, _, _ = select.select([sys.stdin, wakes], [], [])
                 if sys.stdin in ready:
                     return sys.stdin.readline().rstrip("\n")
-                wakes.recv(16)  # of another signal, whose handler has run and raised nothing
+                wakes.recv(16)  # another signal, whose handler did not raise
         finally:
             signal.set_wakeup_fd(former)

@@ -16,7 +16,7 @@ from pipeline.graph.failures import Failure, exit_with
 from pipeline.graph.markers import BatchStateTarget
 from pipeline.graph.run import Run, registry
 from pipeline.observe.metrics import Metrics
-from pipeline.observe.progress import Report
+from pipeline.observe.progress import StatusMessage
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class BatchTask(luigi.Task):
         if registry.status is not None:
             registry.status.report(self.task_id, (message, percent))
 
-    def reporting(self, read: Callable[[], Report | None]) -> AbstractContextManager[object]:
+    def reporting(self, read: Callable[[], StatusMessage | None]) -> AbstractContextManager[object]:
         """Report to the visualiser during the block, at most once a second, what `read` returns."""
         return registry.reporting(self.task_id, read)
 

@@ -1,4 +1,4 @@
-"""Memory of the process: what was freed is given back, also where glibc would rather keep it; what stays is let be."""
+"""Settings of malloc and of the garbage collector."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Parameters of mallopt(3): blocks from this size on are mapped one by one, and so many arenas serve all threads.
+# Parameters of mallopt(3): the size from which a block gets its own mapping, and the number of arenas.
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 
 def bound_memory() -> None:
-    """Let freed photos leave the process; otherwise every thread of glibc keeps its share of the largest ones."""
+    """Make glibc return freed photos to the system, instead of keeping the largest ones in an arena per thread."""
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and does not need it
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none and needs none
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, 256 << 10)
             mallopt(_M_ARENA_MAX, 2)
@@ -24,9 +24,9 @@ def bound_memory() -> None:
 
 @contextmanager
 def only_new_is_collected() -> Iterator[None]:
-    """For the block, leave what is there now out of garbage collections, during which every thread waits.
+    """Exclude the objects that exist now from garbage collections during the block.
 
-    Modules alone, Luigi's and SQLAlchemy's among them, take a collection 50 ms and more.
+    A collection stops every thread, and takes over 50 ms for the modules of Luigi and SQLAlchemy alone.
     """
     gc.freeze()
     try:

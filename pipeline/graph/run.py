@@ -38,7 +38,7 @@ from pipeline.graph.markers import BatchStateTarget, MarkerCache, ResetTarget
 from pipeline.graph.status import StatusReporter
 from pipeline.graph.uploads import UploaderCache
 from pipeline.observe.logger import get_logger, say
-from pipeline.observe.progress import Counter, Report, Reporter
+from pipeline.observe.progress import ProgressCounter, StatusMessage, StatusThread
 
 logger = get_logger(__name__)
 
@@ -106,7 +106,7 @@ class Run:
         needs_bucket: bool = False,
     ) -> None:
         self.environment, self.batch_id, self.command, self.counted = environment, batch_id, command, counted
-        self.counter = Counter()
+        self.counter = ProgressCounter()
         self.failures = FailureLog()
         self.markers = MarkerCache(environment.database, batch_id, schedules=schedules)
         self.target = target(self.markers)
@@ -310,12 +310,12 @@ class RunRegistry:
         run = next(iter(self._runs.values()), None)
         return f"To go on: {run.command}" if run is not None else "Run the same command again."
 
-    def reporting(self, task_id: str, read: Callable[[], Report | None]) -> AbstractContextManager[object]:
+    def reporting(self, task_id: str, read: Callable[[], StatusMessage | None]) -> AbstractContextManager[object]:
         """Report to luigid during the block, at most once a second, what `read` returns."""
         status = self.status
         if status is None:
             return nullcontext()
-        return Reporter(read, lambda report: status.report(task_id, report))
+        return StatusThread(read, lambda report: status.report(task_id, report))
 
     def attend(self, run: Run) -> bool:
         """Follow the worker that looks at the root task of a run, and return whether there is such a worker.

@@ -11,7 +11,7 @@ from pipeline.database import Connection, Database
 from pipeline.errors import TransientError
 from pipeline.graph.luigid import LuigidUnavailable, call
 from pipeline.observe.logger import get_logger
-from pipeline.observe.progress import PLACES, Counter, Report
+from pipeline.observe.progress import ProgressCounter, StatusMessage
 
 logger = get_logger(__name__)
 
@@ -31,7 +31,7 @@ class StatusReporter:
         self._url = url
         self._paused_until = 0.0
 
-    def report(self, task_id: str, report: Report) -> None:
+    def report(self, task_id: str, report: StatusMessage) -> None:
         """Set the status message of a task, and its progress in percent where that is known."""
         if time.monotonic() < self._paused_until:
             return
@@ -66,7 +66,7 @@ class PeerProgress:
         step: the step whose marker says that the recognitions of a shard are done.
     """
 
-    def __init__(self, database: Database, batch_id: str, step: str, counter: Counter) -> None:
+    def __init__(self, database: Database, batch_id: str, step: str, counter: ProgressCounter) -> None:
         self._database, self._batch_id, self._step, self._counter = database, batch_id, step, counter
         self._before: frozenset[int] | None = None
         self._shards = 0
@@ -92,7 +92,7 @@ class PeerProgress:
             if self._before is None:
                 self._before = marked
             others = sum(not self._counter.read_shard(shard)[0] for shard in marked - self._before)
-            self._counter.of(PLACES - 1)(total * others // max(1, shards))
+            self._counter.set_done_by_others(total * others // max(1, shards))
 
     def _list(self, connection: Connection) -> tuple[int, frozenset[int]]:
         shards = state.require_batch(connection, self._batch_id).shards

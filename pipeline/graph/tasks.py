@@ -26,7 +26,7 @@ from pipeline.graph.base import BatchTask, RootTask, ShardTask
 from pipeline.graph.run import Run, registry
 from pipeline.graph.status import percent
 from pipeline.observe.metrics import Metrics
-from pipeline.observe.progress import Report
+from pipeline.observe.progress import StatusMessage
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import find_batch_to_reset, reset_batch
@@ -43,10 +43,10 @@ class UploadShard(ShardTask):
         run = self.active_run
         uploading = run.environment.uploads.uploader(may_reject=run.environment.may_reject)
         with uploading as uploader, self.reporting(self._progress):
-            uploader.upload(self.batch_id, self.shard, progress_of=run.counter.of)
+            uploader.upload(self.batch_id, self.shard, progress_of=run.counter.start_shard)
         run.markers.add(UPLOAD, self.shard)
 
-    def _progress(self) -> Report | None:
+    def _progress(self) -> StatusMessage | None:
         done, total = self.active_run.counter.read_shard(self.shard)
         return (f"{2 * done} of {2 * total} photos", percent(done, total)) if total else None
 
@@ -100,7 +100,7 @@ class CopyQwenShard(CopyShard):
         """Copy, mark and count."""
         super().run()
         recognitions = self.database.run(lambda c: c.one("count_shard", batch_id=self.batch_id, shard=self.shard))
-        self.active_run.counter.of(self.shard)(recognitions.recognitions)
+        self.active_run.counter.start_shard(self.shard)(recognitions.recognitions)
 
 
 class RequestTask(BatchTask):
@@ -162,7 +162,7 @@ class Discover(RequestTask):
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
-        progress: list[Report] = [("listing the dataset", 0)]
+        progress: list[StatusMessage] = [("listing the dataset", 0)]
 
         def show(total: int, done: int) -> None:
             progress[0] = f"{done} of {total} recognitions looked at", percent(done, total)

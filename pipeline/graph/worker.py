@@ -27,7 +27,7 @@ from pipeline.graph.sharing import SharedScheduler, SharingWorker
 from pipeline.graph.signals import Interrupts
 from pipeline.graph.status import PeerProgress, StatusReporter, percent
 from pipeline.observe.logger import get_logger, say
-from pipeline.observe.progress import Progress, Report, Reporter
+from pipeline.observe.progress import ProgressDisplay, StatusMessage, StatusThread
 
 logger = get_logger(__name__)
 
@@ -114,9 +114,9 @@ class PipelineWorker(SharingWorker):
         run, status = self._run, self._registry.status
         if run is None:
             return
-        yield Progress(run.counter)
+        yield ProgressDisplay(run.counter)
         if status is not None:
-            reporting = Reporter(
+            reporting = StatusThread(
                 lambda: _report_of(run), lambda report: status.report(self.roots[0].task_id, report), last=False
             )
             yield reporting
@@ -156,7 +156,7 @@ class PipelineWorker(SharingWorker):
         return result
 
 
-def _report_of(run: Run) -> Report | None:
+def _report_of(run: Run) -> StatusMessage | None:
     """Return how far the shards of a run are; None before that is known, and once all are done."""
     done, _, total = run.counter.read()
     return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None

@@ -1,1 +1,1 @@
-"""What a run shows of itself: log lines, metrics, progress."""
+"""What a run reports while it works: log lines, metrics, progress, and the Prometheus file."""

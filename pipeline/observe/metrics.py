@@ -1,8 +1,7 @@
-"""Counts, durations of operations and gauges, gathered by threads, kept as JSON with each marker.
+"""Counters, gauges and durations of operations, collected by threads and stored as JSON with each marker.
 
-Of durations the distribution is kept as well, as a histogram with four buckets to each doubling: bucket b counts those
-of more than 2 ** ((b - 1) / 4) seconds and at most 2 ** (b / 4). What is shorter or longer than the outermost buckets
-is in them.
+Durations have a histogram with four buckets per doubling: bucket b counts durations over 2 ** ((b - 1) / 4) seconds, up
+to 2 ** (b / 4). The outermost buckets also count everything beyond them.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 Gauges = dict[str, dict[str, float]]
-#: The buckets that count something, by their number in decimal, as JSON has it.
+#: Bucket number, as a decimal string because it is a key in JSON -> count; without empty buckets.
 Histogram = dict[str, int]
 
-#: Buckets to each doubling of a duration: 19 % from one bound to the next.
-_FINENESS = 4
+#: Each bound is 19 % above the one before.
+_BUCKETS_PER_DOUBLING = 4
 #: 60 microseconds and 17 minutes.
-SHORTEST, LONGEST = -14 * _FINENESS, 10 * _FINENESS
+SHORTEST, LONGEST = -14 * _BUCKETS_PER_DOUBLING, 10 * _BUCKETS_PER_DOUBLING
 
 
 class _Operation:
@@ -34,7 +33,7 @@ class _Operation:
 
 
 class Metrics:
-    """Durations by operation, plain counters, and gauges; safe to share between threads."""
+    """Durations by operation, counters and gauges; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,13 +43,13 @@ class Metrics:
 
     @contextmanager
     def timed(self, operation: str) -> Iterator[None]:
-        """Add the duration of the block, when it succeeds, to the operation."""
+        """Add the duration of the block to the operation, unless it raises."""
         started = time.perf_counter()
         yield
         self.add(operation, time.perf_counter() - started)
 
     def add(self, operation: str, seconds: float, ops: int = 1) -> None:
-        """Add `ops` operations that took `seconds` together; of several at once none is in the histogram."""
+        """Add `ops` operations that took `seconds` in total; the histogram counts only single operations."""
         bucket = bucket_of(seconds)
         with self._lock:
             entry = self._operations.get(operation)
@@ -67,16 +66,16 @@ class Metrics:
             self._counters[counter] = self._counters.get(counter, 0) + by
 
     def gauge(self, gauge: str, value: int, most: int | None = None) -> None:
-        """Set a gauge; `most` is its highest value so far, where that was higher."""
+        """Set a gauge; `most` is its maximum so far, by default the value itself."""
         most = value if most is None else max(value, most)
         with self._lock:
             _merge_gauge(self._gauges, gauge, {"last": value, "max": most, "at": round(time.time(), 3)})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers.
+        """Return a copy of the numbers.
 
-        They are `{"operations": {name: {"ops", "seconds", "histogram": {bucket: n}}}, "counters": {name: n}, "gauges":
-        {name: {"last", "max", "at"}}}`, `at` being when the last value was set, in seconds since 1970.
+        Its shape is `{"operations": {name: {"ops", "seconds", "histogram": {bucket: n}}}, "counters": {name: n},
+        "gauges": {name: {"last", "max", "at"}}}`; `at` is the time of the last value in seconds since 1970.
         """
         with self._lock:
             return {
@@ -94,10 +93,10 @@ class Metrics:
 
 
 def merge(total: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Add the metrics of a marker to a total of the same shape: sums, and of a gauge the highest and the latest value.
+    """Add the metrics of a marker to a total of the same shape.
 
-    A gauge belongs to one process; those of several processes are not added up. Markers of former versions have no
-    histogram.
+    Counters and operations are summed. Of a gauge, which describes a single process, the total has the latest value
+    and the maximum. Markers of earlier versions have no histogram.
     """
     for name, entry in part.get("operations", {}).items():
         into = total.setdefault("operations", {}).setdefault(name, {"ops": 0, "seconds": 0.0})
@@ -114,21 +113,21 @@ def merge(total: dict[str, Any], part: Mapping[str, Any]) -> None:
 
 
 def bucket_of(seconds: float) -> int:
-    """Return the bucket that a duration belongs to."""
+    """Return the bucket of a duration."""
     if seconds <= 0:
         return SHORTEST
-    return min(max(math.ceil(math.log2(seconds) * _FINENESS), SHORTEST), LONGEST)
+    return min(max(math.ceil(math.log2(seconds) * _BUCKETS_PER_DOUBLING), SHORTEST), LONGEST)
 
 
 def bound_of(bucket: float) -> float:
-    """Return the upper bound of a bucket in seconds; the lower one is that of the bucket before."""
-    return float(2 ** (bucket / _FINENESS))
+    """Return the upper bound of a bucket in seconds."""
+    return float(2 ** (bucket / _BUCKETS_PER_DOUBLING))
 
 
 def quantile(histogram: Mapping[str, int], share: float) -> float:
-    """Return the duration that a share of those in a histogram, which is not empty, do not exceed.
+    """Return the duration that a share of the durations in a non-empty histogram does not exceed.
 
-    Within a bucket they are taken as spread evenly, on the scale of the buckets.
+    Within a bucket, durations are assumed to be evenly distributed on the logarithmic scale.
     """
     wanted = share * sum(histogram.values())
     seen = 0

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a plain line now and then elsewhere, and reports to a distant service."""
+"""Progress: a counter shared with worker processes, its display on stderr, and periodic status messages."""
 
 from __future__ import annotations
 
@@ -16,102 +16,110 @@ from tqdm import tqdm
 from pipeline.observe.logger import redirect_to_null, say, writes_json
 
 #: A message, and percent.
-Report = tuple[str, int | None]
+StatusMessage = tuple[str, int | None]
 
-#: More than a batch has shards.
-PLACES = 1024
-_BLOCKS, _ASCII_BLOCKS = "░█", ".#"
-#: Columns of a terminal that does not tell its width.
-_COLUMNS = 79
-_REDRAW = 0.2
-_PLAIN = 30.0
-#: Seconds between two reports, and seconds that the last one may take.
-_REPORT = 1.0
-_LAST = 3.0
+#: More than the shards of a batch (at most 1,000); the last one is for other workers.
+_SLOTS = 1024
+_REDRAW_SECONDS = 0.2
+_PLAIN_SECONDS = 30.0
+_STATUS_SECONDS = 1.0
+#: The longest wait for the last status message.
+_LAST_STATUS_SECONDS = 3.0
 
 
-class Counter:
-    """How many recognitions of a batch are done, of how many, in memory that forked processes share.
+class ProgressCounter:
+    """Recognitions done and in total, shared with forked workers.
 
-    Each shard has a place of its own and there is no lock, which a killed process could leave behind.
+    Each shard has a slot of its own, so no lock is shared: a worker that is killed cannot leave one locked.
     """
 
     def __init__(self) -> None:
-        self._places = multiprocessing.RawArray("q", PLACES)
-        self._totals = multiprocessing.RawArray("q", PLACES)
+        self._done = multiprocessing.RawArray("q", _SLOTS)
+        self._totals = multiprocessing.RawArray("q", _SLOTS)
         self._before = multiprocessing.RawValue("q", 0)
         self._total = multiprocessing.RawValue("q", 0)
 
     def start(self, total: int, before: int) -> None:
-        """Set the total, and what earlier runs did of it."""
+        """Set the total, and how much of it earlier runs did; clear the rest."""
         self._before.value, self._total.value = before, total
-        self._places[:] = [0] * PLACES
-        self._totals[:] = [0] * PLACES
+        self._done[:] = [0] * _SLOTS
+        self._totals[:] = [0] * _SLOTS
 
-    def of(self, shard: int, total: int = 0) -> Callable[[int], None]:
-        """Return a function, safe to share between threads, that counts more of a shard, which begins at none."""
-        place, lock = shard % PLACES, threading.Lock()
-        self._places[place], self._totals[place] = 0, total
+    def start_shard(self, shard: int, total: int = 0) -> Callable[[int], None]:
+        """Set a shard to zero, and return a thread-safe function that adds to it."""
+        slot, lock = shard % _SLOTS, threading.Lock()
+        self._done[slot], self._totals[slot] = 0, total
 
         def add(count: int) -> None:
             with lock:
-                self._places[place] += count
+                self._done[slot] += count
 
         return add
 
-    def reached(self, done: int) -> None:
-        """Say how many are done in all, where there are no shards."""
-        self._places[0] = done
+    def set_done(self, done: int) -> None:
+        """Set how much is done, for work without shards."""
+        self._done[0] = done
+
+    def set_done_by_others(self, done: int) -> None:
+        """Set how much workers on other machines did."""
+        self._done[-1] = done
 
     def read_shard(self, shard: int) -> tuple[int, int]:
-        """Return done and total of a shard; the total is 0 where nobody has told it."""
-        place = shard % PLACES
-        return int(self._places[place]), int(self._totals[place])
+        """Return done and total of a shard; the total is 0 if it is unknown."""
+        slot = shard % _SLOTS
+        return int(self._done[slot]), int(self._totals[slot])
 
     def read(self) -> tuple[int, int, int]:
-        """Return done, done by earlier runs, total."""
+        """Return done, done by earlier runs, and total."""
         before = int(self._before.value)
-        return before + sum(self._places), before, int(self._total.value)
+        return before + sum(self._done), before, int(self._total.value)
 
 
-def line(done: int, before: int, total: int, seconds: float, *, columns: int = 0, blocks: str = _BLOCKS) -> str:
-    """Return `Processing ████░░ 80% | 8000/10000 | 1250/s | ETA: 1m 15s`, without the bar where there are no columns.
+def format_progress(
+    done: int, before: int, total: int, seconds: float, *, columns: int | None = None, characters: str = "░█"
+) -> str:
+    """Return `Processing ████░░ 80% | 8000/10000 | 1250/s | ETA: 1m 15s`.
+
+    Of tqdm only this formatting is used: an instance of it would start a monitor thread, and take locks that a forked
+    worker inherits.
 
     Arguments:
-        columns: the width of the terminal, which the line fills.
-        blocks: the empty and the full block of the bar.
+        before: how many of `done` earlier runs did; they do not count for the rate.
+        seconds: since this run started.
+        columns: width of the line, which the bar fills; None for a line without a bar.
+        characters: of the empty and the filled part of the bar.
     """
-    share = int(100 * done / total) if total else 100
+    done = min(done, total)
     rate = (done - before) / seconds if seconds > 0 else 0.0
-    eta = _eta((total - done) / rate) if rate > 0 else "unknown"
-    numbers = f"{share}% | {done}/{total} | {rate:.0f}/s | ETA: {eta}"
-    if not columns:
-        return f"Processing {numbers}"
-    filled, parts = (done, total) if total else (1, 1)
-    shape = f"Processing {{bar}} {numbers}"
-    return str(tqdm.format_meter(filled, parts, seconds, ncols=columns, ascii=blocks, bar_format=shape))
+    # tqdm would round 99.9 % up, and write an ETA as 01:15.
+    share = done * 100 // total if total else 100
+    eta = _duration((total - done) / rate) if rate > 0 else "unknown"
+    bar = "" if columns is None else "{bar} "
+    bar_format = f"Processing {bar}{share}% | {{n_fmt}}/{{total_fmt}} | {{rate_noinv:.0f}}/s | ETA: {eta}"
+    return tqdm.format_meter(done, total, seconds, ncols=columns, ascii=characters, rate=rate, bar_format=bar_format)
 
 
-def _eta(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60}h {minutes % 60:02d}m"
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
-class Progress:
-    """Show a counter from a thread, from the first recognition to the end of the block."""
+class ProgressDisplay:
+    """Show a counter, from a thread of its own, until the end of the block.
 
-    def __init__(self, counter: Counter, stream: TextIO | None = None) -> None:
+    A terminal shows a bar. Other streams get a line every 30 seconds, as JSON where logging writes JSON.
+    """
+
+    def __init__(self, counter: ProgressCounter, stream: TextIO | None = None) -> None:
         self._counter = counter
-        # sys.stderr is None when the program was started with it closed.
-        self._stream: TextIO | None = stream or sys.stderr
-        self._is_terminal = self._stream is not None and self._stream.isatty()
-        self._blocks = _BLOCKS if self._has_blocks() else _ASCII_BLOCKS
+        self._stream: TextIO | None = stream or sys.stderr  # None if the process started without stderr
+        self._terminal = self._stream is not None and self._stream.isatty()
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressDisplay:
         self._thread.start()
         return self
 
@@ -119,46 +127,33 @@ class Progress:
         self._finished.set()
         self._thread.join()
 
-    def _has_blocks(self) -> bool:
-        try:
-            _BLOCKS.encode((self._stream and self._stream.encoding) or "utf-8")
-        except UnicodeEncodeError:
-            return False
-        return True
-
-    def _columns(self) -> int:
-        if not self._is_terminal or self._stream is None:
-            return 0
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns - 1 or _COLUMNS
-        except OSError:
-            return _COLUMNS
-
     def _show(self) -> None:
         drawn = False
         started: float | None = None
         written = time.monotonic()
-        while not self._finished.wait(_REDRAW):
+        while not self._finished.wait(_REDRAW_SECONDS):
             done, before, total = self._counter.read()
             if not total or done >= total:
                 continue
             now = time.monotonic()
             started = now if started is None else started
-            text = line(done, before, total, now - started, columns=self._columns(), blocks=self._blocks)
-            if writes_json():
-                if now - written >= _PLAIN:
-                    say(text, logging.INFO, done=done, total=total, seconds=round(now - started, 1))
-                    written = now
-            elif self._is_terminal:
-                self._write(f"\r{text}\x1b[K")
+            if self._terminal and not writes_json():
+                self._draw(now - started)
                 drawn = True
-            elif now - written >= _PLAIN:
-                self._write(f"{text}\n")
+            elif now - written >= _PLAIN_SECONDS:
+                text = format_progress(done, before, total, now - started)
+                if writes_json():
+                    say(text, logging.INFO, done=done, total=total, seconds=round(now - started, 1))
+                else:
+                    self._write(f"{text}\n")
                 written = now
         if drawn:
-            done, before, total = self._counter.read()
-            seconds = time.monotonic() - (started or 0)
-            self._write(f"\r{line(done, before, total, seconds, columns=self._columns(), blocks=self._blocks)}\x1b[K\n")
+            self._draw(time.monotonic() - (started or 0), end="\n")
+
+    def _draw(self, seconds: float, end: str = "") -> None:
+        columns, characters = _columns(self._stream), _bar_characters(self._stream)
+        text = format_progress(*self._counter.read(), seconds, columns=columns, characters=characters)
+        self._write(f"\r{text}\x1b[K{end}")
 
     def _write(self, text: str) -> None:
         if self._stream is None:
@@ -166,40 +161,59 @@ class Progress:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except OSError:  # the terminal was closed, or the disk is full; neither ends the load
+        except OSError:  # the terminal was closed, or the disk is full; the load continues
             redirect_to_null(self._stream)
 
 
-class Reporter:
-    """Report progress to a distant service at most once a second, from a thread.
+def _columns(stream: TextIO | None) -> int:
+    """Return the width for a line: one less than the terminal's, since some wrap a line that fills it."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns if stream is not None else 0
+    except OSError:  # not a terminal of the system
+        columns = 0
+    return max(1, (columns or 80) - 1)
 
-    The service may be slow or away: only the thread waits for it, and the end of the block waits three seconds at most.
+
+def _bar_characters(stream: TextIO | None) -> str:
+    try:
+        "░█".encode((stream and stream.encoding) or "utf-8")
+    except UnicodeEncodeError:
+        return ".#"
+    return "░█"
+
+
+class StatusThread:
+    """Send status messages that changed, at most once a second, from a thread of its own.
+
+    Only this thread waits for a slow receiver; the end of the block waits three seconds at most.
 
     Arguments:
-        read: returns a message, and how much is done in percent where that is known; None before there is any.
-        send: is given each report that differs from the former one.
-        last: send the report of the end of the block as well.
+        read: returns the current message, None if there is none yet.
+        send: receives a message that differs from the one before.
+        last: send the message as it is at the end of the block, too.
     """
 
-    def __init__(self, read: Callable[[], Report | None], send: Callable[[Report], None], *, last: bool = True) -> None:
+    def __init__(
+        self, read: Callable[[], StatusMessage | None], send: Callable[[StatusMessage], None], *, last: bool = True
+    ) -> None:
         self._read, self._send, self._last = read, send, last
-        self._sent: Report | None = None
         self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._report, name="reporter", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> StatusThread:
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._finished.set()
-        self._thread.join(_LAST)
+        self._thread.join(_LAST_STATUS_SECONDS)
 
-    def _report(self) -> None:
-        over = False
-        while not over:
-            over = self._finished.wait(_REPORT)
-            report = self._read() if self._last or not over else None
-            if report is not None and report != self._sent:
-                self._send(report)
-                self._sent = report
+    def _run(self) -> None:
+        sent: StatusMessage | None = None
+        finished = False
+        while not finished:
+            finished = self._finished.wait(_STATUS_SECONDS)
+            message = self._read() if self._last or not finished else None
+            if message is not None and message != sent:
+                self._send(message)
+                sent = message

@@ -1,4 +1,4 @@
-"""The numbers of a load as a file for Prometheus's textfile collector; names end in their base unit, as it asks."""
+"""Write the metrics of a batch as a file for the textfile collector of Prometheus, with names by its conventions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _STATES = ("loading", "done", "resetting", "reset")
 
 
 def require_writable(path: Path) -> None:
-    """Raise SettingsError when no file can be made at a path: before a load of hours, not after it."""
+    """Raise SettingsError if no file can be created at the path; called before the load starts."""
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"The metrics cannot be written to {path}.", "Name a file in a folder that exists.")
+        raise SettingsError(f"The metrics cannot be written to {path}.", "Name a file in an existing, writable folder.")
 
 
 def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write the numbers of a batch, whole or not at all: the collector may read at any moment.
+    """Write the metrics of a batch, atomically because the collector may read at any time.
 
     Raises:
         SettingsError: the file cannot be written.
@@ -38,21 +38,21 @@ def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
         write_to_textfile(str(path), registry)
     except OSError as exc:
         raise SettingsError(
-            f"The metrics cannot be written to {path}: {exc.strerror}.", "The load itself is not concerned."
+            f"The metrics cannot be written to {path}: {exc.strerror}.", "The load itself is not affected."
         ) from exc
 
 
 def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
-    """Yield the name of each family, what it tells, its label besides those of the batch, and the values by it."""
-    operations, gauges = summary["operations"], summary.get("gauges", {})  # former versions had no gauges
+    """Yield name, description, label besides those of the batch, and values by that label, of each family."""
+    operations, gauges = summary["operations"], summary.get("gauges", {})  # earlier versions had no gauges
 
     def one(value: float) -> Mapping[str, float]:
         return {"": value}
 
-    yield "last_run_timestamp_seconds", "When these numbers were written.", "", one(time.time())
+    yield "last_run_timestamp_seconds", "When this file was written.", "", one(time.time())
     states = {state: float(state == summary["state"]) for state in _STATES}
     yield "batch_state", "1 for the state of the batch, 0 for the others.", "state", states
-    yield "batch_active_seconds", "How long at least one step was at work.", "", one(summary["total_seconds"])
+    yield "batch_active_seconds", "How long at least one step was running.", "", one(summary["total_seconds"])
     yield "batch_recognitions", "Recognitions of the batch.", "", one(summary["recognitions_processed"])
     yield "batch_images", "Photos of the batch.", "", one(summary["images_processed"])
     yield "batch_size_bytes", "Size of the photos of the batch.", "", one(summary["bytes"])
@@ -60,12 +60,12 @@ def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mappi
         yield "batch_detections", "Detections of the batch.", "", one(summary["detections_processed"])
     yield "batch_shards", "Shards of the batch.", "", one(summary["shards"])
     yield "batch_shards_done", "Shards with the marker of a step.", "step", summary["shards_done"]
-    yield "batch_already_loaded", "Recognitions that were loaded before.", "", one(summary["already_loaded"])
-    yield "batch_rejects", "Inputs that were left out, by reason.", "code", summary["rejects"]
-    yield "batch_counter", "What the steps counted, such as bytes_uploaded.", "counter", summary["counters"]
+    yield "batch_already_loaded", "Recognitions that earlier batches loaded.", "", one(summary["already_loaded"])
+    yield "batch_rejects", "Rejected inputs, by reason.", "code", summary["rejects"]
+    yield "batch_counter", "Counters of the steps, such as bytes_uploaded.", "counter", summary["counters"]
     in_flight = {name: entry["last"] for name, entry in gauges.items()}
-    yield "batch_gauge", "What the steps measured last, such as requests_in_flight.", "gauge", in_flight
+    yield "batch_gauge", "Latest gauges of the steps, such as requests_in_flight.", "gauge", in_flight
     ops = {name: entry["ops"] for name, entry in operations.items()}
-    yield "batch_operations", "Operations of a kind.", "operation", ops
+    yield "batch_operations", "Number of operations.", "operation", ops
     seconds = {name: entry["total_seconds"] for name, entry in operations.items()}
-    yield "batch_operation_seconds", "What they took together; several at once count each.", "operation", seconds
+    yield "batch_operation_seconds", "Total duration; concurrent operations each count in full.", "operation", seconds

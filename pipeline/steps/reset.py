@@ -22,7 +22,7 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import RefusedError, StorageError
 from pipeline.observe.logger import get_logger
-from pipeline.observe.progress import Counter
+from pipeline.observe.progress import ProgressCounter
 from pipeline.storage import PAGE, Storage
 
 logger = get_logger(__name__)
@@ -139,7 +139,7 @@ def describe_reset(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def reset_batch(database: Database, settings: Settings, batch_id: str, counter: Counter | None = None) -> None:
+def reset_batch(database: Database, settings: Settings, batch_id: str, counter: ProgressCounter | None = None) -> None:
     """Take a batch out; nothing happens when that was done before.
 
     Arguments:
@@ -153,10 +153,10 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
     if batch is None:
         return
     if batch.kind == KIND_LOAD:
-        counter = counter or Counter()
+        counter = counter or ProgressCounter()
         counter.start(batch.photos, 0)
         with closing(Storage(_settings_of(settings, batch))) as storage:
-            _remove_objects(database, storage, batch, counter.of(1))
+            _remove_objects(database, storage, batch, counter.start_shard(1))
     database.run(lambda connection: _forget(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)
 
