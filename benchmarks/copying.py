@@ -18,13 +18,11 @@ from benchmarks.bench import SMALL, Bench, World
 from benchmarks.rows import Row, middle
 from embedded_supabase.postgres.installation import binaries
 from pipeline.batches.resolve import LoadRequest, resolve_batch
-from pipeline.batches.state import KIND_LOAD, KIND_QWEN
+from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Database
 from pipeline.observe.metrics import Metrics
-from pipeline.sample.writer import ANNOTATIONS
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
-from pipeline.steps.transform import transform_batch
 from pipeline.steps.upload import upload_shard
 from pipeline.storage import Storage
 
@@ -45,7 +43,6 @@ _TABLES = {
         _Table("raw.receipts"),
         _Table("raw.photos"),
     ),
-    KIND_QWEN: (_Table("raw.detections"),),
 }
 
 
@@ -67,23 +64,19 @@ class _Ready:
 
 
 def copying(place: Bench, recognitions: int, repeats: int) -> list[Row]:
-    """Copy documents with the facts of their photos, then annotations, again and again into tables without rows.
+    """Copy documents with the facts of their photos again and again into tables without rows.
 
     What psql copies was read, checked and written as lines before: it is the database's limit for one session.
     """
     dataset = place.dataset(recognitions, SMALL)
-    rows = []
     with (
         place.world() as world,
         closing(Database(world.settings)) as database,
         closing(Storage(world.settings)) as storage,
     ):
-        for kind, source in ((KIND_LOAD, dataset), (KIND_QWEN, dataset / ANNOTATIONS)):
-            shards = _prepare(world, database, storage, kind, source)
-            ready = _export(world, place.folder / f"ready-{kind}", kind, shards)
-            rows += _compare(world, database, storage, kind, shards, ready, repeats)
-            transform_batch(database, storage, kind, Metrics())
-    return rows
+        shards = _prepare(world, database, storage, KIND_LOAD, dataset)
+        ready = _export(world, place.folder / "ready", KIND_LOAD, shards)
+        return _compare(world, database, storage, KIND_LOAD, shards, ready, repeats)
 
 
 def _prepare(world: World, database: Database, storage: Storage, kind: str, source: Path) -> range:
@@ -93,9 +86,8 @@ def _prepare(world: World, database: Database, storage: Storage, kind: str, sour
     assert found is not None
     shards = range(1, found.shards + 1)
     for shard in shards:
-        if kind == KIND_LOAD:
-            upload_shard(database, storage, kind, shard, Metrics())
-        copy_shard(database, storage, kind, shard, Metrics(), kind=kind)
+        upload_shard(database, storage, kind, shard, Metrics())
+        copy_shard(database, storage, kind, shard, Metrics())
     return shards
 
 
@@ -189,7 +181,7 @@ def _copy(batch: str, shard: int) -> None:
 
 def _copy_all(database: Database, storage: Storage, batch: str, shards: Sequence[int]) -> None:
     for shard in shards:
-        copy_shard(database, storage, batch, shard, Metrics(), kind=batch)
+        copy_shard(database, storage, batch, shard, Metrics())
 
 
 def _seconds(world: World, batch: str, work: Callable[[], None]) -> float:

@@ -6,7 +6,6 @@ LoadQwen adds the annotations of a vision model, ResetBatch takes a batch out ag
 """
 
 from pipeline.graph.tasks import (
-    CopyQwenShard,
     CopyShard,
     DiscoverBatch,
     DiscoverQwen,
@@ -19,7 +18,6 @@ from pipeline.graph.tasks import (
 )
 
 __all__ = [
-    "CopyQwenShard",
     "CopyShard",
     "DiscoverBatch",
     "DiscoverQwen",

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import Settings
+from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.errors import ObjectNotFound, StorageError
 from pipeline.observe.metrics import Metrics
@@ -35,7 +36,6 @@ from pipeline.report.trays import Photo, tray_of
 from pipeline.storage import Storage
 from tests import test_reset, world
 from tests.services import MakeDataset, Start, environment_file, free_port
-from tests.test_load_qwen import ANNOTATIONS
 from tests.test_reset import Command, LoadBatch, fail_at
 
 command = test_reset.command

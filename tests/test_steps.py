@@ -22,7 +22,7 @@ from embedded_supabase.files import wait_until
 from pipeline.batches import state as batch_state
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
-from pipeline.batches.state import COPY, KIND_QWEN, UPLOAD
+from pipeline.batches.state import COPY, UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.layout import inspect_folder, list_folders
@@ -475,11 +475,12 @@ def test_a_run_whose_lock_another_run_took_is_told(load: Load) -> None:
     other.release()
 
 
-def test_annotations_are_not_copied_into_a_batch_of_photos(load: Load) -> None:
+def test_documents_are_not_copied_into_a_batch_of_annotations(load: Load) -> None:
     load.discover()
     load.upload()
+    load.query("UPDATE ingest.batches SET kind = 'qwen' WHERE id = 'b1'")
     with closing(Storage(load.settings)) as storage, pytest.raises(RefusedError, match="begun anew"):
-        copy_shard(load.database, storage, "b1", 1, load.metrics, kind=KIND_QWEN)
+        copy_shard(load.database, storage, "b1", 1, load.metrics)
     assert not load.done(COPY)
     assert load.done(UPLOAD)
 

@@ -461,33 +461,3 @@ def test_what_a_worker_does_not_see_the_starter_decides(
     assert (code, json.loads(stdout)["failed"]) == (0, 1), stderr
     assert rejects(settings) == [(lost, "photo_vanished")]
     world.check(settings, (dataset, "b1", [number for number in known if number != lost]))
-
-
-def test_annotations_are_shared_and_another_file_is_not_taken_for_the_one(
-    luigid: MakeLuigid, start: Start, run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
-) -> None:
-    service, dataset = luigid(), own_dataset(12)
-    assert run_pipeline("load", "--source", dataset, "--batch-id", "b0").returncode == 0
-    file = dataset / "qwen_annotations.json"
-    dsn = settings.database_url.reveal()
-    starter_command = (sys.executable, "-m", "pipeline", "load-qwen", "--file", file, "--batch-id", "b1")
-    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
-        cursor.execute("LOCK TABLE raw.detections IN ACCESS EXCLUSIVE MODE")
-        starter = start(*starter_command, env=SMALL)
-        until(lambda: any("CopyQwenShard" in one for one in started_by(service)), starter)
-        content = file.read_bytes()
-        file.write_bytes(b" " + content)
-        done = run_pipeline("worker")
-        assert done.returncode == 2
-        assert "The dataset of batch b1 is not on this host" in done.stderr
-        file.write_bytes(content)
-        helper = start(*HELP, "--idle", "3", env=SMALL)
-        until(lambda: service.running("workers=1, host"), starter, helper)
-        connection.rollback()
-        assert finish(starter)[0] == 0
-    assert finish(helper)[0] == 0
-    assert world.query(
-        dsn, "SELECT count(DISTINCT worker) FROM ingest.batch_state WHERE step = 'copy' AND batch_id = 'b1'"
-    ) == [(2,)]
-    assert rejects(settings) == []
-    world.check(settings, (dataset, "b0", None), qwen=file)

@@ -27,8 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     bound_memory()
     configure_logging(options.verbose, options.log_format)
-    options.interrupts = Interrupts(registry.cancel_statements)
-    options.interrupts.install()
     code = UNFINISHED  # of a command whose output breaks off before it ends
     try:
         code = _run_command(options)
@@ -47,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_command(options: argparse.Namespace) -> int:
     command: Command = options.command
-    try:
-        return command(options)
-    except PipelineError as exc:
-        print_error(exc, options.verbose)
-        return exit_code(exc)
-    except KeyboardInterrupt:
-        say(f"Interrupted. {registry.resume_hint()}")
-        return INTERRUPTED
+    with Interrupts(registry.cancel_statements) as options.interrupts:
+        try:
+            return command(options)
+        except PipelineError as exc:
+            print_error(exc, options.verbose)
+            return exit_code(exc)
+        except KeyboardInterrupt:
+            say(f"Interrupted. {registry.resume_hint()}")
+            return INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:

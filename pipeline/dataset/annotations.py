@@ -41,15 +41,13 @@ class Entry:
 
     Attributes:
         key: the path of the photo.
-        position: where its value begins, in bytes from the start of the file.
-        content: the bytes of its value; empty when they are too many.
+        size: bytes of its value; 0 when they are too many.
         value: the parsed value, None with a `problem`.
         problem: why the value cannot be used, as far as its syntax goes.
     """
 
     key: str
-    position: int
-    content: bytes
+    size: int
     value: object
     problem: BadInput | None
 
@@ -143,11 +141,13 @@ class _Window:
         self._at = 0
         return bool(chunk or more)
 
-    def _advance(self, end: int) -> bytes:
-        passed = self._text[self._at : end].encode("utf-8", "surrogateescape")
-        self._position += len(passed)
+    def _advance(self, end: int) -> int:
+        """Pass the text up to `end`; return its size in bytes."""
+        passed = self._text[self._at : end]
+        size = len(passed) if passed.isascii() else len(passed.encode("utf-8", "surrogateescape"))
+        self._position += size
         self._at = end
-        return passed
+        return size
 
     def peek(self) -> str:
         """Return the next letter that is no white space, an empty text at the end of the file."""
@@ -187,17 +187,16 @@ class _Window:
         """Pass a value and return it; one that is no JSON is passed by its brackets and quotes."""
         if not self.peek():
             raise self.broken("it ends too early")
-        position = self._position
         while True:
             value, end, problem = self._parse()
             if (end or len(self._text)) - self._at > MAXIMUM_DOCUMENT_BYTES:
                 self._skip()
-                return Entry(key, position, b"", None, _too_large())
+                return Entry(key, 0, None, _too_large())
             if end is not None:
-                content = self._advance(end)
-                if len(content) > MAXIMUM_DOCUMENT_BYTES:
-                    return Entry(key, position, b"", None, _too_large())
-                return Entry(key, position, content, value, problem)
+                size = self._advance(end)
+                if size > MAXIMUM_DOCUMENT_BYTES:
+                    return Entry(key, 0, None, _too_large())
+                return Entry(key, size, value, problem)
             if self._ended:
                 raise self.broken("it ends too early")
             self._fill()
@@ -262,11 +261,6 @@ def _raw_decode(text: str, start: int) -> tuple[object, int]:
         raise
     except ValueError:
         return _PATIENT_DECODER.raw_decode(text, start)
-
-
-def read_value(content: bytes) -> object:
-    """Return the value of an entry from its bytes, which `read_entries` found good."""
-    return _raw_decode(content.decode("utf-8", "surrogateescape"), 0)[0]
 
 
 class _Brackets:

@@ -35,13 +35,13 @@ from pipeline.graph.run import Environment, RunRegistry
 from pipeline.graph.sharing import DONE, FAILED, PENDING, SharedScheduler
 from pipeline.graph.signals import Interrupts
 from pipeline.graph.status import StatusReporter
-from pipeline.graph.tasks import CopyQwenShard, CopyShard, UploadShard
+from pipeline.graph.tasks import CopyShard, UploadShard
 from pipeline.graph.worker import PipelineWorker
 from pipeline.observe.logger import say
 from pipeline.steps.source import has_source
 from pipeline.storage import Storage
 
-_FAMILIES: Mapping[str, type[ShardTask]] = {kind.__name__: kind for kind in (UploadShard, CopyShard, CopyQwenShard)}
+_FAMILIES: Mapping[str, type[ShardTask]] = {kind.__name__: kind for kind in (UploadShard, CopyShard)}
 #: Tasks that are asked for together. A task that another worker did meanwhile is run once more, without effect.
 _TOGETHER = 8
 #: Workers in a row that did no task because a service failed.

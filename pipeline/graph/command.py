@@ -63,6 +63,6 @@ def take_over(registry: RunRegistry, run: Run) -> None:
     """
     registry.owns_worker = True
     interrupts = Interrupts(registry.cancel_statements)
-    interrupts.install()
+    interrupts.__enter__()  # until the process ends
     factory = partial(SchedulerFactory, registry, run, interrupts, bare=True)
     setattr(luigi.interface, "_WorkerSchedulerFactory", factory)  # noqa: B010 (mypy: a type is no variable)

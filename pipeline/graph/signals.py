@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLER_SECONDS = 0.2
@@ -33,19 +34,31 @@ class Interrupts:
         self._owner = os.getpid()
         self._handled = threading.Event()
         self._former_hook = sys.unraisablehook
+        self._former: dict[signal.Signals, Any] = {}
+        self._writer: socket.socket | None = None
 
-    def install(self) -> None:
+    def __enter__(self) -> Interrupts:
         """Handle the signals, as far as this is the main thread; `nohup` keeps SIGHUP ignored."""
-        sys.unraisablehook = self._unraisable
+        self._former_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         if threading.current_thread() is not threading.main_thread():
-            return
+            return self
         for number in _SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._handle)
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
+                self._former[number] = signal.signal(number, self._handle)
+        reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
-        signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Restore what handled the signals before."""
+        sys.unraisablehook = self._former_hook
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        if self._writer is not None:
+            signal.set_wakeup_fd(-1)
+            self._writer.close()  # which ends the thread
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -59,10 +72,11 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _watch(self, reader: socket.socket) -> None:
-        while numbers := reader.recv(16):
-            if _SIGNALS.intersection(numbers) and not self._handled.wait(_HANDLER_SECONDS):
-                self._cancel_statements()
-            self._handled.clear()
+        with reader:
+            while numbers := reader.recv(16):
+                if _SIGNALS.intersection(numbers) and not self._handled.wait(_HANDLER_SECONDS):
+                    self._cancel_statements()
+                self._handled.clear()
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Repeat a signal whose exception a finalizer swallowed."""

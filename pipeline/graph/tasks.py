@@ -2,8 +2,7 @@
 
 LoadBatch -> TransformBatch -> DiscoverBatch
                    └ yields, once the shards are known, CopyShard -> UploadShard for each
-LoadQwen -> TransformQwen -> DiscoverQwen
-                   └ yields, once the shards are known, CopyQwenShard for each
+LoadQwen -> TransformQwen -> DiscoverQwen, which copies the detections as well
 ResetBatch
 """
 
@@ -55,7 +54,6 @@ class CopyShard(ShardTask):
     """COPY the rows of a shard into the schema raw."""
 
     step = COPY
-    kind = KIND_LOAD
 
     def requires(self) -> UploadShard | list[luigi.Task]:
         """Return the upload of the same shard."""
@@ -78,29 +76,12 @@ class CopyShard(ShardTask):
                     self.shard,
                     metrics,
                     messages.append,
-                    kind=self.kind,
                     may_reject=run.environment.may_reject,
                 )
         except (DataError, UnfinishedError):
             run.markers.remove(UPLOAD, self.shard)  # the upload was rolled back, here or by another process
             raise
         run.markers.add(COPY, self.shard)
-
-
-class CopyQwenShard(CopyShard):
-    """COPY the detections of a shard into the schema raw; there is nothing to upload."""
-
-    kind = KIND_QWEN
-
-    def requires(self) -> list[luigi.Task]:
-        """Return nothing: the manifest is there when a shard is known."""
-        return []
-
-    def run(self) -> None:
-        """Copy, mark and count."""
-        super().run()
-        recognitions = self.database.run(lambda c: c.one("count_shard", batch_id=self.batch_id, shard=self.shard))
-        self.active_run.counter.start_shard(self.shard)(recognitions.recognitions)
 
 
 class RequestTask(BatchTask):
@@ -156,16 +137,21 @@ class QwenParameters(RequestTask):
 
 
 class Discover(RequestTask):
-    """Find out what is to be loaded, and write the manifest."""
+    """Find out what is to be loaded, and write the manifest.
+
+    Attributes:
+        unit: what the progress is counted in.
+    """
 
     step = DISCOVER
+    unit: str
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
-        progress: list[StatusMessage] = [("listing the dataset", 0)]
+        progress: list[StatusMessage] = [("reading the source", 0)]
 
         def show(total: int, done: int) -> None:
-            progress[0] = f"{done} of {total} recognitions looked at", percent(done, total)
+            progress[0] = f"{done} of {total} {self.unit}", percent(done, total)
 
         with self.reporting(lambda: progress[0]):
             found = discover(self.database, self.request(), progress=show)
@@ -177,29 +163,45 @@ class Discover(RequestTask):
 class DiscoverBatch(Discover, LoadParameters):
     """Walk the dataset and write the manifest."""
 
+    unit = "recognitions looked at"
+
 
 class DiscoverQwen(Discover, QwenParameters):
-    """Read the annotations file and write the manifest."""
+    """Read the annotations file, write the manifest and COPY the detections into the schema raw."""
+
+    unit = "bytes read"
 
 
 class Transform(RequestTask):
-    """Wait for all shards, then publish the batch.
+    """Publish the batch.
 
     Attributes:
-        discovery: the task that finds out which shards there are.
-        copying: the task of a shard.
+        discovery: the task that writes the manifest.
     """
 
     step = TRANSFORM
     discovery: type[Discover]
-    copying: type[CopyShard]
 
     def requires(self) -> Discover:
-        """Return the discovery, which finds out how many shards there are."""
+        """Return the discovery."""
         return self.discovery(**self.shared_parameters())
 
+    def publish(self) -> None:
+        """Transform, mark and finish in one transaction."""
+        messages, done = ["beginning"], 0
+        metrics = Metrics()
+        with self.open_storage(metrics) as storage, self.reporting(lambda: (messages[-1], done)):
+            transform_batch(self.database, storage, self.batch_id, metrics, messages.append)
+            done = 100
+
+
+class TransformBatch(Transform, LoadParameters):
+    """Wait for all shards, then publish the photos, menus and receipts of a batch."""
+
+    discovery = DiscoverBatch
+
     def run(self) -> Iterator[DynamicRequirements]:
-        """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
+        """Yield the shards that are not copied yet, all at once; then publish."""
         run = self.active_run
 
         def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
@@ -214,24 +216,22 @@ class Transform(RequestTask):
 
         if pending:
             self.report(f"waiting for {len(pending)} shards", 0)
-            yield DynamicRequirements([self.copying.of(self, shard) for shard in pending], custom_complete=complete)
-        messages, done = ["beginning"], 0
-        metrics = Metrics()
-        with self.open_storage(metrics) as storage, self.reporting(lambda: (messages[-1], done)):
-            transform_batch(self.database, storage, self.batch_id, metrics, messages.append)
-            done = 100
-
-
-class TransformBatch(Transform, LoadParameters):
-    """Publish the photos, menus and receipts of a batch."""
-
-    discovery, copying = DiscoverBatch, CopyShard
+            yield DynamicRequirements([CopyShard.of(self, shard) for shard in pending], custom_complete=complete)
+        self.publish()
 
 
 class TransformQwen(Transform, QwenParameters):
     """Publish the annotations of a batch."""
 
-    discovery, copying = DiscoverQwen, CopyQwenShard
+    discovery = DiscoverQwen
+
+    def run(self) -> None:
+        """Publish, and count the recognitions as done."""
+        run = self.active_run
+        total, _ = self.database.run(lambda c: state.progress(c, self.batch_id, run.counted))
+        run.counter.start(total, 0)
+        self.publish()
+        run.counter.set_done(total)
 
 
 class Load(RootTask, RequestTask):
@@ -329,7 +329,6 @@ class ResetBatch(RootTask):
 
 
 __all__: Sequence[str] = (
-    "CopyQwenShard",
     "CopyShard",
     "DiscoverBatch",
     "DiscoverQwen",

@@ -50,7 +50,15 @@ def thumbnail(content: bytes, longest: int, *, damaged: bool = False) -> Thumbna
                 return None
             one.thumbnail((longest, longest))
             small = one.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, IndexError, EOFError):
+    except (
+        Image.DecompressionBombError,
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+    ):
         return None
     if damaged and _is_blank(small):
         return None

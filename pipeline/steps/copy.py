@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN
+from pipeline.batches.state import COPY, KIND_LOAD
 from pipeline.database import Connection, Database, line_of
 from pipeline.dataset.documents import json_of
 from pipeline.dataset.records import Reject
 from pipeline.errors import BadInput, DataError, RefusedError, UnfinishedError
 from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.annotations import copy_annotations
 from pipeline.steps.read import read_up_to
 from pipeline.steps.source import require_source
 from pipeline.steps.upload import roll_back_upload
@@ -28,8 +27,6 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
-#: The statement that returns the batch and what is to be read, by what the batch holds.
-_LISTS = {KIND_LOAD: "list_documents", KIND_QWEN: "list_annotations"}
 #: Bytes of receipts that are read while PostgreSQL is at something else.
 _AHEAD = 1 << 20
 
@@ -45,7 +42,6 @@ def copy_shard(
     metrics: Metrics,
     tell: Callable[[str], None] = lambda _: None,
     *,
-    kind: str = KIND_LOAD,
     may_reject: bool = True,
 ) -> None:
     """Copy the rows of a shard and write its marker; nothing happens when the marker is there.
@@ -54,7 +50,6 @@ def copy_shard(
     done, in words.
 
     Arguments:
-        kind: what the batch holds.
         may_reject: this host may reject what it does not see as the upload saw it; see `require_source`.
 
     Raises:
@@ -71,27 +66,20 @@ def copy_shard(
         connection.enqueue("prefer_indexes")
         connection.enqueue("hold_batch", batch_id=batch_id)
         connection.enqueue("lock_step", batch_id=batch_id, step=COPY, shard=shard)
-        rows = connection.execute(_LISTS[kind], batch_id=batch_id, shard=shard)
+        rows = connection.execute("list_documents", batch_id=batch_id, shard=shard)
         if not rows or rows[0].state != "loading":
             batch_state.hold(connection, batch_id)  # which refuses
         held, listed = rows[0], rows[1:]
-        if held.kind != kind:
+        if held.kind != KIND_LOAD:
             raise RefusedError(
                 f"Batch {batch_id} holds other things than this run began: it was begun anew meanwhile.",
                 "Look at it with `python -m pipeline status`.",
             )
         if held.copied:
             return
-        if kind == KIND_QWEN:
-            recognitions, rejects = copy_annotations(
-                connection, batch_id, shard, Path(held.source), listed, may_reject=may_reject
-            )
-        elif held.uploaded:
-            recognitions, rejects = _copy_documents(
-                connection, batch_id, shard, held.source, listed, may_reject=may_reject
-            )
-        else:
+        if not held.uploaded:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
+        recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, listed, may_reject=may_reject)
         metrics.add("db_bulk_copy", time.perf_counter() - begin)
         batch_state.mark(connection, batch_id, COPY, shard, held.now, metrics.as_dict())
         logger.info("copy: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)

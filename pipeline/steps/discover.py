@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.state import DISCOVER, KIND_LOAD, KIND_QWEN, WHOLE
+from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.layout import inspect_folder, list_folders
@@ -37,7 +37,7 @@ _PAGE = 2000
 _TRIED = 20
 _SHOWN_REJECTS = 50
 
-#: How many there are, and how many are done.
+#: How much there is, and how much is done.
 Looking = Callable[[int, int], None]
 
 _STAGED = (
@@ -122,7 +122,8 @@ def discover(
 
     Arguments:
         dry_run: find out, and write nothing.
-        progress: called with how many recognitions there are to look at, and how many were looked at.
+        progress: called with how much there is to look at, and how much was looked at: recognitions of a dataset, bytes
+            of an annotations file.
 
     Raises:
         UsageError: the dataset cannot be read, or holds no recognition at all.
@@ -142,8 +143,8 @@ def _discover(connection: Connection, request: Request, progress: Looking) -> Di
     connection.enqueue("prefer_indexes")
     now = connection.one("now").now
     metrics = Metrics()
-    look = partial(_look_at_dataset, progress=progress) if request.kind == KIND_LOAD else _look_at_annotations
-    found, beyond = look(connection, request, metrics)
+    look = _look_at_dataset if request.kind == KIND_LOAD else _look_at_annotations
+    found, beyond = look(connection, request, metrics, progress)
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
     if request.strict and rejects:
         _refuse(connection, rejects)
@@ -181,6 +182,8 @@ def _discover(connection: Connection, request: Request, progress: Looking) -> Di
         )
         connection.execute("insert_found_rejects", batch_id=request.batch_id)
         counts = connection.one("update_batch_counts", batch_id=request.batch_id)
+    if request.kind == KIND_QWEN and counts.shards:
+        _copy_annotations(connection, request.batch_id)
     batch_state.mark(connection, request.batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
     return Discovery(
         batch_id=request.batch_id,
@@ -211,9 +214,21 @@ def _look_at_dataset(connection: Connection, request: Request, metrics: Metrics,
     return found, beyond
 
 
-def _look_at_annotations(connection: Connection, request: Request, metrics: Metrics) -> tuple[Any, int]:
+def _look_at_annotations(
+    connection: Connection, request: Request, metrics: Metrics, progress: Looking
+) -> tuple[Any, int]:
+    source = Path(request.source)
     with metrics.timed("discover_annotations"):
-        return stage_annotations(connection, Path(request.source), request.batch_id, force=request.force), 0
+        return stage_annotations(connection, source, request.batch_id, force=request.force, progress=progress), 0
+
+
+def _copy_annotations(connection: Connection, batch_id: str) -> None:
+    """Insert the chosen detections into the schema raw, with the marker of the only shard."""
+    now = connection.one("now").now
+    metrics = Metrics()
+    with metrics.timed("db_bulk_copy"):
+        connection.execute("insert_annotations", batch_id=batch_id)
+    batch_state.mark(connection, batch_id, COPY, 1, now, metrics.as_dict())
 
 
 def shard_size(recognitions: int, batch_size: int) -> int:

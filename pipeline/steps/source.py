@@ -6,14 +6,12 @@ batch, so a lost file is believed only where what is around it is there, and on 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pipeline.batches.state import KIND_LOAD, Batch
+from pipeline.batches.state import Batch
 from pipeline.database import Connection
 from pipeline.dataset.layout import holder_of, holds_recognitions, modified
 from pipeline.dataset.records import Reject
@@ -77,12 +75,9 @@ def _can_be_read(path: Path) -> bool:
 def has_source(connection: Connection, batch: Batch, shard: int) -> bool:
     """Return whether this host sees files of a shard as discovery saw them, by looking at some of them."""
     source = Path(batch.source)
-    if batch.kind == KIND_LOAD:
-        rows = connection.execute("sample_manifest", batch_id=batch.id, shard=shard, count=_SAMPLE)
-        files = [file for row in rows for file in zip(row.photo_paths, row.photo_sizes, row.photo_mtimes, strict=True)]
-        return not files or any(_is_as_seen(source / path, size, mtime) for path, size, mtime in files)
-    rows = connection.execute("sample_annotations", batch_id=batch.id, shard=shard, count=_SAMPLE)
-    return not rows or _holds_values(source, rows)
+    rows = connection.execute("sample_manifest", batch_id=batch.id, shard=shard, count=_SAMPLE)
+    files = [file for row in rows for file in zip(row.photo_paths, row.photo_sizes, row.photo_mtimes, strict=True)]
+    return not files or any(_is_as_seen(source / path, size, mtime) for path, size, mtime in files)
 
 
 def _is_as_seen(path: Path, size: int, mtime: int) -> bool:
@@ -91,16 +86,3 @@ def _is_as_seen(path: Path, size: int, mtime: int) -> bool:
     except OSError:
         return False
     return (facts.st_size, modified(facts)) == (size, mtime)
-
-
-def _holds_values(file: Path, rows: Iterable[Any]) -> bool:
-    try:
-        with open(file, "rb") as stream:
-            for row in rows:
-                for position, size, md5 in zip(row.positions, row.sizes, row.md5s, strict=True):
-                    stream.seek(position)
-                    if hashlib.md5(stream.read(size), usedforsecurity=False).hexdigest() == md5:
-                        return True
-    except OSError:
-        return False
-    return False

@@ -74,10 +74,6 @@ CREATE TABLE ingest.manifest (
     md5s text[],
     menu_sha256 text,
     receipt_sha256 text,
-    -- Batches of kind qwen: byte offsets in the annotations file of this recognition's values, one a photo. photo_paths
-    -- are then their keys, photo_sizes their bytes, md5s their digests, and there are no objects.
-    entry_cameras smallint[],
-    entry_positions bigint[],
     -- Left out after its photos were uploaded; the commit removes its objects and this row.
     rejected boolean NOT NULL DEFAULT false,
     PRIMARY KEY (batch_id, recognition_id)

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
+from pipeline.dataset.annotations import ANNOTATIONS
 from tests import test_reset
 from tests.services import MakeDataset
-from tests.test_load_qwen import ANNOTATIONS
 from tests.test_reset import Command, LoadBatch
 
 pytestmark = pytest.mark.system

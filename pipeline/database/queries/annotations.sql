@@ -1,4 +1,4 @@
--- Discovery of an annotations file, and its shards.
+-- Discovery of an annotations file: entries in a temporary table, then claims, manifest and raw rows.
 
 -- name: add_unknown
 -- A photo of a recognition that is not loaded is a reject of its own.
@@ -22,9 +22,6 @@ SELECT count(*) FILTER (WHERE known) AS found,
     (SELECT count(*) FROM pg_temp.entries)::bigint - coalesce(sum(photos), 0)::bigint AS superseded_copies
 FROM pg_temp.annotated
 
--- name: count_shard
-SELECT count(*) AS recognitions FROM ingest.manifest WHERE batch_id = :batch_id AND shard = :shard
-
 -- name: create_annotated
 -- What the annotations file has of each recognition, and what stands in the way of loading it. Of a photo that is in
 -- the file several times, the key that sorts last counts, and of equal keys the last.
@@ -32,15 +29,14 @@ CREATE TEMP TABLE annotated ON COMMIT DROP AS
 SELECT e.*, known.there AS known, loaded.there AS loaded, c.batch_id AS holder
 FROM (
     SELECT recognition_id, count(*) AS photos, sum(detections) AS detections,
-        array_agg(camera_number ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS cameras,
         array_agg(path ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS paths,
-        array_agg(position ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS positions,
-        array_agg(size ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS sizes,
-        array_agg(md5 ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS md5s
+        array_agg(number ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS numbers,
+        array_agg(size ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS sizes
     FROM (
-        SELECT DISTINCT ON (recognition_id, camera_number) *
+        SELECT DISTINCT ON (recognition_id, camera_number)
+            recognition_id, camera_number, path, number, size, cardinality(labels) AS detections
         FROM pg_temp.entries
-        ORDER BY recognition_id, camera_number, detections IS NULL, path COLLATE "C" DESC, position DESC
+        ORDER BY recognition_id, camera_number, labels IS NULL, path COLLATE "C" DESC, number DESC
     ) photo
     GROUP BY recognition_id
 ) e
@@ -59,21 +55,25 @@ CROSS JOIN LATERAL (
 ) loaded
 
 -- name: create_entries
--- One row a photo in the annotations file; detections is NULL where its value is of no use.
+-- One row an entry of the annotations file, numbered in its order. The arrays have one element for each usable detection;
+-- they are NULL where the value cannot be used.
 CREATE TEMP TABLE entries (
+    number bigint NOT NULL,
     recognition_id bigint NOT NULL,
     camera_number smallint NOT NULL,
     path text NOT NULL,
-    position bigint NOT NULL,
     size bigint NOT NULL,
-    md5 text NOT NULL,
-    detections bigint
+    labels text[],
+    x1 double precision[],
+    y1 double precision[],
+    x2 double precision[],
+    y2 double precision[]
 ) ON COMMIT DROP
 
 -- name: create_staged_annotations
 -- A recognition without any detection is loaded only to take the place of a former version.
 CREATE TEMP TABLE staged ON COMMIT DROP AS
-SELECT recognition_id, cameras, paths, positions, sizes, md5s
+SELECT recognition_id, paths, numbers, sizes
 FROM pg_temp.annotated
 WHERE known AND NOT loaded AND holder IS NULL AND (detections > 0 OR (:force AND detections = 0))
 
@@ -97,36 +97,21 @@ WHERE a.recognition_id = f.recognition_id AND (NOT a.known OR a.loaded OR a.hold
 -- name: index_annotated
 CREATE UNIQUE INDEX annotated_recognition ON pg_temp.annotated (recognition_id)
 
+-- name: insert_annotations
+-- The detections of the photos in the manifest, numbered from 1 on each photo.
+INSERT INTO raw.detections (batch_id, recognition_id, camera_number, detection, label, x1, y1, x2, y2)
+SELECT :batch_id, e.recognition_id, e.camera_number, d.detection, d.label, d.x1, d.y1, d.x2, d.y2
+FROM pg_temp.entries e
+JOIN (
+    SELECT unnest(s.numbers) AS number
+    FROM pg_temp.staged s
+    JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
+) chosen USING (number)
+CROSS JOIN LATERAL unnest(e.labels, e.x1, e.y1, e.x2, e.y2) WITH ORDINALITY AS d (label, x1, y1, x2, y2, detection)
+
 -- name: insert_manifest_annotations
--- Shards are cut along the file, so that each reads one stretch of it.
-INSERT INTO ingest.manifest (batch_id, recognition_id, shard, photo_paths, photo_sizes, photo_mtimes, object_keys, md5s,
-    entry_cameras, entry_positions)
-SELECT :batch_id, s.recognition_id,
-    ((row_number() OVER (ORDER BY s.positions[1], s.recognition_id) - 1) / :shard_size + 1)::integer,
-    s.paths, s.sizes, '{}', '{}', s.md5s, s.cameras, s.positions
+-- All of a batch's annotations are one shard: discovery copies them itself.
+INSERT INTO ingest.manifest (batch_id, recognition_id, shard, photo_paths, photo_sizes, photo_mtimes, object_keys)
+SELECT :batch_id, s.recognition_id, 1, s.paths, s.sizes, '{}', '{}'
 FROM pg_temp.staged s
 JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
-
--- name: list_annotations
--- The batch in a row, then the annotations of a shard in the order of the file, each in a row with nothing of the batch.
-SELECT *
-FROM (
-    SELECT kind, state, source, clock_timestamp() AS now,
-        EXISTS (SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = 'copy' AND shard = :shard) AS copied,
-        NULL::bigint AS recognition_id, NULL::text[] AS paths, NULL::bigint[] AS sizes, NULL::text[] AS md5s,
-        NULL::smallint[] AS cameras, NULL::bigint[] AS positions
-    FROM ingest.batches
-    WHERE id = :batch_id
-    UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, recognition_id, photo_paths, photo_sizes, md5s, entry_cameras, entry_positions
-    FROM ingest.manifest
-    WHERE batch_id = :batch_id AND shard = :shard
-) AS listed
-ORDER BY positions[1] NULLS FIRST
-
--- name: sample_annotations
--- Where discovery saw the annotations of some photos of a shard, and what they were.
-SELECT photo_sizes AS sizes, md5s, entry_positions AS positions
-FROM ingest.manifest
-WHERE batch_id = :batch_id AND shard = :shard
-LIMIT :count
