@@ -29,9 +29,11 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(STAMP)
 	$(BIN)/python docs/commands.py
+	$(BIN)/python docs/database.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --$(SIZE)

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.batches.summary import active_seconds, duration, headline, performance_metrics, size
+from pipeline.batches.summary import active_seconds, headline, performance_metrics
 from pipeline.observe.metrics import LONGEST, SHORTEST, Metrics, bound_of, bucket_of, merge, quantile
+from pipeline.units import duration, size
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 

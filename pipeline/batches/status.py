@@ -7,12 +7,12 @@ from typing import Any
 
 from pipeline.batches.resolve import reset_command, resume_command
 from pipeline.batches.state import KIND_QWEN, batch_from
-from pipeline.batches.summary import size
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
 from pipeline.errors import PipelineError
 from pipeline.storage import Storage
+from pipeline.units import size
 
 _NEWEST = 10
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.batches import status as batch_status
 from pipeline.batches.resolve import require_schema
-from pipeline.batches.summary import headline, performance_metrics, size, summarise
+from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.cli.exit_codes import DIFFERENCES, DONE, exit_code
 from pipeline.cli.loads import error_of
 from pipeline.cli.output import print_result
@@ -32,6 +32,7 @@ from pipeline.observe.logger import say
 from pipeline.steps.reset import Plan, describe_reset, find_batch_to_reset, plan_reset
 from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
 from pipeline.storage import Storage
+from pipeline.units import size
 
 
 def reset(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches.resolve import LoadRequest, resolve_batch
-from pipeline.batches.summary import headline, performance_metrics, size, summarise
+from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.cli.exit_codes import DONE
 from pipeline.cli.output import print_result
 from pipeline.errors import PipelineError, RefusedError, SettingsError, UnfinishedError, UsageError
@@ -23,6 +23,7 @@ from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say
 from pipeline.observe.prometheus import require_writable, write_metrics
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
+from pipeline.units import size
 
 
 def load(options: argparse.Namespace) -> int:

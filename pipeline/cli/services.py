@@ -12,7 +12,6 @@ from types import ModuleType
 
 import shtab
 
-from pipeline.batches.summary import size
 from pipeline.cli.exit_codes import DONE
 from pipeline.cli.output import print_result
 from pipeline.config import home_directory, load_settings
@@ -22,6 +21,7 @@ from pipeline.errors import DatabaseUnavailable, PermanentError, SettingsError, 
 from pipeline.extras import extra
 from pipeline.graph.run import registry
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
+from pipeline.units import size
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.batches.summary import size
 from pipeline.config import Settings
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.doctor.clock import moment, offset_of_header
@@ -21,6 +20,7 @@ from pipeline.doctor.machine import Dataset
 from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
 from pipeline.errors import AccessDenied, ObjectNotFound, PipelineError
 from pipeline.storage import Storage
+from pipeline.units import size
 
 _PHOTO_TYPE = "image/jpeg"
 #: Seconds before its end, from when on an expiry is worth a word.

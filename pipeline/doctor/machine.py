@@ -18,13 +18,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
-from pipeline.batches.summary import size
 from pipeline.config import Settings
 from pipeline.dataset.layout import inspect_folder, list_folders
 from pipeline.dataset.records import Folder, Recognition
 from pipeline.doctor.finding import Finding, ok, problem, warning
 from pipeline.errors import PermanentError
 from pipeline.observe.logger import printable
+from pipeline.units import size
 
 SCARCE_BYTES = 64 << 20
 LOW_BYTES = 1 << 30

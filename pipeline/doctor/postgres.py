@@ -13,7 +13,6 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import reset_command, resume_command
 from pipeline.batches.state import Batch
-from pipeline.batches.summary import duration, size
 from pipeline.config import Settings
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
 from pipeline.database.migrate import pending
@@ -22,6 +21,7 @@ from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
 from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
 from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError
+from pipeline.units import duration, size
 
 #: Of one statement.
 _SECONDS = 10.0

@@ -15,10 +15,10 @@ from itertools import accumulate
 from typing import Any
 
 from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
-from pipeline.batches.summary import duration, size
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import bound_of, quantile
 from pipeline.report.timeline import Clock, Row, Span, rates
+from pipeline.units import duration, size
 
 STEPS = (DISCOVER, UPLOAD, COPY, TRANSFORM, LOAD)
 #: Rows of the timeline; the workers beyond are told in words.

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.batches.resolve import require_schema
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
-from pipeline.batches.summary import duration, size, summarise
+from pipeline.batches.summary import summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
@@ -28,6 +28,7 @@ from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.timeline import Clock, Span, rows, union
 from pipeline.report.trays import Photo, Tray, tray_of
 from pipeline.storage import Storage
+from pipeline.units import duration, size
 
 #: Pixels of the longer side of a photo in the page.
 _PHOTO, _REJECT = 720, 240

@@ -13,9 +13,9 @@ from typing import IO, Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.batches.summary import duration
 from pipeline.observe.logger import printable
 from pipeline.report.charts import milliseconds, plotly_script
+from pipeline.units import duration
 
 
 def write_page(out: IO[str], values: Mapping[str, Any]) -> None:

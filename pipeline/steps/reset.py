@@ -17,13 +17,14 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import check_batch_id, require_schema
 from pipeline.batches.state import KIND_LOAD, Batch
-from pipeline.batches.summary import size, summarise
+from pipeline.batches.summary import summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import RefusedError, StorageError
 from pipeline.observe.logger import get_logger
 from pipeline.observe.progress import ProgressCounter
 from pipeline.storage import PAGE, Storage
+from pipeline.units import size
 
 logger = get_logger(__name__)
 

@@ -45,7 +45,7 @@ EQUAL, MISSING, DANGLING, DAMAGED, ORPHAN, INCONSISTENT = (
 #: The sign that a line begins with.
 SIGNS = {EQUAL: "=", MISSING: "-", DANGLING: "-", DAMAGED: "*", ORPHAN: "+", INCONSISTENT: "*"}
 
-#: Each finds rows that break a promise of docs/architecture.md: what, message, batch_id.
+#: Each finds rows that break a promise of docs/explanation/architecture.md: what, message, batch_id.
 CHECKS = (
     "check_versions",
     "check_images",

@@ -1,0 +1,22 @@
+"""Durations and sizes as people read them."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `8.2 s`, `1m 15s` or `2h 03m`."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def size(count: float) -> str:
+    """Return bytes in decimal units, as Supabase does."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if round(count, 0 if unit == "B" else 1) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
