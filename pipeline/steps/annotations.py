@@ -1,4 +1,4 @@
-"""Stage the annotations: read the file once as a stream, and COPY its usable detections into a temporary table.
+"""Stage the annotations: read the file once as a stream, and COPY its usable detections into temporary tables.
 
 Discovery inserts those of the chosen photos into the schema raw, in the same transaction.
 """
@@ -11,18 +11,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.database import Connection, line_of
+from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
 from pipeline.dataset.detections import Detection, detections_of, photo_of
 from pipeline.dataset.records import Reject
 from pipeline.errors import BadInput, UnfinishedError
 
-#: Entries and rejects, and bytes of lines for COPY, that are in memory at most.
+#: Entries and rejects, and bytes of detections for COPY, that are in memory at most.
 _PAGE = 2000
 _PAGE_BYTES = 4 << 20
-_ENTRIES = ("number", "recognition_id", "camera_number", "path", "size", "labels", "x1", "y1", "x2", "y2")
+_ENTRIES = ("number", "recognition_id", "camera_number", "path", "size", "detections")
+_DETECTIONS = ("number", "detection", "label", "x1", "y1", "x2", "y2")
 _LONGEST_PATH = 300
-_UNUSABLE = (None,) * 5
 
 
 def stage_annotations(
@@ -33,7 +33,7 @@ def stage_annotations(
     force: bool,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Any:
-    """Read the file; leave its entries in pg_temp.entries, the choice in pg_temp.staged, rejects in pg_temp.found.
+    """Read the file; fill pg_temp.entries, pg_temp.detections, pg_temp.staged (the choice) and pg_temp.found.
 
     Returns a row with what was found: found, already_loaded, held_elsewhere, held_by, superseded_copies.
 
@@ -46,17 +46,21 @@ def stage_annotations(
     """
     connection.execute("create_found")
     connection.execute("create_entries")
+    connection.execute("create_detections")
+    rows: list[Sequence[object]] = []
     lines: list[bytes] = []
     rejects: list[Reject] = []
     size = 0
 
     def flush() -> None:
-        connection.copy_lines("pg_temp.entries", _ENTRIES, lines)
+        connection.copy_in("pg_temp.entries", _ENTRIES, rows)
+        connection.copy_lines("pg_temp.detections", _DETECTIONS, lines)
         connection.copy_in(
             "pg_temp.found",
             ("recognition_id", "path", "code", "message"),
             ((r.recognition_id, r.path, r.code, r.message) for r in rejects),
         )
+        rows.clear()
         lines.clear()
         rejects.clear()
 
@@ -64,13 +68,14 @@ def stage_annotations(
         total = os.fstat(stream.fileno()).st_size
         numbers = itertools.count()
         for entry in read_entries(stream):
-            line, problems = _line_of(next(numbers), entry)
+            row, detections, problems = _read(next(numbers), entry)
             # The next entry is parsed without this one in memory; enumerate() would keep it.
             del entry
-            lines.append(line)
+            rows += [row] if row is not None else []
+            lines.append(detections)
             rejects += problems
-            size += len(line)
-            if len(lines) + len(rejects) >= _PAGE or size >= _PAGE_BYTES:
+            size += len(detections)
+            if len(rows) + len(rejects) >= _PAGE or size >= _PAGE_BYTES:
                 flush()
                 progress(total, stream.tell())
                 size = 0
@@ -85,29 +90,34 @@ def stage_annotations(
     return connection.one("count_annotated")
 
 
-def _line_of(number: int, entry: Entry) -> tuple[bytes, list[Reject]]:
-    """Return the line of an entry for pg_temp.entries, empty when its key names no photo, and its rejects."""
+def _read(number: int, entry: Entry) -> tuple[Sequence[object] | None, bytes, list[Reject]]:
+    """Return the row of an entry (None when its key names no photo), its detections as lines for COPY, its rejects."""
     shown = entry.key.encode(errors="replace").decode().replace("\0", "�")[:_LONGEST_PATH]
     try:
         recognition_id, camera = photo_of(entry.key)
     except BadInput as exc:
-        return b"", [Reject(None, shown, exc.code, exc.message)]
-    arrays: Sequence[str | None] = _UNUSABLE
+        return None, b"", [Reject(None, shown, exc.code, exc.message)]
+    usable: int | None = None
+    lines = b""
     try:
         if entry.problem is not None:
             raise entry.problem
         detections, problems = detections_of(entry.value)
-        arrays = _arrays(detections)
+        usable, lines = len(detections), _lines(number, detections)
     except BadInput as exc:
         problems = [exc]
-    line = line_of((number, recognition_id, camera, entry.key, entry.size, *arrays))
-    return line, [Reject(recognition_id, shown, exc.code, exc.message) for exc in problems]
+    row = (number, recognition_id, camera, entry.key, entry.size, usable)
+    return row, lines, [Reject(recognition_id, shown, exc.code, exc.message) for exc in problems]
 
 
-def _arrays(detections: Sequence[Detection]) -> list[str]:
-    """Return labels, x1, y1, x2 and y2 as array literals; none of their elements needs quotes."""
-    columns = zip(*detections, strict=True) if detections else ((),) * 5
-    return [f"{{{','.join(map(str, column))}}}" for column in columns]
+def _lines(number: int, detections: Sequence[Detection]) -> bytes:
+    """Return detections in the text format of COPY, in which none of their fields needs an escape."""
+    return "".join(
+        [
+            f"{number}\t{position}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"
+            for position, (label, x1, y1, x2, y2) in enumerate(detections, 1)
+        ]
+    ).encode()
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -33,10 +33,9 @@ FROM (
         array_agg(number ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS numbers,
         array_agg(size ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS sizes
     FROM (
-        SELECT DISTINCT ON (recognition_id, camera_number)
-            recognition_id, camera_number, path, number, size, cardinality(labels) AS detections
+        SELECT DISTINCT ON (recognition_id, camera_number) *
         FROM pg_temp.entries
-        ORDER BY recognition_id, camera_number, labels IS NULL, path COLLATE "C" DESC, number DESC
+        ORDER BY recognition_id, camera_number, detections IS NULL, path COLLATE "C" DESC, number DESC
     ) photo
     GROUP BY recognition_id
 ) e
@@ -54,20 +53,27 @@ CROSS JOIN LATERAL (
     ) AS there
 ) loaded
 
+-- name: create_detections
+-- One row a usable detection, numbered from 1 in its entry.
+CREATE TEMP TABLE detections (
+    number bigint NOT NULL,
+    detection integer NOT NULL,
+    label text NOT NULL,
+    x1 double precision NOT NULL,
+    y1 double precision NOT NULL,
+    x2 double precision NOT NULL,
+    y2 double precision NOT NULL
+) ON COMMIT DROP
+
 -- name: create_entries
--- One row an entry of the annotations file, numbered in its order. The arrays have one element for each usable detection;
--- they are NULL where the value cannot be used.
+-- One row an entry of the annotations file, numbered in its order; detections is NULL where the value cannot be used.
 CREATE TEMP TABLE entries (
     number bigint NOT NULL,
     recognition_id bigint NOT NULL,
     camera_number smallint NOT NULL,
     path text NOT NULL,
     size bigint NOT NULL,
-    labels text[],
-    x1 double precision[],
-    y1 double precision[],
-    x2 double precision[],
-    y2 double precision[]
+    detections bigint
 ) ON COMMIT DROP
 
 -- name: create_staged_annotations
@@ -98,16 +104,16 @@ WHERE a.recognition_id = f.recognition_id AND (NOT a.known OR a.loaded OR a.hold
 CREATE UNIQUE INDEX annotated_recognition ON pg_temp.annotated (recognition_id)
 
 -- name: insert_annotations
--- The detections of the photos in the manifest, numbered from 1 on each photo.
+-- The detections of the photos in the manifest.
 INSERT INTO raw.detections (batch_id, recognition_id, camera_number, detection, label, x1, y1, x2, y2)
 SELECT :batch_id, e.recognition_id, e.camera_number, d.detection, d.label, d.x1, d.y1, d.x2, d.y2
-FROM pg_temp.entries e
-JOIN (
+FROM (
     SELECT unnest(s.numbers) AS number
     FROM pg_temp.staged s
     JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
-) chosen USING (number)
-CROSS JOIN LATERAL unnest(e.labels, e.x1, e.y1, e.x2, e.y2) WITH ORDINALITY AS d (label, x1, y1, x2, y2, detection)
+) chosen
+JOIN pg_temp.entries e USING (number)
+JOIN pg_temp.detections d USING (number)
 
 -- name: insert_manifest_annotations
 -- All of a batch's annotations are one shard: discovery copies them itself.
