@@ -34,13 +34,13 @@ from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.timeline import Clock, Span, rates, rows, union
 from pipeline.report.trays import Photo, tray_of
 from pipeline.storage import Storage
-from tests import test_reset, world
+from tests import reset_support, world
+from tests.reset_support import Command, LoadBatch, fail_at
 from tests.services import MakeDataset, Start, environment_file, free_port
-from tests.test_reset import Command, LoadBatch, fail_at
 
-command = test_reset.command
-load = test_reset.load
-dsn = test_reset.dsn
+command = reset_support.command
+load = reset_support.load
+dsn = reset_support.dsn
 
 HOSTILE = "<script>alert(1)</script>&\"'{{ 7*7 }}"
 

@@ -18,14 +18,14 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.dataset.annotations import ANNOTATIONS
-from tests import test_reset
+from tests import reset_support
+from tests.reset_support import Command, LoadBatch
 from tests.services import MakeDataset
-from tests.test_reset import Command, LoadBatch
 
 pytestmark = pytest.mark.system
 
-command = test_reset.command
-load = test_reset.load
+command = reset_support.command
+load = reset_support.load
 
 WIDTHS = {"screen": 1280, "phone": 390}
 Show = Callable[[Path, str, str], None]
