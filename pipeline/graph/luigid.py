@@ -10,9 +10,11 @@ import http.client
 import json
 import urllib.parse
 import urllib.request
+import warnings
 from typing import Any
 
 import luigi.interface
+import luigi.parameter
 
 
 class LuigidUnavailable(Exception):
@@ -21,7 +23,10 @@ class LuigidUnavailable(Exception):
 
 def scheduler_url() -> str:
     """Return the address of luigid, as Luigi's configuration has it."""
-    core = luigi.interface.core()
+    with warnings.catch_warnings():
+        # The section has settings that luigi.rpc reads past this class.
+        warnings.simplefilter("ignore", luigi.parameter.UnconsumedParameterWarning)
+        core = luigi.interface.core()
     return core.scheduler_url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
 
 
