@@ -24,8 +24,7 @@ EXTRAS = {
     ],
     "report": [
         "pillow>=11,<14",  # makes thumbnails of the photos
-        "jinja2>=3.1,<4",  # the page, with everything in it escaped
-        "plotly>=6.5,<8",  # the charts
+        "jinja2>=3.1,<4",  # the page and its SVG charts, with everything in them escaped
     ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
@@ -50,7 +49,7 @@ setup(
         "pipeline.graph": ["luigi.cfg"],
         "pipeline.database": ["queries/*.sql"],
         "pipeline.migrations": ["*.sql"],
-        "pipeline.report": ["*.css", "*.html", "*.js"],
+        "pipeline.report": ["*.css", "*.html"],
     },
     entry_points={"console_scripts": ["pipeline = pipeline.cli:main"]},
     classifiers=[

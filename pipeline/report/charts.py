@@ -1,136 +1,223 @@
-"""Pure: the timeline of a batch and its metrics -> figures for plotly, in the JSON that its library in the page reads.
+"""Compute charts from the timeline and the metrics of a batch, as shapes in SVG user units. Pure: no I/O.
 
-A colour is the name of one in page.css, `var(--upload)`; page.js puts in what it is by day or by night.
+chart.html draws them. Each step is a CSS class, and page.css sets its colour for the light and the dark scheme.
 """
 
 from __future__ import annotations
 
-import html
 import math
-import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import accumulate
-from typing import Any
 
 from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
-from pipeline.observe.logger import printable
 from pipeline.observe.metrics import bound_of, quantile
 from pipeline.report.timeline import Clock, Row, Span, rates
 from pipeline.units import duration, size
 
 STEPS = (DISCOVER, UPLOAD, COPY, TRANSFORM, LOAD)
-#: Rows of the timeline; the workers beyond are told in words.
+#: Workers shown in the timeline and in the table.
 MAXIMUM_ROWS = 48
-_BINS = 120
-#: Bars to a lane up to which each has an edge; on a phone the edges of more would hide them.
-_SPACIOUS = 20
-#: Pixels above a figure, where it has a legend or labels.
-_HEAD = 34
-#: Durations that a distribution is told of.
+#: Fewest durations for a distribution or a quantile.
 FEWEST = 5
+
+#: Size of the SVG and of the margins around the plot, in user units.
+WIDTH = 960
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 44
+_NAMES = 150
+_LANE = 26
+_BINS = 120
 _TICKS = [step * 10**decade for decade in range(-4, 4) for step in (1, 2, 5)]
-#: A step that took an instant is to be seen as well: this share of the width at least.
+#: Minimum width of a bar, as a share of the plot, so that short steps stay visible.
 _THINNEST = 1 / 600
-_QUANTILES = (("Half", 0.5), ("95 %", 0.95), ("99 %", 0.99))
+_QUANTILES = (("50 %", 0.5), ("95 %", 0.95), ("99 %", 0.99))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A rectangle; `kind` is its CSS class and `text` its tooltip."""
+
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A polyline; `points` has the SVG syntax `x,y x,y …`, `name` is its tooltip, `area` fills the plot below it."""
+
+    kind: str
+    name: str
+    points: str
+    area: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text at its baseline; `anchor` is SVG's text-anchor."""
+
+    x: float
+    y: float
+    text: str
+    anchor: str = "middle"
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A tick of an axis: its position along the axis and its text; `grid` draws a line across the plot."""
+
+    at: float
+    text: str
+    grid: bool = True
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: its name in the page, what it shows in words, and data and layout for plotly."""
+    """A chart and a caption that describes it.
+
+    Attributes:
+        name: id of the SVG element.
+        height, left: height of the SVG and left edge of the plot; the other edges are properties.
+        x_ticks, y_ticks: ticks at the bottom and at the left.
+        marks: x of vertical dotted lines.
+        legend: CSS class and name of each colour.
+    """
 
     name: str
     title: str
     words: str
-    figure: Mapping[str, Any]
+    height: float
+    left: float
+    x_title: str
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    bars: Sequence[Bar] = ()
+    lines: Sequence[Line] = ()
+    marks: Sequence[float] = ()
+    labels: Sequence[Text] = ()
+    legend: Sequence[tuple[str, str]] = ()
+    y_title: str = ""
+
+    @property
+    def width(self) -> float:
+        """Return the width of the SVG."""
+        return WIDTH
+
+    @property
+    def right(self) -> float:
+        """Return the right edge of the plot."""
+        return WIDTH - _RIGHT
+
+    @property
+    def top(self) -> float:
+        """Return the top edge of the plot."""
+        return _TOP
+
+    @property
+    def bottom(self) -> float:
+        """Return the bottom edge of the plot."""
+        return self.height - _BOTTOM
 
 
-def plotly_script() -> str:
-    """Return plotly's library, which goes into the page as a whole."""
-    script = pkgutil.get_data("plotly", "package_data/plotly.min.js")
-    assert script is not None
-    return script.decode("utf-8")
+class _Scale:
+    """A linear scale from values to user units."""
+
+    def __init__(self, least: float, most: float, first: float, last: float) -> None:
+        self.least, self.most = least, most
+        self._first, self._pixels = first, (last - first) / ((most - least) or 1)
+
+    def __call__(self, value: float) -> float:
+        return round(self._first + (value - self.least) * self._pixels, 2)
+
+    def ticks(self, count: int) -> list[float]:
+        """Return round values within the scale, about `count` at most."""
+        step = next((one for one in _steps() if (self.most - self.least) / one <= count), 1)
+        first = math.ceil(self.least / step)
+        return [number * step for number in range(first, math.floor(self.most / step) + 1)]
+
+
+def _steps() -> Iterable[float]:
+    for decade in range(-3, 13):
+        for step in (1, 2, 5):
+            yield step * 10.0**decade
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
 
 
 def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
-    """Return who did what when: a row for each worker, in which what it did at once is below each other."""
+    """Return a Gantt chart: a row per worker, with a lane for each step that ran concurrently."""
     shown = rows[:MAXIMUM_ROWS]
     lanes = [lane for row in shown for lane in row.lanes]
     unit = _Unit(clock.total)
-    data = []
-    for step in STEPS:
-        bars = [(at, span) for at, lane in enumerate(lanes) for span in lane if span.step == step]
-        if bars:
-            data.append(_bars(step, bars, clock, unit, edge=0.5 if len(bars) <= _SPACIOUS * len(lanes) else 0))
+    x = _Scale(0, clock.total, _NAMES, WIDTH - _RIGHT)
+    thinnest = (WIDTH - _RIGHT - _NAMES) * _THINNEST
+    bars = []
+    for number, lane in enumerate(lanes):
+        y = _TOP + _LANE * (number + 0.1)
+        for span in lane:
+            begin, end = x(clock(span.begin)), x(clock(span.end))
+            width = round(max(thinnest, end - begin), 2)
+            begin = round(min(begin, WIDTH - _RIGHT - width), 2)
+            bars.append(Bar(span.step, begin, round(y, 1), width, 0.8 * _LANE, _text_of(span)))
+    names = short_names([row.worker for row in rows])
     middles, at = [], 0
     for row in shown:
-        middles.append(at + (len(row.lanes) - 1) / 2)
+        middles.append(Tick(_TOP + _LANE * (at + len(row.lanes) / 2), names[row.worker], grid=False))
         at += len(row.lanes)
-    names = short_names([row.worker for row in rows])
-    layout: dict[str, Any] = {
-        "height": 110 + 26 * len(lanes),
-        "barmode": "overlay",
-        "xaxis": {"title": {"text": unit.title}, "range": [0, clock.total / unit.seconds], "zeroline": False},
-        "yaxis": {
-            "tickvals": middles,
-            "ticktext": [_text(names[row.worker]) for row in shown],
-            "range": [len(lanes) - 0.5, -0.5],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-        },
-        "shapes": [_mark(pause.at / unit.seconds) for pause in clock.pauses],
-        "annotations": [_later(pause.at / unit.seconds, pause.seconds) for pause in clock.pauses],
-    }
-    return Chart("timeline", "Shards by worker", _timeline_words(rows, clock), {"data": data, "layout": layout})
+    height = _TOP + _LANE * len(lanes) + _BOTTOM
+    done = {bar.kind for bar in bars}
+    return Chart(
+        "timeline",
+        "Shards by worker",
+        _timeline_words(rows, clock),
+        height,
+        _NAMES,
+        unit.title,
+        _time_ticks(x, unit),
+        middles,
+        bars=bars,
+        marks=[x(pause.at) for pause in clock.pauses],
+        labels=[Text(x(pause.at), height - _BOTTOM - 4, f"{duration(pause.seconds)} later") for pause in clock.pauses],
+        legend=[(step, step) for step in STEPS if step in done],
+    )
 
 
-def _bars(step: str, bars: Sequence[tuple[int, Span]], clock: Clock, unit: _Unit, edge: float) -> dict[str, Any]:
-    begins = [clock(span.begin) / unit.seconds for _, span in bars]
-    thinnest = clock.total * _THINNEST / unit.seconds
-    lengths = [
-        max(thinnest, clock(span.end) / unit.seconds - begin) for begin, (_, span) in zip(begins, bars, strict=True)
-    ]
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "name": step,
-        "y": [lane for lane, _ in bars],
-        "base": [round(begin, 4) for begin in begins],
-        "x": [round(length, 4) for length in lengths],
-        "width": 0.8,
-        "marker": {"color": f"var(--{step})", "line": {"width": edge, "color": "var(--page)"}},
-        "hovertext": [_told(span) for _, span in bars],
-        "hoverinfo": "text",
-    }
+def _time_ticks(x: _Scale, unit: _Unit) -> list[Tick]:
+    axis = _Scale(0, x.most / unit.seconds, 0, 1)
+    return [Tick(x(tick * unit.seconds), _number(tick)) for tick in axis.ticks(10)]
 
 
-def _told(span: Span) -> str:
+def _text_of(span: Span) -> str:
     begin, end = (datetime.fromtimestamp(at, timezone.utc).strftime("%H:%M:%S") for at in (span.begin, span.end))
-    lines = [f"{span.step}, shard {span.shard}" if span.shard else span.step, _text(span.worker)]
-    lines.append(f"{begin} to {end} UTC, {duration(span.seconds)}")
+    parts = [f"{span.step}, shard {span.shard}" if span.shard else span.step, span.worker]
+    parts.append(f"{begin} to {end} UTC, {duration(span.seconds)}")
     if span.counter("bytes_uploaded"):
-        lines.append(f"{span.counter('objects_uploaded')} photos, {size(span.counter('bytes_uploaded'))}")
+        parts.append(f"{span.counter('objects_uploaded')} photos, {size(span.counter('bytes_uploaded'))}")
     if span.retries:
-        lines.append(f"{span.retries} retries")
-    return "<br>".join(lines)
+        parts.append(f"{span.retries} retries")
+    return "; ".join(parts)
 
 
 def _timeline_words(rows: Sequence[Row], clock: Clock) -> str:
     workers = f"{len(rows)} worker{'s' if len(rows) != 1 else ''}"
-    words = [f"{workers} over {duration(clock.total)}; each bar tells its times, in UTC."]
+    words = [f"{workers} over {duration(clock.total)}; hover over a bar for its times in UTC."]
     if clock.pauses:
-        away = duration(sum(pause.seconds for pause in clock.pauses))
-        words.append(f"{away} in which nothing was at work are cut out, at the dotted lines.")
+        pauses = duration(sum(pause.seconds for pause in clock.pauses))
+        words.append(f"{pauses} without a running step are cut out at the dotted lines.")
     if len(rows) > MAXIMUM_ROWS:
         words.append(f"The first {MAXIMUM_ROWS} are shown.")
-    words.append("An empty stretch is time without a marker: waiting, or a try that failed.")
+    words.append("Gaps are time without a marker: a wait, or an attempt that failed.")
     return " ".join(words)
 
 
 def short_names(workers: Sequence[str]) -> dict[str, str]:
-    """Return the workers, `host:pid`, without the host where all have the same, else with the end of it left out."""
+    """Return short names of workers named `host:pid`: without the host if all share it, else with it truncated."""
     hosts = {worker.rpartition(":")[0] for worker in workers}
     names = {}
     for worker in workers:
@@ -141,113 +228,116 @@ def short_names(workers: Sequence[str]) -> dict[str, str]:
 
 
 def throughput(clock: Clock, spans: Sequence[Span], recognitions: Mapping[int, int]) -> list[Chart]:
-    """Return how much was sent a second, or copied where nothing is sent, and how far each step was, over time."""
-    unit = _Unit(clock.total)
+    """Return charts over time: the rate of upload, or of COPY without uploads, and the recognitions done."""
     charts = []
     sent = [(span, span.counter("bytes_uploaded") / 1e6) for span in spans if span.step == UPLOAD]
     copied = [(span, float(recognitions.get(span.shard, 0))) for span in spans if span.step == COPY]
-    step, name, title, amounts = COPY, "recognitions/s", "Recognitions copied a second", copied
+    step, unit, title, amounts = COPY, "recognitions/s", "Recognitions copied per second", copied
     if sent:
-        step, name, title, amounts = UPLOAD, "MB/s", "Megabytes sent a second", sent
+        step, unit, title, amounts = UPLOAD, "MB/s", "Megabytes uploaded per second", sent
     bounds, rate = rates(clock, amounts, _BINS)
     if any(rate):
-        line = {**_line(name, f"var(--{step})", bounds, [*rate, rate[-1]], unit), "fill": "tozeroy"}
-        line["line"]["shape"] = "hv"
-        words = f"At most {max(rate):.1f} {name}. What a shard did is spread evenly over its time."
-        charts.append(Chart("rate", title, words, _over_time([line], name, clock, unit)))
+        stairs = [point for at, one in enumerate(rate) for point in ((bounds[at], one), (bounds[at + 1], one))]
+        words = f"At most {max(rate):.1f} {unit}. The work of a shard is assumed to be even over its duration."
+        charts.append(_over_time("rate", title, words, unit, clock, [(step, unit, stairs)], area=True))
     lines = []
     for step in (UPLOAD, COPY):
         bounds, rate = rates(clock, [(one, recognitions.get(one.shard, 0)) for one in spans if one.step == step], _BINS)
         if any(rate):
             width = bounds[1] - bounds[0]
-            lines.append(_line(step, f"var(--{step})", bounds, [0, *accumulate(one * width for one in rate)], unit))
+            done = [0.0, *accumulate(one * width for one in rate)]
+            lines.append((step, step, list(zip(bounds, done, strict=True))))
     if lines:
-        figure = _over_time(lines, "recognitions", clock, unit)
-        words = "Where a line is flat, no shard got on with that step; two lines far apart: one waits for the other."
-        charts.append(Chart("done", "Recognitions done", words, figure))
+        words = "A flat line: no shard was in that step. A growing distance: COPY is slower than upload."
+        charts.append(_over_time("done", "Recognitions done", words, "recognitions", clock, lines))
     return charts
 
 
-def _line(name: str, colour: str, bounds: Sequence[float], values: Sequence[float], unit: _Unit) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": [round(bound / unit.seconds, 4) for bound in bounds],
-        "y": [round(one, 3) for one in values],
-        "line": {"width": 2, "color": colour},
-        "hovertemplate": "%{y:.1f}",
-    }
-
-
-def _over_time(lines: list[dict[str, Any]], title: str, clock: Clock, unit: _Unit) -> dict[str, Any]:
-    layout = {
-        "height": 220 + _HEAD * (len(lines) > 1),
-        "margin": {"t": _HEAD if len(lines) > 1 else 8},
-        "hovermode": "x unified",
-        "showlegend": len(lines) > 1,
-        "xaxis": {"title": {"text": unit.title}, "range": [0, clock.total / unit.seconds]},
-        "yaxis": {"title": {"text": title}, "rangemode": "tozero", "fixedrange": True},
-        "shapes": [_mark(pause.at / unit.seconds) for pause in clock.pauses],
-    }
-    return {"data": lines, "layout": layout}
+def _over_time(
+    name: str,
+    title: str,
+    words: str,
+    y_title: str,
+    clock: Clock,
+    lines: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    *,
+    area: bool = False,
+) -> Chart:
+    """Return a chart of lines, each given as CSS class, name and points (seconds, value)."""
+    unit, height = _Unit(clock.total), 260
+    x = _Scale(0, clock.total, _LEFT, WIDTH - _RIGHT)
+    y = _Scale(0, max(value for *_, points in lines for _, value in points), height - _BOTTOM, _TOP)
+    return Chart(
+        name,
+        title,
+        words,
+        height,
+        _LEFT,
+        unit.title,
+        _time_ticks(x, unit),
+        [Tick(y(tick), _number(tick)) for tick in y.ticks(5)],
+        lines=[
+            Line(kind, label, " ".join(f"{x(at)},{y(value)}" for at, value in points), area)
+            for kind, label, points in lines
+        ],
+        marks=[x(pause.at) for pause in clock.pauses],
+        legend=[(kind, label) for kind, label, _ in lines],
+        y_title=y_title,
+    )
 
 
 def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> Chart | None:
-    """Return how long single operations took, None where that is known of too few."""
+    """Return the histogram of an operation's durations, None if fewer than `FEWEST` are known."""
     counted = sum(histogram.values())
     if counted < FEWEST:
         return None
-    buckets = [(int(bucket), n) for bucket, n in histogram.items() if n]
-    first, last = min(bucket for bucket, _ in buckets), max(bucket for bucket, _ in buckets)
-    counts = dict(buckets)
-    every = range(first, last + 1)
+    counts = {int(bucket): n for bucket, n in histogram.items() if n}
+    first, last = min(counts), max(counts)
     ticks = [seconds for seconds in _TICKS if first - 1 <= _place(seconds) <= last]
     if len(ticks) > 8:
         ticks = ticks[::3]
-    at = [(name, quantile(histogram, share)) for name, share in _QUANTILES]
-    told = ", ".join(f"{name} within {milliseconds(seconds)}" for name, seconds in at)
-    words = f"{told}, all within {milliseconds(bound_of(last))}. {about}"
+    quantiles = [(name, quantile(histogram, share)) for name, share in _QUANTILES]
+    listed = ", ".join(f"{name} within {milliseconds(seconds)}" for name, seconds in quantiles)
+    words = f"{listed}, all within {milliseconds(bound_of(last))}. {about}"
     if counted < ops:
-        words += f" Of {ops} the times of {counted} are known; markers of former versions have none."
-    layout = {
-        "height": 260,
-        "bargap": 0.06,
-        "xaxis": {
-            "title": {"text": "on a logarithmic scale"},
-            # A bucket b is from b - 1 to b on this axis.
-            "tickvals": [_place(seconds) for seconds in ticks],
-            "ticktext": [milliseconds(seconds) for seconds in ticks],
-            "range": [first - 1.5, last + 0.5],
-            "zeroline": False,
-        },
-        "yaxis": {"title": {"text": "times"}, "rangemode": "tozero", "fixedrange": True},
-        "shapes": [_mark(_place(seconds)) for _, seconds in at],
-        "annotations": [
-            {**_label(_place(seconds), name), "xanchor": "left" if name == "99 %" else "right"} for name, seconds in at
+        words += f" The durations of {counted} of {ops} are known; markers of earlier versions have none."
+    height = 290
+    # On this axis, bucket b spans from b - 1 to b.
+    x = _Scale(first - 1.5, last + 0.5, _LEFT, WIDTH - _RIGHT)
+    y = _Scale(0, max(counts.values()), height - _BOTTOM, _TOP)
+    bars = []
+    for bucket in range(first, last + 1):
+        count, left, top = counts.get(bucket, 0), x(bucket - 0.97), y(counts.get(bucket, 0))
+        text = f"{count} from {milliseconds(bound_of(bucket - 1))} to {milliseconds(bound_of(bucket))}"
+        bars.append(Bar(UPLOAD, left, top, round(x(bucket - 0.03) - left, 2), round(y(0) - top, 2), text))
+    return Chart(
+        "latency",
+        title,
+        words,
+        height,
+        _LEFT,
+        "duration, logarithmic scale",
+        [Tick(x(_place(seconds)), milliseconds(seconds)) for seconds in ticks],
+        [Tick(y(tick), _number(tick)) for tick in y.ticks(5)],
+        bars=bars,
+        marks=[x(_place(seconds)) for _, seconds in quantiles],
+        labels=[
+            Text(
+                x(_place(seconds)) + (4 if name == "99 %" else -4), _TOP - 6, name, "start" if name == "99 %" else "end"
+            )
+            for name, seconds in quantiles
         ],
-    }
-    bars = {
-        "type": "bar",
-        "x": [bucket - 0.5 for bucket in every],
-        "y": [counts.get(bucket, 0) for bucket in every],
-        "marker": {"color": "var(--upload)"},
-        "hovertext": [
-            f"{counts.get(bucket, 0)} from {milliseconds(bound_of(bucket - 1))} to {milliseconds(bound_of(bucket))}"
-            for bucket in every
-        ],
-        "hoverinfo": "text",
-    }
-    return Chart("latency", title, words, {"data": [bars], "layout": layout})
+        y_title="operations",
+    )
 
 
 def _place(seconds: float) -> float:
-    """Return where a duration is on the scale of the buckets."""
+    """Return the position of a duration on the axis of bucket numbers."""
     return math.log2(seconds) / math.log2(bound_of(1))
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a duration as `0.4 ms`, `12 ms`, `1.25 s` or as `duration` has it."""
+    """Format a duration as `0.4 ms`, `12 ms` or `1.25 s`; from 10 s on as `duration` does."""
     if seconds >= 10:
         return duration(seconds)
     if seconds >= 1:
@@ -255,28 +345,8 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
 
 
-def _mark(at: float) -> dict[str, Any]:
-    """Return an upright dotted line."""
-    line = {"color": "var(--quiet)", "width": 1.5, "dash": "dot"}
-    return {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-
-
-def _label(at: float, text: str) -> dict[str, Any]:
-    return {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False}
-
-
-def _later(at: float, seconds: float) -> dict[str, Any]:
-    """Return the label of a pause: below, for the legend is above."""
-    return {**_label(at, f"{duration(seconds)} later"), "y": 0, "bgcolor": "var(--page)"}
-
-
-def _text(text: str) -> str:
-    """Return a name for plotly, which reads tags and entities in every text."""
-    return html.escape(printable(text), quote=False)
-
-
 class _Unit:
-    """The unit of an axis of time."""
+    """The unit of a time axis."""
 
     def __init__(self, total: float) -> None:
         self.seconds, name = (1, "seconds") if total < 180 else (60, "minutes") if total < 10_800 else (3600, "hours")
