@@ -132,13 +132,18 @@ def test_the_largest_batch_there_is_stays_readable() -> None:
 
 
 @given(spans)
-def test_every_bar_is_inside_the_plot(given_spans: list[Span]) -> None:
+def test_bars_are_inside_the_plot_and_as_wide_as_their_time(given_spans: list[Span]) -> None:
     chart = figures(given_spans)
     assert len(chart.bars) == len(given_spans)
     for bar in chart.bars:
         assert bar.width > 0
         assert chart.left <= bar.x <= bar.x + bar.width <= chart.right + 0.02
         assert chart.top <= bar.y <= bar.y + bar.height <= chart.bottom
+    clock = Clock(given_spans)
+    second = (chart.right - chart.left) / (clock.total or 1)
+    lengths = sorted((clock(one.end) - clock(one.begin)) * second for one in given_spans)
+    widths = sorted(bar.width for bar in chart.bars)
+    assert all(length - 0.05 <= width <= max(length, 2) + 0.05 for width, length in zip(widths, lengths, strict=True))
 
 
 def test_charts_escape_tags_and_control_characters() -> None:
