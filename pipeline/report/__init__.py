@@ -1,1 +1,1 @@
-"""The page that shows a load to people: figures and pictures from numbers that are gathered already; no services."""
+"""Report: one HTML file about a batch, with SVG charts, sample photos with boxes, and rejects."""

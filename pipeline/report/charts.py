@@ -1,6 +1,6 @@
-"""The timeline of a batch and its metrics -> charts, as shapes in the coordinates of an SVG picture.
+"""Compute charts from the timeline and the metrics of a batch, as shapes in SVG user units. Pure: no I/O.
 
-Colours are classes of page.css, one a step, so a chart follows the colour scheme of its reader.
+chart.html draws them. Each step is a CSS class, and page.css sets its colour for the light and the dark scheme.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from pipeline.report.timeline import Clock, Row, Span, rates
 from pipeline.units import duration, size
 
 STEPS = (DISCOVER, UPLOAD, COPY, TRANSFORM, LOAD)
-#: Rows of the timeline; the text below it counts the others.
+#: Workers shown in the timeline and in the table.
 MAXIMUM_ROWS = 48
-#: Durations that a distribution needs at least.
+#: Fewest durations for a distribution or a quantile.
 FEWEST = 5
 
-#: Pixels of every picture, and of the margins around its plot.
+#: Size of the SVG and of the margins around the plot, in user units.
 WIDTH = 960
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 44
 _NAMES = 150
 _LANE = 26
 _BINS = 120
 _TICKS = [step * 10**decade for decade in range(-4, 4) for step in (1, 2, 5)]
-#: A step of an instant has this share of the width at least, so that it can be seen.
+#: Minimum width of a bar, as a share of the plot, so that short steps stay visible.
 _THINNEST = 1 / 600
-_QUANTILES = (("Half", 0.5), ("95 %", 0.95), ("99 %", 0.99))
+_QUANTILES = (("50 %", 0.5), ("95 %", 0.95), ("99 %", 0.99))
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A rectangle with the text that it shows when it is pointed at."""
+    """A rectangle; `kind` is its CSS class and `text` its tooltip."""
 
     kind: str
     x: float
@@ -48,7 +48,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points, `x,y x,y …`, with its name in the legend; `area` fills what is below it."""
+    """A polyline; `points` has the SVG syntax `x,y x,y …`, `name` is its tooltip, `area` fills the plot below it."""
 
     kind: str
     name: str
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Text:
-    """A text at a point, `start`, `middle` or `end` of it there."""
+    """A text at its baseline; `anchor` is SVG's text-anchor."""
 
     x: float
     y: float
@@ -67,15 +67,24 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Tick:
+    """A tick of an axis: its position along the axis and its text; `grid` draws a line across the plot."""
+
+    at: float
+    text: str
+    grid: bool = True
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A picture, and what it shows in words.
+    """A chart and a caption that describes it.
 
     Attributes:
-        name: its id in the page.
-        left, top, bottom: the bounds of its plot; `WIDTH - 12` is the right one.
-        x_ticks, y_ticks: labels of the axes; each has a grid line.
-        marks: x of upright dotted lines.
-        legend: class and name of what has a colour.
+        name: id of the SVG element.
+        height, left: height of the SVG and left edge of the plot; the other edges are properties.
+        x_ticks, y_ticks: ticks at the bottom and at the left.
+        marks: x of vertical dotted lines.
+        legend: CSS class and name of each colour.
     """
 
     name: str
@@ -84,8 +93,8 @@ class Chart:
     height: float
     left: float
     x_title: str
-    x_ticks: Sequence[Text]
-    y_ticks: Sequence[Text]
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
     bars: Sequence[Bar] = ()
     lines: Sequence[Line] = ()
     marks: Sequence[float] = ()
@@ -94,23 +103,28 @@ class Chart:
     y_title: str = ""
 
     @property
+    def width(self) -> float:
+        """Return the width of the SVG."""
+        return WIDTH
+
+    @property
     def right(self) -> float:
-        """Return the right bound of the plot."""
+        """Return the right edge of the plot."""
         return WIDTH - _RIGHT
 
     @property
     def top(self) -> float:
-        """Return the upper bound of the plot."""
+        """Return the top edge of the plot."""
         return _TOP
 
     @property
     def bottom(self) -> float:
-        """Return the lower bound of the plot."""
+        """Return the bottom edge of the plot."""
         return self.height - _BOTTOM
 
 
 class _Scale:
-    """Values of an axis -> pixels."""
+    """A linear scale from values to user units."""
 
     def __init__(self, least: float, most: float, first: float, last: float) -> None:
         self.least, self.most = least, most
@@ -120,7 +134,7 @@ class _Scale:
         return round(self._first + (value - self.least) * self._pixels, 2)
 
     def ticks(self, count: int) -> list[float]:
-        """Return round values within the axis, at most about so many."""
+        """Return round values within the scale, about `count` at most."""
         step = next((one for one in _steps() if (self.most - self.least) / one <= count), 1)
         first = math.ceil(self.least / step)
         return [number * step for number in range(first, math.floor(self.most / step) + 1)]
@@ -137,7 +151,7 @@ def _number(value: float) -> str:
 
 
 def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
-    """Return which worker did what when: a row for each worker, with a lane for each thing that it did at once."""
+    """Return a Gantt chart: a row per worker, with a lane for each step that ran concurrently."""
     shown = rows[:MAXIMUM_ROWS]
     lanes = [lane for row in shown for lane in row.lanes]
     unit = _Unit(clock.total)
@@ -149,11 +163,12 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
         for span in lane:
             begin, end = x(clock(span.begin)), x(clock(span.end))
             width = round(max(thinnest, end - begin), 2)
+            begin = round(min(begin, WIDTH - _RIGHT - width), 2)
             bars.append(Bar(span.step, begin, round(y, 1), width, 0.8 * _LANE, _text_of(span)))
     names = short_names([row.worker for row in rows])
     middles, at = [], 0
     for row in shown:
-        middles.append(Text(_NAMES - 8, _TOP + _LANE * (at + len(row.lanes) / 2) + 4, names[row.worker], "end"))
+        middles.append(Tick(_TOP + _LANE * (at + len(row.lanes) / 2), names[row.worker], grid=False))
         at += len(row.lanes)
     height = _TOP + _LANE * len(lanes) + _BOTTOM
     done = {bar.kind for bar in bars}
@@ -164,7 +179,7 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
         height,
         _NAMES,
         unit.title,
-        _time_ticks(x, unit, height),
+        _time_ticks(x, unit),
         middles,
         bars=bars,
         marks=[x(pause.at) for pause in clock.pauses],
@@ -173,9 +188,9 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
     )
 
 
-def _time_ticks(x: _Scale, unit: _Unit, height: float) -> list[Text]:
+def _time_ticks(x: _Scale, unit: _Unit) -> list[Tick]:
     axis = _Scale(0, x.most / unit.seconds, 0, 1)
-    return [Text(x(tick * unit.seconds), height - _BOTTOM + 16, _number(tick)) for tick in axis.ticks(10)]
+    return [Tick(x(tick * unit.seconds), _number(tick)) for tick in axis.ticks(10)]
 
 
 def _text_of(span: Span) -> str:
@@ -191,18 +206,18 @@ def _text_of(span: Span) -> str:
 
 def _timeline_words(rows: Sequence[Row], clock: Clock) -> str:
     workers = f"{len(rows)} worker{'s' if len(rows) != 1 else ''}"
-    words = [f"{workers} over {duration(clock.total)}; each bar shows its times, in UTC, when it is pointed at."]
+    words = [f"{workers} over {duration(clock.total)}; hover over a bar for its times in UTC."]
     if clock.pauses:
         pauses = duration(sum(pause.seconds for pause in clock.pauses))
-        words.append(f"{pauses} without any step are cut out, at the dotted lines.")
+        words.append(f"{pauses} without a running step are cut out at the dotted lines.")
     if len(rows) > MAXIMUM_ROWS:
         words.append(f"The first {MAXIMUM_ROWS} are shown.")
-    words.append("An empty stretch is time without a marker: waiting, or an attempt that failed.")
+    words.append("Gaps are time without a marker: a wait, or an attempt that failed.")
     return " ".join(words)
 
 
 def short_names(workers: Sequence[str]) -> dict[str, str]:
-    """Return the workers, `host:pid`, without the host where all have the same, else with a short one."""
+    """Return short names of workers named `host:pid`: without the host if all share it, else with it truncated."""
     hosts = {worker.rpartition(":")[0] for worker in workers}
     names = {}
     for worker in workers:
@@ -213,17 +228,17 @@ def short_names(workers: Sequence[str]) -> dict[str, str]:
 
 
 def throughput(clock: Clock, spans: Sequence[Span], recognitions: Mapping[int, int]) -> list[Chart]:
-    """Return what was sent a second, or copied where nothing is sent, and how far each step was, over time."""
+    """Return charts over time: the rate of upload, or of COPY without uploads, and the recognitions done."""
     charts = []
     sent = [(span, span.counter("bytes_uploaded") / 1e6) for span in spans if span.step == UPLOAD]
     copied = [(span, float(recognitions.get(span.shard, 0))) for span in spans if span.step == COPY]
-    step, unit, title, amounts = COPY, "recognitions/s", "Recognitions copied a second", copied
+    step, unit, title, amounts = COPY, "recognitions/s", "Recognitions copied per second", copied
     if sent:
-        step, unit, title, amounts = UPLOAD, "MB/s", "Megabytes sent a second", sent
+        step, unit, title, amounts = UPLOAD, "MB/s", "Megabytes uploaded per second", sent
     bounds, rate = rates(clock, amounts, _BINS)
     if any(rate):
         stairs = [point for at, one in enumerate(rate) for point in ((bounds[at], one), (bounds[at + 1], one))]
-        words = f"At most {max(rate):.1f} {unit}. The work of a shard is spread evenly over its time."
+        words = f"At most {max(rate):.1f} {unit}. The work of a shard is assumed to be even over its duration."
         charts.append(_over_time("rate", title, words, unit, clock, [(step, unit, stairs)], area=True))
     lines = []
     for step in (UPLOAD, COPY):
@@ -233,10 +248,7 @@ def throughput(clock: Clock, spans: Sequence[Span], recognitions: Mapping[int, i
             done = [0.0, *accumulate(one * width for one in rate)]
             lines.append((step, step, list(zip(bounds, done, strict=True))))
     if lines:
-        words = (
-            "Where a line is flat, no shard made progress with that step."
-            " Where two lines are far apart, one step waits for the other."
-        )
+        words = "A flat line: no shard was in that step. A growing distance: COPY is slower than upload."
         charts.append(_over_time("done", "Recognitions done", words, "recognitions", clock, lines))
     return charts
 
@@ -251,7 +263,7 @@ def _over_time(
     *,
     area: bool = False,
 ) -> Chart:
-    """Return a chart of lines, each with its class, its name and its points (seconds, value)."""
+    """Return a chart of lines, each given as CSS class, name and points (seconds, value)."""
     unit, height = _Unit(clock.total), 260
     x = _Scale(0, clock.total, _LEFT, WIDTH - _RIGHT)
     y = _Scale(0, max(value for *_, points in lines for _, value in points), height - _BOTTOM, _TOP)
@@ -262,8 +274,8 @@ def _over_time(
         height,
         _LEFT,
         unit.title,
-        _time_ticks(x, unit, height),
-        [Text(_LEFT - 8, y(tick) + 4, _number(tick), "end") for tick in y.ticks(5)],
+        _time_ticks(x, unit),
+        [Tick(y(tick), _number(tick)) for tick in y.ticks(5)],
         lines=[
             Line(kind, label, " ".join(f"{x(at)},{y(value)}" for at, value in points), area)
             for kind, label, points in lines
@@ -275,7 +287,7 @@ def _over_time(
 
 
 def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> Chart | None:
-    """Return how long single operations took, None where the times of too few are known."""
+    """Return the histogram of an operation's durations, None if fewer than `FEWEST` are known."""
     counted = sum(histogram.values())
     if counted < FEWEST:
         return None
@@ -288,9 +300,9 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
     listed = ", ".join(f"{name} within {milliseconds(seconds)}" for name, seconds in quantiles)
     words = f"{listed}, all within {milliseconds(bound_of(last))}. {about}"
     if counted < ops:
-        words += f" Of {ops} the times of {counted} are known; markers of former versions have none."
+        words += f" The durations of {counted} of {ops} are known; markers of earlier versions have none."
     height = 290
-    # On this axis a bucket b reaches from b - 1 to b.
+    # On this axis, bucket b spans from b - 1 to b.
     x = _Scale(first - 1.5, last + 0.5, _LEFT, WIDTH - _RIGHT)
     y = _Scale(0, max(counts.values()), height - _BOTTOM, _TOP)
     bars = []
@@ -304,9 +316,9 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
         words,
         height,
         _LEFT,
-        "on a logarithmic scale",
-        [Text(x(_place(seconds)), height - _BOTTOM + 16, milliseconds(seconds)) for seconds in ticks],
-        [Text(_LEFT - 8, y(tick) + 4, _number(tick), "end") for tick in y.ticks(5)],
+        "duration, logarithmic scale",
+        [Tick(x(_place(seconds)), milliseconds(seconds)) for seconds in ticks],
+        [Tick(y(tick), _number(tick)) for tick in y.ticks(5)],
         bars=bars,
         marks=[x(_place(seconds)) for _, seconds in quantiles],
         labels=[
@@ -315,17 +327,17 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
             )
             for name, seconds in quantiles
         ],
-        y_title="times",
+        y_title="operations",
     )
 
 
 def _place(seconds: float) -> float:
-    """Return where a duration is on the scale of the buckets."""
+    """Return the position of a duration on the axis of bucket numbers."""
     return math.log2(seconds) / math.log2(bound_of(1))
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a duration as `0.4 ms`, `12 ms`, `1.25 s` or as `duration` has it."""
+    """Format a duration as `0.4 ms`, `12 ms` or `1.25 s`; from 10 s on as `duration` does."""
     if seconds >= 10:
         return duration(seconds)
     if seconds >= 1:
@@ -334,7 +346,7 @@ def milliseconds(seconds: float) -> str:
 
 
 class _Unit:
-    """The unit of an axis of time."""
+    """The unit of a time axis."""
 
     def __init__(self, total: float) -> None:
         self.seconds, name = (1, "seconds") if total < 180 else (60, "minutes") if total < 10_800 else (3600, "hours")

@@ -1,4 +1,4 @@
-"""The page: a template that escapes whatever it is given, and a policy that lets nothing reach the network."""
+"""Render the page with autoescaping, under a Content-Security-Policy that blocks every network request."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.observe.logger import printable
-from pipeline.report.charts import WIDTH, milliseconds
+from pipeline.report.charts import Chart, milliseconds
 from pipeline.units import duration
 
-#: A Content-Security-Policy that forbids everything but the styles and the pictures in the page; it has no scripts.
+#: Allows inline styles and data: images only. There is no script-src, so default-src blocks scripts.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def write_page(out: IO[str], values: Mapping[str, Any]) -> None:
-    """Write the page piece by piece; of what `values` has as an iterator, one element is in memory at a time.
+    """Write the page as a stream, so that an iterator in `values` is consumed one element at a time.
 
-    Every text in it is untrusted: it is escaped, and its control characters, those that turn the direction of writing
-    round included, are shown.
+    Every string is untrusted: it is escaped, and control and bidirectional formatting characters are made visible.
     """
-    template = _environment().get_template("page.html")
     style = Markup(_text("page.css"))
-    for piece in template.generate(**values, style=style, chart_width=WIDTH, policy=POLICY):
+    for piece in _environment().get_template("page.html").generate(**values, style=style, policy=POLICY):
         out.write(piece)
+
+
+def draw_chart(chart: Chart) -> Markup:
+    """Return the figure of a chart: its title, its SVG, the legend and the caption."""
+    macros: Any = _environment().get_template("chart.html").module
+    return Markup(macros.chart(chart))
 
 
 @cache
@@ -41,6 +45,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["chart"] = draw_chart
     environment.filters.update(count=_count, duration=duration, ms=milliseconds, time=_time)
     return environment
 
@@ -60,5 +65,5 @@ def _count(number: int) -> str:
 
 
 def _time(moment: str) -> str:
-    """Return a moment in ISO 8601 as it is read, in UTC."""
+    """Format an ISO 8601 timestamp for readers, in UTC."""
     return datetime.fromisoformat(moment).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,4 +1,4 @@
-"""Pure: the bytes of a picture -> a small JPEG of it, damaged ones as far as they can be decoded."""
+"""Make small JPEGs of photos, including what decodes of damaged ones. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from pipeline.dataset.photo import MAXIMUM_COEFFICIENT_BYTES, MAXIMUM_PIXELS
 
 _QUALITY = 72
-#: What a decoded picture may take before it is made small.
+#: Memory limit of a decoded picture before it is scaled down.
 _MAXIMUM_DECODED_BYTES = 64 << 20
 _ROUNDING = 4
 _lenient = threading.Lock()
@@ -22,7 +22,7 @@ _lenient = threading.Lock()
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture as a data: URI, and the width and height of the one that it was made of, as stored."""
+    """A small picture as a data: URI, with the width and height of the stored original."""
 
     uri: str
     width: int
@@ -30,12 +30,12 @@ class Thumbnail:
 
 
 def thumbnail(content: bytes, longest: int, *, damaged: bool = False) -> Thumbnail | None:
-    """Return a picture of at most `longest` pixels a side, None when it cannot be decoded in bounded memory.
+    """Return a thumbnail of at most `longest` pixels a side, None if it cannot be decoded in bounded memory.
 
-    It is shown as its pixels are stored: the EXIF orientation is not applied, nor handed on.
+    The EXIF orientation is neither applied nor copied.
 
     Arguments:
-        damaged: take what can be decoded of a file that ends early; the rest is grey.
+        damaged: accept a truncated file; the missing part is grey.
     """
     try:
         with (
@@ -68,13 +68,13 @@ def thumbnail(content: bytes, longest: int, *, damaged: bool = False) -> Thumbna
 
 
 def _is_blank(picture: Image.Image) -> bool:
-    """Say whether nothing was decoded: then it is black or grey all over, but for what rounding does."""
+    """Return whether nothing was decoded: all pixels are equal, except for rounding."""
     pixels = picture.convert("L").tobytes()
     return max(pixels) - min(pixels) <= _ROUNDING
 
 
 def _is_affordable(picture: Image.Image) -> bool:
-    """Say whether decoding may begin; of a progressive picture all coefficients are in memory, whatever its scale."""
+    """Return whether decoding fits in memory; a progressive JPEG holds all coefficients, even at a reduced scale."""
     pixels = picture.size[0] * picture.size[1]
     coefficients = 2 * 3 * pixels if picture.info.get("progressive") else 0
     return pixels <= MAXIMUM_PIXELS and coefficients <= MAXIMUM_COEFFICIENT_BYTES
@@ -82,7 +82,7 @@ def _is_affordable(picture: Image.Image) -> bool:
 
 @contextmanager
 def _leniently() -> Iterator[None]:
-    """Let Pillow fill up files that end early, which it does or does not for the whole process."""
+    """Make Pillow accept truncated files; the setting is process-wide, hence the lock."""
     with _lenient:
         former = ImageFile.LOAD_TRUNCATED_IMAGES
         ImageFile.LOAD_TRUNCATED_IMAGES = True

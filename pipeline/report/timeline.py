@@ -1,4 +1,4 @@
-"""Pure: the markers of a batch -> what was at work when, on a clock that stands still between two runs."""
+"""Arrange the markers of a batch on a time axis without long pauses. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-#: A pause is cut out when it is longer than this, in seconds, and than this share of the time at work.
+#: A pause is cut out if it is longer than this in seconds and than this share of the busy time.
 _SHORTEST_PAUSE, _PAUSE_SHARE = 5.0, 0.25
-#: What is left of a pause, as a share of the time at work, so that it is seen.
+#: Width of a cut-out pause, as a share of the busy time.
 _PAUSE_WIDTH = 0.02
 
 
 @dataclass(frozen=True)
 class Span:
-    """A step of a batch, or of a shard of it, that was done; seconds since 1970."""
+    """A finished step of a batch or of one of its shards; `begin` and `end` are Unix times."""
 
     step: str
     shard: int
@@ -26,23 +26,23 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """Return how long it took."""
+        """Return the duration of the step."""
         return self.end - self.begin
 
     def counter(self, name: str) -> int:
-        """Return what it counted under a name."""
+        """Return the value of a counter, 0 if absent."""
         return int(self.metrics.get("counters", {}).get(name, 0))
 
     @property
     def retries(self) -> int:
-        """Return how often one of its requests was sent again."""
+        """Return the number of retried requests."""
         counters = self.metrics.get("counters", {})
         return int(sum(count for name, count in counters.items() if name.startswith("retries_")))
 
 
 @dataclass(frozen=True)
 class Pause:
-    """A time in which nothing was at work: where on the clock, and how long it was."""
+    """A cut-out pause: its position on the clock and its real duration, in seconds."""
 
     at: float
     seconds: float
@@ -52,7 +52,7 @@ class Clock:
     """Seconds since the first step began, without long pauses."""
 
     def __init__(self, spans: Iterable[Span]) -> None:
-        self._stretches: list[tuple[float, float, float]] = []  # begin, end, what the clock shows at its begin
+        self._stretches: list[tuple[float, float, float]] = []  # begin, end, clock value at begin
         self.pauses: list[Pause] = []
         busy = union((span.begin, span.end) for span in spans)
         at_work = sum(end - begin for begin, end in busy)
@@ -71,7 +71,7 @@ class Clock:
         self.total = now
 
     def __call__(self, moment: float) -> float:
-        """Return what the clock shows at a moment at which something was at work."""
+        """Return the clock value at a Unix time at which a step was running."""
         shown = 0.0
         for begin, end, at in self._stretches:
             if moment < begin:
@@ -81,7 +81,7 @@ class Clock:
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the intervals without their overlaps, ascending."""
+    """Merge overlapping intervals; return them in ascending order."""
     merged: list[tuple[float, float]] = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:
@@ -93,29 +93,29 @@ def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Row:
-    """What one worker did, in as many lanes as it had steps under way at once."""
+    """The steps of one worker, in as many lanes as ran concurrently."""
 
     worker: str
     lanes: Sequence[Sequence[Span]]
 
     @cached_property
     def spans(self) -> list[Span]:
-        """Return all that it did, in the order of its beginning."""
+        """Return its steps by start time."""
         return sorted((span for lane in self.lanes for span in lane), key=lambda span: span.begin)
 
     @property
     def busy(self) -> float:
-        """Return for how many seconds it had something under way."""
+        """Return the seconds in which at least one step was running."""
         return sum(end - begin for begin, end in union((span.begin, span.end) for span in self.spans))
 
     @property
     def retries(self) -> int:
-        """Return how many requests it sent again."""
+        """Return the number of requests it retried."""
         return sum(span.retries for span in self.spans)
 
 
 def rows(spans: Iterable[Span]) -> list[Row]:
-    """Return a row for each worker, in the order in which they appeared."""
+    """Return a row per worker, by its first step."""
     by_worker: dict[str, list[list[Span]]] = {}
     for span in sorted(spans, key=lambda one: (one.begin, one.end)):
         lanes = by_worker.setdefault(span.worker, [])
@@ -128,9 +128,9 @@ def rows(spans: Iterable[Span]) -> list[Row]:
 
 
 def rates(clock: Clock, amounts: Iterable[tuple[Span, float]], bins: int) -> tuple[list[float], list[float]]:
-    """Return the bounds of equal stretches of the clock, and the amount per second in each.
+    """Return the bounds of equal bins of the clock, and the amount per second in each bin.
 
-    What a span did is taken as spread evenly over its time.
+    The amount of a span is distributed evenly over its duration.
     """
     width = clock.total / bins
     if width <= 0:

@@ -1,4 +1,4 @@
-"""Pure: rows of photos, tray items and boxes -> what the page draws over the photos and lists beside them."""
+"""Compute the boxes drawn on photos and the items listed beside them, from database rows. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.report.thumbnail import Thumbnail
 
-#: The letters on a photo, as a share of its longer side.
+#: Font size on a photo, as a share of its longer side.
 _LETTER = 1 / 26
 _KINDS = {"FOOD": "dish", "PLATE": "plate"}
 _PREFIXES = {"dish": "", "plate": "P", "other": "X"}
@@ -17,7 +17,7 @@ _PREFIXES = {"dish": "", "plate": "P", "other": "X"}
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo with the rows of its boxes; `picture` is None where there is none to show, and `note` says why."""
+    """A photo with the rows of its boxes; `picture` is None if there is none, and `note` gives the reason."""
 
     camera: int
     picture: Thumbnail | None
@@ -27,7 +27,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Item:
-    """A line beside the photos: the label that its boxes have, what it is, and what is to be said of it."""
+    """An item in the list beside the photos, with the label of its boxes and remarks."""
 
     kind: str
     label: str
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Box:
-    """A box in pixels of the photo as stored, and where its label is."""
+    """A box and the position of its label, in pixels of the photo as stored."""
 
     kind: str
     label: str
@@ -52,7 +52,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A photo with its boxes; `letter` is the height of a letter in its pixels."""
+    """A photo with its boxes; `letter` is the font size in pixels of the photo."""
 
     camera: int
     picture: Thumbnail | None
@@ -63,7 +63,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Tray:
-    """A recognition for the page."""
+    """A recognition as the page shows it."""
 
     id: int
     note: str
@@ -72,7 +72,7 @@ class Tray:
 
 
 def tray_of(recognition_id: int, note: str, photos: Sequence[Photo], rows: Sequence[Any]) -> Tray:
-    """Return a recognition with its items numbered, dishes 1, 2 …, plates P1, P2 …, and its boxes labelled so."""
+    """Number the items of a recognition (dishes 1, 2 …, plates P1 …, others X1 …) and label its boxes."""
     labels: dict[int, tuple[str, str, str]] = {}
     numbers: dict[str, int] = {}
     for row in rows:
@@ -95,7 +95,7 @@ def _note(row: Any, cameras: Sequence[int], is_annotated: bool) -> str:
     if row.source == "MODEL" and row.item_type != "PLATE":
         notes.append("not on the receipt")
     if row.has_ambiguity:
-        notes.append("or another of its line")
+        notes.append("ambiguous within its line")
     if is_annotated and not cameras:
         notes.append("no box")
     elif len(cameras) == 1:
@@ -109,7 +109,7 @@ def _drawn(photo: Photo, labels: Mapping[int, tuple[str, str, str]]) -> Drawn:
     letter = max(photo.picture.width, photo.picture.height) * _LETTER
     boxes = list(_boxes(photo, photo.picture, labels, letter))
     left_out = len(photo.boxes) - len(boxes)
-    note = f"{photo.note} {left_out} boxes are not of numbers.".strip() if left_out else photo.note
+    note = f"{photo.note} {left_out} boxes have invalid coordinates.".strip() if left_out else photo.note
     return Drawn(photo.camera, photo.picture, note, boxes, round(letter, 2))
 
 
@@ -122,7 +122,7 @@ def _boxes(
             continue
         x, y, w, h = (round(value, 2) for value in corners if value is not None)
         kind, label, name = labels.get(row.initial_tray_item_id, ("other", "?", ""))
-        # Above its box, that of a plate below, or it would be on that of the dish; within the photo whatever the box.
+        # Above the box; below it for a plate, to keep clear of the dish's label. Always inside the photo.
         label_x = min(max(x, 0.0), picture.width - (0.5 + 0.62 * len(label)) * letter)
         above_or_below = y + h if kind == "plate" else y - 1.3 * letter
         label_y = min(max(above_or_below, 0.0), picture.height - 1.3 * letter)
@@ -130,7 +130,7 @@ def _boxes(
 
 
 def _number(bbox: Any, name: str) -> float | None:
-    """Return a number of a box; the app may have written boxes of its own, and jsonb takes anything."""
+    """Return a coordinate, None if it is not a finite number; the jsonb column has no constraint."""
     value = bbox.get(name) if isinstance(bbox, dict) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None

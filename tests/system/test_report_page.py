@@ -1,4 +1,4 @@
-"""The report in a browser: on a screen and on a phone, by day and by night, without a request, and boxes in place."""
+"""The report in a browser: on a screen and a phone, in both colour schemes, without requests, with boxes in place."""
 
 from __future__ import annotations
 
@@ -153,13 +153,13 @@ def test_the_page_follows_when_the_colours_or_the_width_change(
     browser: webdriver.Chrome, show: Show, page: Path
 ) -> None:
     show(page, "screen", "light")
-    fill = "getComputedStyle(document.querySelector('#timeline rect')).fill"
-    before = ask(browser, fill)
+    before = ask(browser, "getComputedStyle(document.querySelector('#timeline rect')).fill")
     set_scheme(browser, "dark")
-    assert before != ask(browser, fill)
+    after = ask(browser, "getComputedStyle(document.querySelector('#timeline rect')).fill")
+    assert before != after
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    narrow = "document.querySelector('#timeline').parentElement.getBoundingClientRect().right <= 390"
+    narrow = "document.querySelector('.plot').getBoundingClientRect().right <= 390"
     WebDriverWait(browser, 30).until(lambda _: ask(browser, narrow))
     assert ask(browser, "document.documentElement.scrollWidth") <= 390
     assert said(browser) == []
