@@ -128,8 +128,8 @@ def ids(dsn: str) -> dict[str, set[Any]]:
 
 def planned(out: str) -> tuple[dict[str, int], int]:
     """Return what a plan says: the rows by table, and the objects."""
-    rows = {name: int(count) for name, count in re.findall(r"^  (\S+): (\d+) rows go$", out, re.MULTILINE)}
-    objects = re.findall(r"^  bucket \S+: (\d+) objects go, ", out, re.MULTILINE)
+    rows = {name: int(count) for name, count in re.findall(r"^  (\S+): (\d+) rows are deleted$", out, re.MULTILINE)}
+    objects = re.findall(r"^  bucket \S+: (\d+) objects are deleted, ", out, re.MULTILINE)
     return rows, int(objects[0]) if objects else 0
 
 
@@ -279,7 +279,7 @@ def test_a_forced_version_that_is_reset_gives_back_the_former_one_with_the_ids_t
     )
     done = command("reset", "--batch-id", "b2", "--confirm")
     assert (done.code, done.err) == (0, "")
-    assert "\n  batch b1: the former version of 6 recognitions comes back\n" in done.out
+    assert "\n  batch b1: the former version of 6 recognitions is restored\n" in done.out
     assert state(settings) == before
     world.check(settings, (former, "b1", None), qwen=former / ANNOTATIONS)
     third = by_natural_key(dsn)
@@ -327,7 +327,7 @@ def test_reset_of_the_superseded_version_changes_nothing_that_readers_see(
         done = command("reset", "--batch-id", batch_id, "--confirm")
         assert done.code == 0
         assert "public." not in done.out
-        assert "comes back" not in done.out
+        assert "is restored" not in done.out
         assert world.dump(dsn) == shown
     world.check(settings, (dataset, "b2", None), qwen=dataset / ANNOTATIONS)
     assert {row[0] for row in world.query(dsn, "SELECT batch_id FROM raw.photos")} == {"b2"}
@@ -353,8 +353,8 @@ def test_of_three_versions_the_middle_one_goes_first_and_the_last_gives_each_rec
     two = state(settings)
     load(last, "b3", "--force")
     told = command("reset", "--batch-id", "b3", "--dry-run")
-    assert "  batch b1: the former version of 4 recognitions comes back\n" in told.out
-    assert "  batch b2: the former version of 2 recognitions comes back\n" in told.out
+    assert "  batch b1: the former version of 4 recognitions is restored\n" in told.out
+    assert "  batch b2: the former version of 2 recognitions is restored\n" in told.out
     three, shown = state(settings), world.dump(dsn)
     assert command("reset", "--batch-id", "b2", "--confirm").code == 0
     assert world.dump(dsn) == shown
@@ -390,7 +390,7 @@ def test_reset_of_annotations_gives_back_the_former_ones_with_the_ids_that_staye
     assert done.code == 0
     assert "bucket" not in done.out
     annotated = len({row[0] for row in world.domain(dsn).annotations})
-    [(name, count)] = re.findall(r"  batch (\w+): the former annotations of (\d+) recognitions comes back\n", done.out)
+    [(name, count)] = re.findall(r"  batch (\w+): the former annotations of (\d+) recognitions is restored\n", done.out)
     assert name == "q1"
     assert 0 < int(count) <= annotated
     assert state(settings) == first
@@ -416,8 +416,8 @@ def test_a_menu_goes_with_its_last_recognition_and_a_shared_one_stays(
     done = command("reset", "--batch-id", "b2", "--confirm")
     assert done.code == 0
     items = len(json.loads(menus[numbers[3]].read_text(encoding="utf-8-sig")))
-    assert "  public.menus: 1 rows go\n" in done.out
-    assert f"  public.menu_items: {items} rows go\n" in done.out
+    assert "  public.menus: 1 rows are deleted\n" in done.out
+    assert f"  public.menu_items: {items} rows are deleted\n" in done.out
     assert world.query(dsn, "SELECT id FROM public.menus") == [(shared,)]
     world.check(settings, (dataset, "b1", numbers[:3]))
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0
@@ -461,7 +461,7 @@ def test_a_dry_run_changes_nothing_and_counts_what_then_goes(
         assert going.keys() >= tables
         assert all(key.startswith(f"{batch_id}/recognitions/") for key in gone)
         [(size,)] = world.query(dsn, f"SELECT bytes FROM ingest.batches WHERE id = '{batch_id}'")
-        assert (f"{len(gone)} objects go, {size / 1000:.1f} kB" in told.out) == (batch_id != "q1")
+        assert (f"{len(gone)} objects are deleted, {size / 1000:.1f} kB" in told.out) == (batch_id != "q1")
     world.nothing(settings)
 
 
@@ -473,7 +473,7 @@ def test_a_dry_run_tells_what_blocks(
     before = everything(settings)
     told = command("reset", "--batch-id", "b1", "--dry-run")
     assert told.code == 0
-    assert re.search(r"^  blocked by (public\.)?app_notes: 3 rows reference (public\.)?recognitions ", told.out, re.M)
+    assert re.search(r"^  blocked by (public\.)?app_notes: 3 rows reference rows of \S*recognitions ", told.out, re.M)
     assert everything(settings) == before
 
 
@@ -575,7 +575,7 @@ def test_a_reference_that_arrives_after_the_plan_refuses_the_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(small_dataset(3), "b1")
-    monkeypatch.setattr("pipeline.cli.batches._ask_for", lambda batch_id: world.query(dsn, NOTES.create))
+    monkeypatch.setattr("pipeline.cli.batches._confirm", lambda batch_id: world.query(dsn, NOTES.create))
     before = state(settings)
     refused = command("reset", "--batch-id", "b1")
     assert refused.code == 4
@@ -622,7 +622,7 @@ def test_a_reset_that_goes_on_later_takes_nothing_from_a_later_load_of_the_same_
     assert batch is not None
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0
     load(dataset, "b1")
-    with closing(Storage(settings)) as door, pytest.raises(RefusedError, match="was begun anew meanwhile"):
+    with closing(Storage(settings)) as door, pytest.raises(RefusedError, match="was started anew in the meantime"):
         reset._remove_objects(database, door, batch, lambda _: None)
     world.check(settings, (dataset, "b1", None))
 
@@ -725,7 +725,7 @@ def test_a_batch_goes_out_of_the_bucket_that_it_was_loaded_into(
     stay = world.objects(other)
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert done.code == 0
-    assert f"\n  bucket {settings.bucket}: 6 objects go, " in done.out
+    assert f"\n  bucket {settings.bucket}: 6 objects are deleted, " in done.out
     assert world.objects(settings) == {}
     assert world.objects(other) == stay
 
@@ -780,7 +780,7 @@ def test_at_a_terminal_the_id_has_to_be_typed(
     for letters in (b"b2\n", b"\x04"):
         code, shown = typed(workdir, letters)
         assert code == 4, shown
-        assert "  public.recognitions: 3 rows go\n" in shown
+        assert "  public.recognitions: 3 rows are deleted\n" in shown
         assert "Type the batch's id, b1, to delete all this: " in shown
         assert "Error: Batch b1 was not reset" in shown
         assert everything(settings) == before
@@ -801,7 +801,7 @@ def test_without_a_terminal_it_is_refused_unless_it_is_confirmed(
     before = everything(settings)
     refused = command("reset", "--batch-id", "b1")
     assert refused.code == 4
-    assert "  public.recognitions: 3 rows go\n" in refused.out
+    assert "  public.recognitions: 3 rows are deleted\n" in refused.out
     assert "no terminal" in refused.err
     assert "--confirm" in refused.err
     piped = run_pipeline("reset", "--batch-id", "b1")
@@ -971,7 +971,7 @@ def stop_before_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(connection: Connection, batch_id: str) -> None:
         raise DatabaseError("PostgreSQL refuses, on purpose.")
 
-    monkeypatch.setattr(reset, "_forget", refuse)
+    monkeypatch.setattr(reset, "_delete_manifest", refuse)
 
 
 @pytest.mark.parametrize("stop", [stop_in_storage, stop_before_the_manifest])
@@ -1005,7 +1005,7 @@ def test_stopped_between_its_phases_the_same_reset_finishes_it(
     assert "python -m pipeline reset --batch-id b2" in refused.err
     told = command("reset", "--batch-id", "b2", "--dry-run")
     assert told.code == 0
-    assert "its rows are gone already" in told.out
+    assert "its rows are deleted already" in told.out
     assert planned(told.out) == ({}, 2 if stop is stop_in_storage else 0)
     assert command("reset", "--batch-id", "b2").code == 4  # it asks again
     assert batch_states(dsn)["b2"] == "resetting"

@@ -220,8 +220,8 @@ def plants(dataset: Path) -> list[Plant]:
         Plant(shown, Bucket.remove, "-", "dangling", "readers see its row, and there is no object"),
         Plant(former, Bucket.remove, "-", "missing", "the object of a version that a later one superseded"),
         Plant(other, put_fewer_bytes, "*", "damaged", f"{whole - 1} bytes instead of {whole}"),
-        Plant(other, put_other_bytes, "*", "damaged", "its MD5 is another"),
-        Plant(other, flip, "*", "damaged", f"its content is another, of {whole} bytes", deep=True),
+        Plant(other, put_other_bytes, "*", "damaged", "its MD5 differs"),
+        Plant(other, flip, "*", "damaged", f"its content differs, {whole} bytes", deep=True),
         Plant("0/first.jpg", put_stranger, "+", "orphan", stranger),
         Plant("file", put_stranger, "+", "orphan", stranger),
         Plant("b/recognitions/1/camera1.jpg", put_stranger, "+", "orphan", stranger),
@@ -254,7 +254,7 @@ def test_each_kind_of_difference_is_told_by_its_line_and_mended(
         assert found == Done(5, wanted, "")
         quiet = plant.line() + totals(settings, equal=same, **{plant.kind: 1})
         again, orphans = (0, 1) if plant.kind == "orphan" else (1, 0)
-        plan = f"Repair: {again} objects are sent again from their source, {orphans} orphans are removed.\n"
+        plan = f"Repair: {again} objects are uploaded again from their source, {orphans} orphans are removed.\n"
         mended = command("verify", "--repair", "--quiet", *options)
         assert mended == Done(0, f"{quiet}{plan}Repaired: 1; remaining: 0.\n", "")
         assert world.objects(settings) == sound, plant
@@ -584,7 +584,7 @@ def test_a_database_that_contradicts_itself_is_told_and_left_to_its_owner(
     mended = command("verify", "--quiet", "--repair")
     assert mended.code == 5
     for what, _ in problems:
-        assert f"Not mended: {what}: rows are mended by resetting the batch and loading it again\n" in mended.out
+        assert f"Not repaired: {what}: reset the batch and load it again to repair rows\n" in mended.out
     assert mended.out.endswith(f"; remaining: {len(lines)}.\n")
     assert world.dump(dsn) == before[0]
     if kind != "of a batch in another bucket":  # whose objects are orphans in this one
@@ -615,7 +615,7 @@ def test_unfinished_batches_are_left_out_and_named(
     stored.put("b3/recognitions/1/camera1.jpg", b"under way")
     keys = stored.listed()
     assert {key.split("/")[0] for key in keys} == {"b1", "b2", "b3"}
-    named = "Not looked at, for they are unfinished: b2, b3.\n"
+    named = "Skipped, because they are unfinished: b2, b3.\n"
     wanted = equal(keys[:2]) + totals(settings, equal=2) + named
     assert command("verify") == Done(0, wanted, "")
     assert command("verify", "--repair") == Done(0, f"{wanted}Repaired: 0; remaining: 0.\n", "")
@@ -697,8 +697,8 @@ def test_what_its_source_no_longer_has_is_not_mended_and_repair_says_why(
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
     assert done.out.endswith(
-        "Repair: 4 objects are sent again from their source, 1 orphans are removed.\n"
-        + "".join(f"Not mended: {reason}\n" for reason in reasons)
+        "Repair: 4 objects are uploaded again from their source, 1 orphans are removed.\n"
+        + "".join(f"Not repaired: {reason}\n" for reason in reasons)
         + "Repaired: 2; remaining: 3.\n"
     )
     assert stored.listed() == sorted(sound.keys() - {changed, gone})
@@ -726,7 +726,7 @@ def test_what_the_bucket_does_not_keep_is_not_mended(
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5, done.err
     for key in (lost, spoiled):
-        assert f"Not mended: {key}: Storage does not keep what it is sent\n" in done.out
+        assert f"Not repaired: {key}: Storage does not keep what it is sent\n" in done.out
     assert done.out.endswith("Repaired: 0; remaining: 2.\n")
 
 
@@ -747,7 +747,7 @@ def test_a_bucket_of_strangers_is_left_alone(
     lines += [f"- {key} dangling: readers see its row, and there is no object\n" for key in ours]
     lines += [f"+ {strangers[1]} orphan: 5 bytes, of no batch on record\n"]
     wanted = "".join(lines) + totals(elsewhere, dangling=2, orphan=2)
-    wanted += f"Not looked at, for they are in the bucket {settings.bucket}: b1.\n"
+    wanted += f"Skipped, because they are in the bucket {settings.bucket}: b1.\n"
     assert command("verify") == Done(5, wanted, "")
     refused = command("verify", "--repair")
     assert refused.code == 4
@@ -790,7 +790,7 @@ def test_a_batch_that_is_being_run_is_not_mended(
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
     for key in (lost[0], "b1/x"):
-        assert f"Not mended: {key}: a run of batch b1 is going on\n" in done.out
+        assert f"Not repaired: {key}: a run of batch b1 is going on\n" in done.out
     assert done.out.endswith("Repaired: 3; remaining: 2.\n")
     assert stored.listed() == sorted([*(sound.keys() - {lost[0]}), "b1/x"])
     running.release()
@@ -936,8 +936,8 @@ def test_repair_leaves_alone_what_was_changed_since_it_was_looked_at(
         load(dataset, "b1")
         mended = list(verification.repair(iter(found)))
     assert [(finding.key, why) for finding, why in mended] == [
-        ("b1/x", "batch b1 was changed meanwhile"),
-        (left, "batch b2 was changed meanwhile"),
+        ("b1/x", "batch b1 was changed in the meantime"),
+        (left, "batch b2 was changed in the meantime"),
     ]
     assert command("verify", "--repair", "--quiet").code == 0
     world.check(settings, (dataset, "b1", None), (other, "b2", None))
