@@ -97,8 +97,8 @@ def everything(settings: Settings) -> tuple[object, ...]:
 
 def planned(out: str) -> tuple[dict[str, int], int]:
     """Return what a plan says: the rows by table, and the objects."""
-    rows = {name: int(count) for name, count in re.findall(r"^  (\S+): (\d+) rows go$", out, re.MULTILINE)}
-    objects = re.findall(r"^  bucket \S+: (\d+) objects go, ", out, re.MULTILINE)
+    rows = {name: int(count) for name, count in re.findall(r"^  (\S+): (\d+) rows are deleted$", out, re.MULTILINE)}
+    objects = re.findall(r"^  bucket \S+: (\d+) objects are deleted, ", out, re.MULTILINE)
     return rows, int(objects[0]) if objects else 0
 
 

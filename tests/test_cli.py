@@ -61,7 +61,7 @@ def test_a_failed_load_tells_its_failures_in_json_as_well(
     assert failure["task"].startswith("CopyShard(batch_id=b1")
     assert failure["error"] == "DataError"
     assert "never" in failure["message"]
-    # The command that goes on has what the batch was begun with, or it would be refused.
+    # The command that goes on has what the batch was started with, or it would be refused.
     assert "python -m pipeline load --batch-id b1 --force" in done.stderr
     assert "python -m pipeline load --batch-id b1 --force" in run_pipeline("status").stdout
 
@@ -206,7 +206,7 @@ def test_with_json_lines_everything_on_stderr_is_an_object_without_a_secret(
     assert refused.returncode == 4
     error, hint = map(json.loads, refused.stderr.splitlines())
     assert (error["level"], error["error"]) == ("error", "RefusedError")
-    assert error["message"].startswith("Error: Batch b1 was begun with")
+    assert error["message"].startswith("Error: Batch b1 was started with")
     assert hint["message"].startswith("Hint: ")
 
 

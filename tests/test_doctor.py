@@ -162,7 +162,7 @@ def test_people_get_a_line_for_each_finding_and_its_remedy_below(
     missing = next(
         number for number, line in enumerate(lines) if line.startswith("warning  bucket: There is no bucket")
     )
-    assert lines[missing + 1].startswith("         → Nothing, if that name is meant")
+    assert lines[missing + 1].startswith("         → Nothing if the name is right")
     remedies = sum(line.startswith("         → ") for line in lines)
     assert lines[-1] == f"{len(lines) - 1 - remedies} findings: 0 problems, {remedies} warnings."
 
@@ -289,7 +289,7 @@ def test_a_name_with_only_an_ipv6_address_that_is_not_reached_has_the_pooler_for
 
 def test_a_name_with_only_an_ipv6_address_that_is_reached_is_fine() -> None:
     with listening(socket.AF_INET6, "::1") as port:
-        [finding] = network.examine_way("the database", "::1", port)
+        [finding] = network.examine_route("the database", "::1", port)
     assert finding.level == OK
     assert "over IPv6 in " in finding.message
     assert "no other address" in finding.message
@@ -309,7 +309,7 @@ def test_a_name_without_an_address_is_wrong_or_not_known_now(
         raise socket.gaierror(number, "no")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    [finding] = network.examine_way("Storage", "nowhere.invalid", 443)
+    [finding] = network.examine_route("Storage", "nowhere.invalid", 443)
     assert (finding.level, finding.kind) == (PROBLEM, kind)
     assert words in finding.message
     assert finding.remedy
@@ -322,7 +322,7 @@ def test_both_families_are_tried_and_named(monkeypatch: pytest.MonkeyPatch) -> N
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-        [finding] = network.examine_way("Storage", "both.test", port)
+        [finding] = network.examine_route("Storage", "both.test", port)
     # A refusal comes at once, and costs nothing.
     assert finding.level == OK
     assert "over IPv4 in " in finding.message
@@ -330,8 +330,8 @@ def test_both_families_are_tried_and_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_family_that_is_silent_makes_every_connection_wait() -> None:
-    ways = [network.Way("IPv6", error="no answer in 3 s", silent=True), network.Way("IPv4", (0.01,))]
-    silent, reached = network.way_findings("Storage", ways, "", pooled=False)
+    ways = [network.Route("IPv6", error="no answer in 3 s", silent=True), network.Route("IPv4", (0.01,))]
+    silent, reached = network.route_findings("Storage", ways, "", pooled=False)
     assert (silent.level, reached.level) == (WARNING, OK)
     assert "only then tried over IPv4" in silent.message
 
@@ -359,14 +359,14 @@ def test_a_pooler_in_transaction_mode_is_told_by_its_behaviour(check: Check, set
         found = check(database_url=Secret(pooler.url))
     finding = only(found, "pooler")
     assert finding.level == OK
-    assert "in transaction mode stands before the database (by its behaviour)" in finding.message
+    assert "behind a pooler in transaction mode (by its behaviour)" in finding.message
     assert not problems(found)
 
 
 def test_a_pooler_in_session_mode_is_told_from_none(check: Check, settings: Settings) -> None:
     with Pooler(settings.database_url.reveal(), by_transaction=False) as pooler:
-        assert "A pooler in session mode" in only(check(database_url=Secret(pooler.url)), "pooler").message
-    assert "directly, without a pooler" in only(check(), "pooler").message
+        assert "a pooler in session mode" in only(check(database_url=Secret(pooler.url)), "pooler").message
+    assert "direct, without a pooler" in only(check(), "pooler").message
 
 
 def test_nothing_of_the_examination_is_left_in_the_session(settings: Settings, workdir: Path) -> None:
@@ -383,19 +383,19 @@ def test_nothing_of_the_examination_is_left_in_the_session(settings: Settings, w
 
 
 @pytest.mark.parametrize(
-    ("behind", "level", "words"),
+    ("pooling", "level", "words"),
     [
-        (postgres.Behind(7, (8, 8), "Supavisor", 6543), OK, "(by its port, 6543)"),
-        (postgres.Behind(8, (8, 8), "Supavisor", 5432, (9, 9)), OK, "session mode"),
-        (postgres.Behind(7, (8, 8), "x", 5432, (9, 8)), OK, "(by its behaviour)"),
-        (postgres.Behind(7, (8, 9), "x", 5432), OK, "(by its behaviour)"),
-        (postgres.Behind(7, (8, 8), "x", 5432, waited=True), PROBLEM, "in transaction mode, has no second"),
-        (postgres.Behind(7, (8,), "x", 5432, second=False), PROBLEM, "in session mode, has no second"),
-        (postgres.Behind(8, (8, 8), "x", 6543), OK, "directly"),
+        (postgres.Pooling(7, (8, 8), "Supavisor", 6543), OK, "(by its port, 6543)"),
+        (postgres.Pooling(8, (8, 8), "Supavisor", 5432, (9, 9)), OK, "session mode"),
+        (postgres.Pooling(7, (8, 8), "x", 5432, (9, 8)), OK, "(by its behaviour)"),
+        (postgres.Pooling(7, (8, 9), "x", 5432), OK, "(by its behaviour)"),
+        (postgres.Pooling(7, (8, 8), "x", 5432, waited=True), PROBLEM, "in transaction mode, has no second"),
+        (postgres.Pooling(7, (8,), "x", 5432, second=False), PROBLEM, "in session mode, has no second"),
+        (postgres.Pooling(8, (8, 8), "x", 6543), OK, "direct"),
     ],
 )
-def test_what_follows_of_what_stands_behind(behind: postgres.Behind, level: str, words: str) -> None:
-    finding = postgres.pooler_finding(behind)
+def test_what_the_server_processes_say_of_a_pooler(pooling: postgres.Pooling, level: str, words: str) -> None:
+    finding = postgres.pooler_finding(pooling)
     assert finding.level == level
     assert words in finding.message
 
@@ -425,7 +425,7 @@ def test_a_restricted_role_is_told_all_that_it_may_not(check: Check, restricted:
     found = check(database_url=Secret(restricted))
     role = only(found, "role")
     assert role.level == PROBLEM
-    assert "may not make temporary tables, does not own ingest.batch_state and 17 more tables" in role.message
+    assert "may not create temporary tables, does not own ingest.batch_state and 17 more tables" in role.message
     assert "may not COPY past the row-level security of ingest.batch_state" in role.message
     assert "the user postgres" in role.remedy
     assert only(found, "migrations").level == PROBLEM  # it may not see them
@@ -457,7 +457,7 @@ def test_migrations_that_are_pending(check: Check, empty_database_url: str) -> N
     assert finding.remedy == "Run `python -m pipeline migrate`."
     assert not of(found, "batches")
     may_not = postgres.migrations_finding(["1_x"], creates=False, production=True)
-    assert "migrate --production`. The role of DATABASE_URL may not make schemas" in may_not.remedy
+    assert "migrate --production`. The role of DATABASE_URL may not create schemas" in may_not.remedy
 
 
 def test_time_limits_of_the_server(check: Check, settings: Settings) -> None:
@@ -481,18 +481,18 @@ def test_unfinished_batches_are_told_with_their_age_and_the_command_that_goes_on
     assert main(["load", "--source", str(small_dataset(3)), "--batch-id", "b1", "--local-scheduler"]) == 3
     stopped = only(check(), "batches")
     assert stopped.level == WARNING
-    assert stopped.message == "Batch b1 is loading, begun less than two days ago."
+    assert stopped.message == "Batch b1 is loading, started less than two days ago."
     assert stopped.remedy == "Finish it: python -m pipeline load --batch-id b1"
     lease = BatchLock(settings, "b1")
     try:
         running = only(check(), "batches")
     finally:
         lease.release()
-    assert (running.level, "a run is at it" in running.message) == (OK, True)
+    assert (running.level, "a run is in progress" in running.message) == (OK, True)
     execute(url, "UPDATE ingest.batches SET created_at = created_at - interval '9 days'")
     old = only(check(), "batches")
-    assert "begun 9 days ago; it holds its recognitions" in old.message
-    assert "take it out: python -m pipeline reset --batch-id b1" in old.remedy
+    assert "started 9 days ago; it holds its recognitions" in old.message
+    assert "remove it: python -m pipeline reset --batch-id b1" in old.remedy
 
 
 def test_an_address_that_is_no_address_of_a_database(check: Check) -> None:
@@ -751,7 +751,7 @@ def test_no_luigid_and_what_is_none() -> None:
     for status, value in ((404, "no"), (200, "<html>"), (200, {"response": 1}), (200, [])):
         with scripted(lambda _, status=status, value=value: (status, value)) as (url, _):  # type: ignore[misc]
             [other] = machine.examine_luigid(url)
-        assert (other.level, "is no luigid" in other.message) == (WARNING, True)
+        assert (other.level, "is not a luigid" in other.message) == (WARNING, True)
 
 
 def test_the_addresses_of_this_machine_are_not_its_loopback() -> None:

@@ -366,7 +366,7 @@ def test_the_same_id_with_other_parameters_is_refused(
     source = [] if option[0] == "--source" else ["--source", str(dataset)]
     refused = run_pipeline("load", "--batch-id", "b1", *source, *arguments)
     assert refused.returncode == 4
-    assert "Batch b1 was begun with " in refused.stderr
+    assert "Batch b1 was started with " in refused.stderr
     world.check(settings, (dataset, "b1", None))
 
 

@@ -349,7 +349,7 @@ def test_the_same_id_with_other_parameters_is_refused(
     refused = run("load-qwen", "--batch-id", "q1", *arguments)
     assert (refused.code, refused.out) == (4, "")
     begun = f"--file {file.resolve()}" if option == "--file" else "no --force"
-    assert f"Batch q1 was begun with {begun}." in refused.err
+    assert f"Batch q1 was started with {begun}." in refused.err
     assert run("load-qwen", "--file", file, "--batch-id", "q1").code == 0
     world.check(settings, (dataset, "b1", None), qwen=file)
 

@@ -162,7 +162,7 @@ def test_the_bare_command_and_ours_are_one_engine(
     world.check(settings, (dataset, "b1", None), qwen=file)
     code, stdout, stderr = finish(start(*BARE, *arguments, "--force"))
     assert (code, stdout) == (40, "")
-    assert "Error: Batch q1 was begun with no --force." in stderr
+    assert "Error: Batch q1 was started with no --force." in stderr
 
 
 def test_several_workers_are_accepted(

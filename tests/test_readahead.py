@@ -156,7 +156,7 @@ def test_what_is_held_has_room_and_what_is_larger_goes_alone_and_nobody_waits_fo
             held.clear()
             for size in group:
                 ahead.take()
-                ahead.give_back(size)
+                ahead.release(size)
     assert ahead._held == 0
 
 

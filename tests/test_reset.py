@@ -146,7 +146,7 @@ def test_a_batch_goes_out_of_the_bucket_that_it_was_loaded_into(
     stay = world.objects(other)
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert done.code == 0
-    assert f"\n  bucket {settings.bucket}: 6 objects go, " in done.out
+    assert f"\n  bucket {settings.bucket}: 6 objects are deleted, " in done.out
     assert world.objects(settings) == {}
     assert world.objects(other) == stay
 
@@ -202,7 +202,7 @@ def test_at_a_terminal_the_id_has_to_be_typed(
     for letters in (b"b2\n", b"\x04"):
         code, shown = typed(workdir, letters)
         assert code == 4, shown
-        assert "  public.recognitions: 3 rows go\n" in shown
+        assert "  public.recognitions: 3 rows are deleted\n" in shown
         assert "Type the batch's id, b1, to delete all this: " in shown
         assert "Error: Batch b1 was not reset" in shown
         assert everything(settings) == before
@@ -223,7 +223,7 @@ def test_without_a_terminal_it_is_refused_unless_it_is_confirmed(
     before = everything(settings)
     refused = command("reset", "--batch-id", "b1")
     assert refused.code == 4
-    assert "  public.recognitions: 3 rows go\n" in refused.out
+    assert "  public.recognitions: 3 rows are deleted\n" in refused.out
     assert "no terminal" in refused.err
     assert "--confirm" in refused.err
     piped = run_pipeline("reset", "--batch-id", "b1")

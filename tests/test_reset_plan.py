@@ -80,7 +80,7 @@ def test_a_dry_run_changes_nothing_and_counts_what_then_goes(
         assert going.keys() >= tables
         assert all(key.startswith(f"{batch_id}/recognitions/") for key in gone)
         [(size,)] = world.query(dsn, f"SELECT bytes FROM ingest.batches WHERE id = '{batch_id}'")
-        assert (f"{len(gone)} objects go, {size / 1000:.1f} kB" in told.out) == (batch_id != "q1")
+        assert (f"{len(gone)} objects are deleted, {size / 1000:.1f} kB" in told.out) == (batch_id != "q1")
     world.nothing(settings)
 
 
@@ -92,7 +92,7 @@ def test_a_dry_run_tells_what_blocks(
     before = everything(settings)
     told = command("reset", "--batch-id", "b1", "--dry-run")
     assert told.code == 0
-    assert re.search(r"^  blocked by (public\.)?app_notes: 3 rows reference (public\.)?recognitions ", told.out, re.M)
+    assert re.search(r"^  blocked by (public\.)?app_notes: 3 rows reference rows of \S*recognitions ", told.out, re.M)
     assert everything(settings) == before
 
 
@@ -172,7 +172,7 @@ def test_a_reference_that_arrives_after_the_plan_refuses_the_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(small_dataset(3), "b1")
-    monkeypatch.setattr("pipeline.cli.batches._ask_for", lambda batch_id: world.query(dsn, NOTES.create))
+    monkeypatch.setattr("pipeline.cli.batches._confirm", lambda batch_id: world.query(dsn, NOTES.create))
     before = state(settings)
     refused = command("reset", "--batch-id", "b1")
     assert refused.code == 4

@@ -57,7 +57,7 @@ def test_a_reset_that_goes_on_later_takes_nothing_from_a_later_load_of_the_same_
     assert batch is not None
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0
     load(dataset, "b1")
-    with closing(Storage(settings)) as door, pytest.raises(RefusedError, match="was begun anew meanwhile"):
+    with closing(Storage(settings)) as door, pytest.raises(RefusedError, match="was started anew in the meantime"):
         reset._remove_objects(database, door, batch, lambda _: None)
     world.check(settings, (dataset, "b1", None))
 
@@ -171,7 +171,7 @@ def stop_before_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(connection: Connection, batch_id: str) -> None:
         raise DatabaseError("PostgreSQL refuses, on purpose.")
 
-    monkeypatch.setattr(reset, "_forget", refuse)
+    monkeypatch.setattr(reset, "_delete_manifest", refuse)
 
 
 @pytest.mark.parametrize("stop", [stop_in_storage, stop_before_the_manifest])
@@ -205,7 +205,7 @@ def test_stopped_between_its_phases_the_same_reset_finishes_it(
     assert "python -m pipeline reset --batch-id b2" in refused.err
     told = command("reset", "--batch-id", "b2", "--dry-run")
     assert told.code == 0
-    assert "its rows are gone already" in told.out
+    assert "its rows are deleted already" in told.out
     assert planned(told.out) == ({}, 2 if stop is stop_in_storage else 0)
     assert command("reset", "--batch-id", "b2").code == 4  # it asks again
     assert batch_states(dsn)["b2"] == "resetting"

@@ -71,7 +71,7 @@ def test_a_forced_version_that_is_reset_gives_back_the_former_one_with_the_ids_t
     )
     done = command("reset", "--batch-id", "b2", "--confirm")
     assert (done.code, done.err) == (0, "")
-    assert "\n  batch b1: the former version of 6 recognitions comes back\n" in done.out
+    assert "\n  batch b1: the former version of 6 recognitions is restored\n" in done.out
     assert state(settings) == before
     world.check(settings, (former, "b1", None), qwen=former / ANNOTATIONS)
     third = by_natural_key(dsn)
@@ -119,7 +119,7 @@ def test_reset_of_the_superseded_version_changes_nothing_that_readers_see(
         done = command("reset", "--batch-id", batch_id, "--confirm")
         assert done.code == 0
         assert "public." not in done.out
-        assert "comes back" not in done.out
+        assert "is restored" not in done.out
         assert world.dump(dsn) == shown
     world.check(settings, (dataset, "b2", None), qwen=dataset / ANNOTATIONS)
     assert {row[0] for row in world.query(dsn, "SELECT batch_id FROM raw.photos")} == {"b2"}
@@ -145,8 +145,8 @@ def test_of_three_versions_the_middle_one_goes_first_and_the_last_gives_each_rec
     two = state(settings)
     load(last, "b3", "--force")
     told = command("reset", "--batch-id", "b3", "--dry-run")
-    assert "  batch b1: the former version of 4 recognitions comes back\n" in told.out
-    assert "  batch b2: the former version of 2 recognitions comes back\n" in told.out
+    assert "  batch b1: the former version of 4 recognitions is restored\n" in told.out
+    assert "  batch b2: the former version of 2 recognitions is restored\n" in told.out
     three, shown = state(settings), world.dump(dsn)
     assert command("reset", "--batch-id", "b2", "--confirm").code == 0
     assert world.dump(dsn) == shown
@@ -182,7 +182,7 @@ def test_reset_of_annotations_gives_back_the_former_ones_with_the_ids_that_staye
     assert done.code == 0
     assert "bucket" not in done.out
     annotated = len({row[0] for row in world.domain(dsn).annotations})
-    [(name, count)] = re.findall(r"  batch (\w+): the former annotations of (\d+) recognitions comes back\n", done.out)
+    [(name, count)] = re.findall(r"  batch (\w+): the former annotations of (\d+) recognitions is restored\n", done.out)
     assert name == "q1"
     assert 0 < int(count) <= annotated
     assert state(settings) == first
@@ -208,8 +208,8 @@ def test_a_menu_goes_with_its_last_recognition_and_a_shared_one_stays(
     done = command("reset", "--batch-id", "b2", "--confirm")
     assert done.code == 0
     items = len(json.loads(menus[numbers[3]].read_text(encoding="utf-8-sig")))
-    assert "  public.menus: 1 rows go\n" in done.out
-    assert f"  public.menu_items: {items} rows go\n" in done.out
+    assert "  public.menus: 1 rows are deleted\n" in done.out
+    assert f"  public.menu_items: {items} rows are deleted\n" in done.out
     assert world.query(dsn, "SELECT id FROM public.menus") == [(shared,)]
     world.check(settings, (dataset, "b1", numbers[:3]))
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0

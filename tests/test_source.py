@@ -49,9 +49,9 @@ def test_where_the_source_or_an_export_is_gone_or_empty_nothing_is_rejected(sour
 
 def test_a_file_that_can_be_read_again_was_away_for_a_moment(source: Path) -> None:
     (source / PHOTO).write_bytes(b"photo")
-    with pytest.raises(SourceUnavailable, match="could not be read for a moment"):
+    with pytest.raises(SourceUnavailable, match="was temporarily unavailable"):
         require_source(source, lost("photo_unreadable"))
-    with pytest.raises(SourceUnavailable, match="could not be read for a moment"):
+    with pytest.raises(SourceUnavailable, match="was temporarily unavailable"):
         require_source(source, lost("folder_unreadable", "export_1/recognition_7"))
     require_source(source, lost("photo_changed"))
 

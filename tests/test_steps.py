@@ -242,7 +242,7 @@ class Unlisted(Storage):
     """A Storage that does not list, for good."""
 
     def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
-        raise StorageError("Storage answers with a list of a shape that is not its own.")
+        raise StorageError("Storage answers with a list of an unknown format.")
 
 
 def test_a_shard_that_cannot_be_listed_keeps_what_an_earlier_run_sent(load: Load) -> None:
@@ -250,7 +250,7 @@ def test_a_shard_that_cannot_be_listed_keeps_what_an_earlier_run_sent(load: Load
     key = f"b1/recognitions/{sorted(world.folders(load.dataset))[0]}/camera1.jpg"
     with closing(Storage(load.settings)) as storage:
         storage.upload(key, b"what a run that was killed has left")
-    with pytest.raises(StorageError, match="a shape that is not its own"):
+    with pytest.raises(StorageError, match="an unknown format"):
         load.upload(storage=Unlisted(load.settings))
     assert set(world.objects(load.settings)) == {key}
     load.upload()
@@ -479,7 +479,7 @@ def test_documents_are_not_copied_into_a_batch_of_annotations(load: Load) -> Non
     load.discover()
     load.upload()
     load.query("UPDATE ingest.batches SET kind = 'qwen' WHERE id = 'b1'")
-    with closing(Storage(load.settings)) as storage, pytest.raises(RefusedError, match="begun anew"):
+    with closing(Storage(load.settings)) as storage, pytest.raises(RefusedError, match="started anew"):
         copy_shard(load.database, storage, "b1", 1, load.metrics)
     assert not load.done(COPY)
     assert load.done(UPLOAD)
@@ -490,33 +490,33 @@ def test_documents_are_not_copied_into_a_batch_of_annotations(load: Load) -> Non
 
 def test_the_budget_lets_one_through_however_large_and_else_no_more_than_its_limit() -> None:
     budget = Budget(10)
-    with budget.hold(1000):
+    with budget.reserved(1000):
         pass
-    with budget.hold(6), budget.hold(4):
+    with budget.reserved(6), budget.reserved(4):
         pass
 
 
 def test_the_budget_is_given_in_line() -> None:
     budget = Budget(10)
-    budget.take(8)
+    budget.reserve(8)
     given: list[int] = []
 
     def wait_for(size: int) -> None:
-        budget.take(size)
+        budget.reserve(size)
         given.append(size)
 
     threads = [threading.Thread(target=wait_for, args=(size,)) for size in (5, 1)]
     for ahead, thread in enumerate(threads, 1):
         thread.start()
-        assert wait_until(lambda ahead=ahead: len(budget._line) == ahead, 20)  # type: ignore[misc]
+        assert wait_until(lambda ahead=ahead: len(budget._waiting) == ahead, 20)  # type: ignore[misc]
     assert given == []  # there is room for the small one, but it came later
-    budget.give_back(8)
+    budget.release(8)
     for thread in threads:
         thread.join(20)
     assert sorted(given) == [1, 5]
-    budget.give_back(5)
-    budget.give_back(1)
-    with budget.hold(10):
+    budget.release(5)
+    budget.release(1)
+    with budget.reserved(10):
         pass
 
 

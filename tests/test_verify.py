@@ -155,8 +155,8 @@ def plants(dataset: Path) -> list[Plant]:
         Plant(shown, Bucket.remove, "-", "dangling", "readers see its row, and there is no object"),
         Plant(former, Bucket.remove, "-", "missing", "the object of a version that a later one superseded"),
         Plant(other, put_fewer_bytes, "*", "damaged", f"{whole - 1} bytes instead of {whole}"),
-        Plant(other, put_other_bytes, "*", "damaged", "its MD5 is another"),
-        Plant(other, flip, "*", "damaged", f"its content is another, of {whole} bytes", deep=True),
+        Plant(other, put_other_bytes, "*", "damaged", "its MD5 differs"),
+        Plant(other, flip, "*", "damaged", f"its content differs, {whole} bytes", deep=True),
         Plant("0/first.jpg", put_stranger, "+", "orphan", stranger),
         Plant("file", put_stranger, "+", "orphan", stranger),
         Plant("b/recognitions/1/camera1.jpg", put_stranger, "+", "orphan", stranger),
@@ -189,7 +189,7 @@ def test_each_kind_of_difference_is_told_by_its_line_and_mended(
         assert found == Done(5, wanted, "")
         quiet = plant.line() + totals(settings, equal=same, **{plant.kind: 1})
         again, orphans = (0, 1) if plant.kind == "orphan" else (1, 0)
-        plan = f"Repair: {again} objects are sent again from their source, {orphans} orphans are removed.\n"
+        plan = f"Repair: {again} objects are uploaded again from their source, {orphans} orphans are removed.\n"
         mended = command("verify", "--repair", "--quiet", *options)
         assert mended == Done(0, f"{quiet}{plan}Repaired: 1; remaining: 0.\n", "")
         assert world.objects(settings) == sound, plant
@@ -330,7 +330,7 @@ def test_unfinished_batches_are_left_out_and_named(
     stored.put("b3/recognitions/1/camera1.jpg", b"under way")
     keys = stored.listed()
     assert {key.split("/")[0] for key in keys} == {"b1", "b2", "b3"}
-    named = "Not looked at, for they are unfinished: b2, b3.\n"
+    named = "Skipped, because they are unfinished: b2, b3.\n"
     wanted = equal(keys[:2]) + totals(settings, equal=2) + named
     assert command("verify") == Done(0, wanted, "")
     assert command("verify", "--repair") == Done(0, f"{wanted}Repaired: 0; remaining: 0.\n", "")

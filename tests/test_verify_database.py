@@ -232,7 +232,7 @@ def test_a_database_that_contradicts_itself_is_told_and_left_to_its_owner(
     mended = command("verify", "--quiet", "--repair")
     assert mended.code == 5
     for what, _ in problems:
-        assert f"Not mended: {what}: rows are mended by resetting the batch and loading it again\n" in mended.out
+        assert f"Not repaired: {what}: reset the batch and load it again to repair rows\n" in mended.out
     assert mended.out.endswith(f"; remaining: {len(lines)}.\n")
     assert world.dump(dsn) == before[0]
     if kind != "of a batch in another bucket":  # whose objects are orphans in this one

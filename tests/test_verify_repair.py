@@ -54,8 +54,8 @@ def test_what_its_source_no_longer_has_is_not_mended_and_repair_says_why(
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
     assert done.out.endswith(
-        "Repair: 4 objects are sent again from their source, 1 orphans are removed.\n"
-        + "".join(f"Not mended: {reason}\n" for reason in reasons)
+        "Repair: 4 objects are uploaded again from their source, 1 orphans are removed.\n"
+        + "".join(f"Not repaired: {reason}\n" for reason in reasons)
         + "Repaired: 2; remaining: 3.\n"
     )
     assert stored.listed() == sorted(sound.keys() - {changed, gone})
@@ -83,7 +83,7 @@ def test_what_the_bucket_does_not_keep_is_not_mended(
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5, done.err
     for key in (lost, spoiled):
-        assert f"Not mended: {key}: Storage does not keep what it is sent\n" in done.out
+        assert f"Not repaired: {key}: Storage does not keep what it is sent\n" in done.out
     assert done.out.endswith("Repaired: 0; remaining: 2.\n")
 
 
@@ -104,7 +104,7 @@ def test_a_bucket_of_strangers_is_left_alone(
     lines += [f"- {key} dangling: readers see its row, and there is no object\n" for key in ours]
     lines += [f"+ {strangers[1]} orphan: 5 bytes, of no batch on record\n"]
     wanted = "".join(lines) + totals(elsewhere, dangling=2, orphan=2)
-    wanted += f"Not looked at, for they are in the bucket {settings.bucket}: b1.\n"
+    wanted += f"Skipped, because they are in the bucket {settings.bucket}: b1.\n"
     assert command("verify") == Done(5, wanted, "")
     refused = command("verify", "--repair")
     assert refused.code == 4
@@ -147,7 +147,7 @@ def test_a_batch_that_is_being_run_is_not_mended(
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
     for key in (lost[0], "b1/x"):
-        assert f"Not mended: {key}: a run of batch b1 is going on\n" in done.out
+        assert f"Not repaired: {key}: a run of batch b1 is going on\n" in done.out
     assert done.out.endswith("Repaired: 3; remaining: 2.\n")
     assert stored.listed() == sorted([*(sound.keys() - {lost[0]}), "b1/x"])
     running.release()
@@ -293,8 +293,8 @@ def test_repair_leaves_alone_what_was_changed_since_it_was_looked_at(
         load(dataset, "b1")
         mended = list(verification.repair(iter(found)))
     assert [(finding.key, why) for finding, why in mended] == [
-        ("b1/x", "batch b1 was changed meanwhile"),
-        (left, "batch b2 was changed meanwhile"),
+        ("b1/x", "batch b1 was changed in the meantime"),
+        (left, "batch b2 was changed in the meantime"),
     ]
     assert command("verify", "--repair", "--quiet").code == 0
     world.check(settings, (dataset, "b1", None), (other, "b2", None))

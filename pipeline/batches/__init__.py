@@ -1,1 +1,1 @@
-"""What is on record of a batch: its state, which one is meant, its lock and its numbers."""
+"""Batches on record: their state, lock and summary, and which one a load request means."""

@@ -1,4 +1,4 @@
-"""The lock of a batch: one run of it at a time, whoever started that run."""
+"""The lock of a batch, which allows one run at a time."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _RELEASE_SECONDS = 1.0
 
 
 class BatchLock:
-    """An advisory lock in a transaction that stays open, so that a pooler in transaction mode may stand in between.
+    """An advisory lock in an open transaction, which also works through a pooler in transaction mode.
 
-    A forked process inherits the connection. The batch therefore counts as running until the last process of a killed
-    run has ended. The lock saves work and gives a clear message; the steps themselves ensure that nothing counts twice.
+    Forked processes inherit the connection, so a batch counts as running until the last process of a killed run has
+    ended. The lock only saves work; the steps themselves ensure that nothing is loaded twice.
 
     A thread checks the lock every two seconds and replaces a connection that broke.
 
     Arguments:
-        patience: seconds to wait for another run to end, and for a database that is away.
-        on_lost: called from the thread, with the error, once another run has taken the lock after such a break.
+        patience: seconds to wait for another run to end, and for an unavailable database.
+        on_lost: called in the thread with the error if another run took the lock after such a break.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class BatchLock:
         """Take the lock.
 
         Raises:
-            RefusedError: another run of this batch goes on.
-            DatabaseUnavailable: the database stays away.
+            RefusedError: another run of this batch holds the lock.
+            DatabaseUnavailable: the database did not respond in time.
         """
         self._settings, self._batch_id, self._patience, self._on_lost = settings, batch_id, patience, on_lost
         self._stack = ExitStack()
@@ -59,7 +59,7 @@ class BatchLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Release the lock; a thread that waits for an unreachable database releases it later."""
+        """Release the lock; if the database is unreachable, the thread releases it later."""
         self._released.set()
         self._thread.join(_RELEASE_SECONDS)
 
@@ -120,5 +120,5 @@ class BatchLock:
 
     def _disconnect(self) -> None:
         self._connection = None
-        # Rolled back, as after an error: there is nothing to commit, and a connection that broke could not.
+        # Roll back, since a broken connection cannot commit.
         self._stack.__exit__(Interrupted, Interrupted("The lock is released."), None)

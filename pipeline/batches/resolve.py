@@ -26,7 +26,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """The parameters of a load, before the batch that they mean is known."""
+    """The parameters of a load whose batch is not resolved yet."""
 
     batch_id: str | None = None
     source: str | None = None
@@ -41,8 +41,8 @@ class ResolvedBatch:
 
     Attributes:
         source: the dataset's folder or the annotations file, as an absolute path.
-        done: the batch is committed; at most its summary is missing.
-        marked: the summary is there as well.
+        done: the batch is committed; its summary may be missing.
+        marked: the summary exists, too.
     """
 
     batch_id: str
@@ -61,11 +61,11 @@ def check_batch_id(batch_id: str) -> None:
 
 
 def resolve_batch(settings: Settings, database: Database, request: LoadRequest) -> ResolvedBatch:
-    """Return the batch that a request means: the one named, the newest unfinished one like it, or a new one.
+    """Return the batch that a request means: the named, newest unfinished matching or a new one.
 
     Raises:
         UsageError: the id, the limit or the source is not valid, or migrations are pending.
-        RefusedError: the batch is of another kind, was begun with other parameters, or is being reset.
+        RefusedError: the batch has another kind or other parameters, or is being reset.
     """
     if request.batch_id is not None:
         check_batch_id(request.batch_id)
@@ -80,7 +80,7 @@ def resolve_batch(settings: Settings, database: Database, request: LoadRequest) 
 
 
 def ensure_bucket(settings: Settings) -> None:
-    """Make the bucket where it is missing, so that a wrong key or URL shows before anything is written.
+    """Create the bucket if it is missing, which detects a wrong key or URL before anything is written.
 
     Raises:
         AccessDenied: Storage refuses the key, or the host is unknown.
@@ -118,7 +118,7 @@ def _source(settings: Settings, request: LoadRequest) -> str:
 
 
 def require_schema(connection: Connection, *, there: bool | None = None) -> None:
-    """Raise SettingsError when a migration is pending; `there` as for `pending`."""
+    """Raise SettingsError if a migration is pending; `there` as for `pending`."""
     missing = pending(connection, there=there)
     if missing:
         raise SettingsError(
@@ -148,7 +148,7 @@ def _resume(batch: Batch, settings: Settings, request: LoadRequest) -> ResolvedB
         differences.append(f"STORAGE_BUCKET {batch.bucket}")
     if differences:
         raise RefusedError(
-            f"Batch {batch.id} was begun with {', '.join(differences)}.",
+            f"Batch {batch.id} was started with {', '.join(differences)}.",
             "Repeat the command with the same parameters, or choose another --batch-id.",
         )
     done = batch.state == "done"
@@ -158,7 +158,7 @@ def _resume(batch: Batch, settings: Settings, request: LoadRequest) -> ResolvedB
 
 
 def _absolute(source: str) -> str:
-    """Return a source as it is on record; the folder need not be there any more."""
+    """Return a source as an absolute path, as recorded; the folder need not exist."""
     try:
         return str(Path(source).expanduser().resolve())
     except (OSError, RuntimeError, ValueError):
@@ -175,7 +175,7 @@ def _new_id(connection: Connection, prefix: str) -> str:
 
 
 def resume_command(batch_id: str, kind: str, limit: int | None, force: bool, production: bool) -> str:
-    """Return the command that goes on with a batch; its source is on record."""
+    """Return the command that resumes a batch; its source is on record."""
     parts = ["python -m pipeline", "load-qwen" if kind == KIND_QWEN else "load", f"--batch-id {batch_id}"]
     parts += [f"--limit {limit}"] if limit is not None else []
     parts += ["--force"] if force else []
@@ -184,5 +184,5 @@ def resume_command(batch_id: str, kind: str, limit: int | None, force: bool, pro
 
 
 def reset_command(batch_id: str, production: bool) -> str:
-    """Return the command that takes a batch out."""
+    """Return the command that resets a batch."""
     return f"python -m pipeline reset --batch-id {batch_id}{' --production' if production else ''}"

@@ -1,4 +1,4 @@
-"""Batches and markers: what is done is what a committed row says. Every function takes a connection."""
+"""Batches and markers: a step is done if its marker is committed. Every function takes a connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRANSFORM = "transform"
 LOAD = "load"
 RESET = "reset"
 
-#: What a batch holds: photos with their documents, or annotations of photos that are loaded.
+#: The content of a batch: photos with their documents, or annotations of loaded photos.
 KIND_LOAD = "load"
 KIND_QWEN = "qwen"
 
@@ -31,7 +31,7 @@ WHOLE = 0
 
 @dataclass(frozen=True)
 class Batch:
-    """A row of ingest.batches; `limit` is None for no limit, `version` until the commit."""
+    """A row of ingest.batches; `limit` is None for no limit, `version` is None until the commit."""
 
     id: str
     kind: str
@@ -61,7 +61,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class LockedBatch:
-    """What a step needs to know of its batch, and when by the database's clock it began."""
+    """The columns of a batch that a step needs; `now` is the start of its transaction by the database's clock."""
 
     kind: str
     source: str
@@ -80,7 +80,7 @@ def batch_from(row: Any) -> Batch:
 
 
 def find_batch(connection: Connection, batch_id: str) -> Batch | None:
-    """Return the batch, None when there is none of that id."""
+    """Return the batch, None if it does not exist."""
     rows = connection.execute("find_batch", batch_id=batch_id)
     return batch_from(rows[0]) if rows else None
 
@@ -89,11 +89,11 @@ def require_batch(connection: Connection, batch_id: str) -> Batch:
     """Return the batch.
 
     Raises:
-        UsageError: there is none of that id.
+        UsageError: it does not exist.
     """
     batch = find_batch(connection, batch_id)
     if batch is None:
-        raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for those there are.")
+        raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for a list.")
     return batch
 
 
@@ -103,15 +103,15 @@ def hold(
     """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
 
     Arguments:
-        created_at: the batch as it was begun then is meant, not one of the same id that was begun after a reset.
+        created_at: require this creation time, to exclude a batch of the same id that was started after a reset.
 
     Raises:
-        RefusedError: the batch is not being loaded, so this work does not count.
+        RefusedError: the batch is not being loaded.
     """
     rows = connection.execute("lock_batch" if alone else "hold_batch", batch_id=batch_id)
     state = rows[0].state if rows else "unknown"
     if rows and created_at not in (None, rows[0].created_at):
-        state = "begun anew"
+        state = "started anew"
     if state != "loading":
         raise RefusedError(
             f"Batch {batch_id} is {state}, not loading: nothing of this run was recorded.",
@@ -125,7 +125,7 @@ def hold_finished(connection: Connection, batch_id: str) -> None:
     """Lock the row of a batch that is done, shared, until the transaction ends.
 
     Raises:
-        RefusedError: it was reset meanwhile.
+        RefusedError: the batch was reset in the meantime.
     """
     rows = connection.execute("hold_batch", batch_id=batch_id)
     if not rows or rows[0].state != "done":
@@ -136,46 +136,46 @@ def hold_finished(connection: Connection, batch_id: str) -> None:
 
 
 def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:
-    """Return whether the batch as it was begun then was reset, and keep it so until the transaction ends."""
+    """Lock the batch's row and return whether the batch that was created then was reset."""
     rows = connection.execute("hold_batch", batch_id=batch_id)
     return bool(rows) and rows[0].created_at == created_at and rows[0].state in ("resetting", "reset")
 
 
 def try_lock(connection: Connection, batch_id: str) -> bool:
-    """Take the lock of a run of this batch for the length of the transaction; return whether it was free."""
+    """Try to take the batch's run lock until the transaction ends; return whether it was free."""
     return bool(connection.one("try_lock_batch", batch_id=batch_id).locked)
 
 
 def hold_step(
     connection: Connection, batch_id: str, step: str, shard: int, *, created_at: datetime | None = None
 ) -> LockedBatch | None:
-    """LockedBatch the batch, and its step alone, until the transaction ends; return None when its marker is there.
+    """Lock the batch, shared, and the step of a shard until the transaction ends; return None if the marker exists.
 
     Raises:
-        RefusedError: the batch is not being loaded, so this work does not count.
+        RefusedError: the batch is not being loaded.
     """
     held = hold(connection, batch_id, created_at=created_at)
     return None if await_step(connection, batch_id, step, shard) else held
 
 
 def await_step(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:
-    """LockedBatch a step alone until the transaction ends, and return whether its marker is there.
+    """Lock a step until the transaction ends, and return whether its marker exists.
 
-    Whoever is at it is waited for, be it an earlier try of our own whose commit is on its way.
+    Another transaction that holds the lock may be an earlier attempt of this process whose commit is in progress.
     """
     connection.enqueue("lock_step", batch_id=batch_id, step=step, shard=shard)
     return is_done(connection, batch_id, step, shard)
 
 
 def is_done(connection: Connection, batch_id: str, step: str, shard: int = WHOLE) -> bool:
-    """Return whether the marker is there."""
+    """Return whether the marker exists."""
     return bool(connection.one("find_marker", batch_id=batch_id, step=step, shard=shard).done)
 
 
 def mark(
     connection: Connection, batch_id: str, step: str, shard: int, started_at: datetime, metrics: Mapping[str, Any]
 ) -> None:
-    """Insert the marker, with what comes next or the commit; the primary key refuses a second one."""
+    """Insert the marker, in one message with the next statement or the commit; the primary key rejects a second one."""
     connection.enqueue(
         "insert_marker",
         batch_id=batch_id,
@@ -204,7 +204,7 @@ def progress(connection: Connection, batch_id: str, step: str) -> tuple[int, int
 
 
 def pending_shards(connection: Connection, batch_id: str, step: str, after: int = 0) -> list[int]:
-    """Return the shards of a batch, beyond one of them, without the marker of a step, ascending."""
+    """Return the shards of a batch after `after` that have no marker of a step, ascending."""
     rows = connection.execute("list_pending_shards", batch_id=batch_id, step=step, after=after)
     return [row.shard for row in rows]
 
@@ -217,7 +217,7 @@ def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:
 def reject_copied(
     connection: Connection, batch_id: str, kind: str, shard: int, rejects: Sequence[Reject], lost: Sequence[int]
 ) -> None:
-    """Record what COPY left out, and take recognitions that are lost with it out of the batch's commit."""
+    """Record the rejects of COPY, and exclude the recognitions that are lost with them from the batch."""
     if lost:
         connection.execute("mark_manifest_rejected", batch_id=batch_id, recognition_ids=lost)
         connection.execute("delete_claims_rejected", batch_id=batch_id, kind=kind, recognition_ids=lost)
@@ -225,7 +225,7 @@ def reject_copied(
 
 
 def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, rejects: Sequence[Reject]) -> None:
-    """Record inputs that were left out."""
+    """Record rejects."""
     if rejects:
         connection.copy_in(
             "ingest.rejects",

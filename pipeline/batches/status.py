@@ -1,4 +1,4 @@
-"""Status: what environment this is, whether both services answer, and what the batches are at."""
+"""Status: the environment, both services, and the batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NEWEST = 10
 
 
 def status(settings: Settings, database: Database) -> tuple[dict[str, Any], list[PipelineError]]:
-    """Return the state of everything, and the errors that kept something from being told; latencies in ms."""
+    """Return the state of services and batches, and the errors of services that failed; latencies in ms."""
     failures: list[PipelineError] = []
     result: dict[str, Any] = {"environment": settings.environment, "url": settings.url, "bucket": settings.bucket}
     result["storage"] = _storage(settings, failures)
@@ -31,7 +31,7 @@ def status(settings: Settings, database: Database) -> tuple[dict[str, Any], list
 def _storage(settings: Settings, failures: list[PipelineError]) -> dict[str, Any]:
     storage = Storage(settings)
     try:
-        storage.find_bucket()  # opens the connection, so that the second call measures the answer alone
+        storage.find_bucket()  # opens the connection, so that the second call measures only the response
         started = time.perf_counter()
         bucket = storage.find_bucket()
         latency = (time.perf_counter() - started) * 1000
@@ -104,7 +104,7 @@ def _content(batch: dict[str, Any]) -> str:
 
 
 def as_text(result: dict[str, Any], production: bool) -> str:
-    """Return the state for people."""
+    """Return the state as text."""
     lines = [f"Environment: {result['environment']} ({result['url']})"]
     storage, database = result["storage"], result["database"]
     if storage["ok"]:

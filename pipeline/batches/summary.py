@@ -1,4 +1,4 @@
-"""Summaries: the numbers of a batch, gathered from its markers, as JSON and as text."""
+"""Summaries of a batch from its markers, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         UsageError: there is no such batch.
     """
     batch = batch_state.require_batch(connection, batch_id)
-    if batch.metrics:  # they were kept with the batch when it was done; a reset takes its markers away
+    if batch.metrics:  # stored when the batch was done, since a reset deletes its markers
         return {**batch.metrics, "state": batch.state, "reset_at": _time(batch.reset_at)}
     markers = connection.execute("list_markers", batch_id=batch_id)
     total: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
 
 
 def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
-    """Return how long at least one step was at work: the union of the intervals, without the pauses between runs."""
+    """Return the seconds in which at least one step ran: the union of the intervals, without pauses between runs."""
     total = 0.0
     end: datetime | None = None
     for begin, finish in sorted(intervals):
@@ -121,7 +121,7 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
             f"    {name}: {entry['ops']} ops, avg {entry['average_seconds'] * 1000:.2f} ms, "
             f"total {entry['total_seconds']:.2f} s"
         )
-    in_flight = summary.get("gauges", {}).get("requests_in_flight")  # batches of former versions have none
+    in_flight = summary.get("gauges", {}).get("requests_in_flight")  # earlier versions did not record it
     if in_flight is not None:
         refused = summary["counters"].get("requests_refused", 0)
         lines.append(f"  Requests in flight: {in_flight['last']} (peak {in_flight['max']}), {refused} refused")
@@ -129,7 +129,7 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
-    """Return what became of a batch in a few lines, with its first rejects."""
+    """Return the result of a batch in a few lines, with its first rejects."""
     state = summary["state"]
     qwen = summary["kind"] == KIND_QWEN
     content = f"{summary['detections_processed']} detections" if qwen else size(summary["bytes"])

@@ -1,4 +1,4 @@
-"""The commands: parser, output and the one table of exit codes."""
+"""The commands: parser, output and exit codes."""
 
 from pipeline.cli.commands import COMMANDS, main, parser
 

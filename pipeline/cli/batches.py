@@ -1,4 +1,4 @@
-"""Commands about batches that are there: reset, status, verify, report."""
+"""Commands about existing batches: reset, status, verify, report."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ def reset(options: argparse.Namespace) -> int:
     environment = registry.open(options.production)
     settings, database = environment.settings, environment.database
     plan = plan_reset(database, settings, options.batch_id)
-    asks = not (options.confirm or options.dry_run)
-    if options.json and asks:
-        say(describe_reset(plan), logging.INFO)  # nobody confirms what was not shown
+    if options.json and not (options.confirm or options.dry_run):
+        say(describe_reset(plan), logging.INFO)  # show the plan before the prompt
     elif not options.json:
         print(describe_reset(plan), flush=True)
     if not options.dry_run and plan.batch.state != "reset":
-        _reset_as_planned(options, database, plan)
+        _execute(options, database, plan)
     if options.json:
         state = database.run(lambda connection: find_batch_to_reset(connection, plan.batch.id)).state
         print(json.dumps({**plan.as_dict(), "dry_run": options.dry_run, "state": state}, ensure_ascii=False))
@@ -55,7 +54,7 @@ def reset(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _reset_as_planned(options: argparse.Namespace, database: Database, plan: Plan) -> None:
+def _execute(options: argparse.Namespace, database: Database, plan: Plan) -> None:
     if plan.blocking:
         found = ", ".join(f"{one.table} ({one.rows} rows, to {one.target})" for one in plan.blocking)
         raise RefusedError(
@@ -63,7 +62,7 @@ def _reset_as_planned(options: argparse.Namespace, database: Database, plan: Pla
             "Remove those rows, or keep this batch; nothing was changed.",
         )
     if not options.confirm:
-        _ask_for(plan.batch.id)
+        _confirm(plan.batch.id)
     parameters: dict[str, Any] = {"batch_id": plan.batch.id, "confirm": True, "production": options.production}
     use_packaged_settings()
     task = ResetBatch(**parameters)
@@ -74,15 +73,15 @@ def _reset_as_planned(options: argparse.Namespace, database: Database, plan: Pla
         raise error_of(run, run.failures.read())
 
 
-def _ask_for(batch_id: str) -> None:
-    """Let the user type the batch's id, and raise unless it is the same."""
-    typed, why = "", "there is no terminal to type its id at"
+def _confirm(batch_id: str) -> None:
+    """Raise RefusedError unless the user types the batch's id."""
+    typed, why = "", "there is no terminal for the prompt"
     if sys.stdin is not None and sys.stdin.isatty():
         why = "its id was not typed"
         typed = ask(f"Type the batch's id, {batch_id}, to delete all this: ").strip()
     if typed != batch_id:
         raise RefusedError(
-            f"Batch {batch_id} was not reset: {why}.", "Use --confirm where nobody can be asked; nothing was changed."
+            f"Batch {batch_id} was not reset: {why}.", "Use --confirm to skip the prompt; nothing was changed."
         )
 
 
@@ -101,9 +100,9 @@ def verify(options: argparse.Namespace) -> int:
         report.total()
         if options.repair:
             report.plan()
-            refuse_foreign_bucket(report.counts[EQUAL], report.strangers)
-            for finding, why in verification.repair(report.differences()):
-                report.mended(finding, why)
+            refuse_foreign_bucket(report.counts[EQUAL], report.foreign)
+            for finding, reason in verification.repair(report.differences()):
+                report.repair(finding, reason)
         report.end(options.repair)
     return DONE if not report.remaining else DIFFERENCES
 
@@ -114,13 +113,14 @@ def status(options: argparse.Namespace) -> int:
         return _check(options)
     if options.source:
         raise UsageError("--source belongs to --check.", "Add --check.")
-    settings = _impatient(registry.open(options.production).settings)
+    settings = registry.open(options.production).settings
+    settings = replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))  # show errors at once
     with closing(registry.watch(Database(settings))) as database:
         return _show_status(options, settings, database)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from pipeline import doctor  # no other command has to wait for it to be imported
+    from pipeline import doctor  # imported here because no other command needs it
 
     settings: Settings | PipelineError
     try:
@@ -131,11 +131,6 @@ def _check(options: argparse.Namespace) -> int:
     print_result(options, doctor.as_dict(findings), doctor.as_text(findings))
     error = doctor.verdict(findings)
     return exit_code(error) if error is not None else DONE
-
-
-def _impatient(settings: Settings) -> Settings:
-    """Return settings without retries: who asks how things are wants to know it now."""
-    return replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))
 
 
 def _show_status(options: argparse.Namespace, settings: Settings, database: Database) -> int:

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     bound_memory()
     configure_logging(options.verbose, options.log_format)
-    code = UNFINISHED  # of a command whose output breaks off before it ends
+    code = UNFINISHED  # if writing the output fails
     try:
         code = _run_command(options)
         if sys.stdout is not None:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as exc:
         if exc.filename is not None:
             raise
-        # The reader of the output has gone, or its disk is full.
+        # The reader closed the pipe, or the disk of the output is full.
         redirect_to_null(sys.stdout)
         if not isinstance(exc, BrokenPipeError):
             say(f"Error: The output cannot be written: {exc.strerror}.")
@@ -72,7 +72,7 @@ COMMANDS: Mapping[str, Command] = {
     "sample": services.sample,
     "load": loads.load,
     "load-qwen": loads.load_qwen,
-    "worker": loads.help_others,
+    "worker": loads.worker,
     "reset": batches.reset,
     "status": batches.status,
     "verify": batches.verify,

@@ -1,4 +1,4 @@
-"""The one table of exit codes."""
+"""The table of exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REFUSED = 4
 DIFFERENCES = 5
 INTERRUPTED = 130
 
-#: The first class that an error is an instance of decides; the README has the same table.
+#: The first matching class decides; the README has the same table.
 EXIT_CODES: tuple[tuple[type[PipelineError], int], ...] = (
     (UsageError, USAGE),
     (RefusedError, REFUSED),

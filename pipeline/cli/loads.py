@@ -63,8 +63,8 @@ def _load_batch(options: argparse.Namespace, family: type[Load], parameters: Map
     return _report(run, options)
 
 
-def help_others(options: argparse.Namespace) -> int:
-    """Take shards of batches that other hosts load."""
+def worker(options: argparse.Namespace) -> int:
+    """Process shards of batches that other hosts load."""
     registry.open(options.production)
     use_packaged_settings()
     result = assist(registry, options.interrupts, options.production, options.workers, options.idle)
@@ -73,12 +73,12 @@ def help_others(options: argparse.Namespace) -> int:
 
 
 def _report(run: Run, options: argparse.Namespace) -> int:
-    """Print what became of a batch; the database decides whether it is done, not Luigi."""
+    """Print the result of a batch; its state in the database decides the exit code, not Luigi."""
     failures = run.failures.read()
     try:
         summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
     except UsageError as exc:
-        # Discovery wrote nothing; its failure says why.
+        # Discovery wrote nothing; raise its failure instead.
         raise error_of(run, failures) from exc
     done = summary["state"] == "done"
     if done or options.json:
@@ -102,7 +102,7 @@ def _write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def error_of(run: Run, failures: Sequence[Failure]) -> PipelineError:
-    """Return the error of a run that is not finished: a refusal or a wrong setting of a task, else that it failed."""
+    """Return the error of an unfinished run: the first refusal or usage error of a task, else UnfinishedError."""
     for error in filter(None, map(Failure.as_error, failures)):
         if isinstance(error, (UsageError, RefusedError)):
             return error
@@ -121,7 +121,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     found = None if batch.done else discover(database, request, dry_run=True)
     if found is None:
         discovered = {"dry_run": True, "batch_id": batch.batch_id, "discovered": True}
-        text = f"Batch {batch.batch_id} is discovered already; nothing would be chosen anew."
+        text = f"Batch {batch.batch_id} is discovered already; nothing new would be selected."
         print_result(options, discovered, text)
     else:
         print_result(options, {"dry_run": True, **found.as_dict()}, _describe(found))

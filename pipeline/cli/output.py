@@ -17,7 +17,7 @@ def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: st
     """Print a result on stdout: as text, or with `--json` as one JSON object."""
     try:
         print(json.dumps(value, ensure_ascii=False, default=str) if options.json else text)
-    except BrokenPipeError:  # the reader has gone; the outcome of the command is the same
+    except BrokenPipeError:  # the reader closed the pipe; the exit code stays the same
         redirect_to_null(sys.stdout)
 
 

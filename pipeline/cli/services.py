@@ -1,4 +1,4 @@
-"""Commands about services and data to try: up, down, migrate, sample, completion."""
+"""Commands about services and sample data: up, down, migrate, sample, completion."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def up(options: argparse.Namespace) -> int:
     home = home_directory()
     with _embedded() as services:
         started = services.up(home)
-    # The settings of the services that were started, whatever .env.local or the process environment say.
+    # The settings of the started services, regardless of .env.local and the process environment.
     settings = load_settings(environ={"PIPELINE_HOME": str(home)}, directory=home)
     with closing(registry.watch(Database(settings))) as database:
         applied = migrate(database)
@@ -103,7 +103,7 @@ def sample(options: argparse.Namespace) -> int:
 
 
 def complete(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Print the completion of a shell."""
+    """Print the completion script for a shell."""
     script = shtab.complete(parser, options.shell)
     print_result(options, {"shell": options.shell, "script": script}, script)
     return DONE

@@ -1,1 +1,1 @@
-"""The dataset on disk: pure functions, without a database or a network."""
+"""The dataset on disk: folders, documents, photos and annotations, without a database or a network."""

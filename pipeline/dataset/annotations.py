@@ -1,4 +1,4 @@
-"""Pure: the annotations file of a vision model -> its entries, streamed, and the detections of each.
+"""The annotations file of a vision model as a stream of entries.
 
 The file is one JSON object. A key is the path of a photo, with `recognition_<id>` and `Main` or `Qualifying` in it; its
 value is
@@ -6,9 +6,8 @@ value is
     {"dishes": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "dish_0"}, …]},
      "plates": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "plate"}, …]}}
 
-with corners in pixels. A real file has hundreds of megabytes, so one value is in memory at a time, and its place in
-the file is told, that a shard may read it again. The standard decoder does the parsing: it is the fastest there is for
-values of a few kilobytes, and tells where a value ends, which event parsers do not.
+with corners in pixels. A file has hundreds of megabytes, so only one value is in memory at a time. The standard
+library's decoder is the fastest for values of a few kilobytes, and returns where a value ends.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ class Entry:
 
     Attributes:
         key: the path of the photo.
-        size: bytes of its value; 0 when they are too many.
+        size: bytes of its value; 0 if it is too large.
         value: the parsed value, None with a `problem`.
-        problem: why the value cannot be used, as far as its syntax goes.
+        problem: the syntax error or limit that makes the value unusable.
     """
 
     key: str
@@ -53,17 +52,17 @@ class Entry:
 
 
 def find_annotations(given: str | None, setting: str | None, dataset_dir: str | None) -> Path:
-    """Return the annotations file: the one given, the setting's, else the first of the usual places.
+    """Return the annotations file: `given`, else the setting, else the first one in the default places.
 
     Raises:
-        UsageError: there is none, it is not a file, or it may not be read.
+        UsageError: there is none, it is not a file, or it cannot be read.
     """
     if given or setting:
         return named_annotations(given or setting or "")
     folders = [os.path.expanduser(dataset_dir)] if dataset_dir else list(usual_sources())[:1]
     for folder in (*folders, "", Path.home() / "Downloads", Path.home()):
         path = os.path.join(folder, ANNOTATIONS)
-        if os.path.isfile(path):  # which is no error where a folder is out of reach
+        if os.path.isfile(path):  # False, not an error, if a folder cannot be searched
             return named_annotations(path)
     raise UsageError(
         f"No annotations file was named and none was found: looked for {ANNOTATIONS} in the dataset's folder, ., "
@@ -76,7 +75,7 @@ def named_annotations(text: str) -> Path:
     """Return the file that a text names, as an absolute path.
 
     Raises:
-        UsageError: it does not exist, is not a file, or may not be read.
+        UsageError: it does not exist, is not a file, or cannot be read.
     """
     hint = "Name it with --file or QWEN_ANNOTATIONS."
     shown = text.encode(errors="replace").decode()[:200]
@@ -94,10 +93,10 @@ def named_annotations(text: str) -> Path:
 
 
 def read_entries(stream: BinaryIO) -> Iterator[Entry]:
-    """Yield the entries of an annotations file, in their order.
+    """Yield the entries of an annotations file, in order.
 
     Raises:
-        UsageError: the file as a whole is not one JSON object; it is broken, or ends too early.
+        UsageError: the file is not one complete JSON object.
     """
     window = _Window(stream)
     window.expect("{", "an object")
@@ -117,11 +116,11 @@ def read_entries(stream: BinaryIO) -> Iterator[Entry]:
 
 
 class _Window:
-    """A stretch of the file as text, from the next thing to parse on, and how many bytes come before it."""
+    """The text of the file from the current position on, as far as it is read, and the position in bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        # What is not UTF-8 stays recognisable, and spoils one entry instead of the file.
+        # Bytes that are not UTF-8 become surrogates, which make one entry unusable instead of the file.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text = ""
         self._at = 0
@@ -131,7 +130,7 @@ class _Window:
             self._advance(self._at + 1)
 
     def _fill(self) -> bool:
-        """Read on; return whether there was more."""
+        """Read the next chunk; return whether there was one."""
         if self._ended:
             return False
         chunk = self._stream.read(_CHUNK)
@@ -142,7 +141,7 @@ class _Window:
         return bool(chunk or more)
 
     def _advance(self, end: int) -> int:
-        """Pass the text up to `end`; return its size in bytes."""
+        """Move to `end`; return the bytes in between."""
         passed = self._text[self._at : end]
         size = len(passed) if passed.isascii() else len(passed.encode("utf-8", "surrogateescape"))
         self._position += size
@@ -150,10 +149,10 @@ class _Window:
         return size
 
     def peek(self) -> str:
-        """Return the next letter that is no white space, an empty text at the end of the file."""
+        """Skip white space and return the next character, empty at the end of the file."""
         while True:
             match = _SPACE.match(self._text, self._at)
-            assert match is not None  # it matches nothing as well
+            assert match is not None  # the pattern matches an empty string
             self._advance(match.end())
             if self._at < len(self._text):
                 return self._text[self._at]
@@ -161,21 +160,21 @@ class _Window:
                 return ""
 
     def expect(self, letter: str, what: str) -> None:
-        """Pass the next letter, which has to be this one."""
+        """Consume the next character, which must be `letter`."""
         found = self.peek()
         if found != letter:
             raise self.broken(f"{what} is missing" if found else "it ends too early")
         self._advance(self._at + 1)
 
     def broken(self, why: str) -> UsageError:
-        """Return the error that the file is broken here."""
+        """Return the error for invalid syntax at the current position."""
         return UsageError(
             f"The annotations file is not a JSON object: at byte {self._position}, {why}.",
-            "Make it again, or copy it again: nothing of it was loaded.",
+            "Create or copy it again; nothing was loaded.",
         )
 
     def string(self) -> str:
-        """Pass a key."""
+        """Consume and return a key."""
         if self.peek() != '"':
             raise self.broken("a key is missing" if self.peek() else "it ends too early")
         entry = self.entry("")
@@ -184,7 +183,7 @@ class _Window:
         return entry.value
 
     def entry(self, key: str) -> Entry:
-        """Pass a value and return it; one that is no JSON is passed by its brackets and quotes."""
+        """Consume and return a value; find the end of one that is not JSON by its brackets and quotes."""
         if not self.peek():
             raise self.broken("it ends too early")
         while True:
@@ -202,10 +201,10 @@ class _Window:
             self._fill()
 
     def _parse(self) -> tuple[object, int | None, BadInput | None]:
-        """Return the value at hand, where it ends (None when it goes on), and what is wrong with it."""
+        """Return the current value, its end (None if more text is needed), and its problem."""
         at = self._at
         if self._text[at] not in '{["':
-            # A number that is cut in two is a number as well, so where it ends comes first.
+            # The first part of a number is also a number, so find the end first.
             end = _Brackets().find_end(self._text, at)[0]
             if end is None and self._ended:
                 end = len(self._text)
@@ -236,13 +235,13 @@ class _Window:
 
 
 def _whole(digits: str) -> float:
-    # int() refuses thousands of digits; such a coordinate is out of bounds in any case.
+    # int() rejects thousands of digits; such a coordinate is out of range anyway.
     return int(digits) if len(digits) < 20 else float(digits)
 
 
-# A function for each number doubles the time, so it is left to values with a number that int() refuses.
+# parse_int doubles the time, so it is used only for values with a number that int() rejects.
 _DECODER = json.JSONDecoder()
-_PATIENT_DECODER = json.JSONDecoder(parse_int=_whole)
+_LONG_INT_DECODER = json.JSONDecoder(parse_int=_whole)
 
 
 def _decode(text: str) -> object:
@@ -251,7 +250,7 @@ def _decode(text: str) -> object:
     except json.JSONDecodeError:
         raise
     except ValueError:
-        return _PATIENT_DECODER.decode(text)
+        return _LONG_INT_DECODER.decode(text)
 
 
 def _raw_decode(text: str, start: int) -> tuple[object, int]:
@@ -260,11 +259,11 @@ def _raw_decode(text: str, start: int) -> tuple[object, int]:
     except json.JSONDecodeError:
         raise
     except ValueError:
-        return _PATIENT_DECODER.raw_decode(text, start)
+        return _LONG_INT_DECODER.raw_decode(text, start)
 
 
 class _Brackets:
-    """Find where a value ends by its brackets and quotes alone, be it JSON or not, over several stretches of text."""
+    """Find the end of a value, JSON or not, by its brackets and quotes, over several chunks of text."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -272,10 +271,10 @@ class _Brackets:
         self._in_scalar = False
 
     def find_end(self, text: str, start: int) -> tuple[int | None, int]:
-        """Return where the value ends, None when it goes on, and from where on to look at more text."""
+        """Return where the value ends (None if more text is needed), and where to continue."""
         if self._in_scalar or (not self._depth and not self._in_string and text[start] not in '{["'):
             match = _SCALAR.match(text, start)
-            assert match is not None  # it matches nothing as well
+            assert match is not None  # the pattern matches an empty string
             end = match.end() if self._in_scalar else max(match.end(), start + 1)
             self._in_scalar = True
             return (end if end < len(text) else None), end
@@ -289,13 +288,13 @@ class _Brackets:
                 self._depth += 1 if letter in "{[" else -1
             if not self._depth and not self._in_string:
                 return match.end(), match.end()
-        # A backslash at the very end belongs to the letter that comes next.
+        # A backslash at the end escapes the first character of the next chunk.
         cut = (len(text) - len(text.rstrip("\\"))) % 2 if self._in_string else 0
         return None, len(text) - cut
 
 
 def _require_depth(text: str, start: int, end: int) -> None:
-    """Raise when brackets are nested so deeply that another stack might not do for them."""
+    """Raise BadInput if brackets are nested more deeply than a parser's stack may allow."""
     if text.count("{", start, end) + text.count("[", start, end) <= MAXIMUM_DEPTH:
         return
     depth = 0

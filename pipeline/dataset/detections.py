@@ -1,4 +1,4 @@
-"""Detections: a key and a value of the annotations file -> the photo that they belong to, and its usable boxes."""
+"""Map a key of the annotations file to its photo, and a value to usable detections."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipeline.dataset.records import MAXIMUM_BIGINT, is_text
 from pipeline.errors import BadInput
 
 PLATE = "plate"
-#: Characters of a key; a path has no more on any system.
+#: Maximum characters of a key; no system allows longer paths.
 MAXIMUM_KEY = 4096
-#: Detections of a photo; a tray has dozens.
+#: Maximum detections of a photo; a tray has dozens.
 MAXIMUM_DETECTIONS = 10_000
 
 _FARTHEST = 1_000_000
@@ -23,8 +23,8 @@ _USUAL = {label: label for label in (PLATE, *(f"dish_{line}" for line in range(1
 _ID = re.compile(r"recognition_([0-9]+)")
 _DISH = re.compile(r"dish_([0-9]{1,6})")
 
-#: A box with its label, `dish_<k>` or `plate`: (label, x1, y1, x2, y2), corners in pixels, the first left of and above
-#: the second. A tuple without names: there are millions, and making one with names takes longer than checking it.
+#: A labelled box: (`dish_<k>` or `plate`, x1, y1, x2, y2), corners in pixels, x1 < x2 and y1 < y2. A plain tuple, since
+#: there are millions, and creating a named tuple takes longer than checking one.
 Detection = tuple[str, float, float, float, float]
 
 
@@ -32,12 +32,12 @@ def photo_of(key: str) -> tuple[int, int]:
     """Return the recognition and the camera (1, 2) that a key names.
 
     Raises:
-        BadInput: it names none.
+        BadInput: annotation_key or id_invalid.
     """
     if not is_text(key) or "\0" in key:
-        raise BadInput("annotation_key", "the key is not text that the database takes")
+        raise BadInput("annotation_key", "the key is not valid UTF-8, or contains a NUL character")
     if len(key) > MAXIMUM_KEY:
-        raise BadInput("annotation_key", f"the key has more than {MAXIMUM_KEY} letters")
+        raise BadInput("annotation_key", f"the key has more than {MAXIMUM_KEY} characters")
     path = key.replace("\\", "/")
     numbers = _ID.findall(path)
     if not numbers:
@@ -47,15 +47,15 @@ def photo_of(key: str) -> tuple[int, int]:
         raise BadInput("annotation_key", "the key does not name one of Main and Qualifying")
     digits = numbers[-1].lstrip("0") or "0"
     if len(digits) > 19 or int(digits) > MAXIMUM_BIGINT:
-        raise BadInput("id_invalid", f"the number {digits[:40]} is beyond what a bigint holds")
+        raise BadInput("id_invalid", f"the number {digits[:40]} is too large for a bigint")
     return int(digits), camera
 
 
 def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
-    """Return the usable detections of a photo's value, in the order of the file, and what is wrong with the others.
+    """Return the usable detections of a photo, in the order of the file, and the problems of the others.
 
     Raises:
-        BadInput: the value as a whole has another shape.
+        BadInput: json_shape, for the value as a whole.
     """
     if not isinstance(value, dict) or not any(section in value for section in _SECTIONS):
         raise BadInput("json_shape", "the value is not an object with dishes and plates")
@@ -75,7 +75,7 @@ def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
             except (KeyError, TypeError, ValueError):
                 label = None
             if label is None or not (
-                # Texts are ruled out by this as well, and with them every box that is no array.
+                # The type check also excludes a string or object in place of the box.
                 (type(x1) is type(y1) is type(x2) is type(y2) is int or _NUMBERS.issuperset(map(type, box)))
                 and -_FARTHEST <= x1 < x2 <= _FARTHEST
                 and -_FARTHEST <= y1 < y2 <= _FARTHEST
@@ -87,7 +87,7 @@ def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
 
 
 def _problem(entry: object, where: str) -> BadInput:
-    """Return what is wrong with a detection."""
+    """Return the problem of an unusable detection."""
     if not isinstance(entry, dict):
         return BadInput("box_malformed", f"{where} is not an object")
     if _known_label(entry.get("label")) is None:
@@ -97,12 +97,11 @@ def _problem(entry: object, where: str) -> BadInput:
         return BadInput("box_malformed", f"{where} has no bbox_2d of four numbers")
     if _NUMBERS.issuperset(map(type, box)) and all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
         return BadInput("box_malformed", f"{where} has a box without area")
-    # A truth value has a type of its own.
     return BadInput("box_malformed", f"{where} has a corner that is not a number of pixels")
 
 
 def _known_label(label: object) -> str | None:
-    """Return a label as the database has it; None when there is none like that."""
+    """Return the label as the database stores it, None if it is unknown."""
     return _label(label) if isinstance(label, str) and len(label) <= _LONGEST_LABEL else None
 
 

@@ -1,4 +1,4 @@
-"""Menus and receipts: the bytes of a document -> its JSON text, if jsonb takes it, or the reason why not."""
+"""Check menus and receipts: their JSON syntax, their structure, and the limits of jsonb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.errors import BadInput
 
 MAXIMUM_COUNT = 1000
 MAXIMUM_ITEMS = 10_000
-#: Characters of an ExternalId, which is indexed: an entry of a B-tree has at most 2,704 bytes.
+#: Maximum characters of an ExternalId, since a B-tree entry has at most 2,704 bytes.
 MAXIMUM_EXTERNAL_ID = 500
 MAXIMUM_DEPTH = 100
 
@@ -25,7 +25,7 @@ _EXPONENT = re.compile(r"[eE][+-]?0*([0-9]+)$")
 
 
 def _one_at_a_time(check: Callable[[bytes], str]) -> Callable[[bytes], str]:
-    """Let no two documents be parsed at once: their values take many times the bytes of the file."""
+    """Serialise calls to bound memory: parsed values take many times the size of the file."""
 
     @functools.wraps(check)
     def wrapped(content: bytes) -> str:
@@ -37,7 +37,7 @@ def _one_at_a_time(check: Callable[[bytes], str]) -> Callable[[bytes], str]:
 
 @_one_at_a_time
 def check_menu(content: bytes) -> str:
-    """Return the JSON text of a menu as it is in the file, when it is an array of entries that jsonb takes.
+    """Return the JSON text of a menu if it is an array of valid entries that jsonb accepts.
 
     Raises:
         BadInput: json_broken, json_nul or json_shape.
@@ -60,7 +60,7 @@ def check_menu(content: bytes) -> str:
 
 @_one_at_a_time
 def check_receipt(content: bytes) -> str:
-    """Return the JSON text of a receipt as it is in the file, when it is an array of lines that jsonb takes.
+    """Return the JSON text of a receipt if it is an array of valid lines that jsonb accepts.
 
     Raises:
         BadInput: json_broken, json_nul, json_shape or receipt_count.
@@ -92,7 +92,7 @@ def check_receipt(content: bytes) -> str:
 
 
 def json_of(content: bytes) -> bytes:
-    """Return the JSON of a document with the content of one that `check_menu` or `check_receipt` let pass."""
+    """Return the JSON of a checked document: its content without a byte order mark."""
     return content.removeprefix(codecs.BOM_UTF8)
 
 
@@ -101,11 +101,11 @@ def _require_id(entry: dict[str, object], where: str) -> None:
     if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or external_id == "":
         raise BadInput("json_shape", f"{where} has no ExternalId")
     if len(str(external_id)) > MAXIMUM_EXTERNAL_ID:
-        raise BadInput("json_shape", f"{where} has an ExternalId of more than {MAXIMUM_EXTERNAL_ID} letters")
+        raise BadInput("json_shape", f"{where} has an ExternalId of more than {MAXIMUM_EXTERNAL_ID} characters")
 
 
 def _parse(content: bytes) -> tuple[str, object]:
-    """Return the text and the value of a JSON document that jsonb takes as it is."""
+    """Return the text and the value of a JSON document that jsonb accepts unchanged."""
     try:
         text = json_of(content).decode()
     except UnicodeDecodeError as exc:
@@ -129,30 +129,30 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _number(text: str) -> float:
-    # numeric ends at 131,072 digits before and 16,383 after the point; no price comes near.
+    # PostgreSQL's numeric has at most 131,072 digits before and 16,383 after the point.
     exponent = _EXPONENT.search(text)
     if len(text) > 1000 or (exponent and len(exponent[1]) > 3):
-        raise BadInput("json_shape", "a number is larger than the database takes")
+        raise BadInput("json_shape", "a number is too large for the database")
     return float(text)
 
 
 def _integer(text: str) -> int:
     if len(text) > 1000:
-        raise BadInput("json_shape", "a number is larger than the database takes")
+        raise BadInput("json_shape", "a number is too large for the database")
     return int(text)
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        # jsonb keeps the last of two equal keys, but reads both.
+        # jsonb keeps the last of two equal keys, but parses both.
         for _, hidden in pairs:
             _require_jsonb(hidden, 0)
     return value
 
 
 def _require_jsonb(value: object, depth: int) -> None:
-    """Raise on what JSON allows and jsonb refuses: NUL characters, half surrogate pairs; and on extreme nesting."""
+    """Raise BadInput on what JSON allows and jsonb rejects: NUL characters, half surrogate pairs, deep nesting."""
     if depth > MAXIMUM_DEPTH:
         raise BadInput("json_shape", "the file is nested too deeply")
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The folders and files of a dataset: a source folder -> recognitions or rejects, by names and sizes alone.
+"""Find the recognitions of a dataset by the names and sizes of its folders and files.
 
 <source>/[<export>/]recognition_<digits>/[photos/]*Main*.jpg, *Qualifying*.jpg, *AM.json, *correct_dishes.json
 """
@@ -18,7 +18,7 @@ from pipeline.errors import UsageError
 MAXIMUM_PHOTO_BYTES = 32 << 20
 MAXIMUM_DOCUMENT_BYTES = 3 << 20
 
-_LOST_AND_FOUND = "lost+found"  # of the file system, and root's
+_LOST_AND_FOUND = "lost+found"  # belongs to the file system; only root can read it
 _FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
 _DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
 _MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
@@ -26,10 +26,10 @@ _RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
 
 
 def find_source(given: str | None, setting: str | None) -> Path:
-    """Return the dataset's folder: the one given, the setting's, else the first of the usual places.
+    """Return the dataset's folder: `given`, else the setting, else the first one in the default places.
 
     Raises:
-        UsageError: there is none, it is not a folder, or it may not be read.
+        UsageError: there is none, it is not a folder, or it cannot be read.
     """
     if given or setting:
         return named_source(given or setting or "")
@@ -43,7 +43,7 @@ def find_source(given: str | None, setting: str | None) -> Path:
 
 
 def usual_sources() -> Iterator[Path]:
-    """Yield the folders of the usual places that exist, in their order."""
+    """Yield the existing folders in the default places, in order."""
     home = Path.home()
     places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
     for folder, pattern in (*places, (home, "RRS_Dataset*")):
@@ -56,7 +56,7 @@ def named_source(text: str) -> Path:
     """Return the folder that a text names, as an absolute path.
 
     Raises:
-        UsageError: it does not exist, is not a folder, or is not a path at all.
+        UsageError: it does not exist, is not a folder, or is not a valid path.
     """
     hint = "Name its folder with --source or DATASET_DIR."
     shown = _as_text(text)
@@ -68,7 +68,7 @@ def named_source(text: str) -> Path:
         exists = is_folder or path.exists()
     except (OSError, RuntimeError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise UsageError(f"The dataset {shown[:200]} is out of reach: {why}.", hint) from exc
+        raise UsageError(f"The dataset {shown[:200]} cannot be accessed: {why}.", hint) from exc
     if not exists:
         raise UsageError(f"The dataset {path} does not exist.", hint)
     if not is_folder:
@@ -77,7 +77,7 @@ def named_source(text: str) -> Path:
 
 
 def list_folders(source: Path) -> Iterator[Folder | Reject]:
-    """Yield the folders of recognitions, in no order and without holding them.
+    """Yield the folders of recognitions as they are listed, unsorted.
 
     Raises:
         UsageError: the source or an export cannot be read.
@@ -107,13 +107,13 @@ def _folders(directory: Path) -> Iterator[str]:
 
 
 def holder_of(path: str) -> str:
-    """Return the folder, relative to the source, that the recognition of a path is in: an export, or the source."""
+    """Return the export of a path relative to the source, empty if its recognition is in the source itself."""
     first, _, rest = path.partition("/")
     return first if rest and not _FOLDER.fullmatch(first) else ""
 
 
 def holds_recognitions(directory: Path) -> bool:
-    """Return whether a folder can be listed and has recognitions in it."""
+    """Return whether a folder can be listed and contains recognitions."""
     try:
         with os.scandir(directory) as entries:
             return any(_FOLDER.fullmatch(entry.name) for entry in entries)
@@ -125,17 +125,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link that leads to itself
+        return False  # a link to itself
 
 
 def _folder(name: str, path: str) -> Folder | Reject:
     digits = name.removeprefix("recognition_")
     if not is_text(path):
         return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
-    # int() refuses more than 4,300 digits, and a file name has at most 255.
+    # int() accepts up to 4,300 digits, and a file name has at most 255.
     number = int(digits)
     if number > MAXIMUM_BIGINT:
-        return Reject(None, path, "id_invalid", f"the number {digits} is beyond what a bigint holds")
+        return Reject(None, path, "id_invalid", f"the number {digits} is too large for a bigint")
     return Folder(number, path)
 
 
@@ -144,7 +144,7 @@ def _as_text(path: str) -> str:
 
 
 def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
-    """Look at the names and sizes of a recognition's files; nothing is opened."""
+    """Return a recognition by the names and sizes of its files, or the reason to reject it; open no file."""
 
     def reject(code: str, message: str, path: str = folder.path) -> Reject:
         return Reject(folder.recognition_id, path, code, message)
@@ -182,12 +182,12 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
 
 
 def modified(facts: os.stat_result) -> int:
-    """Return the time of the last change in ns since 1970, as far as a bigint goes."""
+    """Return the modification time in ns since 1970, clamped to a bigint."""
     return max(-MAXIMUM_BIGINT, min(MAXIMUM_BIGINT, facts.st_mtime_ns))
 
 
 def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
-    """Return the files of a folder and the names of the folders in it, without those that begin with a dot."""
+    """Return the files and the folder names in a folder, without hidden ones."""
     files, folders = [], set()
     with os.scandir(source / folder) as entries:
         for entry in entries:
@@ -196,7 +196,7 @@ def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
             try:
                 facts = entry.stat()
             except FileNotFoundError:
-                continue  # a link that leads nowhere, or a file that vanished
+                continue  # a dangling link, or a deleted file
             if stat.S_ISREG(facts.st_mode):
                 files.append(File(f"{folder}/{entry.name}", facts.st_size, modified(facts)))
             elif stat.S_ISDIR(facts.st_mode):
@@ -205,7 +205,7 @@ def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
 
 
 def camera_of(path: str) -> int | None:
-    """Return the camera that a photo's name tells, 1 for Main and 2 for Qualifying; None when it tells none or both."""
+    """Return the camera in a photo's name, 1 for Main and 2 for Qualifying; None if it names neither or both."""
     name = path.rsplit("/", 1)[-1].lower()
     if ("main" in name) == ("qualifying" in name):
         return None
@@ -213,7 +213,7 @@ def camera_of(path: str) -> int | None:
 
 
 def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:
-    """Return the file that sorts last, as with exports."""
+    """Return the matching file that sorts last; of several exports, the last one is used as well."""
     named = [file for file in files if pattern.fullmatch(file.path.rsplit("/", 1)[-1])]
     return max(named, key=lambda file: file.path, default=None)
 

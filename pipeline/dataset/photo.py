@@ -39,7 +39,7 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class _Header:
-    """What the segments before the image data say.
+    """The segments before the image data.
 
     Attributes:
         components: number of colour components.
@@ -93,7 +93,7 @@ def _damaged(content: bytes, what: str) -> BadInput:
 
 
 def _read_header(content: bytes) -> _Header | None:
-    """Return what the header says, None when there is no complete one."""
+    """Return the header, None if it is incomplete."""
     orientation = 1
     frame = b""
     progressive = False
@@ -134,7 +134,7 @@ def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _orientation(block: bytes) -> int:
-    """Return the orientation that an EXIF block has, 1 where it has none that is valid."""
+    """Return the orientation in an EXIF block, 1 if it has no valid one."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
         return 1

@@ -1,4 +1,4 @@
-"""What the dataset consists of: folders, files, recognitions, and the inputs that are rejected."""
+"""Folders, files and recognitions of a dataset, and rejects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class File:
 
 @dataclass(frozen=True)
 class Recognition:
-    """A usable recognition: the photos of camera 1 and 2, and its documents where it has them."""
+    """A usable recognition: the photos of camera 1 and 2, and its documents if it has them."""
 
     recognition_id: int
     photos: tuple[File, File]
@@ -48,7 +48,7 @@ class Reject:
 
 
 def is_text(path: str) -> bool:
-    """Return whether a text can be written as UTF-8."""
+    """Return whether a text can be encoded as UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

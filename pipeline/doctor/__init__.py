@@ -1,7 +1,7 @@
-"""The doctor, `status --check`: look at everything that a load rests on, and say of each what is to be done.
+"""The doctor, `status --check`: check all prerequisites of a load, with a remedy for each problem.
 
-Each part yields findings as it goes, in a thread of its own with a time limit. A service that is away is said so once;
-what only it could tell is left out.
+Each part yields findings in its own thread with a time limit. An unavailable service yields one problem, and its
+further checks are skipped.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pipeline.errors import PermanentError, PipelineError, TransientError
 
 __all__ = ["Finding", "as_dict", "as_text", "examine", "verdict"]
 
-#: That the services have for all their answers together, and the walk through the dataset for itself.
+#: Time limits for all services together, and for listing the dataset.
 SERVICE_SECONDS = 25.0
 DATASET_SECONDS = 20.0
 
 
 def examine(settings: Settings | PipelineError, scheduler_url: str, source: str | None) -> list[Finding]:
-    """Return what was found, the settings first; takes less than a minute whatever is away.
+    """Return all findings, the settings first; takes less than a minute, whichever services are unavailable.
 
     Arguments:
-        settings: or the error that reading them gave: then what needs none is looked at.
-        scheduler_url: where a luigid would be.
-        source: the dataset's folder, by default as for a load.
+        settings: the settings or, for the checks that need none, the error of reading them.
+        scheduler_url: the address of a possible luigid.
+        source: the dataset's folder; the default is that of a load.
     """
     luigi = machine.luigi_finding(Path.cwd(), os.environ)
     luigid = machine.examine_luigid(scheduler_url)
@@ -72,14 +72,14 @@ def _examine_key(settings: Settings, facts: Facts) -> Iterator[Finding]:
     try:
         host, _, user = address_of(settings.database_url.reveal())
     except PipelineError:
-        return  # said already
+        return  # reported by examine_database
     finding = bucket.project_finding(settings.url, key, host, user)
     if finding is not None:
         yield finding
 
 
 def _dataset(settings: Settings, source: str | None, facts: Facts) -> Dataset | None:
-    """Return the sizes in the dataset that a load would take; None when there is none and none was named."""
+    """Return the sizes of the dataset that a load would use; None if none is named and none is found."""
     if not source and not settings.dataset_dir and next(usual_sources(), None) is None:
         return None
     limit = (facts.bucket or {}).get("file_size_limit")
@@ -88,49 +88,49 @@ def _dataset(settings: Settings, source: str | None, facts: Facts) -> Dataset | 
 
 
 def gather(parts: Mapping[str, Iterator[Finding]], seconds: float) -> list[Finding]:
-    """Run the parts side by side and return what they yield within a time, one part after the other."""
+    """Run the parts concurrently and return their findings within a time limit, part by part."""
     started = []
     for name, part in parts.items():
         found: list[Finding] = []
-        whole = threading.Event()
-        # A daemon: what is still waited for when the time is over does not keep the process from its end.
-        thread = threading.Thread(target=_drain, args=(part, found, whole), name=name, daemon=True)
+        complete = threading.Event()
+        # A daemon thread that still waits at the time limit does not delay the end of the process.
+        thread = threading.Thread(target=_drain, args=(part, found, complete), name=name, daemon=True)
         thread.start()
-        started.append((name, thread, found, whole))
+        started.append((name, thread, found, complete))
     deadline = time.monotonic() + seconds
     findings: list[Finding] = []
-    for name, thread, found, whole in started:
+    for name, thread, found, complete in started:
         thread.join(max(0.0, deadline - time.monotonic()))
         findings += list(found)
-        if not whole.is_set():
-            findings.append(_cut_off(name, thread.is_alive(), seconds))
+        if not complete.is_set():
+            findings.append(_incomplete(name, thread.is_alive(), seconds))
     return findings
 
 
-def _drain(part: Iterator[Finding], found: list[Finding], whole: threading.Event) -> None:
+def _drain(part: Iterator[Finding], found: list[Finding], complete: threading.Event) -> None:
     for finding in part:
         found.append(finding)
-    whole.set()
+    complete.set()
 
 
-def _cut_off(name: str, alive: bool, seconds: float) -> Finding:
+def _incomplete(name: str, alive: bool, seconds: float) -> Finding:
     if alive:
         return problem(
             name.lower(),
-            f"{name} did not answer all questions within {seconds:.0f} s.",
-            "Look at its log and its load, and at the network.",
+            f"{name} did not complete all checks within {seconds:.0f} s.",
+            "Check its log, its load and the network.",
             TransientError,
         )
     return problem(name.lower(), f"{name} could not be examined.", "This is a defect of the pipeline.", PermanentError)
 
 
 def as_dict(findings: list[Finding]) -> dict[str, Any]:
-    """Return the findings as JSON takes them."""
+    """Return the findings as JSON values."""
     return {"findings": [one.as_dict() for one in findings], **_totals(findings)}
 
 
 def as_text(findings: list[Finding]) -> str:
-    """Return the findings for people: a line each, and what to do below it."""
+    """Return the findings as text, each with its remedy below it."""
     lines = []
     for one in findings:
         lines.append(f"{one.level:<8} {one.check}: {one.message}")

@@ -1,4 +1,4 @@
-"""Storage: the way to it, the key, and the bucket against the dataset."""
+"""Storage: its network, the key, and the limits of the bucket compared with the dataset."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pipeline.doctor.clock import moment, offset_of_header
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
 from pipeline.doctor.machine import Dataset
-from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
+from pipeline.doctor.network import SAMPLES, examine_route, latency_finding
 from pipeline.errors import AccessDenied, ObjectNotFound, PipelineError
 from pipeline.storage import Storage
 from pipeline.units import size
 
 _PHOTO_TYPE = "image/jpeg"
-#: Seconds before its end, from when on an expiry is worth a word.
+#: Seconds before the expiry of a key from which the doctor warns.
 _SOON = 30 * 86400
 _COPY_KEY = "Copy the service role key of this project again, from Project Settings, API keys."
 
 
 def examine_storage(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """Yield what is found of Storage; when it does not answer, that alone."""
+    """Yield findings about Storage; only one problem if it does not respond."""
     with closing(Storage(settings)) as storage:
         parts = urlsplit(settings.url)
         if storage.proxied:
-            yield ok("network", f"Storage at {parts.hostname} is asked through a proxy, of the environment.")
+            yield ok("network", f"Storage at {parts.hostname} is reached through a proxy of the environment.")
         else:
             port = parts.port or (443 if parts.scheme == "https" else 80)
-            for finding in examine_way("Storage", parts.hostname or "", port, settings.environment == "embedded"):
+            for finding in examine_route("Storage", parts.hostname or "", port, settings.environment == "embedded"):
                 yield finding
                 if finding.level == PROBLEM:
                     return
@@ -71,7 +71,7 @@ def _ask(storage: Storage, facts: Facts) -> Iterator[Finding]:
 
 
 def key_findings(key: str, now: float) -> Iterator[Finding]:
-    """Yield what the key says of itself, at a time of the service's clock; its signature only the service can check."""
+    """Yield findings about a key's format, role and validity at a time; its signature is not verified."""
     if key.startswith("sb_secret_"):
         yield ok("key", "The key is a secret key of the new kind, which has no expiry.")
         return
@@ -91,7 +91,7 @@ def key_findings(key: str, now: float) -> Iterator[Finding]:
 
 
 def claims_of(key: str) -> dict[str, Any] | None:
-    """Return the claims of a JSON Web Token (RFC 7519), None when it is none; nothing is verified."""
+    """Return the unverified claims of a JSON Web Token (RFC 7519), None if it is not one."""
     parts = key.split(".")
     if len(parts) != 3:
         return None
@@ -110,15 +110,14 @@ def _time_findings(claims: Mapping[str, Any], now: float) -> Iterator[Finding]:
         yield warning("key", f"The key expires at {moment(expiry)}.", "Make a new key before that.")
     for value, name in ((begin, "is not valid before"), (issued, "was issued at")):
         if value is not None and value > now + 1:
-            wrong = "which is still to come by the clock of the service"
-            message = f"The key {name} {moment(value)}, {wrong}."
-            remedy = "Set the clock of whoever made the key, or of the service, right; or wait until then."
+            message = f"The key {name} {moment(value)}, which is in the future by the clock of the service."
+            remedy = "Correct the clock of the key's issuer or of the service, or wait until then."
             yield problem("key", message, remedy, AccessDenied) if value == begin else warning("key", message, remedy)
             return
 
 
 def _number(value: object) -> float | None:
-    """Return a time of a claim, seconds since 1970, as far as a calendar goes."""
+    """Return the time in a claim, seconds since 1970, clamped to the years that datetime supports."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(min(max(value, 0), 253_402_300_799))
@@ -130,7 +129,7 @@ def _validity(claims: Mapping[str, Any]) -> str:
 
 
 def project_finding(url: str, key: str, host: str, user: str) -> Finding | None:
-    """Return whether address, key and database are of one Supabase project; None where nothing names one."""
+    """Return whether URL, key and database belong to one Supabase project; None if fewer than two name one."""
     claims = claims_of(key) or {}
     api, direct = (urlsplit(url).hostname or "").split("."), host.split(".")
     named = {
@@ -138,12 +137,14 @@ def project_finding(url: str, key: str, host: str, user: str) -> Finding | None:
         "SUPABASE_SERVICE_ROLE_KEY": str(claims.get("ref") or ""),
         "DATABASE_URL": direct[1] if direct[0] == "db" and direct[2:] == ["supabase", "co"] else user.partition(".")[2],
     }
-    told = {variable: project for variable, project in named.items() if project}
-    if len(set(told.values())) > 1:
-        listed = ", ".join(f"{variable} {project[:40]}" for variable, project in told.items())
+    projects = {variable: project[:40] for variable, project in named.items() if project}
+    if len(set(filter(None, named.values()))) > 1:
+        listed = ", ".join(f"{variable} {project}" for variable, project in projects.items())
         return problem("project", f"The settings are of different projects: {listed}.", "Copy all from one project.")
     return (
-        ok("project", f"The settings are of one project, {next(iter(told.values()))[:40]}.") if len(told) > 1 else None
+        ok("project", f"The settings are of one project, {next(iter(projects.values()))}.")
+        if len(projects) > 1
+        else None
     )
 
 
@@ -151,23 +152,23 @@ def project_finding(url: str, key: str, host: str, user: str) -> Finding | None:
 
 
 def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterator[Finding]:
-    """Yield what is to be said of the bucket, against what is loaded and what is to be."""
+    """Yield findings about the bucket, compared with the loaded photos and with the dataset."""
     if facts.bucket_missing:
         if facts.photos_stored:
             yield problem(
                 "bucket",
                 f"There is no bucket {name}, and {facts.photos_stored} photos of finished batches should be in it.",
-                "Check STORAGE_BUCKET and NEXT_PUBLIC_SUPABASE_URL: are they of the project of DATABASE_URL?",
+                "Check that STORAGE_BUCKET and NEXT_PUBLIC_SUPABASE_URL belong to the project of DATABASE_URL.",
             )
         else:
-            remedy = "Nothing, if that name is meant: the first load makes it, private. Else mend STORAGE_BUCKET."
+            remedy = "Nothing if the name is right: the first load creates it, private. Else correct STORAGE_BUCKET."
             yield warning("bucket", f"There is no bucket {name} yet.", remedy)
         return
     if facts.bucket is None:
         return
     if facts.bucket.get("public"):
-        message = f"The bucket {name} is public: whoever knows or guesses a path reads the photo, without a key."
-        yield warning("bucket", message, "Make it private in the dashboard, unless that is meant.")
+        message = f"The bucket {name} is public: anyone with the path of a photo can read it without a key."
+        yield warning("bucket", message, "Make it private in the dashboard, unless this is intended.")
     else:
         yield ok("bucket", f"The bucket {name} is private.")
     yield types_finding(facts.bucket.get("allowed_mime_types"))
@@ -175,7 +176,7 @@ def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterato
 
 
 def types_finding(allowed: object) -> Finding:
-    """Return whether the bucket takes photos at all."""
+    """Return whether the bucket accepts photos."""
     types = [str(one) for one in allowed] if isinstance(allowed, list) else []
     if not types or any(one in (_PHOTO_TYPE, "image/*") for one in types):
         return ok("bucket types", f"The bucket takes {_PHOTO_TYPE}.")
@@ -187,7 +188,7 @@ def types_finding(allowed: object) -> Finding:
 
 
 def limit_finding(limit: object, dataset: Dataset | None) -> Finding:
-    """Return whether the bucket takes the photos of the dataset, or any that we take."""
+    """Return whether the bucket accepts the photos of the dataset, or any that a load accepts."""
     if isinstance(limit, bool) or not isinstance(limit, int) or limit >= MAXIMUM_PHOTO_BYTES:
         return ok(
             "bucket limit", f"The bucket has no size limit below {size(MAXIMUM_PHOTO_BYTES)}, the most of a photo."

@@ -1,4 +1,4 @@
-"""Clocks: this machine's, the database's and Storage's, and what the key says of the time."""
+"""Compare the clocks of this machine, the database and Storage."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from email.utils import parsedate_to_datetime
 
 from pipeline.doctor.finding import Finding, ok, warning
 
-#: Seconds by which clocks may differ before somebody should know.
+#: Seconds by which clocks may differ without a warning.
 TOLERANCE = 5.0
 _DATE_HEADER_SECONDS = 1.0  # it has no fractions
 
-_REMEDY = "Set the clock of this machine by NTP (`timedatectl set-ntp true`); tokens are judged by the service's clock."
+_REMEDY = (
+    "Set the clock of this machine by NTP (`timedatectl set-ntp true`); the service checks tokens by its own clock."
+)
 
 
 @dataclass(frozen=True)
 class Offset:
-    """How far another clock is ahead of ours, in seconds, and how sure that is."""
+    """Seconds that another clock is ahead of ours, and the uncertainty."""
 
     seconds: float
     uncertainty: float
 
 
 def offset_of(theirs: float, sent: float, received: float, resolution: float = 0.0) -> Offset:
-    """Return the offset of a clock that was read between two moments of ours."""
+    """Return the offset of a clock that was read between two times of ours."""
     middle = (sent + received) / 2
     return Offset(theirs + resolution / 2 - middle, (received - sent) / 2 + resolution / 2)
 
 
 def offset_of_header(date: str, sent: float, received: float) -> Offset | None:
-    """Return the offset of the clock behind a Date header (RFC 9110), None when there is none to read."""
+    """Return the offset of a server's clock by its Date header (RFC 9110), None if there is no valid one."""
     try:
         theirs = parsedate_to_datetime(date)
     except (TypeError, ValueError):
@@ -43,7 +45,7 @@ def offset_of_header(date: str, sent: float, received: float) -> Offset | None:
 
 
 def clock_findings(offsets: Mapping[str, Offset]) -> Iterator[Finding]:
-    """Yield what is to be said of clocks that differ from ours, by the service's name."""
+    """Yield a finding for each service's clock."""
     for service, offset in offsets.items():
         surely = abs(offset.seconds) - offset.uncertainty
         if surely > TOLERANCE:
@@ -56,11 +58,11 @@ def clock_findings(offsets: Mapping[str, Offset]) -> Iterator[Finding]:
 
 
 def service_time(offsets: Mapping[str, Offset]) -> float:
-    """Return the time that a token is judged by: Storage's, else the database's, else ours; seconds since 1970."""
+    """Return the time for token checks: Storage's, else the database's, else ours; seconds since 1970."""
     offset = offsets.get("Storage") or offsets.get("the database")
     return time.time() + (offset.seconds if offset is not None else 0.0)
 
 
 def moment(seconds: float) -> str:
-    """Return a time as people read it, in UTC."""
+    """Return a time as text, in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")

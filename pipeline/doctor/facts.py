@@ -1,4 +1,4 @@
-"""What one part of the examination learns and another one needs."""
+"""Facts that one part of the doctor finds and another part needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Facts:
     """Facts, each written by one part only.
 
     Attributes:
-        pool_size: connections that a worker process opens at most.
-        offsets: of the clocks of the services that answered.
-        bucket: the bucket's settings, None when it does not exist or Storage did not say.
-        bucket_missing: Storage says that there is none.
-        photos_stored: photos of finished batches that should be in it.
-        unfinished: batches.
+        pool_size: maximum connections of a worker process.
+        offsets: of the services' clocks.
+        bucket: the bucket's settings, None if it does not exist or is unknown.
+        bucket_missing: the bucket does not exist.
+        photos_stored: photos of finished batches that should be in the bucket.
+        unfinished: number of unfinished batches.
     """
 
     pool_size: int

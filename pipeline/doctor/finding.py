@@ -1,4 +1,4 @@
-"""What the doctor finds: a level, a sentence, and what to do about it."""
+"""Findings of the doctor: a level, a message and a remedy."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Finding:
     """One finding.
 
     Attributes:
-        check: what was looked at, such as `pooler`.
+        check: the subject, such as `pooler`.
         level: `ok`, `warning` or `problem`.
         message: one sentence or two, free of secrets.
-        remedy: what to do; empty when there is nothing to do.
-        kind: of a problem, the error that a load would meet; it decides the exit code.
+        remedy: what to do; may be empty.
+        kind: the error that a load would raise for a problem; it decides the exit code.
     """
 
     check: str
@@ -33,22 +33,22 @@ class Finding:
     kind: type[PipelineError] = PipelineError
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON takes it."""
+        """Return the finding as JSON values."""
         return {"check": self.check, "level": self.level, "message": self.message, "remedy": self.remedy}
 
 
 def ok(check: str, message: str) -> Finding:
-    """Return a finding that asks for nothing."""
+    """Return a finding without a remedy."""
     return Finding(check, OK, redact(message))
 
 
 def warning(check: str, message: str, remedy: str) -> Finding:
-    """Return a finding that no load fails of, and that somebody should know of."""
+    """Return a finding that does not make a load fail."""
     return Finding(check, WARNING, redact(message), redact(remedy))
 
 
 def problem(check: str, message: str, remedy: str, kind: type[PipelineError] = SettingsError) -> Finding:
-    """Return a finding that a load fails of."""
+    """Return a finding that makes a load fail."""
     return Finding(check, PROBLEM, redact(message), redact(remedy), kind)
 
 
@@ -58,7 +58,7 @@ def of_error(check: str, error: PipelineError) -> Finding:
 
 
 def verdict(findings: Iterable[Finding]) -> PipelineError | None:
-    """Return the error that the problems amount to: of the settings, where one is, since time does not mend these."""
+    """Return the most important problem as an error: one of the settings first, since retrying does not help."""
     problems = [one for one in findings if one.level == PROBLEM]
     worst = next((one for one in problems if issubclass(one.kind, UsageError)), problems[0] if problems else None)
     return worst.kind(worst.message, worst.remedy) if worst is not None else None

@@ -1,4 +1,4 @@
-"""This machine: settings files, luigi.cfg, luigid, disks, and the dataset's photos by their sizes."""
+"""This machine: settings files, luigi.cfg, luigid, disks, and the sizes of the dataset's photos."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REPLY_BYTES = 1 << 16
 
 
 def settings_file(settings: Settings, directory: Path) -> Path:
-    """Return the file that settings of an environment come from."""
+    """Return the settings file of an environment."""
     if settings.environment == "embedded":
         return settings.home / "env"
     return directory / f".env.{settings.environment}"
@@ -51,16 +51,18 @@ def settings_finding(environment: str, path: Path) -> Finding:
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         does = "write" if mode & stat.S_IWOTH else "read"
         return warning(
-            "settings", f"{path} has keys in it, and every user of this machine may {does} it.", f"chmod 600 {path}"
+            "settings", f"{path} contains keys, and every user of this machine may {does} it.", f"chmod 600 {path}"
         )
     return ok("settings", f"Environment {environment}, from {path}.")
 
 
 def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
-    """Return which luigi.cfg Luigi reads; the last one that exists wins."""
+    """Return which luigi.cfg files Luigi reads; later ones override earlier ones."""
     named = environ.get("LUIGI_CONFIG_PATH")
     if named and not Path(named).is_file():
-        return warning("luigi.cfg", f"LUIGI_CONFIG_PATH names {named}, which does not exist.", "Mend it, or unset it.")
+        return warning(
+            "luigi.cfg", f"LUIGI_CONFIG_PATH names {named}, which does not exist.", "Correct it, or unset it."
+        )
     found = [
         str(path)
         for path in (Path("/etc/luigi/luigi.cfg"), directory / "luigi.cfg", *([Path(named)] if named else []))
@@ -68,27 +70,27 @@ def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
     ]
     if found:
         return ok("luigi.cfg", f"Luigi reads {', then '.join(found)}.")
-    return ok("luigi.cfg", "No luigi.cfg was found, so the defaults hold; a cron job must `cd` to where it is.")
+    return ok("luigi.cfg", "No luigi.cfg was found, so the defaults apply; a cron job must `cd` to its folder.")
 
 
 # luigid
 
 
 def examine_luigid(url: str) -> Iterator[Finding]:
-    """Yield whether a luigid answers at the URL, and whether others than this machine reach it."""
+    """Yield whether a luigid answers at the URL, and whether other machines can reach it."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 8082
     server = _ask_luigid(f"{parts.scheme}://{parts.netloc}{parts.path}")
     if server is None:
-        yield ok("luigid", f"No luigid answers at {url}: loads use a scheduler of their own.")
+        yield ok("luigid", f"No luigid answers at {url}: each load uses its own scheduler.")
         return
     if not server.is_luigid:
-        remedy = "Mend scheduler_url in luigi.cfg, or load with --local-scheduler."
-        yield warning("luigid", f"What answers at {url} is no luigid.", remedy)
+        remedy = "Correct scheduler_url in luigi.cfg, or load with --local-scheduler."
+        yield warning("luigid", f"The server at {url} is not a luigid.", remedy)
         return
     yield ok(
         "luigid",
-        f"luigid answers at {url} ({server.name or 'it names no server'}); it does not tell its version, "
+        f"luigid answers at {url} ({server.name or 'it names no server'}); its version is unknown, "
         f"the one installed here is {version('luigi')}.",
     )
     remedy = "Start it with --address 127.0.0.1, or keep its port behind a firewall: it has no login."
@@ -110,7 +112,7 @@ class _Server:
 
 
 def _ask_luigid(url: str) -> _Server | None:
-    """Ask whether it is paused, which every luigid answers; None when nothing answers at all."""
+    """Request `is_paused`, which every luigid answers; return None if there is no response."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/is_paused", timeout=_LUIGID_SECONDS) as response:
             reply, name = response.read(_REPLY_BYTES), response.headers.get("Server", "")
@@ -123,8 +125,8 @@ def _ask_luigid(url: str) -> _Server | None:
         answer = json.loads(reply)
     except ValueError:
         answer = None
-    told = answer.get("response") if isinstance(answer, dict) else None
-    return _Server(isinstance(told, dict) and "paused" in told, printable(name)[:60])
+    content = answer.get("response") if isinstance(answer, dict) else None
+    return _Server(isinstance(content, dict) and "paused" in content, printable(name)[:60])
 
 
 def _is_loopback(host: str) -> bool:
@@ -135,7 +137,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def own_addresses() -> list[str]:
-    """Return the addresses of this machine that others reach it at, one of each family; no packet is sent."""
+    """Return this machine's network addresses, one of each family; no packet is sent."""
     found = []
     for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         try:
@@ -143,7 +145,7 @@ def own_addresses() -> list[str]:
                 probe.connect((anywhere, 9))
                 found.append(str(probe.getsockname()[0]))
         except OSError:
-            continue  # no way out of this machine with that family
+            continue  # no route in this family
     return [address for address in found if not _is_loopback(address)]
 
 
@@ -151,12 +153,12 @@ def own_addresses() -> list[str]:
 
 
 def examine_disks(settings: Settings | None, dataset: Dataset | None) -> Iterator[Finding]:
-    """Yield what room there is: for temporary files, and for the data of the embedded services."""
+    """Yield the free space for temporary files and for the data of the embedded services."""
     try:
         yield disk_finding("temporary files", Path(tempfile.gettempdir()))
     except FileNotFoundError:
-        message = "There is no folder for temporary files that can be written."
-        yield problem("disk", message, "Set TMPDIR to one.", PermanentError)
+        message = "No folder for temporary files is writable."
+        yield problem("disk", message, "Set TMPDIR to a writable folder.", PermanentError)
     if settings is None or settings.environment != "embedded":
         return
     needed = dataset.bytes if dataset is not None else 0
@@ -171,20 +173,20 @@ def _existing(path: Path) -> Path:
 
 
 def disk_finding(purpose: str, path: Path, needed: int = 0) -> Finding:
-    """Return whether a disk has room for a purpose; `needed` is the size of the dataset's photos."""
+    """Return whether a disk has enough free space; `needed` is the size of the dataset's photos."""
     return room_finding(purpose, path, shutil.disk_usage(_existing(path)).free, needed)
 
 
 def room_finding(purpose: str, path: Path, free: int, needed: int = 0) -> Finding:
-    """Return whether so many bytes are enough for a purpose."""
+    """Return whether `free` bytes are enough for a purpose."""
     message = f"{size(free)} are free for {purpose} in {path}"
     if free < SCARCE_BYTES:
-        return problem("disk", f"{message}.", "Make room, or use another disk.", PermanentError)
+        return problem("disk", f"{message}.", "Free space, or use another disk.", PermanentError)
     if free < needed:
-        message += f", less than the {size(needed)} of the dataset's photos, as far as they are not loaded yet."
-        return warning("disk", message, "Make room, or set PIPELINE_HOME to a folder on a larger disk.")
+        message += f", less than the {size(needed)} of the dataset's photos, some of which may be loaded already."
+        return warning("disk", message, "Free space, or set PIPELINE_HOME to a folder on a larger disk.")
     if free < LOW_BYTES:
-        return warning("disk", f"{message}.", "Make room soon.")
+        return warning("disk", f"{message}.", "Free space soon.")
     return ok("disk", f"{message}.")
 
 
@@ -193,7 +195,7 @@ def room_finding(purpose: str, path: Path, free: int, needed: int = 0) -> Findin
 
 @dataclass
 class Dataset:
-    """The photos of a dataset by their sizes; `whole` says that all were seen in the time there was."""
+    """The sizes of a dataset's photos; `whole` is False if the time limit was reached before the last folder."""
 
     source: Path
     recognitions: int = 0
@@ -207,11 +209,11 @@ class Dataset:
 
 
 def look_at_dataset(source: Path, limit: int | None, seconds: float) -> Dataset:
-    """Return the sizes of a dataset's photos, one folder after another, without opening a file.
+    """Return the sizes of a dataset's photos; open no file.
 
     Arguments:
-        limit: bytes beyond which a photo counts as too large.
-        seconds: to stop after, wherever that is.
+        limit: bytes above which a photo counts as too large.
+        seconds: time limit.
 
     Raises:
         UsageError: a folder cannot be read.
@@ -242,9 +244,9 @@ def dataset_finding(dataset: Dataset) -> Finding:
         return problem(
             "dataset",
             f"The dataset {dataset.source} holds no usable recognition.",
-            "Name the folder that has the exports or the recognitions in it.",
+            "Name the folder that contains the exports or the recognitions.",
         )
-    seen = "" if dataset.whole else "; that is what was seen in the time there was, there are more"
+    seen = "" if dataset.whole else "; the time limit was reached, so there are more"
     return ok(
         "dataset",
         f"{dataset.source} holds {dataset.recognitions} usable recognitions, {dataset.photos} photos, "

@@ -1,4 +1,4 @@
-"""The way to a service: its name, its addresses of both families, and how long a connection takes."""
+"""The network to a service: its name, its addresses of both families, and its connection times."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.errors import AccessDenied, TransientError
 
 SAMPLES = 5
 CONNECT_SECONDS = 3.0
-#: Milliseconds, beyond which the distance is what bounds a load.
+#: Median response time in milliseconds above which the network bounds a load.
 SLOW_MS = 200.0
 _TRIED = 2  # addresses of a family
 
-_CHECK = "Check that it runs there, and that a firewall lets you through."
+_CHECK = "Check that it runs there, and that no firewall blocks the connection."
 _POOLER = (
     "Use the session pooler's address from Connect in the Supabase dashboard (…pooler.supabase.com:5432), which has an "
     "IPv4 address, or buy the IPv4 add-on."
@@ -26,14 +26,14 @@ _POOLER = (
 
 
 @dataclass(frozen=True)
-class Way:
-    """A family of addresses to a service.
+class Route:
+    """The connections to a service over one address family.
 
     Attributes:
         family: `IPv4`, `IPv6` or `Unix socket`.
-        seconds: that connections took; none when none came about.
-        error: why none did.
-        silent: nothing answered, not even a refusal.
+        seconds: connection times; empty if there was no connection.
+        error: why a connection failed.
+        silent: the connection timed out without a response.
     """
 
     family: str
@@ -45,8 +45,8 @@ class Way:
 _FAMILIES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6", socket.AF_UNIX: "Unix socket"}
 
 
-def examine_way(service: str, host: str, port: int, embedded: bool = False) -> Iterator[Finding]:
-    """Look a host up, connect to it over each family, and yield what was found; a problem comes alone."""
+def examine_route(service: str, host: str, port: int, embedded: bool = False) -> Iterator[Finding]:
+    """Look a host up, connect to it over each family, and yield findings; a problem is the only finding."""
     where = f"{service} at {host}, port {port},"
     if not host or host.startswith("/"):
         path = f"{host or '/tmp'}/.s.PGSQL.{port}"
@@ -58,13 +58,13 @@ def examine_way(service: str, host: str, port: int, embedded: bool = False) -> I
         except (socket.gaierror, UnicodeError) as exc:
             yield _unknown(service, host, exc)
             return
-    ways = []
+    routes = []
     for family, name in _FAMILIES.items():
         of_family = [address for address in addresses if address[0] == family][:_TRIED]
         if of_family:
-            ways.append(_try(name, of_family))
+            routes.append(_try(name, of_family))
     remedy = "Start it with `python -m pipeline up`." if embedded else _CHECK
-    yield from way_findings(where[0].upper() + where[1:], ways, remedy, pooled="database" in service)
+    yield from route_findings(where[0].upper() + where[1:], routes, remedy, pooled="database" in service)
 
 
 def _unknown(service: str, host: str, error: Exception) -> Finding:
@@ -78,22 +78,22 @@ def _unknown(service: str, host: str, error: Exception) -> Finding:
     return problem(
         "network",
         f"The host of {service}, {host}, has no address.",
-        "Check the setting for a typing error; a paused Supabase project loses its name as well: wake it.",
+        "Check the setting for a typing error; a paused Supabase project has no address: resume it.",
         AccessDenied,
     )
 
 
-def _try(family: str, addresses: Sequence[tuple[Any, ...]]) -> Way:
-    way = Way(family)
+def _try(family: str, addresses: Sequence[tuple[Any, ...]]) -> Route:
+    route = Route(family)
     for address in addresses:
-        way = _connect(family, address)
-        if way.seconds:
+        route = _connect(family, address)
+        if route.seconds:
             break
-    return way
+    return route
 
 
-def _connect(family: str, address: tuple[Any, ...]) -> Way:
-    """Connect some times, and no more once it failed."""
+def _connect(family: str, address: tuple[Any, ...]) -> Route:
+    """Connect several times, up to the first failure."""
     seconds: list[float] = []
     for _ in range(SAMPLES):
         started = time.perf_counter()
@@ -104,45 +104,45 @@ def _connect(family: str, address: tuple[Any, ...]) -> Way:
         except OSError as exc:
             silent = isinstance(exc, TimeoutError)
             why = f"no answer in {CONNECT_SECONDS:.0f} s" if silent else (exc.strerror or type(exc).__name__).lower()
-            return Way(family, tuple(seconds), why, silent)
+            return Route(family, tuple(seconds), why, silent)
         seconds.append(time.perf_counter() - started)
-    return Way(family, tuple(seconds))
+    return Route(family, tuple(seconds))
 
 
-def way_findings(where: str, ways: Sequence[Way], remedy: str, *, pooled: bool) -> Iterator[Finding]:
-    """Yield what the attempts to connect to a service amount to.
+def route_findings(where: str, routes: Sequence[Route], remedy: str, *, pooled: bool) -> Iterator[Finding]:
+    """Yield findings about the connections to a service.
 
     Arguments:
-        where: the service and its address, the begin of a sentence.
-        remedy: for one that is not reached at all.
-        pooled: there may be a pooler with an address of the other family.
+        where: the service and its address, the start of a sentence.
+        remedy: for an unreachable service.
+        pooled: a pooler may have an address of the other family.
     """
-    reached = [way for way in ways if way.seconds]
+    reached = [route for route in routes if route.seconds]
     if not reached:
-        why = ", ".join(f"{way.family}: {way.error}" for way in ways) or "no address of a known family"
-        only_ipv6 = bool(ways) and all(way.family == "IPv6" for way in ways)
+        why = ", ".join(f"{route.family}: {route.error}" for route in routes) or "no address of a known family"
+        only_ipv6 = bool(routes) and all(route.family == "IPv6" for route in routes)
         message = f"{where} cannot be reached ({why})."
         if only_ipv6:
-            message += " It has only an IPv6 address, and this network does not get there."
+            message += " It has only an IPv6 address, which this network cannot reach."
             remedy = _POOLER if pooled else "Use a network with IPv6."
         yield problem("network", message, remedy, TransientError)
         return
-    for way in ways:
-        if way.silent and not way.seconds:
+    for route in routes:
+        if route.silent and not route.seconds:
             yield warning(
                 "network",
-                f"{where} is not reached over {way.family} ({way.error}), and only then tried over "
+                f"{where} is not reached over {route.family} ({route.error}), and only then tried over "
                 f"{reached[0].family}: each new connection may wait that long.",
-                f"Mend {way.family} on this machine, or switch it off.",
+                f"Repair {route.family} on this machine, or disable it.",
             )
-    told = ", ".join(f"{way.family} in {_ms(way.seconds):.1f} ms" for way in reached)
-    missed = ", ".join(f"not over {way.family}: {way.error}" for way in ways if not way.seconds)
-    only = "; it has no other address" if len(ways) == 1 and ways[0].family == "IPv6" else ""
-    yield ok("network", f"{where} is reached over {told}{f' ({missed})' if missed else ''}{only}.")
+    times = ", ".join(f"{route.family} in {_ms(route.seconds):.1f} ms" for route in reached)
+    missed = ", ".join(f"not over {route.family}: {route.error}" for route in routes if not route.seconds)
+    only = "; it has no other address" if len(routes) == 1 and routes[0].family == "IPv6" else ""
+    yield ok("network", f"{where} is reached over {times}{f' ({missed})' if missed else ''}{only}.")
 
 
 def latency_finding(service: str, seconds: Sequence[float]) -> Finding:
-    """Return what is to be said of the time that answers take: the median of several."""
+    """Return a finding about the median response time."""
     ms = _ms(seconds)
     message = f"{service[0].upper()}{service[1:]} answers in {ms:.1f} ms (median of {len(seconds)})."
     if ms > SLOW_MS:

@@ -1,4 +1,4 @@
-"""The database: the way to it, the pooler before it, the role, the schema, its limits, and unfinished batches."""
+"""The database: its network, a pooler, the role, the schema, limits, and unfinished batches."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipeline.database.migrate import pending
 from pipeline.doctor.clock import offset_of
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
-from pipeline.doctor.network import SAMPLES, examine_way, latency_finding
+from pipeline.doctor.network import SAMPLES, examine_route, latency_finding
 from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError
 from pipeline.units import duration, size
 
-#: Of one statement.
+#: Time limit of a statement.
 _SECONDS = 10.0
-#: That a transaction waits for another one of ours, where a pooler has no more connections.
+#: Time limit for a second connection, which a pooler may not have.
 _WAIT_SECONDS = 5.0
 _OLD = timedelta(days=7)
 _SHOWN = 5
@@ -35,17 +35,17 @@ _OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user p
 
 
 def examine_database(settings: Settings, facts: Facts) -> Iterator[Finding]:
-    """Yield what is found of the database; when it does not answer, that alone."""
+    """Yield findings about the database; only one problem if it does not respond."""
     try:
         host, port, _ = address_of(settings.database_url.reveal())
     except PipelineError as exc:
         yield of_error("database", exc)
         return
-    for finding in examine_way("the database", host, port, settings.environment == "embedded"):
+    for finding in examine_route("the database", host, port, settings.environment == "embedded"):
         yield finding
         if finding.level == PROBLEM:
             return
-    # A pool of one: the same connection for one transaction after the other.
+    # A pool of one connection, so that all transactions use the same one.
     settings = replace(settings, tuning=replace(settings.tuning, connection_pool_size=1, retry_max_attempts=0))
     with closing(Database(settings, application=_APPLICATION)) as database:
         try:
@@ -73,15 +73,15 @@ def _examine(settings: Settings, database: Database, facts: Facts, port: int) ->
     yield ok("size", f"The database holds {size(server.bytes)}.")
     if missing == []:
         yield from _examine_batches(settings, database, facts)
-    # The last one, since it needs a second connection, which may be one too many.
+    # Last, since it needs a second connection, which may not be available.
     try:
-        yield pooler_finding(_look_behind(settings, database, port))
+        yield pooler_finding(_observe_pooling(settings, database, port))
     except PipelineError as exc:
         yield of_error("pooler", exc)
 
 
 def _ask(connection: Connection, facts: Facts) -> list[float]:
-    """Return how long answers took; the quickest one tells the clock best."""
+    """Return response times; take the clock's offset from the fastest response."""
     seconds: list[float] = []
     for _ in range(SAMPLES):
         sent, started = time.time(), time.perf_counter()
@@ -94,7 +94,7 @@ def _ask(connection: Connection, facts: Facts) -> list[float]:
 
 
 def version_finding(version: int) -> Finding:
-    """Return what is to be said of a server's version, such as 140005."""
+    """Return a finding about a server's version, such as 140005."""
     text = f"PostgreSQL {version // 10000}.{version % 10000}"
     if version < MINIMUM_VERSION:
         return problem("version", f"The server is {text}.", f"Use PostgreSQL {MINIMUM_VERSION // 10000} or newer.")
@@ -102,17 +102,17 @@ def version_finding(version: int) -> Finding:
 
 
 @dataclass(frozen=True)
-class Behind:
-    """What stands behind a connection.
+class Pooling:
+    """The server processes that served two connections.
 
     Attributes:
-        named: the server's process by the protocol's first answer; a pooler names one of its own.
-        processes: the process of each transaction of one connection.
-        others: those of another connection, while the first one was open.
-        application: what the server takes the client's name to be.
+        named: the process id in the protocol's BackendKeyData; a pooler sends one of its own.
+        processes: the process of each transaction of the first connection.
+        others: those of a second connection, while the first one was open.
+        application: the application_name that the server sees.
         port: of the address.
-        second: another connection had its turn beside it.
-        waited: while that one was in a transaction, this one had to wait.
+        second: the second connection was served at the same time.
+        waited: the first connection had to wait while the second one was in a transaction.
     """
 
     named: int
@@ -124,11 +124,11 @@ class Behind:
     waited: bool = False
 
 
-def _look_behind(settings: Settings, first: Database, port: int) -> Behind:
-    """Ask one connection for its process before and while another one is in a transaction; nothing is left behind.
+def _observe_pooling(settings: Settings, first: Database, port: int) -> Pooling:
+    """Query the server process of one connection before and while another one is in a transaction.
 
-    A pooler in transaction mode gives its processes to whoever comes next: in turn, which the first answers tell, or
-    the one that became free last, which the other connection then has.
+    A pooler in transaction mode assigns server processes in turn, which the first queries detect, or assigns the one
+    that became free last, which the second connection then gets.
     """
     held, over = threading.Event(), threading.Event()
     errors: list[PipelineError] = []
@@ -154,7 +154,7 @@ def _look_behind(settings: Settings, first: Database, port: int) -> Behind:
     found = [first.run(ask, _SECONDS, read_only=True) for _ in range(2)]
 
     def ask_again() -> None:
-        with suppress(PipelineError):  # what counts is that it had to wait
+        with suppress(PipelineError):  # only the waiting matters
             found.append(first.run(ask, _SECONDS, read_only=True))
 
     holder, asker = (threading.Thread(target=work, name="pooler", daemon=True) for work in (hold, ask_again))
@@ -170,16 +170,16 @@ def _look_behind(settings: Settings, first: Database, port: int) -> Behind:
     if errors:
         raise errors[0]
     named, _, application = found[0]
-    return Behind(named, tuple(pid for _, pid, _ in found), application, port, tuple(others), second, waited)
+    return Pooling(named, tuple(pid for _, pid, _ in found), application, port, tuple(others), second, waited)
 
 
-def pooler_finding(behind: Behind) -> Finding:
-    """Return whether the database is asked directly or through a pooler, and what follows."""
-    shared = set(behind.processes) & set(behind.others)
-    by_behaviour = bool(shared) or len(set(behind.processes)) > 1 or behind.waited
-    direct = behind.named == behind.processes[0] and not behind.application.startswith("Supavisor")
-    in_transactions = by_behaviour or (not direct and behind.port == _TRANSACTION_PORT)
-    if not behind.second or behind.waited:
+def pooler_finding(pooling: Pooling) -> Finding:
+    """Return whether the connection is direct or goes through a pooler, and in which mode."""
+    shared = set(pooling.processes) & set(pooling.others)
+    by_behaviour = bool(shared) or len(set(pooling.processes)) > 1 or pooling.waited
+    direct = pooling.named == pooling.processes[0] and not pooling.application.startswith("Supavisor")
+    in_transactions = by_behaviour or (not direct and pooling.port == _TRANSACTION_PORT)
+    if not pooling.second or pooling.waited:
         return problem(
             "pooler",
             f"The pooler before the database, in {'transaction' if in_transactions else 'session'} mode, has no second "
@@ -188,39 +188,39 @@ def pooler_finding(behind: Behind) -> Finding:
             DatabaseUnavailable,
         )
     if in_transactions:
-        told = "by its behaviour" if by_behaviour else f"by its port, {_TRANSACTION_PORT}"
+        detected = "by its behaviour" if by_behaviour else f"by its port, {_TRANSACTION_PORT}"
         return ok(
             "pooler",
-            f"A pooler in transaction mode stands before the database ({told}). A load needs nothing that outlives a "
-            "transaction, so it may; the lock of a run and each COPY hold one of the pooler's server connections.",
+            f"The database is behind a pooler in transaction mode ({detected}), which a load supports; the lock of a "
+            "run and each COPY use one of the pooler's server connections.",
         )
     if direct:
-        return ok("pooler", "The database is asked directly, without a pooler.")
+        return ok("pooler", "The connection to the database is direct, without a pooler.")
     return ok(
         "pooler",
-        "A pooler in session mode stands before the database: each connection of a load holds one of its server "
+        "The database is behind a pooler in session mode: each connection of a load uses one of its server "
         "connections.",
     )
 
 
 def writable_finding(replica: bool, read_only: bool) -> Finding:
-    """Return whether the database takes writes."""
+    """Return whether the database accepts writes."""
     if replica:
         return problem("writes", "The server is a read replica.", "Use the address of the primary in DATABASE_URL.")
     if read_only:
         return problem(
             "writes",
             "Transactions are read-only by default; on Supabase, the project's disk may be full.",
-            "Make room or enlarge the disk; else ALTER ROLE … SET default_transaction_read_only = off.",
+            "Free space or enlarge the disk; else ALTER ROLE … SET default_transaction_read_only = off.",
         )
     return ok("writes", "The database takes writes.")
 
 
 def role_finding(role: str, temporary: bool, tables: Sequence[Any]) -> Finding:
-    """Return what the role may not do that a load does: own the tables, COPY, make temporary tables."""
+    """Return which privileges of a load the role lacks: owning the tables, COPY, creating temporary tables."""
     wrong = []
     if not temporary:
-        wrong.append("may not make temporary tables")
+        wrong.append("may not create temporary tables")
     for name, bad in (
         ("does not own", [table.name for table in tables if not table.owned]),
         ("may not COPY past the row-level security of", [table.name for table in tables if table.filtered]),
@@ -237,7 +237,7 @@ def migrations_finding(missing: Sequence[str], creates: bool, production: bool) 
     """Return whether the schema is up to date."""
     if not missing:
         return ok("migrations", "The schema is up to date.")
-    may = "" if creates else f" The role of DATABASE_URL may not make schemas; {_OWNER}"
+    may = "" if creates else f" The role of DATABASE_URL may not create schemas; {_OWNER}"
     return problem(
         "migrations",
         f"{len(missing)} migrations are pending, the first is {missing[0]}.",
@@ -246,7 +246,7 @@ def migrations_finding(missing: Sequence[str], creates: bool, production: bool) 
 
 
 def _room(server: Any) -> list[tuple[str, int, int]]:
-    """Return what bounds connections: the server, the role, the database; how many it takes, and how many there are."""
+    """Return the connection limits of server, role and database: name, limit, and connections in use."""
     bounds = [("server", server.server_slots, server.server_used)]
     for name in ("role", "database"):
         slots = getattr(server, f"{name}_slots")
@@ -256,10 +256,9 @@ def _room(server: Any) -> list[tuple[str, int, int]]:
 
 
 def connections_finding(bounds: Sequence[tuple[str, int, int]], pool_size: int) -> Finding:
-    """Return how many worker processes find connections: one of the bounds is the narrowest."""
+    """Return the number of worker processes that the strictest connection limit allows."""
     name, slots, used = min(bounds, key=lambda bound: bound[1] - bound[2])
-    free = slots - used + 1  # our own one goes away
-    workers = max(0, (free - 1) // pool_size)  # and the lock of a run takes one
+    workers = max(0, (slots - used) // pool_size)  # the doctor's own connection is left for the lock of the run
     message = f"Of the {slots} connections that the {name} takes, {used} are in use"
     if not workers:
         return warning(
@@ -271,7 +270,7 @@ def connections_finding(bounds: Sequence[tuple[str, int, int]], pool_size: int) 
 
 
 def timeouts_finding(statement: int | None, transaction: int | None) -> Finding:
-    """Return what the server's time limits, in ms, do to a load; transaction_timeout is new in PostgreSQL 17."""
+    """Return how the server's time limits, in ms, affect a load; transaction_timeout is new in PostgreSQL 17."""
     if transaction:
         return warning(
             "timeouts",
@@ -291,7 +290,7 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
     def ask(connection: Connection) -> tuple[datetime, list[tuple[Batch, bool]]]:
         facts.photos_stored = connection.one("count_stored", bucket=settings.bucket).photos
         batches = [batch_state.batch_from(row) for row in connection.execute("list_unfinished")]
-        # Who gets the lock of a run's batch knows that there is no run; it is given back at the transaction's end.
+        # A run holds the lock of its batch; the end of this transaction releases a lock that was free.
         found = [(batch, not batch_state.try_lock(connection, batch.id)) for batch in batches[:_SHOWN]]
         facts.unfinished = len(batches)
         return connection.one("now").now, found
@@ -307,16 +306,16 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
 
 
 def batch_finding(batch: Batch, now: datetime, *, running: bool, production: bool) -> Finding:
-    """Return what is to be said of an unfinished batch."""
+    """Return a finding about an unfinished batch."""
     age = now - batch.created_at
     days = f"{age.days} days ago" if age.days > 1 else "less than two days ago"
-    message = f"Batch {batch.id} is {batch.state}, begun {days}"
+    message = f"Batch {batch.id} is {batch.state}, started {days}"
     if running:
-        return ok("batches", f"{message}, and a run is at it.")
+        return ok("batches", f"{message}, and a run is in progress.")
     if batch.state == "resetting":
         return warning("batches", f"{message}.", f"Finish it: {reset_command(batch.id, production)}")
     remedy = f"Finish it: {resume_command(batch.id, batch.kind, batch.limit, batch.force, production)}"
     if age > _OLD:
-        remedy += f", or take it out: {reset_command(batch.id, production)}"
+        remedy += f", or remove it: {reset_command(batch.id, production)}"
         message += "; it holds its recognitions, and its objects are in the bucket"
     return warning("batches", f"{message}.", remedy)

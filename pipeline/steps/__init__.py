@@ -1,1 +1,1 @@
-"""The steps of a batch as plain functions; Luigi is not known here."""
+"""The steps of a batch as plain functions, without Luigi."""

@@ -1,6 +1,6 @@
-"""Stage the annotations: read the file once as a stream, and COPY its usable detections into temporary tables.
+"""Stage the annotations: stream the file once, and COPY its usable detections into temporary tables.
 
-Discovery inserts those of the chosen photos into the schema raw, in the same transaction.
+Discovery inserts the detections of the selected photos into the schema raw, in the same transaction.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.dataset.detections import Detection, detections_of, photo_of
 from pipeline.dataset.records import Reject
 from pipeline.errors import BadInput, UnfinishedError
 
-#: Entries and rejects, and bytes of detections for COPY, that are in memory at most.
+#: Maximum number of buffered entries and rejects, and bytes of buffered detections.
 _PAGE = 2000
 _PAGE_BYTES = 4 << 20
 _ENTRIES = ("number", "recognition_id", "camera_number", "path", "size", "detections")
@@ -33,15 +33,15 @@ def stage_annotations(
     force: bool,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Any:
-    """Read the file; fill pg_temp.entries, pg_temp.detections, pg_temp.staged (the choice) and pg_temp.found.
+    """Read the file; fill pg_temp.entries, pg_temp.detections, pg_temp.staged (the selection) and pg_temp.found.
 
-    Returns a row with what was found: found, already_loaded, held_elsewhere, held_by, superseded_copies.
+    Return a row of counts: found, already_loaded, held_elsewhere, held_by, superseded_copies.
 
     Arguments:
-        progress: called with the size of the file and how much of it was read, in bytes.
+        progress: called with the size of the file and the bytes read so far.
 
     Raises:
-        UsageError: the file as a whole is broken.
+        UsageError: the file is not one JSON object.
         UnfinishedError: the file cannot be read.
     """
     connection.execute("create_found")
@@ -69,7 +69,7 @@ def stage_annotations(
         numbers = itertools.count()
         for entry in read_entries(stream):
             row, detections, problems = _read(next(numbers), entry)
-            # The next entry is parsed without this one in memory; enumerate() would keep it.
+            # Free this entry before the next one is parsed; enumerate() would keep it.
             del entry
             rows += [row] if row is not None else []
             lines.append(detections)
@@ -91,7 +91,7 @@ def stage_annotations(
 
 
 def _read(number: int, entry: Entry) -> tuple[Sequence[object] | None, bytes, list[Reject]]:
-    """Return the row of an entry (None when its key names no photo), its detections as lines for COPY, its rejects."""
+    """Return an entry's row (None if its key names no photo), its detections as COPY lines, and its rejects."""
     shown = entry.key.encode(errors="replace").decode().replace("\0", "�")[:_LONGEST_PATH]
     try:
         recognition_id, camera = photo_of(entry.key)
@@ -111,7 +111,7 @@ def _read(number: int, entry: Entry) -> tuple[Sequence[object] | None, bytes, li
 
 
 def _lines(number: int, detections: Sequence[Detection]) -> bytes:
-    """Return detections in the text format of COPY, in which none of their fields needs an escape."""
+    """Return detections in the text format of COPY; no field needs escaping."""
     return "".join(
         [
             f"{number}\t{position}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"

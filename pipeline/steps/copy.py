@@ -1,4 +1,4 @@
-"""COPY a shard into the schema raw: documents streamed from their files, the marker in the same transaction."""
+"""COPY a shard's documents from their files into the schema raw, with the marker in the same transaction."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
-#: Bytes of receipts that are read while PostgreSQL is at something else.
+#: Maximum bytes of receipts to read ahead while PostgreSQL executes other statements.
 _AHEAD = 1 << 20
 
-#: Recognitions, and their lines for COPY.
+#: Recognition ids with their COPY lines.
 _Lines = list[tuple[int, bytes]]
 
 
@@ -40,50 +40,52 @@ def copy_shard(
     batch_id: str,
     shard: int,
     metrics: Metrics,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
     *,
     may_reject: bool = True,
 ) -> None:
-    """Copy the rows of a shard and write its marker; nothing happens when the marker is there.
+    """Copy the rows of a shard and write its marker; do nothing if the marker exists.
 
-    A document that is no longer the one the upload checked makes its recognition a reject. `tell` is given what was
-    done, in words.
+    A document that changed since the upload checked it makes its recognition a reject.
 
     Arguments:
-        may_reject: this host may reject what it does not see as the upload saw it; see `require_source`.
+        report: called with a sentence about the result.
+        may_reject: allow this host to reject missing or changed files; see `require_source`.
 
     Raises:
         RefusedError: the batch is not being loaded.
-        SourceUnavailable: documents are lost because the dataset is not there; nothing was written.
-        UnfinishedError: the shard's upload is not done, or was taken back.
-        DatabaseUnavailable: nothing was written; so with any other DatabaseError.
+        SourceUnavailable: documents are missing because the dataset is unavailable; nothing was written.
+        UnfinishedError: the shard is not uploaded, or its upload was rolled back.
+        DatabaseError: nothing was written.
         DataError: nothing was written, and the shard's upload was rolled back.
     """
 
     def work(connection: Connection) -> None:
         begin = time.perf_counter()
-        # In one message, each statement sees what was committed before it began: the list, what the locks waited for.
+        # One message to the server; list_documents still sees what was committed while the locks were awaited.
         connection.enqueue("prefer_indexes")
         connection.enqueue("hold_batch", batch_id=batch_id)
         connection.enqueue("lock_step", batch_id=batch_id, step=COPY, shard=shard)
         rows = connection.execute("list_documents", batch_id=batch_id, shard=shard)
         if not rows or rows[0].state != "loading":
-            batch_state.hold(connection, batch_id)  # which refuses
-        held, listed = rows[0], rows[1:]
-        if held.kind != KIND_LOAD:
+            batch_state.hold(connection, batch_id)  # raises RefusedError
+        batch, listed = rows[0], rows[1:]
+        if batch.kind != KIND_LOAD:
             raise RefusedError(
-                f"Batch {batch_id} holds other things than this run began: it was begun anew meanwhile.",
+                f"Batch {batch_id} was reset and started anew with annotations.",
                 "Look at it with `python -m pipeline status`.",
             )
-        if held.copied:
+        if batch.copied:
             return
-        if not held.uploaded:
+        if not batch.uploaded:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
-        recognitions, rejects = _copy_documents(connection, batch_id, shard, held.source, listed, may_reject=may_reject)
+        recognitions, rejects = _copy_documents(
+            connection, batch_id, shard, batch.source, listed, may_reject=may_reject
+        )
         metrics.add("db_bulk_copy", time.perf_counter() - begin)
-        batch_state.mark(connection, batch_id, COPY, shard, held.now, metrics.as_dict())
+        batch_state.mark(connection, batch_id, COPY, shard, batch.now, metrics.as_dict())
         logger.info("copy: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
-        tell(f"{recognitions} recognitions copied, {rejects} rejects")
+        report(f"{recognitions} recognitions copied, {rejects} rejects")
 
     try:
         database.run(work, timeout=_TIMEOUT)
@@ -95,11 +97,11 @@ def copy_shard(
 def _copy_documents(
     connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any], *, may_reject: bool
 ) -> tuple[int, int]:
-    """Copy what only the files of a shard tell; return how many recognitions it has, and how many were rejected."""
+    """Copy the menus and receipts of a shard; return its numbers of recognitions and of rejects."""
     unread: dict[int, Reject] = {}
     receipts = _receipts(batch_id, source, rows, unread)
     enough = threading.Event()
-    first = _begun(lambda: _some(receipts, enough))  # while PostgreSQL copies what it has
+    first = _in_thread(lambda: _read_ahead(receipts, enough))  # while PostgreSQL copies the menus
     known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
     rejects: dict[int, Reject] = {}
     new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
@@ -119,27 +121,27 @@ def _copy_documents(
     require_source(Path(source), rejects.values(), may_reject=may_reject)
     if rejects:
         connection.execute("delete_files_rejected", batch_id=batch_id, recognition_ids=list(rejects))
-    # Their photos are in the bucket already; the commit takes them out.
+    # Their photos are already in the bucket; the transform step removes them.
     batch_state.reject_copied(connection, batch_id, KIND_LOAD, shard, list(rejects.values()), list(rejects))
     return len(rows), len(rejects)
 
 
-def _begun(work: Callable[[], _Lines]) -> Future[_Lines]:
-    """Begin work in a thread that nobody has to wait for: a file system that hangs must not keep an interrupt away."""
+def _in_thread(work: Callable[[], _Lines]) -> Future[_Lines]:
+    """Run work in a daemon thread, so that a hanging file system does not block an interrupt."""
     future: Future[_Lines] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except Exception as exc:  # noqa: BLE001 (whoever waits for the result has it)
+        except Exception as exc:  # noqa: BLE001 (result() raises it)
             future.set_exception(exc)
 
     threading.Thread(target=run, name="receipts", daemon=True).start()
     return future
 
 
-def _some(lines: Iterator[tuple[int, bytes]], enough: threading.Event) -> _Lines:
-    """Take lines of a bounded size together until it is enough; often that is all of a shard."""
+def _read_ahead(lines: Iterator[tuple[int, bytes]], enough: threading.Event) -> _Lines:
+    """Return lines until `enough` is set or _AHEAD bytes are read; often that is the whole shard."""
     taken, size = [], 0
     for key, line in lines:
         taken.append((key, line))
@@ -150,7 +152,7 @@ def _some(lines: Iterator[tuple[int, bytes]], enough: threading.Event) -> _Lines
 
 
 def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, bytes]]:
-    """Yield (SHA-256 of the file, JSON) of each distinct menu; fill `rejects` where no copy of it is left."""
+    """Yield (SHA-256 of the file, JSON) of each distinct menu; fill `rejects` if no unchanged copy is left."""
     by_digest: dict[str, list[Any]] = {}
     for row in rows:
         by_digest.setdefault(row.menu_sha256, []).append(row)
@@ -161,7 +163,7 @@ def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iter
             except BadInput as exc:
                 rejects[row.recognition_id] = Reject(row.recognition_id, row.menu_path, exc.code, exc.message)
                 continue
-            # One whole copy serves all that had the same content when they were checked.
+            # One unchanged copy is enough for all recognitions that had the same menu.
             for other in sharing:
                 rejects.pop(other.recognition_id, None)
             yield digest, menu
@@ -171,7 +173,7 @@ def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iter
 def _receipts(
     batch_id: str, source: str, rows: Sequence[Any], rejects: dict[int, Reject]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield each recognition and its line for raw.receipts; fill `rejects` where a receipt is lost."""
+    """Yield each recognition id with its line for raw.receipts; fill `rejects` for receipts that cannot be read."""
     for row in rows:
         receipt = None
         if row.receipt_path is not None:
@@ -184,12 +186,12 @@ def _receipts(
 
 
 def _read(source: str, path: str, size: int, digest: str) -> bytes:
-    """Return the JSON of a document; its digest says that it is the one that the upload checked.
+    """Return the JSON of a document whose SHA-256 is still the one that the upload checked.
 
     Raises:
         BadInput: json_vanished, json_unreadable or json_changed.
     """
-    # A byte more than there should be: what has grown is not taken into memory.
+    # One extra byte detects a file that grew, without reading all of it.
     content, _ = read_up_to(f"{source}/{path}", size + 1, "json", "it was checked")
     if hashlib.sha256(content).hexdigest() != digest:
         raise BadInput("json_changed", "the file changed since it was checked")

@@ -1,7 +1,4 @@
-"""Discover: look at the dataset or the annotations, choose what is new, write the manifest; all in one transaction.
-
-Killed at any moment before its commit, discovery leaves nothing behind.
-"""
+"""Discover: inspect the dataset or the annotations, select new inputs, and write the manifest in one transaction."""
 
 from __future__ import annotations
 
@@ -30,15 +27,15 @@ from pipeline.steps.source import require_source
 
 logger = get_logger(__name__)
 
-#: Two tasks a shard and three for the batch stay under a thousand.
+#: Keeps a batch below a thousand tasks: two per shard and three per batch.
 MAXIMUM_SHARDS = 490
 _PAGE = 2000
-#: Folders that tell whether a file system makes us wait.
+#: Folders inspected to measure whether the file system is slow.
 _TRIED = 20
 _SHOWN_REJECTS = 50
 
-#: How much there is, and how much is done.
-Looking = Callable[[int, int], None]
+#: Called with the total and the number done.
+Progress = Callable[[int, int], None]
 
 _STAGED = (
     "recognition_id",
@@ -57,7 +54,7 @@ _STAGED = (
 
 @dataclass(frozen=True)
 class Request:
-    """What a load is asked to do; `source` is absolute, a folder or an annotations file."""
+    """The parameters of a load; `source` is the absolute path of a folder or an annotations file."""
 
     batch_id: str
     source: str
@@ -71,7 +68,7 @@ class Request:
 
     @classmethod
     def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:
-        """Return a request with what the settings say; `options` are kind, limit, force and strict."""
+        """Return a request with the settings' values; `options` are kind, limit, force and strict."""
         tuning = settings.tuning
         return cls(
             batch_id, source, settings.bucket, batch_size=tuning.batch_size, threads=tuning.thread_count, **options
@@ -80,7 +77,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What discovery found, counted in recognitions where nothing else is said."""
+    """What discovery found; counts are recognitions unless the name says otherwise."""
 
     batch_id: str
     source: str
@@ -97,13 +94,13 @@ class Discovery:
     rejects: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return {**asdict(self), "held_by": list(self.held_by)}
 
 
 @dataclass(frozen=True)
 class _Statements:
-    """What differs between the kinds when the manifest is written."""
+    """The statements that differ by kind of batch."""
 
     drop_late: str
     insert_manifest: str
@@ -116,19 +113,19 @@ _STATEMENTS = {
 
 
 def discover(
-    database: Database, request: Request, *, dry_run: bool = False, progress: Looking = lambda *_: None
+    database: Database, request: Request, *, dry_run: bool = False, progress: Progress = lambda *_: None
 ) -> Discovery | None:
-    """Write the batch, its manifest and its rejects; return what was found, None when that was done before.
+    """Write the batch, its manifest and its rejects; return what was found, None if the marker exists.
 
     Arguments:
-        dry_run: find out, and write nothing.
-        progress: called with how much there is to look at, and how much was looked at: recognitions of a dataset, bytes
-            of an annotations file.
+        dry_run: roll back instead of committing.
+        progress: called with the total and the amount inspected: recognitions of a dataset, or bytes of an
+            annotations file.
 
     Raises:
-        UsageError: the dataset cannot be read, or holds no recognition at all.
-        RefusedError: the batch exists already, or `strict` met a reject.
-        SourceUnavailable: the dataset went away while it was looked at.
+        UsageError: the dataset cannot be read, or contains no recognition.
+        RefusedError: the batch exists already, or `strict` is set and there is a reject.
+        SourceUnavailable: the dataset became unavailable during the inspection.
     """
 
     def work(connection: Connection) -> Discovery | None:
@@ -139,12 +136,12 @@ def discover(
     return database.run(work, timeout=0, keep=not dry_run)
 
 
-def _discover(connection: Connection, request: Request, progress: Looking) -> Discovery:
+def _discover(connection: Connection, request: Request, progress: Progress) -> Discovery:
     connection.enqueue("prefer_indexes")
     now = connection.one("now").now
     metrics = Metrics()
-    look = _look_at_dataset if request.kind == KIND_LOAD else _look_at_annotations
-    found, beyond = look(connection, request, metrics, progress)
+    stage = _stage_dataset if request.kind == KIND_LOAD else _stage_annotations
+    found, beyond = stage(connection, request, metrics, progress)
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
     if request.strict and rejects:
         _refuse(connection, rejects)
@@ -168,7 +165,7 @@ def _discover(connection: Connection, request: Request, progress: Looking) -> Di
             beyond_limit=beyond,
         ):
             raise RefusedError(
-                f"Batch {request.batch_id} was begun by another run meanwhile.", "Run the same command again."
+                f"Another run started batch {request.batch_id} in the meantime.", "Run the same command again."
             )
         connection.execute("analyze_staged")
         connection.execute("insert_claims", batch_id=request.batch_id, kind=request.kind)
@@ -202,8 +199,8 @@ def _discover(connection: Connection, request: Request, progress: Looking) -> Di
     )
 
 
-def _look_at_dataset(connection: Connection, request: Request, metrics: Metrics, progress: Looking) -> tuple[Any, int]:
-    """Leave in pg_temp.staged what is to be loaded; return what was found, and how many are beyond the limit."""
+def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, progress: Progress) -> tuple[Any, int]:
+    """Fill pg_temp.staged with the inputs to load; return the row of counts, and the number beyond the limit."""
     source = Path(request.source)
     with metrics.timed("discover_walk"):
         found = _find(connection, request, source)
@@ -214,8 +211,8 @@ def _look_at_dataset(connection: Connection, request: Request, metrics: Metrics,
     return found, beyond
 
 
-def _look_at_annotations(
-    connection: Connection, request: Request, metrics: Metrics, progress: Looking
+def _stage_annotations(
+    connection: Connection, request: Request, metrics: Metrics, progress: Progress
 ) -> tuple[Any, int]:
     source = Path(request.source)
     with metrics.timed("discover_annotations"):
@@ -223,7 +220,7 @@ def _look_at_annotations(
 
 
 def _copy_annotations(connection: Connection, batch_id: str) -> None:
-    """Insert the chosen detections into the schema raw, with the marker of the only shard."""
+    """Insert the selected detections into the schema raw, and mark the only shard."""
     now = connection.one("now").now
     metrics = Metrics()
     with metrics.timed("db_bulk_copy"):
@@ -232,12 +229,12 @@ def _copy_annotations(connection: Connection, batch_id: str) -> None:
 
 
 def shard_size(recognitions: int, batch_size: int) -> int:
-    """Return how many recognitions a shard holds: `batch_size`, or more where there would be too many shards."""
+    """Return the recognitions per shard: `batch_size`, or more if there would be too many shards."""
     return max(batch_size, -(-recognitions // MAXIMUM_SHARDS))
 
 
 def _find(connection: Connection, request: Request, source: Path) -> Any:
-    """List the folders' names into a temporary table, and choose the candidates there."""
+    """Copy the folders' names into a temporary table, and select the candidates there."""
     connection.execute("create_found")
     listed = connection.copy_in(
         "pg_temp.found",
@@ -262,21 +259,21 @@ def _find(connection: Connection, request: Request, source: Path) -> Any:
 
 
 def _stage(connection: Connection, request: Request, source: Path, progress: Callable[[int], None]) -> int | None:
-    """Inspect candidates, lowest id first, until the limit is reached; return the last id looked at, if any."""
+    """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, if any."""
     connection.execute("create_staged")
     wanted = request.limit
     strict = _Strict() if request.strict else None
     after = -1
-    looked = None
-    count_looked = 0
+    last = None
+    inspected = 0
     with ThreadPoolExecutor(min(8, request.threads)) as executor:
         while wanted is None or wanted > 0:
-            # A page is never more than what is still wanted, so that nobody is inspected in vain.
+            # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
             count = _PAGE if wanted is None else min(_PAGE, wanted)
             page = connection.execute("list_candidates", after=after, count=count)
             if not page:
                 break
-            after = looked = page[-1].recognition_id
+            after = last = page[-1].recognition_id
             folders = [Folder(row.recognition_id, row.path) for row in page]
             results = _inspect(source, folders, executor, strict)
             usable: list[Recognition] = []
@@ -290,42 +287,42 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
                 ("recognition_id", "path", "code", "message"),
                 ((r.recognition_id, r.path, r.code, r.message) for r in rejects),
             )
-            count_looked += len(page)
-            progress(count_looked)
+            inspected += len(page)
+            progress(inspected)
             if wanted is not None:
                 wanted -= len(usable)
-    return looked
+    return last
 
 
 def _inspect(
     source: Path, folders: Sequence[Folder], executor: Executor, strict: _Strict | None
 ) -> Iterator[Recognition | Reject]:
-    """Inspect folders, in their order: in threads, unless the file system answers at once.
+    """Inspect folders, in order; use threads only if the file system is slow.
 
-    Threads take turns at the interpreter, which for a folder on a disk of this machine costs more than to look into it.
+    On a local disk, switching the GIL between threads takes longer than inspecting a folder.
     """
     if strict is not None:
-        yield from executor.map(partial(strict.look, source), folders)
+        yield from executor.map(partial(strict.inspect, source), folders)
         return
-    look = partial(inspect_folder, source)
+    inspect = partial(inspect_folder, source)
     begin, worked = time.perf_counter(), time.thread_time()
-    yield from map(look, folders[:_TRIED])
+    yield from map(inspect, folders[:_TRIED])
     seconds, worked = time.perf_counter() - begin, time.thread_time() - worked
-    yield from (map if worked > seconds / 2 else executor.map)(look, folders[_TRIED:])
+    yield from (map if worked > seconds / 2 else executor.map)(inspect, folders[_TRIED:])
 
 
 class _Strict:
-    """Read and check the files of a recognition as well, which else the upload does."""
+    """Also read and check the files of a recognition, which otherwise the upload does."""
 
     def __init__(self) -> None:
         self._budget, self._decoders, self._metrics = Budget(BUDGET), threading.Semaphore(DECODERS), Metrics()
 
-    def look(self, source: Path, folder: Folder) -> Recognition | Reject:
-        """Return what is in a folder, as far as it is good."""
+    def inspect(self, source: Path, folder: Folder) -> Recognition | Reject:
+        """Return the recognition in a folder, or the reason to reject it."""
         result = inspect_folder(source, folder)
         if isinstance(result, Reject):
             return result
-        with self._budget.hold(size_of(result)):
+        with self._budget.reserved(size_of(result)):
             files = read_files(source, result, self._metrics)
             if isinstance(files, Reject):
                 return files
@@ -358,7 +355,7 @@ def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
     raise RefusedError(
         f"--strict refuses the batch, {total} of its inputs {'is' if total == 1 else 'are'} not usable "
         f"({describe_rejects(rejects)}):\n" + "\n".join(lines),
-        "Mend or remove them, or load without --strict, which leaves them out.",
+        "Correct or remove them, or load without --strict, which leaves them out.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Read and check the files of a recognition: each photo once, and nothing of it is changed on the way."""
+"""Read and check the files of a recognition; each photo is read once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.dataset.records import File, Recognition, Reject
 from pipeline.errors import BadInput
 from pipeline.observe.metrics import Metrics
 
-#: Bytes of photos that one process holds at most; a recognition larger than that goes alone.
+#: Maximum bytes of photos in memory per process; a larger recognition is processed alone.
 BUDGET = 64 << 20
 _KNOWN_MENUS = 256
 
@@ -35,7 +35,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Files:
-    """What was read of a recognition: its photos as they are, and the SHA-256 (hex) of its documents, checked."""
+    """The unchecked photos of a recognition, and the SHA-256 (hex) of its checked documents."""
 
     photos: tuple[bytes, bytes]
     menu_sha256: str | None
@@ -43,59 +43,56 @@ class Files:
 
 
 class Budget:
-    """Bound what is held at once, as bytes: wait in line until there is room, always letting at least one through."""
+    """A first-come-first-served limit on bytes in use; a reservation above the limit waits until it is alone."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
         self._lock = threading.Lock()
-        self._line: deque[tuple[int, threading.Lock]] = deque()
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()
 
     @contextlib.contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """LockedBatch so much for the block."""
-        self.take(size)
+    def reserved(self, size: int) -> Iterator[None]:
+        """Reserve `size` bytes for the duration of the block."""
+        self.reserve(size)
         try:
             yield
         finally:
-            self.give_back(size)
+            self.release(size)
 
-    def take(self, size: int) -> None:
-        """Wait for room for so much, and hold it until `give_back`, be it in another thread."""
+    def reserve(self, size: int) -> None:
+        """Wait until `size` bytes are free and reserve them; any thread may release them."""
         with self._lock:
-            if not self._line and self._fits(size):
+            if not self._waiting and self._fits(size):
                 self._used += size
                 return
             turn = threading.Lock()
             turn.acquire()
-            self._line.append((size, turn))
+            self._waiting.append((size, turn))
         turn.acquire()
 
-    def give_back(self, size: int) -> None:
-        """Make room again, and wake those, and only those, whose turn it is."""
+    def release(self, size: int) -> None:
+        """Release `size` bytes, and wake the waiting threads whose reservations now fit."""
         with self._lock:
             self._used -= size
-            self._wake()
-
-    def _wake(self) -> None:
-        while self._line and self._fits(self._line[0][0]):
-            size, turn = self._line.popleft()
-            self._used += size
-            turn.release()
+            while self._waiting and self._fits(self._waiting[0][0]):
+                wanted, turn = self._waiting.popleft()
+                self._used += wanted
+                turn.release()
 
     def _fits(self, size: int) -> bool:
         return self._used == 0 or self._used + size <= self._limit
 
 
-#: How many decode at once: as many as there are processors.
+#: Maximum number of concurrent photo decodes: one per processor.
 DECODERS = os.cpu_count() or 1
-# A day's menu is the same file again and again: its digest is remembered once it was found good.
+# Many recognitions share a day's menu, so the digests of valid menus are cached.
 _good_menus: OrderedDict[str, None] = OrderedDict()
 _good_menus_lock = threading.Lock()
 
 
 def read_files(source: Path, recognition: Recognition, metrics: Metrics) -> Files | Reject:
-    """Read everything of a recognition, documents first, which are checked as well."""
+    """Read the files of a recognition; check the documents, which are read first."""
     path = ""
     try:
         menu_sha256 = receipt_sha256 = None
@@ -118,7 +115,7 @@ def read_files(source: Path, recognition: Recognition, metrics: Metrics) -> File
 
 
 def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tuple[Photo, Photo] | Reject:
-    """Check the photos of a recognition, which is work for a processor."""
+    """Check the photos of a recognition; this is CPU-bound."""
     photos = []
     for file, content in zip(recognition.photos, files.photos, strict=True):
         try:
@@ -142,7 +139,7 @@ def size_of(recognition: Recognition) -> int:
 
 
 def read_file(source: Path, file: File, kind: str) -> bytes:
-    """Read a file that must still be the one that discovery saw.
+    """Read a file whose size and modification time must be those that discovery recorded.
 
     Raises:
         BadInput: `<kind>_vanished`, `<kind>_changed` or `<kind>_unreadable`.
@@ -156,12 +153,12 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
 
 
 def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.stat_result]:
-    """Read so many bytes of a file, fewer where it ends before; return them, and its facts of before.
+    """Return up to `size` bytes of a file, and its status before the read.
 
-    What is no file, such as a pipe that took its place, is not waited for.
+    A named pipe that replaced the file does not block.
 
     Arguments:
-        since: when it was there, in words.
+        since: when the file last existed, in words, for the error message.
 
     Raises:
         BadInput: `<kind>_vanished` or `<kind>_unreadable`.

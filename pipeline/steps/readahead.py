@@ -1,8 +1,8 @@
-"""Threads that read and check a little ahead of those who send: as many as it takes, and none is woken for each piece.
+"""Threads that read and check a bounded number of recognitions ahead of the senders.
 
-Waking a thread takes as long as reading a photo, and whoever wakes it has the interpreter meanwhile, for which those
-who send are waiting. So nobody waits in line for a processor or for room here: who ends one piece of work goes on with
-the next, and who finds nothing to do goes home until little is ready.
+Waking a thread takes as long as reading a photo, and the waking thread holds the GIL, which the senders need. So no
+thread blocks here for a processor or for memory: a thread that finishes a task takes the next one, and returns to the
+pool if there is none. It is started again when few tasks are ready.
 """
 
 from __future__ import annotations
@@ -18,124 +18,123 @@ from typing import Any
 from pipeline.errors import Interrupted
 from pipeline.steps.read import DECODERS
 
-#: A file system far away answers slowly; more threads than processors keep it asked.
+#: More threads than processors keep several requests to a network file system in flight.
 _THREADS = max(8, 2 * (os.cpu_count() or 1))
 
-#: It yields once, between reading and checking; what it returns is its result.
+#: A generator that yields once, between reading and checking, and returns the task's result.
 Work = Generator[None, None, Any]
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Task:
     work: Work
     size: int
     future: Future[Any]
 
 
 class ReadAhead:
-    """Carry out work in its order: each piece first waits for files, up to its yield, then it needs a processor.
+    """Run tasks in order; the part before the yield waits for files, the part after it is CPU-bound.
 
-    As many pieces are checked at once as there are processors. Where that is what takes the time, one or two threads
-    do everything; where files come slowly, more and more of them wait for files at once.
+    The number of concurrent checks is bounded by the number of processors. If checks are the bottleneck, one or two
+    threads do everything; if reads are, more threads read at once.
 
     Arguments:
-        most: so many pieces are ready at most. Below three quarters of that somebody reads, below half of it not alone.
-        room: bytes of all pieces from where they are read until they are given back; a larger one goes alone.
+        most: maximum number of ready tasks. Below 75 % of it one thread reads, below 50 % more than one.
+        room: maximum bytes of all tasks from read to release; a larger task runs alone.
     """
 
     def __init__(self, most: int, room: int) -> None:
-        self._most, self._much, self._half, self._room = most, 0.75 * most, 0.5 * most, room
+        self._most, self._low, self._half, self._room = most, 0.75 * most, 0.5 * most, room
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
         self._lock = threading.Lock()
-        self._unread: deque[_Piece] = deque()
-        self._unchecked: deque[_Piece] = deque()
+        self._unread: deque[_Task] = deque()
+        self._unchecked: deque[_Task] = deque()
         self._active = self._checking = self._ready = self._held = 0
 
     def submit(self, work: Work, size: int) -> Future[Any]:
-        """Put a piece of work of so many bytes at the end of the line; return what will have its result."""
-        piece = _Piece(work, size, Future())
+        """Queue a task of `size` bytes; return the future of its result."""
+        task = _Task(work, size, Future())
         with self._lock:
-            self._unread.append(piece)
-            self._begin_another()
-        return piece.future
+            self._unread.append(task)
+            self._start_thread()
+        return task.future
 
     def add(self) -> None:
-        """Count a piece that is ready to be sent."""
+        """Count a task that is ready to be sent."""
         with self._lock:
             self._ready += 1
 
     def take(self) -> None:
-        """Count one that is being sent."""
+        """Count a ready task that is being sent now."""
         with self._lock:
             self._ready -= 1
-            self._begin_another()
+            self._start_thread()
 
-    def give_back(self, size: int) -> None:
-        """Make room again: each piece that was begun gives its size back once, however it ends."""
+    def release(self, size: int) -> None:
+        """Release the bytes of a task; call it once for each started task, also after an error."""
         with self._lock:
             self._held -= size
-            self._begin_another()
+            self._start_thread()
 
     def close(self) -> None:
-        """Wait for what is under way, and let the threads go; what was not begun is interrupted."""
+        """Interrupt the queued tasks, and wait for the running ones."""
         with self._lock:
             left = list(self._unread)
             self._unread.clear()
-        for piece in left:
-            piece.future.set_exception(Interrupted("It was not begun."))
+        for task in left:
+            task.future.set_exception(Interrupted("The upload was interrupted before it started."))
         self._pool.shutdown(wait=True)
 
-    # What follows holds the lock, or takes it
-
     def _fits(self) -> bool:
-        """Return whether there is something to be read, and room for it."""
+        """Return whether there is a queued task, and memory for it."""
         return bool(self._unread) and (not self._held or self._held + self._unread[0].size <= self._room)
 
-    def _begin_another(self) -> None:
+    def _start_thread(self) -> None:
+        """Start another thread if one is needed; the caller holds the lock."""
         if (
             self._fits()
-            and not self._unchecked  # else it is processors that are short
+            and not self._unchecked  # otherwise the processors are the bottleneck
             and self._active < _THREADS
-            and self._ready < (self._half if self._active else self._much)
+            and self._ready < (self._half if self._active else self._low)
         ):
-            self._pool.submit(self._go_on)
+            self._pool.submit(self._run)
             self._active += 1
 
-    def _go_on(self) -> None:
+    def _run(self) -> None:
         while (found := self._next()) is not None:
-            piece, checks = found
-            more = _advance(piece)
+            task, checks = found
+            more = _advance(task)
             with self._lock:
                 if checks:
                     self._checking -= 1
                 elif more:
-                    self._unchecked.append(piece)
-            del piece, found  # what was raised knows this frame, and its future would know itself
+                    self._unchecked.append(task)
+            del task, found  # an exception references this frame; the future would be part of a cycle
 
-    def _next(self) -> tuple[_Piece, bool] | None:
-        """Return what a thread does next, and whether it is to be checked; None when there is enough without it."""
+    def _next(self) -> tuple[_Task, bool] | None:
+        """Return a thread's next task, and whether it is to be checked; None if the thread is not needed."""
         with self._lock:
             if self._unchecked and self._checking < DECODERS:
                 self._checking += 1
                 return self._unchecked.popleft(), True
             ahead = self._ready + len(self._unchecked)
-            if self._fits() and ahead < (self._much if self._active > 1 else self._most):
-                piece = self._unread.popleft()
-                self._held += piece.size
-                return piece, False
+            if self._fits() and ahead < (self._low if self._active > 1 else self._most):
+                task = self._unread.popleft()
+                self._held += task.size
+                return task, False
             self._active -= 1
             return None
 
 
-def _advance(piece: _Piece) -> bool:
-    """Carry work on to its yield or its end; return whether there is more of it."""
+def _advance(task: _Task) -> bool:
+    """Run a task to its yield or its end; return whether it yielded."""
     try:
-        next(piece.work)
+        next(task.work)
     except StopIteration as end:
-        piece.future.set_result(end.value)
-    except BaseException as exc:  # noqa: BLE001 (whoever waits for the result has it)
-        piece.future.set_exception(exc)
-        del piece
+        task.future.set_result(end.value)
+    except BaseException as exc:  # noqa: BLE001 (result() raises it)
+        task.future.set_exception(exc)
+        del task
     else:
         return True
     return False

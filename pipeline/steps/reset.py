@@ -1,7 +1,7 @@
-"""Reset: take one batch out, as if it had never been loaded. First what would go, then, if that is wanted, the deed.
+"""Reset: plan, then execute the removal of one batch, as if it had never been loaded.
 
 The order of writes: domain and raw rows in one transaction, after which no reader sees the batch; then its objects;
-then its manifest and markers. Stopped anywhere, the same command finishes it.
+then its manifest and markers. After an interruption at any point, the same command completes it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pipeline.units import size
 
 logger = get_logger(__name__)
 
-_AT_ONCE = 4
+_THREADS = 4
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Reference:
-    """How many rows of a table that is not ours reference rows of one of ours that would go."""
+    """The number of rows of a foreign table that reference rows of `target` that a reset would delete."""
 
     table: str
     target: str
@@ -46,12 +46,12 @@ class Plan:
     """What a reset would do.
 
     Attributes:
-        batch: the batch as it is now.
-        rows: table to the number of its rows that go, where there are any.
-        objects: objects in the bucket that go.
+        batch: the batch before the reset.
+        rows: rows to delete, by table.
+        objects: number of objects to delete.
         bytes: their size.
-        returning: earlier batch to the number of recognitions that readers then see in its version.
-        blocking: what stands in the way.
+        returning: recognitions whose earlier version readers see again, by earlier batch.
+        blocking: references that prevent the reset.
     """
 
     batch: Batch
@@ -62,7 +62,7 @@ class Plan:
     blocking: tuple[Reference, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON has it."""
+        """Return the plan as JSON values."""
         return {
             "batch_id": self.batch.id,
             "kind": self.batch.kind,
@@ -75,10 +75,10 @@ class Plan:
 
 
 def find_batch_to_reset(connection: Connection, batch_id: str) -> Batch:
-    """Return the batch that is to be reset.
+    """Return the batch to reset.
 
     Raises:
-        UsageError: there is none of that id, or migrations are pending.
+        UsageError: the batch does not exist, or migrations are pending.
     """
     check_batch_id(batch_id)
     require_schema(connection)
@@ -86,7 +86,7 @@ def find_batch_to_reset(connection: Connection, batch_id: str) -> Batch:
 
 
 def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
-    """Find out what a reset would do; nothing is changed.
+    """Return what a reset would do; change nothing.
 
     Raises:
         UsageError: there is no such batch.
@@ -122,33 +122,34 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
 
 
 def describe_reset(plan: Plan) -> str:
-    """Return a plan for people."""
+    """Return a plan as text."""
     batch = plan.batch
     if batch.state == "reset":
         return f"Batch {batch.id} was reset before; nothing of it is left."
-    lines = [f"Reset of batch {batch.id}, {batch.kind}, {batch.state}, begun {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
+    lines = [f"Reset of batch {batch.id}, {batch.kind}, {batch.state}, started {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
     if batch.state == "resetting":
-        lines.append("  its rows are gone already; the rest is finished now")
-    lines += [f"  {name}: {rows} rows go" for name, rows in sorted(plan.rows.items())]
+        lines.append("  its rows are deleted already; the rest is removed now")
+    lines += [f"  {name}: {rows} rows are deleted" for name, rows in sorted(plan.rows.items())]
     if batch.kind == KIND_LOAD:
-        lines.append(f"  bucket {batch.bucket}: {plan.objects} objects go, {size(plan.bytes)}")
+        lines.append(f"  bucket {batch.bucket}: {plan.objects} objects are deleted, {size(plan.bytes)}")
     what = "the former annotations of" if batch.kind != KIND_LOAD else "the former version of"
-    lines += [f"  batch {name}: {what} {count} recognitions comes back" for name, count in plan.returning.items()]
+    lines += [f"  batch {name}: {what} {count} recognitions is restored" for name, count in plan.returning.items()]
     lines += [
-        f"  blocked by {one.table}: {one.rows} rows reference {one.target} that would go" for one in plan.blocking
+        f"  blocked by {one.table}: {one.rows} rows reference rows of {one.target} that would be deleted"
+        for one in plan.blocking
     ]
     return "\n".join(lines)
 
 
 def reset_batch(database: Database, settings: Settings, batch_id: str, counter: ProgressCounter | None = None) -> None:
-    """Take a batch out; nothing happens when that was done before.
+    """Remove a batch; do nothing if it was reset before.
 
     Arguments:
-        counter: told of the photos that are gone, of how many.
+        counter: counts the deleted photos.
 
     Raises:
-        RefusedError: a table that is not ours references what would go; nothing was changed.
-        StorageError: Storage does not delete what it was told to.
+        RefusedError: a foreign table references rows to delete; nothing was changed.
+        StorageError: Storage still lists objects after they were deleted.
     """
     batch = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
     if batch is None:
@@ -158,12 +159,12 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
         counter.start(batch.photos, 0)
         with closing(Storage(_settings_of(settings, batch))) as storage:
             _remove_objects(database, storage, batch, counter.start_shard(1))
-    database.run(lambda connection: _forget(connection, batch_id), timeout=0)
+    database.run(lambda connection: _delete_manifest(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)
 
 
 def _settings_of(settings: Settings, batch: Batch) -> Settings:
-    """Return settings with the bucket that the batch was loaded into, whichever it is today."""
+    """Return the settings with the bucket that the batch was loaded into."""
     return replace(settings, bucket=batch.bucket)
 
 
@@ -172,7 +173,7 @@ def _prefix(batch_id: str) -> str:
 
 
 def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
-    """Remove the batch's rows from public and raw, unless that is done; return None when all of it is reset."""
+    """Delete the batch's rows from public and raw, unless that is done; return None if the batch is reset."""
     connection.execute("lock_batch", batch_id=batch_id)
     connection.execute("lock_commits")
     batch = find_batch_to_reset(connection, batch_id)
@@ -180,7 +181,7 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
         return None
     if batch.state != "resetting":
         if not batch.metrics:
-            # What an unfinished batch did is told by its markers, which will be gone.
+            # The summary of an unfinished batch comes from its markers, which a reset deletes.
             summary = json.dumps(summarise(connection, batch_id), ensure_ascii=False)
             connection.execute("update_batch_metrics", batch_id=batch_id, metrics=summary)
         connection.execute("plan_reset", batch_id=batch_id)
@@ -191,16 +192,17 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
 
 
 def _remove_objects(database: Database, storage: Storage, batch: Batch, progress: Callable[[int], None]) -> None:
-    """Remove whatever the bucket holds below the batch's prefix, until nothing is listed there any more.
+    """Delete the objects below the batch's prefix until Storage lists none.
 
-    Every page goes under the batch's row: a reset that was cut off takes nothing from a later load of the same id.
+    Each page is deleted under a lock of the batch's row, so that a stalled reset does not delete objects of a later
+    load with the same id.
     """
 
     def remove(page: Sequence[str]) -> None:
         def work(connection: Connection) -> None:
             if not batch_state.is_gone(connection, batch.id, batch.created_at):
                 raise RefusedError(
-                    f"Batch {batch.id} was begun anew meanwhile: this reset removes nothing more.",
+                    f"Batch {batch.id} was started anew in the meantime: this reset removes nothing more.",
                     "Look at it with `python -m pipeline status`.",
                 )
             storage.remove(page)
@@ -211,12 +213,12 @@ def _remove_objects(database: Database, storage: Storage, batch: Batch, progress
     for _ in range(_ROUNDS):
         listed = 0
         pending: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(min(_AT_ONCE, database.connections), thread_name_prefix="remove") as executor:
+        with ThreadPoolExecutor(min(_THREADS, database.connections), thread_name_prefix="remove") as executor:
             try:
                 for page in _pages(storage, _prefix(batch.id)):
                     listed += len(page)
                     pending.append(executor.submit(remove, page))
-                    if len(pending) > 2 * _AT_ONCE:
+                    if len(pending) > 2 * _THREADS:
                         pending.popleft().result()
                 while pending:
                     pending.popleft().result()
@@ -245,8 +247,8 @@ def _pages(storage: Storage, prefix: str) -> Iterator[Sequence[str]]:
         yield page
 
 
-def _forget(connection: Connection, batch_id: str) -> None:
-    """Remove manifest, markers and rejects, and write down when."""
+def _delete_manifest(connection: Connection, batch_id: str) -> None:
+    """Delete manifest, markers and rejects, and record the time of the reset."""
     connection.execute("lock_batch", batch_id=batch_id)
     batch = find_batch_to_reset(connection, batch_id)
     if batch.state != "resetting":

@@ -1,12 +1,9 @@
-"""Send the photos of a shard as one stream: some threads read and check, others send, bounded bytes between them.
+"""Upload the photos of a shard: some threads read and check, others send, with bounded memory between them.
 
     entries -> read ahead: read, check, hash -> a few that are ready -> senders: upload -> facts and rejects, in order
 
-Who reads stays a little ahead of the senders, no more: where both share the processors with the service, reading a
-whole shard first and transfer it then would leave one of them without work at every moment.
-
-A executors of threads works for one process. It takes the entries of several shards one after another, so that the next
-shard's photos are on their way while the last ones of a shard are waited for.
+The readers stay a few recognitions ahead of the senders, so that reading and sending overlap. All shards of a process
+use the same threads, so that the next shard's uploads can start before the last responses of a shard arrive.
 """
 
 from __future__ import annotations
@@ -26,13 +23,13 @@ from pipeline.steps.read import BUDGET, Files, Photo, check_photos, read_files, 
 from pipeline.steps.readahead import ReadAhead
 from pipeline.storage import Storage, StoredObject
 
-#: Recognitions that are ready for each sender, a quarter of a second where a photo takes 42 ms: a disk may be busy.
+#: Ready recognitions per sender: a quarter of a second at 42 ms per photo, against pauses of the disk.
 _AHEAD = 3
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the upload learned of a recognition, for the manifest; pairs are camera 1 and 2."""
+    """What the upload adds to a recognition's manifest row; pairs are camera 1 and 2."""
 
     recognition_id: int
     dimensions: tuple[Dimensions, Dimensions]
@@ -44,7 +41,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the manifest: a recognition and the keys of its photos."""
+    """A row of the manifest: a recognition and the keys of its photos."""
 
     recognition: Recognition
     keys: tuple[str, str]
@@ -58,18 +55,18 @@ class UploadExecutors:
         self.senders = ThreadPoolExecutor(threads, thread_name_prefix="upload")
 
     def close(self) -> None:
-        """Wait for what is under way, and let the threads go."""
+        """Wait for running tasks, and end the threads."""
         self.readahead.close()
         self.senders.shutdown(wait=True)
 
 
 class ShardTransfer:
-    """The photos of some entries on their way; it begins at once.
+    """An upload of entries that is in progress; the constructor starts it.
 
     Arguments:
-        storage: the bucket, through a door of this transfer's own, which is closed to it when it stops.
-        present: what the bucket holds already; an object of the same size and MD5 is not sent again.
-        progress: called with 1 for each recognition that is dealt with.
+        storage: a client for this transfer alone, since `stop` stops it.
+        present: objects in the bucket by key; one of the same size and MD5 is not sent again.
+        progress: called with 1 for each completed recognition.
     """
 
     def __init__(
@@ -93,28 +90,31 @@ class ShardTransfer:
                 read = executors.readahead.submit(self._read_entry(entry), size_of(entry.recognition))
                 self._read.append(read)
                 read.add_done_callback(self._count)
-        except BaseException:  # an interrupt: nobody else knows yet that something is on its way
+        except BaseException:  # an interrupt: the caller has no reference to stop it
             self.stop()
             raise
 
     def results(self) -> tuple[list[Facts], list[Reject]]:
-        """Wait for all; return facts and rejects, once, in the order of the entries. The first error stops the rest."""
+        """Wait for all; return facts and rejects in the order of the entries. Call it once.
+
+        The first error stops the transfer and is raised.
+        """
         try:
             if self._read:
                 self._over.wait()
             if self._failed is not None:
                 self._failed.result()
-        except BaseException:  # an interrupt included: nothing of this is on its way any more when it is told
+        except BaseException:  # an interrupt included: no request is in flight when it propagates
             self.stop()
             raise
         outcomes = [read.result() for read in self._read]
-        self._read.clear()  # each of them knows this, a ring that only a collection would take away
+        self._read.clear()  # the futures reference this transfer, a cycle
         results = [outcome.result() if isinstance(outcome, Future) else outcome for outcome in outcomes]
         facts = [result for result in results if isinstance(result, Facts)]
         return facts, [result for result in results if isinstance(result, Reject)]
 
     def stop(self) -> None:
-        """Begin nothing more, and wait for the requests in flight."""
+        """Start no further request, and wait for those in flight."""
         self._stopped.set()
         self._storage.stop()
         wait(self._read)
@@ -122,7 +122,7 @@ class ShardTransfer:
         wait([outcome for outcome in outcomes if isinstance(outcome, Future)])
 
     def _count(self, ended: Future[Any]) -> None:
-        """Take in that something ended, and wake whoever waits for all at the end only, or at the first error."""
+        """Count a finished recognition; wake `results` after the last one or the first error."""
         if ended.exception() is None and isinstance(sent := ended.result(), Future):
             sent.add_done_callback(self._count)
             return
@@ -136,7 +136,7 @@ class ShardTransfer:
     def _read_entry(self, entry: Entry) -> Generator[None, None, Future[Facts | Reject] | Reject]:
         handed_on = False
         try:
-            self._look()
+            self._check_stopped()
             files = read_files(self._source, entry.recognition, self._metrics)
             if isinstance(files, Reject):
                 self._progress(1)
@@ -152,12 +152,12 @@ class ShardTransfer:
             return sent
         finally:
             if not handed_on:
-                self._executors.readahead.give_back(size_of(entry.recognition))
+                self._executors.readahead.release(size_of(entry.recognition))
 
     def _send_entry(self, entry: Entry, photos: tuple[Photo, Photo], files: Files) -> Facts | Reject:
         try:
             self._executors.readahead.take()
-            self._look()
+            self._check_stopped()
             for photo, key, file in zip(photos, entry.keys, entry.recognition.photos, strict=True):
                 found = self._present.get(key)
                 if found is not None and found.md5 == photo.md5 and found.size == len(photo.content):
@@ -172,7 +172,7 @@ class ShardTransfer:
                     message = f"the file has {len(photo.content)} bytes, more than the bucket takes"
                     return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
         finally:
-            self._executors.readahead.give_back(size_of(entry.recognition))
+            self._executors.readahead.release(size_of(entry.recognition))
         self._progress(1)
         first, second = photos
         return Facts(
@@ -184,6 +184,6 @@ class ShardTransfer:
             files.receipt_sha256,
         )
 
-    def _look(self) -> None:
+    def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise Interrupted("The upload was interrupted.")

@@ -1,7 +1,7 @@
-"""Is the dataset there at all? A file that is lost is a reject; a dataset that is lost is to come back.
+"""Distinguish a missing file, which is a reject, from an unavailable dataset, which is a transient error.
 
-A host where nothing is mounted sees every file of a batch vanish. Whoever takes that for the truth rejects the whole
-batch, so a lost file is believed only where what is around it is there, and on a host that only helps not at all.
+On a host without the mount, every file of a batch is missing. So a file counts as missing only if the folders around
+it exist, and never on a host that only runs `worker`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ _SAMPLE = 20
 
 
 def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool = True) -> None:
-    """Raise unless the files that rejects tell of are lost, and not the dataset that they are in.
+    """Raise if rejects name missing files because the dataset is unavailable.
 
-    A folder of recognitions, the source or an export, that is gone or has none left is one that is not mounted. A file
-    that can be read now after all was away for a moment.
+    A source or export that does not exist or contains no recognition counts as not mounted. A file that can be read
+    now was temporarily unavailable.
 
     Arguments:
-        may_reject: this host may say that a file is lost. A helper may see less than the host that discovered.
+        may_reject: allow this host to reject missing or changed files. The host of a `worker` may see fewer files
+            than the host that discovered.
 
     Raises:
-        SourceUnavailable: nothing may be rejected for want of these files.
+        SourceUnavailable: these files must not be rejected.
     """
     lost = [one for one in rejects if one.code in _GONE or one.code in _CHANGED]
     if lost and not may_reject:
@@ -42,20 +43,18 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
         if not holds_recognitions(source / folder):
             raise SourceUnavailable(
                 f"The dataset's folder {source / folder} is gone, or has no recognition in it any more.",
-                "Mount it, or bring it back, then run the same command again; nothing was rejected for want of it.",
+                "Mount or restore it, then run the same command again; nothing was rejected.",
             )
     for one in gone:
         if _can_be_read(source / one.path):
-            raise SourceUnavailable(
-                f"{source / one.path} could not be read for a moment.", "Run the same command again."
-            )
+            raise SourceUnavailable(f"{source / one.path} was temporarily unavailable.", "Run the same command again.")
 
 
 def not_as_discovered(path: Path) -> SourceUnavailable:
-    """Return the error of a host that sees another file than discovery saw, and may not say that it is lost."""
+    """Return the error for a host that sees another file than discovery, and may not reject it."""
     return SourceUnavailable(
         f"On the host {socket.gethostname()}, {path} is not the file that discovery saw.",
-        "Mount the same dataset there, under the same path; nothing was rejected for want of it.",
+        "Mount the same dataset there, under the same path; nothing was rejected.",
     )
 
 
@@ -73,14 +72,14 @@ def _can_be_read(path: Path) -> bool:
 
 
 def has_source(connection: Connection, batch: Batch, shard: int) -> bool:
-    """Return whether this host sees files of a shard as discovery saw them, by looking at some of them."""
+    """Return whether some files of a shard exist on this host with the size and time that discovery recorded."""
     source = Path(batch.source)
     rows = connection.execute("sample_manifest", batch_id=batch.id, shard=shard, count=_SAMPLE)
     files = [file for row in rows for file in zip(row.photo_paths, row.photo_sizes, row.photo_mtimes, strict=True)]
-    return not files or any(_is_as_seen(source / path, size, mtime) for path, size, mtime in files)
+    return not files or any(_is_unchanged(source / path, size, mtime) for path, size, mtime in files)
 
 
-def _is_as_seen(path: Path, size: int, mtime: int) -> bool:
+def _is_unchanged(path: Path, size: int, mtime: int) -> bool:
     try:
         facts = path.stat()
     except OSError:

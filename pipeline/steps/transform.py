@@ -1,4 +1,4 @@
-"""Transform: make the batch count, in one transaction with its marker and its state."""
+"""Transform: publish the batch in the domain tables, in one transaction with its marker and its state."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ def transform_batch(
     storage: Storage,
     batch_id: str,
     metrics: Metrics,
-    tell: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Publish the batch's raw rows in the domain and finish the batch; nothing happens when that was done before.
+    """Publish the batch's raw rows in the domain and finish the batch; do nothing if the marker exists.
 
-    `tell` is given, in words, which part is under way.
+    Arguments:
+        report: called with a description of each part before it starts, and of the result.
 
     Raises:
         UnfinishedError: a shard is not copied yet.
-        RefusedError: the batch is not being loaded, or a row that would go is referenced by a table that is not ours.
+        RefusedError: the batch is not being loaded, or a foreign table references a row to delete.
     """
-    tell("removing what was rejected")
+    report("removing what was rejected")
     _remove_rejected(database, storage, batch_id)
 
     def work(connection: Connection) -> None:
-        tell("waiting for the commits of other batches")
+        report("waiting for the commits of other batches")
         connection.enqueue("lock_batch", batch_id=batch_id)
         connection.enqueue("lock_commits")
         if batch_state.is_done(connection, batch_id, TRANSFORM):
@@ -50,7 +51,7 @@ def transform_batch(
                     f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet.",
                     "Run the same command again.",
                 )
-        tell("publishing the rows of the batch, all in one transaction")
+        report("publishing the rows of the batch, all in one transaction")
         connection.execute("delete_rejected", batch_id=batch_id)
         parts = []
         with metrics.timed("transform"):
@@ -59,18 +60,18 @@ def transform_batch(
                 metrics.add(row.operation, row.seconds)
                 parts.append(f"{row.operation}: {row.rows_written} rows in {row.seconds:.2f} s")
                 logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
-        tell("committing")
+        report("committing")
         connection.execute("delete_claims", batch_id=batch_id)
         done = connection.one("update_batch_finished", batch_id=batch_id)
         batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, metrics.as_dict())
         logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
-        tell("\n".join([f"{done.recognitions} recognitions", *parts]))
+        report("\n".join([f"{done.recognitions} recognitions", *parts]))
 
     database.run(work, timeout=0)
 
 
 def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:
-    """Remove the objects of recognitions that were rejected after their upload: no row will ever name them."""
+    """Remove the objects of recognitions that were rejected after their upload, which no row will name."""
 
     def work(connection: Connection, after: int) -> int | None:
         if batch_state.is_done(connection, batch_id, TRANSFORM):

@@ -1,4 +1,4 @@
-"""Upload a shard: send its photos, then hold the bucket against what was read, and mark it."""
+"""Upload a shard: send its photos, compare the bucket with what was read, and write the marker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ProgressOf = Callable[[int, int], Progress]
 
 @dataclass(frozen=True)
 class _StartedShard:
-    """A shard whose photos are on their way."""
+    """A shard whose upload is in progress."""
 
     batch_id: str
     shard: int
@@ -43,20 +43,20 @@ class _StartedShard:
 
 
 class Uploader:
-    """Upload shards of one bucket, one after another, with the same threads and connections.
+    """Upload shards to one bucket, one after another, with the same threads and connections.
 
     Arguments:
-        storage: closed by whoever made it.
-        ahead: send the photos of the next shard while a shard ends. For a process that has the batch to itself:
-            two processes would send the same photos.
-        may_reject: this host may reject what it does not see as discovery saw it; see `require_source`.
+        storage: closed by the caller.
+        ahead: start the next shard before a shard is complete. Only for a process that loads the batch alone: two
+            processes would send the same photos.
+        may_reject: allow this host to reject missing or changed files; see `require_source`.
     """
 
     def __init__(self, database: Database, storage: Storage, *, ahead: bool = False, may_reject: bool = True) -> None:
         self._database, self._storage = database, storage
-        self._looks_ahead, self._may_reject = ahead, may_reject
+        self._starts_ahead, self._may_reject = ahead, may_reject
         self._executors = UploadExecutors(storage.threads)
-        self._ahead: _StartedShard | None = None
+        self._next: _StartedShard | None = None
 
     def upload(
         self,
@@ -66,30 +66,30 @@ class Uploader:
         *,
         progress_of: ProgressOf = lambda *_: lambda _: None,
     ) -> None:
-        """Upload the photos of a shard and write its marker; nothing happens when the marker is there.
+        """Upload the photos of a shard and write its marker; do nothing if the marker exists.
 
         Arguments:
-            progress_of: returns what counts the recognitions of a shard; it is given the shard and how many it has.
+            progress_of: called with a shard and its number of recognitions; returns the shard's progress callback.
 
         Raises:
-            RefusedError: the batch is not being loaded; what was sent for one that was reset is removed.
-            StorageError: Storage refuses a request, or does not keep what it was sent.
-            StorageUnavailable: Storage does not answer. What was sent stays, and is found at the next attempt.
-            SourceUnavailable: files are lost because the dataset is not there; nothing was rejected.
+            RefusedError: the batch is not being loaded; if it was reset, this run's objects are removed.
+            StorageError: Storage refuses a request, or does not keep an object.
+            StorageUnavailable: Storage does not respond; the next attempt reuses the objects that were sent.
+            SourceUnavailable: files are missing because the dataset is unavailable; nothing was rejected.
         """
-        started, self._ahead = self._ahead, None
+        started, self._next = self._next, None
         if started is not None and (started.batch_id, started.shard) != (batch_id, shard):
-            self._leave(started)
+            self._abandon(started)
             started = None
         if started is None:
-            started = self._begin(batch_id, shard, metrics or Metrics(), progress_of)
+            started = self._start(batch_id, shard, metrics or Metrics(), progress_of)
         if started is None:
             return
         try:
-            if self._looks_ahead:
-                self._look_ahead(batch_id, shard, progress_of)
+            if self._starts_ahead:
+                self._start_next(batch_id, shard, progress_of)
             recognitions, rejects = self._finish(started)
-        except BaseException as exc:  # an interrupt included, be it while looking ahead
+        except BaseException as exc:  # an interrupt included
             started.transfer.stop()
             if isinstance(exc, RefusedError):
                 _roll_back(
@@ -99,16 +99,16 @@ class Uploader:
         logger.info("upload: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
 
     def close(self) -> None:
-        """Stop what was started ahead, and let the threads go."""
-        started, self._ahead = self._ahead, None
+        """Stop the shard that was started ahead, and end the threads."""
+        started, self._next = self._next, None
         if started is not None:
-            self._leave(started)
+            self._abandon(started)
         self._executors.close()
 
-    def _begin(
+    def _start(
         self, batch_id: str, shard: int | None, metrics: Metrics, progress_of: ProgressOf, after: int = 0
     ) -> _StartedShard | None:
-        """Begin a shard, or the first after another that is not done; return None when there is nothing to do."""
+        """Start a shard, or with None the first pending one beyond `after`; return None if there is nothing to do."""
 
         def work(connection: Connection) -> tuple[int, LockedBatch, list[Entry]] | None:
             held = batch_state.hold(connection, batch_id)
@@ -137,29 +137,29 @@ class Uploader:
         transfer = ShardTransfer(self._executors, storage, Path(held.source), entries, present, metrics, progress)
         return _StartedShard(batch_id, number, held, entries, transfer, storage, metrics)
 
-    def _look_ahead(self, batch_id: str, shard: int, progress_of: ProgressOf) -> None:
+    def _start_next(self, batch_id: str, shard: int, progress_of: ProgressOf) -> None:
         try:
-            self._ahead = self._begin(batch_id, None, Metrics(), progress_of, after=shard)
-        except PipelineError as exc:  # its own task will meet it again, and say so
-            logger.debug("upload: nothing is sent ahead: %s", exc.message)
+            self._next = self._start(batch_id, None, Metrics(), progress_of, after=shard)
+        except PipelineError as exc:  # the shard's own task will report it
+            logger.debug("upload: the next shard is not started ahead: %s", exc.message)
 
-    def _leave(self, started: _StartedShard) -> None:
-        """Stop transfer a shard that nobody asked for yet; what was sent is found again, unless the batch is gone."""
+    def _abandon(self, started: _StartedShard) -> None:
+        """Stop a shard that was started ahead; keep its objects for a later run, unless the batch was reset."""
         started.transfer.stop()
         try:
-            with self._database.transaction() as connection:  # once: whoever stops does not wait for a lost service
+            with self._database.transaction() as connection:  # without retries, so that stopping takes no time
                 if batch_state.is_gone(connection, started.batch_id, started.held.created_at):
                     self._storage.remove_all(_keys(started.entries))
         except PipelineError as exc:
-            logger.info("upload: whether batch %s is gone was not found out: %s", started.batch_id, exc.message)
+            logger.info("upload: cannot find out whether batch %s was reset: %s", started.batch_id, exc.message)
 
     def _finish(self, started: _StartedShard) -> tuple[int, int]:
-        """Wait for the photos, settle the shard, and return how many recognitions and rejects it has."""
+        """Wait for the photos, verify and mark the shard; return its numbers of recognitions and of rejects."""
         source = Path(started.held.source)
         facts, rejects = started.transfer.results()
         require_source(source, rejects, may_reject=self._may_reject)
         for again in range(_ROUNDS + 1):
-            wrong = _settle(self._database, started, facts, rejects)
+            wrong = _verify_and_mark(self._database, started, facts, rejects)
             if not wrong:
                 break
             if again == _ROUNDS:
@@ -167,9 +167,7 @@ class Uploader:
                     f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
                     "Look at the Storage server's log and disk.",
                 )
-            logger.warning(
-                "upload: %d objects are not in the bucket as they were sent; transfer them again", len(wrong)
-            )
+            logger.warning("upload: %d objects in the bucket differ from what was sent; sending them again", len(wrong))
             started.metrics.count("objects_resent", len(wrong))
             damaged = [entry for entry in started.entries if wrong.intersection(entry.keys)]
             once_more = ShardTransfer(
@@ -191,16 +189,18 @@ def upload_shard(
     metrics: Metrics,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Upload one shard with threads of its own; see `Uploader.upload`."""
+    """Upload one shard; see `Uploader.upload`."""
     with closing(Uploader(database, storage)) as uploader:
         uploader.upload(batch_id, shard, metrics, progress_of=lambda *_: progress)
 
 
-def _settle(database: Database, started: _StartedShard, facts: Sequence[Facts], rejects: Sequence[Reject]) -> set[str]:
-    """LockedBatch the bucket against what was sent, and mark the shard when they agree; return the keys that differ.
+def _verify_and_mark(
+    database: Database, started: _StartedShard, facts: Sequence[Facts], rejects: Sequence[Reject]
+) -> set[str]:
+    """Compare the bucket with what was sent, and mark the shard if they agree; return the keys that differ.
 
-    Looking, removing what does not belong, and marking happen under the lock of the step: of two runs that do the
-    same shard, be it that one of them stalled for an hour, only the first to come here changes anything.
+    Comparing, removing surplus objects and marking happen under the lock of the step: if two runs upload the same
+    shard, only the first one to get here changes anything.
     """
     batch_id, shard, storage = started.batch_id, started.shard, started.storage
 
@@ -233,7 +233,7 @@ def _entry(row: Any) -> Entry:
 
 
 def _wanted(entries: Sequence[Entry], facts: Sequence[Facts]) -> dict[str, tuple[int, str]]:
-    """Return key -> (bytes, MD5) of every object that the shard must have."""
+    """Return (bytes, MD5) of every object of the shard, by key."""
     by_id = {entry.recognition.recognition_id: entry for entry in entries}
     return {
         key: (file.size, md5)
@@ -249,7 +249,7 @@ def _is_same(stored: StoredObject | None, size: int, md5: str) -> bool:
 
 
 def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[StoredObject]:
-    """Yield what the bucket holds between the shard's first key and its last; shards are ranges of keys."""
+    """Yield the objects in the bucket from the shard's first key to its last; a shard is a range of keys."""
     if not entries:
         return
     first, last = entries[0].keys[0], entries[-1].keys[1]
@@ -258,9 +258,9 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
 
 
 def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
-    """Undo the upload of a shard whose COPY failed for good, unless another run copied it: marker first, then objects.
+    """Undo the upload of a shard whose COPY failed permanently, unless another run copied it.
 
-    In the other order a crash in between would leave a marker that promises objects.
+    The marker is deleted before the objects, so that a crash in between leaves no marker without objects.
     """
 
     def work(connection: Connection) -> tuple[datetime, list[Entry]] | None:
@@ -287,9 +287,9 @@ def _keys(entries: Sequence[Entry]) -> list[str]:
 def _roll_back(
     database: Database, storage: Storage, batch_id: str, shard: int, created_at: datetime, keys: Sequence[str]
 ) -> None:
-    """Remove the objects of a shard that failed for good, as far as Storage still lets us, unless they count by now.
+    """Try to remove the objects of a shard that failed permanently, unless the shard is marked.
 
-    Where the batch was reset meanwhile, nobody else will remove what this run sent after that.
+    If the batch was reset, also remove what this run sent after the reset.
     """
 
     def work(connection: Connection) -> None:
@@ -308,7 +308,7 @@ def _roll_back(
 def _record(
     connection: Connection, batch_id: str, shard: int, facts: Sequence[Facts], rejects: Sequence[Reject]
 ) -> None:
-    """Complete the manifest with what the upload learned, and take out what it rejected."""
+    """Add the upload's facts to the manifest, and delete what it rejected."""
     connection.execute("create_facts")
     connection.copy_in(
         "pg_temp.facts",

@@ -1,8 +1,7 @@
-"""Verify: hold manifest and domain against the bucket, in both directions, streamed; and the database against itself.
+"""Verify: compare manifest and tables with the bucket, in both directions, and check the database for consistency.
 
-Keys come in the same order from both sides, from the manifest shard by shard, from the bucket page by page, so that one
-pass of a merge finds what is on one side only. No transaction is open for long. What a running load or reset changes
-meanwhile is told apart by looking at its batch once more before a difference is believed.
+Manifest and bucket yield keys in the same order, so that one merge finds all differences. Transactions are short, so a
+load or a reset may change a batch in the meantime; a difference counts only if its batch did not change.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import itertools
 import json
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -45,7 +44,7 @@ EQUAL, MISSING, DANGLING, DAMAGED, ORPHAN, INCONSISTENT = (
 #: The sign that a line begins with.
 SIGNS = {EQUAL: "=", MISSING: "-", DANGLING: "-", DAMAGED: "*", ORPHAN: "+", INCONSISTENT: "*"}
 
-#: Each finds rows that break a promise of docs/explanation/architecture.md: what, message, batch_id.
+#: Queries for rows that violate a guarantee of docs/explanation/architecture.md: what, message, batch_id.
 CHECKS = (
     "check_versions",
     "check_images",
@@ -59,16 +58,16 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What is the matter with an object, or with a row.
+    """The state of an object or of a row.
 
     Attributes:
         kind: `equal`, `missing` (the object of a version that no reader sees), `dangling` (a row that readers see has
             no object), `damaged`, `orphan`, `inconsistent` (the database contradicts itself).
         key: the object's key, or the row.
-        message: a sentence; empty when all is well.
-        batch_id: the batch whose it is, None for a stranger.
+        message: the difference; empty for `equal`.
+        batch_id: the batch that it belongs to, None if there is none.
         path: the photo in the batch's source.
-        size: bytes of the photo, of the object where there is no photo.
+        size: bytes of the photo, or of the object if there is no photo.
         sha256: of the photo.
     """
 
@@ -81,7 +80,7 @@ class Finding:
     sha256: str = ""
 
     def line(self) -> str:
-        """Return the line that tells of it."""
+        """Return the finding as one line."""
         return f"{SIGNS[self.kind]} {self.key}" + (f" {self.kind}: {self.message}" if self.message else "")
 
 
@@ -98,7 +97,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Expected:
-    """An object that has to be there."""
+    """An object that must be in the bucket."""
 
     key: str
     batch_id: str
@@ -109,26 +108,26 @@ class _Expected:
     named: bool
 
     def finding(self, kind: str, message: str = "") -> Finding:
-        """Return what is the matter with it."""
+        """Return a finding about this object."""
         return Finding(kind, self.key, message, self.batch_id, self.path, self.size, self.sha256)
 
 
 class Verification:
-    """One comparison of a database with a bucket.
+    """A comparison of a database with a bucket.
 
     Arguments:
-        batch_id: look at this batch only.
-        deep: read every object and compare its SHA-256, too; else size, and the MD5 that the bucket has on record.
+        batch_id: verify only this batch.
+        deep: read every object and compare its SHA-256, not only its size and the MD5 that Storage lists.
     """
 
     def __init__(
         self, database: Database, storage: Storage, bucket: str, *, batch_id: str | None = None, deep: bool = False
     ) -> None:
-        """Look which batches there are.
+        """List the batches.
 
         Raises:
             UsageError: there is no such batch.
-            UnfinishedError: it is not finished, so that nothing can be said of it.
+            UnfinishedError: the batch is not finished.
         """
         self._database, self._storage, self._bucket = database, storage, bucket
         self._batch_id, self._deep = batch_id, deep
@@ -142,10 +141,10 @@ class Verification:
                 )
             if batch.state in ("loading", "resetting"):
                 raise UnfinishedError(
-                    f"Batch {batch_id} is {batch.state}: only what is finished can be verified.",
+                    f"Batch {batch_id} is {batch.state}: only a finished batch can be verified.",
                     "Finish it first: `python -m pipeline status` has the command.",
                 )
-        #: Batches that are not looked at, since they are not finished.
+        #: Batches that are skipped, since they are not finished.
         self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "resetting")]
         #: Finished batches whose objects are in other buckets, by bucket.
         self.elsewhere: dict[str, list[str]] = {}
@@ -158,28 +157,28 @@ class Verification:
         return {row.id: _Batch(*row) for row in rows}
 
     def run(self) -> Iterator[Finding]:
-        """Yield a finding for every object that is or should be there, then for every inconsistency."""
-        findings = self._deepened(self._compare()) if self._deep else self._compare()
+        """Yield a finding for every expected or stored object, then for every inconsistency."""
+        findings = self._read_equal(self._compare()) if self._deep else self._compare()
         while page := list(itertools.islice(findings, PAGE)):
-            yield from self._believed(page)
+            yield from self._confirmed(page)
         yield from self._inconsistencies()
 
     def _compare(self) -> Iterator[Finding]:
-        """Merge the keys that have to be there with those that are."""
+        """Merge the expected keys with the stored ones; both are sorted."""
         expected = self._expected()
         prefix = f"{self._batch_id}/" if self._batch_id is not None else ""
         wanted = next(expected, None)
         for stored in self._storage.list_objects(prefix):
             while wanted is not None and wanted.key < stored.key:
-                yield _lost(wanted)
+                yield _missing(wanted)
                 wanted = next(expected, None)
             if wanted is not None and wanted.key == stored.key:
-                yield _compared(wanted, stored)
+                yield _compare_object(wanted, stored)
                 wanted = next(expected, None)
-            elif (finding := self._stranger(stored)) is not None:
+            elif (finding := self._unexpected(stored)) is not None:
                 yield finding
         while wanted is not None:
-            yield _lost(wanted)
+            yield _missing(wanted)
             wanted = next(expected, None)
 
     def _expected(self) -> Iterator[_Expected]:
@@ -189,17 +188,12 @@ class Verification:
             if self._batch_id not in (None, batch.id):
                 continue
             for shard in range(1, batch.shards + 1):
-                yield from self._database.run(self._expected_of(batch.id, shard), timeout=0, read_only=True)
+                work = methodcaller("execute", "list_expected", batch_id=batch.id, shard=shard)
+                for row in self._database.run(work, timeout=0, read_only=True):
+                    yield _Expected(row.key, batch.id, row.path, row.size, row.sha256, row.md5, row.named)
 
-    def _expected_of(self, batch_id: str, shard: int) -> Callable[[Connection], list[_Expected]]:
-        def work(connection: Connection) -> list[_Expected]:
-            rows = connection.execute("list_expected", batch_id=batch_id, shard=shard)
-            return [_Expected(row.key, batch_id, row.path, row.size, row.sha256, row.md5, row.named) for row in rows]
-
-        return work
-
-    def _stranger(self, stored: StoredObject) -> Finding | None:
-        """Return what an object is that no finished batch names; None when an unfinished one may."""
+    def _unexpected(self, stored: StoredObject) -> Finding | None:
+        """Return a finding for an object that no finished batch names; None if an unfinished batch may name it."""
         batch = self._batches.get(stored.key.partition("/")[0])
         if batch is None or batch.kind != KIND_LOAD:
             return Finding(ORPHAN, stored.key, f"{stored.size} bytes, of no batch on record", size=stored.size)
@@ -210,17 +204,17 @@ class Verification:
             return None
         return Finding(ORPHAN, stored.key, f"{stored.size} bytes, that no row names", batch.id, size=stored.size)
 
-    def _deepened(self, findings: Iterator[Finding]) -> Iterator[Finding]:
-        """Read what seems to be equal, several objects at once, in the order of the findings."""
+    def _read_equal(self, findings: Iterator[Finding]) -> Iterator[Finding]:
+        """Read the objects that seem equal, several at once; yield the findings in order."""
         pending: deque[Finding | Future[Finding]] = deque()
         with ThreadPoolExecutor(self._storage.threads, thread_name_prefix="verify") as executor:
             try:
                 for finding in findings:
                     pending.append(executor.submit(self._read, finding) if finding.kind == EQUAL else finding)
                     if len(pending) > 4 * self._storage.threads:
-                        yield _settled(pending.popleft())
+                        yield _result_of(pending.popleft())
                 while pending:
-                    yield _settled(pending.popleft())
+                    yield _result_of(pending.popleft())
             except BaseException:
                 self._storage.stop()
                 executor.shutdown(wait=True, cancel_futures=True)
@@ -228,29 +222,29 @@ class Verification:
 
     def _read(self, finding: Finding) -> Finding:
         size = 0
-        for _ in range(2):  # once more, for on the way anything may answer with a page of its own
+        for _ in range(2):  # a proxy may have responded with a page of its own
             try:
                 size, digest = self._storage.digest(finding.key)
             except (StorageError, StorageUnavailable) as exc:
-                self._storage.find_bucket()  # fails as well where it is not the object that is to blame
+                self._storage.find_bucket()  # raises if Storage as a whole is the problem
                 return replace(finding, kind=DAMAGED, message=f"it is listed and cannot be read: {exc.message}")
             if (size, digest) == (finding.size, finding.sha256):
                 return finding
-        return replace(finding, kind=DAMAGED, message=f"its content is another, of {size} bytes")
+        return replace(finding, kind=DAMAGED, message=f"its content differs, {size} bytes")
 
-    def _believed(self, page: Sequence[Finding]) -> Iterator[Finding]:
-        """Yield findings without the differences of batches that a load or a reset changed meanwhile."""
+    def _confirmed(self, page: Sequence[Finding]) -> Iterator[Finding]:
+        """Yield findings, without the differences of batches that a load or a reset changed in the meantime."""
         if all(finding.kind == EQUAL for finding in page):
             yield from page
             return
         now = self._list_batches()
         for finding in page:
-            before, after = self._batches.get(_owner(finding)), now.get(_owner(finding))
+            before, after = self._batches.get(_batch_of(finding)), now.get(_batch_of(finding))
             if finding.kind == EQUAL or before == after:
                 yield finding
 
     def _inconsistencies(self) -> Iterator[Finding]:
-        # A file keeps what is found until its transaction is over: it may be long, and may have to be tried again.
+        # The findings can be many, and the transaction may be retried, so they are spooled to a file.
         with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
 
             def work(connection: Connection, check: str) -> None:
@@ -266,33 +260,28 @@ class Verification:
                 for line in spool:
                     yield Finding(INCONSISTENT, *json.loads(line))
 
-    # Repair
-
     def repair(self, findings: Iterator[Finding]) -> Iterator[tuple[Finding, str]]:
-        """Send what is missing or damaged again from its source, remove orphans; yield each with why it was not mended.
+        """Upload missing and damaged objects again from their source, and remove orphans.
 
-        The reason is empty when it was. Whatever is done is done under the lock of the batch's runs, and only when the
-        batch is still what it was.
-
-        Raises:
-            RefusedError: the bucket holds strangers, and no object of this database: it may be another one's.
+        Yield each finding with the reason why it was not repaired, empty if it was. Each batch is repaired under its
+        run lock, and only if it did not change since it was verified.
         """
         while page := list(itertools.islice(findings, PAGE)):
             rows = [finding for finding in page if finding.kind == INCONSISTENT]
-            yield from ((finding, _BY_HAND) for finding in rows)
+            yield from ((finding, "reset the batch and load it again to repair rows") for finding in rows)
             objects = [finding for finding in page if finding.kind != INCONSISTENT]
-            for batch_id, group in itertools.groupby(objects, key=_owner):
-                yield from self._mended(batch_id, list(group))
+            for batch_id, group in itertools.groupby(objects, key=_batch_of):
+                yield from self._repair_batch(batch_id, list(group))
 
-    def _mended(self, batch_id: str, group: Sequence[Finding]) -> list[tuple[Finding, str]]:
-        """Mend what is the matter below the prefix of one batch, on record or not."""
+    def _repair_batch(self, batch_id: str, group: Sequence[Finding]) -> list[tuple[Finding, str]]:
+        """Repair the objects below the prefix of one batch, on record or not."""
 
         def work(connection: Connection) -> list[tuple[Finding, str]]:
             if not batch_state.try_lock(connection, batch_id):
                 return [(finding, f"a run of batch {batch_id} is going on") for finding in group]
             batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
             if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
-                return [(finding, f"batch {batch_id} was changed meanwhile") for finding in group]
+                return [(finding, f"batch {batch_id} was changed in the meantime") for finding in group]
             known: set[str] = set()
             if before is not None and before.bucket == self._bucket:
                 keys = [finding.key for finding in group]
@@ -300,15 +289,15 @@ class Verification:
             self._storage.remove([one.key for one in group if one.kind == ORPHAN and one.key not in known])
             source = Path(before.source if before is not None else "")
             with ThreadPoolExecutor(min(8, self._storage.threads), thread_name_prefix="repair") as executor:
-                reasons = executor.map(lambda one: self._mend(source, one, one.key in known), group)
+                reasons = executor.map(lambda one: self._repair_object(source, one, one.key in known), group)
                 return list(zip(group, reasons, strict=True))
 
         return self._database.run(work, timeout=0)
 
-    def _mend(self, source: Path, finding: Finding, known: bool) -> str:
-        """Send an object again; return why it is not mended, nothing when it is."""
+    def _repair_object(self, source: Path, finding: Finding, known: bool) -> str:
+        """Upload an object again; return the reason why it is not repaired, empty if it is."""
         if finding.kind == ORPHAN:
-            return f"batch {_owner(finding)} has it on record" if known else ""
+            return f"batch {_batch_of(finding)} has it on record" if known else ""
         try:
             content = (source / finding.path).read_bytes()
         except OSError as exc:
@@ -322,40 +311,37 @@ class Verification:
         return "Storage does not keep what it is sent"
 
 
-_BY_HAND = "rows are mended by resetting the batch and loading it again"
-
-
-def _owner(finding: Finding) -> str:
-    """Return the batch whose a finding is, on record or not."""
+def _batch_of(finding: Finding) -> str:
+    """Return the batch of a finding, on record or not."""
     return finding.batch_id or finding.key.partition("/")[0]
 
 
-def _lost(wanted: _Expected) -> Finding:
+def _missing(wanted: _Expected) -> Finding:
     if wanted.named:
         return wanted.finding(DANGLING, "readers see its row, and there is no object")
     return wanted.finding(MISSING, "the object of a version that a later one superseded")
 
 
-def _compared(wanted: _Expected, stored: StoredObject) -> Finding:
+def _compare_object(wanted: _Expected, stored: StoredObject) -> Finding:
     if stored.size != wanted.size:
         return wanted.finding(DAMAGED, f"{stored.size} bytes instead of {wanted.size}")
     if stored.md5 not in (None, wanted.md5):
-        return wanted.finding(DAMAGED, "its MD5 is another")
+        return wanted.finding(DAMAGED, "its MD5 differs")
     return wanted.finding(EQUAL)
 
 
-def _settled(finding: Finding | Future[Finding]) -> Finding:
+def _result_of(finding: Finding | Future[Finding]) -> Finding:
     return finding if isinstance(finding, Finding) else finding.result()
 
 
-def refuse_foreign_bucket(equal: int, strangers: int) -> None:
-    """Raise when a repair would empty a bucket that shows no sign of being this database's.
+def refuse_foreign_bucket(equal: int, foreign: int) -> None:
+    """Raise if a repair would empty a bucket that seems to belong to another database.
 
     Raises:
-        RefusedError: there are objects of no batch on record, and not one that is as it should be.
+        RefusedError: there are objects of no batch on record, and no object is equal.
     """
-    if strangers and not equal:
+    if foreign and not equal:
         raise RefusedError(
-            f"The bucket holds {strangers} objects of no batch on record, and none that this database has loaded.",
+            f"The bucket holds {foreign} objects of no batch on record, and none that this database has loaded.",
             "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed.",
         )

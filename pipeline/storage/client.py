@@ -1,4 +1,4 @@
-"""The client of Supabase Storage: objects and the bucket, and when to try again."""
+"""The client of Supabase Storage: objects, the bucket, and retries."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from pipeline.storage.transport import Transport
 
 logger = get_logger(__name__)
 
-#: Keys of one bulk delete, and entries of one page of a list: the API's own limits.
+#: The API's limits: keys of a bulk delete, and entries of a page of a list.
 PAGE = 1000
 _LONGEST_WAIT = 30.0
-#: Overload says "later", not "no": it is tried this many times more than another transient error.
-_PATIENCE = 6
+#: Additional attempts after an overload, compared with other transient errors.
+_OVERLOAD_TRIES = 6
 
 _MD5 = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object in the bucket: its key, its bytes, and the MD5 of its content where the ETag is one."""
+    """An object in the bucket: its key, its size in bytes, and its MD5 if the ETag is one."""
 
     key: str
     size: int
@@ -67,7 +67,7 @@ def _digest_of(answer: Response) -> tuple[int, str]:
 
 
 def _content_of(answer: Response, most: int) -> bytes:
-    """Return the content, or one byte more than is wanted of one that is larger."""
+    """Return the content, cut off after `most` + 1 bytes."""
     content = bytearray()
     for chunk in answer.stream(1 << 16):
         content += chunk
@@ -78,7 +78,7 @@ def _content_of(answer: Response, most: int) -> bytes:
 
 
 class Storage:
-    """A bucket, seen through the API."""
+    """A client for one bucket."""
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self._settings = settings
@@ -92,7 +92,7 @@ class Storage:
         self._tries = settings.tuning.retry_max_attempts + 1
 
     def part(self, metrics: Metrics) -> Storage:
-        """Return the same bucket, with the same connections and limiter, counted elsewhere and stopped by itself."""
+        """Return a client with the same connections and limiter, but its own metrics and its own `stop`."""
         other = copy.copy(self)
         other._metrics, other._stopped = metrics, threading.Event()
         return other
@@ -100,7 +100,7 @@ class Storage:
     # Objects
 
     def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
-        """Store an object under a key, in the place of what may be there."""
+        """Store an object under a key; replace an existing one."""
         with self._metrics.timed("storage_upload"):
             answer = self._send(
                 "POST",
@@ -115,39 +115,40 @@ class Storage:
         self._metrics.count("objects_uploaded")
 
     def digest(self, key: str) -> tuple[int, str]:
-        """Read an object and return its bytes and their SHA-256 (hex); it is not held in memory.
+        """Stream an object and return its size in bytes and its SHA-256 (hex).
 
         Raises:
-            ObjectNotFound: there is none.
+            ObjectNotFound: it does not exist.
         """
-        path = f"/object/authenticated/{quote(self._bucket, safe='')}/{quote(key, safe='/')}"
-        with self._metrics.timed("storage_read"):
-            size, sha256 = self._send("GET", path, _digest_of)
+        size, sha256 = self._get(key, _digest_of)
         return int(size), str(sha256)
 
     def read(self, key: str, most: int) -> bytes:
-        """Read an object of at most so many bytes into memory.
+        """Read an object of at most `most` bytes.
 
         Raises:
-            ObjectNotFound: there is none.
+            ObjectNotFound: it does not exist.
             StorageError: it is larger.
         """
-        path = f"/object/authenticated/{quote(self._bucket, safe='')}/{quote(key, safe='/')}"
-        with self._metrics.timed("storage_read"):
-            content = bytes(self._send("GET", path, lambda answer: _content_of(answer, most)))
+        content = bytes(self._get(key, lambda response: _content_of(response, most)))
         if len(content) > most:
             raise StorageError(f"The object {key} has more than {most} bytes.")
         return content
+
+    def _get(self, key: str, read: Callable[[Response], Any]) -> Any:
+        path = f"/object/authenticated/{quote(self._bucket, safe='')}/{quote(key, safe='/')}"
+        with self._metrics.timed("storage_read"):
+            return self._send("GET", path, read)
 
     def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with a prefix, in byte order of the keys.
 
         Arguments:
-            prefix: plain text, not a folder.
-            after: yield only keys beyond this one.
-            last: stop beyond this one.
+            prefix: any prefix, not only a folder.
+            after: yield only keys after this one.
+            last: yield only keys up to this one.
         """
-        # Only list-v2 without delimiter, sorted by name, is complete. Its cursor is base64 of "l:" and the last key.
+        # Only list-v2 without a delimiter, sorted by name, lists all objects. Its cursor is base64 of "l:" + last key.
         ours = cursor = base64.b64encode(f"l:{after}".encode()).decode() if after else None
         while True:
             body: dict[str, Any] = {"prefix": prefix, "limit": PAGE, "with_delimiter": False}
@@ -159,8 +160,8 @@ class Storage:
             except StorageError as exc:
                 if cursor is None or cursor != ours or exc.code != "InvalidParameter":
                     raise
-                # A server that words its cursors differently: read from the start of the prefix instead.
-                logger.warning("Storage does not take our list cursor; listing %s from its start.", prefix)
+                # The server has another cursor format: list from the start of the prefix instead.
+                logger.warning("Storage rejects the list cursor; listing %s from its start.", prefix)
                 cursor = None
                 continue
             entries, cursor = _page(page)
@@ -174,12 +175,12 @@ class Storage:
                 return
 
     def remove(self, keys: Sequence[str]) -> int:
-        """Delete objects by their exact keys, at most a thousand; return how many there were."""
+        """Delete objects by their exact keys, at most a thousand; return the number of deleted objects."""
         if not keys:
             return 0
         with self._metrics.timed("storage_remove"):
-            gone = self._send("DELETE", f"/object/{quote(self._bucket, safe='')}", value={"prefixes": list(keys)})
-        return len(gone)
+            deleted = self._send("DELETE", f"/object/{quote(self._bucket, safe='')}", value={"prefixes": list(keys)})
+        return len(deleted)
 
     def remove_all(self, keys: Sequence[str]) -> None:
         """Delete any number of objects by their exact keys, a thousand a call."""
@@ -189,7 +190,7 @@ class Storage:
     # The bucket
 
     def ensure_bucket(self) -> bool:
-        """Make sure that the bucket exists, private when it is made now; return whether it was made.
+        """Create the bucket, private, if it does not exist; return whether it was created.
 
         Raises:
             AccessDenied: the key is refused, or the host is unknown.
@@ -202,12 +203,12 @@ class Storage:
                 self._send("POST", "/bucket", value={"id": self._bucket, "name": self._bucket, "public": False})
             except ObjectExists:
                 return False
-            logger.info("storage: made the private bucket %s", self._bucket)
+            logger.info("storage: created the private bucket %s", self._bucket)
             return True
         return False
 
     def find_bucket(self) -> dict[str, Any] | None:
-        """Return the bucket's settings, None when it does not exist."""
+        """Return the bucket's settings, None if it does not exist."""
         self.check_host()
         try:
             found = self._send("GET", f"/bucket/{quote(self._bucket, safe='')}")
@@ -216,10 +217,10 @@ class Storage:
         return dict(found)
 
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
-        """Ask once for the bucket; return its settings, or the error that the answer means, and the answer's Date.
+        """Request the bucket once; return its settings or the error of the response, and the response's Date.
 
         Raises:
-            StorageUnavailable: there is no answer, or one that is not JSON.
+            StorageUnavailable: there is no response, or it is not JSON.
         """
         path = f"/bucket/{quote(self._bucket, safe='')}"
         with self._transport.request("GET", path) as response:
@@ -233,11 +234,11 @@ class Storage:
 
     @property
     def proxied(self) -> bool:
-        """Return whether a proxy of the environment carries the requests."""
+        """Return whether requests go through a proxy of the environment."""
         return self._transport.proxied
 
     def check_host(self) -> None:
-        """Raise AccessDenied when the host of the project's URL has no address."""
+        """Raise AccessDenied if the host of the project's URL has no address."""
         if self._transport.proxied:
             return
         parts = urlsplit(self._base)
@@ -254,10 +255,10 @@ class Storage:
                 "Check NEXT_PUBLIC_SUPABASE_URL for a typing error, and that this machine is online.",
             ) from exc
 
-    # The wire
+    # Requests
 
     def stop(self) -> None:
-        """Let no further request begin; those in flight end by themselves."""
+        """Start no further request; those in flight complete."""
         self._stopped.set()
 
     def close(self) -> None:
@@ -265,7 +266,7 @@ class Storage:
         self._transport.close()
 
     def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
-        """Send a request, and again after a transient error; overload has more tries in all than others in a row."""
+        """Send a request; retry after transient errors, more often after overload than after others in a row."""
         try:
             return self._send_once(method, path, *arguments, **keywords)
         except StorageUnavailable as exc:
@@ -279,18 +280,18 @@ class Storage:
 
         def again() -> Any:
             nonlocal failed
-            if failed is not None:  # the first try, which most often is the only one: no retry is set up for that
+            if failed is not None:  # the first attempt was made before the retry was set up, since most succeed
                 try:
                     raise failed
                 finally:
                     failed = None
             return self._send_once(method, path, *arguments, **keywords)
 
-        # Waits of 1, 2, 4 … seconds at most, each drawn evenly from zero up (full jitter).
+        # Waits of up to 1, 2, 4 … seconds, with full jitter.
         retry = backoff.on_exception(
             backoff.expo,
             StorageUnavailable,
-            max_tries=self._tries + _PATIENCE,
+            max_tries=self._tries + _OVERLOAD_TRIES,
             giveup=gives_up,
             on_backoff=self._on_backoff,
             jitter=backoff.full_jitter,
@@ -310,7 +311,7 @@ class Storage:
         value: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """Send one request, its body as it is or a value as JSON; return what `read` makes of the answer."""
+        """Send one request, with a body or a value as JSON; return the result of `read` on the response."""
         if value is not None:
             body, headers = json.dumps(value).encode(), {"Content-Type": "application/json"}
         with self.limiter.slot() as generation:
@@ -319,18 +320,18 @@ class Storage:
             try:
                 with self._transport.request(method, path, body, headers) as response:
                     if 200 <= response.status < 300:
-                        answer = read(response)
+                        result = read(response)
                         self.limiter.succeeded()
-                        return answer
+                        return result
                     error = error_of(response, f"{method} {path.split('?')[0]}")
             except ValueError as exc:
                 raise self._no_json() from exc
             if isinstance(error, StorageOverloaded):
-                self.limiter.overloaded(generation)  # before the slot is free for a request that would be refused too
+                self.limiter.overloaded(generation)  # before the slot is free for another request
         try:
             raise error
         finally:
-            del error  # or error, traceback and frame keep each other alive, and with them the connection
+            del error  # break the cycle of error, traceback and frame, which keeps the connection alive
 
     def _no_json(self) -> StorageUnavailable:
         return StorageUnavailable(
@@ -346,13 +347,13 @@ class Storage:
 
 
 def _page(answer: Any) -> tuple[list[StoredObject], str | None]:
-    """Return the objects of a page of a list, and the cursor of the next one if there is one."""
+    """Return the objects of a page of a list, and the cursor of the next page if there is one."""
     try:
         entries = [_stored(one["name"], one.get("metadata") or {}) for one in answer["objects"]]
         return entries, str(answer["nextCursor"]) if answer.get("hasNext") else None
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
         raise StorageError(
-            "Storage answers with a list of a shape that is not its own.", "Check NEXT_PUBLIC_SUPABASE_URL."
+            "Storage answers with a list of an unknown format.", "Check NEXT_PUBLIC_SUPABASE_URL."
         ) from exc
 
 
