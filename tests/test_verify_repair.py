@@ -14,6 +14,7 @@ import pytest
 from pipeline.batches.lock import BatchLock
 from pipeline.config import Settings
 from pipeline.database import Database
+from pipeline.errors import RefusedError
 from pipeline.steps.verify import Verification
 from pipeline.storage import Storage, StoredObject
 from tests import reset_support, test_luigi, verify_support, world
@@ -115,6 +116,13 @@ def test_a_bucket_of_strangers_is_left_alone(
     refused = command("verify", "--repair", "--json")
     assert refused.code == 4
     assert not refused.out or json.loads(refused.out)["totals"]["orphan"] == 2
+    assert other.listed() == strangers
+    with closing(Database(elsewhere)) as database, closing(Storage(elsewhere)) as storage:
+        compared = Verification(database, storage, elsewhere.bucket)
+        findings = [one for one in compared.run() if one.kind == "orphan"]
+        for verification in (compared, Verification(database, storage, elsewhere.bucket)):
+            with pytest.raises(RefusedError, match="The bucket holds 2 objects"):
+                list(verification.repair(iter(findings)))
     assert other.listed() == strangers
     # Of one batch nobody else's object is looked at, so that it may be mended.
     assert command("verify", "--repair", "--batch-id", "b2").code == 0

@@ -30,7 +30,7 @@ from pipeline.graph.tasks import ResetBatch
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say
 from pipeline.steps.reset import Plan, describe_reset, find_batch_to_reset, plan_reset
-from pipeline.steps.verify import EQUAL, Verification, refuse_foreign_bucket
+from pipeline.steps.verify import Verification
 from pipeline.storage import Storage
 from pipeline.units import size
 
@@ -100,7 +100,6 @@ def verify(options: argparse.Namespace) -> int:
         report.total()
         if options.repair:
             report.plan()
-            refuse_foreign_bucket(report.counts[EQUAL], report.foreign)
             for finding, reason in verification.repair(report.differences()):
                 report.repair(finding, reason)
         report.end(options.repair)

@@ -24,7 +24,6 @@ class VerifyReport:
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self._json, self._quiet = as_json, quiet or as_json
         self.counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
-        self.foreign = 0
         self.repaired = self.remaining = 0
         self._is_open = False
         self._bucket = ""
@@ -63,7 +62,6 @@ class VerifyReport:
                 print(printable(finding.line()))
         if finding.kind != EQUAL:
             self.remaining += 1
-            self.foreign += finding.kind == ORPHAN and finding.batch_id is None
             self._spool.write(json.dumps(asdict(finding)) + "\n")
 
     def differences(self) -> Iterator[Finding]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
 from pipeline.dataset.detections import Detection, detections_of, photo_of
-from pipeline.dataset.records import Reject
+from pipeline.dataset.records import Folder, Reject
 from pipeline.errors import BadInput, UnfinishedError
 
 #: Maximum number of buffered entries and rejects, and bytes of buffered detections.
@@ -55,11 +55,7 @@ def stage_annotations(
     def flush() -> None:
         connection.copy_in("pg_temp.entries", _ENTRIES, rows)
         connection.copy_lines("pg_temp.detections", _DETECTIONS, lines)
-        connection.copy_in(
-            "pg_temp.found",
-            ("recognition_id", "path", "code", "message"),
-            ((r.recognition_id, r.path, r.code, r.message) for r in rejects),
-        )
+        copy_found(connection, rejects)
         rows.clear()
         lines.clear()
         rejects.clear()
@@ -88,6 +84,15 @@ def stage_annotations(
     connection.execute("add_unknown")
     connection.execute("create_staged_annotations", force=force)
     return connection.one("count_annotated")
+
+
+def copy_found(connection: Connection, inputs: Iterable[Folder | Reject]) -> int:
+    """Copy folders and rejects to pg_temp.found; return their number."""
+    return connection.copy_in(
+        "pg_temp.found",
+        ("recognition_id", "path", "code", "message"),
+        ((i.recognition_id, i.path, getattr(i, "code", None), getattr(i, "message", None)) for i in inputs),
+    )
 
 
 def _read(number: int, entry: Entry) -> tuple[Sequence[object] | None, bytes, list[Reject]]:

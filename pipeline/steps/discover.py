@@ -21,7 +21,7 @@ from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import RefusedError, UsageError
 from pipeline.observe.logger import get_logger, printable
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.annotations import stage_annotations
+from pipeline.steps.annotations import copy_found, stage_annotations
 from pipeline.steps.read import BUDGET, DECODERS, Budget, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
 
@@ -98,17 +98,10 @@ class Discovery:
         return {**asdict(self), "held_by": list(self.held_by)}
 
 
-@dataclass(frozen=True)
-class _Statements:
-    """The statements that differ by kind of batch."""
-
-    drop_late: str
-    insert_manifest: str
-
-
+#: By kind of batch: the statements that drop claims of committed batches, and that insert the manifest.
 _STATEMENTS = {
-    KIND_LOAD: _Statements("drop_late_claims", "insert_manifest"),
-    KIND_QWEN: _Statements("drop_late_annotations", "insert_manifest_annotations"),
+    KIND_LOAD: ("drop_late_claims", "insert_manifest"),
+    KIND_QWEN: ("drop_late_annotations", "insert_manifest_annotations"),
 }
 
 
@@ -146,7 +139,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     if request.strict and rejects:
         _refuse(connection, rejects)
 
-    statements = _STATEMENTS[request.kind]
+    drop_late, insert_manifest = _STATEMENTS[request.kind]
     with metrics.timed("discover_manifest"):
         if not connection.count(
             "insert_batch",
@@ -169,14 +162,11 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
             )
         connection.execute("analyze_staged")
         connection.execute("insert_claims", batch_id=request.batch_id, kind=request.kind)
-        connection.execute(statements.drop_late, batch_id=request.batch_id, force=request.force)
+        connection.execute(drop_late, batch_id=request.batch_id, force=request.force)
         lost = connection.one("add_lost", batch_id=request.batch_id, kind=request.kind)
         claimed = connection.one("count_claims", batch_id=request.batch_id).claims
-        connection.execute(
-            statements.insert_manifest,
-            batch_id=request.batch_id,
-            shard_size=shard_size(claimed, request.batch_size),
-        )
+        size = shard_size(claimed, request.batch_size)
+        connection.execute(insert_manifest, batch_id=request.batch_id, shard_size=size)
         connection.execute("insert_found_rejects", batch_id=request.batch_id)
         counts = connection.one("update_batch_counts", batch_id=request.batch_id)
     if request.kind == KIND_QWEN and counts.shards:
@@ -236,17 +226,7 @@ def shard_size(recognitions: int, batch_size: int) -> int:
 def _find(connection: Connection, request: Request, source: Path) -> Any:
     """Copy the folders' names into a temporary table, and select the candidates there."""
     connection.execute("create_found")
-    listed = connection.copy_in(
-        "pg_temp.found",
-        ("recognition_id", "path", "code", "message"),
-        (
-            (entry.recognition_id, entry.path, None, None)
-            if isinstance(entry, Folder)
-            else (entry.recognition_id, entry.path, entry.code, entry.message)
-            for entry in list_folders(source)
-        ),
-    )
-    if not listed:
+    if not copy_found(connection, list_folders(source)):
         raise UsageError(
             f"The dataset {source} holds no recognition.",
             "A recognition is a folder `recognition_<digits>` or `<digits>`, in the source or in an export below it.",
@@ -282,11 +262,7 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
                 (usable if isinstance(result, Recognition) else rejects).append(result)  # type: ignore[arg-type]
             require_source(source, rejects)
             connection.copy_in("pg_temp.staged", _STAGED, map(_staged_row, usable))
-            connection.copy_in(
-                "pg_temp.found",
-                ("recognition_id", "path", "code", "message"),
-                ((r.recognition_id, r.path, r.code, r.message) for r in rejects),
-            )
+            copy_found(connection, rejects)
             inspected += len(page)
             progress(inspected)
             if wanted is not None:

@@ -132,6 +132,7 @@ class Verification:
         self._database, self._storage, self._bucket = database, storage, bucket
         self._batch_id, self._deep = batch_id, deep
         self._batches = self._list_batches()
+        self._equal = self._foreign = 0
         if batch_id is not None:
             batch = self._batches.get(batch_id)
             if batch is None or (batch.kind == KIND_LOAD and batch.bucket != bucket):
@@ -160,7 +161,10 @@ class Verification:
         """Yield a finding for every expected or stored object, then for every inconsistency."""
         findings = self._read_equal(self._compare()) if self._deep else self._compare()
         while page := list(itertools.islice(findings, PAGE)):
-            yield from self._confirmed(page)
+            for finding in self._confirmed(page):
+                self._equal += finding.kind == EQUAL
+                self._foreign += _is_foreign(finding)
+                yield finding
         yield from self._inconsistencies()
 
     def _compare(self) -> Iterator[Finding]:
@@ -265,8 +269,19 @@ class Verification:
 
         Yield each finding with the reason why it was not repaired, empty if it was. Each batch is repaired under its
         run lock, and only if it did not change since it was verified.
+
+        Raises:
+            RefusedError: there are objects of no batch on record, and no object was found equal: the bucket seems to
+                belong to another database.
         """
         while page := list(itertools.islice(findings, PAGE)):
+            foreign = self._foreign or sum(map(_is_foreign, page))
+            if foreign and not self._equal:
+                raise RefusedError(
+                    f"The bucket holds {foreign} objects of no batch on record,"
+                    " and none that this database has loaded.",
+                    "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed.",
+                )
             rows = [finding for finding in page if finding.kind == INCONSISTENT]
             yield from ((finding, "reset the batch and load it again to repair rows") for finding in rows)
             objects = [finding for finding in page if finding.kind != INCONSISTENT]
@@ -334,14 +349,6 @@ def _result_of(finding: Finding | Future[Finding]) -> Finding:
     return finding if isinstance(finding, Finding) else finding.result()
 
 
-def refuse_foreign_bucket(equal: int, foreign: int) -> None:
-    """Raise if a repair would empty a bucket that seems to belong to another database.
-
-    Raises:
-        RefusedError: there are objects of no batch on record, and no object is equal.
-    """
-    if foreign and not equal:
-        raise RefusedError(
-            f"The bucket holds {foreign} objects of no batch on record, and none that this database has loaded.",
-            "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed.",
-        )
+def _is_foreign(finding: Finding) -> bool:
+    """Return whether an object is of no batch of this database in this bucket."""
+    return finding.kind == ORPHAN and finding.batch_id is None
