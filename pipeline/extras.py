@@ -18,6 +18,8 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] in ("pipeline", "embedded_supabase"):
+            raise  # part of every installation
         raise SettingsError(
             f"This command needs {exc.name}, which is not installed.", f"Run `pip install 'pipeline[{name}]'`."
         ) from exc
