@@ -69,7 +69,7 @@ def test_the_mode_of_a_pooler_is_told(mode: str, settings: Settings, workdir: Pa
     with pgbouncer(tmp_path, settings.database_url.reveal(), mode, 5) as url:
         pooler, problems = look(settings, url)
     assert pooler.level == OK
-    assert f"A pooler in {mode} mode" in pooler.message
+    assert f"a pooler in {mode} mode" in pooler.message
     assert problems == []
 
 
