@@ -79,6 +79,30 @@ for number, source in enumerate(sys.argv[1:], 1):
     assert luigi.build([LoadBatch(source=source, batch_id=f"b{number}")], local_scheduler=True, log_level="ERROR")
 """
 
+AGAIN = """
+import json, sys
+import luigi
+from pipeline.errors import DatabaseError
+from pipeline.graph.tasks import LoadBatch, UploadShard
+
+run, locked = UploadShard.run, []
+
+def fail(self):
+    raise DatabaseError("the first time")
+
+def succeed(self):
+    locked.append(self.active_run.is_claimed)
+    return run(self)
+
+task = LoadBatch(source=sys.argv[1], batch_id="b1")
+UploadShard.run = fail
+first = luigi.build([task], local_scheduler=True, log_level="ERROR")
+UploadShard.run = succeed
+second = luigi.build([task], local_scheduler=True, log_level="ERROR")
+with open("result.json", "w") as out:
+    json.dump([first, second, locked], out)
+"""
+
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     stdout, stderr = process.communicate(timeout=SECONDS)
@@ -164,3 +188,34 @@ def test_two_builds_in_one_process_load_two_batches(
     assert code == 0, stderr
     assert [stdout.count(f"Batch {one} is done") for one in ("b1", "b2")] == [1, 1]
     world.check(settings, (first, "b1", None), (second, "b2", None))
+
+
+def test_two_loads_without_an_id_in_one_wrapper_are_two_batches(
+    start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    (workdir / "wrapper.py").write_text(WRAPPER.replace(', batch_id=f"b{number}"', ""), encoding="utf-8")
+    first, second = small_dataset(4), small_dataset(3, seed=9)
+    code, _, stderr = finish(start(*LUIGI, "wrapper", "Nightly", "--sources", json.dumps([str(first), str(second)])))
+    assert code == 0, stderr
+    found = world.query(settings.database_url.reveal(), "SELECT id, source FROM ingest.batches")
+    assert {source for _, source in found} == {str(first), str(second)}
+    batches = {source: batch_id for batch_id, source in found}
+    world.check(settings, (first, batches[str(first)], None), (second, batches[str(second)], None))
+
+
+def test_two_loads_of_one_id_with_different_sources_are_refused(
+    start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    (workdir / "wrapper.py").write_text(WRAPPER.replace('f"b{number}"', '"b1"'), encoding="utf-8")
+    sources = json.dumps([str(small_dataset(4)), str(small_dataset(3, seed=9))])
+    _, _, stderr = finish(start(*LUIGI, "wrapper", "Nightly", "--sources", sources))
+    assert "Batch b1 is being loaded by this process with other parameters." in stderr
+    assert world.query(settings.database_url.reveal(), "SELECT count(*) FROM ingest.batches") == [(0,)]
+
+
+def test_a_build_right_after_a_failed_one_has_the_lock(start: Start, workdir: Path, small_dataset: MakeDataset) -> None:
+    code, stdout, stderr = finish(start(sys.executable, "-c", AGAIN, small_dataset(4)))
+    assert code == 0, stderr
+    assert json.loads((workdir / "result.json").read_text()) == [False, True, [True]]
+    assert stdout.count("Batch b1 is done: 4 recognitions") == 1
+    assert "Failed: UploadShard(batch_id=b1" in stderr

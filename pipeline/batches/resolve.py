@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -60,8 +61,13 @@ def check_batch_id(batch_id: str) -> None:
         )
 
 
-def resolve_batch(settings: Settings, database: Database, request: LoadRequest) -> ResolvedBatch:
+def resolve_batch(
+    settings: Settings, database: Database, request: LoadRequest, taken: Collection[str] = ()
+) -> ResolvedBatch:
     """Return the batch that a request means: the named, newest unfinished matching or a new one.
+
+    Arguments:
+        taken: ids that a new batch does not get, since other requests have them and are not on record yet.
 
     Raises:
         UsageError: the id, the limit or the source is not valid, or migrations are pending.
@@ -72,7 +78,7 @@ def resolve_batch(settings: Settings, database: Database, request: LoadRequest) 
     if request.limit is not None and not 1 <= request.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {request.limit}.", "Use a number from 1, or leave it out for no limit.")
     try:
-        return database.run(lambda connection: _resolve(connection, settings, request))
+        return database.run(lambda connection: _resolve(connection, settings, request, taken))
     except DatabaseError as exc:
         if exc.code in _NO_SCHEMA:
             database.run(require_schema)
@@ -89,7 +95,7 @@ def ensure_bucket(settings: Settings) -> None:
         storage.ensure_bucket()
 
 
-def _resolve(connection: Connection, settings: Settings, request: LoadRequest) -> ResolvedBatch:
+def _resolve(connection: Connection, settings: Settings, request: LoadRequest, taken: Collection[str]) -> ResolvedBatch:
     require_schema(connection, there=True)
     if request.batch_id is not None:
         batch = batch_state.find_batch(connection, request.batch_id)
@@ -108,7 +114,8 @@ def _resolve(connection: Connection, settings: Settings, request: LoadRequest) -
     )
     if rows:
         return ResolvedBatch(rows[0].id, source, False)
-    return ResolvedBatch(_new_id(connection, "batch" if request.kind == KIND_LOAD else "qwen"), source, False)
+    prefix = "batch" if request.kind == KIND_LOAD else "qwen"
+    return ResolvedBatch(_new_id(connection, prefix, taken), source, False)
 
 
 def _source(settings: Settings, request: LoadRequest) -> str:
@@ -165,11 +172,11 @@ def _absolute(source: str) -> str:
         return source
 
 
-def _new_id(connection: Connection, prefix: str) -> str:
+def _new_id(connection: Connection, prefix: str, taken: Collection[str]) -> str:
     moment = datetime.now()
     while True:
         batch_id = f"{prefix}_{moment:%Y%m%d_%H%M%S}"
-        if batch_state.find_batch(connection, batch_id) is None:
+        if batch_id not in taken and batch_state.find_batch(connection, batch_id) is None:
             return batch_id
         moment += timedelta(seconds=1)
 

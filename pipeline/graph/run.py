@@ -91,7 +91,7 @@ class Run:
         counter: how many recognitions are done; in memory that forked processes share.
         failures: what failed; shared with forked processes as well.
         lost: why the run has to end, once another run has taken the batch.
-        is_attended: a thread follows the worker that schedules the run.
+        follower: the thread that follows the worker which schedules the run, and that worker.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Run:
         self.markers = MarkerCache(environment.database, batch_id, schedules=schedules)
         self.target = target(self.markers)
         self.lost: RefusedError | None = None
-        self.is_attended = False
+        self.follower: tuple[threading.Thread, threading.Thread] | None = None
         self._needs_bucket = needs_bucket
         self._unavailable = multiprocessing.RawValue("i", 0)
         self._lock: BatchLock | None = None
@@ -253,18 +253,36 @@ class RunRegistry:
         return self.environment(production)
 
     def resolve(self, request: LoadRequest, production: bool) -> ResolvedBatch:
-        """Return the batch that a request means: for as long as its run lasts, the same for the same request."""
+        """Return the batch that a request means: for as long as its run lasts, the same for the same request.
+
+        Raises:
+            RefusedError: a run of this process has the batch, with other parameters.
+        """
+        self._settle()
         known = self._requests.get((request, production))
         if known is None:
             environment = self.environment(production)
-            known = resolve_batch(environment.settings, environment.database, request)
-            self._requests[request, production] = known
+            ours = {batch.batch_id for batch in self._requests.values()}
+            known = resolve_batch(environment.settings, environment.database, request, ours)
             # The parameters of the task made from it are a request with the same answer.
-            self._requests[replace(request, batch_id=known.batch_id, source=known.source), production] = known
-            run = self._start_load(known, request, production, schedules=True)
-            if known.marked:
-                run.markers.add(LOAD)
+            whole = replace(request, batch_id=known.batch_id, source=known.source)
+            if (whole, production) not in self._requests:
+                if any(one.batch_id == known.batch_id for one, of in self._requests if of == production):
+                    raise RefusedError(
+                        f"Batch {known.batch_id} is being loaded by this process with other parameters.",
+                        "Give each load a --batch-id of its own.",
+                    )
+                run = self._start_load(known, request, production, schedules=True)
+                if known.marked:
+                    run.markers.add(LOAD)
+            self._requests[request, production] = self._requests[whole, production] = known
         return known
+
+    def _settle(self) -> None:
+        """Wait until runs whose worker has ended are forgotten."""
+        for run in list(self._runs.values()):
+            if run.follower is not None and not run.follower[1].is_alive():
+                run.follower[0].join()
 
     def _start_load(self, batch: ResolvedBatch, request: LoadRequest, production: bool, *, schedules: bool) -> Run:
         run = Run(
@@ -288,6 +306,7 @@ class RunRegistry:
 
     def reset(self, batch_id: str, production: bool) -> Run:
         """Return the reset of a batch."""
+        self._settle()
         key = ResetTarget, batch_id, production
         if key not in self._runs:
             environment = self.environment(production)
@@ -326,9 +345,10 @@ class RunRegistry:
         workers = [thread for thread in threading.enumerate() if isinstance(thread, KeepAliveThread)]
         if self.owns_worker or not workers:
             return False
-        if not run.is_attended:
-            run.is_attended = True
-            threading.Thread(target=self._follow, args=(run, workers[-1]), name="run", daemon=False).start()
+        if run.follower is None:
+            follower = threading.Thread(target=self._follow, args=(run, workers[-1]), name="run", daemon=False)
+            run.follower = follower, workers[-1]
+            follower.start()
         return True
 
     def _follow(self, run: Run, worker: threading.Thread) -> None:
@@ -341,6 +361,8 @@ class RunRegistry:
         if run.is_claimed:
             run.print_summary()
             run.release()
+        else:
+            print_failures(run.failures.read())
         worker.join()
         self.end(run)
 

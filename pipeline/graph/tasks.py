@@ -9,7 +9,7 @@ ResetBatch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import luigi
@@ -249,11 +249,20 @@ class Load(RootTask, RequestTask):
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Run:
         """Find the batch and the source that the parameters mean."""
-        source = values[cls.named] or None
-        request = LoadRequest(values["batch_id"] or None, source, values.get("limit"), values["force"], cls.kind)
-        batch = registry.resolve(request, values["production"])
+        batch = registry.resolve(cls._request_of(values), values["production"])
         values["batch_id"], values[cls.named] = batch.batch_id, batch.source
         return registry.load(batch.batch_id, values["production"])
+
+    @classmethod
+    def _request_of(cls, values: Mapping[str, Any]) -> LoadRequest:
+        source = values[cls.named] or None
+        return LoadRequest(values["batch_id"] or None, source, values.get("limit"), values["force"], cls.kind)
+
+    @property
+    def active_run(self) -> Run:
+        """Return the run of this process that the task belongs to; a task that is built again begins another one."""
+        batch = registry.resolve(self._request_of(self.param_kwargs), self.production)
+        return registry.load(batch.batch_id, self.production)
 
     def required(self) -> Transform:
         """Return the transform, and through it everything else."""

@@ -133,6 +133,7 @@ class Verification:
         self._batch_id, self._deep = batch_id, deep
         self._batches = self._list_batches()
         self._equal = self._foreign = 0
+        self._is_complete = False
         if batch_id is not None:
             batch = self._batches.get(batch_id)
             if batch is None or (batch.kind == KIND_LOAD and batch.bucket != bucket):
@@ -163,9 +164,10 @@ class Verification:
         while page := list(itertools.islice(findings, PAGE)):
             for finding in self._confirmed(page):
                 self._equal += finding.kind == EQUAL
-                self._foreign += _is_foreign(finding)
+                self._foreign += finding.kind == ORPHAN and finding.batch_id is None
                 yield finding
         yield from self._inconsistencies()
+        self._is_complete = True
 
     def _compare(self) -> Iterator[Finding]:
         """Merge the expected keys with the stored ones; both are sorted."""
@@ -273,15 +275,17 @@ class Verification:
         Raises:
             RefusedError: there are objects of no batch on record, and no object was found equal: the bucket seems to
                 belong to another database.
+            ValueError: `run` was not read to its end, so that this is not known.
         """
+        if not self._is_complete:
+            raise ValueError("read run() to its end first")
+        if self._foreign and not self._equal:
+            raise RefusedError(
+                f"The bucket holds {self._foreign} objects of no batch on record,"
+                " and none that this database has loaded.",
+                "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed.",
+            )
         while page := list(itertools.islice(findings, PAGE)):
-            foreign = self._foreign or sum(map(_is_foreign, page))
-            if foreign and not self._equal:
-                raise RefusedError(
-                    f"The bucket holds {foreign} objects of no batch on record,"
-                    " and none that this database has loaded.",
-                    "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed.",
-                )
             rows = [finding for finding in page if finding.kind == INCONSISTENT]
             yield from ((finding, "reset the batch and load it again to repair rows") for finding in rows)
             objects = [finding for finding in page if finding.kind != INCONSISTENT]
@@ -347,8 +351,3 @@ def _compare_object(wanted: _Expected, stored: StoredObject) -> Finding:
 
 def _result_of(finding: Finding | Future[Finding]) -> Finding:
     return finding if isinstance(finding, Finding) else finding.result()
-
-
-def _is_foreign(finding: Finding) -> bool:
-    """Return whether an object is of no batch of this database in this bucket."""
-    return finding.kind == ORPHAN and finding.batch_id is None
