@@ -4,6 +4,8 @@ set -eu
 cd "$(dirname "$0")/.."
 BIN=$(cd "${BIN:-.venv/bin}" && pwd)
 DEMO=$(mktemp -d "${TMPDIR:-/tmp}/pipeline-demo.XXXXXX")
+# For root, the server runs as another user, who has to reach its data in this folder.
+chmod 711 "$DEMO"
 export PIPELINE_HOME="$DEMO/home"
 # The demo uses its own services, in a folder without .env files; the shell's settings do not apply.
 unset NEXT_PUBLIC_SUPABASE_URL SUPABASE_SERVICE_ROLE_KEY DATABASE_URL STORAGE_BUCKET DATASET_DIR QWEN_ANNOTATIONS
