@@ -38,16 +38,22 @@ class Done:
 Run = Callable[..., Done]
 
 
-def runner(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return what runs a command in this process."""
+@pytest.fixture
+def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process, in the working directory."""
 
-    def run(*arguments: str | Path) -> Done:
+    def command(*arguments: str | Path) -> Done:
         capsys.readouterr()
         code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
 
-    return run
+    return command
+
+
+@pytest.fixture
+def dsn(settings: Settings) -> str:
+    return settings.database_url.reveal()
 
 
 def ids_of(dataset: Path) -> list[int]:

@@ -7,11 +7,11 @@ import io
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset import annotations as module
@@ -19,13 +19,9 @@ from pipeline.dataset.annotations import Entry, read_entries
 from pipeline.dataset.detections import detections_of, photo_of
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES
 from pipeline.errors import BadInput, UsageError
+from tests.annotations_support import STEADY, attempt, box, key_of, value_of
 
-Result = TypeVar("Result")
-
-#: On a busy machine as well.
-STEADY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 A_CHUNK = module._CHUNK
-KEY = "RRS_Dataset/export_1/recognition_{}/photos/recognition_{}_2025-10-11_{}.jpg"
 
 
 def stream(content: bytes, chunk: int = A_CHUNK, maximum: int = MAXIMUM_DOCUMENT_BYTES) -> list[Entry]:
@@ -38,26 +34,6 @@ def look(content: bytes, chunk: int = A_CHUNK, maximum: int = MAXIMUM_DOCUMENT_B
     """Return of each entry its key with its value, or with the code of its problem."""
     entries = stream(content, chunk, maximum)
     return [(entry.key, entry.problem.code if entry.problem else entry.value) for entry in entries]
-
-
-def attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
-    """Return what the work came to, or its error."""
-    try:
-        return work(), None
-    except (UsageError, BadInput) as exc:
-        return None, exc
-
-
-def key_of(number: int, camera: str = "Main") -> str:
-    return KEY.format(number, number, camera)
-
-
-def box(label: object = "dish_0", corners: object = (1, 2, 30, 40)) -> dict[str, object]:
-    return {"bbox_2d": list(corners) if isinstance(corners, tuple) else corners, "label": label}
-
-
-def value_of(*dishes: object, plates: tuple[object, ...] = ()) -> dict[str, object]:
-    return {"dishes": {"qwen_detections": list(dishes)}, "plates": {"qwen_detections": list(plates)}}
 
 
 # The file as a whole

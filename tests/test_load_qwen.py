@@ -14,7 +14,7 @@ from pipeline.config import Settings
 from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.sample.broken import BROKEN_ANNOTATIONS
 from pipeline.steps import annotations as annotations_module
-from tests import world
+from tests import annotating, world
 from tests.annotating import (
     RECEIPT,
     Run,
@@ -24,22 +24,13 @@ from tests.annotating import (
     markers,
     read,
     rejects,
-    runner,
     value_of,
     write,
 )
 from tests.services import MakeDataset
 
-
-@pytest.fixture
-def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process, in the working directory."""
-    return runner(capsys)
-
-
-@pytest.fixture
-def dsn(settings: Settings) -> str:
-    return settings.database_url.reveal()
+run = annotating.run
+dsn = annotating.dsn
 
 
 # From the file to the domain

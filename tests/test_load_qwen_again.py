@@ -13,7 +13,7 @@ import pytest
 from pipeline.config import Settings
 from pipeline.database import Connection
 from pipeline.dataset.annotations import ANNOTATIONS
-from tests import world
+from tests import annotating, world
 from tests.annotating import (
     RECEIPT,
     Run,
@@ -29,22 +29,13 @@ from tests.annotating import (
     of,
     read,
     rejects,
-    runner,
     value_of,
     write,
 )
 from tests.services import MakeDataset, free_port
 
-
-@pytest.fixture
-def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process, in the working directory."""
-    return runner(capsys)
-
-
-@pytest.fixture
-def dsn(settings: Settings) -> str:
-    return settings.database_url.reveal()
+run = annotating.run
+dsn = annotating.dsn
 
 
 # Again

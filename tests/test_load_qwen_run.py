@@ -15,7 +15,7 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.steps.annotations import stage_annotations
-from tests import world
+from tests import annotating, world
 from tests.annotating import (
     Annotate,
     Done,
@@ -27,7 +27,6 @@ from tests.annotating import (
     markers,
     of,
     read,
-    runner,
     value_of,
     write,
 )
@@ -39,15 +38,8 @@ BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadQwen")
 STAGE = "pipeline.steps.discover.stage_annotations"
 
 
-@pytest.fixture
-def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process, in the working directory."""
-    return runner(capsys)
-
-
-@pytest.fixture
-def dsn(settings: Settings) -> str:
-    return settings.database_url.reveal()
+run = annotating.run
+dsn = annotating.dsn
 
 
 # What it says
