@@ -19,11 +19,11 @@ import luigi
 import pytest
 from dotenv import dotenv_values
 
+import pipeline
 from pipeline import cli, config
 from pipeline.cli import exit_codes
 from pipeline.cli.parser import EXAMPLES
 from pipeline.config import Tuning
-from pipeline.graph import tasks
 from pipeline.steps.discover import MAXIMUM_SHARDS
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +106,7 @@ def test_the_luigi_guide_has_the_options_of_each_task() -> None:
     table = {row[0].strip("`"): words(row[1]) for row in rows(LUIGI.split("## ")[0])[1:]}
     assert set(table) == {"LoadBatch", "LoadQwen", "ResetBatch"}
     for name, options in table.items():
-        parameters: list[tuple[str, object]] = getattr(tasks, name).get_params()
+        parameters: list[tuple[str, object]] = getattr(pipeline, name).get_params()
         assert options == {f"--{parameter.replace('_', '-')}" for parameter, _ in parameters}
 
 
@@ -286,7 +286,7 @@ def work():
 
 
 def test_the_architecture_names_every_task_and_every_table() -> None:
-    families = [name for name in tasks.__all__ if issubclass(getattr(tasks, name), luigi.Task)]
+    families = [name for name in pipeline.__all__ if issubclass(getattr(pipeline, name), luigi.Task)]
     assert len(families) >= 5
     assert [name for name in families if not re.search(rf"\b{name}\b", ARCHITECTURE)] == []
     migrations = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "supabase").rglob("*.sql")))

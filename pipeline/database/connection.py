@@ -37,9 +37,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from pipeline.config import Settings
 from pipeline.database.copy import CopySource, line_of
-from pipeline.database.errors import connection_error, connection_string, sentence_of, translated
+from pipeline.database.errors import connection_error, connection_string, malformed_url, translated
 from pipeline.database.queries import statement
-from pipeline.errors import DatabaseError, DatabaseUnavailable, SettingsError
+from pipeline.errors import DatabaseError, DatabaseUnavailable
 from pipeline.observe.logger import get_logger
 
 logger = get_logger(__name__)
@@ -255,9 +255,7 @@ class Database:
                 client_encoding="UTF8",  # of the lines for COPY, whatever the address or PGCLIENTENCODING says
             )
         except psycopg2.ProgrammingError as exc:
-            raise SettingsError(
-                f"DATABASE_URL is not understood: {sentence_of(exc)}", "Copy it again from Connect in the dashboard."
-            ) from exc
+            raise malformed_url(exc) from exc
         except psycopg2.OperationalError as exc:
             raise connection_error(exc, dsn, self._settings.environment) from exc
         self._opened.add(connection)

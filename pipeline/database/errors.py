@@ -65,9 +65,7 @@ def address_of(url: str) -> tuple[str, int, str]:
     try:
         parameters = psycopg2.extensions.parse_dsn(connection_string(url))
     except psycopg2.ProgrammingError as exc:
-        raise SettingsError(
-            f"DATABASE_URL is not understood: {sentence_of(exc)}", "Copy it again from Connect in the dashboard."
-        ) from exc
+        raise malformed_url(exc) from exc
     host = parameters.get("host") or os.environ.get("PGHOST") or ""
     port = parameters.get("port") or os.environ.get("PGPORT") or "5432"
     return host.split(",")[0], int(port.split(",")[0]), parameters.get("user") or os.environ.get("PGUSER") or ""
@@ -90,6 +88,13 @@ def sentence_of(exc: BaseException) -> str:
     """Return the text of an error as one sentence without secrets."""
     text = redact(" ".join(str(exc).split())).split(" Is the server running")[0]
     return text if text.endswith((".", "?")) else f"{text}."
+
+
+def malformed_url(exc: psycopg2.ProgrammingError) -> SettingsError:
+    """Return the error for a DATABASE_URL that libpq does not parse."""
+    return SettingsError(
+        f"DATABASE_URL is not understood: {sentence_of(exc)}", "Copy it again from Connect in the dashboard."
+    )
 
 
 def error_of(error: psycopg2.Error) -> PipelineError:

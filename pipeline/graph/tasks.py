@@ -9,7 +9,7 @@ ResetBatch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import luigi
@@ -335,16 +335,3 @@ class ResetBatch(RootTask):
         run = self.active_run
         reset_batch(self.database, run.environment.settings, self.batch_id, run.counter)
         self.report(f"{self.batch_id} is reset")
-
-
-__all__: Sequence[str] = (
-    "CopyShard",
-    "DiscoverBatch",
-    "DiscoverQwen",
-    "LoadBatch",
-    "LoadQwen",
-    "ResetBatch",
-    "TransformBatch",
-    "TransformQwen",
-    "UploadShard",
-)
