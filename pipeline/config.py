@@ -1,12 +1,8 @@
 """Settings of the three environments, and the redaction of secrets.
 
-| environment | chosen by                            | settings from                             |
-| ----------- | ------------------------------------ | ----------------------------------------- |
-| local       | default, when `.env.local` exists    | `.env.local`                              |
-| embedded    | default, when it does not            | `PIPELINE_HOME/env`, written by `up`      |
-| production  | `--production`                       | `.env.production`                         |
-
-A variable of the process environment overrides the file.
+`.env.local` holds those of the environment `local`, `PIPELINE_HOME/env` (written by `up`) those of `embedded`, which
+is chosen without `.env.local`, and `.env.production` those of `production`, chosen by `--production`. A variable of the
+process environment overrides the file.
 """
 
 from __future__ import annotations
@@ -14,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
@@ -28,106 +25,68 @@ KEY = "SUPABASE_SERVICE_ROLE_KEY"
 DATABASE = "DATABASE_URL"
 REQUIRED = (URL, KEY, DATABASE)
 
-_USERINFO = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]*@")
-_JWT = re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
-_SUPABASE_KEY = re.compile(r"\bsb_secret_[A-Za-z0-9_-]+")
-_PASSWORD = re.compile(r"(?i)\b(password|sslpassword)=('[^']*'|[^\s&'\"]+)")
-
-
-class Redactor:
-    """Replace known secrets, and text shaped like one, by `***`."""
-
-    #: Shorter texts are not added: replacing them would garble unrelated text.
-    _MIN_LENGTH = 6
-
-    def __init__(self) -> None:
-        self._secrets: set[str] = set()
-
-    def add(self, text: str) -> None:
-        """Make a secret known."""
-        if len(text) >= self._MIN_LENGTH:
-            self._secrets.add(text)
-
-    def redact(self, text: str) -> str:
-        """Return the text without secrets."""
-        for secret in sorted(self._secrets, key=len, reverse=True):  # a secret may contain another one
-            text = text.replace(secret, "***")
-        text = _USERINFO.sub(r"\1:***@", text)
-        text = _PASSWORD.sub(r"\1=***", text)
-        text = _JWT.sub("***", text)
-        return _SUPABASE_KEY.sub("***", text)
+#: Text that is shaped like a secret, and what replaces it.
+_SHAPES = (
+    (re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]*@"), r"\1:***@"),
+    (re.compile(r"(?i)\b(password|sslpassword)=('[^']*'|[^\s&'\"]+)"), r"\1=***"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "***"),  # a JWT
+    (re.compile(r"\bsb_secret_[A-Za-z0-9_-]+"), "***"),
+)
 
 
 @cache
-def process_redactor() -> Redactor:
-    """Return the redactor that every Secret of this process is added to.
-
-    It is one for the process, not for a run: a log line, an error or a task parameter may show the secret of any of
-    the process's runs.
-    """
-    return Redactor()
+def known_secrets() -> set[str]:
+    """Return the secrets of this process, to which each Secret adds: any text may show the secret of any run."""
+    return set()
 
 
 def redact(text: str) -> str:
-    """Return the text without any secret of this process, or anything shaped like one."""
-    return process_redactor().redact(text)
+    """Replace every secret of this process, and text shaped like one, by `***`."""
+    for secret in sorted(known_secrets(), key=len, reverse=True):  # a secret may contain another one
+        text = text.replace(secret, "***")
+    for shape, replacement in _SHAPES:
+        text = shape.sub(replacement, text)
+    return text
 
 
+@dataclass(frozen=True)
 class Secret:
-    """Hold a text that only `reveal()` shows, and make it known to the redactor of the process."""
+    """Hold a text that only `reveal()` shows, and that `redact` replaces from now on."""
 
-    __slots__ = ("_text",)
+    _text: str
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        process_redactor().add(text)
+    def __post_init__(self) -> None:
+        if len(self._text) >= 6:  # replacing a shorter one would garble unrelated text
+            known_secrets().add(self._text)
 
     def reveal(self) -> str:
         """Return the text."""
         return self._text
 
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
     def __repr__(self) -> str:
         return "Secret(***)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
 
     def __reduce__(self) -> tuple[type[Secret], tuple[str]]:
         return (Secret, (self._text,))  # so that the process that unpickles it redacts it, too
 
 
+_Number = TypeVar("_Number", int, float)
+
+
+def _between(low: float, high: float, default: _Number) -> _Number:
+    """Return the dataclass field of a number with these bounds."""
+    return field(default=default, metadata={"bounds": (low, high)})
+
+
 @dataclass(frozen=True)
 class Tuning:
-    """Values of the section `[pipeline]` in luigi.cfg; the variable `PIPELINE_<NAME>` overrides each.
+    """Values of the section `[pipeline]` in luigi.cfg; the variable `PIPELINE_<NAME>` overrides each."""
 
-    Attributes:
-        thread_count: upload threads per worker process.
-        batch_size: recognitions per shard; more where the batch would have over 1,000 tasks.
-        retry_max_attempts: retries after a transient error.
-        retry_backoff_factor: retry n waits up to factor ** n seconds, with full jitter.
-        connection_pool_size: most database connections per process.
-    """
-
-    thread_count: int = 16
-    batch_size: int = 100
-    retry_max_attempts: int = 3
-    retry_backoff_factor: float = 2.0
-    connection_pool_size: int = 10
-
-
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "thread_count": (1, 512),
-    "batch_size": (1, 1_000_000),
-    "retry_max_attempts": (0, 100),
-    "retry_backoff_factor": (1, 60),
-    "connection_pool_size": (1, 200),
-}
+    thread_count: int = _between(1, 512, 16)  # upload threads per worker process
+    batch_size: int = _between(1, 1_000_000, 100)  # recognitions per shard; more if the batch had over 1,000 tasks
+    retry_max_attempts: int = _between(0, 100, 3)  # retries after a transient error
+    retry_backoff_factor: float = _between(1, 60, 2.0)  # retry n waits up to factor ** n seconds, with full jitter
+    connection_pool_size: int = _between(1, 200, 10)  # most database connections per process
 
 
 @dataclass(frozen=True)
@@ -164,9 +123,7 @@ def load_settings(
     """Read the settings of an environment.
 
     Arguments:
-        production: require `.env.production`.
         tuning: the section `[pipeline]` of luigi.cfg.
-        environ: the process environment, which overrides the file.
         directory: contains the files; by default the working directory.
 
     Raises:
@@ -199,23 +156,21 @@ def load_settings(
 def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tuple[str, Path | None]:
     if production:
         path = directory / ".env.production"
-        if not path.is_file():
-            raise SettingsError(
-                f"--production needs the file {path}, which does not exist.",
-                "Copy .env.example to .env.production and fill it in. It may be empty if the process environment "
-                "has the variables.",
-            )
-        return "production", path
-    path = directory / ".env.local"
-    if path.is_file():
-        return "local", path
-    path = home_directory(environ) / "env"
-    if path.is_file():
-        return "embedded", path
+        if path.is_file():
+            return "production", path
+        raise SettingsError(
+            f"--production needs the file {path}, which does not exist.",
+            "Copy .env.example to .env.production and fill it in. It may be empty if the process environment "
+            "has the variables.",
+        )
+    local, embedded = directory / ".env.local", home_directory(environ) / "env"
+    for environment, path in (("local", local), ("embedded", embedded)):
+        if path.is_file():
+            return environment, path
     if all(environ.get(name) for name in REQUIRED):
         return "embedded", None
     raise SettingsError(
-        f"There is neither {directory / '.env.local'} nor {path}, so no environment to work with.",
+        f"There is neither {local} nor {embedded}, so no environment to work with.",
         "Start the embedded services with `python -m pipeline up`, or copy .env.example to .env.local and fill it in.",
     )
 
@@ -247,7 +202,7 @@ def _project_url(text: str) -> str:
 
 def _key(text: str) -> Secret:
     key = text.strip()
-    if not key or not key.isascii() or any(character.isspace() for character in key):
+    if not key.isascii() or len(key.split()) != 1:
         raise SettingsError(
             f"{KEY} is blank, or contains spaces or non-ASCII characters.", "Copy it again, on one line."
         )
@@ -255,14 +210,7 @@ def _key(text: str) -> Secret:
 
 
 def _database_url(text: str) -> Secret:
-    url = text.strip()
-    if url.startswith("postgres://"):
-        url = "postgresql://" + url[len("postgres://") :]
-    if not url.startswith("postgresql://") and "=" not in url:
-        raise SettingsError(
-            f"{DATABASE} is not a URL such as postgresql://user:password@host:port/database.",
-            "Copy it from Connect in the Supabase dashboard.",
-        )
+    url = re.sub("^postgres://", "postgresql://", text.strip())
     if url.startswith("postgresql://"):
         try:
             password = _password_of(url)
@@ -271,14 +219,18 @@ def _database_url(text: str) -> Secret:
                 f"{DATABASE} is not a valid URL.",
                 "Percent-encode special characters in the password, such as @ / ? and [.",
             ) from exc
-        if password:
-            Secret(password)
-            Secret(unquote(password))
+        for secret in (password, unquote(password)):
+            Secret(secret)
+    elif "=" not in url:
+        raise SettingsError(
+            f"{DATABASE} is not a URL such as postgresql://user:password@host:port/database.",
+            "Copy it from Connect in the Supabase dashboard.",
+        )
     return Secret(url)
 
 
-def _password_of(url: str) -> str | None:
-    """Return the password in a URL, still percent-encoded.
+def _password_of(url: str) -> str:
+    """Return the password in a URL, still percent-encoded, empty if there is none.
 
     Raises:
         ValueError: the URL is invalid, or libpq would end the password at another character than its author.
@@ -291,32 +243,30 @@ def _password_of(url: str) -> str | None:
         port = host.rpartition("]")[2].partition(":")[2]
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError("an invalid port")
-    return parts.password
+    return parts.password or ""
 
 
 def _bucket(name: str) -> str:
-    if (
-        not re.fullmatch(r"[A-Za-z0-9_!.*'()&$@=;:+,?-][A-Za-z0-9_!.*'()&$@=;:+,? -]{0,99}", name)
-        or name.endswith(" ")
-        or name in (".", "..")
-    ):
+    safe = r"-A-Za-z0-9_!.*'()&$@=;:+,?"
+    if not re.fullmatch(f"[{safe}]([{safe} ]{{0,98}}[{safe}])?", name) or name in (".", ".."):
         raise SettingsError(f"STORAGE_BUCKET {name!r} is not a valid bucket name.", "Use letters and digits.")
     return name
 
 
 def _tuning(section: Mapping[str, str], values: Mapping[str, str]) -> Tuning:
     read: dict[str, int | float] = {}
-    for field in fields(Tuning):
-        variable = f"PIPELINE_{field.name.upper()}"
-        source, text = (variable, values[variable]) if values.get(variable) else (field.name, section.get(field.name))
+    for one in fields(Tuning):
+        variable = f"PIPELINE_{one.name.upper()}"
+        source, text = (variable, values[variable]) if values.get(variable) else (one.name, section.get(one.name))
         if text is None:
             continue
-        low, high = _BOUNDS[field.name]
+        low, high = one.metadata["bounds"]
+        hint = f"Use a number from {low} to {high}."
         try:
-            number = float(text) if isinstance(field.default, float) else int(text)
+            number = float(text) if isinstance(one.default, float) else int(text)
         except ValueError as exc:
-            raise SettingsError(f"{source} is {text!r}, not a number.", f"Use a number from {low} to {high}.") from exc
+            raise SettingsError(f"{source} is {text!r}, not a number.", hint) from exc
         if not low <= number <= high:
-            raise SettingsError(f"{source} is {text}, out of range.", f"Use a number from {low} to {high}.")
-        read[field.name] = number
+            raise SettingsError(f"{source} is {text}, out of range.", hint)
+        read[one.name] = number
     return Tuning(**read)  # type: ignore[arg-type]

@@ -1,25 +1,25 @@
 """The errors of the pipeline.
 
     PipelineError
-    ├── UsageError              a wrong argument or a wrong setting
-    │   ├── SettingsError       a setting is missing or malformed
-    │   └── AccessDenied        the service rejects the key or password, or the host does not exist
-    ├── RefusedError            the request is valid, but not safe to carry out now
-    ├── UnfinishedError         the batch is incomplete; the same command resumes it
-    ├── Interrupted             Ctrl-C or SIGTERM
-    ├── TransientError          may succeed unchanged later
+    ├── UsageError
+    │   ├── SettingsError
+    │   └── AccessDenied
+    ├── RefusedError
+    ├── UnfinishedError
+    ├── Interrupted
+    ├── TransientError
     │   ├── DatabaseUnavailable
     │   ├── SourceUnavailable
     │   └── StorageUnavailable
     │       └── StorageOverloaded
-    └── PermanentError          will not succeed unchanged
+    └── PermanentError
         ├── DatabaseError
-        │   └── DataError       the rows themselves are refused
+        │   └── DataError
         └── StorageError
             ├── ObjectNotFound
             └── ObjectExists
 
-    BadInput                    a file of the dataset is unusable; becomes a reject, never fails the run
+    BadInput
 
 Only a TransientError is retried. The table in `cli.py` maps errors to exit codes.
 """
@@ -33,20 +33,17 @@ class PipelineError(Exception):
     Arguments:
         message: what happened, in one sentence, without secrets.
         hint: what to do, in one sentence; may be empty.
-
-    Attributes:
-        is_recorded: it is on record as the failure of a task.
+        code: the SQLSTATE, or the error code in a response of Storage; empty if there is none.
     """
 
-    is_recorded = False
+    is_recorded = False  # as the failure of a task
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", code: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint, self.code = message, hint, code
 
-    def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str]]:
-        return (type(self), (self.message, self.hint))
+    def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str, str]]:
+        return (type(self), (self.message, self.hint, self.code))
 
 
 class UsageError(PipelineError):
@@ -86,9 +83,7 @@ class SourceUnavailable(TransientError):
 
 
 class StorageUnavailable(TransientError):
-    """Storage is unreachable or responds with a server error; `code` is the error code of the response, if any."""
-
-    code = ""
+    """Storage is unreachable or responds with a server error."""
 
 
 class StorageOverloaded(StorageUnavailable):
@@ -100,14 +95,7 @@ class PermanentError(PipelineError):
 
 
 class DatabaseError(PermanentError):
-    """PostgreSQL rejects a statement; `code` is the SQLSTATE, empty if there is none."""
-
-    def __init__(self, message: str, hint: str = "", code: str = "") -> None:
-        super().__init__(message, hint)
-        self.code = code
-
-    def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str]]:
-        return (type(self), (self.message, self.hint, self.code))  # type: ignore[return-value]
+    """PostgreSQL rejects a statement."""
 
 
 class DataError(DatabaseError):
@@ -115,14 +103,7 @@ class DataError(DatabaseError):
 
 
 class StorageError(PermanentError):
-    """Storage rejects a request; `code` is the error code of the response."""
-
-    def __init__(self, message: str, hint: str = "", code: str = "") -> None:
-        super().__init__(message, hint)
-        self.code = code
-
-    def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str]]:
-        return (type(self), (self.message, self.hint, self.code))  # type: ignore[return-value]
+    """Storage rejects a request."""
 
 
 class ObjectNotFound(StorageError):
@@ -134,9 +115,8 @@ class ObjectExists(StorageError):
 
 
 class BadInput(Exception):
-    """A file of the dataset is unusable; `code` is the reject code, `message` the reason in one sentence."""
+    """A file of the dataset is unusable and becomes a reject; it has the code and the reason in one sentence."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
-        self.code = code
-        self.message = message
+        self.code, self.message = code, message

@@ -161,7 +161,7 @@ def test_the_table_of_variables_lists_all_that_config_reads() -> None:
 def test_the_tuning_table_has_variables_defaults_and_bounds() -> None:
     table = {row[0].strip("`"): row[1:4] for row in rows(section("Tuning", SETTINGS))}
     for field in fields(Tuning):
-        low, high = config._BOUNDS[field.name]
+        low, high = field.metadata["bounds"]
         expected = [f"`PIPELINE_{field.name.upper()}`", str(field.default), f"{low} to {high}"]
         assert table[field.name] == expected
 

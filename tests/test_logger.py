@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.config import Redactor, Secret, process_redactor
+from pipeline.config import Secret, known_secrets
 from pipeline.errors import UsageError
 from pipeline.observe.logger import RedactingFormatter, configure_logging, get_logger, say
 
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """Start without known secrets, and restore logging, which belongs to the process."""
-    process_redactor.cache_clear()
+    known_secrets.cache_clear()
     levels = {name: logging.getLogger(name).level for name in NAMES}
     handlers = list(logging.getLogger().handlers)
     yield
@@ -154,7 +154,7 @@ def test_secrets_are_redacted_in_messages_arguments_and_tracebacks(monkeypatch: 
 
 def test_secrets_are_redacted_in_the_stack() -> None:
     Secret(PASSWORD)
-    formatter = RedactingFormatter(process_redactor(), timestamp=False, tracebacks=False)
+    formatter = RedactingFormatter()
     record = logging.LogRecord("pipeline", logging.INFO, __file__, 1, "see %s", (PASSWORD,), None)
     record.stack_info = f"Stack:\n  password = {PASSWORD!r}"
     assert PASSWORD not in formatter.format(record)
@@ -204,16 +204,6 @@ def test_a_pipeline_error_in_json_is_its_message_and_hint(monkeypatch: pytest.Mo
     except UsageError:
         get_logger("load").exception("failed")
     assert json.loads(stderr.getvalue())["exception"] == "Error: There is no batch x.\nHint: See status."
-
-
-def test_a_redactor_knows_only_its_own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr = terminal(monkeypatch)
-    redactor = Redactor()
-    redactor.add(PASSWORD)
-    for known, shown in ((redactor, "***"), (Redactor(), PASSWORD)):
-        configure_logging(redactor=known)
-        get_logger("load").warning("as %s", PASSWORD)
-        assert stderr.getvalue().endswith(f"[WARNING] as {shown}\n")
 
 
 def test_a_message_to_a_full_disk_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:

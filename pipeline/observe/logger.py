@@ -13,30 +13,16 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
-from pipeline.config import Redactor, process_redactor, redact
+from pipeline.config import redact
 from pipeline.errors import PipelineError
 
 
 class RedactingFormatter(logging.Formatter):
-    """Format a record as `[LEVEL] message`, without secrets.
-
-    Arguments:
-        redactor: removes the secrets.
-        timestamp: start the line with the local time.
-        tracebacks: show the traceback of a PipelineError instead of its message and hint.
-    """
-
-    def __init__(self, redactor: Redactor, *, timestamp: bool, tracebacks: bool) -> None:
-        super().__init__(f"{'%(asctime)s ' if timestamp else ''}[%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
-        self._redactor, self._tracebacks = redactor, tracebacks
+    """Format a record, including any traceback, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, including any traceback."""
-        return self._redactor.redact(super().format(record))
-
-    def formatException(self, ei: Any) -> str:
-        """Return the traceback, or message and hint of a PipelineError."""
-        return _brief(ei[1], self._tracebacks) or super().formatException(ei)
+        """Return the line."""
+        return redact(super().format(record))
 
 
 class RedactingJsonFormatter(JsonFormatter):
@@ -46,57 +32,42 @@ class RedactingJsonFormatter(JsonFormatter):
     `stack` if there are any.
     """
 
-    def __init__(self, redactor: Redactor, *, tracebacks: bool) -> None:
+    def __init__(self) -> None:
         renamed = {"levelname": "level", "name": "logger", "exc_info": "exception", "stack_info": "stack"}
         super().__init__(
             "%(levelname)s %(name)s %(message)s", rename_fields=renamed, timestamp="time", json_ensure_ascii=False
         )
-        self._redactor, self._tracebacks = redactor, tracebacks
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Redact each value before it is encoded: a secret with escaped characters would not be recognised."""
         moment: datetime = log_data.pop("time")
-        fields = {name: self._redacted(value) for name, value in log_data.items()}
+        fields = {
+            name: value if value is None or isinstance(value, (bool, int, float)) else redact(str(value))
+            for name, value in log_data.items()
+        }
         text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"time": text, **fields, "level": str(log_data["level"]).lower()}
 
-    def formatException(self, ei: Any) -> str:
-        """Return the traceback, or message and hint of a PipelineError."""
-        return _brief(ei[1], self._tracebacks) or str(super().formatException(ei))
-
-    def _redacted(self, value: object) -> object:
-        if value is None or isinstance(value, (bool, int, float)):
-            return value
-        return self._redactor.redact(str(value))
-
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no subscript before Python 3.11
-    """Write records to stderr; the state of one `configure_logging` call.
+    """Write records to stderr; the state of one `configure_logging` call."""
 
-    Arguments:
-        verbose: write every record, and tracebacks for our own errors.
-        json: write JSON instead of text.
-        redactor: removes secrets from each line.
-    """
-
-    def __init__(self, *, verbose: bool, json: bool, redactor: Redactor) -> None:
+    def __init__(self, *, verbose: bool, json: bool) -> None:
         super().__init__()
         self.json = json
-        timestamp = not (sys.stderr and sys.stderr.isatty())
-        self.setFormatter(
-            RedactingJsonFormatter(redactor, tracebacks=verbose)
-            if json
-            else RedactingFormatter(redactor, timestamp=timestamp, tracebacks=verbose)
-        )
+        timestamp = "" if sys.stderr and sys.stderr.isatty() else "%(asctime)s "
+        text = RedactingFormatter(f"{timestamp}[%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
+        self.setFormatter(RedactingJsonFormatter() if json else text)
         if not verbose:
-            self.addFilter(_RepeatFilter())
-            self.addFilter(_is_not_task_failure)
+            self.addFilter(_BriefFilter())
 
 
-class _RepeatFilter(logging.Filter):
-    """Pass a warning once a minute, over all worker processes; warnings with the same format string count as one.
+class _BriefFilter(logging.Filter):
+    """Shorten what is logged without `--verbose`.
 
-    An outage of hours then produces a log that can be read.
+    A warning passes once a minute, over all worker processes, so that the log of an outage of hours can be read;
+    warnings with the same format string count as one. A PipelineError has message and hint in place of a traceback. Of
+    Luigi's errors only the one that ends `luigi` passes: the worker itself reports a failed task.
     """
 
     _SECONDS = 60.0
@@ -107,6 +78,12 @@ class _RepeatFilter(logging.Filter):
         self._next = multiprocessing.RawArray("d", self._SLOTS)
 
     def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, PipelineError):
+            hint = f"\nHint: {error.hint}" if error.hint else ""
+            record.exc_info, record.exc_text = None, f"Error: {error.message}{hint}"
+        if record.name == "luigi-interface" and record.levelno == logging.ERROR:
+            return record.funcName == "run_with_retcodes"
         if record.levelno != logging.WARNING:
             return True
         slot, now = zlib.crc32(str(record.msg).encode()) % self._SLOTS, time.monotonic()
@@ -114,19 +91,6 @@ class _RepeatFilter(logging.Filter):
             return False
         self._next[slot] = now + self._SECONDS
         return True
-
-
-def _is_not_task_failure(record: logging.LogRecord) -> bool:
-    """Drop Luigi's report of a failed task, which the worker prints itself; keep the error that ends `luigi`."""
-    is_luigi_error = record.name == "luigi-interface" and record.levelno == logging.ERROR
-    return not is_luigi_error or record.funcName == "run_with_retcodes"
-
-
-def _brief(error: BaseException, tracebacks: bool) -> str:
-    """Return message and hint of a PipelineError; nothing for other errors, or if tracebacks were requested."""
-    if not isinstance(error, PipelineError) or tracebacks:
-        return ""
-    return f"Error: {error.message}" + (f"\nHint: {error.hint}" if error.hint else "")
 
 
 def printable(text: str) -> str:
@@ -162,18 +126,15 @@ def writes_json() -> bool:
     return any(isinstance(handler, ConsoleHandler) and handler.json for handler in logging.getLogger().handlers)
 
 
-def configure_logging(verbose: bool = False, log_format: str = "text", redactor: Redactor | None = None) -> None:
-    """Write warnings to stderr, each at most once a minute; with `verbose` also every step. Replaces an earlier call.
+def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
+    """Write warnings to stderr as text or `json`; with `verbose` also steps, repeated warnings and tracebacks.
 
-    Arguments:
-        verbose: show steps, repeated warnings, and tracebacks.
-        log_format: `text`, or `json` for one object a line.
-        redactor: removes secrets from each line; by default the one that every Secret of this process is added to.
+    Replaces an earlier call.
     """
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one, ConsoleHandler)]:
         root.removeHandler(handler)
-    root.addHandler(ConsoleHandler(verbose=verbose, json=log_format == "json", redactor=redactor or process_redactor()))
+    root.addHandler(ConsoleHandler(verbose=verbose, json=log_format == "json"))
     root.setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("pipeline.say").setLevel(logging.INFO)
