@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import Secret, known_secrets
 from pipeline.errors import UsageError
-from pipeline.observe.logger import RedactingFormatter, configure_logging, get_logger, say
+from pipeline.observe.logger import ConsoleHandler, configure_logging, get_logger, say
 
 PASSWORD = "correct-horse-battery"
 NAMES = ("", "pipeline", "luigi", "luigi-interface")
@@ -154,10 +154,9 @@ def test_secrets_are_redacted_in_messages_arguments_and_tracebacks(monkeypatch: 
 
 def test_secrets_are_redacted_in_the_stack() -> None:
     Secret(PASSWORD)
-    formatter = RedactingFormatter()
     record = logging.LogRecord("pipeline", logging.INFO, __file__, 1, "see %s", (PASSWORD,), None)
     record.stack_info = f"Stack:\n  password = {PASSWORD!r}"
-    assert PASSWORD not in formatter.format(record)
+    assert PASSWORD not in ConsoleHandler(verbose=True, json=False).format(record)
 
 
 def test_json_lines_are_valid_and_redacted_before_escaping(

@@ -28,7 +28,7 @@ def test_new_metrics_are_empty() -> None:
     assert Metrics().as_dict() == {"operations": {}, "counters": {}, "gauges": {}}
 
 
-def test_operations_and_counters_add_up_and_are_sorted() -> None:
+def test_operations_and_counters_add_up() -> None:
     metrics = Metrics()
     metrics.add("storage_upload", 0.5)
     metrics.add("db_bulk_copy", 2.0, ops=10)
@@ -36,16 +36,14 @@ def test_operations_and_counters_add_up_and_are_sorted() -> None:
     metrics.count("objects_uploaded")
     metrics.count("bytes_uploaded", 1000)
     metrics.count("objects_uploaded")
-    assert json.dumps(metrics.as_dict()) == json.dumps(
-        {
-            "operations": {
-                "db_bulk_copy": {"ops": 10, "seconds": 2.0, "histogram": {}},
-                "storage_upload": {"ops": 2, "seconds": 0.75, "histogram": {"-8": 1, "-4": 1}},
-            },
-            "counters": {"bytes_uploaded": 1000, "objects_uploaded": 2},
-            "gauges": {},
-        }
-    )
+    assert metrics.as_dict() == {
+        "operations": {
+            "db_bulk_copy": {"ops": 10, "seconds": 2.0, "histogram": {}},
+            "storage_upload": {"ops": 2, "seconds": 0.75, "histogram": {"-8": 1, "-4": 1}},
+        },
+        "counters": {"bytes_uploaded": 1000, "objects_uploaded": 2},
+        "gauges": {},
+    }
 
 
 def test_a_timed_block_counts_when_it_succeeds_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +89,10 @@ def test_a_gauge_keeps_its_latest_value_and_its_highest(monkeypatch: pytest.Monk
     metrics.gauge("requests_in_flight", 4, 16)
     metrics.gauge("requests_in_flight", 8)
     metrics.gauge("another", 5, 3)
-    assert json.dumps(metrics.as_dict()["gauges"]) == json.dumps(
-        {"another": {"last": 5, "max": 5, "at": 12.0}, "requests_in_flight": {"last": 8, "max": 16, "at": 11.0}}
-    )
+    assert metrics.as_dict()["gauges"] == {
+        "another": {"last": 5, "max": 5, "at": 12.0},
+        "requests_in_flight": {"last": 8, "max": 16, "at": 11.0},
+    }
 
 
 def test_a_gauge_keeps_a_new_maximum_after_the_clock_is_set_back() -> None:

@@ -17,14 +17,6 @@ from pipeline.config import redact
 from pipeline.errors import PipelineError
 
 
-class RedactingFormatter(logging.Formatter):
-    """Format a record, including any traceback, without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        return redact(super().format(record))
-
-
 class RedactingJsonFormatter(JsonFormatter):
     """Format a record as a JSON object, without secrets.
 
@@ -56,10 +48,15 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no sub
         super().__init__()
         self.json = json
         timestamp = "" if sys.stderr and sys.stderr.isatty() else "%(asctime)s "
-        text = RedactingFormatter(f"{timestamp}[%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
+        text = logging.Formatter(f"{timestamp}[%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
         self.setFormatter(RedactingJsonFormatter() if json else text)
         if not verbose:
             self.addFilter(_BriefFilter())
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, with any traceback, without secrets."""
+        line = super().format(record)
+        return line if self.json else redact(line)
 
 
 class _BriefFilter(logging.Filter):

@@ -11,35 +11,25 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
-Gauges = dict[str, dict[str, float]]
-#: Bucket number, as a decimal string because it is a key in JSON -> count; without empty buckets.
-Histogram = dict[str, int]
-
-#: Each bound is 19 % above the one before.
-_BUCKETS_PER_DOUBLING = 4
+_BUCKETS_PER_DOUBLING = 4  # each bound is 19 % above the one before
 #: 60 microseconds and 17 minutes.
 SHORTEST, LONGEST = -14 * _BUCKETS_PER_DOUBLING, 10 * _BUCKETS_PER_DOUBLING
 
 
-class _Operation:
-    __slots__ = ("buckets", "ops", "seconds")
-
-    def __init__(self) -> None:
-        self.ops = 0
-        self.seconds = 0.0
-        self.buckets: dict[int, int] = {}
-
-
 class Metrics:
-    """Durations by operation, counters and gauges; thread-safe."""
+    """Durations by operation, counters and gauges; thread-safe.
+
+    Their shape is `{"operations": {name: {"ops", "seconds", "histogram": {bucket: n}}}, "counters": {name: n},
+    "gauges": {name: {"last", "max", "at"}}}`; a bucket is a decimal string, as a key in JSON, and `at` is the time of
+    the last value in seconds since 1970.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._operations: dict[str, _Operation] = {}
-        self._counters: dict[str, int] = {}
-        self._gauges: Gauges = {}
+        self._total: dict[str, Any] = {"operations": {}, "counters": {}, "gauges": {}}
 
     @contextmanager
     def timed(self, operation: str) -> Iterator[None]:
@@ -50,46 +40,25 @@ class Metrics:
 
     def add(self, operation: str, seconds: float, ops: int = 1) -> None:
         """Add `ops` operations that took `seconds` in total; the histogram counts only single operations."""
-        bucket = bucket_of(seconds)
-        with self._lock:
-            entry = self._operations.get(operation)
-            if entry is None:
-                entry = self._operations[operation] = _Operation()
-            entry.ops += ops
-            entry.seconds += seconds
-            if ops == 1:
-                entry.buckets[bucket] = entry.buckets.get(bucket, 0) + 1
+        histogram = {str(bucket_of(seconds)): 1} if ops == 1 else {}
+        self._merge({"operations": {operation: {"ops": ops, "seconds": seconds, "histogram": histogram}}})
 
     def count(self, counter: str, by: int = 1) -> None:
         """Add to a counter."""
-        with self._lock:
-            self._counters[counter] = self._counters.get(counter, 0) + by
+        self._merge({"counters": {counter: by}})
 
-    def gauge(self, gauge: str, value: int, most: int | None = None) -> None:
-        """Set a gauge; `most` is its maximum so far, by default the value itself."""
-        most = value if most is None else max(value, most)
-        with self._lock:
-            _merge_gauge(self._gauges, gauge, {"last": value, "max": most, "at": round(time.time(), 3)})
+    def gauge(self, gauge: str, value: int, most: int = 0) -> None:
+        """Set a gauge; `most` is its maximum so far."""
+        self._merge({"gauges": {gauge: {"last": value, "max": max(value, most), "at": round(time.time(), 3)}}})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a copy of the numbers.
-
-        Its shape is `{"operations": {name: {"ops", "seconds", "histogram": {bucket: n}}}, "counters": {name: n},
-        "gauges": {name: {"last", "max", "at"}}}`; `at` is the time of the last value in seconds since 1970.
-        """
+        """Return a copy of the numbers."""
         with self._lock:
-            return {
-                "operations": {
-                    name: {
-                        "ops": entry.ops,
-                        "seconds": round(entry.seconds, 6),
-                        "histogram": {str(bucket): n for bucket, n in sorted(entry.buckets.items())},
-                    }
-                    for name, entry in sorted(self._operations.items())
-                },
-                "counters": dict(sorted(self._counters.items())),
-                "gauges": {name: dict(entry) for name, entry in sorted(self._gauges.items())},
-            }
+            return deepcopy(self._total)
+
+    def _merge(self, part: Mapping[str, Any]) -> None:
+        with self._lock:
+            merge(self._total, part)
 
 
 def merge(total: dict[str, Any], part: Mapping[str, Any]) -> None:
@@ -99,17 +68,18 @@ def merge(total: dict[str, Any], part: Mapping[str, Any]) -> None:
     and the maximum. Markers of earlier versions have no histogram.
     """
     for name, entry in part.get("operations", {}).items():
-        into = total.setdefault("operations", {}).setdefault(name, {"ops": 0, "seconds": 0.0})
+        into = total.setdefault("operations", {}).setdefault(name, {"ops": 0, "seconds": 0.0, "histogram": {}})
         into["ops"] += entry["ops"]
-        into["seconds"] += entry["seconds"]
-        buckets = into.setdefault("histogram", {})
+        into["seconds"] = round(into["seconds"] + entry["seconds"], 6)
         for bucket, n in entry.get("histogram", {}).items():
-            buckets[bucket] = buckets.get(bucket, 0) + n
+            into["histogram"][bucket] = into["histogram"].get(bucket, 0) + n
     for name, value in part.get("counters", {}).items():
         counters = total.setdefault("counters", {})
         counters[name] = counters.get(name, 0) + value
     for name, entry in part.get("gauges", {}).items():
-        _merge_gauge(total.setdefault("gauges", {}), name, entry)
+        former = total.setdefault("gauges", {}).get(name, entry)
+        latest = entry if entry["at"] >= former["at"] else former
+        total["gauges"][name] = {**latest, "max": max(former["max"], entry["max"])}
 
 
 def bucket_of(seconds: float) -> int:
@@ -129,17 +99,9 @@ def quantile(histogram: Mapping[str, int], share: float) -> float:
 
     Within a bucket, durations are assumed to be evenly distributed on the logarithmic scale.
     """
-    wanted = share * sum(histogram.values())
-    seen = 0
-    buckets = sorted((int(bucket), n) for bucket, n in histogram.items() if n)
-    for bucket, n in buckets:
-        if seen + n >= wanted:
-            return bound_of(bucket - 1 + (wanted - seen) / n)
-        seen += n
-    return bound_of(buckets[-1][0])
-
-
-def _merge_gauge(gauges: Gauges, name: str, entry: Mapping[str, float]) -> None:
-    former = gauges.get(name, entry)
-    latest = entry if entry["at"] >= former["at"] else former
-    gauges[name] = {"last": latest["last"], "max": max(former["max"], entry["max"]), "at": latest["at"]}
+    missing = share * sum(histogram.values())
+    for bucket, n in sorted((int(bucket), n) for bucket, n in histogram.items() if n):
+        if n >= missing:
+            return bound_of(bucket - 1 + missing / n)
+        missing -= n
+    raise ValueError("the histogram is empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import multiprocessing
 import os
@@ -14,17 +15,16 @@ from typing import TextIO
 from tqdm import tqdm
 
 from pipeline.observe.logger import redirect_to_null, say, writes_json
+from pipeline.units import duration
 
 #: A message, and percent.
 StatusMessage = tuple[str, int | None]
 
-#: More than the shards of a batch (at most 1,000); the last one is for other workers.
-_SLOTS = 1024
+_SLOTS = 1024  # more than the shards of a batch (at most 1,000); the last one is for other workers
 _REDRAW_SECONDS = 0.2
 _PLAIN_SECONDS = 30.0
 _STATUS_SECONDS = 1.0
-#: The longest wait for the last status message.
-_LAST_STATUS_SECONDS = 3.0
+_LAST_STATUS_SECONDS = 3.0  # the longest wait for the last message
 
 
 class ProgressCounter:
@@ -42,8 +42,7 @@ class ProgressCounter:
     def start(self, total: int, before: int) -> None:
         """Set the total, and how much of it earlier runs did; clear the rest."""
         self._before.value, self._total.value = before, total
-        self._done[:] = [0] * _SLOTS
-        self._totals[:] = [0] * _SLOTS
+        self._done[:] = self._totals[:] = [0] * _SLOTS
 
     def start_shard(self, shard: int, total: int = 0) -> Callable[[int], None]:
         """Set a shard to zero, and return a thread-safe function that adds to it."""
@@ -66,8 +65,7 @@ class ProgressCounter:
 
     def read_shard(self, shard: int) -> tuple[int, int]:
         """Return done and total of a shard; the total is 0 if it is unknown."""
-        slot = shard % _SLOTS
-        return int(self._done[slot]), int(self._totals[slot])
+        return int(self._done[shard % _SLOTS]), int(self._totals[shard % _SLOTS])
 
     def read(self) -> tuple[int, int, int]:
         """Return done, done by earlier runs, and total."""
@@ -84,8 +82,7 @@ def format_progress(
     worker inherits.
 
     Arguments:
-        before: how many of `done` earlier runs did; they do not count for the rate.
-        seconds: since this run started.
+        before: how many of `done` earlier runs did; they do not count for the rate, nor their time for `seconds`.
         columns: width of the line, which the bar fills; None for a line without a bar.
         characters: of the empty and the filled part of the bar.
     """
@@ -93,71 +90,86 @@ def format_progress(
     rate = (done - before) / seconds if seconds > 0 else 0.0
     # tqdm would round 99.9 % up, and write an ETA as 01:15.
     share = done * 100 // total if total else 100
-    eta = _duration((total - done) / rate) if rate > 0 else "unknown"
+    left = round((total - done) / rate) if rate > 0 else None
+    eta = "unknown" if left is None else f"{left}s" if left < 60 else duration(left)
     bar = "" if columns is None else "{bar} "
     bar_format = f"Processing {bar}{share}% | {{n_fmt}}/{{total_fmt}} | {{rate_noinv:.0f}}/s | ETA: {eta}"
     return tqdm.format_meter(done, total, seconds, ncols=columns, ascii=characters, rate=rate, bar_format=bar_format)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60}h {minutes % 60:02d}m"
-    return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+class _BlockThread:
+    """Call `_tick` at intervals, from a thread of its own, during a block and once at its end.
 
-
-class ProgressDisplay:
-    """Show a counter, from a thread of its own, until the end of the block.
-
-    A terminal shows a bar. Other streams get a line every 30 seconds, as JSON where logging writes JSON.
+    Arguments:
+        longest_wait: seconds that the end of the block waits for the last call; None for any time.
     """
 
-    def __init__(self, counter: ProgressCounter, stream: TextIO | None = None) -> None:
-        self._counter = counter
-        self._stream: TextIO | None = stream or sys.stderr  # None if the process started without stderr
-        self._terminal = self._stream is not None and self._stream.isatty()
+    def __init__(self, name: str, interval: float, longest_wait: float | None = None) -> None:
+        self._interval, self._longest_wait = interval, longest_wait
         self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def __enter__(self) -> ProgressDisplay:
+    def __enter__(self) -> _BlockThread:
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._finished.set()
-        self._thread.join()
+        self._thread.join(self._longest_wait)
 
-    def _show(self) -> None:
-        drawn = False
-        started: float | None = None
-        written = time.monotonic()
-        while not self._finished.wait(_REDRAW_SECONDS):
-            done, before, total = self._counter.read()
-            if not total or done >= total:
-                continue
-            now = time.monotonic()
-            started = now if started is None else started
-            if self._terminal and not writes_json():
-                self._draw(now - started)
-                drawn = True
-            elif now - written >= _PLAIN_SECONDS:
-                text = format_progress(done, before, total, now - started)
-                if writes_json():
-                    say(text, logging.INFO, done=done, total=total, seconds=round(now - started, 1))
-                else:
-                    self._write(f"{text}\n")
-                written = now
-        if drawn:
-            self._draw(time.monotonic() - (started or 0), end="\n")
+    def _run(self) -> None:
+        finished = False
+        while not finished:
+            finished = self._finished.wait(self._interval)
+            self._tick(finished)
 
-    def _draw(self, seconds: float, end: str = "") -> None:
-        columns, characters = _columns(self._stream), _bar_characters(self._stream)
-        text = format_progress(*self._counter.read(), seconds, columns=columns, characters=characters)
-        self._write(f"\r{text}\x1b[K{end}")
+    def _tick(self, finished: bool) -> None:
+        raise NotImplementedError
+
+
+class ProgressDisplay(_BlockThread):
+    """Show a counter until the end of the block.
+
+    A terminal shows a bar. Other streams get a line every 30 seconds, as JSON where logging writes JSON.
+    """
+
+    def __init__(self, counter: ProgressCounter, stream: TextIO | None = None) -> None:
+        super().__init__("progress", _REDRAW_SECONDS)
+        self._counter = counter
+        self._stream = stream or sys.stderr or io.StringIO()  # a process may start without stderr
+        self._has_bar = self._stream.isatty() and not writes_json()
+        is_ascii = not "░█".encode(self._stream.encoding or "utf-8", "ignore")
+        self._characters = ".#" if is_ascii else "░█"
+        self._started: float | None = None
+        self._written = time.monotonic()
+
+    def _tick(self, finished: bool) -> None:
+        done, before, total = self._counter.read()
+        now = time.monotonic()
+        if self._started is None and done < total and not finished:
+            self._started = now
+        if self._started is None or (done >= total and not finished):
+            return
+        seconds = now - self._started
+        if self._has_bar:
+            text = format_progress(done, before, total, seconds, columns=self._columns(), characters=self._characters)
+            self._write(f"\r{text}\x1b[K" + ("\n" if finished else ""))
+        elif now - self._written >= _PLAIN_SECONDS and not finished:
+            text = format_progress(done, before, total, seconds)
+            if writes_json():
+                say(text, logging.INFO, done=done, total=total, seconds=round(seconds, 1))
+            else:
+                self._write(f"{text}\n")
+            self._written = now
+
+    def _columns(self) -> int:
+        """Return the width for a line: one less than the terminal's, since some wrap a line that fills it."""
+        try:
+            return max(1, (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1)
+        except OSError:  # not a terminal of the system
+            return 79
 
     def _write(self, text: str) -> None:
-        if self._stream is None:
-            return
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -165,25 +177,8 @@ class ProgressDisplay:
             redirect_to_null(self._stream)
 
 
-def _columns(stream: TextIO | None) -> int:
-    """Return the width for a line: one less than the terminal's, since some wrap a line that fills it."""
-    try:
-        columns = os.get_terminal_size(stream.fileno()).columns if stream is not None else 0
-    except OSError:  # not a terminal of the system
-        columns = 0
-    return max(1, (columns or 80) - 1)
-
-
-def _bar_characters(stream: TextIO | None) -> str:
-    try:
-        "░█".encode((stream and stream.encoding) or "utf-8")
-    except UnicodeEncodeError:
-        return ".#"
-    return "░█"
-
-
-class StatusThread:
-    """Send status messages that changed, at most once a second, from a thread of its own.
+class StatusThread(_BlockThread):
+    """Send status messages that changed, at most once a second.
 
     Only this thread waits for a slow receiver; the end of the block waits three seconds at most.
 
@@ -196,24 +191,12 @@ class StatusThread:
     def __init__(
         self, read: Callable[[], StatusMessage | None], send: Callable[[StatusMessage], None], *, last: bool = True
     ) -> None:
+        super().__init__("status", _STATUS_SECONDS, _LAST_STATUS_SECONDS)
         self._read, self._send, self._last = read, send, last
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._sent: StatusMessage | None = None
 
-    def __enter__(self) -> StatusThread:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._finished.set()
-        self._thread.join(_LAST_STATUS_SECONDS)
-
-    def _run(self) -> None:
-        sent: StatusMessage | None = None
-        finished = False
-        while not finished:
-            finished = self._finished.wait(_STATUS_SECONDS)
-            message = self._read() if self._last or not finished else None
-            if message is not None and message != sent:
-                self._send(message)
-                sent = message
+    def _tick(self, finished: bool) -> None:
+        message = self._read() if self._last or not finished else None
+        if message is not None and message != self._sent:
+            self._send(message)
+            self._sent = message

@@ -12,8 +12,6 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
 from pipeline.errors import SettingsError
 
-_STATES = ("loading", "done", "resetting", "reset")
-
 
 def require_writable(path: Path) -> None:
     """Raise SettingsError if no file can be created at the path; called before the load starts."""
@@ -32,7 +30,7 @@ def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
     batch = {"batch_id": summary["batch_id"], "kind": summary["kind"]}
     for name, about, label, values in _families(summary):
         gauge = Gauge(f"pipeline_{name}", about, (*batch, *([label] if label else [])), registry=registry)
-        for key, value in values.items():
+        for key, value in values.items() if label else [("", values)]:
             gauge.labels(**batch, **({label: key} if label else {})).set(value)
     try:
         write_to_textfile(str(path), registry)
@@ -42,25 +40,21 @@ def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
         ) from exc
 
 
-def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, float]]]:
-    """Yield name, description, label besides those of the batch, and values by that label, of each family."""
+def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield name, description, and value of each family; or a label besides those of the batch, and values by it."""
     operations, gauges = summary["operations"], summary.get("gauges", {})  # earlier versions had no gauges
-
-    def one(value: float) -> Mapping[str, float]:
-        return {"": value}
-
-    yield "last_run_timestamp_seconds", "When this file was written.", "", one(time.time())
-    states = {state: float(state == summary["state"]) for state in _STATES}
+    states = {state: state == summary["state"] for state in ("loading", "done", "resetting", "reset")}
+    yield "last_run_timestamp_seconds", "When this file was written.", "", time.time()
     yield "batch_state", "1 for the state of the batch, 0 for the others.", "state", states
-    yield "batch_active_seconds", "How long at least one step was running.", "", one(summary["total_seconds"])
-    yield "batch_recognitions", "Recognitions of the batch.", "", one(summary["recognitions_processed"])
-    yield "batch_images", "Photos of the batch.", "", one(summary["images_processed"])
-    yield "batch_size_bytes", "Size of the photos of the batch.", "", one(summary["bytes"])
+    yield "batch_active_seconds", "How long at least one step was running.", "", summary["total_seconds"]
+    yield "batch_recognitions", "Recognitions of the batch.", "", summary["recognitions_processed"]
+    yield "batch_images", "Photos of the batch.", "", summary["images_processed"]
+    yield "batch_size_bytes", "Size of the photos of the batch.", "", summary["bytes"]
     if "detections_processed" in summary:
-        yield "batch_detections", "Detections of the batch.", "", one(summary["detections_processed"])
-    yield "batch_shards", "Shards of the batch.", "", one(summary["shards"])
+        yield "batch_detections", "Detections of the batch.", "", summary["detections_processed"]
+    yield "batch_shards", "Shards of the batch.", "", summary["shards"]
     yield "batch_shards_done", "Shards with the marker of a step.", "step", summary["shards_done"]
-    yield "batch_already_loaded", "Recognitions that earlier batches loaded.", "", one(summary["already_loaded"])
+    yield "batch_already_loaded", "Recognitions that earlier batches loaded.", "", summary["already_loaded"]
     yield "batch_rejects", "Rejected inputs, by reason.", "code", summary["rejects"]
     yield "batch_counter", "Counters of the steps, such as bytes_uploaded.", "counter", summary["counters"]
     in_flight = {name: entry["last"] for name, entry in gauges.items()}
