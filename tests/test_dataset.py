@@ -306,6 +306,6 @@ def test_an_external_id_that_no_index_takes_is_refused() -> None:
 def test_counts_that_add_up_to_too_much_are_refused() -> None:
     line = {"Count": 1000, "Dishes": [{"Name": "n", "ExternalId": "1"}]}
     assert check_receipt(json.dumps([line] * 10).encode())
-    with pytest.raises(BadInput, match="count 11000 dishes") as refused:
+    with pytest.raises(BadInput, match="has 11000 dishes") as refused:
         check_receipt(json.dumps([line] * 11).encode())
     assert refused.value.code == "receipt_count"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import functools
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from pipeline.dataset.records import is_text
@@ -19,36 +19,29 @@ MAXIMUM_ITEMS = 10_000
 MAXIMUM_EXTERNAL_ID = 500
 MAXIMUM_DEPTH = 100
 
-_parsing = threading.Lock()
-
+#: A bracket or a string of valid JSON.
+_TOKEN = re.compile(r'[][{}]|"[^"\\]*(?:\\.[^"\\]*)*"')
 _EXPONENT = re.compile(r"[eE][+-]?0*([0-9]+)$")
 
+_parsing = threading.Lock()
 
-def _one_at_a_time(check: Callable[[bytes], str]) -> Callable[[bytes], str]:
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
     """Serialise calls to bound memory: parsed values take many times the size of the file."""
-
-    @functools.wraps(check)
-    def wrapped(content: bytes) -> str:
-        with _parsing:
-            return check(content)
-
-    return wrapped
+    with _parsing:
+        yield
 
 
-@_one_at_a_time
+@_one_at_a_time()
 def check_menu(content: bytes) -> str:
     """Return the JSON text of a menu if it is an array of valid entries that jsonb accepts.
 
     Raises:
         BadInput: json_broken, json_nul or json_shape.
     """
-    text, menu = _parse(content)
-    if not isinstance(menu, list):
-        raise BadInput("json_shape", "the menu is not an array")
-    for number, entry in enumerate(menu, 1):
-        where = f"entry {number} of the menu"
-        if not isinstance(entry, dict):
-            raise BadInput("json_shape", f"{where} is not an object")
+    text, entries = _parse(content, "menu", "entry")
+    for where, entry in entries:
         _require_id(entry, where)
         if not isinstance(entry.get("Name"), str):
             raise BadInput("json_shape", f"{where} has no Name")
@@ -58,21 +51,16 @@ def check_menu(content: bytes) -> str:
     return text
 
 
-@_one_at_a_time
+@_one_at_a_time()
 def check_receipt(content: bytes) -> str:
     """Return the JSON text of a receipt if it is an array of valid lines that jsonb accepts.
 
     Raises:
         BadInput: json_broken, json_nul, json_shape or receipt_count.
     """
-    text, receipt = _parse(content)
-    if not isinstance(receipt, list):
-        raise BadInput("json_shape", "the receipt is not an array")
+    text, lines = _parse(content, "receipt", "line")
     items = 0
-    for number, line in enumerate(receipt, 1):
-        where = f"line {number} of the receipt"
-        if not isinstance(line, dict):
-            raise BadInput("json_shape", f"{where} is not an object")
+    for where, line in lines:
         count = line.get("Count")
         if not isinstance(count, int) or isinstance(count, bool):
             raise BadInput("json_shape", f"{where} has no whole number as Count")
@@ -80,7 +68,7 @@ def check_receipt(content: bytes) -> str:
             raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
         items += count
         if items > MAXIMUM_ITEMS:
-            raise BadInput("receipt_count", f"the lines up to {number} of the receipt count {items} dishes")
+            raise BadInput("receipt_count", f"the receipt has {items} dishes up to {where}")
         dishes = line.get("Dishes")
         if not isinstance(dishes, list) or not dishes:
             raise BadInput("json_shape", f"{where} has no Dishes")
@@ -104,24 +92,30 @@ def _require_id(entry: dict[str, object], where: str) -> None:
         raise BadInput("json_shape", f"{where} has an ExternalId of more than {MAXIMUM_EXTERNAL_ID} characters")
 
 
-def _parse(content: bytes) -> tuple[str, object]:
-    """Return the text and the value of a JSON document that jsonb accepts unchanged."""
+def _parse(content: bytes, document: str, part: str) -> tuple[str, Iterator[tuple[str, dict[str, object]]]]:
+    """Return the text of a JSON array that jsonb accepts unchanged, and its objects, each with its name for errors."""
     try:
         text = json_of(content).decode()
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_number, parse_int=_number)
     except UnicodeDecodeError as exc:
         raise BadInput("json_broken", f"the file is not UTF-8 at byte {exc.start}") from exc
-    try:
-        value = json.loads(
-            text, parse_constant=_no_constant, parse_float=_number, parse_int=_integer, object_pairs_hook=_object
-        )
     except json.JSONDecodeError as exc:
-        raise BadInput(
-            "json_broken", f"the file is not JSON at line {exc.lineno}, column {exc.colno}: {exc.msg}"
-        ) from exc
+        where = f"line {exc.lineno}, column {exc.colno}"
+        raise BadInput("json_broken", f"the file is not JSON at {where}: {exc.msg}") from exc
     except RecursionError as exc:
         raise BadInput("json_shape", "the file is nested too deeply") from exc
-    _require_jsonb(value, 0)
-    return text, value
+    _require_jsonb(text)
+    if not isinstance(value, list):
+        raise BadInput("json_shape", f"the {document} is not an array")
+    return text, _objects(value, document, part)
+
+
+def _objects(values: list[object], document: str, part: str) -> Iterator[tuple[str, dict[str, object]]]:
+    for number, value in enumerate(values, 1):
+        where = f"{part} {number} of the {document}"
+        if not isinstance(value, dict):
+            raise BadInput("json_shape", f"{where} is not an object")
+        yield where, value
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -133,37 +127,18 @@ def _number(text: str) -> float:
     exponent = _EXPONENT.search(text)
     if len(text) > 1000 or (exponent and len(exponent[1]) > 3):
         raise BadInput("json_shape", "a number is too large for the database")
-    return float(text)
+    return int(text) if text.removeprefix("-").isdigit() else float(text)
 
 
-def _integer(text: str) -> int:
-    if len(text) > 1000:
-        raise BadInput("json_shape", "a number is too large for the database")
-    return int(text)
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        # jsonb keeps the last of two equal keys, but parses both.
-        for _, hidden in pairs:
-            _require_jsonb(hidden, 0)
-    return value
-
-
-def _require_jsonb(value: object, depth: int) -> None:
+def _require_jsonb(text: str) -> None:
     """Raise BadInput on what JSON allows and jsonb rejects: NUL characters, half surrogate pairs, deep nesting."""
-    if depth > MAXIMUM_DEPTH:
-        raise BadInput("json_shape", "the file is nested too deeply")
-    if isinstance(value, str):
-        if "\0" in value:
+    depth = 0
+    for token in _TOKEN.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if depth > MAXIMUM_DEPTH:
+            raise BadInput("json_shape", "the file is nested too deeply")
+        string = json.loads(token) if "\\u" in token else ""
+        if "\0" in string:
             raise BadInput("json_nul", "a string contains a NUL character")
-        if not value.isascii() and not is_text(value):
+        if not is_text(string):
             raise BadInput("json_broken", "a string contains half a surrogate pair")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _require_jsonb(key, depth)
-            _require_jsonb(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _require_jsonb(item, depth + 1)

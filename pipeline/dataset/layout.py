@@ -18,7 +18,6 @@ from pipeline.errors import UsageError
 MAXIMUM_PHOTO_BYTES = 32 << 20
 MAXIMUM_DOCUMENT_BYTES = 3 << 20
 
-_LOST_AND_FOUND = "lost+found"  # belongs to the file system; only root can read it
 _FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
 _DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
 _MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
@@ -26,20 +25,33 @@ _RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
 
 
 def find_source(given: str | None, setting: str | None) -> Path:
-    """Return the dataset's folder: `given`, else the setting, else the first one in the default places.
+    """Return the absolute path of the dataset's folder: `given`, else the setting, else the first in default places.
 
     Raises:
-        UsageError: there is none, it is not a folder, or it cannot be read.
+        UsageError: there is none, or the one named does not exist, is not a folder, or cannot be read.
     """
-    if given or setting:
-        return named_source(given or setting or "")
-    for path in usual_sources():
-        return path.resolve()
-    raise UsageError(
-        "No dataset was named and none was found: looked for ./dataset, ./RRS_Dataset*, "
-        "~/Downloads/RRS_Dataset* and ~/RRS_Dataset*.",
-        "Name its folder with --source or DATASET_DIR.",
-    )
+    hint = "Name its folder with --source or DATASET_DIR."
+    text = given or setting
+    if not text:
+        for path in usual_sources():
+            return path.resolve()
+        raise UsageError(
+            "No dataset was named and none was found: looked for ./dataset, ./RRS_Dataset*, "
+            "~/Downloads/RRS_Dataset* and ~/RRS_Dataset*.",
+            hint,
+        )
+    shown = _as_text(text)
+    if not is_text(text):
+        raise UsageError(f"The path of the dataset, {shown}, is not UTF-8.", "Rename it, or link to it.")
+    try:
+        path = Path(text).expanduser().resolve()
+        if path.is_dir():
+            return path
+        problem = "is not a folder" if path.exists() else "does not exist"
+    except (OSError, RuntimeError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise UsageError(f"The dataset {shown[:200]} cannot be accessed: {why}.", hint) from exc
+    raise UsageError(f"The dataset {path} {problem}.", hint)
 
 
 def usual_sources() -> Iterator[Path]:
@@ -47,33 +59,7 @@ def usual_sources() -> Iterator[Path]:
     home = Path.home()
     places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
     for folder, pattern in (*places, (home, "RRS_Dataset*")):
-        for path in sorted(folder.glob(pattern)) if folder.is_dir() else []:
-            if path.is_dir():
-                yield path
-
-
-def named_source(text: str) -> Path:
-    """Return the folder that a text names, as an absolute path.
-
-    Raises:
-        UsageError: it does not exist, is not a folder, or is not a valid path.
-    """
-    hint = "Name its folder with --source or DATASET_DIR."
-    shown = _as_text(text)
-    if not is_text(text):
-        raise UsageError(f"The path of the dataset, {shown}, is not UTF-8.", "Rename it, or link to it.")
-    try:
-        path = Path(text).expanduser().resolve()
-        is_folder = path.is_dir()
-        exists = is_folder or path.exists()
-    except (OSError, RuntimeError, ValueError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise UsageError(f"The dataset {shown[:200]} cannot be accessed: {why}.", hint) from exc
-    if not exists:
-        raise UsageError(f"The dataset {path} does not exist.", hint)
-    if not is_folder:
-        raise UsageError(f"The dataset {path} is not a folder.", hint)
-    return path
+        yield from (path for path in sorted(folder.glob(pattern)) if path.is_dir())
 
 
 def list_folders(source: Path) -> Iterator[Folder | Reject]:
@@ -86,7 +72,7 @@ def list_folders(source: Path) -> Iterator[Folder | Reject]:
     for name in _folders(source):
         if _FOLDER.fullmatch(name):
             yield _folder(name, name)
-        elif not name.startswith(".") and name != _LOST_AND_FOUND:
+        elif not name.startswith(".") and name != "lost+found":  # of the file system; only root can read it
             exports.append(name)
     for export in sorted(exports):
         for name in _folders(source / export):
@@ -98,7 +84,8 @@ def _folders(directory: Path) -> Iterator[str]:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
-                if _is_folder(entry):
+                # Only isdir() returns False for a link to itself.
+                if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
                     yield entry.name
     except OSError as exc:
         raise UsageError(
@@ -115,25 +102,16 @@ def holder_of(path: str) -> str:
 def holds_recognitions(directory: Path) -> bool:
     """Return whether a folder can be listed and contains recognitions."""
     try:
-        with os.scandir(directory) as entries:
-            return any(_FOLDER.fullmatch(entry.name) for entry in entries)
-    except OSError:
+        return any(_FOLDER.fullmatch(name) for name in _folders(directory))
+    except UsageError:
         return False
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link to itself
-
-
 def _folder(name: str, path: str) -> Folder | Reject:
-    digits = name.removeprefix("recognition_")
     if not is_text(path):
         return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
-    # int() accepts up to 4,300 digits, and a file name has at most 255.
-    number = int(digits)
+    digits = name.removeprefix("recognition_")
+    number = int(digits)  # which accepts up to 4,300 digits; a file name has at most 255
     if number > MAXIMUM_BIGINT:
         return Reject(None, path, "id_invalid", f"the number {digits} is too large for a bigint")
     return Folder(number, path)
@@ -154,27 +132,23 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
         below = _list(source, f"{folder.path}/photos")[0] if "photos" in folders else []
     except OSError as exc:
         return reject("folder_unreadable", f"the folder cannot be read: {exc.strerror}")
+    for file in (*files, *below):
+        if not is_text(file.path):
+            return reject("path_encoding", f"the name of {_as_text(file.path)} is not UTF-8")
 
-    photos = sorted(
-        (file for file in (*files, *below) if file.path.lower().endswith((".jpg", ".jpeg"))),
-        key=lambda file: file.path,
-    )
-    bad_name = next((file for file in (*files, *below) if not is_text(file.path)), None)
-    if bad_name is not None:
-        return reject("path_encoding", f"the name of {_as_text(bad_name.path)} is not UTF-8")
+    photos = [file for file in (*files, *below) if file.path.lower().endswith((".jpg", ".jpeg"))]
     if len(photos) != 2:
         return reject("photo_count", f"{len(photos)} photos instead of two")
     cameras = {camera_of(photo.path): photo for photo in photos}
     if set(cameras) != {1, 2}:
         return reject("photo_cameras", "the photos are not one Main and one Qualifying")
-    for photo in photos:
+    for photo in sorted(photos, key=lambda file: file.path):
         if photo.size == 0:
             return reject("photo_empty", "the file is empty", photo.path)
         if photo.size > MAXIMUM_PHOTO_BYTES:
             return reject("photo_too_large", f"the file has {photo.size} bytes", photo.path)
 
-    menu = _last(files, _MENU)
-    receipt = _last(files, _RECEIPT)
+    menu, receipt = _last(files, _MENU), _last(files, _RECEIPT)
     for document in (menu, receipt):
         if document is not None and document.size > MAXIMUM_DOCUMENT_BYTES:
             return reject("json_too_large", f"the file has {document.size} bytes", document.path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import BadInput
 
-#: A till photo has one or two megapixels. The limit is checked before memory is allocated for pixels.
+#: A till photo has one or two megapixels.
 MAXIMUM_PIXELS = 120_000_000
 #: The decoder keeps all coefficients of a photo with several scans in memory, whatever the output scale.
 MAXIMUM_COEFFICIENT_BYTES = 100 << 20
@@ -37,20 +37,6 @@ class Dimensions:
     orientation: int
 
 
-@dataclass(frozen=True)
-class _Header:
-    """The segments before the image data.
-
-    Attributes:
-        components: number of colour components.
-        coefficient_bytes: memory that the decoder needs for coefficients; 0 for a photo with a single scan.
-    """
-
-    dimensions: Dimensions
-    components: int
-    coefficient_bytes: int
-
-
 def check_photo(content: bytes) -> Dimensions:
     """Decode a JPEG in grey at an eighth of its size, which reads all of its data, and return its dimensions.
 
@@ -64,25 +50,23 @@ def check_photo(content: bytes) -> Dimensions:
     if not content.startswith(b"\xff\xd8"):
         kind = "a PNG" if content.startswith(b"\x89PNG") else "not a JPEG"
         raise BadInput("photo_not_jpeg", f"the file is {kind}")
-    header = _read_header(content)
-    if header is None:
-        raise _damaged(content, "has no readable header")
-    width, height = header.dimensions.width, header.dimensions.height
+    dimensions, components, coefficient_bytes = _read_header(content)
+    width, height = dimensions.width, dimensions.height
     if width * height > MAXIMUM_PIXELS:
         raise BadInput("photo_too_large", f"the picture is {width} x {height} pixels")
-    if header.coefficient_bytes > MAXIMUM_COEFFICIENT_BYTES:
+    if coefficient_bytes > MAXIMUM_COEFFICIENT_BYTES:
         raise BadInput("photo_too_large", f"a progressive picture of {width} x {height} pixels")
     # Imported here because it loads numpy: that takes 50 ms and starts threads, which should not exist before a fork.
     import simplejpeg
 
     try:
-        with _coefficients if header.coefficient_bytes else contextlib.nullcontext():
+        with _coefficients if coefficient_bytes else contextlib.nullcontext():
             # A minimum of one pixel selects the smallest scale that the decoder has, an eighth.
-            colorspace = "CMYK" if header.components == 4 else "GRAY"
+            colorspace = "CMYK" if components == 4 else "GRAY"
             simplejpeg.decode_jpeg(content, colorspace, min_height=1, min_width=1, strict=True)
     except ValueError as exc:
         raise _damaged(content, "cannot be decoded") from exc
-    return header.dimensions
+    return dimensions
 
 
 def _damaged(content: bytes, what: str) -> BadInput:
@@ -92,28 +76,27 @@ def _damaged(content: bytes, what: str) -> BadInput:
     return BadInput("photo_undecodable", f"the picture {what}")
 
 
-def _read_header(content: bytes) -> _Header | None:
-    """Return the header, None if it is incomplete."""
-    orientation = 1
-    frame = b""
-    progressive = False
+def _read_header(content: bytes) -> tuple[Dimensions, int, int]:
+    """Return dimensions, number of components, and bytes of coefficients, 0 for a photo with a single scan.
+
+    Raises:
+        BadInput: photo_truncated or photo_undecodable.
+    """
+    orientation, frame, progressive = 1, b"", False
     for marker, segment in _segments(content):
         if marker in _FRAMES and not frame:
             frame, progressive = segment, marker in _PROGRESSIVE
         elif marker == _APP1 and orientation == 1 and segment.startswith(_EXIF):
             orientation = _orientation(segment[len(_EXIF) :])
-        elif marker == _SOS:
-            if len(frame) < 6 or not segment or len(frame) < 6 + 3 * frame[5]:
-                return None
+        elif marker == _SOS and segment and len(frame) >= 6 and len(frame) >= 6 + 3 * frame[5]:
             height, width, components = struct.unpack_from(">HHB", frame, 1)
             factors = [(factor >> 4) * (factor & 15) for factor in frame[7 : 6 + 3 * components : 3]]
-            if not (width and height and components and all(factors)):
-                return None
-            several = progressive or segment[0] < components
-            # Two bytes a coefficient; the component with the most samples has one for each pixel.
-            needed = 2 * width * height * sum(factors) // max(factors) if several else 0
-            return _Header(Dimensions(width, height, orientation), components, needed)
-    return None
+            if width and height and components and all(factors):
+                several = progressive or segment[0] < components
+                # Two bytes a coefficient; the component with the most samples has one for each pixel.
+                needed = 2 * width * height * sum(factors) // max(factors) if several else 0
+                return Dimensions(width, height, orientation), components, needed
+    raise _damaged(content, "has no readable header")
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:

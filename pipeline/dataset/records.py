@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-#: The largest value of PostgreSQL's bigint.
-MAXIMUM_BIGINT = 2**63 - 1
+MAXIMUM_BIGINT = 2**63 - 1  # of PostgreSQL
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,4 @@ class Reject:
 
 def is_text(path: str) -> bool:
     """Return whether a text can be encoded as UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return path.encode(errors="replace").decode() == path
