@@ -20,7 +20,7 @@ from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
-from tests.runner import ForkServer
+from tests.runner import ForkServer, start_forked
 from tests.services import (
     MakeDataset,
     RunPipeline,
@@ -148,9 +148,19 @@ def workdir(settings: Settings, clean_environment: None, monkeypatch: pytest.Mon
     return folder
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """The process that forks for `Runner`."""
+    with closing(ForkServer()) as server:
+        yield server
+
+
 @pytest.fixture
-def run_pipeline(workdir: Path) -> RunPipeline:
-    """Run a command in the working directory to its end, its output captured."""
+def run_pipeline(workdir: Path, fork_server: ForkServer, short_folder: Path) -> RunPipeline:
+    """Run a command in the working directory to its end, its output captured.
+
+    It is forked, unless there is a variable that a new interpreter alone regards.
+    """
 
     def run(
         *arguments: str | Path,
@@ -158,10 +168,15 @@ def run_pipeline(workdir: Path) -> RunPipeline:
         timeout: float = 120,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
+        environment = subprocess_environment(env)
+        if not any(name.startswith("PYTHON") for name in env or {}):
+            output = Path(tempfile.mkdtemp(dir=short_folder))
+            ended = start_forked(fork_server, output, cwd or workdir, arguments, environment).finish(timeout)
+            return subprocess.CompletedProcess(arguments, ended.code, ended.stdout, ended.stderr)
         return subprocess.run(
             [sys.executable, "-m", "pipeline", *map(str, arguments)],
             cwd=cwd or workdir,
-            env=subprocess_environment(env),
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -170,13 +185,6 @@ def run_pipeline(workdir: Path) -> RunPipeline:
         )
 
     return run
-
-
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """The process that forks for `Runner`."""
-    with closing(ForkServer()) as server:
-        yield server
 
 
 @pytest.fixture

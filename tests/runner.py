@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luigi.configuration import LuigiConfigParser
+
 from pipeline import cli
 from pipeline.database import Connection
 from pipeline.storage import Storage
@@ -129,6 +131,14 @@ class Running:
         return Ended(code, stdout, stderr, trace.splitlines())
 
 
+def start_forked(
+    server: ForkServer, folder: Path, directory: Path, arguments: Sequence[str | Path], environment: Mapping[str, str]
+) -> Running:
+    """Start a command as a new interpreter with this environment would; its output goes to an empty folder."""
+    order = {"directory": str(directory), "arguments": [str(one) for one in arguments]}
+    return Running(server, folder, {**order, "environment": dict(environment)})
+
+
 class Runner:
     """Run commands in a working directory, one after another or side by side.
 
@@ -206,18 +216,26 @@ def _run(order: dict[str, Any]) -> None:
     """Run a command in this process, and end it."""
     os.setsid()
     os.chdir(order["directory"])
-    for name in [name for name in os.environ if is_foreign(name)]:
-        del os.environ[name]
-    os.environ.update(order["env"])
+    if "environment" in order:
+        os.environ.clear()
+        os.environ.update(order["environment"])
+    else:
+        for name in [name for name in os.environ if is_foreign(name)]:
+            del os.environ[name]
+        os.environ.update(order["env"])
+    LuigiConfigParser.reload()  # type: ignore[no-untyped-call]  # with the luigi.cfg of this directory
     output = Path(order["folder"])
     for number, path in ((0, Path(os.devnull)), (1, output / "stdout"), (2, output / "stderr")):
         descriptor = os.open(path, os.O_RDWR)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    _trace_writes(output / "trace", order["kill_after"])
+    if "environment" not in order:
+        _trace_writes(output / "trace", order["kill_after"])
     code = 70
     try:
         code = cli.main(order["arguments"])
+    except SystemExit as exc:  # of the parser
+        code = exc.code if isinstance(exc.code, int) else 0
     except BaseException:  # noqa: BLE001 (told, and told apart by its exit code)
         traceback.print_exc()
     finally:
