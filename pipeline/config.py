@@ -230,14 +230,10 @@ def _database_url(text: str) -> Secret:
 
 
 def _password_of(url: str) -> str:
-    """Return the password in a URL, still percent-encoded, empty if there is none.
-
-    Raises:
-        ValueError: the URL is invalid, or libpq would end the password at another character than its author.
-    """
+    """Return the password in a URL, still percent-encoded; raise ValueError if the URL is invalid."""
     parts = urlsplit(url)
     login, at, _ = url.removeprefix("postgresql://").rpartition("@")
-    if at and any(character in login for character in "@/?"):
+    if at and any(character in login for character in "@/?"):  # where libpq ends the password too early
         raise ValueError("a separator in user or password")
     for host in parts.netloc.rpartition("@")[2].split(","):
         port = host.rpartition("]")[2].partition(":")[2]

@@ -86,7 +86,7 @@ def test_no_rows_are_no_error(database: Database) -> None:
 
 
 def test_rows_are_streamed_not_held(database: Database, empty_database_url: str) -> None:
-    count = 200_000
+    count = 100_000
 
     def rows() -> Iterator[tuple[int, str]]:
         for number in range(count):

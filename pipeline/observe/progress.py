@@ -36,12 +36,11 @@ class ProgressCounter:
     def __init__(self) -> None:
         self._done = multiprocessing.RawArray("q", _SLOTS)
         self._totals = multiprocessing.RawArray("q", _SLOTS)
-        self._before = multiprocessing.RawValue("q", 0)
-        self._total = multiprocessing.RawValue("q", 0)
+        self._whole = multiprocessing.RawArray("q", 2)  # done by earlier runs, and the total
 
     def start(self, total: int, before: int) -> None:
         """Set the total, and how much of it earlier runs did; clear the rest."""
-        self._before.value, self._total.value = before, total
+        self._whole[:] = [before, total]
         self._done[:] = self._totals[:] = [0] * _SLOTS
 
     def start_shard(self, shard: int, total: int = 0) -> Callable[[int], None]:
@@ -69,8 +68,8 @@ class ProgressCounter:
 
     def read(self) -> tuple[int, int, int]:
         """Return done, done by earlier runs, and total."""
-        before = int(self._before.value)
-        return before + sum(self._done), before, int(self._total.value)
+        before, total = self._whole
+        return before + sum(self._done), before, total
 
 
 def format_progress(
