@@ -28,7 +28,6 @@ from pipeline.database import Connection, Database
 from pipeline.dataset.layout import inspect_folder, list_folders
 from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
-from pipeline.graph.run import Environment
 from pipeline.observe.metrics import Metrics
 from pipeline.steps import discover as discover_module
 from pipeline.steps import upload as upload_module
@@ -538,13 +537,6 @@ def test_what_was_sent_leaves_nothing_behind_that_only_a_collection_would_remove
         assert wait_until(lambda: sendings[0]() is None, 20)
     finally:
         gc.enable()
-
-
-def test_what_is_there_when_a_load_begins_is_left_out_of_collections_until_it_ends(settings: Settings) -> None:
-    before = gc.get_freeze_count()
-    with Environment(settings).uploads.kept(ahead=False):
-        assert gc.get_freeze_count() > before + 1000
-    assert gc.get_freeze_count() == before
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.state import KIND_LOAD, KIND_QWEN, LOAD, Batch
+from pipeline.batches.state import KIND_LOAD, KIND_QWEN, Batch
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
@@ -43,13 +43,11 @@ class ResolvedBatch:
     Attributes:
         source: the dataset's folder or the annotations file, as an absolute path.
         done: the batch is committed; its summary may be missing.
-        marked: the summary exists, too.
     """
 
     batch_id: str
     source: str
     done: bool
-    marked: bool = False
 
 
 def check_batch_id(batch_id: str) -> None:
@@ -100,8 +98,7 @@ def _resolve(connection: Connection, settings: Settings, request: LoadRequest, t
     if request.batch_id is not None:
         batch = batch_state.find_batch(connection, request.batch_id)
         if batch is not None and batch.state != "reset":
-            resolved = _resume(batch, settings, request)
-            return replace(resolved, marked=resolved.done and batch_state.is_done(connection, batch.id, LOAD))
+            return _resume(batch, settings, request)
         return ResolvedBatch(request.batch_id, _source(settings, request), False)
     source = _source(settings, request)
     rows = connection.execute(

@@ -23,7 +23,6 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError, RefusedError, UsageError
 from pipeline.extras import extra
-from pipeline.graph.command import use_packaged_settings
 from pipeline.graph.luigid import scheduler_url
 from pipeline.graph.run import registry
 from pipeline.graph.tasks import ResetBatch
@@ -64,7 +63,6 @@ def _execute(options: argparse.Namespace, database: Database, plan: Plan) -> Non
     if not options.confirm:
         _confirm(plan.batch.id)
     parameters: dict[str, Any] = {"batch_id": plan.batch.id, "confirm": True, "production": options.production}
-    use_packaged_settings()
     task = ResetBatch(**parameters)
     run = registry.reset(plan.batch.id, options.production)
     run_task(registry, run, task, options.interrupts)

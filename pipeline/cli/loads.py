@@ -15,7 +15,6 @@ from pipeline.cli.output import print_result
 from pipeline.errors import PipelineError, RefusedError, SettingsError, UnfinishedError, UsageError
 from pipeline.graph.assistant import assist
 from pipeline.graph.assistant import describe as describe_help
-from pipeline.graph.command import use_packaged_settings
 from pipeline.graph.failures import Failure, print_failures
 from pipeline.graph.run import Run, registry
 from pipeline.graph.tasks import Load, LoadBatch, LoadQwen
@@ -56,7 +55,6 @@ def _load_batch(options: argparse.Namespace, family: type[Load], parameters: Map
     if options.metrics_file:
         require_writable(Path(options.metrics_file))
     registry.open(options.production)
-    use_packaged_settings()
     task = family(**parameters)
     run = registry.load(task.batch_id, options.production)
     run_task(registry, run, task, options.interrupts, workers=options.workers, local_scheduler=options.local_scheduler)
@@ -66,7 +64,6 @@ def _load_batch(options: argparse.Namespace, family: type[Load], parameters: Map
 def worker(options: argparse.Namespace) -> int:
     """Process shards of batches that other hosts load."""
     registry.open(options.production)
-    use_packaged_settings()
     result = assist(registry, options.interrupts, options.production, options.workers, options.idle)
     print_result(options, result, describe_help(result))
     return DONE

@@ -9,12 +9,12 @@ stay with the starter. A task that failed here once is left to others.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import os
-import random
 import signal
 import socket
+import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -22,21 +22,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luigi.rpc import RPCError
+from luigi.task_status import DONE, FAILED, PENDING
 
 from pipeline.batches import state
 from pipeline.batches.resolve import require_schema
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
 from pipeline.database import Connection
-from pipeline.errors import PipelineError, SettingsError, SourceUnavailable, UnfinishedError, UsageError
+from pipeline.errors import SettingsError, SourceUnavailable, UnfinishedError, UsageError
 from pipeline.graph.base import ShardTask
 from pipeline.graph.failures import Failure
 from pipeline.graph.luigid import LuigidUnavailable, answers, call, scheduler_url
-from pipeline.graph.run import Environment, RunRegistry
-from pipeline.graph.sharing import DONE, FAILED, PENDING, SharedScheduler
+from pipeline.graph.run import RunRegistry
 from pipeline.graph.signals import Interrupts
 from pipeline.graph.status import StatusReporter
 from pipeline.graph.tasks import CopyShard, UploadShard
-from pipeline.graph.worker import PipelineWorker
+from pipeline.graph.worker import PooledWorker, SharedScheduler
 from pipeline.observe.logger import say
 from pipeline.steps.source import has_source
 from pipeline.storage import Storage
@@ -51,42 +51,31 @@ _CALL_SECONDS = 3.0
 
 @dataclass
 class Help:
-    """What this process has done for others.
-
-    Attributes:
-        done: tasks by batch and step.
-        failed: ids of tasks that failed here.
-        joined: batches by id.
-    """
+    """What this process has done for others: tasks by batch and step, ids of failed tasks, ids of batches."""
 
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
     failed: set[str] = field(default_factory=set)
-    joined: dict[str, Batch] = field(default_factory=dict)
+    joined: set[str] = field(default_factory=set)
 
 
-class Assistant(PipelineWorker):
+class Assistant(PooledWorker):
     """A worker that takes shards of running batches.
 
     Arguments:
-        url: where luigid listens.
         production: the environment whose batches it takes.
         idle: seconds without a task, after which it ends.
         help: what former workers of this process did; tasks that failed in them are not taken.
     """
 
-    def __init__(
-        self, *, registry: RunRegistry, url: str, production: bool, idle: float, help: Help, **kwargs: Any
-    ) -> None:
-        super().__init__(registry=registry, run=None, **kwargs)
-        self._worker_id: str = kwargs["worker_id"]
-        self._url, self._production, self._help = url, production, help
-        self._environment: Environment = registry.environment(production)
-        self._idle = datetime.timedelta(seconds=idle)
-        self._idle_from: datetime.datetime | None = None
-        self._asked_for: dict[str, ShardTask] = {}
-        self.failed_tasks: list[ShardTask] = []
-        self.is_phased_out = False
-        self.did_any = False
+    def __init__(self, *, production: bool, idle: float, help: Help, worker_processes: int, **kwargs: Any) -> None:
+        place = f"host={socket.gethostname()}, pid={os.getpid()}"
+        self._worker_id = f"Worker(salt={uuid.uuid4().hex}, workers={worker_processes}, {place})"
+        super().__init__(worker_id=self._worker_id, worker_processes=worker_processes, **kwargs)
+        self._production, self._help, self._idle = production, help, idle
+        self._environment = self.registry.environment(production)
+        self._idle_from: float | None = None
+        self.failed: list[ShardTask] = []
+        self.is_phased_out = self.did_any = False
 
     def run(self) -> bool:
         """Run until there is no task for a while; an end before that gives luigid the tasks back at once."""
@@ -101,51 +90,42 @@ class Assistant(PipelineWorker):
         self.is_phased_out = True
         super().handle_interrupt(signum, frame)  # type: ignore[no-untyped-call]
 
+    def _phase_out(self) -> None:
+        self.handle_interrupt(signal.SIGUSR1, None)
+
     def _get_work(self) -> Any:
         if self.is_phased_out:
             return super()._get_work()  # type: ignore[no-untyped-call]
-        try:
-            running = self._running_batches()
+        rows = self._environment.database.run(lambda connection: connection.execute("list_running"))
+        running = [row.id for row in rows]
+        response = self._ask(running)
+        if response.task_id is None and self._ask_for_more(running):
             response = self._ask(running)
-            if response.task_id is None and self._ask_for_more(running):
-                response = self._ask(running)
-        except PipelineError:
-            self.end_processes()
-            raise
         if response.task_id is not None:
             self._idle_from = None
         return response
 
     def _ask(self, running: Sequence[str]) -> Any:
-        """Ask luigid for a task; return its response without one that is not, or no longer, for this worker."""
+        """Ask luigid for a task; return its response without one that is no longer for this worker."""
         # luigid forgets a worker that was out of touch for long, and would count its tasks as abandoned.
         self.scheduler.add_worker(self._worker_id, [("assistant", True)])
         response = super()._get_work()  # type: ignore[no-untyped-call]
-        if response.task_id is None:
-            return response
-        task = self._asked_for.get(response.task_id)
-        if task is not None and task.batch_id in running:
+        if response.task_id is None or self._scheduled_tasks[response.task_id].batch_id in running:
             return response
         # Its starter has left. As long as this worker counts among its workers, luigid would offer it again and again.
         self._give_back([response.task_id])
         self._phase_out()
         return response._replace(task_id=None)
 
-    def _phase_out(self) -> None:
-        self.handle_interrupt(signal.SIGUSR1, None)
-
-    def _running_batches(self) -> list[str]:
-        rows = self._environment.database.run(lambda connection: connection.execute("list_running"))
-        return [row.id for row in rows]
-
     def _ask_for_more(self, running: Sequence[str]) -> bool:
         """Name further tasks that this worker takes to luigid; return whether there are any."""
         pending = self.scheduler.task_list(status=PENDING, upstream_status="", limit=False) if running else {}
-        found = list(self._usable(pending, running))
-        found.sort(key=lambda task: -task.shard)  # the starter begins at the other end
+        # The starter begins at the other end.
+        found = sorted(self._usable(pending, running), key=lambda task: -task.shard)
         for task in found[:_TOGETHER]:
-            self._join(task.batch_id, task.shard)
-            self._asked_for[task.task_id] = self._scheduled_tasks[task.task_id] = task
+            if task.batch_id not in self._help.joined:
+                self._join(task)
+            self._scheduled_tasks[task.task_id] = task
             self._add_task(
                 worker=self._worker_id,
                 task_id=task.task_id,
@@ -160,96 +140,70 @@ class Assistant(PipelineWorker):
     def _usable(self, pending: Mapping[str, Any], running: Sequence[str]) -> Iterator[ShardTask]:
         for task_id, entry in pending.items():
             kind, parameters = _FAMILIES.get(entry["name"]), entry["params"]
-            if kind is None or parameters.get("batch_id") not in running or task_id in self._help.failed:
+            known = task_id in self._help.failed or self._worker_id in entry["workers"]
+            if kind is None or known or parameters.get("batch_id") not in running:
                 continue
             task = kind.from_str_params(parameters)  # type: ignore[no-untyped-call]
             # The same parameters may be those of another environment, or of a task of another package.
-            if (
-                task.task_id == task_id
-                and task.production == self._production
-                and self._worker_id not in entry["workers"]
-            ):
+            if task.task_id == task_id and task.production == self._production:
                 yield task
 
-    def _join(self, batch_id: str, shard: int) -> None:
-        """Check before the first shard of a batch that its dataset is on this host."""
-        if batch_id in self._help.joined:
-            return
-        settings = self._environment.settings
-
-        def look(connection: Connection) -> tuple[Batch, bool]:
-            batch = state.require_batch(connection, batch_id)
-            return batch, has_source(connection, batch, shard)
-
-        batch, here = self._environment.database.run(look)
-        if batch.kind == KIND_LOAD and batch.bucket != settings.bucket:
+    def _join(self, task: ShardTask) -> None:
+        """Check before the first shard of a batch that this host has what the batch needs."""
+        batch = self.require_source(task)
+        bucket = self._environment.settings.bucket
+        if batch.kind == KIND_LOAD and batch.bucket != bucket:
             raise SettingsError(
-                f"Batch {batch_id} goes into the bucket {batch.bucket}, not into {settings.bucket}.",
+                f"Batch {batch.id} goes into the bucket {batch.bucket}, not into {bucket}.",
                 "Set STORAGE_BUCKET as it is where the batch was started.",
             )
+        self._help.joined.add(batch.id)
+        say(f"Helping with batch {batch.id}: {batch.source}", logging.INFO, batch_id=batch.id)
+
+    def require_source(self, task: ShardTask) -> Batch:
+        """Return the batch of a task; raise UsageError unless its dataset is on this host."""
+
+        def look(connection: Connection) -> tuple[Batch, bool]:
+            batch = state.require_batch(connection, task.batch_id)
+            return batch, has_source(connection, batch, task.shard)
+
+        batch, here = self._environment.database.run(look)
         if not here:
-            raise missing_source(batch)
-        self._help.joined[batch_id] = batch
-        say(f"Helping with batch {batch_id}: {batch.source}", logging.INFO, batch_id=batch_id)
+            raise UsageError(
+                f"The dataset of batch {batch.id} is not on this host: {batch.source} has no file as discovery saw it.",
+                "Mount it here under the same path, with the same times of its files; nothing was rejected for want "
+                "of it.",
+            )
+        return batch
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
-        task_id, status = kwargs["task_id"], kwargs["status"]
-        task = self._asked_for.get(task_id)
-        if task is not None and status == DONE:
+        task, status = self._scheduled_tasks[kwargs["task_id"]], kwargs["status"]
+        if status == DONE:
             self.did_any = True
             self._help.done[task.batch_id, task.step] += 1
-        if task is not None and status == FAILED:
+        if status == FAILED:
             # luigid would offer the task to this worker again; the next worker has another id, and leaves it out.
-            self._help.failed.add(task_id)
-            self.failed_tasks.append(task)
+            self._help.failed.add(task.task_id)
+            self.failed.append(task)
             self._phase_out()
-        kwargs["assistant"] = True
-        super()._add_task(*args, **kwargs)
+        super()._add_task(*args, **{**kwargs, "assistant": True})  # type: ignore[no-untyped-call]
 
     def _keep_alive(self, response: Any) -> bool:
-        now = datetime.datetime.now()
-        self._idle_from = self._idle_from or now
-        return not self.is_phased_out and now - self._idle_from < self._idle
+        self._idle_from = self._idle_from or time.monotonic()
+        return not self.is_phased_out and time.monotonic() - self._idle_from < self._idle
 
     def _give_back(self, task_ids: Sequence[str]) -> None:
         """Make tasks that luigid gave to this worker available to others at once."""
+        arguments = {"worker": self._worker_id, "status": FAILED, "runnable": False, "assistant": True}
         with contextlib.suppress(LuigidUnavailable):
             for task_id in task_ids:
-                arguments = {"worker": self._worker_id, "status": FAILED, "runnable": False, "assistant": True}
-                call(self._url, "add_task", _CALL_SECONDS, task_id=task_id, **arguments)
-                call(self._url, "forgive_failures", _CALL_SECONDS, task_id=task_id)
+                call(self.scheduler.url, "add_task", _CALL_SECONDS, task_id=task_id, **arguments)
+                call(self.scheduler.url, "forgive_failures", _CALL_SECONDS, task_id=task_id)
 
     def failures(self) -> list[Failure]:
         """Return the failures of the batches that this process helps with."""
-        runs = [self._registry.load(batch_id, self._production) for batch_id in self._help.joined]
+        runs = [self.registry.load(batch_id, self._production) for batch_id in self._help.joined]
         return [failure for run in runs for failure in run.failures.read()]
-
-    def lost_sources(self) -> list[Batch]:
-        """Return the batches of failed tasks whose dataset this host does not see."""
-        if not any(isinstance(one.as_error(), SourceUnavailable) for one in self.failures()):
-            return []
-        joined, failed = self._help.joined, self.failed_tasks
-
-        def look(connection: Connection) -> list[Batch]:
-            missing = [task for task in failed if not has_source(connection, joined[task.batch_id], task.shard)]
-            return [joined[task.batch_id] for task in missing]
-
-        found: list[Batch] = self._environment.database.run(look)
-        return found
-
-
-def _unique_id(workers: int) -> str:
-    """Return the id of a worker, of the form that Luigi gives to workers without one."""
-    salt = random.randrange(10**9)
-    return f"Worker(salt={salt:09d}, workers={workers}, host={socket.gethostname()}, pid={os.getpid()})"
-
-
-def missing_source(batch: Batch) -> UsageError:
-    """Return the error of a host that does not have a batch's dataset."""
-    return UsageError(
-        f"The dataset of batch {batch.id} is not on this host: {batch.source} has no file as discovery saw it.",
-        "Mount it here under the same path, with the same times of its files; nothing was rejected for want of it.",
-    )
 
 
 def assist(
@@ -279,36 +233,30 @@ def assist(
         worker = Assistant(
             registry=registry,
             interrupts=interrupts,
-            url=url,
             production=production,
             idle=idle,
             help=help,
             scheduler=SharedScheduler(url),
             worker_processes=workers,
-            worker_id=_unique_id(workers),
         )
         try:
             with worker:
                 worker.run()
         except RPCError as exc:
             raise UnfinishedError(f"luigid was lost: {exc}", "Run the same command again once it is back.") from exc
-        for batch in worker.lost_sources():
-            raise missing_source(batch)
-        failures = worker.failures()
-        _raise_settings(failures)
-        fruitless = 0 if worker.did_any else fruitless + bool(worker.failed_tasks)
+        errors = [failure.as_error() for failure in worker.failures()]
+        if any(isinstance(error, SourceUnavailable) for error in errors):
+            for task in worker.failed:
+                worker.require_source(task)
+        for error in errors:
+            if isinstance(error, UsageError):  # these settings would be wrong for the next shard as well
+                raise error
+        fruitless = 0 if worker.did_any else fruitless + bool(worker.failed)
         if fruitless == _FRUITLESS_LIMIT:
-            last = failures[-1]
+            last = worker.failures()[-1]
             raise UnfinishedError(f"{fruitless} shards in a row failed here, the last: {last.message}", last.hint)
         if not worker.is_phased_out:
             return _result(help)
-
-
-def _raise_settings(failures: Sequence[Failure]) -> None:
-    """Raise what is wrong with this host's settings: it would be wrong for the next shard as well."""
-    for error in filter(None, map(Failure.as_error, failures)):
-        if isinstance(error, UsageError):
-            raise error
 
 
 def _result(help: Help) -> dict[str, Any]:

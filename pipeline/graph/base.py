@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import Any
 
 import luigi
 
@@ -16,11 +16,8 @@ from pipeline.graph.failures import Failure, exit_with
 from pipeline.graph.markers import BatchStateTarget
 from pipeline.graph.run import Run, registry
 from pipeline.observe.metrics import Metrics
-from pipeline.observe.progress import StatusMessage
+from pipeline.observe.progress import StatusMessage, StatusThread
 from pipeline.storage import Storage
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class BatchTask(luigi.Task):
@@ -59,6 +56,16 @@ class BatchTask(luigi.Task):
             self.active_run.failed(self, exc)
             raise
 
+    def require_lock(self) -> Run:
+        """Return the run; raise RefusedError once another run has taken its batch.
+
+        A worker of ours then takes no further task. Luigi's own worker does, for tasks that are not ours as well.
+        """
+        run = self.active_run
+        if run.lost is not None:
+            raise run.lost
+        return run
+
     def on_success(self) -> None:
         """Note that the services answer."""
         self.active_run.succeeded()
@@ -78,7 +85,9 @@ class BatchTask(luigi.Task):
 
     def reporting(self, read: Callable[[], StatusMessage | None]) -> AbstractContextManager[object]:
         """Report to the visualiser during the block, at most once a second, what `read` returns."""
-        return registry.reporting(self.task_id, read)
+        if registry.status is None:
+            return nullcontext()
+        return StatusThread(read, lambda message: self.report(*message))
 
 
 @BatchTask.event_handler(luigi.Event.PROCESS_FAILURE)  # type: ignore[no-untyped-call,untyped-decorator]
@@ -92,12 +101,6 @@ class ShardTask(BatchTask):
     """A task of one shard."""
 
     shard = luigi.IntParameter(description="the shard, from 1")
-
-    @classmethod
-    def of(cls, task: BatchTask, shard: int) -> Self:
-        """Return the task of a shard in the batch of another task."""
-        parameters: dict[str, Any] = {"batch_id": task.batch_id, "shard": shard, "production": task.production}
-        return cls(**parameters)
 
 
 class RootTask(BatchTask):
@@ -132,7 +135,7 @@ class RootTask(BatchTask):
         return super().complete()
 
     def requires(self) -> Any:
-        """Take the lock of the batch when a worker is about to schedule this task, and return what it requires.
+        """Take the lock of the batch when a worker is about to schedule this task.
 
         Raises:
             RefusedError: another run of the batch goes on.
@@ -140,8 +143,4 @@ class RootTask(BatchTask):
         if registry.attend(self.active_run):
             with self.recording_failures():
                 self.active_run.claim()
-        return self.required()
-
-    def required(self) -> Any:
-        """Return the tasks that have to be complete before this one."""
         return []

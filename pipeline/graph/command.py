@@ -6,40 +6,18 @@ made, and it is one of ours. The process then belongs to that task.
 
 from __future__ import annotations
 
-import configparser
 import logging
 from functools import partial
-from importlib import resources
 
 import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
 
+from pipeline.graph.luigid import use_packaged_settings
 from pipeline.graph.memory import bound_memory
 from pipeline.graph.run import Run, RunRegistry
 from pipeline.graph.signals import Interrupts
 from pipeline.graph.worker import SchedulerFactory
 from pipeline.observe.logger import configure_logging
-
-#: Sections of the packaged luigi.cfg that concern a worker. `scheduler_url` is not among the defaults: it would win
-#: over a `scheduler_host` of the user.
-_SECTIONS = ("core", "worker", "execution_summary", "retcode")
-_NOT_DEFAULTS = frozenset({"scheduler_url"})
-
-
-def use_packaged_settings() -> None:
-    """Let Luigi use the settings of the packaged luigi.cfg where the user's configuration has none.
-
-    Without them Luigi reports most failures with exit code 0, and takes a task without its marker for done.
-    """
-    packaged = configparser.ConfigParser(interpolation=None)
-    packaged.read_string(resources.files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8"))
-    configuration = luigi.configuration.get_config()
-    for section in _SECTIONS:
-        for option, value in packaged.items(section):
-            if option not in _NOT_DEFAULTS and not configuration.has_option(section, option):
-                configuration.set(section, option, value)
-    # Luigi reads these two past its own parameters, and would warn that nobody does.
-    luigi.interface.core.ignore_unconsumed |= {"rpc_retry_attempts", "rpc_retry_wait"}
 
 
 def is_root(family: str) -> bool:

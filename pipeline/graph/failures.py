@@ -24,13 +24,11 @@ _PRINTED = 5
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed task.
+    """A failed task, without secrets.
 
     Attributes:
         task: the task's family and parameters.
         error: the name of the error's class in `pipeline.errors`, empty for any other exception.
-        message: what happened, without secrets.
-        hint: what to do about it.
     """
 
     task: str
@@ -47,8 +45,7 @@ class Failure:
 
     def as_error(self) -> PipelineError | None:
         """Return the error again, None for an exception of any other class."""
-        kind = getattr(errors, self.error) if self.error else None
-        return kind(self.message, self.hint) if kind is not None else None
+        return getattr(errors, self.error)(self.message, self.hint) if self.error else None
 
     def __str__(self) -> str:
         text = f"{self.error}: {self.message}" if self.error else self.message
@@ -88,11 +85,7 @@ def print_failures(failures: Sequence[Failure]) -> None:
 
 
 def exit_with(error: PipelineError) -> NoReturn:
-    """End Luigi's command with an error that came before its first task.
-
-    Raises:
-        SystemExit: with the code `unhandled_exception` of the section [retcode].
-    """
+    """End Luigi's command with an error that came before its first task, with the exit code of Luigi's [retcode]."""
     say(f"Error: {error.message}")
     if error.hint:
         say(f"Hint: {error.hint}")

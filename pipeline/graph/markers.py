@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 
 import luigi
 
@@ -26,10 +27,10 @@ class MarkerCache:
         self._database, self._batch_id = database, batch_id
         self._present: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
-        self._listed: set[tuple[str, int]] | None = None
+        self._listed: frozenset[tuple[str, int]] | None = None
         self._owner = os.getpid() if schedules else 0
 
-    def add(self, step: str, shard: int = WHOLE) -> None:
+    def add(self, step: str, shard: int) -> None:
         """Remember a marker."""
         self._present.add((step, shard))
 
@@ -37,7 +38,7 @@ class MarkerCache:
         """Forget the marker of a step that was rolled back."""
         self._present.discard((step, shard))
 
-    def exists(self, step: str, shard: int = WHOLE) -> bool:
+    def exists(self, step: str, shard: int) -> bool:
         """Return whether the marker is there."""
         key = step, shard
         if key in self._present:
@@ -45,38 +46,36 @@ class MarkerCache:
         if shard != WHOLE and key not in self._asked and self._owner == os.getpid():
             self._asked.add(key)
             if self._listed is None:
-                self._listed = set(self._database.run(lambda c: state.list_marked(c, self._batch_id)))
+                self._listed = frozenset(self._database.run(lambda c: state.list_marked(c, self._batch_id)))
             return key in self._listed
         found = self._database.run(lambda connection: state.is_done(connection, self._batch_id, step, shard))
         if found and shard == WHOLE:
-            self.add(step)
+            self.add(step, shard)
         return found
 
 
+@dataclass(frozen=True)
 class BatchStateTarget(luigi.Target):
     """A row of ingest.batch_state."""
 
-    def __init__(self, markers: MarkerCache, batch_id: str, step: str, shard: int = WHOLE) -> None:
-        self._markers, self._batch_id, self._step, self._shard = markers, batch_id, step, shard
+    markers: MarkerCache = field(repr=False)
+    batch_id: str
+    step: str
+    shard: int = WHOLE
 
     def exists(self) -> bool:
         """Return whether the marker is there."""
-        return self._markers.exists(self._step, self._shard)
-
-    def __str__(self) -> str:
-        return f"{self._batch_id}/{self._step}" + (f"/{self._shard}" if self._shard else "")
+        return self.markers.exists(self.step, self.shard)
 
 
+@dataclass(frozen=True)
 class ResetTarget(luigi.Target):
     """A batch that is reset: a reset deletes markers, its own would be among them."""
 
-    def __init__(self, database: Database, batch_id: str) -> None:
-        self._database, self._batch_id = database, batch_id
+    database: Database = field(repr=False)
+    batch_id: str
 
     def exists(self) -> bool:
         """Return whether nothing of the batch is left."""
-        batch = self._database.run(lambda connection: state.find_batch(connection, self._batch_id))
+        batch = self.database.run(lambda connection: state.find_batch(connection, self.batch_id))
         return batch is not None and batch.state == "reset"
-
-    def __str__(self) -> str:
-        return f"{self._batch_id}/reset"

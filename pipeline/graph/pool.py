@@ -14,7 +14,9 @@ import signal
 import sys
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import luigi
@@ -28,43 +30,38 @@ class PooledTask:
     use_multiprocessing = True
     #: A task with a timeout has a process of its own, which can be ended without harm to other tasks.
     timeout_time = None
-    worker_timeout = 0
 
     def __init__(self, pool: Pool, task: luigi.Task, status_reporter: Any) -> None:
         self.task, self.status_reporter = task, status_reporter
         self._pool = pool
-        self._child: _Child | None = None
+        self._process: Any = None
 
     def start(self) -> None:
         """Send the task to an idle process."""
-        self._child = self._pool.send(self)
-
-    @property
-    def pid(self) -> int | None:
-        """Return the process id, None before the start."""
-        return self._child.process.pid if self._child else None
+        self._process = self._pool.send(self)
 
     @property
     def exitcode(self) -> int | None:
         """Return the exit code of the process, None while it runs."""
-        return self._child.process.exitcode if self._child else None
+        return self._process.exitcode if self._process else None
 
     def is_alive(self) -> bool:
         """Return whether the process runs."""
-        return self._child is not None and bool(self._child.process.is_alive())
+        return self._process is not None and bool(self._process.is_alive())
 
     def terminate(self) -> None:
         """End the process with SIGTERM."""
-        if self.is_alive():
-            os.kill(self.pid or 0, signal.SIGTERM)
+        if self._process is not None:
+            self._process.terminate()
 
 
+@dataclass
 class _Child:
-    """A process of the pool, and the task it was sent last."""
+    """A process of the pool, the pipe to it, and the task it was sent last."""
 
-    def __init__(self, process: Any, tasks: Connection) -> None:
-        self.process, self.tasks = process, tasks
-        self.task: PooledTask | None = None
+    process: Any
+    tasks: Connection
+    task: PooledTask | None = None
 
 
 class Pool:
@@ -87,18 +84,16 @@ class Pool:
         self._make, self._around, self._is_running, self._forking = make, around, is_running, forking
         self._children: list[_Child] = []
 
-    def send(self, task: PooledTask) -> _Child:
-        """Send a task to an idle process, a new one where none is idle."""
+    def send(self, task: PooledTask) -> Any:
+        """Send a task to an idle process, a new one where none is idle; return the process."""
         self._children = [child for child in self._children if child.process.is_alive()]
-        child = next((child for child in self._children if self._is_idle(child)), None) or self._fork()
+        idle = (child for child in self._children if child.task is None or not self._is_running(child.task))
+        child = next(idle, None) or self._fork()
         child.task = task
         # Where the process has just ended, Luigi notices that and reports the task as failed.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             child.tasks.send(task.task)  # pickled as it is: from its parameters, it would resolve its batch again
-        return child
-
-    def _is_idle(self, child: _Child) -> bool:
-        return child.task is None or not self._is_running(child.task)
+        return child.process
 
     def close(self) -> None:
         """Let every process finish its task and end, and wait for that."""
@@ -109,10 +104,12 @@ class Pool:
         self._children.clear()
 
     def end(self) -> None:
-        """End every process with SIGTERM, and wait for that."""
-        for child in self._children:
-            if child.process.is_alive():
-                os.kill(child.process.pid, signal.SIGTERM)
+        """End every process with SIGTERM, those that Luigi itself forked included, and wait for that."""
+        children = multiprocessing.active_children()
+        for child in children:
+            BaseProcess.terminate(child)  # past the method of Luigi's processes, which would wait
+        for child in children:
+            child.join()
         self.close()
 
     def _fork(self) -> _Child:
@@ -123,9 +120,8 @@ class Pool:
         with self._forking():
             process.start()
         reader.close()
-        child = _Child(process, writer)
-        self._children.append(child)
-        return child
+        self._children.append(_Child(process, writer))
+        return self._children[-1]
 
     def _work(self, tasks: Connection, inherited: Collection[Connection], parent: int) -> None:
         """Run tasks until the worker closes its end of the pipe."""
@@ -152,17 +148,10 @@ def end_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class ChildProcess:
+class ChildProcess(contextlib.nullcontext[None]):
     """Luigi's `task_process_context`: the process that Luigi forks for a task ends with its parent."""
 
     def __init__(self, task_process: Any) -> None:
-        self._forked = bool(task_process.use_multiprocessing)
-        self._parent = os.getppid()
-
-    def __enter__(self) -> ChildProcess:
-        if self._forked:
-            end_with_parent(self._parent)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        return None
+        super().__init__()
+        if task_process.use_multiprocessing:
+            end_with_parent(os.getppid())

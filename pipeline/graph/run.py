@@ -6,39 +6,30 @@ Luigi makes tasks from parameters alone, in several processes, so a task finds i
 
 from __future__ import annotations
 
-import configparser
 import multiprocessing
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
 
 import luigi
 from luigi.worker import KeepAliveThread
 
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.resolve import (
-    LoadRequest,
-    ResolvedBatch,
-    ensure_bucket,
-    reset_command,
-    resolve_batch,
-    resume_command,
-)
-from pipeline.batches.state import COPY, KIND_LOAD, LOAD, UPLOAD
+from pipeline.batches.resolve import LoadRequest, ensure_bucket, reset_command, resolve_batch, resume_command
+from pipeline.batches.state import COPY, KIND_LOAD, LOAD, RESET, UPLOAD
 from pipeline.batches.summary import headline, performance_metrics, summarise
-from pipeline.config import Settings, load_settings
 from pipeline.database import Database
-from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
+from pipeline.errors import PipelineError, RefusedError, TransientError
+from pipeline.graph.environment import Environment
 from pipeline.graph.failures import Failure, FailureLog, print_failures
+from pipeline.graph.luigid import use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget, MarkerCache, ResetTarget
 from pipeline.graph.status import StatusReporter
-from pipeline.graph.uploads import UploaderCache
 from pipeline.observe.logger import get_logger, say
-from pipeline.observe.progress import ProgressCounter, StatusMessage, StatusThread
+from pipeline.observe.progress import ProgressCounter
 
 logger = get_logger(__name__)
 
@@ -47,50 +38,23 @@ _UNAVAILABLE_LIMIT = 3
 _FOLLOW_SECONDS = 2.0
 
 
-class Environment:
-    """An environment's settings and database, shared by all its runs in this process.
-
-    Attributes:
-        may_reject: this host may reject an input that is not as discovery saw it. A helper on another host may not:
-            it may see less of the dataset.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.database = Database(settings)
-        self.uploads = UploaderCache(settings, self.database)
-        self.may_reject = True
-
-    @classmethod
-    def load(cls, production: bool) -> Environment:
-        """Read the settings, those of the section [pipeline] of Luigi's configuration included."""
-        return cls(load_settings(production, _tuning()))
-
-
-def _tuning() -> dict[str, str]:
-    configuration = luigi.configuration.get_config()
-    try:
-        return dict(configuration.items("pipeline")) if configuration.has_section("pipeline") else {}
-    except configparser.Error as exc:
-        raise SettingsError(
-            f"The section [pipeline] of luigi.cfg cannot be read: {exc.message}.", "A percent sign is written twice."
-        ) from exc
-
-
 class Run:
     """One load or one reset of one batch.
 
     Arguments:
-        command: resumes the batch.
-        target: makes what exists once nothing is left to do.
-        counted: the step whose marker says that the recognitions of a shard are done.
-        schedules: this process schedules the batch's tasks.
+        request: the load; None for a reset.
+        source: the dataset's folder or the annotations file, as an absolute path.
         needs_bucket: photos go into the bucket, which is made before the first of them.
+        schedules: this process schedules the batch's tasks.
 
     Attributes:
+        command: resumes the batch.
+        target: exists once nothing is left to do.
+        counted: the step whose marker says that the recognitions of a shard are done.
         counter: how many recognitions are done; in memory that forked processes share.
         failures: what failed; shared with forked processes as well.
         lost: why the run has to end, once another run has taken the batch.
+        worker_pid: the process of the worker that takes no further task on SIGUSR1, 0 where there is none.
         follower: the thread that follows the worker which schedules the run, and that worker.
     """
 
@@ -98,29 +62,33 @@ class Run:
         self,
         environment: Environment,
         batch_id: str,
+        request: LoadRequest | None,
+        source: str = "",
         *,
-        command: str,
-        target: Callable[[MarkerCache], luigi.Target],
-        counted: str = UPLOAD,
-        schedules: bool = True,
         needs_bucket: bool = False,
+        schedules: bool = True,
     ) -> None:
-        self.environment, self.batch_id, self.command, self.counted = environment, batch_id, command, counted
+        self.environment, self.batch_id, self.source = environment, batch_id, source
+        self.database: Database = environment.database
+        self.markers = MarkerCache(self.database, batch_id, schedules=schedules)
+        self.target: luigi.Target
+        production = environment.settings.environment == "production"
+        if request is None:
+            self.command = f"{reset_command(batch_id, production)} --confirm"
+            self.target = ResetTarget(self.database, batch_id)
+            self.counted = UPLOAD
+        else:
+            self.command = resume_command(batch_id, request.kind, request.limit, request.force, production)
+            self.target = BatchStateTarget(self.markers, batch_id, LOAD)
+            self.counted = UPLOAD if request.kind == KIND_LOAD else COPY
         self.counter = ProgressCounter()
         self.failures = FailureLog()
-        self.markers = MarkerCache(environment.database, batch_id, schedules=schedules)
-        self.target = target(self.markers)
         self.lost: RefusedError | None = None
+        self.worker_pid = 0
         self.follower: tuple[threading.Thread, threading.Thread] | None = None
         self._needs_bucket = needs_bucket
         self._unavailable = multiprocessing.RawValue("i", 0)
         self._lock: BatchLock | None = None
-        self._phase_out_pid = 0
-
-    @property
-    def database(self) -> Database:
-        """Return the database of the environment."""
-        return self.environment.database
 
     def claim(self) -> None:
         """Take the batch's lock, unless this process, or the one that forked it, has it.
@@ -129,7 +97,7 @@ class Run:
             RefusedError: another run of this batch goes on.
             UsageError: Storage refuses the settings.
         """
-        if self._lock is not None:
+        if self.is_claimed:
             return
         self.failures.clear()
         self._lock = BatchLock(self.environment.settings, self.batch_id, on_lost=self._on_lost)
@@ -158,10 +126,6 @@ class Run:
         except PipelineError:
             return False
 
-    def phase_out_with(self, pid: int) -> None:
-        """Send SIGUSR1 to the worker of this process where going on is of no use; Luigi's worker then takes no task."""
-        self._phase_out_pid = pid
-
     def succeeded(self) -> None:
         """Note that a task succeeded, in any process."""
         self._unavailable.value = 0
@@ -188,8 +152,8 @@ class Run:
         self._phase_out()
 
     def _phase_out(self) -> None:
-        if self._phase_out_pid:
-            os.kill(self._phase_out_pid, signal.SIGUSR1)
+        if self.worker_pid:
+            os.kill(self.worker_pid, signal.SIGUSR1)
 
     def print_summary(self) -> None:
         """Print the failures on stderr and the numbers of the batch on stdout."""
@@ -212,7 +176,7 @@ class RunRegistry:
 
     Attributes:
         status: reports to luigid, None where there is none.
-        owns_worker: the worker of this process is a `PipelineWorker`, which ends its run itself.
+        owns_worker: the worker of this process is one of ours, which ends its run itself.
     """
 
     def __init__(self) -> None:
@@ -220,8 +184,8 @@ class RunRegistry:
         self.owns_worker = False
         self._databases: weakref.WeakSet[Database] = weakref.WeakSet()
         self._environments: dict[bool, Environment] = {}
-        self._requests: dict[tuple[LoadRequest, bool], ResolvedBatch] = {}
-        self._runs: dict[tuple[type[luigi.Target], str, bool], Run] = {}
+        self._requests: dict[tuple[LoadRequest, bool], Run] = {}
+        self._runs: dict[tuple[str, str, bool], Run] = {}
 
     @property
     def environments(self) -> Sequence[Environment]:
@@ -231,7 +195,7 @@ class RunRegistry:
     def environment(self, production: bool) -> Environment:
         """Return an environment; its settings are read once."""
         if production not in self._environments:
-            self._environments[production] = Environment.load(production)
+            self._environments[production] = Environment(production)
             self.watch(self._environments[production].database)
         return self._environments[production]
 
@@ -246,37 +210,41 @@ class RunRegistry:
             database.cancel_statements()
 
     def open(self, production: bool) -> Environment:
-        """Read the settings anew, and forget the runs and the worker of the former command."""
+        """Read the settings anew, Luigi's included, and forget the runs and the worker of the former command."""
+        use_packaged_settings()
         self.status, self.owns_worker = None, False
         for known in (self._environments, self._requests, self._runs):
             known.clear()
         return self.environment(production)
 
-    def resolve(self, request: LoadRequest, production: bool) -> ResolvedBatch:
-        """Return the batch that a request means: for as long as its run lasts, the same for the same request.
+    def resolve(self, request: LoadRequest, production: bool) -> Run:
+        """Return the run that a request means: as long as it lasts, the same for the same request.
 
         Raises:
             RefusedError: a run of this process has the batch, with other parameters.
         """
         self._settle()
-        known = self._requests.get((request, production))
-        if known is None:
-            environment = self.environment(production)
-            ours = {batch.batch_id for batch in self._requests.values()}
-            known = resolve_batch(environment.settings, environment.database, request, ours)
-            # The parameters of the task made from it are a request with the same answer.
-            whole = replace(request, batch_id=known.batch_id, source=known.source)
-            if (whole, production) not in self._requests:
-                if any(one.batch_id == known.batch_id for one, of in self._requests if of == production):
-                    raise RefusedError(
-                        f"Batch {known.batch_id} is being loaded by this process with other parameters.",
-                        "Give each load a --batch-id of its own.",
-                    )
-                run = self._start_load(known, request, production, schedules=True)
-                if known.marked:
-                    run.markers.add(LOAD)
-            self._requests[request, production] = self._requests[whole, production] = known
-        return known
+        run = self._requests.get((request, production))
+        if run is not None:
+            return run
+        environment = self.environment(production)
+        ours = {known.batch_id for known in self._requests.values()}
+        batch = resolve_batch(environment.settings, environment.database, request, ours)
+        # The parameters of the task made from it are a request with the same answer.
+        whole = replace(request, batch_id=batch.batch_id, source=batch.source)
+        run = self._requests.get((whole, production))
+        if run is None:
+            key = LOAD, batch.batch_id, production
+            if any(known is self._runs.get(key) for known in self._requests.values()):
+                raise RefusedError(
+                    f"Batch {batch.batch_id} is being loaded by this process with other parameters.",
+                    "Give each load a --batch-id of its own.",
+                )
+            needs_bucket = request.kind == KIND_LOAD and not batch.done
+            run = Run(environment, batch.batch_id, request, batch.source, needs_bucket=needs_bucket)
+            self._runs[key] = run
+        self._requests[request, production] = self._requests[whole, production] = run
+        return run
 
     def _settle(self) -> None:
         """Wait until runs whose worker has ended are forgotten."""
@@ -284,57 +252,25 @@ class RunRegistry:
             if run.follower is not None and not run.follower[1].is_alive():
                 run.follower[0].join()
 
-    def _start_load(self, batch: ResolvedBatch, request: LoadRequest, production: bool, *, schedules: bool) -> Run:
-        run = Run(
-            self.environment(production),
-            batch.batch_id,
-            command=resume_command(batch.batch_id, request.kind, request.limit, request.force, production),
-            target=lambda markers: BatchStateTarget(markers, batch.batch_id, LOAD),
-            counted=UPLOAD if request.kind == KIND_LOAD else COPY,
-            schedules=schedules,
-            needs_bucket=request.kind == KIND_LOAD and not batch.done,
-        )
-        self._runs[BatchStateTarget, batch.batch_id, production] = run
-        return run
-
     def load(self, batch_id: str, production: bool) -> Run:
         """Return the load of a batch; a process that only runs its tasks knows none of the request."""
-        key = BatchStateTarget, batch_id, production
+        key = LOAD, batch_id, production
         if key not in self._runs:
-            self._start_load(ResolvedBatch(batch_id, "", True), LoadRequest(batch_id), production, schedules=False)
+            self._runs[key] = Run(self.environment(production), batch_id, LoadRequest(batch_id), schedules=False)
         return self._runs[key]
 
     def reset(self, batch_id: str, production: bool) -> Run:
         """Return the reset of a batch."""
         self._settle()
-        key = ResetTarget, batch_id, production
+        key = RESET, batch_id, production
         if key not in self._runs:
-            environment = self.environment(production)
-            self._runs[key] = Run(
-                environment,
-                batch_id,
-                command=f"{reset_command(batch_id, production)} --confirm",
-                target=lambda _: ResetTarget(environment.database, batch_id),
-            )
+            self._runs[key] = Run(self.environment(production), batch_id, None)
         return self._runs[key]
-
-    def end(self, run: Run) -> None:
-        """Release the lock of a run, and forget it: the next request for its batch asks the database."""
-        run.release()
-        self._runs = {key: one for key, one in self._runs.items() if one is not run}
-        self._requests = {key: one for key, one in self._requests.items() if one.batch_id != run.batch_id}
 
     def resume_hint(self) -> str:
         """Return how an interrupted command is resumed."""
         run = next(iter(self._runs.values()), None)
         return f"To go on: {run.command}" if run is not None else "Run the same command again."
-
-    def reporting(self, task_id: str, read: Callable[[], StatusMessage | None]) -> AbstractContextManager[object]:
-        """Report to luigid during the block, at most once a second, what `read` returns."""
-        status = self.status
-        if status is None:
-            return nullcontext()
-        return StatusThread(read, lambda report: status.report(task_id, report))
 
     def attend(self, run: Run) -> bool:
         """Follow the worker that looks at the root task of a run, and return whether there is such a worker.
@@ -360,11 +296,12 @@ class RunRegistry:
             worker.join(_FOLLOW_SECONDS)
         if run.is_claimed:
             run.print_summary()
-            run.release()
         else:
             print_failures(run.failures.read())
+        run.release()
         worker.join()
-        self.end(run)
+        self._runs = {key: one for key, one in self._runs.items() if one is not run}
+        self._requests = {key: one for key, one in self._requests.items() if one is not run}
 
 
 #: The runs of this process.

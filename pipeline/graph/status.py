@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipeline.batches import state
 from pipeline.config import redact
@@ -18,6 +20,8 @@ logger = get_logger(__name__)
 _TIMEOUT_SECONDS = 1.0
 _PAUSE_SECONDS = 30.0
 _PEERS_SECONDS = 2.0
+#: The visualiser would interpret these characters as HTML.
+_MARKUP = str.maketrans("<>&", "‹›+")
 
 
 class StatusReporter:
@@ -36,7 +40,7 @@ class StatusReporter:
         if time.monotonic() < self._paused_until:
             return
         message, percent = report
-        text = _without_markup(redact(message))
+        text = redact(message).translate(_MARKUP)
         try:
             call(self._url, "set_task_status_message", _TIMEOUT_SECONDS, task_id=task_id, status_message=text)
             if percent is not None:
@@ -47,54 +51,42 @@ class StatusReporter:
             logger.info("luigid did not take a status message: %s", exc)
 
 
-def _without_markup(message: str) -> str:
-    """Replace the characters that the visualiser would interpret as HTML."""
-    return message.translate({ord("<"): "‹", ord(">"): "›", ord("&"): "+"})
-
-
 def percent(done: int, total: int) -> int | None:
     """Return how much is done in percent, None where the total is not known."""
     return min(100, done * 100 // total) if total else None
 
 
-class PeerProgress:
-    """Count in a progress counter what other workers do of a batch, from a thread, until the block ends.
+@contextmanager
+def counting_peers(database: Database, batch_id: str, step: str, counter: ProgressCounter) -> Iterator[None]:
+    """Count in a progress counter what other workers do of a batch, from a thread, during the block.
 
     Markers tell which shards are done; each shard counts as the same share of the batch.
 
     Arguments:
         step: the step whose marker says that the recognitions of a shard are done.
     """
+    finished = threading.Event()
 
-    def __init__(self, database: Database, batch_id: str, step: str, counter: ProgressCounter) -> None:
-        self._database, self._batch_id, self._step, self._counter = database, batch_id, step, counter
-        self._before: frozenset[int] | None = None
-        self._shards = 0
-        self._finished = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+    def read(connection: Connection) -> tuple[int, set[int]]:
+        marked = {shard for of, shard in state.list_marked(connection, batch_id) if of == step}
+        return state.require_batch(connection, batch_id).shards, marked
 
-    def __enter__(self) -> PeerProgress:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._finished.set()
-
-    def _watch(self) -> None:
-        while not self._finished.wait(_PEERS_SECONDS):
-            total = self._counter.read()[2]
+    def watch() -> None:
+        before: set[int] | None = None
+        while not finished.wait(_PEERS_SECONDS):
+            total = counter.read()[2]
             if not total:
                 continue
             try:
-                shards, marked = self._database.run(self._list)
+                shards, marked = database.run(read)
             except TransientError:  # the steps themselves report it
                 continue
-            if self._before is None:
-                self._before = marked
-            others = sum(not self._counter.read_shard(shard)[0] for shard in marked - self._before)
-            self._counter.set_done_by_others(total * others // max(1, shards))
+            before = marked if before is None else before
+            others = sum(not counter.read_shard(shard)[0] for shard in marked - before)
+            counter.set_done_by_others(total * others // max(1, shards))
 
-    def _list(self, connection: Connection) -> tuple[int, frozenset[int]]:
-        shards = state.require_batch(connection, self._batch_id).shards
-        rows = state.list_marked(connection, self._batch_id)
-        return shards, frozenset(shard for step, shard in rows if step == self._step)
+    threading.Thread(target=watch, name="peers", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()

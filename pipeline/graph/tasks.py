@@ -9,7 +9,7 @@ ResetBatch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import luigi
@@ -39,9 +39,8 @@ class UploadShard(ShardTask):
 
     def run(self) -> None:
         """Upload, then mark."""
-        run = self.active_run
-        uploading = run.environment.uploads.uploader(may_reject=run.environment.may_reject)
-        with uploading as uploader, self.reporting(self._progress):
+        run = self.require_lock()
+        with run.environment.uploader() as uploader, self.reporting(self._progress):
             uploader.upload(self.batch_id, self.shard, progress_of=run.counter.start_shard)
         run.markers.add(UPLOAD, self.shard)
 
@@ -55,29 +54,20 @@ class CopyShard(ShardTask):
 
     step = COPY
 
-    def requires(self) -> UploadShard | list[luigi.Task]:
+    def requires(self) -> Any:
         """Return the upload of the same shard."""
-        return UploadShard.of(self, self.shard)
+        return self.clone(UploadShard)  # type: ignore[no-untyped-call]
 
     def run(self) -> None:
         """Copy and mark in one transaction."""
-        run = self.active_run
-        metrics = Metrics()
-        messages = ["copying"]
+        run = self.require_lock()
+        messages, metrics = ["copying"], Metrics()
+        reporting = self.reporting(lambda: (messages[-1], 100 if len(messages) > 1 else 0))
+        may_reject = run.environment.may_reject
         try:
-            with (
-                self.open_storage(metrics) as storage,
-                self.reporting(lambda: (messages[-1], 100 if len(messages) > 1 else 0)),
-            ):
-                copy_shard(
-                    self.database,
-                    storage,
-                    self.batch_id,
-                    self.shard,
-                    metrics,
-                    messages.append,
-                    may_reject=run.environment.may_reject,
-                )
+            with self.open_storage(metrics) as storage, reporting:
+                arguments = self.database, storage, self.batch_id, self.shard, metrics, messages.append
+                copy_shard(*arguments, may_reject=may_reject)
         except (DataError, UnfinishedError):
             run.markers.remove(UPLOAD, self.shard)  # the upload was rolled back, here or by another process
             raise
@@ -85,76 +75,55 @@ class CopyShard(ShardTask):
 
 
 class RequestTask(BatchTask):
-    """A task with the parameters of a load request.
+    """A task with the parameters of a load request, which the tasks of the batch have in common.
 
     Attributes:
         kind: the kind of batch that the request makes.
-        shared: names of the parameters that the tasks below have as well.
+        named: the parameter that names what is loaded.
     """
 
     kind: str
-    shared: tuple[str, ...]
-
-    def shared_parameters(self) -> dict[str, Any]:
-        """Return the parameters that the tasks below have as well."""
-        return {name: getattr(self, name) for name in self.shared}
-
-    def request(self) -> Request:
-        """Return what discovery is to do."""
-        raise NotImplementedError
+    named: str
 
 
 class LoadParameters(RequestTask):
     """A task with the parameters of the load of a dataset."""
 
-    kind = KIND_LOAD
-    shared = ("batch_id", "production", "source", "limit", "force", "strict")
+    kind, named = KIND_LOAD, "source"
 
     source = luigi.Parameter(default="", description="the dataset's folder")
     limit = luigi.OptionalIntParameter(default=None, description="at most so many new recognitions, lowest id first")
     force = luigi.BoolParameter(default=False, description="load what is loaded already, as a new version")
     strict = luigi.BoolParameter(default=False, description="check everything first; one reject refuses the batch")
 
-    def request(self) -> Request:
-        """Return what discovery is to do."""
-        options = {"kind": self.kind, "limit": self.limit, "force": self.force, "strict": self.strict}
-        return Request.of(self.active_run.environment.settings, self.batch_id, self.source, **options)
-
 
 class QwenParameters(RequestTask):
     """A task with the parameters of the load of an annotations file."""
 
-    kind = KIND_QWEN
-    shared = ("batch_id", "production", "file", "force")
+    kind, named = KIND_QWEN, "file"
 
     file = luigi.Parameter(default="", description="the annotations file")
     force = luigi.BoolParameter(default=False, description="annotate anew what has annotations already")
 
-    def request(self) -> Request:
-        """Return what discovery is to do."""
-        settings = self.active_run.environment.settings
-        return Request.of(settings, self.batch_id, self.file, kind=self.kind, force=self.force)
-
 
 class Discover(RequestTask):
-    """Find out what is to be loaded, and write the manifest.
-
-    Attributes:
-        unit: what the progress is counted in.
-    """
+    """Find out what is to be loaded, and write the manifest; the progress is counted in a unit."""
 
     step = DISCOVER
     unit: str
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
+        settings = self.require_lock().environment.settings
+        options = {name: value for name, value in self.param_kwargs.items() if name in ("limit", "force", "strict")}
+        request = Request.of(settings, self.batch_id, getattr(self, self.named), kind=self.kind, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
 
         def show(total: int, done: int) -> None:
             progress[0] = f"{done} of {total} {self.unit}", percent(done, total)
 
         with self.reporting(lambda: progress[0]):
-            found = discover(self.database, self.request(), progress=show)
+            found = discover(self.database, request, progress=show)
             if found is not None:
                 rejects = sum(found.rejects.values())
                 progress[0] = f"{found.recognitions} recognitions in {found.shards} shards, {rejects} rejects", 100
@@ -173,23 +142,18 @@ class DiscoverQwen(Discover, QwenParameters):
 
 
 class Transform(RequestTask):
-    """Publish the batch.
-
-    Attributes:
-        discovery: the task that writes the manifest.
-    """
+    """Publish the batch."""
 
     step = TRANSFORM
     discovery: type[Discover]
 
-    def requires(self) -> Discover:
+    def requires(self) -> Any:
         """Return the discovery."""
-        return self.discovery(**self.shared_parameters())
+        return self.clone(self.discovery)  # type: ignore[no-untyped-call]
 
     def publish(self) -> None:
         """Transform, mark and finish in one transaction."""
-        messages, done = ["beginning"], 0
-        metrics = Metrics()
+        messages, done, metrics = ["beginning"], 0, Metrics()
         with self.open_storage(metrics) as storage, self.reporting(lambda: (messages[-1], done)):
             transform_batch(self.database, storage, self.batch_id, metrics, messages.append)
             done = 100
@@ -202,7 +166,7 @@ class TransformBatch(Transform, LoadParameters):
 
     def run(self) -> Iterator[DynamicRequirements]:
         """Yield the shards that are not copied yet, all at once; then publish."""
-        run = self.active_run
+        run = self.require_lock()
 
         def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
             progress = state.progress(connection, self.batch_id, run.counted)
@@ -216,7 +180,8 @@ class TransformBatch(Transform, LoadParameters):
 
         if pending:
             self.report(f"waiting for {len(pending)} shards", 0)
-            yield DynamicRequirements([CopyShard.of(self, shard) for shard in pending], custom_complete=complete)
+            copies = [self.clone(CopyShard, shard=shard) for shard in pending]  # type: ignore[no-untyped-call]
+            yield DynamicRequirements(copies, custom_complete=complete)
         self.publish()
 
 
@@ -227,7 +192,7 @@ class TransformQwen(Transform, QwenParameters):
 
     def run(self) -> None:
         """Publish, and count the recognitions as done."""
-        run = self.active_run
+        run = self.require_lock()
         total, _ = self.database.run(lambda c: state.progress(c, self.batch_id, run.counted))
         run.counter.start(total, 0)
         self.publish()
@@ -235,38 +200,31 @@ class TransformQwen(Transform, QwenParameters):
 
 
 class Load(RootTask, RequestTask):
-    """The whole of a batch; without an id, resume the newest unfinished one like it, or make a new one.
-
-    Attributes:
-        transform: the task that commits the batch.
-        named: the parameter that names what is loaded.
-    """
+    """The whole of a batch; without an id, resume the newest unfinished one like it, or make a new one."""
 
     step = LOAD
     transform: type[Transform]
-    named: str
+
+    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
 
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Run:
         """Find the batch and the source that the parameters mean."""
-        batch = registry.resolve(cls._request_of(values), values["production"])
-        values["batch_id"], values[cls.named] = batch.batch_id, batch.source
-        return registry.load(batch.batch_id, values["production"])
-
-    @classmethod
-    def _request_of(cls, values: Mapping[str, Any]) -> LoadRequest:
         source = values[cls.named] or None
-        return LoadRequest(values["batch_id"] or None, source, values.get("limit"), values["force"], cls.kind)
+        request = LoadRequest(values["batch_id"] or None, source, values.get("limit"), values["force"], cls.kind)
+        run = registry.resolve(request, values["production"])
+        values["batch_id"], values[cls.named] = run.batch_id, run.source
+        return run
 
     @property
     def active_run(self) -> Run:
         """Return the run of this process that the task belongs to; a task that is built again begins another one."""
-        batch = registry.resolve(self._request_of(self.param_kwargs), self.production)
-        return registry.load(batch.batch_id, self.production)
+        return self.resolve(dict(self.param_kwargs))
 
-    def required(self) -> Transform:
-        """Return the transform, and through it everything else."""
-        return self.transform(**self.shared_parameters())
+    def requires(self) -> Any:
+        """Take the lock, and return the transform, and through it everything else."""
+        super().requires()
+        return self.clone(self.transform)  # type: ignore[no-untyped-call]
 
     def run(self) -> None:
         """Keep the numbers of the load with the batch, and mark."""
@@ -288,17 +246,13 @@ class Load(RootTask, RequestTask):
 class LoadBatch(Load, LoadParameters):
     """Load a dataset; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
 
-    transform, named = TransformBatch, "source"
-
-    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
+    transform = TransformBatch
 
 
 class LoadQwen(Load, QwenParameters):
     """Load annotations; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
 
-    transform, named = TransformQwen, "file"
-
-    batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
+    transform = TransformQwen
 
 
 class ResetBatch(RootTask):

@@ -1,10 +1,16 @@
-"""The worker and the scheduler of a run of ours: one run a batch, an orderly stop, a local scheduler without luigid."""
+"""The worker and the scheduler of a run of ours: one run a batch, an orderly stop, a local scheduler without luigid.
+
+Several workers may share a batch through luigid. Luigi's own worker ends when it is given no task, even while other
+workers run tasks of its batch. Here the starter stays as long as luigid knows of such a task, and takes what another
+worker failed or left behind. luigid notices a worker that vanished after `worker_disconnect_delay`, so the starter does
+not wait for ever.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -15,17 +21,17 @@ import luigi
 import luigi.interface
 import luigi.retcodes
 import luigi.worker
-from luigi.rpc import RPCError
-from luigi.scheduler import Scheduler
+from luigi.rpc import RemoteScheduler, RPCError
+from luigi.scheduler import WORKER_STATE_DISABLED, Scheduler
+from luigi.task_status import DONE, FAILED
 
 from pipeline.errors import PipelineError
 from pipeline.graph.failures import exit_with
-from pipeline.graph.luigid import answers
+from pipeline.graph.luigid import LuigidUnavailable, answers, call
 from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.run import Run, RunRegistry
-from pipeline.graph.sharing import SharedScheduler, SharingWorker
 from pipeline.graph.signals import Interrupts
-from pipeline.graph.status import PeerProgress, StatusReporter, percent
+from pipeline.graph.status import StatusReporter, counting_peers, percent
 from pipeline.observe.logger import get_logger, say
 from pipeline.observe.progress import ProgressDisplay, StatusMessage, StatusThread
 
@@ -33,35 +39,96 @@ logger = get_logger(__name__)
 
 #: The exit code of a command that a signal interrupted.
 _INTERRUPTED = 130
+_PING_SECONDS = 3.0
+#: luigid forgets a run when it restarts, or has not heard of it for long. So often in a row is it told again.
+_REPEATS = 3
 
 
-class PipelineWorker(SharingWorker):
-    """A worker that runs one run of ours, or helps with the runs of other hosts.
+class SharedScheduler(RemoteScheduler):
+    """luigid with the retries of Luigi's configuration, except for a ping."""
 
-    Arguments:
-        run: what it is for; None for a helper.
-        interrupts: the signal handlers of this process.
-        bare: the process is Luigi's own command, so the worker prints the summary and decides the exit code.
-    """
+    def __init__(self, url: str) -> None:
+        super().__init__(url)  # type: ignore[no-untyped-call]
+        self.url = url
 
-    def __init__(
-        self, *, registry: RunRegistry, run: Run | None, interrupts: Interrupts, bare: bool = False, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self._registry, self._run, self._bare = registry, run, bare
+    def ping(self, **arguments: Any) -> Any:
+        """Report that the worker lives; Luigi would retry a lost ping for a minute and block every fork meanwhile."""
+        try:
+            return call(self.url, "ping", _PING_SECONDS, **arguments)
+        except LuigidUnavailable as exc:
+            logger.info("luigid did not take a ping: %s", exc)
+            return {"rpc_messages": []}
+
+
+class PooledWorker(luigi.worker.Worker):
+    """A worker whose processes run one task after another, and end at once when it is interrupted."""
+
+    def __init__(self, *, registry: RunRegistry, scheduler: Any, interrupts: Interrupts, **kwargs: Any) -> None:
+        super().__init__(scheduler=scheduler, **kwargs)  # type: ignore[no-untyped-call]
+        self.registry, self.scheduler = registry, scheduler
+        #: Whether other workers may run tasks of the same batch.
+        self.shares = isinstance(scheduler, RemoteScheduler)
         config = luigi.worker.worker()
         self._forks = bool(self.worker_processes > 1 or config.force_multiprocessing or config.timeout)
         self._pool = Pool(super()._create_task_process, self._process, self._awaits, interrupts.deferred)
 
     def run(self) -> bool:
-        """Run to the end, or to an interrupt, which ends the forked processes first.
+        """Run to the end, or to an interrupt, which ends the forked processes first: what is not marked is not done."""
+        try:
+            with contextlib.nullcontext() if self._forks else self._process():
+                return bool(super().run())  # type: ignore[no-untyped-call]
+        except (KeyboardInterrupt, PipelineError):
+            self._pool.end()
+            # The thread of the queue may wait for a lock that the interrupt left behind; Python must not wait for it.
+            self._task_result_queue.cancel_join_thread()
+            raise
+
+    @contextlib.contextmanager
+    def _process(self) -> Iterator[None]:
+        """Set up a process that runs tasks; the next shard is sent ahead where nobody else runs tasks of the batch."""
+        alone = not self._forks and not self.shares
+        with contextlib.ExitStack() as stack:
+            for environment in self.registry.environments:
+                stack.enter_context(environment.keeping_uploader(ahead=alone))
+            yield
+
+    def _create_task_process(self, task: luigi.Task) -> Any:
+        made = super()._create_task_process(task)  # type: ignore[no-untyped-call]
+        pooled = made.use_multiprocessing and made.timeout_time is None
+        return PooledTask(self._pool, task, made.status_reporter) if pooled else made
+
+    def _awaits(self, task: PooledTask) -> bool:
+        return self._running_tasks.get(task.task.task_id) is task
+
+    def __exit__(self, *exc_info: Any) -> Any:
+        result = super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
+        self._pool.close()
+        return result
+
+
+class RunWorker(PooledWorker):
+    """The worker of a run of ours.
+
+    Arguments:
+        bare: the process is Luigi's own command, so the worker prints the summary and decides the exit code.
+    """
+
+    def __init__(self, *, run: Run, bare: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._run, self._bare = run, bare
+        self._root: luigi.Task | None = None
+        self._failed_here: set[str] = set()
+        self._repeats = 0
+
+    def run(self) -> bool:
+        """Run to the end, or to an interrupt.
 
         Raises:
             RefusedError: another run has taken the batch.
             SystemExit: the process is Luigi's own command. Who did a task does not matter for the exit code: once the
                 database says that nothing is left to do, it is 0.
         """
-        if not self._bare or self._run is None:
+        if not self._bare:
             return self._run_tasks()
         try:
             self._run_tasks()
@@ -75,91 +142,83 @@ class PipelineWorker(SharingWorker):
         raise SystemExit(self._exit_code())
 
     def _run_tasks(self) -> bool:
-        self.is_running = True
-        if self._run is not None and signal.getsignal(signal.SIGUSR1) == self.handle_interrupt:
-            self._run.phase_out_with(os.getpid())
+        run, status = self._run, self.registry.status
+        if signal.getsignal(signal.SIGUSR1) == self.handle_interrupt:
+            run.worker_pid = os.getpid()
         try:
             with contextlib.ExitStack() as stack:
-                for shown in self._displays():
-                    stack.enter_context(shown)
-                if not self._forks:
-                    stack.enter_context(self._process())
-                succeeded = bool(super().run())  # type: ignore[no-untyped-call]
-        except KeyboardInterrupt:
-            self.end_processes()
-            # The thread of the queue may wait for a lock that the interrupt left behind; Python must not wait for it.
-            self._task_result_queue.cancel_join_thread()
-            raise
+                stack.enter_context(ProgressDisplay(run.counter))
+                if status is not None and self._root is not None:
+                    send = functools.partial(status.report, self._root.task_id)
+                    stack.enter_context(StatusThread(self._progress, send, last=False))
+                if self.shares:
+                    stack.enter_context(counting_peers(run.database, run.batch_id, run.counted, run.counter))
+                succeeded = super().run()
         finally:
-            if self._run is not None:
-                self._run.phase_out_with(0)
-        if self._run is not None and self._run.lost is not None:
-            raise self._run.lost
+            run.worker_pid = 0
+        if run.lost is not None:
+            raise run.lost
         return succeeded
+
+    def _progress(self) -> StatusMessage | None:
+        """Return how far the shards of the run are; None before that is known, and once all are done."""
+        done, _, total = self._run.counter.read()
+        return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
 
     def _exit_code(self) -> int:
         codes = luigi.retcodes.retcode()
-        if self.is_finished():
+        if self._run.is_finished():
             return 0
         if not self.add_succeeded:
             return int(codes.scheduling_error)
         return int(codes.not_run if self.run_succeeded else codes.task_failed)
 
-    def is_finished(self) -> bool:
-        """Return whether the database says that nothing is left to do."""
-        return self._run is not None and self._run.is_finished()
+    def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
+        """Schedule a task and what it requires; the first one is what the run is for."""
+        self._root = self._root or task
+        return bool(super().add(task, *args, **kwargs))  # type: ignore[no-untyped-call]
 
-    def _displays(self) -> Iterator[contextlib.AbstractContextManager[object]]:
-        """Yield what shows progress during the run: on the terminal, in luigid, and what other workers do."""
-        run, status = self._run, self._registry.status
-        if run is None:
-            return
-        yield ProgressDisplay(run.counter)
-        if status is not None:
-            reporting = StatusThread(
-                lambda: _report_of(run), lambda report: status.report(self.roots[0].task_id, report), last=False
-            )
-            yield reporting
-        if self.shares:
-            yield PeerProgress(run.database, run.batch_id, run.counted, run.counter)
+    def _add_task(self, *args: Any, **kwargs: Any) -> None:
+        status, task_id = kwargs["status"], kwargs["task_id"]
+        if status == FAILED:
+            self._failed_here.add(task_id)
+        elif status == DONE and "expl" in kwargs:  # it ran here, and was not found complete while it was scheduled
+            self._failed_here.discard(task_id)
+            self._repeats = 0
+        super()._add_task(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    @contextlib.contextmanager
-    def _process(self) -> Iterator[None]:
-        """Set up a process that runs tasks; the next shard is sent ahead where nobody else runs tasks of the batch."""
-        alone = not self._forks and not self.shares
-        with contextlib.ExitStack() as stack:
-            for environment in self._registry.environments:
-                stack.enter_context(environment.uploads.kept(ahead=alone))
-            yield
+    def _keep_alive(self, response: Any) -> bool:
+        """Return whether to stay without a task: others run tasks of the batch, or have left some."""
+        if super()._keep_alive(response):  # type: ignore[no-untyped-call]
+            return True
+        if not self.shares or response.worker_state == WORKER_STATE_DISABLED:
+            return False
+        if response.running_tasks:
+            logger.info("waiting for %s", ", ".join(sorted({one["worker"] for one in response.running_tasks})))
+            return True
+        return self._take_over() or (response.n_pending_tasks == 0 and not self._run.is_finished() and self._repeat())
 
-    def _create_task_process(self, task: luigi.Task) -> Any:
-        made = super()._create_task_process(task)  # type: ignore[no-untyped-call]
-        pooled = made.use_multiprocessing and made.timeout_time is None and not task.accepts_messages
-        return PooledTask(self._pool, task, made.status_reporter) if pooled else made
+    def _take_over(self) -> bool:
+        """Make what failed in another worker available again; what failed here as well stays failed."""
+        failed = self.scheduler.task_list(status=FAILED, upstream_status="", limit=False)
+        left = [one for one in failed if one in self._scheduled_tasks and one not in self._failed_here]
+        for task_id in left:
+            logger.info("taking over %s", task_id)
+            self.scheduler.forgive_failures(task_id=task_id)
+        return bool(left)
 
-    def _awaits(self, task: PooledTask) -> bool:
-        return self._running_tasks.get(task.task.task_id) is task
-
-    def end_processes(self) -> None:
-        """End the processes of tasks at once: what is not marked does not count."""
-        self._pool.end()
-        for process in multiprocessing.active_children():
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
-            process.join()
+    def _repeat(self) -> bool:
+        """Schedule the run again in a luigid that has forgotten it."""
+        self._repeats += 1
+        if self._root is None or self._repeats > _REPEATS:
+            return False
+        logger.warning("luigid has forgotten this run: scheduling it again.")
+        return self.add(self._root)
 
     def __exit__(self, *exc_info: Any) -> Any:
-        result = super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
-        self._pool.close()
-        if self._run is not None:
-            self._run.release()
+        result = super().__exit__(*exc_info)
+        self._run.release()
         return result
-
-
-def _report_of(run: Run) -> StatusMessage | None:
-    """Return how far the shards of a run are; None before that is known, and once all are done."""
-    done, _, total = run.counter.read()
-    return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
 
 
 class SchedulerFactory:
@@ -186,7 +245,7 @@ class SchedulerFactory:
         logger.log(level, "luigid does not answer at %s: using the local scheduler.", url)
         return self.create_local_scheduler()
 
-    def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> PipelineWorker:
+    def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> RunWorker:
         """Return a worker, after it has taken the lock of the batch.
 
         The worker's id is stable, so that luigid gives the tasks of a killed run to its successor at once. The lock
@@ -203,7 +262,7 @@ class SchedulerFactory:
             if self._bare:
                 exit_with(exc)
             raise
-        return PipelineWorker(
+        return RunWorker(
             registry=self._registry,
             run=run,
             interrupts=self._interrupts,
