@@ -92,7 +92,7 @@ def fail(self):
     raise DatabaseError("the first time")
 
 def succeed(self):
-    locked.append(self.active_run.is_claimed)
+    locked.append(self.active_run.lock is not None)
     return run(self)
 
 task = LoadBatch(source=sys.argv[1], batch_id="b1")

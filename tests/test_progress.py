@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from embedded_supabase.files import wait_until
 from pipeline.config import Settings, load_settings
-from pipeline.graph.status import StatusReporter
+from pipeline.graph.luigid import StatusReporter
 from pipeline.observe import progress
 from pipeline.observe.logger import ConsoleHandler, configure_logging, get_logger
 from pipeline.observe.progress import (

@@ -12,9 +12,8 @@ from pipeline.cli.exit_codes import INTERRUPTED, UNFINISHED, exit_code
 from pipeline.cli.output import print_error
 from pipeline.cli.parser import Command, build_parser
 from pipeline.errors import PipelineError
-from pipeline.graph.memory import bound_memory
+from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import registry
-from pipeline.graph.signals import Interrupts
 from pipeline.observe.logger import configure_logging, redirect_to_null, say
 
 

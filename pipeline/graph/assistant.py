@@ -31,12 +31,11 @@ from pipeline.database import Connection
 from pipeline.errors import SettingsError, SourceUnavailable, UnfinishedError, UsageError
 from pipeline.graph.base import ShardTask
 from pipeline.graph.failures import Failure
-from pipeline.graph.luigid import LuigidUnavailable, answers, call, scheduler_url
+from pipeline.graph.luigid import LuigidUnavailable, SharedScheduler, StatusReporter, answers, call, scheduler_url
+from pipeline.graph.process import Interrupts
 from pipeline.graph.run import RunRegistry
-from pipeline.graph.signals import Interrupts
-from pipeline.graph.status import StatusReporter
 from pipeline.graph.tasks import CopyShard, UploadShard
-from pipeline.graph.worker import PooledWorker, SharedScheduler
+from pipeline.graph.worker import PooledWorker
 from pipeline.observe.logger import say
 from pipeline.steps.source import has_source
 from pipeline.storage import Storage
@@ -46,7 +45,6 @@ _FAMILIES: Mapping[str, type[ShardTask]] = {kind.__name__: kind for kind in (Upl
 _TOGETHER = 8
 #: Workers in a row that did no task because a service failed.
 _FRUITLESS_LIMIT = 3
-_CALL_SECONDS = 3.0
 
 
 @dataclass
@@ -194,11 +192,11 @@ class Assistant(PooledWorker):
 
     def _give_back(self, task_ids: Sequence[str]) -> None:
         """Make tasks that luigid gave to this worker available to others at once."""
-        arguments = {"worker": self._worker_id, "status": FAILED, "runnable": False, "assistant": True}
+        arguments: dict[str, Any] = {"worker": self._worker_id, "status": FAILED, "runnable": False, "assistant": True}
         with contextlib.suppress(LuigidUnavailable):
             for task_id in task_ids:
-                call(self.scheduler.url, "add_task", _CALL_SECONDS, task_id=task_id, **arguments)
-                call(self.scheduler.url, "forgive_failures", _CALL_SECONDS, task_id=task_id)
+                call(self.scheduler.url, "add_task", task_id=task_id, **arguments)
+                call(self.scheduler.url, "forgive_failures", task_id=task_id)
 
     def failures(self) -> list[Failure]:
         """Return the failures of the batches that this process helps with."""

@@ -1,23 +1,32 @@
-"""What all tasks have in common: markers, failures and reports; and what the task of a whole batch does besides."""
+"""What all tasks have in common: markers, failures and reports; and what the task of a whole batch does besides.
+
+`luigi --module pipeline LoadBatch`: importing the package changes nothing of Luigi. Only when the task that Luigi's
+command names is made, and is one of ours, does the process belong to that task.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import luigi
+import luigi.interface
+from luigi.cmdline_parser import CmdlineParser
 
 from pipeline.batches.state import WHOLE
 from pipeline.database import Database
 from pipeline.errors import PipelineError
-from pipeline.graph import command
 from pipeline.graph.failures import Failure, exit_with
+from pipeline.graph.luigid import use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget
+from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import Run, registry
-from pipeline.observe.metrics import Metrics
+from pipeline.graph.worker import SchedulerFactory
+from pipeline.observe.logger import configure_logging
 from pipeline.observe.progress import StatusMessage, StatusThread
-from pipeline.storage import Storage
 
 
 class BatchTask(luigi.Task):
@@ -57,9 +66,9 @@ class BatchTask(luigi.Task):
             raise
 
     def require_lock(self) -> Run:
-        """Return the run; raise RefusedError once another run has taken its batch.
+        """Return the run; raise RefusedError once another run has taken the batch.
 
-        A worker of ours then takes no further task. Luigi's own worker does, for tasks that are not ours as well.
+        A worker of ours then takes no further task, but Luigi's own worker may have tasks that are not ours.
         """
         run = self.active_run
         if run.lost is not None:
@@ -68,15 +77,11 @@ class BatchTask(luigi.Task):
 
     def on_success(self) -> None:
         """Note that the services answer."""
-        self.active_run.succeeded()
+        self.active_run.unavailable.value = 0
 
     def on_failure(self, exception: BaseException) -> str:
         """Record the failure, and return what the scheduler shows of it: no secret, no traceback."""
         return str(self.active_run.failed(self, exception))
-
-    def open_storage(self, metrics: Metrics) -> AbstractContextManager[Storage]:
-        """Return Storage for the length of a block."""
-        return closing(Storage(self.active_run.environment.settings, metrics))
 
     def report(self, message: str, percent: int | None = None) -> None:
         """Set status message and progress in the visualiser, where there is one."""
@@ -85,9 +90,8 @@ class BatchTask(luigi.Task):
 
     def reporting(self, read: Callable[[], StatusMessage | None]) -> AbstractContextManager[object]:
         """Report to the visualiser during the block, at most once a second, what `read` returns."""
-        if registry.status is None:
-            return nullcontext()
-        return StatusThread(read, lambda message: self.report(*message))
+        status = registry.status
+        return StatusThread(read, partial(status.report, self.task_id)) if status is not None else nullcontext()
 
 
 @BatchTask.event_handler(luigi.Event.PROCESS_FAILURE)  # type: ignore[no-untyped-call,untyped-decorator]
@@ -110,19 +114,30 @@ class RootTask(BatchTask):
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
         """Resolve what the parameters mean, so that the task id and the tasks below carry it."""
         values = dict(super().get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
-        family = str(cls.get_task_family())  # type: ignore[no-untyped-call]
-        is_root = command.is_root(family) and not registry.owns_worker
-        if is_root:
-            command.prepare()
+        parser = CmdlineParser.get_instance()
+        family = cls.get_task_family()  # type: ignore[no-untyped-call]
+        if parser is not None and parser.known_args.root_task == family and not registry.owns_worker:
+            cls._take_over(values)
+        else:
+            cls.resolve(values)
+        return [(name, values[name]) for name, _ in params]
+
+    @classmethod
+    def _take_over(cls, values: dict[str, Any]) -> None:
+        """Let Luigi's command, which has no public way to name another factory, use our scheduler and our worker."""
+        bound_memory()
+        use_packaged_settings()
+        if not logging.getLogger().handlers:
+            configure_logging()
         try:
             run = cls.resolve(values)
         except PipelineError as exc:
-            if is_root:
-                exit_with(exc)
-            raise
-        if is_root:
-            command.take_over(registry, run)
-        return [(name, values[name]) for name, _ in params]
+            exit_with(exc)
+        interrupts = Interrupts(registry.cancel_statements)
+        interrupts.__enter__()  # until the process ends
+        registry.owns_worker = True
+        factory = partial(SchedulerFactory, registry, run, interrupts, bare=True)
+        setattr(luigi.interface, "_WorkerSchedulerFactory", factory)  # noqa: B010 (mypy: a type is no variable)
 
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Run:

@@ -24,12 +24,7 @@ _PRINTED = 5
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed task, without secrets.
-
-    Attributes:
-        task: the task's family and parameters.
-        error: the name of the error's class in `pipeline.errors`, empty for any other exception.
-    """
+    """A failed task, without secrets; `error` is the error's class in `pipeline.errors`, empty for any other class."""
 
     task: str
     error: str
@@ -70,10 +65,6 @@ class FailureLog:
         """Return the failures in their order."""
         content = os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size, 0)
         return [Failure(**json.loads(line)) for line in content.splitlines()]
-
-    def clear(self) -> None:
-        """Forget all failures."""
-        self._file.truncate(0)
 
 
 def print_failures(failures: Sequence[Failure]) -> None:

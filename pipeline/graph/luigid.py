@@ -1,4 +1,4 @@
-"""Luigi's configuration, and calls of luigid whose loss does no harm: one attempt each, with a short timeout.
+"""Luigi's configuration, luigid, and calls of it whose loss does no harm: one attempt each, with a short timeout.
 
 luigid takes a POST of `data`, a JSON object of arguments, at `/api/<function>`, and returns a JSON object with
 `response` (https://luigi.readthedocs.io, luigi.rpc and luigi.server).
@@ -9,19 +9,26 @@ from __future__ import annotations
 import configparser
 import http.client
 import json
+import time
 import urllib.parse
 import urllib.request
 from importlib import resources
 from typing import Any
 
 import luigi.interface
+from luigi.rpc import RemoteScheduler
 
-#: Sections of the packaged luigi.cfg that concern a worker.
-_SECTIONS = ("core", "worker", "execution_summary", "retcode")
+from pipeline.config import redact
+from pipeline.observe.logger import get_logger
+from pipeline.observe.progress import StatusMessage
 
+logger = get_logger(__name__)
 
-class LuigidUnavailable(Exception):
-    """luigid does not answer, or the server at its address is not a luigid."""
+_STATUS_SECONDS = 1.0
+_CALL_SECONDS = 3.0
+_PAUSE_SECONDS = 30.0
+#: The visualiser would interpret these characters as HTML.
+_MARKUP = str.maketrans("<>&", "‹›+")
 
 
 def use_packaged_settings() -> None:
@@ -33,7 +40,7 @@ def use_packaged_settings() -> None:
     packaged.read_string(resources.files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8"))
     packaged.remove_option("core", "scheduler_url")  # it would win over a `scheduler_host` of the user
     configuration = luigi.configuration.get_config()
-    for section in _SECTIONS:
+    for section in ("core", "worker", "execution_summary", "retcode"):
         for option, value in packaged.items(section):
             if not configuration.has_option(section, option):
                 configuration.set(section, option, value)
@@ -47,6 +54,10 @@ def scheduler_url() -> str:
     return core.scheduler_url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
 
 
+class LuigidUnavailable(Exception):
+    """luigid does not answer, or the server at its address is not a luigid."""
+
+
 def answers(url: str) -> bool:
     """Return whether a luigid answers at the URL within a second."""
     try:
@@ -56,7 +67,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def call(url: str, function: str, timeout: float, **arguments: Any) -> Any:
+def call(url: str, function: str, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
     """Call a function of luigid and return its response.
 
     Raises:
@@ -68,3 +79,53 @@ def call(url: str, function: str, timeout: float, **arguments: Any) -> Any:
             return json.load(response)["response"]
     except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as exc:
         raise LuigidUnavailable(f"{url}: {exc}") from exc
+
+
+class SharedScheduler(RemoteScheduler):
+    """luigid with the retries of Luigi's configuration, except for a ping."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)  # type: ignore[no-untyped-call]
+        self.url = url
+
+    def ping(self, **arguments: Any) -> Any:
+        """Report that the worker lives; Luigi would retry a lost ping for a minute and block every fork meanwhile."""
+        try:
+            return call(self.url, "ping", **arguments)
+        except LuigidUnavailable as exc:
+            logger.info("luigid did not take a ping: %s", exc)
+            return None
+
+
+class StatusReporter:
+    """Set status messages and progress of tasks in luigid.
+
+    Luigi's own functions wait a minute for a luigid that is away, and then fail the task. Here a call takes a second at
+    most, and a failed one is followed by a pause.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._paused_until = 0.0
+
+    def report(self, task_id: str, report: StatusMessage) -> None:
+        """Set the status message of a task, and its progress in percent where that is known."""
+        if time.monotonic() < self._paused_until:
+            return
+        message, percent = report
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("set_task_status_message", {"status_message": redact(message).translate(_MARKUP)})
+        ]
+        if percent is not None:
+            calls.append(("set_task_progress_percentage", {"progress_percentage": percent}))
+        try:
+            for function, arguments in calls:
+                call(self._url, function, _STATUS_SECONDS, task_id=task_id, **arguments)
+        except LuigidUnavailable as exc:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            logger.info("luigid did not take a status message: %s", exc)
+
+
+def percent(done: int, total: int) -> int | None:
+    """Return how much is done in percent, None where the total is not known."""
+    return min(100, done * 100 // total) if total else None

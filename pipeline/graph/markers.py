@@ -25,23 +25,16 @@ class MarkerCache:
 
     def __init__(self, database: Database, batch_id: str, *, schedules: bool) -> None:
         self._database, self._batch_id = database, batch_id
-        self._present: set[tuple[str, int]] = set()
+        #: Step and shard of the markers that are there.
+        self.present: set[tuple[str, int]] = set()
         self._asked: set[tuple[str, int]] = set()
         self._listed: frozenset[tuple[str, int]] | None = None
         self._owner = os.getpid() if schedules else 0
 
-    def add(self, step: str, shard: int) -> None:
-        """Remember a marker."""
-        self._present.add((step, shard))
-
-    def remove(self, step: str, shard: int) -> None:
-        """Forget the marker of a step that was rolled back."""
-        self._present.discard((step, shard))
-
     def exists(self, step: str, shard: int) -> bool:
         """Return whether the marker is there."""
         key = step, shard
-        if key in self._present:
+        if key in self.present:
             return True
         if shard != WHOLE and key not in self._asked and self._owner == os.getpid():
             self._asked.add(key)
@@ -50,7 +43,7 @@ class MarkerCache:
             return key in self._listed
         found = self._database.run(lambda connection: state.is_done(connection, self._batch_id, step, shard))
         if found and shard == WHOLE:
-            self.add(step, shard)
+            self.present.add(key)
         return found
 
 

@@ -1,4 +1,4 @@
-"""Runs: what one load or one reset of a batch needs in this process, and the registry of the runs of this process.
+"""What a load or a reset of a batch needs in this process: environments, runs, and the registry of them.
 
 Luigi makes tasks from parameters alone, in several processes, so a task finds its run by batch id and environment.
 `registry` is the one object of a process that lives longer than a call.
@@ -6,12 +6,14 @@ Luigi makes tasks from parameters alone, in several processes, so a task finds i
 
 from __future__ import annotations
 
+import configparser
 import multiprocessing
 import os
 import signal
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 import luigi
@@ -19,17 +21,18 @@ from luigi.worker import KeepAliveThread
 
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ensure_bucket, reset_command, resolve_batch, resume_command
-from pipeline.batches.state import COPY, KIND_LOAD, LOAD, RESET, UPLOAD
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD
 from pipeline.batches.summary import headline, performance_metrics, summarise
+from pipeline.config import Settings, load_settings
 from pipeline.database import Database
-from pipeline.errors import PipelineError, RefusedError, TransientError
-from pipeline.graph.environment import Environment
+from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
-from pipeline.graph.luigid import use_packaged_settings
+from pipeline.graph.luigid import StatusReporter, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget, MarkerCache, ResetTarget
-from pipeline.graph.status import StatusReporter
 from pipeline.observe.logger import get_logger, say
 from pipeline.observe.progress import ProgressCounter
+from pipeline.steps.upload import Uploader
+from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
@@ -38,21 +41,73 @@ _UNAVAILABLE_LIMIT = 3
 _FOLLOW_SECONDS = 2.0
 
 
+class Environment:
+    """An environment's settings, those of the section [pipeline] of Luigi's configuration included, and database.
+
+    Attributes:
+        may_reject: this host may reject an input that is not as discovery saw it. A helper on another host may not:
+            it may see less of the dataset.
+    """
+
+    def __init__(self, production: bool) -> None:
+        configuration = luigi.configuration.get_config()
+        try:
+            tuning = dict(configuration.items("pipeline")) if configuration.has_section("pipeline") else {}
+        except configparser.Error as exc:
+            message = f"The section [pipeline] of luigi.cfg cannot be read: {exc.message}."
+            raise SettingsError(message, "A percent sign is written twice.") from exc
+        self.settings: Settings = load_settings(production, tuning)
+        self.database = Database(self.settings)
+        self.may_reject = True
+        self._kept: ExitStack | None = None
+        self._uploader: Uploader | None = None
+        self._ahead = False
+
+    @contextmanager
+    def keeping_uploader(self, *, ahead: bool) -> Iterator[None]:
+        """Keep one uploader, with its threads and connections, from shard to shard until the block ends.
+
+        Arguments:
+            ahead: start to send the next shard while a shard ends; for a process that has the batch to itself.
+        """
+        self._ahead = ahead
+        with ExitStack() as self._kept:
+            try:
+                yield
+            finally:
+                self._kept, self._uploader, self._ahead = None, None, False
+
+    @contextmanager
+    def uploader(self) -> Iterator[Uploader]:
+        """Return the kept uploader, or one that is closed at the end of the block."""
+        with ExitStack() as stack:
+            uploader = self._uploader
+            if uploader is None:
+                keep = self._kept or stack
+                storage = keep.enter_context(closing(Storage(self.settings)))
+                uploader = Uploader(self.database, storage, ahead=self._ahead, may_reject=self.may_reject)
+                keep.enter_context(closing(uploader))
+            if self._kept is not None:
+                self._uploader = uploader
+            yield uploader
+
+
 class Run:
     """One load or one reset of one batch.
 
     Arguments:
         request: the load; None for a reset.
         source: the dataset's folder or the annotations file, as an absolute path.
-        needs_bucket: photos go into the bucket, which is made before the first of them.
         schedules: this process schedules the batch's tasks.
 
     Attributes:
+        requests: what means this run.
         command: resumes the batch.
         target: exists once nothing is left to do.
         counted: the step whose marker says that the recognitions of a shard are done.
-        counter: how many recognitions are done; in memory that forked processes share.
-        failures: what failed; shared with forked processes as well.
+        counter, failures, unavailable: what is done, what failed, and how often in a row for want of a service; shared
+            with forked processes.
+        lock: held by this process, or by the one that forked it.
         lost: why the run has to end, once another run has taken the batch.
         worker_pid: the process of the worker that takes no further task on SIGUSR1, 0 where there is none.
         follower: the thread that follows the worker which schedules the run, and that worker.
@@ -65,42 +120,39 @@ class Run:
         request: LoadRequest | None,
         source: str = "",
         *,
-        needs_bucket: bool = False,
         schedules: bool = True,
     ) -> None:
         self.environment, self.batch_id, self.source = environment, batch_id, source
         self.database: Database = environment.database
+        self.requests: set[LoadRequest] = set()
         self.markers = MarkerCache(self.database, batch_id, schedules=schedules)
-        self.target: luigi.Target
         production = environment.settings.environment == "production"
+        self.target: luigi.Target
         if request is None:
             self.command = f"{reset_command(batch_id, production)} --confirm"
             self.target = ResetTarget(self.database, batch_id)
-            self.counted = UPLOAD
         else:
             self.command = resume_command(batch_id, request.kind, request.limit, request.force, production)
             self.target = BatchStateTarget(self.markers, batch_id, LOAD)
-            self.counted = UPLOAD if request.kind == KIND_LOAD else COPY
-        self.counter = ProgressCounter()
-        self.failures = FailureLog()
+        self.counted = COPY if request is not None and request.kind == KIND_QWEN else UPLOAD
+        self._needs_bucket = request is not None and request.kind == KIND_LOAD
+        self.counter, self.failures = ProgressCounter(), FailureLog()
+        self.unavailable = multiprocessing.RawValue("i", 0)
+        self.lock: BatchLock | None = None
         self.lost: RefusedError | None = None
         self.worker_pid = 0
         self.follower: tuple[threading.Thread, threading.Thread] | None = None
-        self._needs_bucket = needs_bucket
-        self._unavailable = multiprocessing.RawValue("i", 0)
-        self._lock: BatchLock | None = None
 
     def claim(self) -> None:
-        """Take the batch's lock, unless this process, or the one that forked it, has it.
+        """Take the batch's lock, unless this process, or the one that forked it, has it; make the bucket of a load.
 
         Raises:
             RefusedError: another run of this batch goes on.
             UsageError: Storage refuses the settings.
         """
-        if self.is_claimed:
+        if self.lock is not None:
             return
-        self.failures.clear()
-        self._lock = BatchLock(self.environment.settings, self.batch_id, on_lost=self._on_lost)
+        self.lock = BatchLock(self.environment.settings, self.batch_id, on_lost=self._on_lost)
         try:
             if self._needs_bucket:
                 ensure_bucket(self.environment.settings)
@@ -108,16 +160,11 @@ class Run:
             self.release()
             raise
 
-    @property
-    def is_claimed(self) -> bool:
-        """Return whether this process, or the one that forked it, holds the lock."""
-        return self._lock is not None
-
     def release(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def is_finished(self) -> bool:
         """Return whether the database says that nothing is left to do; False where it does not answer."""
@@ -125,10 +172,6 @@ class Run:
             return bool(self.target.exists())
         except PipelineError:
             return False
-
-    def succeeded(self) -> None:
-        """Note that a task succeeded, in any process."""
-        self._unavailable.value = 0
 
     def failed(self, task: luigi.Task, exception: BaseException) -> Failure:
         """Record a failure, in any process.
@@ -142,8 +185,8 @@ class Run:
             exception.is_recorded = True
         self.failures.add(failure)
         if isinstance(exception, TransientError):
-            self._unavailable.value += 1
-            if self._unavailable.value == _UNAVAILABLE_LIMIT:
+            self.unavailable.value += 1
+            if self.unavailable.value == _UNAVAILABLE_LIMIT:
                 self._phase_out()
         return failure
 
@@ -175,29 +218,24 @@ class RunRegistry:
     """The environments and runs of this process.
 
     Attributes:
+        environments: by whether they are production.
         status: reports to luigid, None where there is none.
         owns_worker: the worker of this process is one of ours, which ends its run itself.
     """
 
     def __init__(self) -> None:
+        self.environments: dict[bool, Environment] = {}
         self.status: StatusReporter | None = None
         self.owns_worker = False
         self._databases: weakref.WeakSet[Database] = weakref.WeakSet()
-        self._environments: dict[bool, Environment] = {}
-        self._requests: dict[tuple[LoadRequest, bool], Run] = {}
         self._runs: dict[tuple[str, str, bool], Run] = {}
-
-    @property
-    def environments(self) -> Sequence[Environment]:
-        """Return the environments that this process uses."""
-        return list(self._environments.values())
 
     def environment(self, production: bool) -> Environment:
         """Return an environment; its settings are read once."""
-        if production not in self._environments:
-            self._environments[production] = Environment(production)
-            self.watch(self._environments[production].database)
-        return self._environments[production]
+        if production not in self.environments:
+            self.environments[production] = Environment(production)
+            self.watch(self.environments[production].database)
+        return self.environments[production]
 
     def watch(self, database: Database) -> Database:
         """Let `cancel_statements` reach a database, and return it."""
@@ -213,8 +251,8 @@ class RunRegistry:
         """Read the settings anew, Luigi's included, and forget the runs and the worker of the former command."""
         use_packaged_settings()
         self.status, self.owns_worker = None, False
-        for known in (self._environments, self._requests, self._runs):
-            known.clear()
+        self.environments.clear()
+        self._runs.clear()
         return self.environment(production)
 
     def resolve(self, request: LoadRequest, production: bool) -> Run:
@@ -224,27 +262,25 @@ class RunRegistry:
             RefusedError: a run of this process has the batch, with other parameters.
         """
         self._settle()
-        run = self._requests.get((request, production))
-        if run is not None:
-            return run
         environment = self.environment(production)
-        ours = {known.batch_id for known in self._requests.values()}
-        batch = resolve_batch(environment.settings, environment.database, request, ours)
+        for run in self._runs.values():
+            if request in run.requests and run.environment is environment:
+                return run
+        taken = {run.batch_id for run in self._runs.values()}
+        batch = resolve_batch(environment.settings, environment.database, request, taken)
         # The parameters of the task made from it are a request with the same answer.
         whole = replace(request, batch_id=batch.batch_id, source=batch.source)
-        run = self._requests.get((whole, production))
-        if run is None:
-            key = LOAD, batch.batch_id, production
-            if any(known is self._runs.get(key) for known in self._requests.values()):
-                raise RefusedError(
-                    f"Batch {batch.batch_id} is being loaded by this process with other parameters.",
-                    "Give each load a --batch-id of its own.",
-                )
-            needs_bucket = request.kind == KIND_LOAD and not batch.done
-            run = Run(environment, batch.batch_id, request, batch.source, needs_bucket=needs_bucket)
-            self._runs[key] = run
-        self._requests[request, production] = self._requests[whole, production] = run
-        return run
+        found = self._runs.get((LOAD, batch.batch_id, production))
+        if found is None or not found.requests:
+            found = Run(environment, batch.batch_id, request, batch.source)
+            self._runs[LOAD, batch.batch_id, production] = found
+        elif whole not in found.requests:
+            raise RefusedError(
+                f"Batch {batch.batch_id} is being loaded by this process with other parameters.",
+                "Give each load a --batch-id of its own.",
+            )
+        found.requests |= {request, whole}
+        return found
 
     def _settle(self) -> None:
         """Wait until runs whose worker has ended are forgotten."""
@@ -294,14 +330,13 @@ class RunRegistry:
         """
         while worker.is_alive() and not run.is_finished():
             worker.join(_FOLLOW_SECONDS)
-        if run.is_claimed:
+        if run.lock is not None:
             run.print_summary()
+            run.release()
         else:
             print_failures(run.failures.read())
-        run.release()
         worker.join()
         self._runs = {key: one for key, one in self._runs.items() if one is not run}
-        self._requests = {key: one for key, one in self._requests.items() if one is not run}
 
 
 #: The runs of this process.

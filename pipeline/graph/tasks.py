@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import luigi
@@ -22,14 +23,15 @@ from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.database import Connection
 from pipeline.errors import DataError, RefusedError, UnfinishedError
 from pipeline.graph.base import BatchTask, RootTask, ShardTask
+from pipeline.graph.luigid import percent
 from pipeline.graph.run import Run, registry
-from pipeline.graph.status import percent
 from pipeline.observe.metrics import Metrics
 from pipeline.observe.progress import StatusMessage
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import find_batch_to_reset, reset_batch
 from pipeline.steps.transform import transform_batch
+from pipeline.storage import Storage
 
 
 class UploadShard(ShardTask):
@@ -42,7 +44,7 @@ class UploadShard(ShardTask):
         run = self.require_lock()
         with run.environment.uploader() as uploader, self.reporting(self._progress):
             uploader.upload(self.batch_id, self.shard, progress_of=run.counter.start_shard)
-        run.markers.add(UPLOAD, self.shard)
+        run.markers.present.add((UPLOAD, self.shard))
 
     def _progress(self) -> StatusMessage | None:
         done, total = self.active_run.counter.read_shard(self.shard)
@@ -63,33 +65,29 @@ class CopyShard(ShardTask):
         run = self.require_lock()
         messages, metrics = ["copying"], Metrics()
         reporting = self.reporting(lambda: (messages[-1], 100 if len(messages) > 1 else 0))
-        may_reject = run.environment.may_reject
+        environment = run.environment
         try:
-            with self.open_storage(metrics) as storage, reporting:
+            with closing(Storage(environment.settings, metrics)) as storage, reporting:
                 arguments = self.database, storage, self.batch_id, self.shard, metrics, messages.append
-                copy_shard(*arguments, may_reject=may_reject)
+                copy_shard(*arguments, may_reject=environment.may_reject)
         except (DataError, UnfinishedError):
-            run.markers.remove(UPLOAD, self.shard)  # the upload was rolled back, here or by another process
+            run.markers.present.discard((UPLOAD, self.shard))  # the upload was rolled back, here or by another process
             raise
-        run.markers.add(COPY, self.shard)
+        run.markers.present.add((COPY, self.shard))
 
 
 class RequestTask(BatchTask):
-    """A task with the parameters of a load request, which the tasks of the batch have in common.
-
-    Attributes:
-        kind: the kind of batch that the request makes.
-        named: the parameter that names what is loaded.
-    """
+    """A task with a load request: its kind of batch, the parameter that names its source, its unit of discovery."""
 
     kind: str
     named: str
+    unit: str
 
 
 class LoadParameters(RequestTask):
     """A task with the parameters of the load of a dataset."""
 
-    kind, named = KIND_LOAD, "source"
+    kind, named, unit = KIND_LOAD, "source", "recognitions looked at"
 
     source = luigi.Parameter(default="", description="the dataset's folder")
     limit = luigi.OptionalIntParameter(default=None, description="at most so many new recognitions, lowest id first")
@@ -100,17 +98,16 @@ class LoadParameters(RequestTask):
 class QwenParameters(RequestTask):
     """A task with the parameters of the load of an annotations file."""
 
-    kind, named = KIND_QWEN, "file"
+    kind, named, unit = KIND_QWEN, "file", "bytes read"
 
     file = luigi.Parameter(default="", description="the annotations file")
     force = luigi.BoolParameter(default=False, description="annotate anew what has annotations already")
 
 
 class Discover(RequestTask):
-    """Find out what is to be loaded, and write the manifest; the progress is counted in a unit."""
+    """Find out what is to be loaded, and write the manifest."""
 
     step = DISCOVER
-    unit: str
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
@@ -132,17 +129,13 @@ class Discover(RequestTask):
 class DiscoverBatch(Discover, LoadParameters):
     """Walk the dataset and write the manifest."""
 
-    unit = "recognitions looked at"
-
 
 class DiscoverQwen(Discover, QwenParameters):
     """Read the annotations file, write the manifest and COPY the detections into the schema raw."""
 
-    unit = "bytes read"
-
 
 class Transform(RequestTask):
-    """Publish the batch."""
+    """Wait for all shards, then publish the batch."""
 
     step = TRANSFORM
     discovery: type[Discover]
@@ -151,29 +144,16 @@ class Transform(RequestTask):
         """Return the discovery."""
         return self.clone(self.discovery)  # type: ignore[no-untyped-call]
 
-    def publish(self) -> None:
-        """Transform, mark and finish in one transaction."""
-        messages, done, metrics = ["beginning"], 0, Metrics()
-        with self.open_storage(metrics) as storage, self.reporting(lambda: (messages[-1], done)):
-            transform_batch(self.database, storage, self.batch_id, metrics, messages.append)
-            done = 100
-
-
-class TransformBatch(Transform, LoadParameters):
-    """Wait for all shards, then publish the photos, menus and receipts of a batch."""
-
-    discovery = DiscoverBatch
-
     def run(self) -> Iterator[DynamicRequirements]:
-        """Yield the shards that are not copied yet, all at once; then publish."""
+        """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
         run = self.require_lock()
 
         def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
             progress = state.progress(connection, self.batch_id, run.counted)
             return state.pending_shards(connection, self.batch_id, COPY), progress
 
-        pending, progress = self.database.run(look)
-        run.counter.start(*progress)
+        pending, (total, done) = self.database.run(look)
+        run.counter.start(total, done if self.kind == KIND_LOAD else 0)
 
         def complete(_: Any = None) -> bool:
             return not self.database.run(lambda c: state.pending_shards(c, self.batch_id, COPY))
@@ -182,21 +162,25 @@ class TransformBatch(Transform, LoadParameters):
             self.report(f"waiting for {len(pending)} shards", 0)
             copies = [self.clone(CopyShard, shard=shard) for shard in pending]  # type: ignore[no-untyped-call]
             yield DynamicRequirements(copies, custom_complete=complete)
-        self.publish()
+        messages, percents, metrics = ["beginning"], [0], Metrics()
+        reporting = self.reporting(lambda: (messages[-1], percents[-1]))
+        with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
+            transform_batch(self.database, storage, self.batch_id, metrics, messages.append)
+            percents.append(100)
+        if self.kind == KIND_QWEN:  # discovery has copied all shards
+            run.counter.set_done(total)
+
+
+class TransformBatch(Transform, LoadParameters):
+    """Publish the photos, menus and receipts of a batch."""
+
+    discovery = DiscoverBatch
 
 
 class TransformQwen(Transform, QwenParameters):
-    """Publish the annotations of a batch."""
+    """Publish the annotations of a batch, which discovery has copied."""
 
     discovery = DiscoverQwen
-
-    def run(self) -> None:
-        """Publish, and count the recognitions as done."""
-        run = self.require_lock()
-        total, _ = self.database.run(lambda c: state.progress(c, self.batch_id, run.counted))
-        run.counter.start(total, 0)
-        self.publish()
-        run.counter.set_done(total)
 
 
 class Load(RootTask, RequestTask):

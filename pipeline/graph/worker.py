@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,13 +26,14 @@ from luigi.rpc import RemoteScheduler, RPCError
 from luigi.scheduler import WORKER_STATE_DISABLED, Scheduler
 from luigi.task_status import DONE, FAILED
 
-from pipeline.errors import PipelineError
+from pipeline.batches import state
+from pipeline.database import Connection
+from pipeline.errors import PipelineError, TransientError
 from pipeline.graph.failures import exit_with
-from pipeline.graph.luigid import LuigidUnavailable, answers, call
+from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, percent
 from pipeline.graph.pool import Pool, PooledTask
+from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
-from pipeline.graph.signals import Interrupts
-from pipeline.graph.status import StatusReporter, counting_peers, percent
 from pipeline.observe.logger import get_logger, say
 from pipeline.observe.progress import ProgressDisplay, StatusMessage, StatusThread
 
@@ -39,25 +41,9 @@ logger = get_logger(__name__)
 
 #: The exit code of a command that a signal interrupted.
 _INTERRUPTED = 130
-_PING_SECONDS = 3.0
+_PEERS_SECONDS = 2.0
 #: luigid forgets a run when it restarts, or has not heard of it for long. So often in a row is it told again.
 _REPEATS = 3
-
-
-class SharedScheduler(RemoteScheduler):
-    """luigid with the retries of Luigi's configuration, except for a ping."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)  # type: ignore[no-untyped-call]
-        self.url = url
-
-    def ping(self, **arguments: Any) -> Any:
-        """Report that the worker lives; Luigi would retry a lost ping for a minute and block every fork meanwhile."""
-        try:
-            return call(self.url, "ping", _PING_SECONDS, **arguments)
-        except LuigidUnavailable as exc:
-            logger.info("luigid did not take a ping: %s", exc)
-            return {"rpc_messages": []}
 
 
 class PooledWorker(luigi.worker.Worker):
@@ -88,7 +74,7 @@ class PooledWorker(luigi.worker.Worker):
         """Set up a process that runs tasks; the next shard is sent ahead where nobody else runs tasks of the batch."""
         alone = not self._forks and not self.shares
         with contextlib.ExitStack() as stack:
-            for environment in self.registry.environments:
+            for environment in self.registry.environments.values():
                 stack.enter_context(environment.keeping_uploader(ahead=alone))
             yield
 
@@ -152,7 +138,7 @@ class RunWorker(PooledWorker):
                     send = functools.partial(status.report, self._root.task_id)
                     stack.enter_context(StatusThread(self._progress, send, last=False))
                 if self.shares:
-                    stack.enter_context(counting_peers(run.database, run.batch_id, run.counted, run.counter))
+                    stack.enter_context(_counting_peers(run))
                 succeeded = super().run()
         finally:
             run.worker_pid = 0
@@ -219,6 +205,39 @@ class RunWorker(PooledWorker):
         result = super().__exit__(*exc_info)
         self._run.release()
         return result
+
+
+@contextlib.contextmanager
+def _counting_peers(run: Run) -> Iterator[None]:
+    """Count in the progress counter of a run what other workers do of its batch, from a thread, during the block.
+
+    Markers tell which shards are done; each shard counts as the same share of the batch.
+    """
+    finished = threading.Event()
+
+    def read(connection: Connection) -> tuple[int, set[int]]:
+        marked = {shard for step, shard in state.list_marked(connection, run.batch_id) if step == run.counted}
+        return state.require_batch(connection, run.batch_id).shards, marked
+
+    def watch() -> None:
+        before: set[int] | None = None
+        while not finished.wait(_PEERS_SECONDS):
+            total = run.counter.read()[2]
+            if not total:
+                continue
+            try:
+                shards, marked = run.database.run(read)
+            except TransientError:  # the steps themselves report it
+                continue
+            before = marked if before is None else before
+            others = sum(not run.counter.read_shard(shard)[0] for shard in marked - before)
+            run.counter.set_done_by_others(total * others // max(1, shards))
+
+    threading.Thread(target=watch, name="peers", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
 
 
 class SchedulerFactory:

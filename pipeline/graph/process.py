@@ -1,7 +1,8 @@
-"""SIGTERM, Ctrl-C and a closed terminal end a command of ours in an orderly way, by KeyboardInterrupt."""
+"""What a process of ours sets for itself: orderly ends on SIGTERM, Ctrl-C and a closed terminal, and malloc."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -15,6 +16,17 @@ from typing import Any
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLER_SECONDS = 0.2
 _REPEAT_SECONDS = 0.05
+# Parameters of mallopt(3): the size from which a block gets its own mapping, and the number of arenas.
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+
+def bound_memory() -> None:
+    """Make glibc return freed photos to the system, instead of keeping the largest ones in an arena per thread."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none and needs none
+        mallopt(_M_MMAP_THRESHOLD, 256 << 10)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 class Interrupts:
@@ -52,7 +64,6 @@ class Interrupts:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Restore what handled the signals before."""
         sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
             signal.signal(number, handler)
