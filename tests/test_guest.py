@@ -104,6 +104,22 @@ with open("result.json", "w") as out:
     json.dump([first, second, locked], out)
 """
 
+LOST = """
+import sys
+import luigi
+from pipeline.errors import RefusedError
+from pipeline.graph.tasks import LoadBatch, UploadShard
+
+run = UploadShard.run
+
+def lose(self):
+    run(self)
+    self.active_run.lost = RefusedError("Another run of batch b1 is going on.")
+
+UploadShard.run = lose
+luigi.build([LoadBatch(source=sys.argv[1], batch_id="b1")], local_scheduler=True, log_level="ERROR")
+"""
+
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     stdout, stderr = process.communicate(timeout=SECONDS)
@@ -220,3 +236,16 @@ def test_a_build_right_after_a_failed_one_has_the_lock(start: Start, workdir: Pa
     assert json.loads((workdir / "result.json").read_text()) == [False, True, [True]]
     assert stdout.count("Batch b1 is done: 4 recognitions") == 1
     assert "Failed: UploadShard(batch_id=b1" in stderr
+
+
+def test_a_build_whose_lock_is_lost_runs_no_further_task(
+    start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    dataset = small_dataset(6)
+    _, _, stderr = finish(start(sys.executable, "-c", LOST, dataset, env={"PIPELINE_BATCH_SIZE": "2"}))
+    assert "Another run of batch b1 is going on." in stderr
+    steps = "SELECT step, count(*) FROM ingest.batch_state GROUP BY step ORDER BY step"
+    assert world.query(settings.database_url.reveal(), steps) == [("discover", 1), ("upload", 1)]
+    load = (sys.executable, "-m", "pipeline", "load", "--source", dataset, "--batch-id", "b1")
+    assert finish(start(*load))[0] == 0
+    world.check(settings, (dataset, "b1", None))

@@ -30,7 +30,6 @@ from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
 from pipeline.database import Connection
 from pipeline.errors import SettingsError, SourceUnavailable, UnfinishedError, UsageError
 from pipeline.graph.base import ShardTask
-from pipeline.graph.failures import Failure
 from pipeline.graph.luigid import LuigidUnavailable, SharedScheduler, StatusReporter, answers, call, scheduler_url
 from pipeline.graph.process import Interrupts
 from pipeline.graph.run import RunRegistry
@@ -49,20 +48,17 @@ _FRUITLESS_LIMIT = 3
 
 @dataclass
 class Help:
-    """What this process has done for others: tasks by batch and step, ids of failed tasks, ids of batches."""
+    """What this process has done for others: tasks by batch and step, tasks that failed here, ids of batches."""
 
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
-    failed: set[str] = field(default_factory=set)
+    failed: list[ShardTask] = field(default_factory=list)
     joined: set[str] = field(default_factory=set)
 
 
 class Assistant(PooledWorker):
-    """A worker that takes shards of running batches.
+    """A worker that takes shards of running batches, until there are none for `idle` seconds.
 
-    Arguments:
-        production: the environment whose batches it takes.
-        idle: seconds without a task, after which it ends.
-        help: what former workers of this process did; tasks that failed in them are not taken.
+    Tasks that failed in former workers of this process are not taken.
     """
 
     def __init__(self, *, production: bool, idle: float, help: Help, worker_processes: int, **kwargs: Any) -> None:
@@ -72,8 +68,7 @@ class Assistant(PooledWorker):
         self._production, self._help, self._idle = production, help, idle
         self._environment = self.registry.environment(production)
         self._idle_from: float | None = None
-        self.failed: list[ShardTask] = []
-        self.is_phased_out = self.did_any = False
+        self.is_phased_out = False
 
     def run(self) -> bool:
         """Run until there is no task for a while; an end before that gives luigid the tasks back at once."""
@@ -87,9 +82,6 @@ class Assistant(PooledWorker):
         """Take no further task; Luigi calls this on SIGUSR1."""
         self.is_phased_out = True
         super().handle_interrupt(signum, frame)  # type: ignore[no-untyped-call]
-
-    def _phase_out(self) -> None:
-        self.handle_interrupt(signal.SIGUSR1, None)
 
     def _get_work(self) -> Any:
         if self.is_phased_out:
@@ -112,7 +104,7 @@ class Assistant(PooledWorker):
             return response
         # Its starter has left. As long as this worker counts among its workers, luigid would offer it again and again.
         self._give_back([response.task_id])
-        self._phase_out()
+        self.handle_interrupt(signal.SIGUSR1, None)
         return response._replace(task_id=None)
 
     def _ask_for_more(self, running: Sequence[str]) -> bool:
@@ -138,12 +130,11 @@ class Assistant(PooledWorker):
     def _usable(self, pending: Mapping[str, Any], running: Sequence[str]) -> Iterator[ShardTask]:
         for task_id, entry in pending.items():
             kind, parameters = _FAMILIES.get(entry["name"]), entry["params"]
-            known = task_id in self._help.failed or self._worker_id in entry["workers"]
-            if kind is None or known or parameters.get("batch_id") not in running:
+            if kind is None or self._worker_id in entry["workers"] or parameters.get("batch_id") not in running:
                 continue
             task = kind.from_str_params(parameters)  # type: ignore[no-untyped-call]
             # The same parameters may be those of another environment, or of a task of another package.
-            if task.task_id == task_id and task.production == self._production:
+            if task.task_id == task_id and task.production == self._production and task not in self._help.failed:
                 yield task
 
     def _join(self, task: ShardTask) -> None:
@@ -177,13 +168,11 @@ class Assistant(PooledWorker):
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         task, status = self._scheduled_tasks[kwargs["task_id"]], kwargs["status"]
         if status == DONE:
-            self.did_any = True
             self._help.done[task.batch_id, task.step] += 1
         if status == FAILED:
             # luigid would offer the task to this worker again; the next worker has another id, and leaves it out.
-            self._help.failed.add(task.task_id)
-            self.failed.append(task)
-            self._phase_out()
+            self._help.failed.append(task)
+            self.handle_interrupt(signal.SIGUSR1, None)
         super()._add_task(*args, **{**kwargs, "assistant": True})  # type: ignore[no-untyped-call]
 
     def _keep_alive(self, response: Any) -> bool:
@@ -198,20 +187,14 @@ class Assistant(PooledWorker):
                 call(self.scheduler.url, "add_task", task_id=task_id, **arguments)
                 call(self.scheduler.url, "forgive_failures", task_id=task_id)
 
-    def failures(self) -> list[Failure]:
-        """Return the failures of the batches that this process helps with."""
-        runs = [self.registry.load(batch_id, self._production) for batch_id in self._help.joined]
-        return [failure for run in runs for failure in run.failures.read()]
-
 
 def assist(
     registry: RunRegistry, interrupts: Interrupts, production: bool, workers: int, idle: float
 ) -> dict[str, Any]:
     """Take shards of running batches until there are none for a while; return how many were done.
 
-    Raises:
-        UsageError: no luigid answers, or this host does not have what a batch needs.
-        UnfinishedError: a service failed several times in a row.
+    Raises UsageError where no luigid answers, or this host does not have what a batch needs; UnfinishedError where a
+    service failed several times in a row.
     """
     url = scheduler_url()
     if not answers(url):
@@ -227,7 +210,8 @@ def assist(
     registry.owns_worker, registry.status = True, StatusReporter(url)
     help = Help()
     fruitless = 0
-    while True:
+    while fruitless < _FRUITLESS_LIMIT:
+        done, failed = help.done.total(), len(help.failed)
         worker = Assistant(
             registry=registry,
             interrupts=interrupts,
@@ -242,19 +226,20 @@ def assist(
                 worker.run()
         except RPCError as exc:
             raise UnfinishedError(f"luigid was lost: {exc}", "Run the same command again once it is back.") from exc
-        errors = [failure.as_error() for failure in worker.failures()]
+        runs = [registry.load(batch_id, production) for batch_id in help.joined]
+        failures = [failure for run in runs for failure in run.failures.read()]
+        errors = [failure.as_error() for failure in failures]
         if any(isinstance(error, SourceUnavailable) for error in errors):
-            for task in worker.failed:
+            for task in help.failed[failed:]:
                 worker.require_source(task)
         for error in errors:
             if isinstance(error, UsageError):  # these settings would be wrong for the next shard as well
                 raise error
-        fruitless = 0 if worker.did_any else fruitless + bool(worker.failed)
-        if fruitless == _FRUITLESS_LIMIT:
-            last = worker.failures()[-1]
-            raise UnfinishedError(f"{fruitless} shards in a row failed here, the last: {last.message}", last.hint)
         if not worker.is_phased_out:
             return _result(help)
+        fruitless = 0 if help.done.total() > done else fruitless + (len(help.failed) > failed)
+    last = failures[-1]
+    raise UnfinishedError(f"{fruitless} shards in a row failed here, the last: {last.message}", last.hint)
 
 
 def _result(help: Help) -> dict[str, Any]:

@@ -150,11 +150,7 @@ class RootTask(BatchTask):
         return super().complete()
 
     def requires(self) -> Any:
-        """Take the lock of the batch when a worker is about to schedule this task.
-
-        Raises:
-            RefusedError: another run of the batch goes on.
-        """
+        """Take the lock of the batch when Luigi's worker schedules this task; raise RefusedError if another has it."""
         if registry.attend(self.active_run):
             with self.recording_failures():
                 self.active_run.claim()

@@ -70,8 +70,7 @@ def answers(url: str) -> bool:
 def call(url: str, function: str, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
     """Call a function of luigid and return its response.
 
-    Raises:
-        LuigidUnavailable: it does not answer within the timeout, or not with JSON.
+    Raises LuigidUnavailable where it does not answer within the timeout, or not with JSON.
     """
     body = urllib.parse.urlencode({"data": json.dumps(arguments)}).encode()
     try:
@@ -98,10 +97,9 @@ class SharedScheduler(RemoteScheduler):
 
 
 class StatusReporter:
-    """Set status messages and progress of tasks in luigid.
+    """Set status messages and progress of tasks in luigid; a failed call is followed by a pause.
 
-    Luigi's own functions wait a minute for a luigid that is away, and then fail the task. Here a call takes a second at
-    most, and a failed one is followed by a pause.
+    Luigi's own functions wait a minute for a luigid that is away, and then fail the task.
     """
 
     def __init__(self, url: str) -> None:
@@ -112,15 +110,13 @@ class StatusReporter:
         """Set the status message of a task, and its progress in percent where that is known."""
         if time.monotonic() < self._paused_until:
             return
-        message, percent = report
-        calls: list[tuple[str, dict[str, Any]]] = [
-            ("set_task_status_message", {"status_message": redact(message).translate(_MARKUP)})
-        ]
-        if percent is not None:
-            calls.append(("set_task_progress_percentage", {"progress_percentage": percent}))
+        message, done = report
+        text = redact(message).translate(_MARKUP)
         try:
-            for function, arguments in calls:
-                call(self._url, function, _STATUS_SECONDS, task_id=task_id, **arguments)
+            call(self._url, "set_task_status_message", _STATUS_SECONDS, task_id=task_id, status_message=text)
+            if done is not None:
+                arguments = {"task_id": task_id, "progress_percentage": done}
+                call(self._url, "set_task_progress_percentage", _STATUS_SECONDS, **arguments)
         except LuigidUnavailable as exc:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             logger.info("luigid did not take a status message: %s", exc)

@@ -30,14 +30,11 @@ def bound_memory() -> None:
 
 
 class Interrupts:
-    """The signal handlers of a process whose command is ours.
+    """The signal handlers of a process whose command is ours; they raise KeyboardInterrupt.
 
-    The handler raises KeyboardInterrupt. Two places need help. Python swallows an exception that a handler raises while
-    the process forks, or in a finalizer. And no handler runs while the main thread waits for PostgreSQL; a thread that
-    reads the signal's number from a socket then cancels the statement.
-
-    Arguments:
-        cancel_statements: cancels what the process's database connections wait for.
+    Python swallows an exception that a handler raises while the process forks, or in a finalizer. And no handler runs
+    while the main thread waits for PostgreSQL; a thread that reads the signal's number from a socket then cancels the
+    statements of the process.
     """
 
     def __init__(self, cancel_statements: Callable[[], None]) -> None:

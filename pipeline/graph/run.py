@@ -44,9 +44,7 @@ _FOLLOW_SECONDS = 2.0
 class Environment:
     """An environment's settings, those of the section [pipeline] of Luigi's configuration included, and database.
 
-    Attributes:
-        may_reject: this host may reject an input that is not as discovery saw it. A helper on another host may not:
-            it may see less of the dataset.
+    A helper on another host may see less of the dataset: its environment may not reject an input that differs.
     """
 
     def __init__(self, production: bool) -> None:
@@ -65,11 +63,7 @@ class Environment:
 
     @contextmanager
     def keeping_uploader(self, *, ahead: bool) -> Iterator[None]:
-        """Keep one uploader, with its threads and connections, from shard to shard until the block ends.
-
-        Arguments:
-            ahead: start to send the next shard while a shard ends; for a process that has the batch to itself.
-        """
+        """Keep one uploader, with its threads and connections, from shard to shard until the block ends."""
         self._ahead = ahead
         with ExitStack() as self._kept:
             try:
@@ -93,39 +87,26 @@ class Environment:
 
 
 class Run:
-    """One load or one reset of one batch.
-
-    Arguments:
-        request: the load; None for a reset.
-        source: the dataset's folder or the annotations file, as an absolute path.
-        schedules: this process schedules the batch's tasks.
+    """One load, or without a request one reset, of one batch.
 
     Attributes:
         requests: what means this run.
-        command: resumes the batch.
         target: exists once nothing is left to do.
         counted: the step whose marker says that the recognitions of a shard are done.
-        counter, failures, unavailable: what is done, what failed, and how often in a row for want of a service; shared
-            with forked processes.
-        lock: held by this process, or by the one that forked it.
+        counter, failures, unavailable: what is done, what failed, how often in a row for want of a service; shared with
+            forked processes.
         lost: why the run has to end, once another run has taken the batch.
         worker_pid: the process of the worker that takes no further task on SIGUSR1, 0 where there is none.
         follower: the thread that follows the worker which schedules the run, and that worker.
     """
 
     def __init__(
-        self,
-        environment: Environment,
-        batch_id: str,
-        request: LoadRequest | None,
-        source: str = "",
-        *,
-        schedules: bool = True,
+        self, environment: Environment, batch_id: str, request: LoadRequest | None, source: str = "", ours: bool = True
     ) -> None:
         self.environment, self.batch_id, self.source = environment, batch_id, source
         self.database: Database = environment.database
         self.requests: set[LoadRequest] = set()
-        self.markers = MarkerCache(self.database, batch_id, schedules=schedules)
+        self.markers = MarkerCache(self.database, batch_id, schedules=ours)
         production = environment.settings.environment == "production"
         self.target: luigi.Target
         if request is None:
@@ -146,9 +127,7 @@ class Run:
     def claim(self) -> None:
         """Take the batch's lock, unless this process, or the one that forked it, has it; make the bucket of a load.
 
-        Raises:
-            RefusedError: another run of this batch goes on.
-            UsageError: Storage refuses the settings.
+        Raises RefusedError where another run of the batch goes on, UsageError where Storage refuses the settings.
         """
         if self.lock is not None:
             return
@@ -215,13 +194,7 @@ class Run:
 
 
 class RunRegistry:
-    """The environments and runs of this process.
-
-    Attributes:
-        environments: by whether they are production.
-        status: reports to luigid, None where there is none.
-        owns_worker: the worker of this process is one of ours, which ends its run itself.
-    """
+    """The environments and runs of this process; `owns_worker` where a worker of ours ends its run itself."""
 
     def __init__(self) -> None:
         self.environments: dict[bool, Environment] = {}
@@ -258,8 +231,7 @@ class RunRegistry:
     def resolve(self, request: LoadRequest, production: bool) -> Run:
         """Return the run that a request means: as long as it lasts, the same for the same request.
 
-        Raises:
-            RefusedError: a run of this process has the batch, with other parameters.
+        Raises RefusedError where a run of this process has the batch, with other parameters.
         """
         self._settle()
         environment = self.environment(production)
@@ -292,7 +264,7 @@ class RunRegistry:
         """Return the load of a batch; a process that only runs its tasks knows none of the request."""
         key = LOAD, batch_id, production
         if key not in self._runs:
-            self._runs[key] = Run(self.environment(production), batch_id, LoadRequest(batch_id), schedules=False)
+            self._runs[key] = Run(self.environment(production), batch_id, LoadRequest(batch_id), ours=False)
         return self._runs[key]
 
     def reset(self, batch_id: str, production: bool) -> Run:
@@ -309,10 +281,10 @@ class RunRegistry:
         return f"To go on: {run.command}" if run is not None else "Run the same command again."
 
     def attend(self, run: Run) -> bool:
-        """Follow the worker that looks at the root task of a run, and return whether there is such a worker.
+        """Follow the worker of Luigi that looks at the root task of a run; return whether it is one, and not ours.
 
-        A worker of ours takes the lock and ends the run itself. Luigi has no event for the end of its own worker, but
-        the worker's keep-alive thread ends with it. The interpreter waits for the thread that is started here.
+        Luigi has no event for the end of its worker, but the worker's keep-alive thread ends with it. The interpreter
+        waits for the thread that is started here.
         """
         workers = [thread for thread in threading.enumerate() if isinstance(thread, KeepAliveThread)]
         if self.owns_worker or not workers:

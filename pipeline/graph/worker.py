@@ -1,4 +1,4 @@
-"""The worker and the scheduler of a run of ours: one run a batch, an orderly stop, a local scheduler without luigid.
+"""The worker and the scheduler of a run of ours: an orderly stop, a local scheduler without luigid, shared batches.
 
 Several workers may share a batch through luigid. Luigi's own worker ends when it is given no task, even while other
 workers run tasks of its batch. Here the starter stays as long as luigid knows of such a task, and takes what another
@@ -93,11 +93,7 @@ class PooledWorker(luigi.worker.Worker):
 
 
 class RunWorker(PooledWorker):
-    """The worker of a run of ours.
-
-    Arguments:
-        bare: the process is Luigi's own command, so the worker prints the summary and decides the exit code.
-    """
+    """The worker of a run of ours; in Luigi's own command (`bare`) it prints the summary and decides the exit code."""
 
     def __init__(self, *, run: Run, bare: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -107,12 +103,9 @@ class RunWorker(PooledWorker):
         self._repeats = 0
 
     def run(self) -> bool:
-        """Run to the end, or to an interrupt.
+        """Run to the end, or to an interrupt; raise RefusedError where another run has taken the batch.
 
-        Raises:
-            RefusedError: another run has taken the batch.
-            SystemExit: the process is Luigi's own command. Who did a task does not matter for the exit code: once the
-                database says that nothing is left to do, it is 0.
+        Who did a task does not matter for the exit code: once the database says that nothing is left to do, it is 0.
         """
         if not self._bare:
             return self._run_tasks()
@@ -199,7 +192,8 @@ class RunWorker(PooledWorker):
         if self._root is None or self._repeats > _REPEATS:
             return False
         logger.warning("luigid has forgotten this run: scheduling it again.")
-        return self.add(self._root)
+        self.add(self._root)
+        return True
 
     def __exit__(self, *exc_info: Any) -> Any:
         result = super().__exit__(*exc_info)
@@ -241,11 +235,7 @@ def _counting_peers(run: Run) -> Iterator[None]:
 
 
 class SchedulerFactory:
-    """Make the scheduler and the worker of a run, with the interface of Luigi's `worker_scheduler_factory`.
-
-    Arguments:
-        bare: for Luigi's own command.
-    """
+    """Make the scheduler and the worker of a run, with the interface of Luigi's `worker_scheduler_factory`."""
 
     def __init__(self, registry: RunRegistry, run: Run, interrupts: Interrupts, *, bare: bool = False) -> None:
         self._registry, self._run, self._interrupts, self._bare = registry, run, interrupts, bare
@@ -265,13 +255,10 @@ class SchedulerFactory:
         return self.create_local_scheduler()
 
     def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> RunWorker:
-        """Return a worker, after it has taken the lock of the batch.
+        """Return a worker, after it has taken the lock of the batch; raise RefusedError where another run has it.
 
         The worker's id is stable, so that luigid gives the tasks of a killed run to its successor at once. The lock
         keeps it unique among live workers.
-
-        Raises:
-            RefusedError: another run of the batch goes on.
         """
         run = self._run
         try:
@@ -294,13 +281,9 @@ class SchedulerFactory:
 
 
 def run_task(registry: RunRegistry, run: Run, task: luigi.Task, interrupts: Interrupts, **parameters: Any) -> None:
-    """Run a task of ours to its end; `run.failures` has what failed.
+    """Run a task of ours to its end, with parameters of `luigi.build`; `run.failures` has what failed.
 
-    Arguments:
-        parameters: those of `luigi.build`, such as `workers` and `local_scheduler`.
-
-    Raises:
-        RefusedError: another run of the batch goes on, or has taken it.
+    Raises RefusedError where another run of the batch goes on, or has taken it.
     """
     try:
         luigi.build([task], SchedulerFactory(registry, run, interrupts), no_lock=True, **parameters)
