@@ -113,8 +113,7 @@ class Assistant(PooledWorker):
         # The starter begins at the other end.
         found = sorted(self._usable(pending, running), key=lambda task: -task.shard)
         for task in found[:_TOGETHER]:
-            if task.batch_id not in self._help.joined:
-                self._join(task)
+            self._join(task)
             self._scheduled_tasks[task.task_id] = task
             self._add_task(
                 worker=self._worker_id,
@@ -139,6 +138,8 @@ class Assistant(PooledWorker):
 
     def _join(self, task: ShardTask) -> None:
         """Check before the first shard of a batch that this host has what the batch needs."""
+        if task.batch_id in self._help.joined:
+            return
         batch = self.require_source(task)
         bucket = self._environment.settings.bucket
         if batch.kind == KIND_LOAD and batch.bucket != bucket:
@@ -160,14 +161,13 @@ class Assistant(PooledWorker):
         if not here:
             raise UsageError(
                 f"The dataset of batch {batch.id} is not on this host: {batch.source} has no file as discovery saw it.",
-                "Mount it here under the same path, with the same times of its files; nothing was rejected for want "
-                "of it.",
+                "Mount it here under the same path, with the same file times; nothing was rejected for want of it.",
             )
         return batch
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         task, status = self._scheduled_tasks[kwargs["task_id"]], kwargs["status"]
-        if status == DONE:
+        if status == DONE and "expl" in kwargs:  # it ran here
             self._help.done[task.batch_id, task.step] += 1
         if status == FAILED:
             # luigid would offer the task to this worker again; the next worker has another id, and leaves it out.

@@ -218,9 +218,8 @@ class Load(RootTask, RequestTask):
             if not state.await_step(connection, self.batch_id, LOAD):
                 state.mark(connection, self.batch_id, LOAD, WHOLE, connection.one("now").now, {})
             summary = summarise(connection, self.batch_id)
-            connection.execute(
-                "update_batch_metrics", batch_id=self.batch_id, metrics=json.dumps(summary, ensure_ascii=False)
-            )
+            metrics = json.dumps(summary, ensure_ascii=False)
+            connection.execute("update_batch_metrics", batch_id=self.batch_id, metrics=metrics)
             return summary
 
         summary = self.database.run(work)

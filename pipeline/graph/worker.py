@@ -118,7 +118,12 @@ class RunWorker(PooledWorker):
         except PipelineError as exc:
             exit_with(exc)
         self._run.print_summary()
-        raise SystemExit(self._exit_code())
+        codes = luigi.retcodes.retcode()
+        if self._run.is_finished():
+            raise SystemExit(0)
+        if not self.add_succeeded:
+            raise SystemExit(int(codes.scheduling_error))
+        raise SystemExit(int(codes.not_run if self.run_succeeded else codes.task_failed))
 
     def _run_tasks(self) -> bool:
         run, status = self._run, self.registry.status
@@ -143,14 +148,6 @@ class RunWorker(PooledWorker):
         """Return how far the shards of the run are; None before that is known, and once all are done."""
         done, _, total = self._run.counter.read()
         return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
-
-    def _exit_code(self) -> int:
-        codes = luigi.retcodes.retcode()
-        if self._run.is_finished():
-            return 0
-        if not self.add_succeeded:
-            return int(codes.scheduling_error)
-        return int(codes.not_run if self.run_succeeded else codes.task_failed)
 
     def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
         """Schedule a task and what it requires; the first one is what the run is for."""
