@@ -13,7 +13,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import luigi
@@ -57,33 +57,27 @@ class Environment:
         self.settings: Settings = load_settings(production, tuning)
         self.database = Database(self.settings)
         self.may_reject = True
-        self._kept: ExitStack | None = None
         self._uploader: Uploader | None = None
-        self._ahead = False
 
     @contextmanager
     def keeping_uploader(self, *, ahead: bool) -> Iterator[None]:
         """Keep one uploader, with its threads and connections, from shard to shard until the block ends."""
-        self._ahead = ahead
-        with ExitStack() as self._kept:
+        with self._open_uploader(ahead) as self._uploader:
             try:
                 yield
             finally:
-                self._kept, self._uploader, self._ahead = None, None, False
+                self._uploader = None
+
+    def uploader(self) -> AbstractContextManager[Uploader]:
+        """Return the kept uploader, or one that is closed at the end of the block."""
+        return nullcontext(self._uploader) if self._uploader is not None else self._open_uploader(ahead=False)
 
     @contextmanager
-    def uploader(self) -> Iterator[Uploader]:
-        """Return the kept uploader, or one that is closed at the end of the block."""
+    def _open_uploader(self, ahead: bool) -> Iterator[Uploader]:
         with ExitStack() as stack:
-            uploader = self._uploader
-            if uploader is None:
-                keep = self._kept or stack
-                storage = keep.enter_context(closing(Storage(self.settings)))
-                uploader = Uploader(self.database, storage, ahead=self._ahead, may_reject=self.may_reject)
-                keep.enter_context(closing(uploader))
-            if self._kept is not None:
-                self._uploader = uploader
-            yield uploader
+            storage = stack.enter_context(closing(Storage(self.settings)))
+            uploader = Uploader(self.database, storage, ahead=ahead, may_reject=self.may_reject)
+            yield stack.enter_context(closing(uploader))
 
 
 class Run:
