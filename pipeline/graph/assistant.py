@@ -1,9 +1,8 @@
 """A worker on a further machine, which takes shards of the batches that others have started, through luigid.
 
-To Luigi it is an assistant: it stays without a task, and no task is kept alive for it. Luigi's own assistant is given
-any task, of any package and any batch. This one names the tasks that it takes: shards of batches that its own database
-knows, whose starter is running, and whose dataset this host sees as discovery saw it. Discovery, transform and summary
-stay with the starter. A task that failed here once is left to others.
+Luigi's own assistant is given any task, of any package and any batch. This one names the tasks that it takes: shards of
+batches that its own database knows, whose starter is running, and whose dataset this host sees as discovery saw it. A
+task that failed here once is left to others.
 """
 
 from __future__ import annotations
@@ -56,10 +55,7 @@ class Help:
 
 
 class Assistant(PooledWorker):
-    """A worker that takes shards of running batches, until there are none for `idle` seconds.
-
-    Tasks that failed in former workers of this process are not taken.
-    """
+    """A worker that takes shards of running batches, until there are none for `idle` seconds."""
 
     def __init__(self, *, production: bool, idle: float, help: Help, worker_processes: int, **kwargs: Any) -> None:
         place = f"host={socket.gethostname()}, pid={os.getpid()}"

@@ -15,12 +15,9 @@ from pipeline.database import Database
 class MarkerCache:
     """The markers of a batch that this process knows of.
 
-    A marker that is there stays there, unless an upload is rolled back. A marker that is missing may appear at any
-    moment. So the one query that lists all markers answers only the first question about each shard: the one that
-    Luigi asks about every shard when it schedules them.
-
-    Arguments:
-        schedules: this process schedules the batch's shards. A forked process, or a helper, always asks the database.
+    A marker that is there stays there, unless an upload is rolled back; a missing one may appear at any moment. So the
+    one query that lists all markers answers only the first question about each shard, which Luigi asks when it
+    schedules them. A forked process, or a helper, does not schedule and always asks the database.
     """
 
     def __init__(self, database: Database, batch_id: str, *, schedules: bool) -> None:

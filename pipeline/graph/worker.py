@@ -1,9 +1,8 @@
 """The worker and the scheduler of a run of ours: an orderly stop, a local scheduler without luigid, shared batches.
 
-Several workers may share a batch through luigid. Luigi's own worker ends when it is given no task, even while other
-workers run tasks of its batch. Here the starter stays as long as luigid knows of such a task, and takes what another
-worker failed or left behind. luigid notices a worker that vanished after `worker_disconnect_delay`, so the starter does
-not wait for ever.
+Luigi's own worker ends when it is given no task, even while other workers run tasks of its batch. Here the starter
+stays as long as luigid knows of such a task, and takes what another worker failed or left behind. luigid notices a
+worker that vanished after `worker_disconnect_delay`.
 """
 
 from __future__ import annotations
