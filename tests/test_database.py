@@ -50,17 +50,17 @@ def test_an_error_in_the_middle_leaves_nothing_and_gets_through(
 def test_a_second_interrupt_before_the_rollback_leaves_nothing_for_the_next_transaction(
     database: Database, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: Connection) -> None:
+    def interrupted(_: object) -> None:
+        monkeypatch.undo()
         raise KeyboardInterrupt
 
     def work(connection: Connection) -> None:
         connection.run_script("INSERT INTO numbers VALUES (1)")
+        monkeypatch.setattr("pipeline.database.connection._roll_back", interrupted)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Connection, "roll_back", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            transact(database, work)
+    with pytest.raises(KeyboardInterrupt):
+        transact(database, work)
     assert database.pool().checkedout() == 0
     transact(database, lambda connection: connection.run_script("INSERT INTO numbers VALUES (2)"))
     assert numbers(empty_database_url) == [2]
@@ -165,7 +165,7 @@ def test_the_statements_of_the_package_are_found_by_their_names(database_url: st
     with closing(door(database_url)) as database, database.transaction() as connection:
         assert connection.execute("find_batch", batch_id="none") == []
         assert connection.one("find_history").there is True
-        assert connection.count("delete_claims", batch_id="none") == 0
+        assert connection.execute("delete_claims", batch_id="none") == []
         assert [row.version for row in connection.stream("list_history")] == [
             row.version for row in connection.execute("list_history")
         ]
@@ -181,7 +181,7 @@ def every_kind_of_use(connection: Connection) -> int:
         connection.execute("find_batch", batch_id="none")
     list(connection.stream("list_history"))
     connection.one("lock_migrations")
-    connection.count("delete_claims", batch_id="none")
+    connection.execute("delete_claims", batch_id="none")
     return backend(connection)
 
 

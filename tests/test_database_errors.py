@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.config import Secret
 from pipeline.database import Connection, Database
-from pipeline.errors import DatabaseError, DatabaseUnavailable, RefusedError, StorageUnavailable
+from pipeline.database.errors import references_refused
+from pipeline.errors import DatabaseError, DatabaseUnavailable, DataError, RefusedError, StorageUnavailable
 from tests import database_support
 from tests.database_support import PASSWORD, SECONDS, door, numbers
 from tests.services import execute
@@ -156,10 +157,19 @@ def test_two_transactions_in_a_deadlock_are_both_done_in_the_end(
     assert [sorted(word) for word in words] == [["0", "1"], ["0", "1"]]
 
 
-@pytest.mark.parametrize("code", ["IN001", "23503"])
-def test_a_row_that_others_reference_is_a_refusal(database: Database, code: str) -> None:
-    with pytest.raises(RefusedError, match="on purpose"), database.transaction() as connection:
-        connection.run_script(raising(code))
+def test_a_row_that_others_reference_is_a_refusal(database: Database) -> None:
+    with pytest.raises(RefusedError, match=r"^Refused: on purpose\.$"), database.transaction() as connection:
+        connection.run_script(raising("IN001"))
+
+
+def test_a_violated_foreign_key_is_a_refusal_only_where_rows_are_deleted(database: Database) -> None:
+    with pytest.raises(DataError), database.transaction() as connection:
+        connection.run_script(raising("23503"))
+    with pytest.raises(RefusedError, match=r"^Refused: on purpose\.$") as caught, references_refused():
+        database.run(lambda connection: connection.run_script(raising("23503")))
+    assert caught.value.hint == "A row of another table references it; what readers see was not changed."
+    with pytest.raises(DataError), references_refused(), database.transaction() as connection:
+        connection.run_script(raising("23505"))
 
 
 @pytest.mark.parametrize(

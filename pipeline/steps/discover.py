@@ -141,7 +141,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
 
     drop_late, insert_manifest = _STATEMENTS[request.kind]
     with metrics.timed("discover_manifest"):
-        if not connection.count(
+        if not connection.execute(
             "insert_batch",
             batch_id=request.batch_id,
             kind=request.kind,

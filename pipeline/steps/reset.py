@@ -20,6 +20,7 @@ from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.batches.summary import summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
+from pipeline.database.errors import references_refused
 from pipeline.errors import RefusedError, StorageError
 from pipeline.observe.logger import get_logger
 from pipeline.observe.progress import ProgressCounter
@@ -151,7 +152,8 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
         RefusedError: a foreign table references rows to delete; nothing was changed.
         StorageError: Storage still lists objects after they were deleted.
     """
-    batch = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
+    with references_refused():
+        batch = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
     if batch is None:
         return
     if batch.kind == KIND_LOAD:

@@ -8,6 +8,7 @@ from functools import partial
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
+from pipeline.database.errors import references_refused
 from pipeline.errors import UnfinishedError
 from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
@@ -67,7 +68,8 @@ def transform_batch(
         logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
         report("\n".join([f"{done.recognitions} recognitions", *parts]))
 
-    database.run(work, timeout=0)
+    with references_refused():
+        database.run(work, timeout=0)
 
 
 def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:

@@ -109,6 +109,7 @@ ON CONFLICT (id) DO UPDATE
         superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, version = NULL,
         created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL, metrics = '{}'
     WHERE batches.state = 'reset'
+RETURNING id
 
 -- name: insert_claims
 -- The primary key decides between two discoveries at once; in order, so that they cannot wait for each other.
