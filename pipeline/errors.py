@@ -83,7 +83,9 @@ class SourceUnavailable(TransientError):
 
 
 class StorageUnavailable(TransientError):
-    """Storage is unreachable or responds with a server error."""
+    """Storage is unreachable or responds with a server error; `retry_after` is in seconds, 0 without the header."""
+
+    retry_after = 0.0
 
 
 class StorageOverloaded(StorageUnavailable):

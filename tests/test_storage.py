@@ -489,6 +489,19 @@ def test_waits_grow_with_the_factor_up_to_their_bound(server: ScriptedServer, wa
     assert waits == [1, 2, 4, 8, 16, 30, 30]
 
 
+@pytest.mark.parametrize(
+    ("value", "longest"),
+    [("7", 7), ("0", 1), ("", 1), ("soon", 1), ("3600", 60), ("Fri, 31 Dec 1999 23:59:59 GMT", 1)],
+)
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_retry_after_is_the_shortest_wait_up_to_a_minute(
+    server: ScriptedServer, storage: Storage, waits: list[float], status: int, value: str, longest: int
+) -> None:
+    server.will(Answer(status, {}, {"Retry-After": value}), stored)
+    storage.upload("a", PHOTO)
+    assert waits == [longest]
+
+
 def test_no_further_tries_when_the_tuning_says_so(server: ScriptedServer) -> None:
     server.will(error(500, "InternalError"))
     with closing(Storage(settings_for(server.url, retry_max_attempts=0))) as storage:
@@ -873,7 +886,7 @@ def test_stop_holds_back_those_that_wait_for_their_turn(server: ScriptedServer) 
     with closing(Storage(settings_for(server.url, thread_count=1))) as storage:
         with held_uploads(storage, 3) as outcomes:
             assert held.arrived.acquire(timeout=SECONDS)
-            while storage.limiter.waiting < 2:
+            while len(storage.limiter._condition._waiters) < 2:  # type: ignore[attr-defined]
                 os.sched_yield()
             storage.stop()
             held.released.set()

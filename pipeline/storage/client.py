@@ -1,4 +1,4 @@
-"""The client of Supabase Storage: objects, the bucket, and retries."""
+"""A client of Supabase Storage: objects, the bucket, and retries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -39,6 +39,8 @@ logger = get_logger(__name__)
 #: The API's limits: keys of a bulk delete, and entries of a page of a list.
 PAGE = 1000
 _LONGEST_WAIT = 30.0
+#: The maximum of a Retry-After that is followed, in seconds.
+_LONGEST_RETRY_AFTER = 60.0
 #: Additional attempts after an overload, compared with other transient errors.
 _OVERLOAD_TRIES = 6
 
@@ -54,27 +56,25 @@ class StoredObject:
     md5: str | None
 
 
-def _json_of(answer: Response) -> Any:
-    return json.loads(answer.data)
+def _json_of(response: Response) -> Any:
+    return json.loads(response.data)
 
 
-def _digest_of(answer: Response) -> tuple[int, str]:
+def _digest_of(response: Response) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
-    for chunk in answer.stream(1 << 16):
+    for chunk in response.stream(1 << 16):
         size += len(chunk)
         digest.update(chunk)
     return size, digest.hexdigest()
 
 
-def _content_of(answer: Response, most: int) -> bytes:
-    """Return the content, cut off after `most` + 1 bytes."""
-    content = bytearray()
-    for chunk in answer.stream(1 << 16):
-        content += chunk
-        if len(content) > most:
-            break
-    del content[most + 1 :]
-    return bytes(content)
+def _waits(base: float) -> Generator[float, Any, None]:
+    """Yield the seconds before each further attempt; backoff sends the error of the last one."""
+    steps = backoff.expo(base, max_value=_LONGEST_WAIT)
+    next(steps)
+    exc = yield 0.0
+    for step in steps:
+        exc = yield max(backoff.full_jitter(step), min(exc.retry_after, _LONGEST_RETRY_AFTER))
 
 
 class Storage:
@@ -82,11 +82,11 @@ class Storage:
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self._settings = settings
-        self._base = settings.storage_url
-        self._bucket = self.bucket = settings.bucket
+        self.bucket = settings.bucket
         self._metrics = metrics or Metrics()
         self.threads = settings.tuning.thread_count
         self._transport = Transport(settings, self.threads)
+        self.proxied = self._transport.proxied
         self._stopped = threading.Event()
         self.limiter = ConcurrencyLimiter(self.threads)
         self._tries = settings.tuning.retry_max_attempts + 1
@@ -101,16 +101,12 @@ class Storage:
 
     def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
         """Store an object under a key; replace an existing one."""
+        headers = {"Content-Type": content_type, "x-upsert": "true", "Cache-Control": "max-age=3600"}
         with self._metrics.timed("storage_upload"):
-            answer = self._send(
-                "POST",
-                f"/object/{quote(self._bucket, safe='')}/{quote(key, safe='/')}",
-                body=content,
-                headers={"Content-Type": content_type, "x-upsert": "true", "Cache-Control": "max-age=3600"},
-            )
-        stored = answer.get("Key") if isinstance(answer, dict) else None
-        if stored != f"{self._bucket}/{key}":
-            raise StorageError(f"Storage stored {key} under another key, {stored}.")
+            stored = self._send("POST", self._path("/object", key), body=content, headers=headers)
+        name = stored.get("Key") if isinstance(stored, dict) else None
+        if name != f"{self.bucket}/{key}":
+            raise StorageError(f"Storage stored {key} under another key, {name}.")
         self._metrics.count("bytes_uploaded", len(content))
         self._metrics.count("objects_uploaded")
 
@@ -120,7 +116,8 @@ class Storage:
         Raises:
             ObjectNotFound: it does not exist.
         """
-        size, sha256 = self._get(key, _digest_of)
+        with self._metrics.timed("storage_read"):
+            size, sha256 = self._send("GET", self._path("/object/authenticated", key), _digest_of)
         return int(size), str(sha256)
 
     def read(self, key: str, most: int) -> bytes:
@@ -130,15 +127,14 @@ class Storage:
             ObjectNotFound: it does not exist.
             StorageError: it is larger.
         """
-        content = bytes(self._get(key, lambda response: _content_of(response, most)))
+        with self._metrics.timed("storage_read"):
+            content = self._send("GET", self._path("/object/authenticated", key), lambda one: one.read(most + 1))
         if len(content) > most:
             raise StorageError(f"The object {key} has more than {most} bytes.")
-        return content
+        return bytes(content)
 
-    def _get(self, key: str, read: Callable[[Response], Any]) -> Any:
-        path = f"/object/authenticated/{quote(self._bucket, safe='')}/{quote(key, safe='/')}"
-        with self._metrics.timed("storage_read"):
-            return self._send("GET", path, read)
+    def _path(self, resource: str, key: str = "") -> str:
+        return f"{resource}/{quote(self.bucket, safe='')}" + (f"/{quote(key)}" if key else "")
 
     def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with a prefix, in byte order of the keys.
@@ -151,12 +147,10 @@ class Storage:
         # Only list-v2 without a delimiter, sorted by name, lists all objects. Its cursor is base64 of "l:" + last key.
         ours = cursor = base64.b64encode(f"l:{after}".encode()).decode() if after else None
         while True:
-            body: dict[str, Any] = {"prefix": prefix, "limit": PAGE, "with_delimiter": False}
-            if cursor:
-                body["cursor"] = cursor
+            body = {"prefix": prefix, "limit": PAGE, "with_delimiter": False, **({"cursor": cursor} if cursor else {})}
             try:
                 with self._metrics.timed("storage_list"):
-                    page = self._send("POST", f"/object/list-v2/{quote(self._bucket, safe='')}", value=body)
+                    page = self._send("POST", self._path("/object/list-v2"), value=body)
             except StorageError as exc:
                 if cursor is None or cursor != ours or exc.code != "InvalidParameter":
                     raise
@@ -166,11 +160,10 @@ class Storage:
                 continue
             entries, cursor = _page(page)
             for entry in entries:
-                if entry.key <= after:
-                    continue
                 if last is not None and entry.key > last:
                     return
-                yield entry
+                if entry.key > after:
+                    yield entry
             if cursor is None:
                 return
 
@@ -179,8 +172,7 @@ class Storage:
         if not keys:
             return 0
         with self._metrics.timed("storage_remove"):
-            deleted = self._send("DELETE", f"/object/{quote(self._bucket, safe='')}", value={"prefixes": list(keys)})
-        return len(deleted)
+            return len(self._send("DELETE", self._path("/object"), value={"prefixes": list(keys)}))
 
     def remove_all(self, keys: Sequence[str]) -> None:
         """Delete any number of objects by their exact keys, a thousand a call."""
@@ -195,26 +187,22 @@ class Storage:
         Raises:
             AccessDenied: the key is refused, or the host is unknown.
         """
-        self.check_host()
+        if self.find_bucket() is not None:
+            return False
         try:
-            self._send("GET", f"/bucket/{quote(self._bucket, safe='')}")
-        except ObjectNotFound:
-            try:
-                self._send("POST", "/bucket", value={"id": self._bucket, "name": self._bucket, "public": False})
-            except ObjectExists:
-                return False
-            logger.info("storage: created the private bucket %s", self._bucket)
-            return True
-        return False
+            self._send("POST", "/bucket", value={"id": self.bucket, "name": self.bucket, "public": False})
+        except ObjectExists:
+            return False
+        logger.info("storage: created the private bucket %s", self.bucket)
+        return True
 
     def find_bucket(self) -> dict[str, Any] | None:
         """Return the bucket's settings, None if it does not exist."""
         self.check_host()
         try:
-            found = self._send("GET", f"/bucket/{quote(self._bucket, safe='')}")
+            return dict(self._send("GET", self._path("/bucket")))
         except ObjectNotFound:
             return None
-        return dict(found)
 
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
         """Request the bucket once; return its settings or the error of the response, and the response's Date.
@@ -222,7 +210,7 @@ class Storage:
         Raises:
             StorageUnavailable: there is no response, or it is not JSON.
         """
-        path = f"/bucket/{quote(self._bucket, safe='')}"
+        path = self._path("/bucket")
         with self._transport.request("GET", path) as response:
             date = response.headers.get("Date", "")
             if not 200 <= response.status < 300:
@@ -232,16 +220,11 @@ class Storage:
             except (ValueError, TypeError) as exc:
                 raise self._no_json() from exc
 
-    @property
-    def proxied(self) -> bool:
-        """Return whether requests go through a proxy of the environment."""
-        return self._transport.proxied
-
     def check_host(self) -> None:
         """Raise AccessDenied if the host of the project's URL has no address."""
-        if self._transport.proxied:
+        if self.proxied:
             return
-        parts = urlsplit(self._base)
+        parts = urlsplit(self._settings.storage_url)
         try:
             socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as exc:
@@ -267,10 +250,6 @@ class Storage:
 
     def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request; retry after transient errors, more often after overload than after others in a row."""
-        try:
-            return self._send_once(method, path, *arguments, **keywords)
-        except StorageUnavailable as exc:
-            failed: StorageUnavailable | None = exc
         in_a_row = 0
 
         def gives_up(exc: Exception) -> bool:
@@ -278,28 +257,17 @@ class Storage:
             in_a_row = 0 if isinstance(exc, StorageOverloaded) else in_a_row + 1
             return in_a_row >= self._tries
 
-        def again() -> Any:
-            nonlocal failed
-            if failed is not None:  # the first attempt was made before the retry was set up, since most succeed
-                try:
-                    raise failed
-                finally:
-                    failed = None
-            return self._send_once(method, path, *arguments, **keywords)
-
-        # Waits of up to 1, 2, 4 … seconds, with full jitter.
         retry = backoff.on_exception(
-            backoff.expo,
+            _waits,
             StorageUnavailable,
             max_tries=self._tries + _OVERLOAD_TRIES,
             giveup=gives_up,
             on_backoff=self._on_backoff,
-            jitter=backoff.full_jitter,
+            jitter=None,
             logger=None,
             base=self._settings.tuning.retry_backoff_factor,
-            max_value=_LONGEST_WAIT,
         )
-        return retry(again)()
+        return retry(self._send_once)(method, path, *arguments, **keywords)
 
     def _send_once(
         self,
@@ -319,38 +287,34 @@ class Storage:
                 raise Interrupted("The upload was interrupted.")
             try:
                 with self._transport.request(method, path, body, headers) as response:
-                    if 200 <= response.status < 300:
-                        result = read(response)
-                        self.limiter.succeeded()
-                        return result
-                    error = error_of(response, f"{method} {path.split('?')[0]}")
+                    if not 200 <= response.status < 300:
+                        raise error_of(response, f"{method} {path}")
+                    result = read(response)
             except ValueError as exc:
                 raise self._no_json() from exc
-            if isinstance(error, StorageOverloaded):
+            except StorageOverloaded:
                 self.limiter.overloaded(generation)  # before the slot is free for another request
-        try:
-            raise error
-        finally:
-            del error  # break the cycle of error, traceback and frame, which keeps the connection alive
+                raise
+            self.limiter.succeeded()
+            return result
 
     def _no_json(self) -> StorageUnavailable:
         return StorageUnavailable(
-            f"Storage at {self._base} answers with something that is not JSON.",
+            f"Storage at {self._settings.storage_url} answers with something that is not JSON.",
             "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
         )
 
     def _on_backoff(self, details: Any) -> None:
         exc = details["exception"]
-        code = getattr(exc, "code", "") or type(exc).__name__
-        self._metrics.count(f"retries_{code}")
+        self._metrics.count(f"retries_{exc.code or type(exc).__name__}")
         logger.info("storage: %s Trying again in %.1f s.", exc.message, details["wait"])
 
 
-def _page(answer: Any) -> tuple[list[StoredObject], str | None]:
+def _page(body: Any) -> tuple[list[StoredObject], str | None]:
     """Return the objects of a page of a list, and the cursor of the next page if there is one."""
     try:
-        entries = [_stored(one["name"], one.get("metadata") or {}) for one in answer["objects"]]
-        return entries, str(answer["nextCursor"]) if answer.get("hasNext") else None
+        entries = [_stored(one["name"], one.get("metadata") or {}) for one in body["objects"]]
+        return entries, str(body["nextCursor"]) if body.get("hasNext") else None
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
         raise StorageError(
             "Storage answers with a list of an unknown format.", "Check NEXT_PUBLIC_SUPABASE_URL."

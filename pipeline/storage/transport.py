@@ -1,24 +1,23 @@
-"""HTTP to the Storage API: urllib3's pool, reached the way that requests would take.
+"""HTTP requests to the Storage API, sent with urllib3.
 
-requests reads proxies and certificates from the environment as users expect it. urllib3 sends, without redirects and
-retries: whether to try again is decided by the error code of the API, in `client`.
+requests reads proxies and certificates from the environment. urllib3 follows no redirect and does not retry: `client`
+retries, by the error code of the API.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import os
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import requests
 import requests.adapters
 import requests.utils
 import urllib3
-import urllib3.connection
 import urllib3.exceptions
 import urllib3.util
 from urllib3.response import BaseHTTPResponse as Response
@@ -26,47 +25,29 @@ from urllib3.response import BaseHTTPResponse as Response
 from pipeline.config import Settings, redact
 from pipeline.errors import SettingsError, StorageError, StorageUnavailable
 
-#: Seconds to connect, with the TLS handshake; and for each further million bytes of a body to be sent.
+#: Seconds to connect, with the TLS handshake, and to send a block of a body; bytes in a block.
 CONNECT_TIMEOUT = 10.0
+_BLOCK = 1 << 15
 #: Seconds between two bytes of a response.
 READ_TIMEOUT = 60.0
 
 
-class _SendsLongBodies:
-    """A connection whose time limit for sending grows with the body; urllib3 applies that of connecting to both."""
-
-    sock: Any
-    timeout: float | None
-
-    def request(self, method: str, url: str, body: Any = None, *arguments: Any, **keywords: Any) -> None:
-        """Connect, then send."""
-        if self.sock is None:
-            self.connect()  # type: ignore[attr-defined]
-        self.timeout = READ_TIMEOUT * (1 + (len(body) >> 20 if body else 0))
-        super().request(method, url, body, *arguments, **keywords)  # type: ignore[misc]
-
-
-class _Connection(_SendsLongBodies, urllib3.connection.HTTPConnection):
-    pass
-
-
-class _SecureConnection(_SendsLongBodies, urllib3.connection.HTTPSConnection):
-    pass
-
-
 class Transport:
-    """Send requests over the connections of this process; nothing is tried again.
-
-    Arguments:
-        connections: requests that may be in flight at once; a further one waits.
-    """
+    """Send requests, without retries, over a pool of connections of this process."""
 
     def __init__(self, settings: Settings, connections: int) -> None:
-        self._base = settings.storage_url
-        self._is_embedded = settings.environment == "embedded"
-        self._connections = connections
+        self._base, self._connections = settings.storage_url, connections
+        self._proxies = dict(requests.utils.get_environ_proxies(self._base))
+        #: Whether requests go through a proxy, which then resolves the host name.
+        self.proxied = requests.utils.select_proxy(self._base, self._proxies) is not None
+        #: What to do when there is no response.
+        self.hint_unreachable = (
+            "Start it with `python -m pipeline up`."
+            if settings.environment == "embedded"
+            else "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
+        )
         key = settings.key.reveal()
-        # Both headers carry the key: the gateway reads `apikey`, the server reads `Authorization`.
+        # The gateway reads the key from `apikey`, the server from `Authorization`.
         self._headers = {
             "User-Agent": "pipeline",
             "Accept-Encoding": "identity",
@@ -76,15 +57,6 @@ class Transport:
         self._pool: Any = None
         self._prefix = ""
         self._pid = 0
-
-    @property
-    def proxied(self) -> bool:
-        """Return whether a proxy carries the requests, and so resolves host names."""
-        return requests.utils.select_proxy(self._base, self._proxies) is not None
-
-    @cached_property
-    def _proxies(self) -> dict[str, str]:
-        return dict(requests.utils.get_environ_proxies(self._base))
 
     @contextmanager
     def request(
@@ -96,17 +68,19 @@ class Transport:
             path: below the API's address, percent-encoded.
 
         Raises:
-            StorageUnavailable: no connection, no response, or a part of one.
-            StorageError: the server's certificate is not accepted, or the address cannot be used.
+            StorageUnavailable: no connection, no response, or an incomplete one.
+            StorageError: the server's certificate is not accepted, or the URL is invalid.
             SettingsError: the file of certificates does not exist.
         """
+        length = {} if body is None else {"Content-Length": str(len(body))}
         try:
             pool = self._open_pool()
             response = pool.urlopen(
                 method,
                 self._prefix + path,
-                body,
-                {**self._headers, **(headers or {})},
+                # urllib3 applies the connect timeout to each block of a file, but to bytes as a whole.
+                None if body is None else io.BytesIO(body),
+                {**self._headers, **length, **(headers or {})},
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
@@ -118,7 +92,7 @@ class Transport:
                 yield response
             finally:
                 if not response.closed:
-                    response.close()  # what is left of the body would be taken for the next response
+                    response.close()  # the next request would read the rest of this body
                 response.release_conn()
         except (ssl.SSLError, urllib3.exceptions.SSLError, urllib3.util.ssl_match_hostname.CertificateError) as exc:
             if _is_interrupted(_cause(exc)):
@@ -136,13 +110,6 @@ class Transport:
         name = type(_cause(exc)).__name__
         return StorageUnavailable(f"Storage at {self._base} cannot be reached ({name}).", self.hint_unreachable)
 
-    @property
-    def hint_unreachable(self) -> str:
-        """Return what to do when there is no response."""
-        if self._is_embedded:
-            return "Start it with `python -m pipeline up`."
-        return "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
-
     def close(self) -> None:
         """Close the connections of this process; a further request opens new ones."""
         if self._pool is not None and self._pid == os.getpid():
@@ -150,7 +117,7 @@ class Transport:
         self._pool = None
 
     def _open_pool(self) -> Any:
-        """Return the pool of this process; one that was inherited through a fork is not used."""
+        """Return the pool of this process; a pool inherited through a fork is not used."""
         if self._pool is None or self._pid != os.getpid():
             first = requests.PreparedRequest()
             first.url = self._base
@@ -161,25 +128,20 @@ class Transport:
                 adapter.cert_verify(pool, self._base, verify, None)  # type: ignore[no-untyped-call]
             except OSError as exc:
                 raise SettingsError(f"{exc}.", "Set REQUESTS_CA_BUNDLE to a file of certificates.") from exc
-            pool.ConnectionCls = _SecureConnection if pool.scheme == "https" else _Connection
+            pool.conn_kw["blocksize"] = _BLOCK
             self._prefix = urllib3.util.parse_url(adapter.request_url(first, self._proxies)).url  # in ASCII
             self._pool, self._pid = pool, os.getpid()
         return self._pool
 
 
 def _is_interrupted(error: BaseException) -> bool:
-    """Return whether the server broke a handshake off, as one that is about to restart does."""
-    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
-        return True
-    return isinstance(error, ssl.SSLError) and error.reason == "TLSV1_ALERT_INTERNAL_ERROR"
+    """Return whether the server closed the connection during the handshake, as during a restart."""
+    return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) or (
+        isinstance(error, ssl.SSLError) and error.reason == "TLSV1_ALERT_INTERNAL_ERROR"
+    )
 
 
 def _cause(exc: BaseException) -> BaseException:
-    """Return the error below the wrappers, such as ConnectionRefusedError."""
-    inner: Any = exc
-    while True:
-        candidates = [getattr(inner, "original_error", None), *getattr(inner, "args", ()), inner.__cause__]
-        below = next((one for one in candidates if isinstance(one, BaseException) and one is not inner), None)
-        if below is None:
-            return inner  # type: ignore[no-any-return]
-        inner = below
+    """Return the innermost error, such as ConnectionRefusedError."""
+    inner = [getattr(exc, "original_error", None), *exc.args, exc.__cause__]
+    return next((_cause(one) for one in inner if isinstance(one, BaseException) and one is not exc), exc)
