@@ -1,8 +1,8 @@
 """Apply `supabase/migrations/*.sql` and record them as the Supabase CLI does.
 
-The history is `supabase_migrations.schema_migrations (version, name, statements)`, version the 14 digits of the file's
-name, name the rest, statements an array (https://github.com/supabase/cli, pkg/migration). The CLI cuts a file into its
-statements; PostgreSQL takes it whole, so the array has one element here. Either tool sees what the other applied.
+The history is `supabase_migrations.schema_migrations (version, name, statements)`: the 14 digits of the file's name,
+the rest of it, and an array (https://github.com/supabase/cli, pkg/migration). The CLI splits a file into statements;
+here it is run as a whole, so the array has one element. Each tool sees what the other applied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FILE = re.compile(r"(\d{14})_(.*)\.sql")
 
 @dataclass(frozen=True)
 class Migration:
-    """One file: its 14 digits, its name, its text."""
+    """One file."""
 
     version: str
     name: str
@@ -31,29 +31,22 @@ class Migration:
 
 
 def migrations(directory: Path | None = None) -> list[Migration]:
-    """Return the migrations in their order, those of the installed package or of the working copy.
+    """Return the migrations in their order, by default those of the installed package or of the working copy.
 
     Raises:
-        PermanentError: there is none, so this is not a whole installation.
+        PermanentError: there is none.
     """
-    found = []
-    for entry in (directory or _directory()).iterdir():
-        match = _FILE.fullmatch(entry.name)
-        if match:
-            found.append(Migration(match[1], match[2], entry.read_text(encoding="utf-8")))
+    installed = Path(__file__).parents[1] / "migrations"
+    working_copy = Path(__file__).parents[2] / "supabase" / "migrations"
+    entries = sorted((directory or (installed if installed.is_dir() else working_copy)).iterdir())
+    found = [(entry, match) for entry in entries if (match := _FILE.fullmatch(entry.name))]
     if not found:
         raise PermanentError("The migrations are missing from this installation.", "Install the package again.")
-    return sorted(found, key=lambda migration: migration.version)
-
-
-def _directory() -> Path:
-    package = Path(__file__).parent.parent
-    installed = package / "migrations"
-    return installed if installed.is_dir() else package.parent / "supabase" / "migrations"
+    return [Migration(match[1], match[2], entry.read_text(encoding="utf-8")) for entry, match in found]
 
 
 def migrate(database: Database, directory: Path | None = None) -> list[Migration]:
-    """Apply what is pending, each with its record in one transaction, under a lock; return what was applied."""
+    """Apply the pending migrations, each with its record in one transaction; return them."""
     applied = []
     for migration in migrations(directory):
         try:
@@ -71,7 +64,7 @@ def migrate(database: Database, directory: Path | None = None) -> list[Migration
 
 
 def pending(connection: Connection, directory: Path | None = None, *, there: bool | None = None) -> list[Migration]:
-    """Return the migrations that the history does not have; whether there is a history is asked unless it is known."""
+    """Return the migrations that the history does not have; `there` says whether it exists, None if not known."""
     done: set[str] = set()
     if connection.one("find_history").there if there is None else there:
         done = {row.version for row in connection.execute("list_history")}

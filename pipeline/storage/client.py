@@ -36,11 +36,10 @@ from pipeline.storage.transport import Transport
 
 logger = get_logger(__name__)
 
-#: The API's limits: keys of a bulk delete, and entries of a page of a list.
+#: The API's limit of keys in a bulk delete and of entries in a page of a list.
 PAGE = 1000
-_LONGEST_WAIT = 30.0
-#: The maximum of a Retry-After that is followed, in seconds.
-_LONGEST_RETRY_AFTER = 60.0
+#: Seconds: the maximum of our own waits, and of a Retry-After that is honoured.
+_LONGEST_WAIT, _LONGEST_RETRY_AFTER = 30.0, 60.0
 #: Additional attempts after an overload, compared with other transient errors.
 _OVERLOAD_TRIES = 6
 
@@ -56,10 +55,6 @@ class StoredObject:
     md5: str | None
 
 
-def _json_of(response: Response) -> Any:
-    return json.loads(response.data)
-
-
 def _digest_of(response: Response) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
     for chunk in response.stream(1 << 16):
@@ -68,12 +63,20 @@ def _digest_of(response: Response) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _waits(base: float) -> Generator[float, Any, None]:
-    """Yield the seconds before each further attempt; backoff sends the error of the last one."""
+def _waits(base: float, tries: int) -> Generator[float, Any, None]:
+    """Yield the seconds before each further attempt; backoff sends the error of the last one.
+
+    Raises:
+        StorageUnavailable: the last of `tries` errors in a row other than overload.
+    """
     steps = backoff.expo(base, max_value=_LONGEST_WAIT)
     next(steps)
     exc = yield 0.0
+    in_a_row = 0
     for step in steps:
+        in_a_row = 0 if isinstance(exc, StorageOverloaded) else in_a_row + 1
+        if in_a_row == tries:
+            raise exc
         exc = yield max(backoff.full_jitter(step), min(exc.retry_after, _LONGEST_RETRY_AFTER))
 
 
@@ -89,7 +92,6 @@ class Storage:
         self.proxied = self._transport.proxied
         self._stopped = threading.Event()
         self.limiter = ConcurrencyLimiter(self.threads)
-        self._tries = settings.tuning.retry_max_attempts + 1
 
     def part(self, metrics: Metrics) -> Storage:
         """Return a client with the same connections and limiter, but its own metrics and its own `stop`."""
@@ -103,7 +105,7 @@ class Storage:
         """Store an object under a key; replace an existing one."""
         headers = {"Content-Type": content_type, "x-upsert": "true", "Cache-Control": "max-age=3600"}
         with self._metrics.timed("storage_upload"):
-            stored = self._send("POST", self._path("/object", key), body=content, headers=headers)
+            stored = self._send("POST", self._path("/object", key), content, headers)
         name = stored.get("Key") if isinstance(stored, dict) else None
         if name != f"{self.bucket}/{key}":
             raise StorageError(f"Storage stored {key} under another key, {name}.")
@@ -117,7 +119,7 @@ class Storage:
             ObjectNotFound: it does not exist.
         """
         with self._metrics.timed("storage_read"):
-            size, sha256 = self._send("GET", self._path("/object/authenticated", key), _digest_of)
+            size, sha256 = self._send("GET", self._path("/object/authenticated", key), read=_digest_of)
         return int(size), str(sha256)
 
     def read(self, key: str, most: int) -> bytes:
@@ -128,7 +130,7 @@ class Storage:
             StorageError: it is larger.
         """
         with self._metrics.timed("storage_read"):
-            content = self._send("GET", self._path("/object/authenticated", key), lambda one: one.read(most + 1))
+            content = self._send("GET", self._path("/object/authenticated", key), read=lambda one: one.read(most + 1))
         if len(content) > most:
             raise StorageError(f"The object {key} has more than {most} bytes.")
         return bytes(content)
@@ -150,7 +152,7 @@ class Storage:
             body = {"prefix": prefix, "limit": PAGE, "with_delimiter": False, **({"cursor": cursor} if cursor else {})}
             try:
                 with self._metrics.timed("storage_list"):
-                    page = self._send("POST", self._path("/object/list-v2"), value=body)
+                    page = self._send("POST", self._path("/object/list-v2"), body)
             except StorageError as exc:
                 if cursor is None or cursor != ours or exc.code != "InvalidParameter":
                     raise
@@ -172,7 +174,7 @@ class Storage:
         if not keys:
             return 0
         with self._metrics.timed("storage_remove"):
-            return len(self._send("DELETE", self._path("/object"), value={"prefixes": list(keys)}))
+            return len(self._send("DELETE", self._path("/object"), {"prefixes": list(keys)}))
 
     def remove_all(self, keys: Sequence[str]) -> None:
         """Delete any number of objects by their exact keys, a thousand a call."""
@@ -190,7 +192,7 @@ class Storage:
         if self.find_bucket() is not None:
             return False
         try:
-            self._send("POST", "/bucket", value={"id": self.bucket, "name": self.bucket, "public": False})
+            self._send("POST", "/bucket", {"id": self.bucket, "name": self.bucket, "public": False})
         except ObjectExists:
             return False
         logger.info("storage: created the private bucket %s", self.bucket)
@@ -215,10 +217,7 @@ class Storage:
             date = response.headers.get("Date", "")
             if not 200 <= response.status < 300:
                 return error_of(response, f"GET {path}"), date
-            try:
-                return dict(_json_of(response)), date
-            except (ValueError, TypeError) as exc:
-                raise self._no_json() from exc
+            return dict(self._json_of(response)), date
 
     def check_host(self) -> None:
         """Raise AccessDenied if the host of the project's URL has no address."""
@@ -250,22 +249,16 @@ class Storage:
 
     def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
         """Send a request; retry after transient errors, more often after overload than after others in a row."""
-        in_a_row = 0
-
-        def gives_up(exc: Exception) -> bool:
-            nonlocal in_a_row
-            in_a_row = 0 if isinstance(exc, StorageOverloaded) else in_a_row + 1
-            return in_a_row >= self._tries
-
+        tuning = self._settings.tuning
         retry = backoff.on_exception(
             _waits,
             StorageUnavailable,
-            max_tries=self._tries + _OVERLOAD_TRIES,
-            giveup=gives_up,
+            max_tries=tuning.retry_max_attempts + 1 + _OVERLOAD_TRIES,
             on_backoff=self._on_backoff,
             jitter=None,
             logger=None,
-            base=self._settings.tuning.retry_backoff_factor,
+            base=tuning.retry_backoff_factor,
+            tries=tuning.retry_max_attempts + 1,
         )
         return retry(self._send_once)(method, path, *arguments, **keywords)
 
@@ -273,15 +266,13 @@ class Storage:
         self,
         method: str,
         path: str,
-        read: Callable[[Response], Any] = _json_of,
-        *,
-        body: bytes | None = None,
-        value: Any = None,
+        body: Any = None,
         headers: Mapping[str, str] | None = None,
+        read: Callable[[Response], Any] | None = None,
     ) -> Any:
-        """Send one request, with a body or a value as JSON; return the result of `read` on the response."""
-        if value is not None:
-            body, headers = json.dumps(value).encode(), {"Content-Type": "application/json"}
+        """Send one request, whose body is bytes or a value for JSON; return what `read` returns, by default JSON."""
+        if body is not None and not isinstance(body, bytes):
+            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         with self.limiter.slot() as generation:
             if self._stopped.is_set():
                 raise Interrupted("The upload was interrupted.")
@@ -289,20 +280,21 @@ class Storage:
                 with self._transport.request(method, path, body, headers) as response:
                     if not 200 <= response.status < 300:
                         raise error_of(response, f"{method} {path}")
-                    result = read(response)
-            except ValueError as exc:
-                raise self._no_json() from exc
+                    result = (read or self._json_of)(response)
             except StorageOverloaded:
                 self.limiter.overloaded(generation)  # before the slot is free for another request
                 raise
             self.limiter.succeeded()
             return result
 
-    def _no_json(self) -> StorageUnavailable:
-        return StorageUnavailable(
-            f"Storage at {self._settings.storage_url} answers with something that is not JSON.",
-            "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
-        )
+    def _json_of(self, response: Response) -> Any:
+        try:
+            return json.loads(response.data)
+        except ValueError as exc:
+            raise StorageUnavailable(
+                f"Storage at {self._settings.storage_url} answers with something that is not JSON.",
+                "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
+            ) from exc
 
     def _on_backoff(self, details: Any) -> None:
         exc = details["exception"]

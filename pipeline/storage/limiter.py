@@ -30,7 +30,7 @@ class ConcurrencyLimiter:
         self._condition = threading.Condition()
         self._maximum = self._ceiling = maximum
         self._limit = min(_START, maximum)
-        self._in_flight = self._peak = self._refused = self._reported = 0
+        self._in_flight = self._peak = self._refused = 0
         self._successes, self._was_full, self._generation = 0, False, 0
         self._wait, self._next_try = _FIRST_WAIT, 0.0
 
@@ -86,7 +86,7 @@ class ConcurrencyLimiter:
     def report(self, metrics: Metrics) -> None:
         """Set the gauge of requests in flight, and count the refusals since the last report."""
         with self._condition:
-            refused, self._reported = self._refused - self._reported, self._refused
+            refused, self._refused = self._refused, 0
             metrics.gauge("requests_in_flight", min(self._limit, self._peak), self._peak)
         if refused:
             metrics.count("requests_refused", refused)
