@@ -63,11 +63,8 @@ class Connection:
         self._queued = begin.encode()
         self._is_begun = False
         self._streams = itertools.count(1)
-
-    @property
-    def named_backend(self) -> int:
-        """Return the process id of the server as sent at the start of the connection; a pooler sends its own."""
-        return int(self._driver.get_backend_pid())
+        #: The server's process id as sent when the connection was opened; a pooler sends its own.
+        self.named_backend = driver.get_backend_pid()
 
     def execute(self, name: str, /, **parameters: object) -> Sequence[Any]:
         """Run a statement and return its rows."""
@@ -165,20 +162,15 @@ class Database:
     """A pool of connections, opened at the first use, and transactions with retries."""
 
     def __init__(self, settings: Settings, application: str = "pipeline") -> None:
-        self._settings = settings
-        self._application = application
+        self._settings, self._application = settings, application
+        self.connections = settings.tuning.connection_pool_size
         self._pool: QueuePool | None = None
         self._pid = 0
         self._broke = 0.0
         self._opened: weakref.WeakKeyDictionary[extensions.connection, float] = weakref.WeakKeyDictionary()
 
-    @property
-    def connections(self) -> int:
-        """Return the maximum number of connections of this process."""
-        return self._settings.tuning.connection_pool_size
-
     def pool(self) -> QueuePool:
-        """Return the pool of this process; a pool inherited through a fork is neither used nor closed."""
+        """Return the pool of this process; one inherited through a fork is neither used nor closed."""
         if self._pool is None or self._pid != os.getpid():
             create = cast(Any, self._connect)
             self._pool = QueuePool(create, pool_size=self.connections, max_overflow=0, reset_on_return=None)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
 import psycopg2
-import psycopg2.extensions
 import sqlalchemy.exc
+from psycopg2.extensions import parse_dsn
 
 from pipeline.config import redact
 from pipeline.errors import (
@@ -23,10 +24,9 @@ from pipeline.errors import (
     SettingsError,
 )
 
-#: Raised by ingest.refuse_referenced().
-_REFERENCED = "IN001"
-_FOREIGN_KEY_VIOLATION = "23503"
-#: data_exception and integrity_constraint_violation: PostgreSQL refuses the rows themselves.
+#: Of ingest.refuse_referenced(), and foreign_key_violation.
+_REFERENCED, _FOREIGN_KEY_VIOLATION = "IN001", "23503"
+#: data_exception and integrity_constraint_violation.
 _DATA_CLASSES = ("22", "23")
 #: connection_exception, insufficient_resources (disk full, out of memory) and system_error.
 _TRANSIENT_CLASSES = ("08", "53", "58")
@@ -44,14 +44,9 @@ _HINTS = {
     **dict.fromkeys(("42501", "0A000"), _NOT_OWNER),
     "25006": "The database is read-only: it may be a replica, or its disk is full.",
 }
-#: A failed login has no SQLSTATE in libpq; only the server sends these words.
-_LOGIN_REFUSALS = (
-    "authentication failed",
-    "no pg_hba.conf entry",
-    "does not exist",
-    "not found",
-    "no password supplied",
-    "not permitted to log in",
+#: In the text of the server, because libpq has no SQLSTATE for a refused login.
+_LOGIN_REFUSED = re.compile(
+    "authentication failed|no pg_hba.conf entry|does not exist|not found|no password supplied|not permitted to log in"
 )
 #: Parameters of Prisma and node-postgres in a DATABASE_URL, which libpq rejects.
 _FOREIGN_PARAMETERS = frozenset(
@@ -76,7 +71,7 @@ def address_of(url: str) -> tuple[str, int, str]:
         SettingsError: libpq does not parse it.
     """
     try:
-        parameters = psycopg2.extensions.parse_dsn(connection_string(url))
+        parameters = parse_dsn(connection_string(url))
     except psycopg2.ProgrammingError as exc:
         raise malformed_url(exc) from exc
     host = parameters.get("host") or os.environ.get("PGHOST") or ""
@@ -144,12 +139,7 @@ def _error_of(error: psycopg2.Error) -> PipelineError:
 
 
 def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str) -> PipelineError:
-    """Return the error for a connection that failed: the server's refusal, else what a lookup of its host finds."""
-    message = _sentence_of(exc)
-    if any(words in message for words in _LOGIN_REFUSALS):
-        return AccessDenied(
-            f"PostgreSQL refuses the login: {message}", "Check the user and the password in DATABASE_URL."
-        )
+    """Return the error for a connection that failed, by a lookup of the host, else by the server's text."""
     host, port, _ = address_of(dsn)
     hint = "Check that it runs and that a firewall lets you through."
     if environment == "embedded":
@@ -169,4 +159,9 @@ def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str)
                 f"{host} has only an IPv6 address, which this network may not reach: use the session pooler's "
                 "address from Connect in the dashboard (…pooler.supabase.com:5432)."
             )
+    message = _sentence_of(exc)
+    if _LOGIN_REFUSED.search(message):
+        return AccessDenied(
+            f"PostgreSQL refuses the login: {message}", "Check the user and the password in DATABASE_URL."
+        )
     return DatabaseUnavailable(f"PostgreSQL cannot be reached: {message}", hint)
