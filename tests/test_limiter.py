@@ -206,7 +206,7 @@ LATENCIES: list[Callable[[Random], float]] = [
 
 def fixed(limit: int) -> ConcurrencyLimiter:
     limiter = ConcurrencyLimiter(limit)
-    limiter._limit = limit
+    limiter.limit = limit
     return limiter
 
 

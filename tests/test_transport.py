@@ -189,6 +189,37 @@ def test_a_wire_that_was_closed_opens_another_connection_and_closes_that_as_well
     assert len({request.port for request in plain.requests}) == 2
 
 
+@pytest.mark.parametrize("stalls", [False, True])
+def test_a_body_has_its_time_limit_for_each_block(stalls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.transport.CONNECT_TIMEOUT", 0.5)
+    over = threading.Event()
+
+    def receive() -> None:
+        client, _ = listening.accept()
+        with client:
+            left = 1 << 24
+            while left > 0:
+                over.wait(SECONDS if stalls else 0.06)  # a second for the whole body
+                if over.is_set():
+                    return
+                left -= len(client.recv(1 << 20, socket.MSG_WAITALL))
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+            client.recv(1 << 20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=receive)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with closing(Transport(settings_for(url), 1)) as transport:
+            if stalls:
+                with pytest.raises(StorageUnavailable, match="TimeoutError"):
+                    ask(transport, bytes(1 << 24))
+            else:
+                assert ask(transport, bytes(1 << 24)) == (200, b"1")
+        over.set()
+        thread.join(SECONDS)
+
+
 # Ways
 
 

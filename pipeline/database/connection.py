@@ -1,11 +1,10 @@
 """Connections to PostgreSQL, and transactions.
 
 The database may be behind a pooler in transaction mode, so no session state outlasts a transaction: settings are local,
-and there is no session-level lock and no named prepared statement. A connection is never shared across a fork.
+and there is no session-level lock and no named prepared statement.
 
-A round trip takes longer than most statements. So the driver is in autocommit mode and transactions are managed here:
-BEGIN and the settings are sent with the first statement, the marker with COMMIT, each in one message (PostgreSQL
-manual, Message Flow, Multiple Statements in a Simple Query).
+A round trip takes longer than most statements, so the driver is in autocommit mode: BEGIN and the settings are sent in
+one message with the first statement, the marker with COMMIT (PostgreSQL manual, Multiple Statements in a Simple Query).
 """
 
 from __future__ import annotations
@@ -103,14 +102,14 @@ class Connection:
         source = CopySource(lines)
         if self._queued:
             self._send("")
-        with self._driver.cursor() as cursor:
-            try:
-                cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", source, size=CopySource.CHUNK)
-            except psycopg2.Error as exc:
-                if source.failure is not None:  # the driver keeps only its message
-                    raise source.failure from exc
-                raise
-            return int(cursor.rowcount)
+        cursor = self._driver.cursor()
+        try:
+            cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", source, size=CopySource.CHUNK)
+        except psycopg2.Error as exc:
+            if source.failure is not None:  # the driver keeps only its message
+                raise source.failure from exc
+            raise
+        return cursor.rowcount
 
     def _run(self, name: str, parameters: Mapping[str, object]) -> NamedTupleCursor:
         return self._send(_text(name), parameters)

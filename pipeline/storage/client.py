@@ -99,8 +99,6 @@ class Storage:
         other._metrics, other._stopped = metrics, threading.Event()
         return other
 
-    # Objects
-
     def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
         """Store an object under a key; replace an existing one."""
         headers = {"Content-Type": content_type, "x-upsert": "true", "Cache-Control": "max-age=3600"}
@@ -181,14 +179,8 @@ class Storage:
         for start in range(0, len(keys), PAGE):
             self.remove(keys[start : start + PAGE])
 
-    # The bucket
-
     def ensure_bucket(self) -> bool:
-        """Create the bucket, private, if it does not exist; return whether it was created.
-
-        Raises:
-            AccessDenied: the key is refused, or the host is unknown.
-        """
+        """Create the bucket, private, if it does not exist; return whether it was created."""
         if self.find_bucket() is not None:
             return False
         try:
@@ -199,7 +191,11 @@ class Storage:
         return True
 
     def find_bucket(self) -> dict[str, Any] | None:
-        """Return the bucket's settings, None if it does not exist."""
+        """Return the bucket's settings, None if it does not exist.
+
+        Raises:
+            AccessDenied: the key is refused, or the host is unknown.
+        """
         self.check_host()
         try:
             return dict(self._send("GET", self._path("/bucket")))
@@ -207,11 +203,7 @@ class Storage:
             return None
 
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
-        """Request the bucket once; return its settings or the error of the response, and the response's Date.
-
-        Raises:
-            StorageUnavailable: there is no response, or it is not JSON.
-        """
+        """Request the bucket, without retries; return its settings or the response's error, and the header Date."""
         path = self._path("/bucket")
         with self._transport.request("GET", path) as response:
             date = response.headers.get("Date", "")
@@ -236,8 +228,6 @@ class Storage:
                 f"The Storage host {parts.hostname} is unknown.",
                 "Check NEXT_PUBLIC_SUPABASE_URL for a typing error, and that this machine is online.",
             ) from exc
-
-    # Requests
 
     def stop(self) -> None:
         """Start no further request; those in flight complete."""

@@ -29,24 +29,19 @@ class ConcurrencyLimiter:
     def __init__(self, maximum: int) -> None:
         self._condition = threading.Condition()
         self._maximum = self._ceiling = maximum
-        self._limit = min(_START, maximum)
+        self.limit = min(_START, maximum)
         self._in_flight = self._peak = self._refused = 0
         self._successes, self._was_full, self._generation = 0, False, 0
         self._wait, self._next_try = _FIRST_WAIT, 0.0
-
-    @property
-    def limit(self) -> int:
-        """Return the current limit."""
-        return self._limit
 
     @contextmanager
     def slot(self) -> Iterator[int]:
         """Wait until a request may start, and count it as in flight; yield the argument for `overloaded`."""
         with self._condition:
-            self._condition.wait_for(lambda: self._in_flight < self._limit)
+            self._condition.wait_for(lambda: self._in_flight < self.limit)
             self._in_flight += 1
             self._peak = max(self._peak, self._in_flight)
-            self._was_full |= self._in_flight >= self._limit
+            self._was_full |= self._in_flight >= self.limit
             generation = self._generation
         try:
             yield generation
@@ -59,12 +54,12 @@ class ConcurrencyLimiter:
         """Count a success; raise the limit after a round of them."""
         with self._condition:
             self._successes += 1
-            if self._successes < self._limit:
+            if self._successes < self.limit:
                 return
-            if self._limit == self._ceiling < self._maximum and time.monotonic() >= self._next_try:
+            if self.limit == self._ceiling < self._maximum and time.monotonic() >= self._next_try:
                 self._ceiling += 1
-            if self._was_full and self._limit < self._ceiling:
-                self._limit = min(2 * self._limit, self._ceiling)
+            if self._was_full and self.limit < self._ceiling:
+                self.limit = min(2 * self.limit, self._ceiling)
                 self._condition.notify_all()
             self._successes, self._was_full = 0, False
 
@@ -74,19 +69,19 @@ class ConcurrencyLimiter:
             self._refused += 1
             if generation != self._generation:
                 return
-            refused = self._limit
+            refused = self.limit
             again = refused == self._ceiling < self._maximum  # refused at a raised ceiling
             self._wait = min(2 * self._wait, _LONGEST_WAIT) if again else _FIRST_WAIT
             self._next_try = time.monotonic() + self._wait
-            self._ceiling, self._limit = max(1, refused - 1), max(1, refused // 2)
+            self._ceiling, self.limit = max(1, refused - 1), max(1, refused // 2)
             self._generation += 1
             self._successes, self._was_full = 0, False
-        logger.info("storage: refused with %d requests in flight, %d from now on", refused, self._limit)
+        logger.info("storage: refused with %d requests in flight, %d from now on", refused, self.limit)
 
     def report(self, metrics: Metrics) -> None:
         """Set the gauge of requests in flight, and count the refusals since the last report."""
         with self._condition:
             refused, self._refused = self._refused, 0
-            metrics.gauge("requests_in_flight", min(self._limit, self._peak), self._peak)
+            metrics.gauge("requests_in_flight", min(self.limit, self._peak), self._peak)
         if refused:
             metrics.count("requests_refused", refused)
