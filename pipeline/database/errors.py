@@ -113,7 +113,7 @@ def _sentence_of(exc: BaseException) -> str:
 
 
 def _message_of(error: psycopg2.Error) -> str:
-    return redact((error.diag.message_primary or "") if error.diag is not None else "") or _sentence_of(error)
+    return redact(error.diag.message_primary or "") or _sentence_of(error)
 
 
 def malformed_url(exc: psycopg2.ProgrammingError) -> SettingsError:
