@@ -23,7 +23,7 @@ from pipeline.database import Database
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
-from pipeline.steps.upload import upload_shard
+from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage
 
 
@@ -86,9 +86,10 @@ def _prepare(world: World, database: Database, storage: Storage, kind: str, sour
     found = discover(database, Request.of(world.settings, kind, str(source), kind=kind))
     assert found is not None
     shards = range(1, found.shards + 1)
-    for shard in shards:
-        upload_shard(database, storage, kind, shard, Metrics())
-        copy_shard(database, storage, kind, shard, Metrics())
+    with closing(Uploader(database, storage)) as uploader:
+        for shard in shards:
+            uploader.upload(kind, shard)
+            copy_shard(database, storage, kind, shard, Metrics())
     return shards
 
 

@@ -23,7 +23,7 @@ from pipeline.observe.metrics import Metrics
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.transform import transform_batch
-from pipeline.steps.upload import upload_shard
+from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage
 
 
@@ -39,10 +39,11 @@ def _database() -> Database:
 
 def work(batch_id: str, shard: int) -> None:
     """Upload and copy a shard."""
-    for step in (upload_shard, copy_shard):
-        metrics = Metrics()
-        with closing(Storage(_settings(), metrics)) as storage:
-            step(_database(), storage, batch_id, shard, metrics)
+    metrics = Metrics()
+    with closing(Storage(_settings(), metrics)) as storage:
+        with closing(Uploader(_database(), storage)) as uploader:
+            uploader.upload(batch_id, shard)
+        copy_shard(_database(), storage, batch_id, shard, metrics)
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from pipeline.batches.state import UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.errors import RefusedError
-from pipeline.observe.metrics import Metrics
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import reset_batch
 from pipeline.steps.upload import Uploader
@@ -77,35 +76,35 @@ def upload(settings: Settings, database: Database, small_dataset: MakeDataset) -
 
 
 def test_the_next_shard_is_sent_without_a_marker_and_then_not_again(upload: Upload) -> None:
-    upload.uploader.upload("b1", 1, progress_of=upload.progress_of)
+    upload.uploader.upload("b1", 1, upload.progress_of)
     upload.await_all_of(2)
     assert not upload.database.run(lambda c: batch_state.is_done(c, "b1", UPLOAD, 2))
     assert not upload.keys(3) & set(world.objects(upload.settings)), "one shard ahead, not more"
     for shard in (2, 3):
-        upload.uploader.upload("b1", shard, progress_of=upload.progress_of)
+        upload.uploader.upload("b1", shard, upload.progress_of)
     assert [upload.sent(shard) for shard in (1, 2, 3)] == [6, 6, 6]
     assert upload.counted == {1: 3, 2: 3, 3: 3}
 
 
 def test_a_shard_that_is_done_is_passed_over(upload: Upload, settings: Settings) -> None:
     with closing(Storage(settings)) as storage, closing(Uploader(upload.database, storage)) as other:
-        other.upload("b1", 2, Metrics())
-    upload.uploader.upload("b1", 1, progress_of=upload.progress_of)
+        other.upload("b1", 2)
+    upload.uploader.upload("b1", 1, upload.progress_of)
     upload.await_all_of(3)
-    upload.uploader.upload("b1", 3, progress_of=upload.progress_of)
+    upload.uploader.upload("b1", 3, upload.progress_of)
     assert [upload.sent(shard) for shard in (1, 2, 3)] == [6, 6, 6]
 
 
 def test_another_shard_than_the_one_ahead_may_come_first(upload: Upload) -> None:
     for shard in (1, 3, 2):
-        upload.uploader.upload("b1", shard, progress_of=upload.progress_of)
+        upload.uploader.upload("b1", shard, upload.progress_of)
     assert upload.sent(1) == upload.sent(3) == 6
     assert upload.sent(2) <= 6, "what was sent ahead is found again"
     assert len(world.objects(upload.settings)) == 18
 
 
 def test_what_was_sent_ahead_is_found_again_by_the_next_run(upload: Upload, settings: Settings) -> None:
-    upload.uploader.upload("b1", 1, progress_of=upload.progress_of)
+    upload.uploader.upload("b1", 1, upload.progress_of)
     upload.await_all_of(2)
     upload.uploader.close()
     upload.await_all_of(2)
@@ -115,7 +114,7 @@ def test_what_was_sent_ahead_is_found_again_by_the_next_run(upload: Upload, sett
 
 
 def test_what_was_sent_ahead_for_a_batch_that_is_reset_meanwhile_is_removed(upload: Upload, settings: Settings) -> None:
-    upload.uploader.upload("b1", 1, progress_of=upload.progress_of)
+    upload.uploader.upload("b1", 1, upload.progress_of)
     upload.await_all_of(2)
     late = upload.keys(2)
     reset_batch(upload.database, settings, "b1")
@@ -128,8 +127,8 @@ def test_what_was_sent_ahead_for_a_batch_that_is_reset_meanwhile_is_removed(uplo
 
 
 def test_a_shard_ahead_of_a_batch_that_is_gone_is_refused_in_its_turn(upload: Upload, settings: Settings) -> None:
-    upload.uploader.upload("b1", 1, progress_of=upload.progress_of)
+    upload.uploader.upload("b1", 1, upload.progress_of)
     reset_batch(upload.database, settings, "b1")
     with pytest.raises(RefusedError):
-        upload.uploader.upload("b1", 2, progress_of=upload.progress_of)
+        upload.uploader.upload("b1", 2, upload.progress_of)
     assert world.objects(settings) == {}

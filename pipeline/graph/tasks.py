@@ -43,7 +43,7 @@ class UploadShard(ShardTask):
         """Upload, then mark."""
         run = self.require_lock()
         with run.environment.uploader() as uploader, self.reporting(self._progress):
-            uploader.upload(self.batch_id, self.shard, progress_of=run.counter.start_shard)
+            uploader.upload(self.batch_id, self.shard, run.counter.start_shard)
         run.markers.present.add((UPLOAD, self.shard))
 
     def _progress(self) -> StatusMessage | None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD
-from pipeline.database import Connection, Database, line_of
+from pipeline.database import Connection, Database
 from pipeline.dataset.documents import json_of
 from pipeline.dataset.records import Reject
 from pipeline.errors import BadInput, DataError, RefusedError, UnfinishedError
@@ -27,11 +26,8 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
-#: Maximum bytes of receipts to read ahead while PostgreSQL executes other statements.
+#: Maximum bytes of a shard's receipts that are read ahead, and so held in memory.
 _AHEAD = 1 << 20
-
-#: Recognition ids with their COPY lines.
-_Lines = list[tuple[int, bytes]]
 
 
 def copy_shard(
@@ -98,25 +94,25 @@ def _copy_documents(
     connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any], *, may_reject: bool
 ) -> tuple[int, int]:
     """Copy the menus and receipts of a shard; return its numbers of recognitions and of rejects."""
-    unread: dict[int, Reject] = {}
-    receipts = _receipts(batch_id, source, rows, unread)
-    enough = threading.Event()
-    first = _in_thread(lambda: _read_ahead(receipts, enough))  # while PostgreSQL copies the menus
-    known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
     rejects: dict[int, Reject] = {}
-    new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
-    if new:
+    unread: dict[int, Reject] = {}
+    receipts = _receipts(source, rows, unread)
+    is_small = sum(row.receipt_size or 0 for row in rows) <= _AHEAD
+    with ThreadPoolExecutor(1) as executor:
+        ahead = executor.submit(list, receipts if is_small else ())  # while PostgreSQL copies photos and menus
+        known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
+        new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
+        if new:
+            connection.copy_in(
+                "raw.menus",
+                ("batch_id", "shard", "sha256", "content"),
+                ((batch_id, shard, digest, menu) for digest, menu in _menus(source, new, rejects)),
+            )
         connection.copy_in(
-            "raw.menus",
-            ("batch_id", "shard", "sha256", "content"),
-            ((batch_id, shard, digest, menu) for digest, menu in _menus(source, new, rejects)),
+            "raw.receipts",
+            ("batch_id", "recognition_id", "receipt", "menu_sha256"),
+            ((batch_id, *row) for row in itertools.chain(ahead.result(), receipts) if row[0] not in rejects),
         )
-    enough.set()
-    connection.copy_lines(
-        "raw.receipts",
-        ("batch_id", "recognition_id", "receipt", "menu_sha256"),
-        (line for key, line in itertools.chain(first.result(), receipts) if key not in rejects),
-    )
     rejects = {**unread, **rejects}
     require_source(Path(source), rejects.values(), may_reject=may_reject)
     if rejects:
@@ -126,54 +122,27 @@ def _copy_documents(
     return len(rows), len(rejects)
 
 
-def _in_thread(work: Callable[[], _Lines]) -> Future[_Lines]:
-    """Run work in a daemon thread, so that a hanging file system does not block an interrupt."""
-    future: Future[_Lines] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as exc:  # noqa: BLE001 (result() raises it)
-            future.set_exception(exc)
-
-    threading.Thread(target=run, name="receipts", daemon=True).start()
-    return future
-
-
-def _read_ahead(lines: Iterator[tuple[int, bytes]], enough: threading.Event) -> _Lines:
-    """Return lines until `enough` is set or _AHEAD bytes are read; often that is the whole shard."""
-    taken, size = [], 0
-    for key, line in lines:
-        taken.append((key, line))
-        size += len(line)
-        if size >= _AHEAD or enough.is_set():
-            break
-    return taken
-
-
 def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, bytes]]:
     """Yield (SHA-256 of the file, JSON) of each distinct menu; fill `rejects` if no unchanged copy is left."""
     by_digest: dict[str, list[Any]] = {}
     for row in rows:
         by_digest.setdefault(row.menu_sha256, []).append(row)
     for digest, sharing in by_digest.items():
+        lost: dict[int, Reject] = {}
         for row in sharing:
             try:
-                menu = _read(source, row.menu_path, row.menu_size, digest)
+                yield digest, _read(source, row.menu_path, row.menu_size, digest)
+                break  # one unchanged copy is enough for all recognitions that had the same menu
             except BadInput as exc:
-                rejects[row.recognition_id] = Reject(row.recognition_id, row.menu_path, exc.code, exc.message)
-                continue
-            # One unchanged copy is enough for all recognitions that had the same menu.
-            for other in sharing:
-                rejects.pop(other.recognition_id, None)
-            yield digest, menu
-            break
+                lost[row.recognition_id] = Reject(row.recognition_id, row.menu_path, exc.code, exc.message)
+        else:
+            rejects.update(lost)
 
 
 def _receipts(
-    batch_id: str, source: str, rows: Sequence[Any], rejects: dict[int, Reject]
-) -> Iterator[tuple[int, bytes]]:
-    """Yield each recognition id with its line for raw.receipts; fill `rejects` for receipts that cannot be read."""
+    source: str, rows: Sequence[Any], rejects: dict[int, Reject]
+) -> Iterator[tuple[int, bytes | None, str | None]]:
+    """Yield (recognition id, receipt, SHA-256 of the menu); fill `rejects` for receipts that cannot be read."""
     for row in rows:
         receipt = None
         if row.receipt_path is not None:
@@ -182,7 +151,7 @@ def _receipts(
             except BadInput as exc:
                 rejects[row.recognition_id] = Reject(row.recognition_id, row.receipt_path, exc.code, exc.message)
                 continue
-        yield row.recognition_id, line_of((batch_id, row.recognition_id, receipt, row.menu_sha256))
+        yield row.recognition_id, receipt, row.menu_sha256
 
 
 def _read(source: str, path: str, size: int, digest: str) -> bytes:

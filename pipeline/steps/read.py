@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,15 @@ from pipeline.observe.metrics import Metrics
 
 #: Maximum bytes of photos in memory per process; a larger recognition is processed alone.
 BUDGET = 64 << 20
+#: Maximum number of concurrent photo decodes: one per processor.
+DECODERS = os.cpu_count() or 1
 _KNOWN_MENUS = 256
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A photo that was read and checked: its content, dimensions and digests (hex)."""
+class PhotoFacts:
+    """What a check finds out about a photo; digests are hex."""
 
-    content: bytes
     dimensions: Dimensions
     sha256: str
     md5: str
@@ -43,62 +43,51 @@ class Files:
 
 
 class Budget:
-    """A first-come-first-served limit on bytes in use; a reservation above the limit waits until it is alone."""
+    """A limit on bytes in use; a reservation above the limit waits until it is alone."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+        self._limit, self._used = limit, 0
+        self._condition = threading.Condition()
 
     @contextlib.contextmanager
     def reserved(self, size: int) -> Iterator[None]:
         """Reserve `size` bytes for the duration of the block."""
-        self.reserve(size)
+        with self._condition:
+            self._condition.wait_for(lambda: not self._used or self._used + size <= self._limit)
+            self._used += size
         try:
             yield
         finally:
-            self.release(size)
-
-    def reserve(self, size: int) -> None:
-        """Wait until `size` bytes are free and reserve them; any thread may release them."""
-        with self._lock:
-            if not self._waiting and self._fits(size):
-                self._used += size
-                return
-            turn = threading.Lock()
-            turn.acquire()
-            self._waiting.append((size, turn))
-        turn.acquire()
-
-    def release(self, size: int) -> None:
-        """Release `size` bytes, and wake the waiting threads whose reservations now fit."""
-        with self._lock:
-            self._used -= size
-            while self._waiting and self._fits(self._waiting[0][0]):
-                wanted, turn = self._waiting.popleft()
-                self._used += wanted
-                turn.release()
-
-    def _fits(self, size: int) -> bool:
-        return self._used == 0 or self._used + size <= self._limit
+            with self._condition:
+                self._used -= size
+                self._condition.notify_all()
 
 
-#: Maximum number of concurrent photo decodes: one per processor.
-DECODERS = os.cpu_count() or 1
-# Many recognitions share a day's menu, so the digests of valid menus are cached.
-_good_menus: OrderedDict[str, None] = OrderedDict()
-_good_menus_lock = threading.Lock()
+class KnownMenus:
+    """Check menus; keep the digests of valid ones, since many recognitions share a day's menu."""
+
+    def __init__(self) -> None:
+        self._valid: set[str] = set()
+
+    def check(self, content: bytes) -> str:
+        """Return the SHA-256 (hex) of a menu; raise BadInput if it is not valid."""
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._valid:
+            check_menu(content)
+            if len(self._valid) >= _KNOWN_MENUS:
+                self._valid.clear()
+            self._valid.add(digest)
+        return digest
 
 
-def read_files(source: Path, recognition: Recognition, metrics: Metrics) -> Files | Reject:
+def read_files(source: Path, recognition: Recognition, metrics: Metrics, menus: KnownMenus) -> Files | Reject:
     """Read the files of a recognition; check the documents, which are read first."""
     path = ""
     try:
         menu_sha256 = receipt_sha256 = None
         if recognition.menu is not None:
             path = recognition.menu.path
-            menu_sha256 = _check_menu(read_file(source, recognition.menu, "json"))
+            menu_sha256 = menus.check(read_file(source, recognition.menu, "json"))
         if recognition.receipt is not None:
             path = recognition.receipt.path
             content = read_file(source, recognition.receipt, "json")
@@ -114,22 +103,22 @@ def read_files(source: Path, recognition: Recognition, metrics: Metrics) -> File
     return Files((contents[0], contents[1]), menu_sha256, receipt_sha256)
 
 
-def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tuple[Photo, Photo] | Reject:
+def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tuple[PhotoFacts, PhotoFacts] | Reject:
     """Check the photos of a recognition; this is CPU-bound."""
     photos = []
     for file, content in zip(recognition.photos, files.photos, strict=True):
         try:
             with metrics.timed("photo_check"):
-                photos.append(_checked(content))
+                photos.append(_check(content))
         except BadInput as exc:
             return Reject(recognition.recognition_id, file.path, exc.code, exc.message)
     return photos[0], photos[1]
 
 
-def _checked(content: bytes) -> Photo:
+def _check(content: bytes) -> PhotoFacts:
     dimensions = check_photo(content)
     sha256, md5 = hashlib.sha256(content), hashlib.md5(content, usedforsecurity=False)
-    return Photo(content, dimensions, sha256.hexdigest(), md5.hexdigest())
+    return PhotoFacts(dimensions, sha256.hexdigest(), md5.hexdigest())
 
 
 def size_of(recognition: Recognition) -> int:
@@ -177,17 +166,3 @@ def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.s
     except OSError as exc:
         raise BadInput(f"{kind}_unreadable", f"the file cannot be read: {exc.strerror}") from exc
     return content, facts
-
-
-def _check_menu(content: bytes) -> str:
-    digest = hashlib.sha256(content).hexdigest()
-    with _good_menus_lock:
-        if digest in _good_menus:
-            _good_menus.move_to_end(digest)
-            return digest
-    check_menu(content)
-    with _good_menus_lock:
-        _good_menus[digest] = None
-        if len(_good_menus) > _KNOWN_MENUS:
-            _good_menus.popitem(last=False)
-    return digest

@@ -1,42 +1,26 @@
-"""Upload the photos of a shard: some threads read and check, others send, with bounded memory between them.
+"""Upload the photos of a shard: each thread reads, checks and sends a recognition, with bounded memory.
 
-    entries -> read ahead: read, check, hash -> a few that are ready -> senders: upload -> facts and rejects, in order
-
-The readers stay a few recognitions ahead of the senders, so that reading and sending overlap. All shards of a process
-use the same threads, so that the next shard's uploads can start before the last responses of a shard arrive.
+The concurrency limiter of Storage bounds the requests in flight. The other threads read and check meanwhile, and wait
+with their photos for a request to end. All shards of a process use the same threads, so that the next shard's uploads
+can start before the last responses of a shard arrive.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.dataset.photo import Dimensions
 from pipeline.dataset.records import Recognition, Reject
 from pipeline.errors import Interrupted, StorageError
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.read import BUDGET, Files, Photo, check_photos, read_files, size_of
-from pipeline.steps.readahead import ReadAhead
+from pipeline.steps.read import BUDGET, DECODERS, Budget, KnownMenus, PhotoFacts, check_photos, read_files, size_of
 from pipeline.storage import Storage, StoredObject
 
-#: Ready recognitions per sender: a quarter of a second at 42 ms per photo, against pauses of the disk.
-_AHEAD = 3
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the upload adds to a recognition's manifest row; pairs are camera 1 and 2."""
-
-    recognition_id: int
-    dimensions: tuple[Dimensions, Dimensions]
-    sha256s: tuple[str, str]
-    md5s: tuple[str, str]
-    menu_sha256: str | None
-    receipt_sha256: str | None
+#: Threads in addition to those that send.
+_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -47,17 +31,28 @@ class Entry:
     keys: tuple[str, str]
 
 
-class UploadExecutors:
-    """The threads of a process that read and send."""
+@dataclass(frozen=True)
+class Facts:
+    """What the upload adds to a row of the manifest; digests are hex."""
 
-    def __init__(self, threads: int) -> None:
-        self.readahead = ReadAhead(_AHEAD * threads, BUDGET)
-        self.senders = ThreadPoolExecutor(threads, thread_name_prefix="upload")
+    entry: Entry
+    photos: tuple[PhotoFacts, PhotoFacts]
+    menu_sha256: str | None
+    receipt_sha256: str | None
+
+
+class UploadThreads:
+    """The threads of a process that upload, with what they share."""
+
+    def __init__(self, senders: int) -> None:
+        self.executor = ThreadPoolExecutor(senders + _AHEAD, thread_name_prefix="upload")
+        self.budget = Budget(BUDGET)
+        self.decoders = threading.BoundedSemaphore(DECODERS)
+        self.menus = KnownMenus()
 
     def close(self) -> None:
         """Wait for running tasks, and end the threads."""
-        self.readahead.close()
-        self.senders.shutdown(wait=True)
+        self.executor.shutdown()
 
 
 class ShardTransfer:
@@ -71,7 +66,7 @@ class ShardTransfer:
 
     def __init__(
         self,
-        executors: UploadExecutors,
+        threads: UploadThreads,
         storage: Storage,
         source: Path,
         entries: Sequence[Entry],
@@ -79,37 +74,29 @@ class ShardTransfer:
         metrics: Metrics,
         progress: Callable[[int], None],
     ) -> None:
-        self._executors, self._storage, self._source = executors, storage, source
+        self._threads, self._storage, self._source = threads, storage, source
         self._present, self._metrics, self._progress = present, metrics, progress
-        self._stopped, self._over = threading.Event(), threading.Event()
-        self._lock, self._left = threading.Lock(), len(entries)
-        self._failed: Future[Any] | None = None
-        self._read: list[Future[Any]] = []
+        self._stopped = threading.Event()
+        self._futures: list[Future[Facts | Reject]] = []
         try:
             for entry in entries:
-                read = executors.readahead.submit(self._read_entry(entry), size_of(entry.recognition))
-                self._read.append(read)
-                read.add_done_callback(self._count)
+                self._futures.append(threads.executor.submit(self._transfer, entry))
         except BaseException:  # an interrupt: the caller has no reference to stop it
             self.stop()
             raise
 
     def results(self) -> tuple[list[Facts], list[Reject]]:
-        """Wait for all; return facts and rejects in the order of the entries. Call it once.
+        """Wait for all; return facts and rejects in the order of the entries.
 
         The first error stops the transfer and is raised.
         """
         try:
-            if self._read:
-                self._over.wait()
-            if self._failed is not None:
-                self._failed.result()
+            for ended in wait(self._futures, return_when=FIRST_EXCEPTION).done:
+                ended.result()
+            results = [future.result() for future in self._futures]
         except BaseException:  # an interrupt included: no request is in flight when it propagates
             self.stop()
             raise
-        outcomes = [read.result() for read in self._read]
-        self._read.clear()  # the futures reference this transfer, a cycle
-        results = [outcome.result() if isinstance(outcome, Future) else outcome for outcome in outcomes]
         facts = [result for result in results if isinstance(result, Facts)]
         return facts, [result for result in results if isinstance(result, Reject)]
 
@@ -117,73 +104,34 @@ class ShardTransfer:
         """Start no further request, and wait for those in flight."""
         self._stopped.set()
         self._storage.stop()
-        wait(self._read)
-        outcomes = [read.result() for read in self._read if read.exception() is None]
-        wait([outcome for outcome in outcomes if isinstance(outcome, Future)])
+        wait(self._futures)
 
-    def _count(self, ended: Future[Any]) -> None:
-        """Count a finished recognition; wake `results` after the last one or the first error."""
-        if ended.exception() is None and isinstance(sent := ended.result(), Future):
-            sent.add_done_callback(self._count)
-            return
-        with self._lock:
-            self._left -= 1
-            if ended.exception() is not None and self._failed is None:
-                self._failed = ended
-            if not self._left or self._failed is not None:
-                self._over.set()
-
-    def _read_entry(self, entry: Entry) -> Generator[None, None, Future[Facts | Reject] | Reject]:
-        handed_on = False
-        try:
-            self._check_stopped()
-            files = read_files(self._source, entry.recognition, self._metrics)
-            if isinstance(files, Reject):
-                self._progress(1)
-                return files
-            yield
-            photos = check_photos(entry.recognition, files, self._metrics)
-            if isinstance(photos, Reject):
-                self._progress(1)
-                return photos
-            sent = self._executors.senders.submit(self._send_entry, entry, photos, files)
-            handed_on = True
-            self._executors.readahead.add()
-            return sent
-        finally:
-            if not handed_on:
-                self._executors.readahead.release(size_of(entry.recognition))
-
-    def _send_entry(self, entry: Entry, photos: tuple[Photo, Photo], files: Files) -> Facts | Reject:
-        try:
-            self._executors.readahead.take()
-            self._check_stopped()
-            for photo, key, file in zip(photos, entry.keys, entry.recognition.photos, strict=True):
-                found = self._present.get(key)
-                if found is not None and found.md5 == photo.md5 and found.size == len(photo.content):
-                    self._metrics.count("objects_found")
-                    continue
-                try:
-                    self._storage.upload(key, photo.content)
-                except StorageError as exc:
-                    if exc.code != "EntityTooLarge":
-                        raise
-                    self._progress(1)
-                    message = f"the file has {len(photo.content)} bytes, more than the bucket takes"
-                    return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
-        finally:
-            self._executors.readahead.release(size_of(entry.recognition))
+    def _transfer(self, entry: Entry) -> Facts | Reject:
+        with self._threads.budget.reserved(size_of(entry.recognition)):
+            result = self._read_and_send(entry)
         self._progress(1)
-        first, second = photos
-        return Facts(
-            entry.recognition.recognition_id,
-            (first.dimensions, second.dimensions),
-            (first.sha256, second.sha256),
-            (first.md5, second.md5),
-            files.menu_sha256,
-            files.receipt_sha256,
-        )
+        return result
 
-    def _check_stopped(self) -> None:
+    def _read_and_send(self, entry: Entry) -> Facts | Reject:
         if self._stopped.is_set():
             raise Interrupted("The upload was interrupted.")
+        files = read_files(self._source, entry.recognition, self._metrics, self._threads.menus)
+        if isinstance(files, Reject):
+            return files
+        with self._threads.decoders:
+            photos = check_photos(entry.recognition, files, self._metrics)
+        if isinstance(photos, Reject):
+            return photos
+        for content, photo, key, file in zip(files.photos, photos, entry.keys, entry.recognition.photos, strict=True):
+            found = self._present.get(key)
+            if found is not None and (found.size, found.md5) == (len(content), photo.md5):
+                self._metrics.count("objects_found")
+                continue
+            try:
+                self._storage.upload(key, content)
+            except StorageError as exc:
+                if exc.code != "EntityTooLarge":
+                    raise
+                message = f"the file has {len(content)} bytes, more than the bucket takes"
+                return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
+        return Facts(entry, photos, files.menu_sha256, files.receipt_sha256)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +13,10 @@ from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
-from pipeline.errors import PipelineError, RefusedError, StorageError
+from pipeline.errors import DataError, PipelineError, RefusedError, StorageError
 from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadExecutors
+from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadThreads
 from pipeline.steps.source import require_source
 from pipeline.storage import Storage, StoredObject
 
@@ -25,8 +24,8 @@ logger = get_logger(__name__)
 
 _ROUNDS = 3
 
-Progress = Callable[[int], None]
-ProgressOf = Callable[[int, int], Progress]
+#: Called with a shard and its number of recognitions; returns what is called with 1 for each completed one.
+ProgressOf = Callable[[int, int], Callable[[int], None]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,13 @@ class _StartedShard:
     shard: int
     held: LockedBatch
     entries: Sequence[Entry]
-    transfer: ShardTransfer
     storage: Storage
     metrics: Metrics
+    transfer: ShardTransfer
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for entry in self.entries for key in entry.keys]
 
 
 class Uploader:
@@ -55,24 +58,15 @@ class Uploader:
     def __init__(self, database: Database, storage: Storage, *, ahead: bool = False, may_reject: bool = True) -> None:
         self._database, self._storage = database, storage
         self._starts_ahead, self._may_reject = ahead, may_reject
-        self._executors = UploadExecutors(storage.threads)
+        self._threads = UploadThreads(storage.threads)
         self._next: _StartedShard | None = None
 
-    def upload(
-        self,
-        batch_id: str,
-        shard: int,
-        metrics: Metrics | None = None,
-        *,
-        progress_of: ProgressOf = lambda *_: lambda _: None,
-    ) -> None:
+    def upload(self, batch_id: str, shard: int, progress_of: ProgressOf = lambda *_: lambda _: None) -> None:
         """Upload the photos of a shard and write its marker; do nothing if the marker exists.
-
-        Arguments:
-            progress_of: called with a shard and its number of recognitions; returns the shard's progress callback.
 
         Raises:
             RefusedError: the batch is not being loaded; if it was reset, this run's objects are removed.
+            DataError: PostgreSQL refuses what the upload found out; this run's objects are removed.
             StorageError: Storage refuses a request, or does not keep an object.
             StorageUnavailable: Storage does not respond; the next attempt reuses the objects that were sent.
             SourceUnavailable: files are missing because the dataset is unavailable; nothing was rejected.
@@ -82,64 +76,56 @@ class Uploader:
             self._abandon(started)
             started = None
         if started is None:
-            started = self._start(batch_id, shard, metrics or Metrics(), progress_of)
+            started = self._start(batch_id, range(shard, shard + 1), progress_of)
         if started is None:
             return
         try:
             if self._starts_ahead:
-                self._start_next(batch_id, shard, progress_of)
+                self._start_next(batch_id, range(shard + 1, started.held.shards + 1), progress_of)
             recognitions, rejects = self._finish(started)
         except BaseException as exc:  # an interrupt included
             started.transfer.stop()
-            if isinstance(exc, RefusedError):
-                _roll_back(
-                    self._database, self._storage, batch_id, shard, started.held.created_at, _keys(started.entries)
-                )
+            if isinstance(exc, (RefusedError, DataError)):
+                _roll_back(self._database, self._storage, batch_id, shard, started.held.created_at, started.keys)
             raise
         logger.info("upload: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
 
     def close(self) -> None:
         """Stop the shard that was started ahead, and end the threads."""
-        started, self._next = self._next, None
-        if started is not None:
-            self._abandon(started)
-        self._executors.close()
+        if self._next is not None:
+            self._abandon(self._next)
+            self._next = None
+        self._threads.close()
 
-    def _start(
-        self, batch_id: str, shard: int | None, metrics: Metrics, progress_of: ProgressOf, after: int = 0
-    ) -> _StartedShard | None:
-        """Start a shard, or with None the first pending one beyond `after`; return None if there is nothing to do."""
+    def _start(self, batch_id: str, shards: range, progress_of: ProgressOf) -> _StartedShard | None:
+        """Start the first of `shards` without a marker; return None if all have one."""
 
         def work(connection: Connection) -> tuple[int, LockedBatch, list[Entry]] | None:
             held = batch_state.hold(connection, batch_id)
-            number = shard
-            if number is None:
-                number = next(iter(batch_state.pending_shards(connection, batch_id, UPLOAD, after)), None)
-            elif batch_state.is_done(connection, batch_id, UPLOAD, number):
-                return None
-            if number is None:
+            pending = batch_state.pending_shards(connection, batch_id, UPLOAD, after=shards.start - 1)
+            if not pending or pending[0] not in shards:
                 return None
             if held.bucket != self._storage.bucket:
                 raise RefusedError(
                     f"Batch {batch_id} goes into the bucket {held.bucket}, not into {self._storage.bucket}.",
                     "Set STORAGE_BUCKET to the former value.",
                 )
-            rows = connection.execute("list_manifest", batch_id=batch_id, shard=number)
-            return number, held, [_entry(row) for row in rows]
+            return pending[0], held, _entries(connection, batch_id, pending[0])
 
         found = self._database.run(work)
         if found is None:
             return None
-        number, held, entries = found
+        shard, held, entries = found
+        metrics = Metrics()
         storage = self._storage.part(metrics)
         present = {one.key: one for one in _stored_range(storage, entries)}
-        progress = progress_of(number, len(entries))
-        transfer = ShardTransfer(self._executors, storage, Path(held.source), entries, present, metrics, progress)
-        return _StartedShard(batch_id, number, held, entries, transfer, storage, metrics)
+        progress = progress_of(shard, len(entries))
+        transfer = ShardTransfer(self._threads, storage, Path(held.source), entries, present, metrics, progress)
+        return _StartedShard(batch_id, shard, held, entries, storage, metrics, transfer)
 
-    def _start_next(self, batch_id: str, shard: int, progress_of: ProgressOf) -> None:
+    def _start_next(self, batch_id: str, shards: range, progress_of: ProgressOf) -> None:
         try:
-            self._next = self._start(batch_id, None, Metrics(), progress_of, after=shard)
+            self._next = self._start(batch_id, shards, progress_of)
         except PipelineError as exc:  # the shard's own task will report it
             logger.debug("upload: the next shard is not started ahead: %s", exc.message)
 
@@ -149,112 +135,63 @@ class Uploader:
         try:
             with self._database.transaction() as connection:  # without retries, so that stopping takes no time
                 if batch_state.is_gone(connection, started.batch_id, started.held.created_at):
-                    self._storage.remove_all(_keys(started.entries))
+                    self._storage.remove_all(started.keys)
         except PipelineError as exc:
             logger.info("upload: cannot find out whether batch %s was reset: %s", started.batch_id, exc.message)
 
     def _finish(self, started: _StartedShard) -> tuple[int, int]:
         """Wait for the photos, verify and mark the shard; return its numbers of recognitions and of rejects."""
-        source = Path(started.held.source)
-        facts, rejects = started.transfer.results()
-        require_source(source, rejects, may_reject=self._may_reject)
-        for again in range(_ROUNDS + 1):
-            wrong = _verify_and_mark(self._database, started, facts, rejects)
+        source, transfer = Path(started.held.source), started.transfer
+        facts: dict[int, Facts] = {}
+        rejects: list[Reject] = []
+        for _ in range(_ROUNDS + 1):
+            sent, rejected = transfer.results()
+            require_source(source, rejected, may_reject=self._may_reject)
+            facts.update({fact.entry.recognition.recognition_id: fact for fact in sent})
+            rejects += rejected
+            wrong = self._verify_and_mark(started, list(facts.values()), rejects)
             if not wrong:
-                break
-            if again == _ROUNDS:
-                raise StorageError(
-                    f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
-                    "Look at the Storage server's log and disk.",
-                )
-            logger.warning("upload: %d objects in the bucket differ from what was sent; sending them again", len(wrong))
+                return len(facts), len(rejects)
+            logger.warning("upload: %d objects in the bucket differ from what was sent", len(wrong))
             started.metrics.count("objects_resent", len(wrong))
             damaged = [entry for entry in started.entries if wrong.intersection(entry.keys)]
-            once_more = ShardTransfer(
-                self._executors, started.storage, source, damaged, {}, started.metrics, lambda _: None
+            for entry in damaged:
+                del facts[entry.recognition.recognition_id]
+            transfer = ShardTransfer(
+                self._threads, started.storage, source, damaged, {}, started.metrics, lambda _: None
             )
-            resent, rejected = once_more.results()
-            require_source(source, rejected, may_reject=self._may_reject)
-            ids = {entry.recognition.recognition_id for entry in damaged}
-            facts = [fact for fact in facts if fact.recognition_id not in ids] + resent
-            rejects += rejected
-        return len(facts), len(rejects)
-
-
-def upload_shard(
-    database: Database,
-    storage: Storage,
-    batch_id: str,
-    shard: int,
-    metrics: Metrics,
-    progress: Progress = lambda _: None,
-) -> None:
-    """Upload one shard; see `Uploader.upload`."""
-    with closing(Uploader(database, storage)) as uploader:
-        uploader.upload(batch_id, shard, metrics, progress_of=lambda *_: progress)
-
-
-def _verify_and_mark(
-    database: Database, started: _StartedShard, facts: Sequence[Facts], rejects: Sequence[Reject]
-) -> set[str]:
-    """Compare the bucket with what was sent, and mark the shard if they agree; return the keys that differ.
-
-    Comparing, removing surplus objects and marking happen under the lock of the step: if two runs upload the same
-    shard, only the first one to get here changes anything.
-    """
-    batch_id, shard, storage = started.batch_id, started.shard, started.storage
-
-    def work(connection: Connection) -> set[str]:
-        if batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=started.held.created_at) is None:
-            return set()
-        wanted = _wanted(started.entries, facts)
-        stored = {found.key: found for found in _stored_range(storage, started.entries)}
-        wrong = {key for key, (size, md5) in wanted.items() if not _is_same(stored.get(key), size, md5)}
-        if wrong:
-            return wrong
-        storage.remove_all([key for key in stored if key not in wanted])
-        _record(connection, batch_id, shard, facts, rejects)
-        storage.limiter.report(started.metrics)
-        batch_state.mark(connection, batch_id, UPLOAD, shard, started.held.now, started.metrics.as_dict())
-        return set()
-
-    return database.run(work)
-
-
-def _entry(row: Any) -> Entry:
-    menu = File(row.menu_path, row.menu_size, row.menu_mtime) if row.menu_path is not None else None
-    receipt = File(row.receipt_path, row.receipt_size, row.receipt_mtime) if row.receipt_path is not None else None
-    first, second = (
-        File(path, size, mtime)
-        for path, size, mtime in zip(row.photo_paths, row.photo_sizes, row.photo_mtimes, strict=True)
-    )
-    recognition = Recognition(row.recognition_id, (first, second), menu, receipt, None)
-    return Entry(recognition, (row.object_keys[0], row.object_keys[1]))
-
-
-def _wanted(entries: Sequence[Entry], facts: Sequence[Facts]) -> dict[str, tuple[int, str]]:
-    """Return (bytes, MD5) of every object of the shard, by key."""
-    by_id = {entry.recognition.recognition_id: entry for entry in entries}
-    return {
-        key: (file.size, md5)
-        for fact in facts
-        for key, file, md5 in zip(
-            by_id[fact.recognition_id].keys, by_id[fact.recognition_id].recognition.photos, fact.md5s, strict=True
+        raise StorageError(
+            f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
+            "Look at the Storage server's log and disk.",
         )
-    }
 
+    def _verify_and_mark(self, started: _StartedShard, facts: Sequence[Facts], rejects: Sequence[Reject]) -> set[str]:
+        """Compare the bucket with what was sent, and mark the shard if they agree; return the keys that differ.
 
-def _is_same(stored: StoredObject | None, size: int, md5: str) -> bool:
-    return stored is not None and stored.size == size and stored.md5 in (None, md5)
+        Comparing, removing surplus objects and marking happen under the lock of the step: if two runs upload the same
+        shard, only the first one to get here changes anything.
+        """
+        batch_id, shard, storage, created_at = started.batch_id, started.shard, started.storage, started.held.created_at
+        wanted = {
+            key: (file.size, photo.md5)
+            for fact in facts
+            for key, file, photo in zip(fact.entry.keys, fact.entry.recognition.photos, fact.photos, strict=True)
+        }
 
+        def work(connection: Connection) -> set[str]:
+            if batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=created_at) is None:
+                return set()
+            stored = {found.key: found for found in _stored_range(storage, started.entries)}
+            wrong = {key for key, (size, md5) in wanted.items() if not _is_same(stored.get(key), size, md5)}
+            if wrong:
+                return wrong
+            storage.remove_all([key for key in stored if key not in wanted])
+            _record(connection, batch_id, shard, facts, rejects)
+            storage.limiter.report(started.metrics)
+            batch_state.mark(connection, batch_id, UPLOAD, shard, started.held.now, started.metrics.as_dict())
+            return set()
 
-def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[StoredObject]:
-    """Yield the objects in the bucket from the shard's first key to its last; a shard is a range of keys."""
-    if not entries:
-        return
-    first, last = entries[0].keys[0], entries[-1].keys[1]
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    yield from storage.list_objects(first[:same], after=first.removesuffix("camera1.jpg"), last=last)
+        return self._database.run(work)
 
 
 def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
@@ -263,13 +200,12 @@ def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard:
     The marker is deleted before the objects, so that a crash in between leaves no marker without objects.
     """
 
-    def work(connection: Connection) -> tuple[datetime, list[Entry]] | None:
+    def work(connection: Connection) -> tuple[datetime, list[str]] | None:
         held = batch_state.hold_step(connection, batch_id, COPY, shard)
         if held is None or held.kind != KIND_LOAD:
             return None
         batch_state.unmark(connection, batch_id, UPLOAD, shard)
-        rows = connection.execute("list_manifest", batch_id=batch_id, shard=shard)
-        return held.created_at, [_entry(row) for row in rows]
+        return held.created_at, [key for entry in _entries(connection, batch_id, shard) for key in entry.keys]
 
     try:
         found = database.run(work)
@@ -277,11 +213,7 @@ def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard:
         logger.warning("copy: the objects of a failed shard remain: %s", exc.message)
         return
     if found is not None:
-        _roll_back(database, storage, batch_id, shard, found[0], _keys(found[1]))
-
-
-def _keys(entries: Sequence[Entry]) -> list[str]:
-    return [key for entry in entries for key in entry.keys]
+        _roll_back(database, storage, batch_id, shard, *found)
 
 
 def _roll_back(
@@ -305,6 +237,31 @@ def _roll_back(
         logger.warning("upload: the objects of a failed shard remain: %s", exc.message)
 
 
+def _entries(connection: Connection, batch_id: str, shard: int) -> list[Entry]:
+    return [_entry(row) for row in connection.execute("list_manifest", batch_id=batch_id, shard=shard)]
+
+
+def _entry(row: Any) -> Entry:
+    menu = File(row.menu_path, row.menu_size, row.menu_mtime) if row.menu_path is not None else None
+    receipt = File(row.receipt_path, row.receipt_size, row.receipt_mtime) if row.receipt_path is not None else None
+    first, second = map(File, row.photo_paths, row.photo_sizes, row.photo_mtimes)
+    recognition = Recognition(row.recognition_id, (first, second), menu, receipt, None)
+    return Entry(recognition, (row.object_keys[0], row.object_keys[1]))
+
+
+def _is_same(stored: StoredObject | None, size: int, md5: str) -> bool:
+    return stored is not None and stored.size == size and stored.md5 in (None, md5)
+
+
+def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[StoredObject]:
+    """Yield the objects in the bucket from the shard's first key to its last; a shard is a range of keys."""
+    if not entries:
+        return
+    first, last = entries[0].keys[0], entries[-1].keys[1]
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    yield from storage.list_objects(first[:same], after=first.removesuffix("camera1.jpg"), last=last)
+
+
 def _record(
     connection: Connection, batch_id: str, shard: int, facts: Sequence[Facts], rejects: Sequence[Reject]
 ) -> None:
@@ -324,12 +281,12 @@ def _record(
         ),
         (
             (
-                fact.recognition_id,
-                [one.width for one in fact.dimensions],
-                [one.height for one in fact.dimensions],
-                [one.orientation for one in fact.dimensions],
-                fact.sha256s,
-                fact.md5s,
+                fact.entry.recognition.recognition_id,
+                [photo.dimensions.width for photo in fact.photos],
+                [photo.dimensions.height for photo in fact.photos],
+                [photo.dimensions.orientation for photo in fact.photos],
+                [photo.sha256 for photo in fact.photos],
+                [photo.md5 for photo in fact.photos],
                 fact.menu_sha256,
                 fact.receipt_sha256,
             )
