@@ -109,16 +109,12 @@ def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tu
     for file, content in zip(recognition.photos, files.photos, strict=True):
         try:
             with metrics.timed("photo_check"):
-                photos.append(_check(content))
+                dimensions = check_photo(content)
+                md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                photos.append(PhotoFacts(dimensions, hashlib.sha256(content).hexdigest(), md5))
         except BadInput as exc:
             return Reject(recognition.recognition_id, file.path, exc.code, exc.message)
     return photos[0], photos[1]
-
-
-def _check(content: bytes) -> PhotoFacts:
-    dimensions = check_photo(content)
-    sha256, md5 = hashlib.sha256(content), hashlib.md5(content, usedforsecurity=False)
-    return PhotoFacts(dimensions, sha256.hexdigest(), md5.hexdigest())
 
 
 def size_of(recognition: Recognition) -> int:
@@ -142,9 +138,7 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
 
 
 def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.stat_result]:
-    """Return up to `size` bytes of a file, and its status before the read.
-
-    A named pipe that replaced the file does not block.
+    """Return up to `size` bytes of a file, and its status before the read; a named pipe does not block.
 
     Arguments:
         since: when the file last existed, in words, for the error message.
@@ -153,16 +147,10 @@ def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.s
         BadInput: `<kind>_vanished` or `<kind>_unreadable`.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            facts = os.fstat(descriptor)
-            content = os.read(descriptor, size)
-            while len(content) < size and (more := os.read(descriptor, size - len(content))):
-                content += more
-        finally:
-            os.close(descriptor)
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+            facts = os.fstat(stream.fileno())
+            return stream.read(size) or b"", facts  # None for an empty pipe
     except FileNotFoundError as exc:
         raise BadInput(f"{kind}_vanished", f"the file vanished since {since}") from exc
     except OSError as exc:
         raise BadInput(f"{kind}_unreadable", f"the file cannot be read: {exc.strerror}") from exc
-    return content, facts

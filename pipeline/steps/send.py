@@ -1,8 +1,8 @@
-"""Upload the photos of a shard: each thread reads, checks and sends a recognition, with bounded memory.
+"""Upload the photos of a shard: each thread reads, checks and sends one recognition after another.
 
-The concurrency limiter of Storage bounds the requests in flight. The other threads read and check meanwhile, and wait
-with their photos for a request to end. All shards of a process use the same threads, so that the next shard's uploads
-can start before the last responses of a shard arrive.
+The concurrency limiter of Storage bounds the requests in flight. Meanwhile the other threads read and check, then wait
+with their photos. All shards of a process use the same threads, so that the next shard's uploads can start before the
+last responses of a shard arrive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.observe.metrics import Metrics
 from pipeline.steps.read import BUDGET, DECODERS, Budget, KnownMenus, PhotoFacts, check_photos, read_files, size_of
 from pipeline.storage import Storage, StoredObject
 
-#: Threads in addition to those that send.
+#: Threads that read and check while the others wait for responses.
 _AHEAD = 8
 
 
@@ -72,7 +72,7 @@ class ShardTransfer:
         entries: Sequence[Entry],
         present: Mapping[str, StoredObject],
         metrics: Metrics,
-        progress: Callable[[int], None],
+        progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._threads, self._storage, self._source = threads, storage, source
         self._present, self._metrics, self._progress = present, metrics, progress
@@ -85,20 +85,15 @@ class ShardTransfer:
             self.stop()
             raise
 
-    def results(self) -> tuple[list[Facts], list[Reject]]:
-        """Wait for all; return facts and rejects in the order of the entries.
-
-        The first error stops the transfer and is raised.
-        """
+    def results(self) -> list[Facts | Reject]:
+        """Wait for all entries; return their results in order. The first error stops the transfer and is raised."""
         try:
             for ended in wait(self._futures, return_when=FIRST_EXCEPTION).done:
                 ended.result()
-            results = [future.result() for future in self._futures]
+            return [future.result() for future in self._futures]
         except BaseException:  # an interrupt included: no request is in flight when it propagates
             self.stop()
             raise
-        facts = [result for result in results if isinstance(result, Facts)]
-        return facts, [result for result in results if isinstance(result, Reject)]
 
     def stop(self) -> None:
         """Start no further request, and wait for those in flight."""

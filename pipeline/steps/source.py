@@ -37,7 +37,10 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
     """
     lost = [one for one in rejects if one.code in _GONE or one.code in _CHANGED]
     if lost and not may_reject:
-        raise not_as_discovered(source / lost[0].path)
+        raise SourceUnavailable(
+            f"On the host {socket.gethostname()}, {source / lost[0].path} is not the file that discovery saw.",
+            "Mount the same dataset there, under the same path; nothing was rejected.",
+        )
     gone = [one for one in lost if one.code in _GONE]
     for folder in {holder_of(one.path) for one in gone}:
         if not holds_recognitions(source / folder):
@@ -50,19 +53,10 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
             raise SourceUnavailable(f"{source / one.path} was temporarily unavailable.", "Run the same command again.")
 
 
-def not_as_discovered(path: Path) -> SourceUnavailable:
-    """Return the error for a host that sees another file than discovery, and may not reject it."""
-    return SourceUnavailable(
-        f"On the host {socket.gethostname()}, {path} is not the file that discovery saw.",
-        "Mount the same dataset there, under the same path; nothing was rejected.",
-    )
-
-
 def _can_be_read(path: Path) -> bool:
     try:
         if path.is_dir():
-            with os.scandir(path) as entries:
-                next(entries, None)
+            os.listdir(path)
         else:
             with open(path, "rb") as stream:
                 stream.read(1)

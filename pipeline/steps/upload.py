@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from os.path import commonprefix
 from pathlib import Path
-from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
@@ -71,30 +70,24 @@ class Uploader:
             StorageUnavailable: Storage does not respond; the next attempt reuses the objects that were sent.
             SourceUnavailable: files are missing because the dataset is unavailable; nothing was rejected.
         """
-        started, self._next = self._next, None
-        if started is not None and (started.batch_id, started.shard) != (batch_id, shard):
-            self._abandon(started)
-            started = None
-        if started is None:
-            started = self._start(batch_id, range(shard, shard + 1), progress_of)
+        if self._next is not None and (self._next.batch_id, self._next.shard) != (batch_id, shard):
+            self._abandon_next()
+        started, self._next = self._next or self._start(batch_id, range(shard, shard + 1), progress_of), None
         if started is None:
             return
         try:
             if self._starts_ahead:
                 self._start_next(batch_id, range(shard + 1, started.held.shards + 1), progress_of)
-            recognitions, rejects = self._finish(started)
+            self._finish(started)
         except BaseException as exc:  # an interrupt included
             started.transfer.stop()
             if isinstance(exc, (RefusedError, DataError)):
                 _roll_back(self._database, self._storage, batch_id, shard, started.held.created_at, started.keys)
             raise
-        logger.info("upload: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
 
     def close(self) -> None:
         """Stop the shard that was started ahead, and end the threads."""
-        if self._next is not None:
-            self._abandon(self._next)
-            self._next = None
+        self._abandon_next()
         self._threads.close()
 
     def _start(self, batch_id: str, shards: range, progress_of: ProgressOf) -> _StartedShard | None:
@@ -129,8 +122,11 @@ class Uploader:
         except PipelineError as exc:  # the shard's own task will report it
             logger.debug("upload: the next shard is not started ahead: %s", exc.message)
 
-    def _abandon(self, started: _StartedShard) -> None:
+    def _abandon_next(self) -> None:
         """Stop a shard that was started ahead; keep its objects for a later run, unless the batch was reset."""
+        started, self._next = self._next, None
+        if started is None:
+            return
         started.transfer.stop()
         try:
             with self._database.transaction() as connection:  # without retries, so that stopping takes no time
@@ -139,27 +135,25 @@ class Uploader:
         except PipelineError as exc:
             logger.info("upload: cannot find out whether batch %s was reset: %s", started.batch_id, exc.message)
 
-    def _finish(self, started: _StartedShard) -> tuple[int, int]:
-        """Wait for the photos, verify and mark the shard; return its numbers of recognitions and of rejects."""
-        source, transfer = Path(started.held.source), started.transfer
-        facts: dict[int, Facts] = {}
-        rejects: list[Reject] = []
-        for _ in range(_ROUNDS + 1):
-            sent, rejected = transfer.results()
-            require_source(source, rejected, may_reject=self._may_reject)
-            facts.update({fact.entry.recognition.recognition_id: fact for fact in sent})
-            rejects += rejected
-            wrong = self._verify_and_mark(started, list(facts.values()), rejects)
+    def _finish(self, started: _StartedShard) -> None:
+        """Wait for the photos, verify and mark the shard."""
+        source, entries, transfer = Path(started.held.source), started.entries, started.transfer
+        results: dict[int, Facts | Reject] = {}
+        for attempt in range(_ROUNDS + 1):
+            if attempt:
+                transfer = ShardTransfer(self._threads, started.storage, source, entries, {}, started.metrics)
+            for entry, result in zip(entries, transfer.results(), strict=True):
+                results[entry.recognition.recognition_id] = result
+            rejects = [result for result in results.values() if isinstance(result, Reject)]
+            require_source(source, rejects, may_reject=self._may_reject)
+            facts = [result for result in results.values() if isinstance(result, Facts)]
+            wrong = self._verify_and_mark(started, facts, rejects)
             if not wrong:
-                return len(facts), len(rejects)
+                logger.info("upload: shard %d: %d recognitions, %d rejects", started.shard, len(facts), len(rejects))
+                return
             logger.warning("upload: %d objects in the bucket differ from what was sent", len(wrong))
             started.metrics.count("objects_resent", len(wrong))
-            damaged = [entry for entry in started.entries if wrong.intersection(entry.keys)]
-            for entry in damaged:
-                del facts[entry.recognition.recognition_id]
-            transfer = ShardTransfer(
-                self._threads, started.storage, source, damaged, {}, started.metrics, lambda _: None
-            )
+            entries = [entry for entry in started.entries if wrong.intersection(entry.keys)]
         raise StorageError(
             f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
             "Look at the Storage server's log and disk.",
@@ -168,8 +162,8 @@ class Uploader:
     def _verify_and_mark(self, started: _StartedShard, facts: Sequence[Facts], rejects: Sequence[Reject]) -> set[str]:
         """Compare the bucket with what was sent, and mark the shard if they agree; return the keys that differ.
 
-        Comparing, removing surplus objects and marking happen under the lock of the step: if two runs upload the same
-        shard, only the first one to get here changes anything.
+        All this happens under the lock of the step: of two runs that upload the same shard, only the first one to get
+        here changes anything.
         """
         batch_id, shard, storage, created_at = started.batch_id, started.shard, started.storage, started.held.created_at
         wanted = {
@@ -181,8 +175,12 @@ class Uploader:
         def work(connection: Connection) -> set[str]:
             if batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=created_at) is None:
                 return set()
-            stored = {found.key: found for found in _stored_range(storage, started.entries)}
-            wrong = {key for key, (size, md5) in wanted.items() if not _is_same(stored.get(key), size, md5)}
+            stored = {one.key: one for one in _stored_range(storage, started.entries)}
+            wrong = {
+                key
+                for key, (size, md5) in wanted.items()
+                if (found := stored.get(key)) is None or found.size != size or found.md5 not in (None, md5)
+            }
             if wrong:
                 return wrong
             storage.remove_all([key for key in stored if key not in wanted])
@@ -238,19 +236,14 @@ def _roll_back(
 
 
 def _entries(connection: Connection, batch_id: str, shard: int) -> list[Entry]:
-    return [_entry(row) for row in connection.execute("list_manifest", batch_id=batch_id, shard=shard)]
-
-
-def _entry(row: Any) -> Entry:
-    menu = File(row.menu_path, row.menu_size, row.menu_mtime) if row.menu_path is not None else None
-    receipt = File(row.receipt_path, row.receipt_size, row.receipt_mtime) if row.receipt_path is not None else None
-    first, second = map(File, row.photo_paths, row.photo_sizes, row.photo_mtimes)
-    recognition = Recognition(row.recognition_id, (first, second), menu, receipt, None)
-    return Entry(recognition, (row.object_keys[0], row.object_keys[1]))
-
-
-def _is_same(stored: StoredObject | None, size: int, md5: str) -> bool:
-    return stored is not None and stored.size == size and stored.md5 in (None, md5)
+    entries = []
+    for row in connection.execute("list_manifest", batch_id=batch_id, shard=shard):
+        first, second = map(File, row.photo_paths, row.photo_sizes, row.photo_mtimes)
+        menu = File(row.menu_path, row.menu_size, row.menu_mtime) if row.menu_path is not None else None
+        receipt = File(row.receipt_path, row.receipt_size, row.receipt_mtime) if row.receipt_path is not None else None
+        recognition = Recognition(row.recognition_id, (first, second), menu, receipt, None)
+        entries.append(Entry(recognition, (row.object_keys[0], row.object_keys[1])))
+    return entries
 
 
 def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[StoredObject]:
@@ -258,8 +251,7 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
     if not entries:
         return
     first, last = entries[0].keys[0], entries[-1].keys[1]
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    yield from storage.list_objects(first[:same], after=first.removesuffix("camera1.jpg"), last=last)
+    yield from storage.list_objects(commonprefix((first, last)), after=first.removesuffix("camera1.jpg"), last=last)
 
 
 def _record(
@@ -269,16 +261,7 @@ def _record(
     connection.execute("create_facts")
     connection.copy_in(
         "pg_temp.facts",
-        (
-            "recognition_id",
-            "widths",
-            "heights",
-            "orientations",
-            "sha256s",
-            "md5s",
-            "menu_sha256",
-            "receipt_sha256",
-        ),
+        ("recognition_id", "widths", "heights", "orientations", "sha256s", "md5s", "menu_sha256", "receipt_sha256"),
         (
             (
                 fact.entry.recognition.recognition_id,
