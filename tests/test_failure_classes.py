@@ -1,4 +1,4 @@
-"""What a failed load leaves behind, for each class of error: only a DataError of COPY rolls an upload back."""
+"""What a failed load leaves behind, for each class of error: only an error about data rolls an upload back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SENT = "SELECT coalesce(sum((metrics -> 'counters' ->> 'objects_uploaded')::int)
 RAISE = """
 CREATE FUNCTION public.fail_on_purpose() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{code}'; END $$;
-CREATE TRIGGER fail_on_purpose BEFORE INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION public.fail_on_purpose()
+CREATE TRIGGER fail_on_purpose BEFORE {event} ON {table} FOR EACH STATEMENT EXECUTE FUNCTION public.fail_on_purpose()
 """
 MEND = "DROP FUNCTION public.fail_on_purpose() CASCADE"
 
@@ -62,7 +62,7 @@ def test_an_error_that_is_not_about_data_leaves_the_uploads(
     code: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     dsn, dataset = settings.database_url.reveal(), small_dataset(6)
-    world.query(dsn, RAISE.format(code=code, table="raw.receipts"))
+    world.query(dsn, RAISE.format(code=code, event="INSERT", table="raw.receipts"))
     assert load(run_pipeline, dataset) == 3
     assert len(world.objects(settings)) == 12
     assert world.query(dsn, UPLOADED) == [(1,), (2,), (3,)]
@@ -78,7 +78,7 @@ def test_an_error_about_data_rolls_the_uploads_back(
     code: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     dsn, dataset = settings.database_url.reveal(), small_dataset(6)
-    world.query(dsn, RAISE.format(code=code, table="raw.receipts"))
+    world.query(dsn, RAISE.format(code=code, event="INSERT", table="raw.receipts"))
     assert load(run_pipeline, dataset) == 3
     assert world.objects(settings) == {}
     assert world.query(dsn, UPLOADED) == []
@@ -87,13 +87,28 @@ def test_an_error_about_data_rolls_the_uploads_back(
     world.check(settings, (dataset, "b1", None))
 
 
-def test_a_violated_foreign_key_in_an_upload_keeps_the_objects(
+@pytest.mark.parametrize("code", ["23503", "23514"])
+def test_an_error_about_data_in_the_upload_removes_its_objects(
+    code: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    dsn, dataset = settings.database_url.reveal(), small_dataset(6)
+    world.query(dsn, RAISE.format(code=code, event="UPDATE", table="ingest.manifest"))
+    assert load(run_pipeline, dataset) == 3
+    assert world.objects(settings) == {}
+    assert world.query(dsn, UPLOADED) == []
+    world.query(dsn, MEND)
+    assert load(run_pipeline, dataset) == 0
+    world.check(settings, (dataset, "b1", None))
+
+
+def test_an_error_that_is_not_about_data_in_the_upload_leaves_its_objects(
     run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     dsn, dataset = settings.database_url.reveal(), small_dataset(6)
-    world.query(dsn, RAISE.format(code="23503", table="ingest.manifest").replace("INSERT", "UPDATE"))
+    world.query(dsn, RAISE.format(code="P0001", event="UPDATE", table="ingest.manifest"))
     assert load(run_pipeline, dataset) == 3
-    assert len(world.objects(settings)) == 12
+    assert world.objects(settings) != {}
+    assert world.query(dsn, UPLOADED) == []
     world.query(dsn, MEND)
     assert load(run_pipeline, dataset) == 0
     world.check(settings, (dataset, "b1", None))

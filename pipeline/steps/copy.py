@@ -42,11 +42,8 @@ def copy_shard(
 ) -> None:
     """Copy the rows of a shard and write its marker; do nothing if the marker exists.
 
-    A document that changed since the upload checked it makes its recognition a reject.
-
-    Arguments:
-        report: called with a sentence about the result.
-        may_reject: allow this host to reject missing or changed files; see `require_source`.
+    A document that changed since the upload checked it makes its recognition a reject; for `may_reject`, see
+    `require_source`. `report` is called with a sentence about the result.
 
     Raises:
         RefusedError: the batch is not being loaded.
@@ -75,13 +72,11 @@ def copy_shard(
             return
         if not batch.uploaded:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
-        recognitions, rejects = _copy_documents(
-            connection, batch_id, shard, batch.source, listed, may_reject=may_reject
-        )
+        rejects = _copy_documents(connection, batch_id, shard, batch.source, listed, may_reject=may_reject)
         metrics.add("db_bulk_copy", time.perf_counter() - begin)
         batch_state.mark(connection, batch_id, COPY, shard, batch.now, metrics.as_dict())
-        logger.info("copy: shard %d: %d recognitions, %d rejects", shard, recognitions, rejects)
-        report(f"{recognitions} recognitions copied, {rejects} rejects")
+        logger.info("copy: shard %d: %d recognitions, %d rejects", shard, len(listed), rejects)
+        report(f"{len(listed)} recognitions copied, {rejects} rejects")
 
     try:
         database.run(work, timeout=_TIMEOUT)
@@ -92,8 +87,8 @@ def copy_shard(
 
 def _copy_documents(
     connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any], *, may_reject: bool
-) -> tuple[int, int]:
-    """Copy the menus and receipts of a shard; return its numbers of recognitions and of rejects."""
+) -> int:
+    """Copy the menus and receipts of a shard; return its number of rejects."""
     rejects: dict[int, Reject] = {}
     unread: dict[int, Reject] = {}
     receipts = _receipts(source, rows, unread)
@@ -119,7 +114,7 @@ def _copy_documents(
         connection.execute("delete_files_rejected", batch_id=batch_id, recognition_ids=list(rejects))
     # Their photos are already in the bucket; the transform step removes them.
     batch_state.reject_copied(connection, batch_id, KIND_LOAD, shard, list(rejects.values()), list(rejects))
-    return len(rows), len(rejects)
+    return len(rejects)
 
 
 def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, bytes]]:
@@ -130,11 +125,11 @@ def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iter
     for digest, sharing in by_digest.items():
         lost: dict[int, Reject] = {}
         for row in sharing:
-            try:
-                yield digest, _read(source, row.menu_path, row.menu_size, digest)
+            menu = _read(source, row.recognition_id, row.menu_path, row.menu_size, digest)
+            if isinstance(menu, bytes):
+                yield digest, menu
                 break  # one unchanged copy is enough for all recognitions that had the same menu
-            except BadInput as exc:
-                lost[row.recognition_id] = Reject(row.recognition_id, row.menu_path, exc.code, exc.message)
+            lost[row.recognition_id] = menu
         else:
             rejects.update(lost)
 
@@ -146,22 +141,20 @@ def _receipts(
     for row in rows:
         receipt = None
         if row.receipt_path is not None:
-            try:
-                receipt = _read(source, row.receipt_path, row.receipt_size, row.receipt_sha256)
-            except BadInput as exc:
-                rejects[row.recognition_id] = Reject(row.recognition_id, row.receipt_path, exc.code, exc.message)
-                continue
-        yield row.recognition_id, receipt, row.menu_sha256
+            receipt = _read(source, row.recognition_id, row.receipt_path, row.receipt_size, row.receipt_sha256)
+        if isinstance(receipt, Reject):
+            rejects[row.recognition_id] = receipt
+        else:
+            yield row.recognition_id, receipt, row.menu_sha256
 
 
-def _read(source: str, path: str, size: int, digest: str) -> bytes:
-    """Return the JSON of a document whose SHA-256 is still the one that the upload checked.
-
-    Raises:
-        BadInput: json_vanished, json_unreadable or json_changed.
-    """
-    # One extra byte detects a file that grew, without reading all of it.
-    content, _ = read_up_to(f"{source}/{path}", size + 1, "json", "it was checked")
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise BadInput("json_changed", "the file changed since it was checked")
-    return json_of(content)
+def _read(source: str, recognition_id: int, path: str, size: int, digest: str) -> bytes | Reject:
+    """Return the JSON of a document if its SHA-256 is still the one that the upload checked."""
+    try:
+        # One extra byte detects a file that grew, without reading all of it.
+        content, _ = read_up_to(f"{source}/{path}", size + 1, "json", "it was checked")
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise BadInput("json_changed", "the file changed since it was checked")
+        return json_of(content)
+    except BadInput as exc:
+        return Reject(recognition_id, path, exc.code, exc.message)

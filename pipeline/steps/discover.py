@@ -22,7 +22,7 @@ from pipeline.errors import RefusedError, UsageError
 from pipeline.observe.logger import get_logger, printable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import copy_found, stage_annotations
-from pipeline.steps.read import BUDGET, DECODERS, Budget, KnownMenus, check_photos, read_files, size_of
+from pipeline.steps.read import BUDGET, DECODERS, Budget, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
 
 logger = get_logger(__name__)
@@ -292,7 +292,7 @@ class _Strict:
 
     def __init__(self) -> None:
         self._budget, self._decoders, self._metrics = Budget(BUDGET), threading.Semaphore(DECODERS), Metrics()
-        self._menus = KnownMenus()
+        self._valid_menus: set[str] = set()
 
     def inspect(self, source: Path, folder: Folder) -> Recognition | Reject:
         """Return the recognition in a folder, or the reason to reject it."""
@@ -300,7 +300,7 @@ class _Strict:
         if isinstance(result, Reject):
             return result
         with self._budget.reserved(size_of(result)):
-            files = read_files(source, result, self._metrics, self._menus)
+            files = read_files(source, result, self._metrics, self._valid_menus)
             if isinstance(files, Reject):
                 return files
             with self._decoders:

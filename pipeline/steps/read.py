@@ -21,7 +21,7 @@ from pipeline.observe.metrics import Metrics
 BUDGET = 64 << 20
 #: Maximum number of concurrent photo decodes: one per processor.
 DECODERS = os.cpu_count() or 1
-_KNOWN_MENUS = 256
+_KNOWN_MENUS = 1000
 
 
 @dataclass(frozen=True)
@@ -63,31 +63,23 @@ class Budget:
                 self._condition.notify_all()
 
 
-class KnownMenus:
-    """Check menus; keep the digests of valid ones, since many recognitions share a day's menu."""
+def read_files(source: Path, recognition: Recognition, metrics: Metrics, valid_menus: set[str]) -> Files | Reject:
+    """Read the files of a recognition; check the documents, which are read first.
 
-    def __init__(self) -> None:
-        self._valid: set[str] = set()
-
-    def check(self, content: bytes) -> str:
-        """Return the SHA-256 (hex) of a menu; raise BadInput if it is not valid."""
-        digest = hashlib.sha256(content).hexdigest()
-        if digest not in self._valid:
-            check_menu(content)
-            if len(self._valid) >= _KNOWN_MENUS:
-                self._valid.clear()
-            self._valid.add(digest)
-        return digest
-
-
-def read_files(source: Path, recognition: Recognition, metrics: Metrics, menus: KnownMenus) -> Files | Reject:
-    """Read the files of a recognition; check the documents, which are read first."""
+    `valid_menus` has the SHA-256 of menus that need no check; it is filled, as many recognitions share a day's menu.
+    """
     path = ""
     try:
         menu_sha256 = receipt_sha256 = None
         if recognition.menu is not None:
             path = recognition.menu.path
-            menu_sha256 = menus.check(read_file(source, recognition.menu, "json"))
+            content = read_file(source, recognition.menu, "json")
+            menu_sha256 = hashlib.sha256(content).hexdigest()
+            if menu_sha256 not in valid_menus:
+                check_menu(content)
+                if len(valid_menus) >= _KNOWN_MENUS:
+                    valid_menus.clear()
+                valid_menus.add(menu_sha256)
         if recognition.receipt is not None:
             path = recognition.receipt.path
             content = read_file(source, recognition.receipt, "json")
@@ -140,8 +132,7 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
 def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.stat_result]:
     """Return up to `size` bytes of a file, and its status before the read; a named pipe does not block.
 
-    Arguments:
-        since: when the file last existed, in words, for the error message.
+    `since` says when the file last existed, for the error message.
 
     Raises:
         BadInput: `<kind>_vanished` or `<kind>_unreadable`.

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.dataset.records import Recognition, Reject
-from pipeline.errors import Interrupted, StorageError
+from pipeline.errors import StorageError
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.read import BUDGET, DECODERS, Budget, KnownMenus, PhotoFacts, check_photos, read_files, size_of
+from pipeline.steps.read import BUDGET, DECODERS, Budget, PhotoFacts, check_photos, read_files, size_of
 from pipeline.storage import Storage, StoredObject
 
 #: Threads that read and check while the others wait for responses.
@@ -48,11 +48,7 @@ class UploadThreads:
         self.executor = ThreadPoolExecutor(senders + _AHEAD, thread_name_prefix="upload")
         self.budget = Budget(BUDGET)
         self.decoders = threading.BoundedSemaphore(DECODERS)
-        self.menus = KnownMenus()
-
-    def close(self) -> None:
-        """Wait for running tasks, and end the threads."""
-        self.executor.shutdown()
+        self.valid_menus: set[str] = set()
 
 
 class ShardTransfer:
@@ -76,7 +72,6 @@ class ShardTransfer:
     ) -> None:
         self._threads, self._storage, self._source = threads, storage, source
         self._present, self._metrics, self._progress = present, metrics, progress
-        self._stopped = threading.Event()
         self._futures: list[Future[Facts | Reject]] = []
         try:
             for entry in entries:
@@ -97,8 +92,9 @@ class ShardTransfer:
 
     def stop(self) -> None:
         """Start no further request, and wait for those in flight."""
-        self._stopped.set()
         self._storage.stop()
+        for future in self._futures:
+            future.cancel()
         wait(self._futures)
 
     def _transfer(self, entry: Entry) -> Facts | Reject:
@@ -108,9 +104,7 @@ class ShardTransfer:
         return result
 
     def _read_and_send(self, entry: Entry) -> Facts | Reject:
-        if self._stopped.is_set():
-            raise Interrupted("The upload was interrupted.")
-        files = read_files(self._source, entry.recognition, self._metrics, self._threads.menus)
+        files = read_files(self._source, entry.recognition, self._metrics, self._threads.valid_menus)
         if isinstance(files, Reject):
             return files
         with self._threads.decoders:
@@ -118,8 +112,7 @@ class ShardTransfer:
         if isinstance(photos, Reject):
             return photos
         for content, photo, key, file in zip(files.photos, photos, entry.keys, entry.recognition.photos, strict=True):
-            found = self._present.get(key)
-            if found is not None and (found.size, found.md5) == (len(content), photo.md5):
+            if self._present.get(key) == StoredObject(key, len(content), photo.md5):
                 self._metrics.count("objects_found")
                 continue
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.batches.state import Batch
@@ -29,8 +30,7 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
     now was temporarily unavailable.
 
     Arguments:
-        may_reject: allow this host to reject missing or changed files. The host of a `worker` may see fewer files
-            than the host that discovered.
+        may_reject: allow this host to reject missing or changed files. That of a `worker` may see fewer of them.
 
     Raises:
         SourceUnavailable: these files must not be rejected.
@@ -48,34 +48,23 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
                 f"The dataset's folder {source / folder} is gone, or has no recognition in it any more.",
                 "Mount or restore it, then run the same command again; nothing was rejected.",
             )
-    for one in gone:
-        if _can_be_read(source / one.path):
-            raise SourceUnavailable(f"{source / one.path} was temporarily unavailable.", "Run the same command again.")
-
-
-def _can_be_read(path: Path) -> bool:
-    try:
-        if path.is_dir():
-            os.listdir(path)
-        else:
-            with open(path, "rb") as stream:
-                stream.read(1)
-    except OSError:
-        return False
-    return True
+    for path in (source / one.path for one in gone):
+        with suppress(OSError):
+            if path.is_dir():
+                os.listdir(path)
+            else:
+                with open(path, "rb") as stream:
+                    stream.read(1)
+            raise SourceUnavailable(f"{path} was temporarily unavailable.", "Run the same command again.")
 
 
 def has_source(connection: Connection, batch: Batch, shard: int) -> bool:
     """Return whether some files of a shard exist on this host with the size and time that discovery recorded."""
-    source = Path(batch.source)
     rows = connection.execute("sample_manifest", batch_id=batch.id, shard=shard, count=_SAMPLE)
-    files = [file for row in rows for file in zip(row.photo_paths, row.photo_sizes, row.photo_mtimes, strict=True)]
-    return not files or any(_is_unchanged(source / path, size, mtime) for path, size, mtime in files)
-
-
-def _is_unchanged(path: Path, size: int, mtime: int) -> bool:
-    try:
-        facts = path.stat()
-    except OSError:
-        return False
-    return (facts.st_size, modified(facts)) == (size, mtime)
+    for row in rows:
+        for path, size, mtime in zip(row.photo_paths, row.photo_sizes, row.photo_mtimes, strict=True):
+            with suppress(OSError):
+                facts = os.stat(f"{batch.source}/{path}")
+                if (facts.st_size, modified(facts)) == (size, mtime):
+                    return True
+    return not any(row.photo_paths for row in rows)

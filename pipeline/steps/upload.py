@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from os.path import commonprefix
 from pathlib import Path
@@ -48,7 +48,6 @@ class Uploader:
     """Upload shards to one bucket, one after another, with the same threads and connections.
 
     Arguments:
-        storage: closed by the caller.
         ahead: start the next shard before a shard is complete. Only for a process that loads the batch alone: two
             processes would send the same photos.
         may_reject: allow this host to reject missing or changed files; see `require_source`.
@@ -88,7 +87,7 @@ class Uploader:
     def close(self) -> None:
         """Stop the shard that was started ahead, and end the threads."""
         self._abandon_next()
-        self._threads.close()
+        self._threads.executor.shutdown()
 
     def _start(self, batch_id: str, shards: range, progress_of: ProgressOf) -> _StartedShard | None:
         """Start the first of `shards` without a marker; return None if all have one."""
@@ -167,7 +166,7 @@ class Uploader:
         """
         batch_id, shard, storage, created_at = started.batch_id, started.shard, started.storage, started.held.created_at
         wanted = {
-            key: (file.size, photo.md5)
+            key: StoredObject(key, file.size, photo.md5)
             for fact in facts
             for key, file, photo in zip(fact.entry.keys, fact.entry.recognition.photos, fact.photos, strict=True)
         }
@@ -176,11 +175,8 @@ class Uploader:
             if batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=created_at) is None:
                 return set()
             stored = {one.key: one for one in _stored_range(storage, started.entries)}
-            wrong = {
-                key
-                for key, (size, md5) in wanted.items()
-                if (found := stored.get(key)) is None or found.size != size or found.md5 not in (None, md5)
-            }
+            # Storage may not report an MD5.
+            wrong = {key for key, one in wanted.items() if stored.get(key) not in (one, replace(one, md5=None))}
             if wrong:
                 return wrong
             storage.remove_all([key for key in stored if key not in wanted])
@@ -251,7 +247,8 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
     if not entries:
         return
     first, last = entries[0].keys[0], entries[-1].keys[1]
-    yield from storage.list_objects(commonprefix((first, last)), after=first.removesuffix("camera1.jpg"), last=last)
+    prefix = commonprefix((first, last))  # noqa: RUF071 (any prefix of the keys, not a folder)
+    yield from storage.list_objects(prefix, after=first.removesuffix("camera1.jpg"), last=last)
 
 
 def _record(
