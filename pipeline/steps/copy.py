@@ -62,7 +62,7 @@ def copy_shard(
         rows = connection.execute("list_documents", batch_id=batch_id, shard=shard)
         if not rows or rows[0].state != "loading":
             batch_state.hold(connection, batch_id)  # raises RefusedError
-        batch, listed = rows[0], rows[1:]
+        batch, *listed = rows
         if batch.kind != KIND_LOAD:
             raise RefusedError(
                 f"Batch {batch_id} was reset and started anew with annotations.",
@@ -86,7 +86,7 @@ def copy_shard(
 
 
 def _copy_documents(
-    connection: Connection, batch_id: str, shard: int, source: str, rows: Sequence[Any], *, may_reject: bool
+    connection: Connection, batch_id: str, shard: int, source: str, rows: list[Any], *, may_reject: bool
 ) -> int:
     """Copy the menus and receipts of a shard; return its number of rejects."""
     rejects: dict[int, Reject] = {}
@@ -135,7 +135,7 @@ def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iter
 
 
 def _receipts(
-    source: str, rows: Sequence[Any], rejects: dict[int, Reject]
+    source: str, rows: list[Any], rejects: dict[int, Reject]
 ) -> Iterator[tuple[int, bytes | None, str | None]]:
     """Yield (recognition id, receipt, SHA-256 of the menu); fill `rejects` for receipts that cannot be read."""
     for row in rows:

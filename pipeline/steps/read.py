@@ -68,7 +68,6 @@ def read_files(source: Path, recognition: Recognition, metrics: Metrics, valid_m
 
     `valid_menus` has the SHA-256 of menus that need no check; it is filled, as many recognitions share a day's menu.
     """
-    path = ""
     try:
         menu_sha256 = receipt_sha256 = None
         if recognition.menu is not None:

@@ -158,7 +158,7 @@ class Uploader:
             "Look at the Storage server's log and disk.",
         )
 
-    def _verify_and_mark(self, started: _StartedShard, facts: Sequence[Facts], rejects: Sequence[Reject]) -> set[str]:
+    def _verify_and_mark(self, started: _StartedShard, facts: list[Facts], rejects: list[Reject]) -> set[str]:
         """Compare the bucket with what was sent, and mark the shard if they agree; return the keys that differ.
 
         All this happens under the lock of the step: of two runs that upload the same shard, only the first one to get
@@ -251,9 +251,7 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
     yield from storage.list_objects(prefix, after=first.removesuffix("camera1.jpg"), last=last)
 
 
-def _record(
-    connection: Connection, batch_id: str, shard: int, facts: Sequence[Facts], rejects: Sequence[Reject]
-) -> None:
+def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts], rejects: list[Reject]) -> None:
     """Add the upload's facts to the manifest, and delete what it rejected."""
     connection.execute("create_facts")
     connection.copy_in(
