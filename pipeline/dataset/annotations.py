@@ -29,20 +29,18 @@ from pipeline.errors import BadInput, UsageError
 ANNOTATIONS = "qwen_annotations.json"
 
 _CHUNK = 1 << 20
-_SPACE = re.compile(r"[ \t\n\r]*")
-_SCALAR = re.compile(r"[^\s,{}\[\]\"]*")
+_NO_SPACE = re.compile(r"[^ \t\n\r]")
+#: The first characters of values that say themselves where they end, and what ends the others.
+_OPENING = '{["'
+_DELIMITER = re.compile(r'[\s,{}\[\]"]')
 _TOKEN = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A member of the file's object.
+    """A member of the file's object: the path of a photo, the bytes of its value (0 if too large), and the value.
 
-    Attributes:
-        key: the path of the photo.
-        size: bytes of its value; 0 if it is too large.
-        value: the parsed value, None with a `problem`.
-        problem: the syntax error or limit that makes the value unusable.
+    An unusable value is None, and `problem` is the syntax error or limit that makes it so.
     """
 
     key: str
@@ -100,23 +98,18 @@ def read_entries(stream: BinaryIO) -> Iterator[Entry]:
     """
     window = _Window(stream)
     window.expect("{", "an object")
-    if window.peek() == "}":
-        window.expect("}", "")
-    else:
-        while True:
-            key = window.string()
-            window.expect(":", "a colon")
-            yield window.entry(key)
-            if window.peek() == "}":
-                window.expect("}", "")
-                break
+    if window.peek() != "}":
+        yield window.entry()
+        while window.peek() != "}":
             window.expect(",", "a comma or a closing brace")
+            yield window.entry()
+    window.expect("}", "")
     if window.peek():
         raise window.broken("something follows its end")
 
 
 class _Window:
-    """The text of the file from the current position on, as far as it is read, and the position in bytes."""
+    """The text of the file that is read and not yet consumed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -124,114 +117,113 @@ class _Window:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text = ""
         self._at = 0
-        self._ended = False
-        self._position = 0
+        #: Bytes before the text.
+        self._offset = 0
         if self.peek() == "\ufeff":
-            self._advance(self._at + 1)
+            self._at += 1
 
     def _fill(self) -> bool:
-        """Read the next chunk; return whether there was one."""
-        if self._ended:
-            return False
+        """Drop what is consumed and read the next chunk; return whether there was one."""
         chunk = self._stream.read(_CHUNK)
-        self._ended = not chunk
-        more = self._decoder.decode(chunk, final=self._ended)
+        more = self._decoder.decode(chunk, final=not chunk)
+        if not chunk and not more:
+            return False
+        self._offset += _size(self._text[: self._at])
         self._text = self._text[self._at :] + more
         self._at = 0
-        return bool(chunk or more)
-
-    def _advance(self, end: int) -> int:
-        """Move to `end`; return the bytes in between."""
-        passed = self._text[self._at : end]
-        size = len(passed) if passed.isascii() else len(passed.encode("utf-8", "surrogateescape"))
-        self._position += size
-        self._at = end
-        return size
+        return True
 
     def peek(self) -> str:
         """Skip white space and return the next character, empty at the end of the file."""
-        while True:
-            match = _SPACE.match(self._text, self._at)
-            assert match is not None  # the pattern matches an empty string
-            self._advance(match.end())
-            if self._at < len(self._text):
-                return self._text[self._at]
+        while (match := _NO_SPACE.search(self._text, self._at)) is None:
+            self._at = len(self._text)
             if not self._fill():
                 return ""
+        self._at = match.start()
+        return match[0]
 
     def expect(self, letter: str, what: str) -> None:
         """Consume the next character, which must be `letter`."""
-        found = self.peek()
-        if found != letter:
-            raise self.broken(f"{what} is missing" if found else "it ends too early")
-        self._advance(self._at + 1)
+        if self.peek() != letter:
+            raise self._missing(what)
+        self._at += 1
 
-    def broken(self, why: str) -> UsageError:
-        """Return the error for invalid syntax at the current position."""
+    def broken(self, why: str, back: int = 0) -> UsageError:
+        """Return the error for invalid syntax, so many bytes before the current position."""
+        position = self._offset + _size(self._text[: self._at]) - back
         return UsageError(
-            f"The annotations file is not a JSON object: at byte {self._position}, {why}.",
+            f"The annotations file is not a JSON object: at byte {position}, {why}.",
             "Create or copy it again; nothing was loaded.",
         )
 
-    def string(self) -> str:
-        """Consume and return a key."""
+    def _missing(self, what: str) -> UsageError:
+        return self.broken(f"{what} is missing" if self.peek() else "it ends too early")
+
+    def entry(self) -> Entry:
+        """Consume a member of the file's object."""
         if self.peek() != '"':
-            raise self.broken("a key is missing" if self.peek() else "it ends too early")
-        entry = self.entry("")
-        if entry.problem is not None or not isinstance(entry.value, str):
+            raise self._missing("a key")
+        _, key, problem = self._value()
+        if problem is not None or not isinstance(key, str):
             raise self.broken("a key is broken")
-        return entry.value
+        self.expect(":", "a colon")
+        return Entry(key, *self._value())
 
-    def entry(self, key: str) -> Entry:
-        """Consume and return a value; find the end of one that is not JSON by its brackets and quotes."""
-        if not self.peek():
-            raise self.broken("it ends too early")
+    def _value(self) -> tuple[int, object, BadInput | None]:
+        """Consume a value; return its bytes, the value, and the problem that makes it unusable."""
+        if self.peek() in ("", ",", "}", "]"):
+            raise self._missing("a value")
         while True:
-            value, end, problem = self._parse()
-            if (end or len(self._text)) - self._at > MAXIMUM_DOCUMENT_BYTES:
-                self._skip()
-                return Entry(key, 0, None, _too_large())
-            if end is not None:
-                size = self._advance(end)
-                if size > MAXIMUM_DOCUMENT_BYTES:
-                    return Entry(key, 0, None, _too_large())
-                return Entry(key, size, value, problem)
-            if self._ended:
-                raise self.broken("it ends too early")
-            self._fill()
+            value, end, problem = _parse(self._text, self._at)
+            # What is cut at the end of the window is broken as well, and may be whole with the next chunk.
+            if problem is None or len(self._text) - self._at > MAXIMUM_DOCUMENT_BYTES or not self._fill():
+                break
+        brackets = self._text.count("{", self._at, end) + self._text.count("[", self._at, end)
+        if problem is None and brackets <= MAXIMUM_DEPTH:
+            size, depth = self._take(end), 0
+        else:
+            size, depth = self._skip()
+        if size > MAXIMUM_DOCUMENT_BYTES:
+            return 0, None, BadInput("json_too_large", f"the value has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
+        if problem is None and depth > MAXIMUM_DEPTH:
+            value, problem = None, _too_deep()
+        return size, value, problem
 
-    def _parse(self) -> tuple[object, int | None, BadInput | None]:
-        """Return the current value, its end (None if more text is needed), and its problem."""
-        at = self._at
-        if self._text[at] not in '{["':
-            # The first part of a number is also a number, so find the end first.
-            end = _Brackets().find_end(self._text, at)[0]
-            if end is None and self._ended:
-                end = len(self._text)
-            try:
-                return (None if end is None else _decode(self._text[at:end])), end, None
-            except json.JSONDecodeError as exc:
-                return None, end, _broken(exc)
-        try:
-            value, end = _raw_decode(self._text, at)
-            _require_depth(self._text, at, end)
-        except BadInput as exc:
-            return None, end, exc.with_traceback(None)
-        except RecursionError:
-            return None, _Brackets().find_end(self._text, at)[0], _too_deep()
-        except json.JSONDecodeError as exc:
-            return None, _Brackets().find_end(self._text, at)[0], _broken(exc)
-        return value, end, None
+    def _take(self, end: int) -> int:
+        """Move to `end`; return the bytes in between."""
+        size = _size(self._text[self._at : end])
+        self._at = end
+        return size
 
-    def _skip(self) -> None:
-        brackets = _Brackets()
+    def _skip(self) -> tuple[int, int]:
+        """Consume a value, JSON or not, by its brackets and quotes; return its bytes and its depth."""
+        pattern = _TOKEN if self._text[self._at] in _OPENING else _DELIMITER
+        size = depth = deepest = 0
+        in_string = False
         while True:
-            end, resume = brackets.find_end(self._text, self._at)
-            self._advance(end if end is not None else resume)
-            if end is not None:
-                return
+            for match in pattern.finditer(self._text, self._at):
+                if pattern is _DELIMITER:
+                    return size + self._take(match.start()), 0
+                token = match[0]
+                if token == '"':
+                    in_string = not in_string
+                elif not in_string and token in "{[":
+                    depth += 1
+                    deepest = max(deepest, depth)
+                elif not in_string and token in "}]":
+                    depth -= 1
+                if not depth and not in_string:
+                    return size + self._take(match.end()), deepest
+            # A backslash at the end escapes the first character of the next chunk.
+            cut = (len(self._text) - len(self._text.rstrip("\\"))) % 2
+            size += self._take(len(self._text) - cut)
             if not self._fill():
-                raise self.broken("it ends too early")
+                raise self.broken("it ends too early", size)
+
+
+def _size(text: str) -> int:
+    """Return the bytes of a text in the file."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
 def _whole(digits: str) -> float:
@@ -244,78 +236,23 @@ _DECODER = json.JSONDecoder()
 _LONG_INT_DECODER = json.JSONDecoder(parse_int=_whole)
 
 
-def _decode(text: str) -> object:
+def _parse(text: str, start: int) -> tuple[object, int, BadInput | None]:
+    """Return the value that begins at `start`, its end, and its problem if it is not JSON."""
     try:
-        return _DECODER.decode(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        return _LONG_INT_DECODER.decode(text)
-
-
-def _raw_decode(text: str, start: int) -> tuple[object, int]:
-    try:
-        return _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        return _LONG_INT_DECODER.raw_decode(text, start)
-
-
-class _Brackets:
-    """Find the end of a value, JSON or not, by its brackets and quotes, over several chunks of text."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._in_scalar = False
-
-    def find_end(self, text: str, start: int) -> tuple[int | None, int]:
-        """Return where the value ends (None if more text is needed), and where to continue."""
-        if self._in_scalar or (not self._depth and not self._in_string and text[start] not in '{["'):
-            match = _SCALAR.match(text, start)
-            assert match is not None  # the pattern matches an empty string
-            end = match.end() if self._in_scalar else max(match.end(), start + 1)
-            self._in_scalar = True
-            return (end if end < len(text) else None), end
-        for match in _TOKEN.finditer(text, start):
-            letter = match[0]
-            if letter == '"':
-                self._in_string = not self._in_string
-            elif self._in_string or letter.startswith("\\"):
-                continue
-            else:
-                self._depth += 1 if letter in "{[" else -1
-            if not self._depth and not self._in_string:
-                return match.end(), match.end()
-        # A backslash at the end escapes the first character of the next chunk.
-        cut = (len(text) - len(text.rstrip("\\"))) % 2 if self._in_string else 0
-        return None, len(text) - cut
-
-
-def _require_depth(text: str, start: int, end: int) -> None:
-    """Raise BadInput if brackets are nested more deeply than a parser's stack may allow."""
-    if text.count("{", start, end) + text.count("[", start, end) <= MAXIMUM_DEPTH:
-        return
-    depth = 0
-    in_string = False
-    for match in _TOKEN.finditer(text, start, end):
-        letter = match[0]
-        if letter == '"':
-            in_string = not in_string
-        elif not in_string:
-            depth += 1 if letter in "{[" else -1
-            if depth > MAXIMUM_DEPTH:
-                raise _too_deep()
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            value, end = _LONG_INT_DECODER.raw_decode(text, start)
+        if text[start] not in _OPENING and not _DELIMITER.match(text, end):
+            raise json.JSONDecodeError("Extra data", text, end)  # the first part of a number is also a number
+    except json.JSONDecodeError as exc:
+        return None, start, BadInput("json_broken", f"the value is not JSON: {exc.msg}")
+    except RecursionError:
+        return None, start, _too_deep()
+    return value, end, None
 
 
 def _too_deep() -> BadInput:
     return BadInput("json_shape", "the value is nested too deeply")
-
-
-def _too_large() -> BadInput:
-    return BadInput("json_too_large", f"the value has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
-
-
-def _broken(exc: json.JSONDecodeError) -> BadInput:
-    return BadInput("json_broken", f"the value is not JSON: {exc.msg}")
