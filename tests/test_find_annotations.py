@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.annotations import ANNOTATIONS, find_annotations, named_annotations
+from pipeline.dataset.annotations import ANNOTATIONS, find_annotations
 from pipeline.errors import UsageError
 
 # Where the file is
@@ -104,7 +104,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.touch(mode=0)
     with pytest.raises(UsageError, match=r"a\.json cannot be read: Permission denied"):
-        named_annotations(str(file))
+        find_annotations(str(file), None, None)
 
 
 def test_a_link_and_a_tilde_and_a_relative_name_are_resolved(places: dict[str, Path], tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_link_and_a_tilde_and_a_relative_name_are_resolved(places: dict[str, P
     (places["."] / "link").symlink_to(file)
     (places["home"] / "link").symlink_to(file)
     for name in ("link", "./link", "~/link", str(file), f"../{file.name}"):
-        assert named_annotations(name) == file.resolve()
+        assert find_annotations(name, None, None) == file.resolve()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_link_and_a_tilde_and_a_relative_name_are_resolved(places: dict[str, P
 )
 def test_a_name_that_is_no_file(name: str, places: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="annotations file") as caught:
-        named_annotations(name)
+        find_annotations(name, None, None)
     assert "--file" in caught.value.hint
     caught.value.message.encode()
     assert len(caught.value.message) < 400
@@ -147,7 +147,7 @@ def test_a_file_whose_name_is_not_utf8_is_refused_for_it_cannot_be_recorded(tmp_
     except OSError:
         pytest.skip("the file system takes no such name")
     with pytest.raises(UsageError, match="annotations file"):
-        named_annotations(os.fsdecode(path))
+        find_annotations(os.fsdecode(path), None, None)
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
@@ -156,6 +156,6 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
     descriptor = os.open(pipe, os.O_RDWR)  # else whoever opens it waits for a writer
     try:
         with pytest.raises(UsageError, match="annotations file"):
-            named_annotations(str(pipe))
+            find_annotations(str(pipe), None, None)
     finally:
         os.close(descriptor)

@@ -6,8 +6,7 @@ value is
     {"dishes": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "dish_0"}, …]},
      "plates": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "plate"}, …]}}
 
-with corners in pixels. A file has hundreds of megabytes, so only one value is in memory at a time. The standard
-library's decoder is the fastest for values of a few kilobytes, and returns where a value ends.
+with corners in pixels. A file has hundreds of megabytes, so only one value is in memory at a time.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ _TOKEN = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 
 @dataclass(frozen=True)
 class Entry:
-    """A member of the file's object: the path of a photo, the bytes of its value (0 if too large), and the value.
-
-    An unusable value is None, and `problem` is the syntax error or limit that makes it so.
-    """
+    """A member of the file's object: `size` is the bytes of its value, 0 if too large; with a `problem` it is None."""
 
     key: str
     size: int
@@ -55,32 +51,23 @@ def find_annotations(given: str | None, setting: str | None, dataset_dir: str | 
     Raises:
         UsageError: there is none, it is not a file, or it cannot be read.
     """
-    if given or setting:
-        return named_annotations(given or setting or "")
-    folders = [os.path.expanduser(dataset_dir)] if dataset_dir else list(usual_sources())[:1]
-    for folder in (*folders, "", Path.home() / "Downloads", Path.home()):
-        path = os.path.join(folder, ANNOTATIONS)
-        if os.path.isfile(path):  # False, not an error, if a folder cannot be searched
-            return named_annotations(path)
-    raise UsageError(
-        f"No annotations file was named and none was found: looked for {ANNOTATIONS} in the dataset's folder, ., "
-        "~/Downloads and ~.",
-        "Name it with --file or QWEN_ANNOTATIONS.",
-    )
-
-
-def named_annotations(text: str) -> Path:
-    """Return the file that a text names, as an absolute path.
-
-    Raises:
-        UsageError: it does not exist, is not a file, or cannot be read.
-    """
     hint = "Name it with --file or QWEN_ANNOTATIONS."
-    shown = text.encode(errors="replace").decode()[:200]
-    if not is_text(text):
+    name = given or setting
+    if not name:
+        folders = [os.path.expanduser(dataset_dir)] if dataset_dir else list(usual_sources())[:1]
+        usual = (os.path.join(place, ANNOTATIONS) for place in (*folders, "", Path.home() / "Downloads", Path.home()))
+        name = next(filter(os.path.isfile, usual), None)  # False, not an error, if a folder cannot be searched
+    if not name:
+        raise UsageError(
+            f"No annotations file was named and none was found: looked for {ANNOTATIONS} in the dataset's folder, ., "
+            "~/Downloads and ~.",
+            hint,
+        )
+    shown = name.encode(errors="replace").decode()[:200]
+    if not is_text(name):
         raise UsageError(f"The path of the annotations file, {shown}, is not UTF-8.", hint)
     try:
-        path = Path(text).expanduser().resolve()
+        path = Path(name).expanduser().resolve()
         if path.exists() and not path.is_file():
             raise UsageError(f"The annotations file {shown} is not a file.", hint)
         with open(path, "rb"):
@@ -226,31 +213,23 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
-def _whole(digits: str) -> float:
-    # int() rejects thousands of digits; such a coordinate is out of range anyway.
-    return int(digits) if len(digits) < 20 else float(digits)
-
-
-# parse_int doubles the time, so it is used only for values with a number that int() rejects.
 _DECODER = json.JSONDecoder()
-_LONG_INT_DECODER = json.JSONDecoder(parse_int=_whole)
+#: For values with an integer of thousands of digits, which int() rejects; float() makes it infinite.
+_FLOAT_DECODER = json.JSONDecoder(parse_int=float)
 
 
-def _parse(text: str, start: int) -> tuple[object, int, BadInput | None]:
+def _parse(text: str, start: int, decoder: json.JSONDecoder = _DECODER) -> tuple[object, int, BadInput | None]:
     """Return the value that begins at `start`, its end, and its problem if it is not JSON."""
     try:
-        try:
-            value, end = _DECODER.raw_decode(text, start)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:
-            value, end = _LONG_INT_DECODER.raw_decode(text, start)
+        value, end = decoder.raw_decode(text, start)
         if text[start] not in _OPENING and not _DELIMITER.match(text, end):
             raise json.JSONDecodeError("Extra data", text, end)  # the first part of a number is also a number
     except json.JSONDecodeError as exc:
         return None, start, BadInput("json_broken", f"the value is not JSON: {exc.msg}")
     except RecursionError:
         return None, start, _too_deep()
+    except ValueError:
+        return _parse(text, start, _FLOAT_DECODER)
     return value, end, None
 
 

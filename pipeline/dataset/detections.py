@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 from pipeline.dataset.layout import camera_of
@@ -16,10 +15,8 @@ MAXIMUM_KEY = 4096
 MAXIMUM_DETECTIONS = 10_000
 
 _FARTHEST = 1_000_000
-_LONGEST_LABEL = len("dish_") + 6
 _NUMBERS = frozenset((int, float))
 _SECTIONS = ("dishes", "plates")
-_USUAL = {label: label for label in (PLATE, *(f"dish_{line}" for line in range(100)))}
 _ID = re.compile(r"recognition_([0-9]+)")
 _DISH = re.compile(r"dish_([0-9]{1,6})")
 
@@ -70,42 +67,26 @@ def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
             raise BadInput("json_shape", f"the photo has more than {MAXIMUM_DETECTIONS} detections")
         for number, entry in enumerate(found, 1):
             try:
-                label = _USUAL.get(entry["label"]) or _known_label(entry["label"])
-                x1, y1, x2, y2 = box = entry["bbox_2d"]
-            except (KeyError, TypeError, ValueError):
-                label = None
-            if label is None or not (
-                # The type check also excludes a string or object in place of the box.
-                (type(x1) is type(y1) is type(x2) is type(y2) is int or _NUMBERS.issuperset(map(type, box)))
-                and -_FARTHEST <= x1 < x2 <= _FARTHEST
-                and -_FARTHEST <= y1 < y2 <= _FARTHEST
-            ):
-                problems.append(_problem(entry, f"detection {number} of {section}"))
-            else:
-                usable.append((label, x1, y1, x2, y2))
+                usable.append(_detection_of(entry))
+            except BadInput as exc:
+                problems.append(BadInput(exc.code, f"detection {number} of {section} {exc.message}"))
     return usable, problems
 
 
-def _problem(entry: object, where: str) -> BadInput:
-    """Return the problem of an unusable detection."""
+def _detection_of(entry: object) -> Detection:
     if not isinstance(entry, dict):
-        return BadInput("box_malformed", f"{where} is not an object")
-    if _known_label(entry.get("label")) is None:
-        return BadInput("label_unknown", f"{where} has a label that is neither dish_<k> nor plate")
+        raise BadInput("box_malformed", "is not an object")
+    text = entry.get("label")
+    dish = _DISH.fullmatch(text) if isinstance(text, str) else None
+    if dish is None and text != PLATE:
+        raise BadInput("label_unknown", "has a label that is neither dish_<k> nor plate")
     box = entry.get("bbox_2d")
     if not isinstance(box, list) or len(box) != 4:
-        return BadInput("box_malformed", f"{where} has no bbox_2d of four numbers")
-    if _NUMBERS.issuperset(map(type, box)) and all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
-        return BadInput("box_malformed", f"{where} has a box without area")
-    return BadInput("box_malformed", f"{where} has a corner that is not a number of pixels")
-
-
-def _known_label(label: object) -> str | None:
-    """Return the label as the database stores it, None if it is unknown."""
-    return _label(label) if isinstance(label, str) and len(label) <= _LONGEST_LABEL else None
-
-
-@functools.lru_cache(maxsize=1024)
-def _label(text: str) -> str | None:
-    dish = _DISH.fullmatch(text)
-    return f"dish_{int(dish[1])}" if dish else text if text == PLATE else None
+        raise BadInput("box_malformed", "has no bbox_2d of four numbers")
+    x1, y1, x2, y2 = box
+    is_number = _NUMBERS.issuperset(map(type, box))
+    if is_number and -_FARTHEST <= x1 < x2 <= _FARTHEST and -_FARTHEST <= y1 < y2 <= _FARTHEST:
+        return f"dish_{int(dish[1])}" if dish else PLATE, x1, y1, x2, y2
+    if is_number and all(-_FARTHEST <= corner <= _FARTHEST for corner in box):
+        raise BadInput("box_malformed", "has a box without area")
+    raise BadInput("box_malformed", "has a corner that is not a number of pixels")
