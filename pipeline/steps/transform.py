@@ -43,9 +43,8 @@ def transform_batch(
         if batch_state.is_done(connection, batch_id, TRANSFORM):
             return
         held = batch_state.hold(connection, batch_id, alone=True)
-        for step, what in ((UPLOAD, "uploaded"), (COPY, "copied")):
-            if step == UPLOAD and held.kind != KIND_LOAD:
-                continue
+        steps = {UPLOAD: "uploaded", COPY: "copied"} if held.kind == KIND_LOAD else {COPY: "copied"}
+        for step, what in steps.items():
             missing = held.shards - batch_state.count_done(connection, batch_id, step)
             if missing:
                 raise UnfinishedError(
@@ -56,8 +55,7 @@ def transform_batch(
         connection.execute("delete_rejected", batch_id=batch_id)
         parts = []
         with metrics.timed("transform"):
-            publish = "transform_batch" if held.kind == KIND_LOAD else "transform_qwen"
-            for row in connection.execute(publish, batch_id=batch_id):
+            for row in connection.execute("transform_batch", batch_id=batch_id):
                 metrics.add(row.operation, row.seconds)
                 parts.append(f"{row.operation}: {row.rows_written} rows in {row.seconds:.2f} s")
                 logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)

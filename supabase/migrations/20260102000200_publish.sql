@@ -387,10 +387,31 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION ingest.publish_model_items() RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+-- What only the model saw: plates, and dishes that are on no line of the receipt.
+DECLARE
+    written bigint;
+BEGIN
+    INSERT INTO public.initial_tray_items (recognition_id, item_type, source, line_number, ordinal, metadata)
+    SELECT d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal, jsonb_build_object('label', min(d.label))
+    FROM pg_temp.wanted_detections d
+    WHERE d.source = 'MODEL'
+    GROUP BY d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal
+    ORDER BY d.recognition_id, d.item_type, d.line_number, d.ordinal
+    ON CONFLICT (recognition_id, item_type, source, line_number, ordinal) DO UPDATE
+        SET metadata = excluded.metadata
+        WHERE initial_tray_items.metadata IS DISTINCT FROM excluded.metadata;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
 CREATE FUNCTION ingest.publish_tray_items() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- A line of quantity n gives n FOOD items, of its first option.
+-- A line of quantity n gives n FOOD items, of its first option; the model may add others.
 DECLARE
     written bigint;
 BEGIN
@@ -411,28 +432,7 @@ BEGIN
                initial_tray_items.metadata)
             IS DISTINCT FROM (excluded.recipe_line_option_id, excluded.menu_item_external_id, excluded.metadata);
     GET DIAGNOSTICS written = ROW_COUNT;
-    RETURN written;
-END
-$$;
-
-CREATE FUNCTION ingest.publish_model_items() RETURNS bigint
-LANGUAGE plpgsql
-AS $$
--- What only the model saw: plates, and dishes that are on no line of the receipt.
-DECLARE
-    written bigint;
-BEGIN
-    INSERT INTO public.initial_tray_items (recognition_id, item_type, source, line_number, ordinal, metadata)
-    SELECT d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal, jsonb_build_object('label', min(d.label))
-    FROM pg_temp.wanted_detections d
-    WHERE d.source = 'MODEL'
-    GROUP BY d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal
-    ORDER BY d.recognition_id, d.item_type, d.line_number, d.ordinal
-    ON CONFLICT (recognition_id, item_type, source, line_number, ordinal) DO UPDATE
-        SET metadata = excluded.metadata
-        WHERE initial_tray_items.metadata IS DISTINCT FROM excluded.metadata;
-    GET DIAGNOSTICS written = ROW_COUNT;
-    RETURN written;
+    RETURN written + ingest.publish_model_items();
 END
 $$;
 
@@ -460,29 +460,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_items()
-RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
-LANGUAGE plpgsql
-AS $$
--- Write tray items and annotations of pg_temp.affected; return what each statement took.
-DECLARE
-    started timestamptz;
-BEGIN
-    started := clock_timestamp();
-    operation := 'transform_tray_items';
-    rows_written := ingest.publish_tray_items() + ingest.publish_model_items();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-
-    started := clock_timestamp();
-    operation := 'transform_annotations';
-    rows_written := ingest.publish_annotations();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-END
-$$;
-
-CREATE FUNCTION ingest.remove_stale() RETURNS bigint
+CREATE FUNCTION ingest.publish_removals() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Delete the rows of pg_temp.stale, those that reference others first.
@@ -505,66 +483,28 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_affected()
+CREATE FUNCTION ingest.publish_affected(kind text)
 RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
 AS $$
--- Make the domain show pg_temp.affected, for which ingest.plan_affected() was called; return what each statement took.
+-- Make the domain show pg_temp.affected, for which ingest.plan_affected() was called; return what each part took. A
+-- batch of kind 'qwen' leaves photos, menus and receipts as they are.
 DECLARE
+    part text;
     started timestamptz;
 BEGIN
     PERFORM ingest.refuse_referenced();
-
-    started := clock_timestamp();
-    operation := 'transform_menus';
-    rows_written := ingest.publish_menus();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-
-    started := clock_timestamp();
-    operation := 'transform_recognitions';
-    rows_written := ingest.publish_recognitions();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-
-    started := clock_timestamp();
-    operation := 'transform_images';
-    rows_written := ingest.publish_images();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-
-    started := clock_timestamp();
-    operation := 'transform_recipes';
-    rows_written := ingest.publish_recipes();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-
     -- Items and annotations before removals: what stays moves to its item, and an item to its option, before any goes.
-    RETURN QUERY SELECT * FROM ingest.publish_items();
-
-    started := clock_timestamp();
-    operation := 'transform_removals';
-    rows_written := ingest.remove_stale();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-END
-$$;
-
-CREATE FUNCTION ingest.publish_qwen()
-RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
-LANGUAGE plpgsql
-AS $$
--- As ingest.publish_affected(), where photos, menus and receipts stay as they are.
-DECLARE
-    started timestamptz;
-BEGIN
-    PERFORM ingest.refuse_referenced();
-    RETURN QUERY SELECT * FROM ingest.publish_items();
-    started := clock_timestamp();
-    operation := 'transform_removals';
-    rows_written := ingest.remove_stale();
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
+    FOREACH part IN ARRAY
+        CASE WHEN kind = 'load' THEN ARRAY['menus', 'recognitions', 'images', 'recipes'] ELSE ARRAY[]::text[] END
+            || ARRAY['tray_items', 'annotations', 'removals']
+    LOOP
+        started := clock_timestamp();
+        operation := 'transform_' || part;
+        EXECUTE format('SELECT ingest.%I()', 'publish_' || part) INTO rows_written;
+        seconds := extract(epoch FROM clock_timestamp() - started);
+        RETURN NEXT;
+    END LOOP;
 END
 $$;
 
@@ -580,52 +520,33 @@ SET enable_hashjoin = off
 SET enable_mergejoin = off
 SET join_collapse_limit = 1
 AS $$
--- Make the domain show every recognition of a batch of kind 'load' in the batch's version.
+-- Make the domain show every recognition of a batch of kind 'load' in the batch's version, or the annotations of a batch
+-- of kind 'qwen'; a recognition that is not there (its batch was reset meanwhile) gets those when it is loaded again.
 DECLARE
+    kind CONSTANT text := (SELECT b.kind FROM ingest.batches b WHERE b.id = batch);
     annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
     started CONSTANT timestamptz := clock_timestamp();
 BEGIN
-    CREATE TEMP TABLE affected ON COMMIT DROP AS
-    SELECT r.recognition_id, r.batch_id,
-        (SELECT q FROM ingest.newest_version('qwen', r.recognition_id, batch) q WHERE annotated) AS qwen_batch_id,
-        EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing
-    FROM raw.receipts r
-    WHERE r.batch_id = batch;
+    IF kind = 'load' THEN
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT r.recognition_id, r.batch_id,
+            (SELECT q FROM ingest.newest_version('qwen', r.recognition_id, batch) q WHERE annotated) AS qwen_batch_id,
+            EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing
+        FROM raw.receipts r
+        WHERE r.batch_id = batch;
+    ELSE
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, p.batch_id, m.batch_id AS qwen_batch_id, true AS existing
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        WHERE m.batch_id = batch;
+    END IF;
     PERFORM ingest.plan_affected();
     operation := 'transform_plan';
     SELECT count(*) INTO rows_written FROM pg_temp.affected;
     seconds := extract(epoch FROM clock_timestamp() - started);
     RETURN NEXT;
-    RETURN QUERY SELECT * FROM ingest.publish_affected();
-END
-$$;
-
-CREATE FUNCTION ingest.transform_qwen(batch text)
-RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
-LANGUAGE plpgsql
-SET search_path = ''
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-SET join_collapse_limit = 1
-AS $$
--- Make the domain show the annotations of a batch of kind 'qwen'. A recognition that is not there (its batch was reset
--- meanwhile) gets them when it is loaded again.
-DECLARE
-    started CONSTANT timestamptz := clock_timestamp();
-BEGIN
-    CREATE TEMP TABLE affected ON COMMIT DROP AS
-    SELECT p.id AS recognition_id, p.batch_id, m.batch_id AS qwen_batch_id, true AS existing
-    FROM ingest.manifest m
-    JOIN public.recognitions p ON p.id = m.recognition_id
-    WHERE m.batch_id = batch;
-    PERFORM ingest.plan_affected();
-    operation := 'transform_plan';
-    SELECT count(*) INTO rows_written FROM pg_temp.affected;
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-    RETURN QUERY SELECT * FROM ingest.publish_qwen();
+    RETURN QUERY SELECT * FROM ingest.publish_affected(kind);
 END
 $$;
 
@@ -679,25 +600,16 @@ AS $$
 DECLARE
     removed bigint;
     n bigint;
+    name text;
 BEGIN
-    IF (SELECT kind FROM ingest.batches WHERE id = batch) = 'load' THEN
-        PERFORM ingest.publish_affected();
-    ELSE
-        PERFORM ingest.publish_qwen();
-    END IF;
+    PERFORM ingest.publish_affected(b.kind) FROM ingest.batches b WHERE b.id = batch;
     SELECT count(*) INTO removed FROM pg_temp.stale;
-    DELETE FROM raw.photos WHERE batch_id = batch;
-    GET DIAGNOSTICS n = ROW_COUNT;
-    removed := removed + n;
-    DELETE FROM raw.receipts WHERE batch_id = batch;
-    GET DIAGNOSTICS n = ROW_COUNT;
-    removed := removed + n;
-    DELETE FROM raw.menus WHERE batch_id = batch;
-    GET DIAGNOSTICS n = ROW_COUNT;
-    removed := removed + n;
-    DELETE FROM raw.detections WHERE batch_id = batch;
-    GET DIAGNOSTICS n = ROW_COUNT;
+    FOREACH name IN ARRAY ARRAY['photos', 'receipts', 'menus', 'detections'] LOOP
+        EXECUTE format('DELETE FROM raw.%I WHERE batch_id = $1', name) USING batch;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        removed := removed + n;
+    END LOOP;
     DELETE FROM ingest.claims WHERE batch_id = batch;
-    RETURN removed + n;
+    RETURN removed;
 END
 $$;

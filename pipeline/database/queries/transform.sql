@@ -16,9 +16,6 @@ LIMIT 500
 -- name: transform_batch
 SELECT operation, rows_written, seconds FROM ingest.transform_batch(:batch_id)
 
--- name: transform_qwen
-SELECT operation, rows_written, seconds FROM ingest.transform_qwen(:batch_id)
-
 -- name: update_batch_finished
 UPDATE ingest.batches b
 SET state = 'done', version = (SELECT coalesce(max(version), 0) + 1 FROM ingest.batches),
