@@ -125,11 +125,25 @@ def test_a_bucket_of_strangers_is_left_alone(
         with pytest.raises(ValueError, match="to its end"):
             list(Verification(database, storage, elsewhere.bucket).repair(iter(findings)))
     assert other.listed() == strangers
-    # Of one batch nobody else's object is looked at, so that it may be mended.
+    refused = command("verify", "--repair", "--batch-id", "b2")
+    assert refused.code == 4
+    assert "The bucket holds 2 objects of no batch on record" in refused.err
+    assert other.listed() == strangers
+    put_stranger(other, f"{ours[0]}.txt")  # below the prefix of a batch that is in this bucket
     assert command("verify", "--repair", "--batch-id", "b2").code == 0
     assert other.listed() == sorted([*strangers, *ours])
     assert command("verify", "--repair").code == 0
     assert other.listed() == ours
+
+
+def test_a_batch_whose_objects_are_all_gone_is_mended_in_an_empty_bucket(
+    command: Command, load: LoadBatch, small_dataset: MakeDataset, settings: Settings, stored: Bucket
+) -> None:
+    load(small_dataset(1), "b1")
+    sound = world.objects(settings)
+    stored.remove(*sound)
+    assert command("verify", "--repair", "--batch-id", "b1").code == 0
+    assert world.objects(settings) == sound
 
 
 def test_what_is_left_of_a_batch_that_was_reset_is_no_stranger(

@@ -8,41 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import itertools
 import json
 import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from pathlib import Path
+from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
-from pipeline.errors import (
-    ObjectNotFound,
-    RefusedError,
-    StorageError,
-    StorageUnavailable,
-    UnfinishedError,
-    UsageError,
-)
+from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
+from pipeline.steps.parallel import in_threads, pages
 from pipeline.storage import PAGE, Storage, StoredObject
 
-EQUAL, MISSING, DANGLING, DAMAGED, ORPHAN, INCONSISTENT = (
-    "equal",
-    "missing",
-    "dangling",
-    "damaged",
-    "orphan",
-    "inconsistent",
-)
-#: The sign that a line begins with.
-SIGNS = {EQUAL: "=", MISSING: "-", DANGLING: "-", DAMAGED: "*", ORPHAN: "+", INCONSISTENT: "*"}
+#: The kinds of findings, and the sign that a line begins with.
+SIGNS = {"equal": "=", "missing": "-", "dangling": "-", "damaged": "*", "orphan": "+", "inconsistent": "*"}
+EQUAL, MISSING, DANGLING, DAMAGED, ORPHAN, INCONSISTENT = SIGNS
 
 #: Queries for rows that violate a guarantee of docs/explanation/architecture.md: what, message, batch_id.
 CHECKS = (
@@ -58,17 +44,11 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """The state of an object or of a row.
+    """The state of an object or of a row, which is what `key` names.
 
-    Attributes:
-        kind: `equal`, `missing` (the object of a version that no reader sees), `dangling` (a row that readers see has
-            no object), `damaged`, `orphan`, `inconsistent` (the database contradicts itself).
-        key: the object's key, or the row.
-        message: the difference; empty for `equal`.
-        batch_id: the batch that it belongs to, None if there is none.
-        path: the photo in the batch's source.
-        size: bytes of the photo, or of the object if there is no photo.
-        sha256: of the photo.
+    A missing object is `dangling` if readers see a row that names it, and `missing` if they see another version; a row
+    that contradicts others is `inconsistent`. The batch is None if there is none on record. `path` is the photo in the
+    batch's source, `sha256` is its digest, and `size` are its bytes; those of the object if there is no photo.
     """
 
     kind: str
@@ -82,34 +62,6 @@ class Finding:
     def line(self) -> str:
         """Return the finding as one line."""
         return f"{SIGNS[self.kind]} {self.key}" + (f" {self.kind}: {self.message}" if self.message else "")
-
-
-@dataclass(frozen=True)
-class _Batch:
-    id: str
-    kind: str
-    state: str
-    source: str
-    bucket: str
-    shards: int
-    created_at: datetime
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """An object that must be in the bucket."""
-
-    key: str
-    batch_id: str
-    path: str
-    size: int
-    sha256: str
-    md5: str
-    named: bool
-
-    def finding(self, kind: str, message: str = "") -> Finding:
-        """Return a finding about this object."""
-        return Finding(kind, self.key, message, self.batch_id, self.path, self.size, self.sha256)
 
 
 class Verification:
@@ -154,14 +106,16 @@ class Verification:
             if one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket and batch_id is None:
                 self.elsewhere.setdefault(one.bucket, []).append(one.id)
 
-    def _list_batches(self) -> dict[str, _Batch]:
+    def _list_batches(self) -> dict[str, Any]:
         rows = self._database.run(methodcaller("execute", "list_verifiable"), read_only=True)
-        return {row.id: _Batch(*row) for row in rows}
+        return {row.id: row for row in rows}
 
     def run(self) -> Iterator[Finding]:
         """Yield a finding for every expected or stored object, then for every inconsistency."""
-        findings = self._read_equal(self._compare()) if self._deep else self._compare()
-        while page := list(itertools.islice(findings, PAGE)):
+        findings = self._compare()
+        if self._deep:
+            findings = in_threads(self._storage, self._storage.threads, self._read, findings)
+        for page in pages(findings, PAGE):
             for finding in self._confirmed(page):
                 self._equal += finding.kind == EQUAL
                 self._foreign += finding.kind == ORPHAN and finding.batch_id is None
@@ -171,32 +125,26 @@ class Verification:
 
     def _compare(self) -> Iterator[Finding]:
         """Merge the expected keys with the stored ones; both are sorted."""
-        expected = self._expected()
-        prefix = f"{self._batch_id}/" if self._batch_id is not None else ""
-        wanted = next(expected, None)
-        for stored in self._storage.list_objects(prefix):
-            while wanted is not None and wanted.key < stored.key:
-                yield _missing(wanted)
-                wanted = next(expected, None)
-            if wanted is not None and wanted.key == stored.key:
-                yield _compare_object(wanted, stored)
-                wanted = next(expected, None)
-            elif (finding := self._unexpected(stored)) is not None:
+        stored = self._storage.list_objects(f"{self._batch_id}/" if self._batch_id is not None else "")
+        merged = heapq.merge(self._expected(), stored, key=attrgetter("key"))
+        for _, same in itertools.groupby(merged, key=attrgetter("key")):
+            first, *stored_too = same  # of an expected key and its object, the key comes first
+            is_stranger = isinstance(first, StoredObject)
+            finding = self._unexpected(first) if is_stranger else _found(first, *stored_too)
+            if finding is not None:
                 yield finding
-        while wanted is not None:
-            yield _missing(wanted)
-            wanted = next(expected, None)
 
-    def _expected(self) -> Iterator[_Expected]:
+    def _expected(self) -> Iterator[Any]:
         for batch in self._batches.values():
-            if batch.kind != KIND_LOAD or batch.state != "done" or batch.bucket != self._bucket:
-                continue
-            if self._batch_id not in (None, batch.id):
+            if not self._is_here(batch) or batch.state != "done" or self._batch_id not in (None, batch.id):
                 continue
             for shard in range(1, batch.shards + 1):
                 work = methodcaller("execute", "list_expected", batch_id=batch.id, shard=shard)
-                for row in self._database.run(work, timeout=0, read_only=True):
-                    yield _Expected(row.key, batch.id, row.path, row.size, row.sha256, row.md5, row.named)
+                yield from self._database.run(work, timeout=0, read_only=True)
+
+    def _is_here(self, batch: Any) -> bool:
+        """Return whether a batch, if there is one, has its objects in this bucket."""
+        return batch is not None and batch.kind == KIND_LOAD and batch.bucket == self._bucket
 
     def _unexpected(self, stored: StoredObject) -> Finding | None:
         """Return a finding for an object that no finished batch names; None if an unfinished batch may name it."""
@@ -210,23 +158,10 @@ class Verification:
             return None
         return Finding(ORPHAN, stored.key, f"{stored.size} bytes, that no row names", batch.id, size=stored.size)
 
-    def _read_equal(self, findings: Iterator[Finding]) -> Iterator[Finding]:
-        """Read the objects that seem equal, several at once; yield the findings in order."""
-        pending: deque[Finding | Future[Finding]] = deque()
-        with ThreadPoolExecutor(self._storage.threads, thread_name_prefix="verify") as executor:
-            try:
-                for finding in findings:
-                    pending.append(executor.submit(self._read, finding) if finding.kind == EQUAL else finding)
-                    if len(pending) > 4 * self._storage.threads:
-                        yield _result_of(pending.popleft())
-                while pending:
-                    yield _result_of(pending.popleft())
-            except BaseException:
-                self._storage.stop()
-                executor.shutdown(wait=True, cancel_futures=True)
-                raise
-
     def _read(self, finding: Finding) -> Finding:
+        """Read an object that seems equal and compare its content."""
+        if finding.kind != EQUAL:
+            return finding
         size = 0
         for _ in range(2):  # a proxy may have responded with a page of its own
             try:
@@ -240,13 +175,11 @@ class Verification:
 
     def _confirmed(self, page: Sequence[Finding]) -> Iterator[Finding]:
         """Yield findings, without the differences of batches that a load or a reset changed in the meantime."""
-        if all(finding.kind == EQUAL for finding in page):
-            yield from page
-            return
-        now = self._list_batches()
+        differs = any(finding.kind != EQUAL for finding in page)
+        now = self._list_batches() if differs else self._batches
         for finding in page:
-            before, after = self._batches.get(_batch_of(finding)), now.get(_batch_of(finding))
-            if finding.kind == EQUAL or before == after:
+            batch_id = _batch_of(finding)
+            if finding.kind == EQUAL or self._batches.get(batch_id) == now.get(batch_id):
                 yield finding
 
     def _inconsistencies(self) -> Iterator[Finding]:
@@ -279,18 +212,26 @@ class Verification:
         """
         if not self._is_complete:
             raise ValueError("read run() to its end first")
+        if self._batch_id is not None and not self._equal:
+            self._foreign = self._count_foreign()
         if self._foreign and not self._equal:
             raise RefusedError(
                 f"The bucket holds {self._foreign} objects of no batch on record,"
                 " and none that this database has loaded.",
                 "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed.",
             )
-        while page := list(itertools.islice(findings, PAGE)):
+        for page in pages(findings, PAGE):
             rows = [finding for finding in page if finding.kind == INCONSISTENT]
             yield from ((finding, "reset the batch and load it again to repair rows") for finding in rows)
             objects = [finding for finding in page if finding.kind != INCONSISTENT]
             for batch_id, group in itertools.groupby(objects, key=_batch_of):
                 yield from self._repair_batch(batch_id, list(group))
+
+    def _count_foreign(self) -> int:
+        """Return the objects of the bucket's first page if none of them is of a batch in this bucket, else 0."""
+        first = list(itertools.islice(self._storage.list_objects(""), PAGE))
+        is_ours = any(self._is_here(self._batches.get(stored.key.partition("/")[0])) for stored in first)
+        return 0 if is_ours else len(first)
 
     def _repair_batch(self, batch_id: str, group: Sequence[Finding]) -> list[tuple[Finding, str]]:
         """Repair the objects below the prefix of one batch, on record or not."""
@@ -307,16 +248,17 @@ class Verification:
                 known = {row.key for row in connection.execute("list_known_keys", batch_id=batch_id, keys=keys)}
             self._storage.remove([one.key for one in group if one.kind == ORPHAN and one.key not in known])
             source = Path(before.source if before is not None else "")
-            with ThreadPoolExecutor(min(8, self._storage.threads), thread_name_prefix="repair") as executor:
-                reasons = executor.map(lambda one: self._repair_object(source, one, one.key in known), group)
-                return list(zip(group, reasons, strict=True))
+            repair = partial(self._repair_object, source, known)
+            return list(
+                zip(group, in_threads(self._storage, min(8, self._storage.threads), repair, group), strict=True)
+            )
 
         return self._database.run(work, timeout=0)
 
-    def _repair_object(self, source: Path, finding: Finding, known: bool) -> str:
+    def _repair_object(self, source: Path, known: set[str], finding: Finding) -> str:
         """Upload an object again; return the reason why it is not repaired, empty if it is."""
         if finding.kind == ORPHAN:
-            return f"batch {_batch_of(finding)} has it on record" if known else ""
+            return f"batch {_batch_of(finding)} has it on record" if finding.key in known else ""
         try:
             content = (source / finding.path).read_bytes()
         except OSError as exc:
@@ -335,19 +277,15 @@ def _batch_of(finding: Finding) -> str:
     return finding.batch_id or finding.key.partition("/")[0]
 
 
-def _missing(wanted: _Expected) -> Finding:
-    if wanted.named:
-        return wanted.finding(DANGLING, "readers see its row, and there is no object")
-    return wanted.finding(MISSING, "the object of a version that a later one superseded")
-
-
-def _compare_object(wanted: _Expected, stored: StoredObject) -> Finding:
-    if stored.size != wanted.size:
-        return wanted.finding(DAMAGED, f"{stored.size} bytes instead of {wanted.size}")
-    if stored.md5 not in (None, wanted.md5):
-        return wanted.finding(DAMAGED, "its MD5 differs")
-    return wanted.finding(EQUAL)
-
-
-def _result_of(finding: Finding | Future[Finding]) -> Finding:
-    return finding if isinstance(finding, Finding) else finding.result()
+def _found(wanted: Any, stored: StoredObject | None = None) -> Finding:
+    """Compare an expected object, a row of list_expected, with the stored one."""
+    kind, message = EQUAL, ""
+    if stored is None and wanted.named:
+        kind, message = DANGLING, "readers see its row, and there is no object"
+    elif stored is None:
+        kind, message = MISSING, "the object of a version that a later one superseded"
+    elif stored.size != wanted.size:
+        kind, message = DAMAGED, f"{stored.size} bytes instead of {wanted.size}"
+    elif stored.md5 not in (None, wanted.md5):
+        kind, message = DAMAGED, "its MD5 differs"
+    return Finding(kind, wanted.key, message, wanted.batch_id, wanted.path, wanted.size, wanted.sha256)
