@@ -7,9 +7,7 @@ then its manifest and markers. After an interruption at any point, the same comm
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,7 +22,8 @@ from pipeline.database.errors import references_refused
 from pipeline.errors import RefusedError, StorageError
 from pipeline.observe.logger import get_logger
 from pipeline.observe.progress import ProgressCounter
-from pipeline.storage import PAGE, Storage
+from pipeline.steps.parallel import in_threads, pages
+from pipeline.storage import PAGE, Storage, StoredObject
 from pipeline.units import size
 
 logger = get_logger(__name__)
@@ -44,15 +43,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a reset would do.
+    """What a reset would do: rows (by table) and objects to delete, and the references that prevent it.
 
-    Attributes:
-        batch: the batch before the reset.
-        rows: rows to delete, by table.
-        objects: number of objects to delete.
-        bytes: their size.
-        returning: recognitions whose earlier version readers see again, by earlier batch.
-        blocking: references that prevent the reset.
+    `returning` are the recognitions whose earlier version readers see again, by the batch of that version.
     """
 
     batch: Batch
@@ -99,22 +92,16 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
             return Plan(batch, {}, 0, 0, {}, ())
         connection.execute("plan_reset", batch_id=batch_id)
         raw = connection.one("count_raw", batch_id=batch_id)._asdict()
-        rows = {f"raw.{name}": count for name, count in raw.items()}
+        rows = {f"raw.{name}": count for name, count in raw.items() if count}
         rows.update({row.name: row.going for row in connection.execute("list_stale")})
-        returning = connection.execute("list_returning", kind=batch.kind)
-        return Plan(
-            batch,
-            {name: count for name, count in rows.items() if count},
-            0,
-            0,
-            {row.batch_id: row.recognitions for row in returning},
-            tuple(Reference(row.app, row.target, row.referencing) for row in connection.execute("find_references")),
-        )
+        returning = {row.batch_id: row.recognitions for row in connection.execute("list_returning", kind=batch.kind)}
+        blocking = tuple(Reference(*row) for row in connection.execute("find_references"))
+        return Plan(batch, rows, 0, 0, returning, blocking)
 
     plan = database.run(work, timeout=0, keep=False)
     if plan.batch.kind != KIND_LOAD or plan.batch.state == "reset":
         return plan
-    with closing(Storage(_settings_of(settings, plan.batch))) as storage:
+    with _storage_of(settings, plan.batch) as storage:
         objects = total = 0
         for found in storage.list_objects(_prefix(batch_id)):
             objects += 1
@@ -159,15 +146,15 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
     if batch.kind == KIND_LOAD:
         counter = counter or ProgressCounter()
         counter.start(batch.photos, 0)
-        with closing(Storage(_settings_of(settings, batch))) as storage:
+        with _storage_of(settings, batch) as storage:
             _remove_objects(database, storage, batch, counter.start_shard(1))
     database.run(lambda connection: _delete_manifest(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)
 
 
-def _settings_of(settings: Settings, batch: Batch) -> Settings:
-    """Return the settings with the bucket that the batch was loaded into."""
-    return replace(settings, bucket=batch.bucket)
+def _storage_of(settings: Settings, batch: Batch) -> closing[Storage]:
+    """Return a client for the bucket that the batch was loaded into."""
+    return closing(Storage(replace(settings, bucket=batch.bucket)))
 
 
 def _prefix(batch_id: str) -> str:
@@ -200,53 +187,30 @@ def _remove_objects(database: Database, storage: Storage, batch: Batch, progress
     load with the same id.
     """
 
-    def remove(page: Sequence[str]) -> None:
+    def remove(page: Sequence[StoredObject]) -> int:
         def work(connection: Connection) -> None:
             if not batch_state.is_gone(connection, batch.id, batch.created_at):
                 raise RefusedError(
                     f"Batch {batch.id} was started anew in the meantime: this reset removes nothing more.",
                     "Look at it with `python -m pipeline status`.",
                 )
-            storage.remove(page)
+            storage.remove([found.key for found in page])
 
         database.run(work, timeout=0)
         progress(len(page))
+        return len(page)
 
+    threads = min(_THREADS, database.connections)
     for _ in range(_ROUNDS):
-        listed = 0
-        pending: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(min(_THREADS, database.connections), thread_name_prefix="remove") as executor:
-            try:
-                for page in _pages(storage, _prefix(batch.id)):
-                    listed += len(page)
-                    pending.append(executor.submit(remove, page))
-                    if len(pending) > 2 * _THREADS:
-                        pending.popleft().result()
-                while pending:
-                    pending.popleft().result()
-            except BaseException:
-                storage.stop()
-                executor.shutdown(wait=True, cancel_futures=True)
-                raise
-        logger.info("reset: %d objects", listed)
-        if not listed:
+        removed = sum(in_threads(storage, threads, remove, pages(storage.list_objects(_prefix(batch.id)), PAGE)))
+        logger.info("reset: %d objects", removed)
+        if not removed:
             return
     if next(storage.list_objects(_prefix(batch.id)), None) is not None:
         raise StorageError(
             f"Storage still holds objects of batch {batch.id} after {_ROUNDS} rounds of deleting.",
             "Look at the Storage server's log; is another machine still uploading?",
         )
-
-
-def _pages(storage: Storage, prefix: str) -> Iterator[Sequence[str]]:
-    page: list[str] = []
-    for found in storage.list_objects(prefix):
-        page.append(found.key)
-        if len(page) == PAGE:
-            yield page
-            page = []
-    if page:
-        yield page
 
 
 def _delete_manifest(connection: Connection, batch_id: str) -> None:
