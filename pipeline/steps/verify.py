@@ -65,11 +65,9 @@ class Finding:
 
 
 class Verification:
-    """A comparison of a database with a bucket.
+    """A comparison of a database, or one batch of it, with a bucket.
 
-    Arguments:
-        batch_id: verify only this batch.
-        deep: read every object and compare its SHA-256, not only its size and the MD5 that Storage lists.
+    A `deep` one reads every object and compares its SHA-256, not only its size and the MD5 that Storage lists.
     """
 
     def __init__(
@@ -149,14 +147,16 @@ class Verification:
     def _unexpected(self, stored: StoredObject) -> Finding | None:
         """Return a finding for an object that no finished batch names; None if an unfinished batch may name it."""
         batch = self._batches.get(stored.key.partition("/")[0])
+        owner = None
         if batch is None or batch.kind != KIND_LOAD:
-            return Finding(ORPHAN, stored.key, f"{stored.size} bytes, of no batch on record", size=stored.size)
-        if batch.bucket != self._bucket:
-            message = f"{stored.size} bytes, of a batch that is in the bucket {batch.bucket}"
-            return Finding(ORPHAN, stored.key, message, size=stored.size)
-        if batch.state in ("loading", "resetting"):
+            message = "of no batch on record"
+        elif batch.bucket != self._bucket:
+            message = f"of a batch that is in the bucket {batch.bucket}"
+        elif batch.state in ("loading", "resetting"):
             return None
-        return Finding(ORPHAN, stored.key, f"{stored.size} bytes, that no row names", batch.id, size=stored.size)
+        else:
+            owner, message = batch.id, "that no row names"
+        return Finding(ORPHAN, stored.key, f"{stored.size} bytes, {message}", owner, size=stored.size)
 
     def _read(self, finding: Finding) -> Finding:
         """Read an object that seems equal and compare its content."""
@@ -178,8 +178,7 @@ class Verification:
         differs = any(finding.kind != EQUAL for finding in page)
         now = self._list_batches() if differs else self._batches
         for finding in page:
-            batch_id = _batch_of(finding)
-            if finding.kind == EQUAL or self._batches.get(batch_id) == now.get(batch_id):
+            if finding.kind == EQUAL or self._batches.get(_batch_of(finding)) == now.get(_batch_of(finding)):
                 yield finding
 
     def _inconsistencies(self) -> Iterator[Finding]:
@@ -249,9 +248,8 @@ class Verification:
             self._storage.remove([one.key for one in group if one.kind == ORPHAN and one.key not in known])
             source = Path(before.source if before is not None else "")
             repair = partial(self._repair_object, source, known)
-            return list(
-                zip(group, in_threads(self._storage, min(8, self._storage.threads), repair, group), strict=True)
-            )
+            reasons = in_threads(self._storage, min(8, self._storage.threads), repair, group)
+            return list(zip(group, reasons, strict=True))
 
         return self._database.run(work, timeout=0)
 
