@@ -288,7 +288,7 @@ def test_what_another_discovery_took_meanwhile_is_told(
 
     monkeypatch.setattr(STAGE, stage_and_lose)
     found = annotate.discover()
-    assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 4, ("q0",))
+    assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 4, ["q0"])
     assert world.query(dsn, "SELECT held_elsewhere, held_by FROM ingest.batches WHERE id = 'q1'") == [(4, ["q0"])]
     annotate.transform()
     assert annotated(dsn) == set(ids[4:])

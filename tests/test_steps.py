@@ -374,7 +374,7 @@ def test_a_recognition_is_in_one_unfinished_batch_at_most(load: Load) -> None:
     first = load.discover(limit=4)
     second = load.discover(batch_id="b2")
     assert (first.recognitions, first.beyond_limit) == (4, 2)
-    assert (second.recognitions, second.held_elsewhere, second.held_by) == (2, 4, ("b1",))
+    assert (second.recognitions, second.held_elsewhere, second.held_by) == (2, 4, ["b1"])
 
 
 def test_what_another_discovery_took_meanwhile_is_told(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +391,7 @@ def test_what_another_discovery_took_meanwhile_is_told(load: Load, monkeypatch: 
 
     monkeypatch.setattr(discover_module, "_stage", stage_and_lose)
     found = load.discover(batch_id="b2")
-    assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 4, ("b1",))
+    assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 4, ["b1"])
     assert load.query("SELECT held_elsewhere, held_by FROM ingest.batches WHERE id = 'b2'") == [(4, ["b1"])]
 
 

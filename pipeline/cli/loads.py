@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _dry_run(options: argparse.Namespace) -> int:
         text = f"Batch {batch.batch_id} is discovered already; nothing new would be selected."
         print_result(options, discovered, text)
     else:
-        print_result(options, {"dry_run": True, **found.as_dict()}, _describe(found))
+        print_result(options, {"dry_run": True, **asdict(found)}, _describe(found))
     return DONE
 
 

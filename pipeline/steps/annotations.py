@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
-from pipeline.dataset.detections import Detection, detections_of, photo_of
+from pipeline.dataset.detections import detections_of, photo_of
 from pipeline.dataset.records import Folder, Reject
 from pipeline.errors import BadInput, UnfinishedError
 
@@ -35,39 +35,35 @@ def stage_annotations(
 ) -> Any:
     """Read the file; fill pg_temp.entries, pg_temp.detections, pg_temp.staged (the selection) and pg_temp.found.
 
-    Return a row of counts: found, already_loaded, held_elsewhere, held_by, superseded_copies.
-
-    Arguments:
-        progress: called with the size of the file and the bytes read so far.
+    Return a row of counts: found, already_loaded, held_elsewhere, held_by, superseded_copies. `progress` is called with
+    the size of the file and the bytes read so far.
 
     Raises:
         UsageError: the file is not one JSON object.
         UnfinishedError: the file cannot be read.
     """
-    connection.execute("create_found")
-    connection.execute("create_entries")
-    connection.execute("create_detections")
+    for statement in ("create_found", "create_entries", "create_detections"):
+        connection.execute(statement)
     rows: list[Sequence[object]] = []
     lines: list[bytes] = []
     rejects: list[Reject] = []
-    size = 0
 
     def flush() -> None:
         connection.copy_in("pg_temp.entries", _ENTRIES, rows)
         connection.copy_lines("pg_temp.detections", _DETECTIONS, lines)
         copy_found(connection, rejects)
-        rows.clear()
-        lines.clear()
-        rejects.clear()
+        for buffer in (rows, lines, rejects):
+            buffer.clear()
 
     with _opened(path) as stream:
         total = os.fstat(stream.fileno()).st_size
         numbers = itertools.count()
+        size = 0
         for entry in read_entries(stream):
             row, detections, problems = _read(next(numbers), entry)
             # Free this entry before the next one is parsed; enumerate() would keep it.
             del entry
-            rows += [row] if row is not None else []
+            rows += row
             lines.append(detections)
             rejects += problems
             size += len(detections)
@@ -78,10 +74,8 @@ def stage_annotations(
     flush()
     connection.execute("analyze_entries")
     connection.execute("create_annotated", batch_id=batch_id, force=force)
-    connection.execute("index_annotated")
-    connection.execute("analyze_annotated")
-    connection.execute("drop_skipped_rejects")
-    connection.execute("add_unknown")
+    for statement in ("index_annotated", "analyze_annotated", "drop_skipped_rejects", "add_unknown"):
+        connection.execute(statement)
     connection.execute("create_staged_annotations", force=force)
     return connection.one("count_annotated")
 
@@ -95,34 +89,29 @@ def copy_found(connection: Connection, inputs: Iterable[Folder | Reject]) -> int
     )
 
 
-def _read(number: int, entry: Entry) -> tuple[Sequence[object] | None, bytes, list[Reject]]:
-    """Return an entry's row (None if its key names no photo), its detections as COPY lines, and its rejects."""
+def _read(number: int, entry: Entry) -> tuple[list[Sequence[object]], bytes, list[Reject]]:
+    """Return the row (none if the key names no photo), the detections as COPY lines, and the rejects of an entry."""
     shown = entry.key.encode(errors="replace").decode().replace("\0", "�")[:_LONGEST_PATH]
     try:
         recognition_id, camera = photo_of(entry.key)
     except BadInput as exc:
-        return None, b"", [Reject(None, shown, exc.code, exc.message)]
+        return [], b"", [Reject(None, shown, exc.code, exc.message)]
     usable: int | None = None
-    lines = b""
+    lines = ""
     try:
         if entry.problem is not None:
             raise entry.problem
         detections, problems = detections_of(entry.value)
-        usable, lines = len(detections), _lines(number, detections)
+        usable = len(detections)
+        # The text format of COPY; no field needs escaping.
+        lines = "".join(
+            f"{number}\t{position}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"
+            for position, (label, x1, y1, x2, y2) in enumerate(detections, 1)
+        )
     except BadInput as exc:
         problems = [exc]
     row = (number, recognition_id, camera, entry.key, entry.size, usable)
-    return row, lines, [Reject(recognition_id, shown, exc.code, exc.message) for exc in problems]
-
-
-def _lines(number: int, detections: Sequence[Detection]) -> bytes:
-    """Return detections in the text format of COPY; no field needs escaping."""
-    return "".join(
-        [
-            f"{number}\t{position}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"
-            for position, (label, x1, y1, x2, y2) in enumerate(detections, 1)
-        ]
-    ).encode()
+    return [row], lines.encode(), [Reject(recognition_id, shown, one.code, one.message) for one in problems]
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -80,11 +80,7 @@ def find_batch_to_reset(connection: Connection, batch_id: str) -> Batch:
 
 
 def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
-    """Return what a reset would do; change nothing.
-
-    Raises:
-        UsageError: there is no such batch.
-    """
+    """Return what a reset would do; change nothing."""
 
     def work(connection: Connection) -> Plan:
         batch = find_batch_to_reset(connection, batch_id)
@@ -130,10 +126,7 @@ def describe_reset(plan: Plan) -> str:
 
 
 def reset_batch(database: Database, settings: Settings, batch_id: str, counter: ProgressCounter | None = None) -> None:
-    """Remove a batch; do nothing if it was reset before.
-
-    Arguments:
-        counter: counts the deleted photos.
+    """Remove a batch; do nothing if it was reset before. `counter` counts the deleted photos.
 
     Raises:
         RefusedError: a foreign table references rows to delete; nothing was changed.

@@ -26,8 +26,7 @@ def transform_batch(
 ) -> None:
     """Publish the batch's raw rows in the domain and finish the batch; do nothing if the marker exists.
 
-    Arguments:
-        report: called with a description of each part before it starts, and of the result.
+    `report` is called with a description of each part before it starts, and of the result.
 
     Raises:
         UnfinishedError: a shard is not copied yet.

@@ -99,7 +99,7 @@ CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id
 -- name: insert_batch
 INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, strict, bucket, found, already_loaded,
     held_elsewhere, held_by, superseded_copies, beyond_limit)
-VALUES (:batch_id, :kind, 'loading', :source, :recognition_limit, :force, :strict, :bucket, :found, :already_loaded,
+VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :strict, :bucket, :found, :already_loaded,
     :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
 ON CONFLICT (id) DO UPDATE
     SET kind = excluded.kind, state = 'loading', source = excluded.source,
