@@ -21,7 +21,7 @@
 
     BadInput
 
-Only a TransientError is retried. The table in `cli.py` maps errors to exit codes.
+Only a TransientError is retried. The table in `cli/output.py` maps errors to exit codes.
 """
 
 from __future__ import annotations

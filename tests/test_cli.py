@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli, errors
-from pipeline.cli.exit_codes import exit_code
+from pipeline.cli.output import exit_code
 from pipeline.config import Settings
 from tests import world
 from tests.services import MakeDataset, RunPipeline, free_port, subprocess_environment

@@ -21,7 +21,7 @@ from dotenv import dotenv_values
 
 import pipeline
 from pipeline import cli, config
-from pipeline.cli import exit_codes
+from pipeline.cli import output
 from pipeline.cli.parser import EXAMPLES
 from pipeline.config import Tuning
 from pipeline.steps.discover import MAXIMUM_SHARDS
@@ -138,8 +138,8 @@ def test_each_example_is_a_command_that_the_parser_takes(name: str) -> None:
 
 
 def test_the_table_of_exit_codes_is_that_of_the_commands() -> None:
-    codes = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
-    assert codes >= {code for _, code in exit_codes.EXIT_CODES}
+    codes = {value for name, value in vars(output).items() if name.isupper() and isinstance(value, int)}
+    assert codes >= {code for _, code in output.EXIT_CODES}
     assert {int(row[0]) for row in rows(section("Exit codes"))[1:]} == codes
 
 

@@ -103,7 +103,9 @@ def differences(run: RunPipeline, dataset: Path, settings: Settings) -> subproce
 def interrupted(run: RunPipeline, dataset: Path, settings: Settings) -> subprocess.CompletedProcess[str]:
     """Stop itself as soon as it looks at the batch."""
     stop = "lambda *_, **__: signal.raise_signal(signal.SIGTERM)"
-    program = f"import signal; from pipeline import cli; cli.loads.resolve_batch = {stop}; raise SystemExit(cli.main())"
+    program = (
+        f"import signal; from pipeline import cli; cli.batches.resolve_batch = {stop}; raise SystemExit(cli.main())"
+    )
     return subprocess.run(
         [sys.executable, "-c", program, "load", "--source", str(dataset), "--dry-run"],
         env=subprocess_environment(),

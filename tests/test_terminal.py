@@ -1,4 +1,4 @@
-"""terminal.py: the prompt returns the typed line, and signals interrupt it."""
+"""The prompt returns the typed line, and signals interrupt it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.cli.terminal import ask
+from pipeline.cli.output import ask
 
 #: Ctrl-D, the end-of-file character of a terminal.
 END = b"\x04"

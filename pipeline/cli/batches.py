@@ -1,4 +1,4 @@
-"""Commands about existing batches: reset, status, verify, report."""
+"""Commands about batches: load, load-qwen, worker, reset, status, verify, report."""
 
 from __future__ import annotations
 
@@ -6,54 +6,156 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.batches import status as batch_status
-from pipeline.batches.resolve import require_schema
+from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.summary import headline, performance_metrics, summarise
-from pipeline.cli.exit_codes import DIFFERENCES, DONE, exit_code
-from pipeline.cli.loads import error_of
-from pipeline.cli.output import print_result
-from pipeline.cli.terminal import ask
+from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.errors import PipelineError, RefusedError, UsageError
+from pipeline.errors import PipelineError, RefusedError, SettingsError, UnfinishedError, UsageError
 from pipeline.extras import extra
+from pipeline.graph import assistant
+from pipeline.graph.failures import Failure, print_failures
 from pipeline.graph.luigid import scheduler_url
-from pipeline.graph.run import registry
-from pipeline.graph.tasks import ResetBatch
+from pipeline.graph.run import Run, registry
+from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say
-from pipeline.steps.reset import Plan, describe_reset, find_batch_to_reset, plan_reset
+from pipeline.observe.prometheus import require_writable, write_metrics
+from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
+from pipeline.steps.reset import Plan, describe_reset, plan_reset
 from pipeline.steps.verify import Verification
 from pipeline.storage import Storage
 from pipeline.units import size
 
 
+def _open(options: argparse.Namespace) -> tuple[Settings, Database]:
+    environment = registry.open(options.production)
+    return environment.settings, environment.database
+
+
+def load(options: argparse.Namespace) -> int:
+    """Load a dataset."""
+    if options.dry_run:
+        return _dry_run(options)
+    names = ("batch_id", "source", "limit", "force", "strict", "production")
+    return _load_batch(options, LoadBatch, names)
+
+
+def load_qwen(options: argparse.Namespace) -> int:
+    """Load an annotations file."""
+    return _load_batch(options, LoadQwen, ("batch_id", "file", "force", "production"))
+
+
+def _load_batch(options: argparse.Namespace, family: type[Load], names: Sequence[str]) -> int:
+    if options.metrics_file:
+        require_writable(Path(options.metrics_file))
+    registry.open(options.production)
+    parameters: dict[str, Any] = {name: getattr(options, name) for name in names}
+    task = family(**{name: value for name, value in parameters.items() if value is not None})
+    run = registry.load(task.batch_id, options.production)
+    run_task(registry, run, task, options.interrupts, workers=options.workers, local_scheduler=options.local_scheduler)
+    return _print_load(run, options)
+
+
+def _print_load(run: Run, options: argparse.Namespace) -> int:
+    """Print the result of a batch; its state in the database decides the exit code, not Luigi."""
+    failures = run.failures.read()
+    try:
+        summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
+    except UsageError as exc:
+        raise _error_of(run) from exc  # discovery wrote nothing; its failure says why
+    done = summary["state"] == "done"
+    if done or options.json:
+        text = f"{headline(summary)}\n{performance_metrics(summary)}"
+        print_result(options, {**summary, "failures": [vars(one) for one in failures]}, text)
+    else:
+        say(headline(summary))
+    if options.metrics_file:
+        try:
+            write_metrics(Path(options.metrics_file), summary)
+        except SettingsError as exc:  # which does not change the exit code of the load
+            say(f"{exc.message} {exc.hint}", logging.WARNING)
+    if not done:
+        raise _error_of(run)
+    return DONE
+
+
+def _error_of(run: Run) -> PipelineError:
+    """Return the error of an unfinished run: the first refusal or usage error of a task, else UnfinishedError."""
+    failures = run.failures.read()
+    for error in map(Failure.as_error, failures):
+        if isinstance(error, (UsageError, RefusedError)):
+            return error
+    print_failures(failures)
+    return UnfinishedError(
+        f"Batch {run.batch_id} is unfinished: {len(failures)} tasks failed.", f"To go on: {run.command}"
+    )
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    settings, database = _open(options)
+    parameters = {"limit": options.limit, "force": options.force}
+    batch = resolve_batch(settings, database, LoadRequest(options.batch_id, options.source, **parameters))
+    request = Request.of(settings, batch.batch_id, batch.source, **parameters, strict=options.strict)
+    found = None if batch.done else discover(database, request, dry_run=True)
+    if found is None:
+        result = {"batch_id": batch.batch_id, "discovered": True}
+        text = f"Batch {batch.batch_id} is discovered already; nothing new would be selected."
+    else:
+        result, text = asdict(found), _describe(found)
+    print_result(options, {"dry_run": True, **result}, text)
+    return DONE
+
+
+def _describe(found: Discovery) -> str:
+    lines = [
+        f"Would load {found.recognitions} recognitions, {found.photos} photos, {size(found.bytes)}, "
+        f"in {found.shards} shards, as batch {found.batch_id}. Nothing was written.",
+        f"Dataset: {found.source}: {found.found} recognitions, {found.already_loaded} already loaded, "
+        f"{found.held_elsewhere} held by unfinished batches{' ' + ', '.join(found.held_by) if found.held_by else ''}, "
+        f"{found.beyond_limit} beyond the limit, {found.superseded_copies} earlier copies in other exports.",
+    ]
+    if found.rejects:
+        lines.append(f"Rejects seen so far: {describe_rejects(found.rejects)}.")
+    return "\n".join(lines)
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Process shards of batches that other hosts load."""
+    registry.open(options.production)
+    result = assistant.assist(registry, options.interrupts, options.production, options.workers, options.idle)
+    print_result(options, result, assistant.describe(result))
+    return DONE
+
+
 def reset(options: argparse.Namespace) -> int:
     """Remove a batch."""
-    environment = registry.open(options.production)
-    settings, database = environment.settings, environment.database
+    settings, database = _open(options)
     plan = plan_reset(database, settings, options.batch_id)
-    if options.json and not (options.confirm or options.dry_run):
-        say(describe_reset(plan), logging.INFO)  # show the plan before the prompt
-    elif not options.json:
+    executes = not options.dry_run and plan.batch.state != "reset"
+    if not options.json:
         print(describe_reset(plan), flush=True)
-    if not options.dry_run and plan.batch.state != "reset":
-        _execute(options, database, plan)
+    elif not (options.confirm or options.dry_run):
+        say(describe_reset(plan), logging.INFO)  # show the plan before the prompt
+    if executes:
+        _execute(options, plan)
     if options.json:
-        state = database.run(lambda connection: find_batch_to_reset(connection, plan.batch.id)).state
+        state = "reset" if executes else plan.batch.state
         print(json.dumps({**plan.as_dict(), "dry_run": options.dry_run, "state": state}, ensure_ascii=False))
-    elif not options.dry_run and plan.batch.state != "reset":
+    elif executes:
         print(f"Batch {plan.batch.id} is reset.")
     return DONE
 
 
-def _execute(options: argparse.Namespace, database: Database, plan: Plan) -> None:
+def _execute(options: argparse.Namespace, plan: Plan) -> None:
     if plan.blocking:
         found = ", ".join(f"{one.table} ({one.rows} rows, to {one.target})" for one in plan.blocking)
         raise RefusedError(
@@ -66,9 +168,8 @@ def _execute(options: argparse.Namespace, database: Database, plan: Plan) -> Non
     task = ResetBatch(**parameters)
     run = registry.reset(plan.batch.id, options.production)
     run_task(registry, run, task, options.interrupts)
-    batch = database.run(lambda connection: find_batch_to_reset(connection, plan.batch.id))
-    if batch.state != "reset":
-        raise error_of(run, run.failures.read())
+    if not run.target.exists():
+        raise _error_of(run)
 
 
 def _confirm(batch_id: str) -> None:
@@ -83,37 +184,20 @@ def _confirm(batch_id: str) -> None:
         )
 
 
-def verify(options: argparse.Namespace) -> int:
-    """Compare manifest and tables with the bucket."""
-    environment = registry.open(options.production)
-    settings, database = environment.settings, environment.database
-    database.run(require_schema)
-    report = VerifyReport(options.json, options.quiet)
-    with closing(Storage(settings)) as storage, report:
-        storage.check_host()
-        verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=options.deep)
-        report.begin(settings.bucket, verification.unfinished, verification.elsewhere)
-        for finding in verification.run():
-            report.found(finding)
-        report.total()
-        if options.repair:
-            report.plan()
-            for finding, reason in verification.repair(report.differences()):
-                report.repair(finding, reason)
-        report.end(options.repair)
-    return DONE if not report.remaining else DIFFERENCES
-
-
 def status(options: argparse.Namespace) -> int:
     """Show the environment and the batches."""
     if options.check:
         return _check(options)
     if options.source:
         raise UsageError("--source belongs to --check.", "Add --check.")
-    settings = registry.open(options.production).settings
+    settings, _ = _open(options)
     settings = replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))  # show errors at once
     with closing(registry.watch(Database(settings))) as database:
-        return _show_status(options, settings, database)
+        if options.batch_id:
+            return _show_batch(options, database)
+        result, failures = batch_status.status(settings, database)
+    print_result(options, result, batch_status.as_text(result, options.production))
+    return exit_code(failures[0]) if failures else DONE
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -121,7 +205,7 @@ def _check(options: argparse.Namespace) -> int:
 
     settings: Settings | PipelineError
     try:
-        settings = registry.open(options.production).settings
+        settings, _ = _open(options)
     except PipelineError as exc:
         settings = exc
     findings = doctor.examine(settings, scheduler_url(), options.source)
@@ -130,19 +214,31 @@ def _check(options: argparse.Namespace) -> int:
     return exit_code(error) if error is not None else DONE
 
 
-def _show_status(options: argparse.Namespace, settings: Settings, database: Database) -> int:
-    if options.batch_id:
+def _show_batch(options: argparse.Namespace, database: Database) -> int:
+    def read(connection: Connection) -> dict[str, Any]:
+        require_schema(connection)
+        return summarise(connection, options.batch_id)
 
-        def ask(connection: Connection) -> dict[str, Any]:
-            require_schema(connection)
-            return summarise(connection, options.batch_id)
+    summary = database.run(read, read_only=True)
+    print_result(options, summary, f"{headline(summary, rejects=100)}\n{performance_metrics(summary)}")
+    return DONE
 
-        summary = database.run(ask, read_only=True)
-        print_result(options, summary, f"{headline(summary, rejects=100)}\n{performance_metrics(summary)}")
-        return DONE
-    result, failures = batch_status.status(settings, database)
-    print_result(options, result, batch_status.as_text(result, options.production))
-    return exit_code(failures[0]) if failures else DONE
+
+def verify(options: argparse.Namespace) -> int:
+    """Compare manifest and tables with the bucket."""
+    settings, database = _open(options)
+    database.run(require_schema)
+    with closing(Storage(settings)) as storage:
+        storage.check_host()
+        verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=options.deep)
+        with VerifyReport(options, verification, settings.bucket) as report:
+            for finding in verification.run():
+                report.found(finding)
+            report.total()
+            if options.repair:
+                for finding, reason in verification.repair(report.differences()):
+                    report.repair(finding, reason)
+    return DIFFERENCES if report.remaining else DONE
 
 
 def report(options: argparse.Namespace) -> int:
@@ -151,9 +247,7 @@ def report(options: argparse.Namespace) -> int:
         from pipeline.report.gather import write_report
 
     path = Path(options.out or f"report-{options.batch_id}.html").expanduser()
-    environment = registry.open(options.production)
-    settings, database = environment.settings, environment.database
-    page = write_report(settings, database, options.batch_id, path, options.sample)
+    page = write_report(*_open(options), options.batch_id, path, options.sample)
     if page.unavailable:
         say(f"The page is without photos from Storage: {page.unavailable}", logging.WARNING)
     print_result(

@@ -1,20 +1,32 @@
-"""The entry point of the commands: read the arguments, run one command, turn an error into an exit code."""
+"""The entry point, the table of commands, and the commands about services: up, down, migrate, sample, completion."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
 
-from pipeline.cli import batches, loads, services
-from pipeline.cli.exit_codes import INTERRUPTED, UNFINISHED, exit_code
-from pipeline.cli.output import print_error
+import shtab
+
+from pipeline.cli import batches
+from pipeline.cli.output import DONE, INTERRUPTED, UNFINISHED, exit_code, print_error, print_result
 from pipeline.cli.parser import Command, build_parser
-from pipeline.errors import PipelineError
+from pipeline.config import home_directory, load_settings
+from pipeline.database import Database
+from pipeline.database.migrate import migrate
+from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, SettingsError, UsageError
+from pipeline.extras import extra
 from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import registry
 from pipeline.observe.logger import configure_logging, redirect_to_null, say
+from pipeline.observe.progress import ProgressCounter, ProgressDisplay
+from pipeline.units import size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,26 +67,103 @@ def _run_command(options: argparse.Namespace) -> int:
             return INTERRUPTED
 
 
+@contextmanager
+def _embedded() -> Iterator[ModuleType]:
+    """Import the embedded services, and raise their errors as errors of the pipeline."""
+    with extra("embedded"):
+        from embedded_supabase import errors, services
+    try:
+        yield services
+    except errors.SetupError as exc:
+        raise SettingsError(exc.message, exc.hint) from exc
+    except errors.ServiceUnavailable as exc:
+        raise DatabaseUnavailable(exc.message, exc.hint) from exc
+    except errors.EmbeddedError as exc:
+        raise PermanentError(exc.message, exc.hint) from exc
+
+
+def up(options: argparse.Namespace) -> int:
+    """Start the embedded services and apply the migrations."""
+    home = home_directory()
+    with _embedded() as services:
+        started = services.up(home)
+    # The settings of the started services, regardless of .env.local and the process environment.
+    settings = load_settings(environ={"PIPELINE_HOME": str(home)}, directory=home)
+    with closing(registry.watch(Database(settings))) as database:
+        applied = [f"{one.version}_{one.name}" for one in migrate(database)]
+    lines = [
+        started.describe(),
+        f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date",
+        f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a",
+    ]
+    print_result(options, {**asdict(started), "migrations_applied": applied}, "\n".join(lines))
+    return DONE
+
+
+def down(options: argparse.Namespace) -> int:
+    """Stop the embedded services."""
+    with _embedded() as services:
+        stopped = services.down(home_directory())
+    print_result(options, asdict(stopped), stopped.describe())
+    return DONE
+
+
+def apply_migrations(options: argparse.Namespace) -> int:
+    """Apply the pending migrations."""
+    with closing(registry.open(options.production).database) as database:
+        applied = [f"{one.version}_{one.name}" for one in migrate(database)]
+    lines = [f"applied {name}" for name in applied]
+    lines.append(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
+    print_result(options, {"applied": applied}, "\n".join(lines))
+    return DONE
+
+
+def sample(options: argparse.Namespace) -> int:
+    """Write a synthetic dataset."""
+    with extra("embedded"):
+        from pipeline.sample import write_sample
+    directory = Path(options.directory).expanduser()
+    counter = ProgressCounter()
+    counter.start(options.recognitions, 0)
+    try:
+        with ProgressDisplay(counter):
+            done = write_sample(
+                directory, options.recognitions, options.seed, broken=options.broken, progress=counter.set_done
+            )
+    except OSError as exc:
+        raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
+    print_result(
+        options,
+        {"directory": str(directory), **asdict(done)},
+        f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}, "
+        f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s",
+    )
+    return DONE
+
+
+def complete(options: argparse.Namespace) -> int:
+    """Print the completion script for a shell."""
+    script = shtab.complete(parser(), options.shell)
+    print_result(options, {"shell": options.shell, "script": script}, script)
+    return DONE
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     return build_parser(COMMANDS)
 
 
-def _complete(options: argparse.Namespace) -> int:
-    return services.complete(options, parser())
-
-
 COMMANDS: Mapping[str, Command] = {
-    "up": services.up,
-    "down": services.down,
-    "migrate": services.apply_migrations,
-    "sample": services.sample,
-    "load": loads.load,
-    "load-qwen": loads.load_qwen,
-    "worker": loads.worker,
+    "up": up,
+    "down": down,
+    "migrate": apply_migrations,
+    "sample": sample,
+    "load": batches.load,
+    "load-qwen": batches.load_qwen,
+    "worker": batches.worker,
     "reset": batches.reset,
     "status": batches.status,
     "verify": batches.verify,
     "report": batches.report,
-    "completion": _complete,
+    "completion": complete,
 }

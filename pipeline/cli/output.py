@@ -1,16 +1,39 @@
-"""How commands print their results and their errors."""
+"""What commands print and ask on a terminal, and the table of exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import select
+import signal
+import socket
 import sys
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import PipelineError
+from pipeline.errors import Interrupted, PipelineError, RefusedError, UsageError
 from pipeline.observe.logger import redirect_to_null, say
+
+DONE = 0
+USAGE = 2
+UNFINISHED = 3
+REFUSED = 4
+DIFFERENCES = 5
+INTERRUPTED = 130
+
+#: The first matching class decides; the README has the same table.
+EXIT_CODES: tuple[tuple[type[PipelineError], int], ...] = (
+    (UsageError, USAGE),
+    (RefusedError, REFUSED),
+    (Interrupted, INTERRUPTED),
+    (PipelineError, UNFINISHED),
+)
+
+
+def exit_code(error: PipelineError) -> int:
+    """Return the exit code of an error."""
+    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
 def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: str) -> None:
@@ -28,3 +51,25 @@ def print_error(error: PipelineError, verbose: bool) -> None:
     say(f"Error: {error.message}", error=type(error).__name__)
     if error.hint:
         say(f"Hint: {error.hint}")
+
+
+def ask(question: str) -> str:
+    """Print a question, and return the line typed in response without its newline; empty at the end of input.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C. `input` would miss a signal between printing and reading, and block; here the
+            signal wakes `select` through a file descriptor.
+    """
+    print(question, end="", file=sys.stderr, flush=True)  # stdout may be redirected
+    wakes, woken = socket.socketpair()
+    with wakes, woken:
+        woken.setblocking(False)
+        former = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+        try:
+            while True:
+                ready, _, _ = select.select([sys.stdin, wakes], [], [])
+                if sys.stdin in ready:
+                    return sys.stdin.readline().rstrip("\n")
+                wakes.recv(16)  # another signal, whose handler did not raise
+        finally:
+            signal.set_wakeup_fd(former)

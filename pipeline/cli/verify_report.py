@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from pipeline.config import redact
 from pipeline.observe.logger import printable
-from pipeline.steps.verify import DAMAGED, DANGLING, EQUAL, MISSING, ORPHAN, SIGNS, Finding
+from pipeline.steps.verify import DAMAGED, DANGLING, EQUAL, MISSING, ORPHAN, SIGNS, Finding, Verification
 from pipeline.storage import PAGE
 
 
@@ -17,45 +18,39 @@ class VerifyReport:
     """Print findings as they arrive, and spool the differences to a temporary file for the repair.
 
     Arguments:
-        as_json: print one JSON object, incrementally.
-        quiet: omit equal objects; JSON always omits them.
+        options: those of the command; with `--json`, which always omits equal objects, one object is printed
+            incrementally, and completed after an error as well: the exit code says that the comparison is incomplete.
     """
 
-    def __init__(self, as_json: bool, quiet: bool) -> None:
-        self._json, self._quiet = as_json, quiet or as_json
-        self.counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
-        self.repaired = self.remaining = 0
-        self._is_open = False
-        self._bucket = ""
-        self._unfinished: list[str] = []
-        self._elsewhere: dict[str, list[str]] = {}
+    def __init__(self, options: argparse.Namespace, verification: Verification, bucket: str) -> None:
+        self._json, self._quiet, self._repair = options.json, options.quiet or options.json, options.repair
+        self._bucket, self._unfinished, self._elsewhere = bucket, verification.unfinished, verification.elsewhere
+        self._counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
+        self._repaired = self.remaining = 0
         self._failed: list[str] = []
+        self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> VerifyReport:
-        self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")
+        if self._json:
+            head = {"bucket": self._bucket, "unfinished": self._unfinished, "elsewhere": self._elsewhere}
+            print(json.dumps(head)[:-1] + ', "differences": [', end="")
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._spool.close()
-        if self._json and self._is_open and error is not None:
-            # Complete the JSON object; the exit code says that the comparison is incomplete.
-            rest = {"totals": self.counts, "error": redact(str(error))}
-            print("], " + json.dumps(rest, ensure_ascii=False)[1:])
-
-    def begin(self, bucket: str, unfinished: Sequence[str], elsewhere: Mapping[str, Sequence[str]]) -> None:
-        """Print what is compared."""
-        self._bucket, self._unfinished, self._is_open = bucket, list(unfinished), True
-        self._elsewhere = {name: list(batches) for name, batches in elsewhere.items()}
         if self._json:
-            head = {"bucket": bucket, "unfinished": self._unfinished, "elsewhere": self._elsewhere}
-            print(json.dumps(head)[:-1] + ', "differences": [', end="")
+            end: dict[str, object] = {"repaired": self._repaired, "remaining": self.remaining}
+            end = {"error": redact(str(error))} if error is not None else {**end, "not_mended": self._failed}
+            print("], " + json.dumps({"totals": self._counts, **end}, ensure_ascii=False)[1:])
+        elif self._repair and error is None:
+            print(f"Repaired: {self._repaired}; remaining: {self.remaining}.")
 
     def found(self, finding: Finding) -> None:
         """Print one finding."""
-        self.counts[finding.kind] += 1
+        self._counts[finding.kind] += 1
         if not (self._quiet and finding.kind == EQUAL):
             if self._json:
-                separator = "" if not self.remaining else ", "
+                separator = ", " if self.remaining else ""
                 entry = {"sign": SIGNS[finding.kind], "kind": finding.kind, "key": finding.key}
                 print(separator + json.dumps({**entry, "message": finding.message}, ensure_ascii=False), end="")
             else:
@@ -71,38 +66,26 @@ class VerifyReport:
             yield Finding(**json.loads(line))
 
     def total(self) -> None:
-        """Print the number of findings of each kind."""
+        """Print the number of findings of each kind, and what a repair will do."""
         if self._json:
             return
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
+        counts = ", ".join(f"{count} {kind}" for kind, count in self._counts.items())
         print(f"Verified bucket {self._bucket}: {counts}.")
         if self._unfinished:
             print(f"Skipped, because they are unfinished: {', '.join(self._unfinished)}.")
         for bucket, batches in self._elsewhere.items():
             print(f"Skipped, because they are in the bucket {bucket}: {', '.join(batches)}.")
-
-    def plan(self) -> None:
-        """Print what a repair will do."""
-        if not self._json and self.remaining:
-            again = self.counts[MISSING] + self.counts[DANGLING] + self.counts[DAMAGED]
-            orphans = self.counts[ORPHAN]
+        if self._repair and self.remaining:
+            again = self._counts[MISSING] + self._counts[DANGLING] + self._counts[DAMAGED]
+            orphans = self._counts[ORPHAN]
             print(f"Repair: {again} objects are uploaded again from their source, {orphans} orphans are removed.")
 
     def repair(self, finding: Finding, reason: str) -> None:
         """Count a repaired difference, or print the reason why it was not repaired."""
         if not reason:
-            self.repaired += 1
+            self._repaired += 1
             self.remaining -= 1
         elif not self._json:
             print(printable(f"Not repaired: {finding.key}: {reason}"))
         elif len(self._failed) < PAGE:
             self._failed.append(f"{finding.key}: {reason}")
-
-    def end(self, repair: bool) -> None:
-        """Print the totals of the repair, or complete the JSON object."""
-        if self._json:
-            rest = {"totals": self.counts, "repaired": self.repaired, "remaining": self.remaining}
-            self._is_open = False
-            print("], " + json.dumps({**rest, "not_mended": self._failed}, ensure_ascii=False)[1:])
-        elif repair:
-            print(f"Repaired: {self.repaired}; remaining: {self.remaining}.")
