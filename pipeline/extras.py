@@ -21,5 +21,6 @@ def extra(name: str) -> Iterator[None]:
         if (exc.name or "").partition(".")[0] in ("pipeline", "embedded_supabase"):
             raise  # part of every installation
         raise SettingsError(
-            f"This command needs {exc.name}, which is not installed.", f"Run `pip install 'pipeline[{name}]'`."
+            f"This command needs {exc.name}, which is not installed.",
+            f"Run `pip install '.[{name}]'` in the folder of the project.",
         ) from exc
