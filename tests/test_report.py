@@ -773,7 +773,7 @@ def test_the_result_is_told_and_the_page_is_where_it_was_wanted(
     done = command("report", "--batch-id", "b1")
     assert re.fullmatch(r"report-b1\.html: [\d.]+ kB, batch b1 is done, 2 recognitions with 4 photos\n", done.out)
     path = workdir / "report-b1.html"
-    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+    assert path.stat().st_mode & 0o777 == 0o600
     result = json.loads(command("report", "--batch-id", "b1", "--out", "other.html", "--json").out)
     assert result == {
         "batch_id": "b1",
@@ -784,12 +784,6 @@ def test_the_result_is_told_and_the_page_is_where_it_was_wanted(
         "photos": 4,
         "unavailable": "",
     }
-
-
-def umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def test_a_batch_that_is_not_there_and_a_file_that_cannot_be_are_told(

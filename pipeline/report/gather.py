@@ -76,13 +76,12 @@ def write_report(
 
 
 def _write(path: Path, page: Mapping[str, Any]) -> None:
-    """Write a temporary file in the same folder, then rename it over `path`."""
+    """Write a temporary file in the same folder, readable by its owner alone, then rename it over `path`."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with open(descriptor, "w", encoding="utf-8", newline="\n") as out:
                 write_page(out, page)
-            os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -92,9 +91,3 @@ def _write(path: Path, page: Mapping[str, Any]) -> None:
         raise SettingsError(
             f"The report cannot be written to {path}: {exc.strerror}.", "Name another file with --out."
         ) from exc
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
