@@ -103,10 +103,19 @@ class Settings:
     qwen_annotations: str | None
     tuning: Tuning
 
+    def command(self, arguments: str) -> str:
+        """Return the command line of ours that works with this environment."""
+        return command_line(arguments, self.environment == "production")
+
     @property
     def storage_url(self) -> str:
         """Return the base URL of the Storage API, without a trailing slash."""
         return f"{self.url}/storage/v1"
+
+
+def command_line(arguments: str, production: bool) -> str:
+    """Return a command line of ours."""
+    return f"python -m pipeline {arguments}{' --production' if production else ''}"
 
 
 def home_directory(environ: Mapping[str, str] = os.environ) -> Path:

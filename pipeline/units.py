@@ -1,6 +1,8 @@
-"""Durations and sizes as people read them."""
+"""Durations, sizes and moments as people read them."""
 
 from __future__ import annotations
+
+from datetime import datetime, timezone
 
 
 def duration(seconds: float) -> str:
@@ -20,3 +22,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def moment(text: str) -> str:
+    """Return an ISO 8601 timestamp as `2026-01-02 12:00:00 UTC`."""
+    return datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,10 +16,10 @@ from threading import Thread
 import pytest
 
 from embedded_supabase.storage.auth import mint_key
-from pipeline.config import Settings
+from pipeline.config import Secret, Settings
 from pipeline.database.migrate import migrations
 from tests import world
-from tests.services import MakeDataset, RunPipeline, StorageServer, free_port, with_database
+from tests.services import MakeDataset, RunPipeline, StorageServer, environment_file, free_port, with_database
 
 
 def complains(stderr: str, *words: str) -> bool:
@@ -211,11 +212,33 @@ def test_a_missing_migration(
     status = run_pipeline("status", env=empty)
     assert (status.returncode, status.stderr) == (0, "")
     assert f"Migrations: {len(migrations())} pending" in status.stdout
+    assert status.stdout.endswith(": run `python -m pipeline migrate`\n")
     migrated = run_pipeline("migrate", env=empty)
     assert migrated.returncode == 0
     assert run_pipeline("migrate", env=empty).stdout == "The schema is up to date\n"
     assert run_pipeline("load", "--source", small_dataset(3), "--batch-id", "b1", env=empty).returncode == 0
     assert world.domain(empty_database_url).recognitions == world.expected(small_dataset(3), "b1").recognitions
+
+
+def test_a_command_in_a_hint_names_the_environment(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, empty_database_url: str, settings: Settings, workdir: Path
+) -> None:
+    production = workdir / ".env.production"
+    production.write_text(environment_file(replace(settings, database_url=Secret(empty_database_url))))
+    pending = "python -m pipeline migrate --production`"
+    for command in (("load", "--source", small_dataset(3)), ("reset", "--batch-id", "b1"), ("verify",)):
+        done = run_pipeline(*command, "--production")
+        assert done.returncode == 2
+        assert pending in done.stderr
+    for options in ((), ("--check",)):
+        assert pending in run_pipeline("status", *options, "--production").stdout
+    production.write_text(environment_file(settings))
+    unknown = run_pipeline("status", "--batch-id", "b1", "--production")
+    assert complains(unknown.stderr, "There is no batch b1.", "See `python -m pipeline status --production` for a list")
+    world.query(settings.database_url.reveal(), "DROP TABLE raw.menus CASCADE")
+    lost = run_pipeline("load", "--source", small_dataset(3), "--batch-id", "b1", "--production")
+    assert "The schema is not up to date: run `python -m pipeline migrate --production`." in lost.stderr
+    assert "--batch-id b1 --production" in lost.stderr
 
 
 @pytest.mark.parametrize("batch_id", ["../b1", "a..b", "-b", ".b", "a/b", "a b", "ä", "", "x" * 101, "b1\n"])

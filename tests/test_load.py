@@ -14,8 +14,10 @@ from pipeline.config import Settings
 from pipeline.database import Connection
 from pipeline.graph.run import registry
 from pipeline.sample.broken import BROKEN
+from pipeline.units import moment
 from tests import world
 from tests.services import MakeDataset, RunPipeline
+from tests.test_luigi import REPEATED
 
 
 def ids_of(dataset: Path) -> list[int]:
@@ -55,10 +57,15 @@ def test_a_dataset_becomes_rows_and_objects_as_its_files_say(
 def test_a_second_run_changes_nothing_and_says_that_the_batch_is_done(
     run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
 ) -> None:
-    first = run_pipeline("load", "--source", small_dataset(12), "--batch-id", "b1")
+    arguments = ("load", "--source", small_dataset(12), "--batch-id", "b1")
+    first = run_pipeline(*arguments)
     before = world.dump(settings.database_url.reveal()), world.objects(settings)
-    again = run_pipeline("load", "--source", small_dataset(12), "--batch-id", "b1")
-    assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")
+    again = run_pipeline(*arguments)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert REPEATED.sub("Batch b1 is done:", again.stdout) == first.stdout != again.stdout
+    told = [json.loads(run_pipeline(*load, "--json").stdout) for load in (arguments, arguments)]
+    assert told[0] == told[1]
+    assert (told[0]["state"], told[0]["failures"]) == ("done", [])
     assert (world.dump(settings.database_url.reveal()), world.objects(settings)) == before
 
 
@@ -82,7 +89,7 @@ def test_a_second_run_asks_as_much_of_a_large_batch_as_of_a_small_one(
             asked.clear()
             assert main(arguments) == 0
             numbers.append(len(asked))
-    assert f"Batch large is done: {count} recognitions" in capsys.readouterr().out
+    assert f"nothing was loaded. It has {count} recognitions" in capsys.readouterr().out
     assert numbers[0] == numbers[1] < 20
 
 
@@ -109,6 +116,26 @@ def test_json_tells_the_same_and_status_keeps_it(
     assert everything["rows"]["images"] == 24
     assert [batch["batch_id"] for batch in everything["batches"]] == ["b1"]
     assert everything["unfinished"] == []
+
+
+def test_status_lists_the_batch_that_changed_last_first(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    assert run_pipeline("status").stdout.endswith("No batch was loaded yet.\n")
+    for seed, batch_id in enumerate(("b1", "b2", "b3")):
+        assert run_pipeline("load", "--source", small_dataset(1, seed=seed), "--batch-id", batch_id).returncode == 0
+    world.query(
+        settings.database_url.reveal(),
+        "UPDATE ingest.batches SET created_at = timestamptz '2026-01-02 00:00Z' - right(id, 1)::int * interval '1 h',"
+        " finished_at = timestamptz '2026-01-02 03:00Z' + right(id, 1)::int * interval '1 h'",
+    )
+    assert run_pipeline("reset", "--batch-id", "b1", "--confirm").returncode == 0
+    listed = run_pipeline("status").stdout.split("Batches, the last changed first:\n")[1].splitlines()
+    batches = json.loads(run_pipeline("status", "--json").stdout)["batches"]
+    assert [batch["batch_id"] for batch in batches] == ["b1", "b3", "b2"]
+    assert listed[0].startswith(f"  b1  reset      {moment(batches[0]['reset_at'])}  1 recognitions, ")
+    assert listed[1].startswith("  b3  done       2026-01-02 06:00:00 UTC  1 recognitions, ")
+    assert listed[2].startswith("  b2  done       2026-01-02 05:00:00 UTC  1 recognitions, ")
 
 
 def test_one_of_every_kind_of_reject_is_left_out_and_the_rest_is_loaded(

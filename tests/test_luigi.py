@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,12 @@ SLOW = {"PIPELINE_BATCH_SIZE": "2", "PIPELINE_THREAD_COUNT": "1"}
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
     stdout, stderr = process.communicate(timeout=timeout)
     return process.returncode, stdout, stderr
+
+
+#: How the summary of a load that found its batch done begins.
+REPEATED = re.compile(
+    r"^Batch b1 is done already, since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: nothing was loaded\. It has"
+)
 
 
 @pytest.fixture
@@ -60,8 +67,11 @@ def test_the_bare_command_with_a_local_scheduler_says_no_word_of_luigid(
     arguments = ("--batch-id", "b1", "--source", small_dataset(6), "--local-scheduler")
     first = finish(start(*BARE, *arguments))
     assert (first[0], first[2]) == (0, "")
-    assert finish(start(*BARE, *arguments)) == first
-    assert finish(start(*COMMAND, *arguments)) == first
+    assert first[1].startswith("Batch b1 is done: 6 recognitions")
+    again = finish(start(*BARE, *arguments))
+    assert (again[0], again[2]) == (0, "")
+    assert REPEATED.sub("Batch b1 is done:", again[1]) == first[1] != again[1]
+    assert finish(start(*COMMAND, *arguments)) == again
     world.check(settings, (small_dataset(6), "b1", None))
 
 

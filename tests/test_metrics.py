@@ -288,6 +288,14 @@ def test_the_headline_of_a_batch_without_incident_is_one_line() -> None:
     assert headline(SUMMARY) == "Batch batch_20260102_120000 is done: 12904 recognitions, 25808 photos, 3.2 GB."
 
 
+def test_the_headline_of_a_load_that_found_its_batch_done() -> None:
+    summary = {**SUMMARY, "finished_at": "2026-01-02T13:00:05.123456+01:00"}
+    assert headline(summary, was_done=True) == (
+        "Batch batch_20260102_120000 is done already, since 2026-01-02 12:00:05 UTC: nothing was loaded."
+        " It has 12904 recognitions, 25808 photos, 3.2 GB."
+    )
+
+
 def test_the_headline_tells_what_was_skipped_superseded_and_rejected() -> None:
     summary = {
         **SUMMARY,
@@ -311,6 +319,8 @@ def test_the_headline_tells_what_was_skipped_superseded_and_rejected() -> None:
         "  a/0.jpg: reason 0",
         "  … and 5 more, in the table ingest.rejects",
     ]
+    assert "Rejected" not in headline(summary, rejects=0)
+    assert "ingest.rejects" not in headline({**summary, "state": "reset"}, rejects=1)
     all_shown = {**summary, "rejected": 5}
     assert headline(all_shown).splitlines()[-1] == "  a/4.jpg: reason 4"
 

@@ -312,7 +312,7 @@ def test_what_is_not_below_the_prefix_of_the_batch_stays(
 def test_the_bare_command_resets_what_is_confirmed(
     load: LoadBatch, start: Start, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:
-    load(small_dataset(3), "b1")
+    load(small_dataset(3, broken=True), "b1")
     before = everything(settings)
     code, out, err = finish(start(*BARE, "--batch-id", "b1"))
     assert (code, out) == (40, "")
@@ -329,9 +329,14 @@ def test_the_bare_command_resets_what_is_confirmed(
     assert everything(settings) == before
     done = finish(start(*BARE, "--batch-id", "b1", "--confirm"))
     assert (done[0], done[2]) == (0, "")
-    assert done[1].startswith("Batch b1 is reset, it had 3 recognitions, 6 photos, ")
+    plan, summary = done[1].split("Batch b1 is reset, it had 3 recognitions, 6 photos, ")
+    assert plan.startswith("Reset of batch b1, load, done, started ")
+    assert "\n  public.images: 6 rows are deleted\n" in plan
+    assert f"\n  bucket {settings.bucket}: 6 objects are deleted, " in plan
+    assert "eject" not in summary
     world.nothing(settings)
-    assert finish(start(*BARE, "--batch-id", "b1", "--confirm"))[0] == 0
+    again = finish(start(*BARE, "--batch-id", "b1", "--confirm"))
+    assert again[:2] == (0, f"Batch b1 is reset, it had 3 recognitions, 6 photos, {summary}")
 
 
 def test_under_luigid_a_batch_comes_goes_and_comes_again_at_once(

@@ -120,7 +120,7 @@ class Held:
 
 @contextmanager
 def holding(dsn: str, *shards: int) -> Iterator[Held]:
-    """LockedBatch the uploads of some shards of b1."""
+    """Hold the uploads of some shards of b1."""
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         held = Held(cursor)

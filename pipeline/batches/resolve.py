@@ -11,17 +11,15 @@ from pathlib import Path
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN, Batch
-from pipeline.config import Settings
+from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
 from pipeline.dataset.annotations import find_annotations
 from pipeline.dataset.layout import find_source
 from pipeline.dataset.records import MAXIMUM_BIGINT
-from pipeline.errors import DatabaseError, RefusedError, SettingsError, UsageError
+from pipeline.errors import RefusedError, SettingsError, UsageError
 from pipeline.storage import Storage
 
-# SQLSTATE: undefined_table, invalid_schema_name
-_NO_SCHEMA = ("42P01", "3F000")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -38,16 +36,11 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class ResolvedBatch:
-    """The batch that a request means.
-
-    Attributes:
-        source: the dataset's folder or the annotations file, as an absolute path.
-        done: the batch is committed; its summary may be missing.
-    """
+    """The batch that a request means; `done` if it is committed."""
 
     batch_id: str
     source: str
-    done: bool
+    done: bool = False
 
 
 def check_batch_id(batch_id: str) -> None:
@@ -75,12 +68,7 @@ def resolve_batch(
         check_batch_id(request.batch_id)
     if request.limit is not None and not 1 <= request.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {request.limit}.", "Use a number from 1, or leave it out for no limit.")
-    try:
-        return database.run(lambda connection: _resolve(connection, settings, request, taken))
-    except DatabaseError as exc:
-        if exc.code in _NO_SCHEMA:
-            database.run(require_schema)
-        raise
+    return database.run(lambda connection: _resolve(connection, settings, request, taken))
 
 
 def ensure_bucket(settings: Settings) -> None:
@@ -94,12 +82,16 @@ def ensure_bucket(settings: Settings) -> None:
 
 
 def _resolve(connection: Connection, settings: Settings, request: LoadRequest, taken: Collection[str]) -> ResolvedBatch:
-    require_schema(connection, there=True)
+    require_schema(connection)
     if request.batch_id is not None:
         batch = batch_state.find_batch(connection, request.batch_id)
         if batch is not None and batch.state != "reset":
-            return _resume(batch, settings, request)
-        return ResolvedBatch(request.batch_id, _source(settings, request), False)
+            _require_same(connection, batch, settings, request)
+            done = batch.state == "done"
+            if not done:
+                _source(settings, replace(request, source=batch.source))
+            return ResolvedBatch(batch.id, batch.source, done)
+        return ResolvedBatch(request.batch_id, _source(settings, request))
     source = _source(settings, request)
     rows = connection.execute(
         "find_unfinished",
@@ -109,10 +101,7 @@ def _resolve(connection: Connection, settings: Settings, request: LoadRequest, t
         recognition_limit=request.limit,
         bucket=settings.bucket,
     )
-    if rows:
-        return ResolvedBatch(rows[0].id, source, False)
-    prefix = "batch" if request.kind == KIND_LOAD else "qwen"
-    return ResolvedBatch(_new_id(connection, prefix, taken), source, False)
+    return ResolvedBatch(rows[0].id if rows else _new_id(connection, request.kind, taken), source)
 
 
 def _source(settings: Settings, request: LoadRequest) -> str:
@@ -121,26 +110,25 @@ def _source(settings: Settings, request: LoadRequest) -> str:
     return str(find_annotations(request.source, settings.qwen_annotations, settings.dataset_dir))
 
 
-def require_schema(connection: Connection, *, there: bool | None = None) -> None:
-    """Raise SettingsError if a migration is pending; `there` as for `pending`."""
-    missing = pending(connection, there=there)
+def require_schema(connection: Connection) -> None:
+    """Raise SettingsError if a migration is pending."""
+    missing = pending(connection)
     if missing:
         raise SettingsError(
             f"{len(missing)} {'migration is' if len(missing) == 1 else 'migrations are'} pending, the first is "
             f"{missing[0].version}_{missing[0].name}.",
-            "Run `python -m pipeline migrate` first.",
+            f"Run `{connection.command('migrate')}` first.",
         )
 
 
-def _resume(batch: Batch, settings: Settings, request: LoadRequest) -> ResolvedBatch:
+def _require_same(connection: Connection, batch: Batch, settings: Settings, request: LoadRequest) -> None:
+    """Raise RefusedError if the batch is being reset, or has another kind or other parameters than the request."""
     if batch.kind != request.kind:
         holds = "a dataset" if batch.kind == KIND_LOAD else "Qwen annotations"
         raise RefusedError(f"Batch {batch.id} holds {holds}.", "Choose another --batch-id.")
     if batch.state == "resetting":
-        raise RefusedError(
-            f"Batch {batch.id} is being reset.",
-            f"Finish that first: `{reset_command(batch.id, settings.environment == 'production')}`.",
-        )
+        command = connection.command(f"reset --batch-id {batch.id}")
+        raise RefusedError(f"Batch {batch.id} is being reset.", f"Finish that first: `{command}`.")
     differences = []
     if request.source is not None and _absolute(request.source) != batch.source:
         differences.append(f"{'--source' if batch.kind == KIND_LOAD else '--file'} {batch.source}")
@@ -155,10 +143,6 @@ def _resume(batch: Batch, settings: Settings, request: LoadRequest) -> ResolvedB
             f"Batch {batch.id} was started with {', '.join(differences)}.",
             "Repeat the command with the same parameters, or choose another --batch-id.",
         )
-    done = batch.state == "done"
-    if not done:
-        _source(settings, replace(request, source=batch.source))
-    return ResolvedBatch(batch.id, batch.source, done)
 
 
 def _absolute(source: str) -> str:
@@ -169,8 +153,8 @@ def _absolute(source: str) -> str:
         return source
 
 
-def _new_id(connection: Connection, prefix: str, taken: Collection[str]) -> str:
-    moment = datetime.now()
+def _new_id(connection: Connection, kind: str, taken: Collection[str]) -> str:
+    prefix, moment = "batch" if kind == KIND_LOAD else "qwen", datetime.now()
     while True:
         batch_id = f"{prefix}_{moment:%Y%m%d_%H%M%S}"
         if batch_id not in taken and batch_state.find_batch(connection, batch_id) is None:
@@ -180,13 +164,11 @@ def _new_id(connection: Connection, prefix: str, taken: Collection[str]) -> str:
 
 def resume_command(batch_id: str, kind: str, limit: int | None, force: bool, production: bool) -> str:
     """Return the command that resumes a batch; its source is on record."""
-    parts = ["python -m pipeline", "load-qwen" if kind == KIND_QWEN else "load", f"--batch-id {batch_id}"]
-    parts += [f"--limit {limit}"] if limit is not None else []
-    parts += ["--force"] if force else []
-    parts += ["--production"] if production else []
-    return " ".join(parts)
+    name = "load-qwen" if kind == KIND_QWEN else "load"
+    options = f"{f' --limit {limit}' if limit is not None else ''}{' --force' if force else ''}"
+    return command_line(f"{name} --batch-id {batch_id}{options}", production)
 
 
 def reset_command(batch_id: str, production: bool) -> str:
     """Return the command that resets a batch."""
-    return f"python -m pipeline reset --batch-id {batch_id}{' --production' if production else ''}"
+    return command_line(f"reset --batch-id {batch_id}", production)

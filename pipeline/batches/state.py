@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -49,21 +49,27 @@ class Batch:
     found: int
     already_loaded: int
     held_elsewhere: int
-    held_by: tuple[str, ...]
+    held_by: list[str]
     superseded_copies: int
     beyond_limit: int
     version: int | None
     created_at: datetime
     finished_at: datetime | None
     reset_at: datetime | None
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self, *names: str) -> dict[str, Any]:
+        """Return the id and the named fields as JSON values."""
+        values = {"batch_id": self.id, **{name: getattr(self, name) for name in names}}
+        return {name: one.isoformat() if isinstance(one, datetime) else one for name, one in values.items()}
 
 
 @dataclass(frozen=True)
 class LockedBatch:
-    """The columns of a batch that a step needs; `now` is the start of its transaction by the database's clock."""
+    """A row of hold_batch; `now` is the start of its transaction by the database's clock."""
 
     kind: str
+    state: str
     source: str
     bucket: str
     shards: int
@@ -71,18 +77,10 @@ class LockedBatch:
     now: datetime
 
 
-def batch_from(row: Any) -> Batch:
-    """Return the batch of a row with the columns of find_batch.sql."""
-    values = row._asdict()
-    values["limit"] = values.pop("recognition_limit")
-    values["held_by"] = tuple(values["held_by"])
-    return Batch(**values)
-
-
 def find_batch(connection: Connection, batch_id: str) -> Batch | None:
     """Return the batch, None if it does not exist."""
     rows = connection.execute("find_batch", batch_id=batch_id)
-    return batch_from(rows[0]) if rows else None
+    return Batch(**rows[0]._asdict()) if rows else None
 
 
 def require_batch(connection: Connection, batch_id: str) -> Batch:
@@ -93,12 +91,17 @@ def require_batch(connection: Connection, batch_id: str) -> Batch:
     """
     batch = find_batch(connection, batch_id)
     if batch is None:
-        raise UsageError(f"There is no batch {batch_id}.", "See `python -m pipeline status` for a list.")
+        raise UsageError(f"There is no batch {batch_id}.", f"See `{connection.command('status')}` for a list.")
     return batch
 
 
 def hold(
-    connection: Connection, batch_id: str, *, alone: bool = False, created_at: datetime | None = None
+    connection: Connection,
+    batch_id: str,
+    *,
+    state: str = "loading",
+    alone: bool = False,
+    created_at: datetime | None = None,
 ) -> LockedBatch:
     """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
 
@@ -106,33 +109,18 @@ def hold(
         created_at: require this creation time, to exclude a batch of the same id that was started after a reset.
 
     Raises:
-        RefusedError: the batch is not being loaded.
+        RefusedError: the batch has another state.
     """
     rows = connection.execute("lock_batch" if alone else "hold_batch", batch_id=batch_id)
-    state = rows[0].state if rows else "unknown"
+    found = rows[0].state if rows else "unknown"
     if rows and created_at not in (None, rows[0].created_at):
-        state = "started anew"
-    if state != "loading":
+        found = "started anew"
+    if found != state:
         raise RefusedError(
-            f"Batch {batch_id} is {state}, not loading: nothing of this run was recorded.",
-            "Look at it with `python -m pipeline status`.",
+            f"Batch {batch_id} is {found}, not {state}: nothing of this run was recorded.",
+            f"Look at it with `{connection.command('status')}`.",
         )
-    row = rows[0]
-    return LockedBatch(row.kind, row.source, row.bucket, row.shards, row.created_at, row.now)
-
-
-def hold_finished(connection: Connection, batch_id: str) -> None:
-    """Lock the row of a batch that is done, shared, until the transaction ends.
-
-    Raises:
-        RefusedError: the batch was reset in the meantime.
-    """
-    rows = connection.execute("hold_batch", batch_id=batch_id)
-    if not rows or rows[0].state != "done":
-        raise RefusedError(
-            f"Batch {batch_id} is {rows[0].state if rows else 'unknown'}, not done: its numbers were not recorded.",
-            "Look at it with `python -m pipeline status`.",
-        )
+    return LockedBatch(**rows[0]._asdict())
 
 
 def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:
@@ -185,16 +173,6 @@ def mark(
         worker=f"{socket.gethostname()}:{os.getpid()}",
         metrics=json.dumps(metrics),
     )
-
-
-def unmark(connection: Connection, batch_id: str, step: str, shard: int) -> None:
-    """Take a marker back."""
-    connection.execute("delete_marker", batch_id=batch_id, step=step, shard=shard)
-
-
-def count_done(connection: Connection, batch_id: str, step: str) -> int:
-    """Return how many shards have the marker of a step."""
-    return int(connection.one("count_markers", batch_id=batch_id, step=step).done)
 
 
 def progress(connection: Connection, batch_id: str, step: str) -> tuple[int, int]:

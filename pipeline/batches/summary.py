@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -11,10 +12,13 @@ from pipeline.batches.state import KIND_QWEN
 from pipeline.database import Connection
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import merge
-from pipeline.units import duration, size
+from pipeline.units import duration, moment, size
 
 #: Rejects that a summary lists; the table has them all.
 _LISTED_REJECTS = 100
+_PARAMETERS = ("kind", "state", "source", "limit", "force", "strict", "bucket", "version")
+_TIMES = ("created_at", "finished_at", "reset_at")
+_COUNTS = ("shards", "found", "already_loaded", "held_elsewhere", "held_by", "superseded_copies", "beyond_limit")
 
 
 def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
@@ -25,15 +29,14 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     """
     batch = batch_state.require_batch(connection, batch_id)
     if batch.metrics:  # stored when the batch was done, since a reset deletes its markers
-        return {**batch.metrics, "state": batch.state, "reset_at": _time(batch.reset_at)}
+        return {**batch.metrics, **batch.as_dict("state", "reset_at")}
     markers = connection.execute("list_markers", batch_id=batch_id)
     total: dict[str, Any] = {}
-    done: dict[str, int] = {}
     for marker in markers:
         merge(total, marker.metrics)
-        done[marker.step] = done.get(marker.step, 0) + 1
+    done = Counter(marker.step for marker in markers)
     seconds = active_seconds([(marker.started_at, marker.finished_at) for marker in markers])
-    counters = total.get("counters", {})
+    counters, operations, gauges = (total.get(name, {}) for name in ("counters", "operations", "gauges"))
     rejects = {row.code: row.rejects for row in connection.execute("count_rejects", batch_id=batch_id)}
     shown = connection.execute("list_rejects", batch_id=batch_id, count=_LISTED_REJECTS)
     counts = {"recognitions_processed": batch.recognitions, "images_processed": batch.photos}
@@ -41,47 +44,27 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         counts["detections_processed"] = batch.detections
     else:
         counts["bytes_uploaded"] = counters.get("bytes_uploaded", 0)
+    rates = {name: round(count / seconds, 2) if seconds > 0 else 0.0 for name, count in counts.items()}
     return {
-        "batch_id": batch.id,
-        "kind": batch.kind,
-        "state": batch.state,
-        "source": batch.source,
-        "limit": batch.limit,
-        "force": batch.force,
-        "strict": batch.strict,
-        "bucket": batch.bucket,
-        "version": batch.version,
-        "created_at": _time(batch.created_at),
-        "finished_at": _time(batch.finished_at),
-        "reset_at": _time(batch.reset_at),
-        "shards": batch.shards,
-        "shards_done": {step: done.get(step, 0) for step in (batch_state.UPLOAD, batch_state.COPY)},
-        "found": batch.found,
-        "already_loaded": batch.already_loaded,
-        "held_elsewhere": batch.held_elsewhere,
-        "held_by": list(batch.held_by),
-        "superseded_copies": batch.superseded_copies,
-        "beyond_limit": batch.beyond_limit,
+        **batch.as_dict(*_PARAMETERS, *_TIMES, *_COUNTS),
+        "shards_done": {step: done[step] for step in (batch_state.UPLOAD, batch_state.COPY)},
         "rejected": sum(rejects.values()),
         "rejects": rejects,
         "rejected_inputs": [row._asdict() for row in shown],
         **counts,
         "bytes": batch.bytes,
         "total_seconds": round(seconds, 3),
-        "throughput": {name: {"count": n, "per_second": _rate(n, seconds)} for name, n in counts.items()},
+        "throughput": {name: {"count": count, "per_second": rates[name]} for name, count in counts.items()},
         "operations": {
             name: {
                 "ops": int(entry["ops"]),
                 "average_seconds": round(entry["seconds"] / max(1, entry["ops"]), 6),
                 "total_seconds": round(entry["seconds"], 6),
             }
-            for name, entry in sorted(total.get("operations", {}).items())
+            for name, entry in sorted(operations.items())
         },
         "counters": counters,
-        "gauges": {
-            name: {"last": entry["last"], "max": entry["max"]}
-            for name, entry in sorted(total.get("gauges", {}).items())
-        },
+        "gauges": {name: {"last": entry["last"], "max": entry["max"]} for name, entry in sorted(gauges.items())},
     }
 
 
@@ -90,21 +73,10 @@ def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
     total = 0.0
     end: datetime | None = None
     for begin, finish in sorted(intervals):
-        if end is None or begin > end:
-            total += (finish - begin).total_seconds()
-            end = finish
-        elif finish > end:
-            total += (finish - end).total_seconds()
+        if end is None or finish > end:
+            total += (finish - max(begin, end or begin)).total_seconds()
             end = finish
     return total
-
-
-def _rate(count: int, seconds: float) -> float:
-    return round(count / seconds, 2) if seconds > 0 else 0.0
-
-
-def _time(moment: datetime | None) -> str | None:
-    return moment.isoformat() if moment is not None else None
 
 
 def performance_metrics(summary: Mapping[str, Any]) -> str:
@@ -128,15 +100,21 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
-    """Return the result of a batch in a few lines, with its first rejects."""
-    state = summary["state"]
-    qwen = summary["kind"] == KIND_QWEN
+def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = False) -> str:
+    """Return the result of a batch in a few lines.
+
+    Arguments:
+        rejects: how many rejects to list; 0 to omit their number as well.
+        was_done: the batch was done before this run, which loaded nothing.
+    """
+    state, qwen = summary["state"], summary["kind"] == KIND_QWEN
+    verb = ", it had" if state == "reset" else ":"
+    if was_done and state == "done":
+        verb = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has"
     content = f"{summary['detections_processed']} detections" if qwen else size(summary["bytes"])
     lines = [
-        f"Batch {summary['batch_id']} is {state}{', it had' if state == 'reset' else ':'} "
-        f"{summary['recognitions_processed']} recognitions, "
-        f"{summary['images_processed']} photos, {content}."
+        f"Batch {summary['batch_id']} is {state}{verb} "
+        f"{summary['recognitions_processed']} recognitions, {summary['images_processed']} photos, {content}."
     ]
     skipped = []
     if summary["already_loaded"]:
@@ -152,11 +130,11 @@ def headline(summary: Mapping[str, Any], rejects: int = 10) -> str:
         lines.append(
             f"{twice}: the one that sorts last was taken, {summary['superseded_copies']} earlier copies were left."
         )
-    if summary["rejected"]:
+    if summary["rejected"] and rejects:
         codes = ", ".join(f"{code} {count}" for code, count in summary["rejects"].items())
         lines.append(f"Rejected: {summary['rejected']} ({codes}).")
         shown = summary["rejected_inputs"][:rejects]
         lines += [printable(f"  {one['path']}: {one['message']}") for one in shown]
-        if len(shown) < summary["rejected"]:
+        if len(shown) < summary["rejected"] and state != "reset":  # which empties the table
             lines.append(f"  … and {summary['rejected'] - len(shown)} more, in the table ingest.rejects")
     return "\n".join(lines)

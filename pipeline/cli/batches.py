@@ -74,7 +74,7 @@ def _print_load(run: Run, options: argparse.Namespace) -> int:
         raise _error_of(run) from exc  # discovery wrote nothing; its failure says why
     done = summary["state"] == "done"
     if done or options.json:
-        text = f"{headline(summary)}\n{performance_metrics(summary)}"
+        text = f"{headline(summary, was_done=run.was_done)}\n{performance_metrics(summary)}"
         print_result(options, {**summary, "failures": [vars(one) for one in failures]}, text)
     else:
         say(headline(summary))
@@ -167,6 +167,7 @@ def _execute(options: argparse.Namespace, plan: Plan) -> None:
     parameters: dict[str, Any] = {"batch_id": plan.batch.id, "confirm": True, "production": options.production}
     task = ResetBatch(**parameters)
     run = registry.reset(plan.batch.id, options.production)
+    run.is_announced = True
     run_task(registry, run, task, options.interrupts)
     if not run.target.exists():
         raise _error_of(run)

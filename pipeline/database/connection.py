@@ -57,7 +57,8 @@ _LOCAL_SETTINGS = {
 class Connection:
     """A connection in a transaction; runs statements of `pipeline.database.queries` by name, rows are named tuples."""
 
-    def __init__(self, driver: extensions.connection, begin: str) -> None:
+    def __init__(self, driver: extensions.connection, begin: str, command: Callable[[str], str]) -> None:
+        self.command = command  # returns a command line of ours for this environment
         self._driver = driver
         self._queued = begin.encode()
         self._is_begun = False
@@ -77,7 +78,8 @@ class Connection:
 
     def enqueue(self, name: str, /, **parameters: object) -> None:
         """Send a statement in one message with the next statement or the commit; its rows are discarded."""
-        self._queued += self._driver.cursor().mogrify(_text(name), parameters) + b";\n"
+        with translated(self.command):
+            self._queued += self._driver.cursor().mogrify(_text(name), parameters) + b";\n"
 
     def stream(self, name: str, /, **parameters: object) -> Iterator[Any]:
         """Run a statement with a server-side cursor and yield its rows, fetched a thousand at a time."""
@@ -122,7 +124,7 @@ class Connection:
         """
         if self._is_begun and self._driver.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE:
             raise DatabaseUnavailable("The transaction was ended by PostgreSQL.", "Run the same command again.")
-        with translated():
+        with translated(self.command):
             cursor = self._driver.cursor(cursor_factory=NamedTupleCursor)
             message = self._queued + (cursor.mogrify(text, parameters) if text else b"")
             self._queued, self._is_begun = b"", True
@@ -167,6 +169,10 @@ class Database:
         self._pid = 0
         self._broke = 0.0
         self._opened: weakref.WeakKeyDictionary[extensions.connection, float] = weakref.WeakKeyDictionary()
+
+    def command(self, arguments: str) -> str:
+        """Return the command line of ours that works with this database."""
+        return self._settings.command(arguments)
 
     def pool(self) -> QueuePool:
         """Return the pool of this process; one inherited through a fork is neither used nor closed."""
@@ -233,9 +239,9 @@ class Database:
             DatabaseUnavailable: no connection, or a transient error; the outcome of a commit is then unknown.
             DatabaseError: a statement is refused.
         """
-        with translated(), closing(self.pool().connect()) as pooled:
+        with translated(self.command), closing(self.pool().connect()) as pooled:
             driver = cast(extensions.connection, pooled.driver_connection)
-            connection = Connection(driver, _begin(timeout, read_only=read_only))
+            connection = Connection(driver, _begin(timeout, read_only=read_only), self.command)
             try:
                 yield connection
                 if keep:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
@@ -32,7 +32,7 @@ _DATA_CLASSES = ("22", "23")
 _TRANSIENT_CLASSES = ("08", "53", "58")
 #: Serialization failure, deadlock, lock not available, server shutdown and restart, idle timeouts.
 _TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
-_NOT_MIGRATED = "The schema is not up to date: run `python -m pipeline migrate`."
+_NOT_MIGRATED = "The schema is not up to date: run `{migrate}`."
 _NOT_OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user postgres, not a restricted role."
 _HINTS = {
     "53100": "The disk of the database is full: free some space.",
@@ -80,7 +80,7 @@ def address_of(url: str) -> tuple[str, int, str]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translated(command: Callable[[str], str]) -> Iterator[None]:
     """Raise errors of the driver and of the pool as errors of the pipeline."""
     try:
         yield
@@ -89,7 +89,7 @@ def translated() -> Iterator[None]:
             "No database connection became free in 30 seconds.", "Raise connection_pool_size in luigi.cfg."
         ) from exc
     except psycopg2.Error as exc:
-        raise _error_of(exc) from exc
+        raise _error_of(exc, command) from exc
 
 
 @contextmanager
@@ -123,13 +123,13 @@ def malformed_url(exc: psycopg2.ProgrammingError) -> SettingsError:
     )
 
 
-def _error_of(error: psycopg2.Error) -> PipelineError:
+def _error_of(error: psycopg2.Error, command: Callable[[str], str]) -> PipelineError:
     code, message = error.pgcode or "", _message_of(error)
     if code == _REFERENCED:
         return RefusedError(
             f"Refused: {message}.", "Remove those rows, or keep this batch; what readers see was not changed."
         )
-    hint = _HINTS.get(code, "")
+    hint = _HINTS.get(code, "").format(migrate=command("migrate"))
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
         return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", f"{hint} Run the same command again.".strip())
     if not code and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):

@@ -63,10 +63,10 @@ def migrate(database: Database, directory: Path | None = None) -> list[Migration
     return applied
 
 
-def pending(connection: Connection, directory: Path | None = None, *, there: bool | None = None) -> list[Migration]:
-    """Return the migrations that the history does not have; `there` says whether it exists, None if not known."""
+def pending(connection: Connection, directory: Path | None = None) -> list[Migration]:
+    """Return the migrations that the history does not have."""
     done: set[str] = set()
-    if connection.one("find_history").there if there is None else there:
+    if connection.one("find_history").there:
         done = {row.version for row in connection.execute("list_history")}
     return [migration for migration in migrations(directory) if migration.version not in done]
 

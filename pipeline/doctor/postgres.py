@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import reset_command, resume_command
 from pipeline.batches.state import Batch
-from pipeline.config import Settings
+from pipeline.config import Settings, command_line
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
 from pipeline.database.migrate import pending
 from pipeline.doctor.clock import offset_of
@@ -241,7 +241,7 @@ def migrations_finding(missing: Sequence[str], creates: bool, production: bool) 
     return problem(
         "migrations",
         f"{len(missing)} migrations are pending, the first is {missing[0]}.",
-        f"Run `python -m pipeline migrate{' --production' if production else ''}`.{may}",
+        f"Run `{command_line('migrate', production)}`.{may}",
     )
 
 
@@ -289,7 +289,7 @@ def timeouts_finding(statement: int | None, transaction: int | None) -> Finding:
 def _examine_batches(settings: Settings, database: Database, facts: Facts) -> Iterator[Finding]:
     def ask(connection: Connection) -> tuple[datetime, list[tuple[Batch, bool]]]:
         facts.photos_stored = connection.one("count_stored", bucket=settings.bucket).photos
-        batches = [batch_state.batch_from(row) for row in connection.execute("list_unfinished")]
+        batches = [Batch(**row._asdict()) for row in connection.execute("list_unfinished")]
         # A run holds the lock of its batch; the end of this transaction releases a lock that was free.
         found = [(batch, not batch_state.try_lock(connection, batch.id)) for batch in batches[:_SHOWN]]
         facts.unfinished = len(batches)
@@ -302,7 +302,9 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
         yield batch_finding(batch, now, running=running, production=settings.environment == "production")
     if facts.unfinished > len(batches):
         more = facts.unfinished - len(batches)
-        yield warning("batches", f"{more} more batches are unfinished.", "`python -m pipeline status` lists them all.")
+        yield warning(
+            "batches", f"{more} more batches are unfinished.", f"`{settings.command('status')}` lists them all."
+        )
 
 
 def batch_finding(batch: Batch, now: datetime, *, running: bool, production: bool) -> Finding:

@@ -91,6 +91,8 @@ class Run:
             forked processes.
         lost: why the run has to end, once another run has taken the batch.
         worker_pid: the process of the worker that takes no further task on SIGUSR1, 0 where there is none.
+        was_done: the batch was done before the run.
+        is_announced: the user has seen the plan of the reset.
         follower: the thread that follows the worker which schedules the run, and that worker.
     """
 
@@ -116,6 +118,7 @@ class Run:
         self.lock: BatchLock | None = None
         self.lost: RefusedError | None = None
         self.worker_pid = 0
+        self.was_done = self.is_announced = False
         self.follower: tuple[threading.Thread, threading.Thread] | None = None
 
     def claim(self) -> None:
@@ -180,7 +183,8 @@ class Run:
             # Discovery wrote nothing, or the database went away; the failures above say why.
             logger.info("no summary: %s", exc.message)
             return
-        print(headline(summary))
+        rejects = 0 if isinstance(self.target, ResetTarget) else 10
+        print(headline(summary, rejects, was_done=self.was_done))
         if summary["state"] == "done":
             print(performance_metrics(summary))
         elif not self.is_finished():
@@ -239,6 +243,7 @@ class RunRegistry:
         found = self._runs.get((LOAD, batch.batch_id, production))
         if found is None or not found.requests:
             found = Run(environment, batch.batch_id, request, batch.source)
+            found.was_done = batch.done
             self._runs[LOAD, batch.batch_id, production] = found
         elif whole not in found.requests:
             raise RefusedError(

@@ -29,7 +29,7 @@ from pipeline.observe.metrics import Metrics
 from pipeline.observe.progress import StatusMessage
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
-from pipeline.steps.reset import find_batch_to_reset, reset_batch
+from pipeline.steps.reset import describe_reset, find_batch_to_reset, plan_reset, reset_batch
 from pipeline.steps.transform import transform_batch
 from pipeline.storage import Storage
 
@@ -214,7 +214,7 @@ class Load(RootTask, RequestTask):
         """Keep the numbers of the load with the batch, and mark."""
 
         def work(connection: Connection) -> dict[str, Any]:
-            state.hold_finished(connection, self.batch_id)
+            state.hold(connection, self.batch_id, state="done")
             if not state.await_step(connection, self.batch_id, LOAD):
                 state.mark(connection, self.batch_id, LOAD, WHOLE, connection.one("now").now, {})
             summary = summarise(connection, self.batch_id)
@@ -269,6 +269,8 @@ class ResetBatch(RootTask):
 
     def run(self) -> None:
         """Remove rows, then objects, then manifest and markers."""
-        run = self.active_run
-        reset_batch(self.database, run.environment.settings, self.batch_id, run.counter)
+        run, settings = self.active_run, self.active_run.environment.settings
+        if not run.is_announced:
+            print(describe_reset(plan_reset(self.database, settings, self.batch_id)), flush=True)
+        reset_batch(self.database, settings, self.batch_id, run.counter)
         self.report(f"{self.batch_id} is reset")

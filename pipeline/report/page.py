@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from functools import cache
 from importlib.resources import files
 from typing import IO, Any
@@ -13,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.observe.logger import printable
 from pipeline.report.charts import Chart, milliseconds
-from pipeline.units import duration
+from pipeline.units import duration, moment
 
 #: Allows inline styles and data: images only. There is no script-src, so default-src blocks scripts.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -46,7 +45,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["chart"] = draw_chart
-    environment.filters.update(count=_count, duration=duration, ms=milliseconds, time=_time)
+    environment.filters.update(count=_count, duration=duration, ms=milliseconds, time=moment)
     return environment
 
 
@@ -62,8 +61,3 @@ def _finalize(value: object) -> object:
 
 def _count(number: int) -> str:
     return f"{number:,}"
-
-
-def _time(moment: str) -> str:
-    """Format an ISO 8601 timestamp for readers, in UTC."""
-    return datetime.fromisoformat(moment).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -66,7 +66,7 @@ def copy_shard(
         if batch.kind != KIND_LOAD:
             raise RefusedError(
                 f"Batch {batch_id} was reset and started anew with annotations.",
-                "Look at it with `python -m pipeline status`.",
+                f"Look at it with `{connection.command('status')}`.",
             )
         if batch.copied:
             return

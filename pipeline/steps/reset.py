@@ -185,7 +185,7 @@ def _remove_objects(database: Database, storage: Storage, batch: Batch, progress
             if not batch_state.is_gone(connection, batch.id, batch.created_at):
                 raise RefusedError(
                     f"Batch {batch.id} was started anew in the meantime: this reset removes nothing more.",
-                    "Look at it with `python -m pipeline status`.",
+                    f"Look at it with `{connection.command('status')}`.",
                 )
             storage.remove([found.key for found in page])
 

@@ -44,7 +44,7 @@ def transform_batch(
         held = batch_state.hold(connection, batch_id, alone=True)
         steps = {UPLOAD: "uploaded", COPY: "copied"} if held.kind == KIND_LOAD else {COPY: "copied"}
         for step, what in steps.items():
-            missing = held.shards - batch_state.count_done(connection, batch_id, step)
+            missing = held.shards - connection.one("count_markers", batch_id=batch_id, step=step).done
             if missing:
                 raise UnfinishedError(
                     f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet.",

@@ -198,7 +198,7 @@ def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard:
         held = batch_state.hold_step(connection, batch_id, COPY, shard)
         if held is None or held.kind != KIND_LOAD:
             return None
-        batch_state.unmark(connection, batch_id, UPLOAD, shard)
+        connection.execute("delete_marker", batch_id=batch_id, step=UPLOAD, shard=shard)
         return held.created_at, [key for entry in _entries(connection, batch_id, shard) for key in entry.keys]
 
     try:

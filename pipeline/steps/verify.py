@@ -89,12 +89,12 @@ class Verification:
             if batch is None or (batch.kind == KIND_LOAD and batch.bucket != bucket):
                 raise UsageError(
                     f"There is no batch {batch_id} with objects in the bucket {bucket}.",
-                    "See `python -m pipeline status` for the batches there are.",
+                    f"See `{database.command('status')}` for the batches there are.",
                 )
             if batch.state in ("loading", "resetting"):
                 raise UnfinishedError(
                     f"Batch {batch_id} is {batch.state}: only a finished batch can be verified.",
-                    "Finish it first: `python -m pipeline status` has the command.",
+                    f"Finish it first: `{database.command('status')}` has the command.",
                 )
         #: Batches that are skipped, since they are not finished.
         self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "resetting")]

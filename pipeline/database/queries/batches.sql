@@ -45,8 +45,8 @@ WHERE pid = :pid AND backend_start = :backend_start AND application_name = :appl
 SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
-SELECT id, kind, state, source, recognition_limit, force, strict, bucket, shards, recognitions, photos, bytes,
-    detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
+SELECT id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, shards, recognitions,
+    photos, bytes, detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
     created_at, finished_at, reset_at, metrics
 FROM ingest.batches
 WHERE id = :batch_id
@@ -75,11 +75,12 @@ INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker, metri
 VALUES (:batch_id, :step, :shard, :started_at, :worker, CAST(:metrics AS jsonb))
 
 -- name: list_batches
-SELECT id, kind, state, source, recognition_limit, force, strict, bucket, shards, recognitions, photos, bytes,
-    detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
-    created_at, finished_at, reset_at, '{}'::jsonb AS metrics
+-- The batches that changed last.
+SELECT id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, shards, recognitions,
+    photos, bytes, detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
+    created_at, finished_at, reset_at
 FROM ingest.batches
-ORDER BY created_at DESC, id DESC
+ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
 LIMIT :count
 
 -- name: list_marked
@@ -126,9 +127,9 @@ WHERE b.state = 'loading'
 ORDER BY b.created_at
 
 -- name: list_unfinished
-SELECT id, kind, state, source, recognition_limit, force, strict, bucket, shards, recognitions, photos, bytes,
-    detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
-    created_at, finished_at, reset_at, '{}'::jsonb AS metrics
+SELECT id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, shards, recognitions,
+    photos, bytes, detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
+    created_at, finished_at, reset_at
 FROM ingest.batches
 WHERE state IN ('loading', 'resetting')
 ORDER BY created_at, id
