@@ -32,6 +32,10 @@ class BatchLock:
     Arguments:
         patience: seconds to wait for another run to end, and for an unavailable database.
         on_lost: called in the thread with the error if another run took the lock after such a break.
+
+    Raises:
+        RefusedError: another run of this batch holds the lock.
+        DatabaseUnavailable: the database did not respond in time.
     """
 
     def __init__(
@@ -42,12 +46,6 @@ class BatchLock:
         patience: float = 10.0,
         on_lost: Callable[[RefusedError], None] = lambda _: None,
     ) -> None:
-        """Take the lock.
-
-        Raises:
-            RefusedError: another run of this batch holds the lock.
-            DatabaseUnavailable: the database did not respond in time.
-        """
         self._settings, self._batch_id, self._patience, self._on_lost = settings, batch_id, patience, on_lost
         self._stack = ExitStack()
         self._connection: Connection | None = None

@@ -68,40 +68,30 @@ def resolve_batch(
         check_batch_id(request.batch_id)
     if request.limit is not None and not 1 <= request.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {request.limit}.", "Use a number from 1, or leave it out for no limit.")
-    return database.run(lambda connection: _resolve(connection, settings, request, taken))
+
+    def resolve(connection: Connection) -> ResolvedBatch:
+        require_schema(connection)
+        if request.batch_id is not None:
+            batch = batch_state.find_batch(connection, request.batch_id)
+            if batch is None or batch.state == "reset":
+                return ResolvedBatch(request.batch_id, _source(settings, request))
+            _require_same(connection, batch, settings, request)
+            if batch.state == "done":
+                return ResolvedBatch(batch.id, batch.source, True)
+            _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
+            return ResolvedBatch(batch.id, batch.source)
+        source = _source(settings, request)
+        like = {**vars(request), "source": source, "bucket": settings.bucket}
+        rows = connection.execute("find_unfinished", **like)
+        return ResolvedBatch(rows[0].id if rows else _new_id(connection, request.kind, taken), source)
+
+    return database.run(resolve)
 
 
 def ensure_bucket(settings: Settings) -> None:
-    """Create the bucket if it is missing, which detects a wrong key or URL before anything is written.
-
-    Raises:
-        AccessDenied: Storage refuses the key, or the host is unknown.
-    """
+    """Create the bucket if it is missing; AccessDenied tells of a wrong key or URL before anything is written."""
     with closing(Storage(settings)) as storage:
         storage.ensure_bucket()
-
-
-def _resolve(connection: Connection, settings: Settings, request: LoadRequest, taken: Collection[str]) -> ResolvedBatch:
-    require_schema(connection)
-    if request.batch_id is not None:
-        batch = batch_state.find_batch(connection, request.batch_id)
-        if batch is not None and batch.state != "reset":
-            _require_same(connection, batch, settings, request)
-            done = batch.state == "done"
-            if not done:
-                _source(settings, replace(request, source=batch.source))
-            return ResolvedBatch(batch.id, batch.source, done)
-        return ResolvedBatch(request.batch_id, _source(settings, request))
-    source = _source(settings, request)
-    rows = connection.execute(
-        "find_unfinished",
-        kind=request.kind,
-        source=source,
-        force=request.force,
-        recognition_limit=request.limit,
-        bucket=settings.bucket,
-    )
-    return ResolvedBatch(rows[0].id if rows else _new_id(connection, request.kind, taken), source)
 
 
 def _source(settings: Settings, request: LoadRequest) -> str:

@@ -192,16 +192,6 @@ def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:
     return [(row.step, row.shard) for row in connection.execute("list_marked", batch_id=batch_id)]
 
 
-def reject_copied(
-    connection: Connection, batch_id: str, kind: str, shard: int, rejects: Sequence[Reject], lost: Sequence[int]
-) -> None:
-    """Record the rejects of COPY, and exclude the recognitions that are lost with them from the batch."""
-    if lost:
-        connection.execute("mark_manifest_rejected", batch_id=batch_id, recognition_ids=lost)
-        connection.execute("delete_claims_rejected", batch_id=batch_id, kind=kind, recognition_ids=lost)
-    add_rejects(connection, batch_id, COPY, shard, rejects)
-
-
 def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, rejects: Sequence[Reject]) -> None:
     """Record rejects."""
     if rejects:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.batches import status as batch_status
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
-from pipeline.batches.summary import headline, performance_metrics, summarise
+from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
 from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
@@ -45,19 +42,20 @@ def load(options: argparse.Namespace) -> int:
     """Load a dataset."""
     if options.dry_run:
         return _dry_run(options)
-    names = ("batch_id", "source", "limit", "force", "strict", "production")
-    return _load_batch(options, LoadBatch, names)
+    return _load_batch(options, LoadBatch)
 
 
 def load_qwen(options: argparse.Namespace) -> int:
     """Load an annotations file."""
-    return _load_batch(options, LoadQwen, ("batch_id", "file", "force", "production"))
+    return _load_batch(options, LoadQwen)
 
 
-def _load_batch(options: argparse.Namespace, family: type[Load], names: Sequence[str]) -> int:
+def _load_batch(options: argparse.Namespace, family: type[Load]) -> int:
+    """Load with the parameters of a task, which the options of the same names give."""
     if options.metrics_file:
         require_writable(Path(options.metrics_file))
     registry.open(options.production)
+    names = family.get_param_names()  # type: ignore[no-untyped-call]
     parameters: dict[str, Any] = {name: getattr(options, name) for name in names}
     task = family(**{name: value for name, value in parameters.items() if value is not None})
     run = registry.load(task.batch_id, options.production)
@@ -147,11 +145,9 @@ def reset(options: argparse.Namespace) -> int:
         say(describe_reset(plan), logging.INFO)  # show the plan before the prompt
     if executes:
         _execute(options, plan)
-    if options.json:
-        state = "reset" if executes else plan.batch.state
-        print(json.dumps({**plan.as_dict(), "dry_run": options.dry_run, "state": state}, ensure_ascii=False))
-    elif executes:
-        print(f"Batch {plan.batch.id} is reset.")
+    if options.json or executes:
+        result = {"dry_run": options.dry_run, "state": "reset" if executes else plan.batch.state}
+        print_result(options, {**plan.as_dict(), **result}, f"Batch {plan.batch.id} is reset.")
     return DONE
 
 
@@ -196,8 +192,8 @@ def status(options: argparse.Namespace) -> int:
     with closing(registry.watch(Database(settings))) as database:
         if options.batch_id:
             return _show_batch(options, database)
-        result, failures = batch_status.status(settings, database)
-    print_result(options, result, batch_status.as_text(result, options.production))
+        result, failures = read_status(settings, database)
+    print_result(options, result, status_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
 
 

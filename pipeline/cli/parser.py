@@ -105,8 +105,7 @@ def _add_services(add: _Add) -> None:
     one = add("sample", "Write a synthetic dataset with real JPEGs.")
     one.add_argument("directory", metavar="DIR", help="a new or empty folder")
     one.add_argument("--recognitions", type=_number(0), default=200, metavar="N", help="number of recognitions (200)")
-    text = "random seed; the same seed writes the same bytes (0)"
-    one.add_argument("--seed", type=int, default=0, metavar="S", help=text)
+    one.add_argument("--seed", type=int, default=0, metavar="S", help="random seed; equal seeds write equal bytes (0)")
     one.add_argument("--broken", action="store_true", help="add one input of every kind of reject")
 
 
@@ -115,8 +114,7 @@ def _add_loads(add: _Add) -> None:
     load.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
     load.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
     load.add_argument("--force", action="store_true", help="also load what is loaded already, as a new version")
-    text = "check everything before the upload, and refuse the batch if there is a reject"
-    load.add_argument("--strict", action="store_true", help=text)
+    load.add_argument("--strict", action="store_true", help="check all before the upload; a reject refuses the batch")
     load.add_argument("--dry-run", action="store_true", help="print what would be loaded; write nothing")
 
     qwen = add("load-qwen", "Load the annotations of a vision model for loaded photos.")
@@ -128,13 +126,11 @@ def _add_loads(add: _Add) -> None:
         one.add_argument("--batch-id", metavar="ID", help=text)
         one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
         one.add_argument("--local-scheduler", action="store_true", help="do not use a luigid")
-        text = "write metrics for the textfile collector of Prometheus"
-        one.add_argument("--metrics-file", metavar="FILE", help=text)
+        one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
 
     one = add("worker", "Process shards of running loads, on a further machine; needs a luigid.")
     one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
-    text = "exit after so long without work (60)"
-    one.add_argument("--idle", type=_number(0), default=60, metavar="SECONDS", help=text)
+    one.add_argument("--idle", type=_number(0), default=60, metavar="SECONDS", help="exit when idle for this long (60)")
 
 
 def _add_batches(add: _Add) -> None:
@@ -147,8 +143,7 @@ def _add_batches(add: _Add) -> None:
     what = one.add_mutually_exclusive_group()
     what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch")
     what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
-    text = "with --check: compare this dataset with the limits of the bucket"
-    one.add_argument("--source", metavar="PATH", help=text)
+    one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
 
     one = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
@@ -158,8 +153,7 @@ def _add_batches(add: _Add) -> None:
     one = add("verify", "Compare manifest and tables with the bucket, in both directions.")
     one.add_argument("--batch-id", metavar="ID", help="check only this batch")
     one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
-    text = "upload missing and damaged objects again, and remove orphans"
-    one.add_argument("--repair", action="store_true", help=text)
+    one.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
     one.add_argument("--quiet", action="store_true", help="print only differences")
 
 

@@ -111,9 +111,12 @@ def _copy_documents(
     rejects = {**unread, **rejects}
     require_source(Path(source), rejects.values(), may_reject=may_reject)
     if rejects:
-        connection.execute("delete_files_rejected", batch_id=batch_id, recognition_ids=list(rejects))
-    # Their photos are already in the bucket; the transform step removes them.
-    batch_state.reject_copied(connection, batch_id, KIND_LOAD, shard, list(rejects.values()), list(rejects))
+        lost = {"batch_id": batch_id, "recognition_ids": list(rejects)}
+        connection.execute("delete_files_rejected", **lost)
+        # Their photos are already in the bucket; the transform step removes them.
+        connection.execute("mark_manifest_rejected", **lost)
+        connection.execute("delete_claims_rejected", **lost, kind=KIND_LOAD)
+        batch_state.add_rejects(connection, batch_id, COPY, shard, list(rejects.values()))
     return len(rejects)
 
 

@@ -62,7 +62,7 @@ SELECT id
 FROM ingest.batches
 WHERE state = 'loading' AND kind = :kind AND source = :source AND force = :force
     AND (kind <> 'load' OR bucket = :bucket)
-    AND recognition_limit IS NOT DISTINCT FROM CAST(:recognition_limit AS bigint)
+    AND recognition_limit IS NOT DISTINCT FROM CAST(:limit AS bigint)
 ORDER BY created_at DESC, id DESC
 LIMIT 1
 
