@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -31,7 +31,7 @@ WHOLE = 0
 
 @dataclass(frozen=True)
 class Batch:
-    """A row of ingest.batches; `limit` is None for no limit, `version` is None until the commit."""
+    """What steps need of a row of ingest.batches; `limit` is None for no limit, `metrics` is empty until the end."""
 
     id: str
     kind: str
@@ -39,29 +39,11 @@ class Batch:
     source: str
     limit: int | None
     force: bool
-    strict: bool
     bucket: str
     shards: int
-    recognitions: int
     photos: int
-    bytes: int
-    detections: int
-    found: int
-    already_loaded: int
-    held_elsewhere: int
-    held_by: list[str]
-    superseded_copies: int
-    beyond_limit: int
-    version: int | None
     created_at: datetime
-    finished_at: datetime | None
-    reset_at: datetime | None
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self, *names: str) -> dict[str, Any]:
-        """Return the id and the named fields as JSON values."""
-        values = {"batch_id": self.id, **{name: getattr(self, name) for name in names}}
-        return {name: one.isoformat() if isinstance(one, datetime) else one for name, one in values.items()}
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import reset_command, resume_command
-from pipeline.batches.state import KIND_QWEN, Batch
+from pipeline.batches.state import KIND_QWEN
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
@@ -24,10 +24,6 @@ from pipeline.units import duration, moment, size
 #: Rejects that a summary lists, and batches that the status lists; the tables have them all.
 _LISTED_REJECTS = 100
 _LISTED_BATCHES = 10
-_PARAMETERS = ("kind", "state", "source", "limit", "force", "strict", "bucket", "version")
-_TIMES = ("created_at", "finished_at", "reset_at")
-_LISTED_FIELDS = ("kind", "state", "source", "limit", "force", "recognitions", "bytes", "detections", *_TIMES)
-_COUNTS = ("shards", "found", "already_loaded", "held_elsewhere", "held_by", "superseded_copies", "beyond_limit")
 
 
 def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
@@ -36,9 +32,10 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such batch.
     """
-    batch = batch_state.require_batch(connection, batch_id)
-    if batch.metrics:  # stored when the batch was done, since a reset deletes its markers
-        return {**batch.metrics, **batch.as_dict("state", "reset_at")}
+    metrics = batch_state.require_batch(connection, batch_id).metrics
+    batch = _as_json(connection.one("describe_batch", batch_id=batch_id))
+    if metrics:  # stored when the batch was done, since a reset deletes its markers
+        return {**metrics, "state": batch["state"], "reset_at": batch["reset_at"]}
     markers = connection.execute("list_markers", batch_id=batch_id)
     total: dict[str, Any] = {}
     for marker in markers:
@@ -48,20 +45,20 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     counters, operations, gauges = (total.get(name, {}) for name in ("counters", "operations", "gauges"))
     rejects = {row.code: row.rejects for row in connection.execute("count_rejects", batch_id=batch_id)}
     shown = connection.execute("list_rejects", batch_id=batch_id, count=_LISTED_REJECTS)
-    counts = {"recognitions_processed": batch.recognitions, "images_processed": batch.photos}
-    if batch.kind == KIND_QWEN:
-        counts["detections_processed"] = batch.detections
+    detections = batch.pop("detections_processed")
+    counts = {name: batch[name] for name in ("recognitions_processed", "images_processed")}
+    if batch["kind"] == KIND_QWEN:
+        counts["detections_processed"] = detections
     else:
         counts["bytes_uploaded"] = counters.get("bytes_uploaded", 0)
     rates = {name: round(count / seconds, 2) if seconds > 0 else 0.0 for name, count in counts.items()}
     return {
-        **batch.as_dict(*_PARAMETERS, *_TIMES, *_COUNTS),
+        **batch,
         "shards_done": {step: done[step] for step in (batch_state.UPLOAD, batch_state.COPY)},
         "rejected": sum(rejects.values()),
         "rejects": rejects,
         "rejected_inputs": [row._asdict() for row in shown],
         **counts,
-        "bytes": batch.bytes,
         "total_seconds": round(seconds, 3),
         "throughput": {name: {"count": count, "per_second": rates[name]} for name, count in counts.items()},
         "operations": {
@@ -75,6 +72,10 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         "counters": counters,
         "gauges": {name: {"last": entry["last"], "max": entry["max"]} for name, entry in sorted(gauges.items())},
     }
+
+
+def _as_json(row: Any) -> dict[str, Any]:
+    return {name: one.isoformat() if isinstance(one, datetime) else one for name, one in row._asdict().items()}
 
 
 def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
@@ -189,14 +190,13 @@ def _examine_database(connection: Connection) -> dict[str, Any]:
 
 
 def _read_tables(connection: Connection) -> dict[str, Any]:
-    def batches(statement: str, **parameters: object) -> list[dict[str, Any]]:
-        rows = connection.execute(statement, **parameters)
-        return [Batch(**row._asdict()).as_dict(*_LISTED_FIELDS) for row in rows]
+    def batches(**parameters: object) -> list[dict[str, Any]]:
+        return [_as_json(row) for row in connection.execute("list_batches", **parameters)]
 
     return {
         "rows": connection.one("count_rows")._asdict(),
-        "batches": batches("list_batches", count=_LISTED_BATCHES),
-        "unfinished": batches("list_unfinished"),
+        "batches": batches(unfinished=False, count=_LISTED_BATCHES),
+        "unfinished": batches(unfinished=True, count=None),
     }
 
 

@@ -34,6 +34,14 @@ WHERE kind = :kind AND batch_id = :batch_id AND recognition_id = ANY (CAST(:reco
 -- name: delete_marker
 DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
 
+-- name: describe_batch
+-- A batch, as its summary names its columns.
+SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, version, created_at,
+    finished_at, reset_at, shards, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, bytes,
+    recognitions AS recognitions_processed, photos AS images_processed, detections AS detections_processed
+FROM ingest.batches
+WHERE id = :batch_id
+
 -- name: end_backend
 -- End a connection that its client lost: the server itself would notice after a minute.
 SELECT pg_terminate_backend(pid) AS ended
@@ -45,9 +53,7 @@ WHERE pid = :pid AND backend_start = :backend_start AND application_name = :appl
 SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
-SELECT id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, shards, recognitions,
-    photos, bytes, detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
-    created_at, finished_at, reset_at, metrics
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, metrics
 FROM ingest.batches
 WHERE id = :batch_id
 
@@ -75,11 +81,11 @@ INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker, metri
 VALUES (:batch_id, :step, :shard, :started_at, :worker, CAST(:metrics AS jsonb))
 
 -- name: list_batches
--- The batches that changed last.
-SELECT id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, shards, recognitions,
-    photos, bytes, detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
+-- All or the unfinished batches, those that changed last first, as the status names their columns.
+SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, recognitions, bytes, detections,
     created_at, finished_at, reset_at
 FROM ingest.batches
+WHERE state IN ('loading', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
 LIMIT :count
 
@@ -127,9 +133,7 @@ WHERE b.state = 'loading'
 ORDER BY b.created_at
 
 -- name: list_unfinished
-SELECT id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, shards, recognitions,
-    photos, bytes, detections, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, version,
-    created_at, finished_at, reset_at
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, metrics
 FROM ingest.batches
 WHERE state IN ('loading', 'resetting')
 ORDER BY created_at, id
