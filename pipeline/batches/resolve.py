@@ -36,11 +36,12 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class ResolvedBatch:
-    """The batch that a request means; `done` if it is committed."""
+    """The batch that a request means; `done` if it is committed, `marked` if its summary exists, too."""
 
     batch_id: str
     source: str
     done: bool = False
+    marked: bool = False
 
 
 def check_batch_id(batch_id: str) -> None:
@@ -77,7 +78,7 @@ def resolve_batch(
                 return ResolvedBatch(request.batch_id, _source(settings, request))
             _require_same(connection, batch, settings, request)
             if batch.state == "done":
-                return ResolvedBatch(batch.id, batch.source, True)
+                return ResolvedBatch(batch.id, batch.source, True, batch.marked)
             _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
             return ResolvedBatch(batch.id, batch.source)
         source = _source(settings, request)

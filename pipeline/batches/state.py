@@ -31,7 +31,7 @@ WHOLE = 0
 
 @dataclass(frozen=True)
 class Batch:
-    """What steps need of a row of ingest.batches; `limit` is None for no limit, `metrics` is empty until the end."""
+    """What steps need of a row of ingest.batches; `limit` is None for no limit, `marked` if the load is done."""
 
     id: str
     kind: str
@@ -43,7 +43,9 @@ class Batch:
     shards: int
     photos: int
     created_at: datetime
+    reset_at: datetime | None
     metrics: dict[str, Any]
+    marked: bool
 
 
 @dataclass(frozen=True)

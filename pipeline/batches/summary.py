@@ -32,10 +32,11 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such batch.
     """
-    metrics = batch_state.require_batch(connection, batch_id).metrics
+    found = batch_state.require_batch(connection, batch_id)
+    if found.metrics:  # stored when the batch was done, since a reset deletes its markers
+        reset_at = found.reset_at.isoformat() if found.reset_at is not None else None
+        return {**found.metrics, "state": found.state, "reset_at": reset_at}
     batch = _as_json(connection.one("describe_batch", batch_id=batch_id))
-    if metrics:  # stored when the batch was done, since a reset deletes its markers
-        return {**metrics, "state": batch["state"], "reset_at": batch["reset_at"]}
     markers = connection.execute("list_markers", batch_id=batch_id)
     total: dict[str, Any] = {}
     for marker in markers:

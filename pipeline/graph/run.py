@@ -21,7 +21,7 @@ from luigi.worker import KeepAliveThread
 
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ensure_bucket, reset_command, resolve_batch, resume_command
-from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database
@@ -244,6 +244,8 @@ class RunRegistry:
         if found is None or not found.requests:
             found = Run(environment, batch.batch_id, request, batch.source)
             found.was_done = batch.done
+            if batch.marked:
+                found.markers.present.add((LOAD, WHOLE))
             self._runs[LOAD, batch.batch_id, production] = found
         elif whole not in found.requests:
             raise RefusedError(

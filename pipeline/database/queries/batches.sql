@@ -53,8 +53,9 @@ WHERE pid = :pid AND backend_start = :backend_start AND application_name = :appl
 SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, metrics
-FROM ingest.batches
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, reset_at, metrics,
+    EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked
+FROM ingest.batches b
 WHERE id = :batch_id
 
 -- name: find_marker
@@ -133,7 +134,8 @@ WHERE b.state = 'loading'
 ORDER BY b.created_at
 
 -- name: list_unfinished
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, metrics
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, reset_at, metrics,
+    false AS marked
 FROM ingest.batches
 WHERE state IN ('loading', 'resetting')
 ORDER BY created_at, id
