@@ -1,20 +1,20 @@
 """The errors of this package, in one tree.
 
 EmbeddedError
-├── SetupError              what was asked cannot be done on this machine, or with these arguments
-├── ServiceUnavailable      a service does not answer in time; it may later
-└── ServiceFailed           a service does not start, or did not do what it was told
+├── SetupError              the folder, the user, the installation or the arguments do not allow the operation
+├── ServiceUnavailable      a service does not respond in time; a retry may succeed
+└── ServiceFailed           a service does not start, does not stop, or failed
 """
 
 from __future__ import annotations
 
 
 class EmbeddedError(Exception):
-    """An error with a sentence of what happened, and one of what to do.
+    """An error with a message and a hint.
 
     Arguments:
         message: what happened, without secrets.
-        hint: what to do about it, empty where there is nothing to advise.
+        hint: what to do about it; may be empty.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -24,12 +24,12 @@ class EmbeddedError(Exception):
 
 
 class SetupError(EmbeddedError):
-    """The folder, the user or the installation is not fit for the services."""
+    """The folder, the user, the installation or the arguments do not allow the operation."""
 
 
 class ServiceUnavailable(EmbeddedError):
-    """A service does not answer in time."""
+    """A service does not respond in time."""
 
 
 class ServiceFailed(EmbeddedError):
-    """A service does not start, or failed."""
+    """A service does not start, does not stop, or failed."""

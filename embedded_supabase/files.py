@@ -1,4 +1,4 @@
-"""Files and locks of the embedded services: private, whole, and safe beside another process that does the same."""
+"""Files, locks and processes of the embedded services: private modes, atomic writes, safe under concurrent use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embedded_supabase.errors import SetupError
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive flock on a file for the block, waiting for whoever holds it; a killed holder lets go."""
+    """Hold an exclusive flock on a file during the block; the kernel releases it when the holder is killed."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -28,15 +28,32 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def lock_home(home: Path, name: str) -> Iterator[None]:
+    """Hold a lock file of a home during the block.
+
+    Raises:
+        SetupError: an operation on the files of the home failed, here or in the block.
+    """
+    try:
+        with locked(home / name):
+            yield
+    except OSError as exc:
+        raise SetupError(
+            f"{home} cannot be used: {exc.filename or ''} {exc.strerror}.",
+            "Check its owner, its modes and the free space of its disk, or set PIPELINE_HOME to another folder.",
+        ) from exc
+
+
 def make_home(home: Path) -> None:
-    """Create the folder of the embedded services for its owner alone; as root others may pass through, not look.
+    """Create the folder of the embedded services, mode 0700; for root 0711.
 
     Raises:
         SetupError: it cannot be created.
     """
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
-        # As root others may pass through, for the server's user has to; what is secret in it has a mode of its own.
+        # PostgreSQL does not run as root, and its user must be able to traverse the folder. Secret files are 0600.
         make_folder(home, 0o711 if os.geteuid() == 0 else 0o700)
     except (FileExistsError, NotADirectoryError):
         raise SetupError(f"{home} is not a folder.", "Set PIPELINE_HOME to another path.") from None
@@ -47,7 +64,7 @@ def make_home(home: Path) -> None:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Ask again and again until the condition holds, and say whether it did before the time was up."""
+    """Poll until the condition holds; return False on timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() >= deadline:
@@ -57,13 +74,13 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def has_ended(pid: int) -> bool:
-    """Say whether a process has ended, be it that its parent has not noticed yet."""
+    """Return whether a process has ended; a zombie counts as ended."""
     try:
         os.kill(pid, 0)
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's, and so not the process that was asked about
+    except PermissionError:  # the pid was reused by another user's process
         return True
     except FileNotFoundError:
         return os.path.isdir("/proc/self")
@@ -71,7 +88,7 @@ def has_ended(pid: int) -> bool:
 
 
 def end_process(process: subprocess.Popen[Any], seconds: float) -> None:
-    """Ask a process of ours to end, and kill it when it has not after so many seconds; it is reaped."""
+    """Terminate a child process, kill it after a timeout, and reap it."""
     process.terminate()
     try:
         process.wait(seconds)
@@ -81,26 +98,35 @@ def end_process(process: subprocess.Popen[Any], seconds: float) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Put a text in the place of a file, mode 0600; a reader sees the former or the new one, whole."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from its first moment
+    """Write a file of mode 0600; a concurrent reader sees either the old or the new content."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # created with mode 0600
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)  # or a power cut may leave it empty
+            os.fsync(descriptor)  # otherwise a power failure may leave it empty
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
 
 
-def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None) -> None:
-    """Create a folder of exactly this mode and owner (uid, gid), whatever the umask, unless it is there.
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    It appears finished, or a kill in between would leave one that the owner cannot use.
+
+def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Create a folder with this mode and owner (uid, gid), regardless of the umask; keep an existing folder.
+
+    The folder is created under a temporary name and renamed, so that a crash cannot leave one with the wrong owner.
 
     Raises:
-        FileExistsError: something else has that name.
+        FileExistsError: the name is taken by something other than a folder.
     """
     if path.is_dir():
         return
@@ -114,12 +140,12 @@ def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None) -> 
         os.rename(fresh, path)
     except OSError:
         os.rmdir(fresh)
-        if not path.is_dir():  # another process was faster
+        if not path.is_dir():  # another process created it meanwhile
             raise
 
 
 def is_private(path: Path, owner: int) -> bool:
-    """Say whether a path is a folder, not a link to one, that its owner alone can enter."""
+    """Return whether a path is a folder, not a symlink, that only its owner can enter."""
     try:
         found = path.lstat()
     except OSError:
@@ -127,8 +153,8 @@ def is_private(path: Path, owner: int) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == owner and not found.st_mode & 0o077
 
 
-def complaint(text: str) -> str:
-    """Return the line of a log's end that says why: the last that names an error, else the last one."""
+def error_line(text: str) -> str:
+    """Return the last line of a log that names an error, else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
         for word in ("PANIC:", "FATAL:", "error:", "Error:"):

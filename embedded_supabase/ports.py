@@ -1,4 +1,4 @@
-"""TCP ports of loopback for the Storage server."""
+"""TCP ports for the Storage server."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import socket
 from pathlib import Path
 
 HOST = "127.0.0.1"
-#: Below the range that outgoing connections take their ports from, so that a port is still free after a restart.
+#: Below the ephemeral range, so that no outgoing connection takes the port between a stop and the next start.
 _PORTS = range(20000, 30000)
 
 
 def remembered_port(home: Path) -> int | None:
-    """Return the port that the former server of a home listened on, None when there is no record of it."""
+    """Return the port that the previous server of a home listened on, None if unknown."""
     try:
         port = int((home / "storage.port").read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):
@@ -22,9 +22,9 @@ def remembered_port(home: Path) -> int | None:
 
 
 def is_free(port: int) -> bool:
-    """Return whether nobody listens on a port."""
+    """Return whether a port can be bound."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the former server may linger
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not count
         try:
             probe.bind((HOST, port))
         except OSError as exc:
@@ -35,7 +35,7 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     for port in random.sample(_PORTS, 100):
         if is_free(port):
             return port

@@ -185,7 +185,7 @@ def test_the_data_moves_with_its_home(make_server: MakeServer) -> None:
 def test_root_below_a_private_folder_keeps_the_data_where_the_servers_user_gets_in(
     folder: Path, make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installation, "_OUTSIDE", (folder / "outside",))
+    monkeypatch.setattr(installation, "_SHARED_FOLDERS", (folder / "outside",))
     private = folder / "root"
     private.mkdir(mode=0o700)
     server = make_server("root/home", new=True)
@@ -208,7 +208,7 @@ def test_root_gives_the_servers_user_a_copy_of_binaries_that_lie_below_a_private
     if libraries.is_dir():
         shutil.copytree(libraries, private / libraries.name, symlinks=True)
     monkeypatch.setattr(installation, "binaries", lambda: private / package.name / "pginstall" / "bin")
-    monkeypatch.setattr(installation, "_OUTSIDE", (folder / "file", folder / "outside"))
+    monkeypatch.setattr(installation, "_SHARED_FOLDERS", (folder / "file", folder / "outside"))
     (folder / "file").touch()
     user = installation.unprivileged_user(None)
 
@@ -230,9 +230,9 @@ def test_a_folder_of_others_is_not_used_for_what_the_home_cannot_hold(
     for name, mode, owner in (("anyone's", 0o777, 0), ("somebody's", 0o711, 1), ("closed", 0o700, 0)):
         make_folder(folder / name, mode)
         os.chown(folder / name, owner, -1)
-    monkeypatch.setattr(installation, "_OUTSIDE", tuple(folder.iterdir()))
-    with pytest.raises(SetupError, match="takes a folder"):
-        installation.outside()
+    monkeypatch.setattr(installation, "_SHARED_FOLDERS", tuple(folder.iterdir()))
+    with pytest.raises(SetupError, match="can be used below"):
+        installation.shared_folder()
     assert sorted(stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()) == [0o700, 0o711, 0o777]
 
 
@@ -303,7 +303,7 @@ def test_a_home_that_is_a_file_or_below_one_is_refused(folder: Path) -> None:
 
 
 def test_a_path_that_cannot_be_printed_is_refused(folder: Path) -> None:
-    with pytest.raises(SetupError, match="cannot be printed"):
+    with pytest.raises(SetupError, match="unprintable"):
         EmbeddedPostgres(folder / "a\nb").start()
 
 
@@ -423,7 +423,7 @@ def test_a_half_made_data_directory_is_not_believed(make_server: MakeServer) -> 
 
 @with_proc
 def test_a_server_that_lost_its_socket_is_replaced(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres, "_FAREWELL_SECONDS", 0.5)
+    monkeypatch.setattr(postgres, "_STOP_SECONDS", 0.5)
     server = make_server()
     dsn = server.start()
     remember(dsn, "kept")
@@ -439,7 +439,7 @@ def test_a_server_that_lost_its_socket_is_replaced(make_server: MakeServer, monk
 def test_what_a_killed_server_left_running_keeps_a_new_one_from_the_data(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "_FAREWELL_SECONDS", 0.5)
+    monkeypatch.setattr(postgres, "_STOP_SECONDS", 0.5)
     server = make_server(durable=True)
     dsn = server.start()
     remember(dsn, "kept")
@@ -448,7 +448,7 @@ def test_what_a_killed_server_left_running_keeps_a_new_one_from_the_data(
         os.kill(backend, signal.SIGSTOP)  # as if it were deep in a long computation
         try:
             os.kill(running_pid(server), signal.SIGKILL)
-            with pytest.raises(ServiceUnavailable, match=rf"still work on .*: .*\b{backend}\b"):
+            with pytest.raises(ServiceUnavailable, match=rf"still use .*: .*\b{backend}\b"):
                 server.start()
         finally:
             os.kill(backend, signal.SIGCONT)

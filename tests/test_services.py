@@ -24,6 +24,7 @@ from embedded_supabase.errors import ServiceFailed, SetupError
 from embedded_supabase.files import has_ended, make_folder, wait_until
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from embedded_supabase.services import State, Stopped
+from embedded_supabase.storage import process as storage_process
 from pipeline.database.migrate import migrations
 from tests.services import RunPipeline, Start, execute, give_data
 
@@ -62,7 +63,7 @@ def status_of(home: Path, path: str, key: str | None = None) -> int:
         return session.get(url, headers=headers, timeout=10).status_code
 
 
-def storage_process(home: Path) -> int:
+def storage_pid(home: Path) -> int:
     pid = json.loads((home / "storage" / "server.json").read_text(encoding="utf-8"))["pid"]
     assert isinstance(pid, int)
     return pid
@@ -135,14 +136,14 @@ def test_down_without_a_home_makes_none(new_home: Path) -> None:
 
 def test_a_storage_server_that_was_killed_is_started_again_at_its_address(home: Path) -> None:
     first = services.up(home)
-    pid = storage_process(home)
+    pid = storage_pid(home)
     os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: services.services_state(home).storage is None, 10)
     second = services.up(home)
     assert second.postgres.was_running
     assert not second.storage.was_running
     assert second.storage.where == first.storage.where
-    assert second.storage.pid == storage_process(home) != pid
+    assert second.storage.pid == storage_pid(home) != pid
     assert status_of(home, "bucket") == 200
 
 
@@ -180,7 +181,7 @@ def test_a_storage_server_that_fails_takes_back_what_this_up_started_and_no_more
     server = EmbeddedPostgres(home)
     with monkeypatch.context() as patch:
         replace_interpreter(patch, tmp_path, "echo 'ImportError: no module' >&2; exit 7")
-        with pytest.raises(ServiceFailed, match=r"ended at once with exit code 7: Error: no module") as caught:
+        with pytest.raises(ServiceFailed, match=r"ended with exit code 7: Error: no module") as caught:
             services.up(home)
         assert str(home / "storage.log") in caught.value.hint
         assert server.data_path.exists()
@@ -199,9 +200,9 @@ def test_a_storage_server_that_fails_takes_back_what_this_up_started_and_no_more
 def test_a_storage_server_that_does_not_answer_is_ended(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "_START_SECONDS", 0.3)
+    monkeypatch.setattr(storage_process, "_START_SECONDS", 0.3)
     replace_interpreter(monkeypatch, tmp_path, f"echo $$ >'{tmp_path}/pid'; exec sleep 600")
-    with pytest.raises(ServiceFailed, match="does not answer"):
+    with pytest.raises(ServiceFailed, match="does not respond"):
         services.up(home)
     assert has_ended(int((tmp_path / "pid").read_text(encoding="ascii")))
     assert services.services_state(home) == State(None, None)
@@ -289,7 +290,7 @@ def test_up_that_is_killed_at_any_moment_is_finished_by_the_next(new_home: Path,
     killed.wait()
     started = services.up(new_home)
     assert execute(started.postgres.where, "SELECT 1") == [(1,)]
-    assert started.storage.pid == storage_process(new_home)
+    assert started.storage.pid == storage_pid(new_home)
     assert status_of(new_home, "bucket") == 200
     stopped = services.down(new_home)
     assert (stopped.postgres, stopped.storage) == (True, True)

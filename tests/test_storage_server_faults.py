@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench import running_storage as running_strained
+from benchmarks.bench import running_storage as running_faulty
 from embedded_supabase.files import wait_until
 from embedded_supabase.storage.faults import FaultInjector
 from tests import storage_server_support
@@ -25,15 +25,15 @@ SLOW_DOWN = (429, "429", "too_many_connections", "Too many connections, try agai
 
 
 @pytest.fixture
-def strained(tmp_path: Path) -> Iterator[Callable[..., Client]]:
+def faulty(tmp_path: Path) -> Iterator[Callable[..., Client]]:
     """Return a function that makes a client, with a connection of its own, of a server with these options."""
     with ExitStack() as stack:
         servers: dict[tuple[str, ...], StorageServer] = {}
 
         def connect(*options: str) -> Client:
             if options not in servers:
-                folder = tmp_path / f"strained{len(servers)}"
-                url, key, _ = stack.enter_context(running_strained(folder, *options))
+                folder = tmp_path / f"faulty{len(servers)}"
+                url, key, _ = stack.enter_context(running_faulty(folder, *options))
                 servers[options] = StorageServer(url, "", key, folder / "root")
             client = Client(servers[options])
             stack.enter_context(closing(client.connection))
@@ -47,8 +47,8 @@ def begin_upload(client: Client, key: str) -> None:
     client.connection.request("POST", f"/object/b/{key}", b"content", {"Authorization": f"Bearer {client.server.key}"})
 
 
-def test_an_upload_is_answered_only_after_the_latency(strained: Callable[..., Client]) -> None:
-    client = strained("--latency", "300")
+def test_an_upload_is_answered_only_after_the_latency(faulty: Callable[..., Client]) -> None:
+    client = faulty("--latency", "300")
     create_bucket(client, "b")
     for method in ("POST", "PUT"):
         begin = time.monotonic()
@@ -65,14 +65,14 @@ def test_answers_come_after_the_latency_on_average_however_late_each_is(monkeypa
         waited += seconds
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    strain = FaultInjector(0.042)
+    faults = FaultInjector(0.042)
 
     def answer(body: float, late: float) -> float:
         """Answer an upload whose body took so long; return when."""
         nonlocal waited
         waited = body
-        if asyncio.run(strain.hold_back(body)):
-            strain.answered(waited + late)
+        if asyncio.run(faults.delay(body)):
+            faults.record_response(waited + late)
         return waited + late
 
     assert answer(0.001, 0.002) == pytest.approx(0.044)
@@ -83,8 +83,8 @@ def test_answers_come_after_the_latency_on_average_however_late_each_is(monkeypa
     assert [answer(0.001, 0.0) for _ in range(2000)][-1] == pytest.approx(0.042, abs=1e-5)
 
 
-def test_an_upload_that_is_held_back_is_stored_and_holds_up_nobody(strained: Callable[..., Client]) -> None:
-    client, other = strained(*FOREVER), strained(*FOREVER)
+def test_an_upload_that_is_held_back_is_stored_and_holds_up_nobody(faulty: Callable[..., Client]) -> None:
+    client, other = faulty(*FOREVER), faulty(*FOREVER)
     create_bucket(other, "b")
     begin_upload(client, "k")
     assert wait_until(lambda: other.keys("b") == ["k"], SECONDS)
@@ -94,9 +94,9 @@ def test_an_upload_that_is_held_back_is_stored_and_holds_up_nobody(strained: Cal
     assert other.content("b", "k") == b"content"
 
 
-def test_more_object_requests_than_the_capacity_are_refused_until_one_ends(strained: Callable[..., Client]) -> None:
+def test_more_object_requests_than_the_capacity_are_refused_until_one_ends(faulty: Callable[..., Client]) -> None:
     options = (*FOREVER, "--capacity", "2")
-    busy, client = [strained(*options), strained(*options)], strained(*options)
+    busy, client = [faulty(*options), faulty(*options)], faulty(*options)
     create_bucket(client, "b")
     for number, one in enumerate(busy):
         begin_upload(one, f"k{number}")
@@ -113,8 +113,8 @@ def test_more_object_requests_than_the_capacity_are_refused_until_one_ends(strai
     assert incoming(client.server) == []
 
 
-def test_an_upload_that_breaks_off_gives_its_place_back(strained: Callable[..., Client]) -> None:
-    client = strained("--capacity", "1")
+def test_an_upload_that_breaks_off_gives_its_place_back(faulty: Callable[..., Client]) -> None:
+    client = faulty("--capacity", "1")
     create_bucket(client, "b")
     broken = start_upload(client.server, "/object/b/k", "Content-Length: 100", b"begin")
     assert client.upload("b", "k").error == SLOW_DOWN

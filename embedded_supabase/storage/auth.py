@@ -1,4 +1,4 @@
-"""Who may do what: the keys of the Storage server, JSON Web Tokens signed with HS256 (RFC 7519, RFC 7515)."""
+"""Authentication: keys and signed URLs are JSON Web Tokens, signed with HS256 (RFC 7519, RFC 7515)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ ROLES = (SERVICE, "authenticated", "anon")
 
 
 def mint_key(secret: str, role: str = SERVICE) -> str:
-    """Return the key of a role, always the same for a secret; it does not expire."""
+    """Return the key of a role; it is the same for every call and does not expire."""
     return jwt.encode({"iss": "pipeline", "role": role}, secret, algorithm="HS256")
 
 
 def sign(secret: str, claims: dict[str, Any], seconds: int) -> str:
-    """Return a token with claims, valid for some seconds."""
+    """Return a token that contains the claims and expires after some seconds."""
     now = int(time.time())
     return jwt.encode({**claims, "iat": now, "exp": now + seconds}, secret, algorithm="HS256")
 
 
 def role_of(authorization: str, secret: str) -> str:
-    """Return the role that the header `Authorization` proves; the word Bearer may be missing.
+    """Return the role in the header `Authorization`; the word Bearer is optional.
 
     Raises:
-        ApiError: the token is not one of ours, or it has expired.
+        ApiError: the token is invalid or has expired.
     """
     word, _, rest = authorization.strip().partition(" ")
     token = rest.strip() if word.lower() == "bearer" else authorization.strip()
     role = _claims(token, secret).get("role") or "anon"
     if role not in ROLES:
-        # PostgreSQL refuses to become a role that it does not know.
+        # The official server runs SET ROLE, which fails for an unknown role.
         raise ApiError(500, "DatabaseError", "database error, code: 22023", "DatabaseError", http=500)
     return str(role)
 
@@ -44,7 +44,7 @@ def claims_of(token: str, secret: str) -> dict[str, Any]:
     """Return the claims of the token in a signed URL.
 
     Raises:
-        ApiError: the token is not one of ours, or it has expired.
+        ApiError: the token is invalid or has expired.
     """
     try:
         return _claims(token, secret)
@@ -61,7 +61,7 @@ def _claims(token: str, secret: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=256)
 def _signed_claims(token: str, secret: str) -> dict[str, Any]:
-    """Return the claims, whatever the time: the same few keys come with every request."""
+    """Return the claims without checking times; cached, because every request carries one of a few keys."""
     return _decode(token, secret, verify_time=False)
 
 

@@ -1,4 +1,4 @@
-"""The bodies of requests to the Storage server: JSON, an object as it is, or a form with an object in it."""
+"""Request bodies: JSON, a raw object, or a multipart form that contains an object."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from embedded_supabase.storage.requests import (
     form_metadata,
 )
 
-#: Bytes of a JSON body, and of a form's field.
+#: Limit of a JSON body and of a form field, in bytes.
 _JSON_LIMIT = 1 << 20
 
 
 class JsonBody:
-    """A body that is collected whole, up to the limit of the API."""
+    """A JSON body, held in memory, up to the limit of the API."""
 
     def __init__(self) -> None:
         self._content = bytearray()
         self._is_too_large = False
 
     def write(self, chunk: bytes) -> None:
-        """Take a part of the body."""
+        """Append a chunk."""
         self._is_too_large = self._is_too_large or len(self._content) + len(chunk) > _JSON_LIMIT
         if not self._is_too_large:
             self._content += chunk
 
     def read(self, content_type: str) -> Any:
-        """Return the value, None for no body.
+        """Return the value, None for an empty body.
 
         Raises:
-            ApiError: it is too large, or no JSON.
+            ApiError: the body is too large or not JSON.
         """
         if self._is_too_large:
             raise ApiError(413, "Payload too large", "Request body is too large", "EntityTooLarge", http=413)
@@ -54,11 +54,11 @@ class JsonBody:
             raise ApiError(400, "FastifyError", "Body is not valid JSON", "InvalidRequest") from exc
 
     def abandon(self) -> None:
-        """Forget the body."""
+        """Do nothing; the body is in memory."""
 
 
 class RawBody:
-    """A body that is the object itself."""
+    """A body that is the object."""
 
     def __init__(self, incoming: Incoming, limit: int, attributes: Attributes) -> None:
         self.incoming = incoming
@@ -66,27 +66,27 @@ class RawBody:
         self._limit = limit
 
     def write(self, chunk: bytes) -> None:
-        """Take a part of the object.
+        """Append a chunk.
 
         Raises:
-            ApiError: it is too large.
-            OSError: the disk does not take it.
+            ApiError: the object is too large.
+            OSError: the chunk cannot be written.
         """
         if self.incoming.size + len(chunk) > self._limit:
             raise too_large()
         self.incoming.write(chunk)
 
     def finish(self) -> Attributes:
-        """Return what the uploader says of the object."""
+        """Return the attributes from the headers."""
         return self.attributes
 
     def abandon(self) -> None:
-        """Remove what was received."""
+        """Remove the received file."""
         self.incoming.abandon()
 
 
 class FormBody:
-    """A multipart form (RFC 7578): its first part with a file name is the object; fields before it describe it."""
+    """A multipart form (RFC 7578): the first part with a file name is the object, earlier parts are its attributes."""
 
     def __init__(self, incoming: Incoming, limit: int, boundary: bytes, check_type: Callable[[str], None]) -> None:
         self.incoming = incoming
@@ -114,11 +114,11 @@ class FormBody:
         )
 
     def write(self, chunk: bytes) -> None:
-        """Take a part of the form.
+        """Append a chunk.
 
         Raises:
-            ApiError: it is no form, or the file is too large or of a type that is not taken.
-            OSError: the disk does not take it.
+            ApiError: the form is malformed, or the file is too large or of a type that the bucket does not allow.
+            OSError: the chunk cannot be written.
         """
         try:
             self._parser.write(chunk)
@@ -126,10 +126,10 @@ class FormBody:
             raise schema(f"Multipart: {exc}") from exc
 
     def finish(self) -> Attributes:
-        """Return what the form says of the object.
+        """Return the attributes from the form.
 
         Raises:
-            ApiError: the form has no file, or no end.
+            ApiError: the form has no file or is incomplete.
         """
         if not self._ended:
             raise schema("Request stream closed before upload could begin")
@@ -138,7 +138,7 @@ class FormBody:
         return self._attributes
 
     def abandon(self) -> None:
-        """Remove what was received."""
+        """Remove the received file."""
         self.incoming.abandon()
 
     def _on_header_end(self) -> None:
@@ -152,12 +152,12 @@ class FormBody:
         self._field = None
         self._is_file = b"filename" in options and self._attributes is None
         if self._is_file:
-            self._attributes = self._describe(self._headers.get(b"content-type", b"").decode("latin-1"))
+            self._attributes = self._read_attributes(self._headers.get(b"content-type", b"").decode("latin-1"))
         elif b"filename" not in options:
             name = options.get(b"name", b"").decode("utf-8", "replace")
             self._field = self._fields.setdefault(name, bytearray())
 
-    def _describe(self, part_type: str) -> Attributes:
+    def _read_attributes(self, part_type: str) -> Attributes:
         fields = {name: bytes(value).decode("utf-8", "replace") for name, value in self._fields.items()}
         mime_type = check_content_type(fields.get("contentType") or part_type or "application/octet-stream")
         self._check_type(mime_type)

@@ -1,4 +1,4 @@
-"""The routes of buckets."""
+"""Routes: buckets."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from embedded_supabase.storage.requests import (
     allowed_mime_types,
     check_bucket_name,
     file_size_limit,
-    text_of,
-    truth,
-    whole_number,
+    parse_boolean,
+    parse_integer,
+    text_field,
 )
 
 
 class Buckets(Handler):
-    """All buckets."""
+    """`/bucket`: all buckets."""
 
     def get(self) -> None:
-        """List them."""
+        """List the buckets."""
         self.check()
-        limit = whole_number(self.get_query_argument("limit", None), "querystring/limit", 1, sys.maxsize)
-        offset = whole_number(self.get_query_argument("offset", None), "querystring/offset", 0, 0)
+        limit = parse_integer(self.get_query_argument("limit", None), "querystring/limit", 1, sys.maxsize)
+        offset = parse_integer(self.get_query_argument("offset", None), "querystring/offset", 0, 0)
         order = {name: self.get_query_argument(f"sort{name.title()}", "") for name in ("column", "order")}
         sorting = sorting_of(order, ("id", "name", "created_at", "updated_at"))
         search = self.get_query_argument("search", "").lower()
         found = [bucket for bucket in self.store.list_buckets() if search in bucket.name.lower()]
         found.sort(key=lambda bucket: str(getattr(bucket, sorting.column)), reverse=sorting.descending)
-        shown = found[offset : offset + limit] if self.role == SERVICE else []
-        self.answer([{**bucket.as_dict(), "type": "STANDARD"} for bucket in shown])
+        visible = found[offset : offset + limit] if self.role == SERVICE else []
+        self.respond([{**bucket.as_dict(), "type": "STANDARD"} for bucket in visible])
 
     def post(self) -> None:
-        """Create one."""
+        """Create a bucket."""
         body = self.json_body()
-        name = text_of(body, "name")
-        bucket_id = text_of(body, "id", "") or name
+        name = text_field(body, "name")
+        bucket_id = text_field(body, "id", "") or name
         for text in (name, bucket_id):
             check_bucket_name(text)
         self.require_service()
-        moment = now()
+        timestamp = now()
         self.store.create_bucket(
             Bucket(
                 bucket_id,
                 name,
-                truth(body["public"], "public") if body.get("public") is not None else False,
+                parse_boolean(body["public"], "public") if body.get("public") is not None else False,
                 file_size_limit(body.get("file_size_limit")),
                 allowed_mime_types(body.get("allowed_mime_types")),
-                moment,
-                moment,
+                timestamp,
+                timestamp,
             )
         )
-        self.answer({"name": name})
+        self.respond({"name": name})
 
 
 class OneBucket(Handler):
-    """A bucket by its id."""
+    """`/bucket/<id>`: one bucket."""
 
     def _find(self, bucket_id: str) -> Bucket:
         if self.role != SERVICE:
@@ -68,42 +68,42 @@ class OneBucket(Handler):
         return self.store.find_bucket(bucket_id)
 
     def get(self, bucket_id: str) -> None:
-        """Show it."""
+        """Return the bucket."""
         self.check()
-        self.answer(self._find(bucket_id).as_dict())
+        self.respond(self._find(bucket_id).as_dict())
 
     def put(self, bucket_id: str) -> None:
-        """Change its settings."""
+        """Change the settings of the bucket."""
         body = self.json_body()
         if not {"public", "file_size_limit", "allowed_mime_types"}.intersection(body):
             raise schema("body must have required property 'public'")
         bucket = self._find(bucket_id)
         changes: dict[str, Any] = {}
         if body.get("public") is not None:
-            changes["public"] = truth(body["public"], "public")
+            changes["public"] = parse_boolean(body["public"], "public")
         if "file_size_limit" in body:
             changes["file_size_limit"] = file_size_limit(body["file_size_limit"])
         if "allowed_mime_types" in body:
             changes["allowed_mime_types"] = allowed_mime_types(body["allowed_mime_types"])
         self.store.update_bucket(replace(bucket, **changes))
-        self.answer({"message": "Successfully updated"})
+        self.respond({"message": "Successfully updated"})
 
     def delete(self, bucket_id: str) -> None:
-        """Delete it when it is empty."""
+        """Delete the bucket if it is empty."""
         self.optional_body()
         self._find(bucket_id)
         self.store.delete_bucket(bucket_id)
-        self.answer({"message": "Successfully deleted"})
+        self.respond({"message": "Successfully deleted"})
 
 
 class EmptyBucket(OneBucket):
-    """The objects of a bucket, all of them."""
+    """`/bucket/<id>/empty`: all objects of a bucket."""
 
     methods = ("POST",)
 
     def post(self, bucket_id: str) -> None:
-        """Delete them, at once, though the API only promises to do it soon."""
+        """Delete all objects immediately; the API allows a delay."""
         self.optional_body()
         self._find(bucket_id)
         self.store.empty_bucket(bucket_id)
-        self.answer({"message": "Empty bucket has been queued. Completion may take up to an hour."})
+        self.respond({"message": "Empty bucket has been queued. Completion may take up to an hour."})

@@ -1,7 +1,7 @@
-"""The errors of the Storage API: what goes wrong, and the body that tells of it.
+"""The errors of the Storage API and their response bodies.
 
-Source: https://github.com/supabase/storage, src/internal/errors/codes.ts. Nearly every error is answered with HTTP 400
-and has its real status, as text, in the body.
+Source: https://github.com/supabase/storage, src/internal/errors/codes.ts. Almost every error is a response with HTTP
+status 400, whose body contains the actual status as text.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ class ApiError(Exception):
     """An error of the API.
 
     Arguments:
-        status: the real status, `statusCode` in the body.
-        error: the label that older clients look at.
-        message: for people.
-        code: the error code that clients decide by.
-        http: the status of the answer; 400 for nearly everything.
+        status: the actual status, `statusCode` in the body.
+        error: the label that older clients read.
+        message: the text for users.
+        code: the error code.
+        http: the HTTP status of the response.
     """
 
     def __init__(self, status: int, error: str, message: str, code: str, http: int = 400) -> None:
@@ -27,22 +27,22 @@ class ApiError(Exception):
 
 
 def bucket_missing() -> ApiError:
-    """Return the error for a bucket that does not exist or may not be seen."""
+    """Return the error for a bucket that does not exist or is not visible."""
     return ApiError(404, "Bucket not found", "Bucket not found", "NoSuchBucket")
 
 
 def key_missing() -> ApiError:
-    """Return the error for an object that does not exist or may not be seen."""
+    """Return the error for an object that does not exist or is not visible."""
     return ApiError(404, "not_found", "Object not found", "NoSuchKey")
 
 
 def bucket_exists() -> ApiError:
-    """Return the error for a bucket whose id or name is taken."""
+    """Return the error for a bucket whose id or name exists."""
     return ApiError(409, "Duplicate", "The resource already exists", "BucketAlreadyExists")
 
 
 def key_exists(code: str = "KeyAlreadyExists") -> ApiError:
-    """Return the error for a key that is taken."""
+    """Return the error for a key that exists."""
     return ApiError(409, "Duplicate", "The resource already exists", code)
 
 
@@ -52,54 +52,54 @@ def bucket_not_empty() -> ApiError:
 
 
 def too_large() -> ApiError:
-    """Return the error for an object beyond the bucket's limit."""
+    """Return the error for an object that exceeds the size limit."""
     return ApiError(413, "Payload too large", "The object exceeded the maximum allowed size", "EntityTooLarge")
 
 
 def invalid_mime_type(mime_type: str) -> ApiError:
-    """Return the error for a type that the bucket does not take."""
+    """Return the error for a type that the bucket does not allow."""
     return ApiError(415, "invalid_mime_type", f"mime type {mime_type} is not supported", "InvalidMimeType")
 
 
 def invalid_key(key: str, why: str = "") -> ApiError:
-    """Return the error for a key with characters that the API does not take."""
+    """Return the error for a key with characters that the API does not allow."""
     return ApiError(400, "InvalidKey", f"Invalid key: {key}{why}", "InvalidKey")
 
 
 def invalid_bucket_name() -> ApiError:
-    """Return the error for a bucket name that the API does not take."""
+    """Return the error for a bucket name that the API does not allow."""
     return ApiError(400, "Invalid Input", "Bucket name invalid", "InvalidBucketName")
 
 
 def invalid_parameter(message: str) -> ApiError:
-    """Return the error for a parameter that cannot be read."""
+    """Return the error for a malformed parameter."""
     return ApiError(400, "InvalidParameter", message, "InvalidParameter")
 
 
 def schema(message: str) -> ApiError:
-    """Return the error for a request of the wrong shape."""
+    """Return the error for a request that violates its schema."""
     return ApiError(400, "Error", message, "InvalidRequest")
 
 
 def denied(message: str = "new row violates row-level security policy") -> ApiError:
-    """Return the error for a key that is refused, or a role that may not write."""
+    """Return the error for an invalid token, or a role without write access."""
     return ApiError(403, "Unauthorized", message, "AccessDenied")
 
 
 def too_many() -> ApiError:
-    """Return the error for more requests at once than the server takes."""
+    """Return the error for more concurrent requests than the server allows."""
     return ApiError(429, "too_many_connections", "Too many connections, try again later", "SlowDown", http=429)
 
 
 def bad_address(path: str) -> ApiError:
-    """Return the error for a path that cannot be decoded; it is the web framework's, whose status is a number."""
+    """Return the error for a path that cannot be decoded; the web framework's own, whose `statusCode` is a number."""
     error = ApiError(400, "Bad Request", f"'{path}' is not a valid url component", "FST_ERR_BAD_URL")
     error.body["statusCode"] = 400
     return error
 
 
 def headers_too_large() -> ApiError:
-    """Return the error for more headers than the API reads; it is the web framework's as well."""
+    """Return the error for headers that are too large; the web framework's own."""
     error = ApiError(
         431, "Request Header Fields Too Large", "Exceeded maximum allowed HTTP header size", "InvalidRequest", http=431
     )
@@ -108,5 +108,5 @@ def headers_too_large() -> ApiError:
 
 
 def internal(message: str) -> ApiError:
-    """Return the error for a defect of the server or its disk."""
+    """Return the error for a failure of the server or its disk."""
     return ApiError(500, "Internal", message, "InternalError", http=500)

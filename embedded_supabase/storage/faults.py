@@ -1,4 +1,4 @@
-"""A Storage server that is far away, or has its hands full: for measurements, off unless it is asked for."""
+"""Simulated latency and limited capacity, for measurements; off by default."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ import asyncio
 
 from embedded_supabase.storage.errors import too_many
 
-#: How much the last answer counts in what is known of how late answers are: little, for many are under way.
+#: Weight of the latest response in the moving average of the overhead; small, because many responses overlap.
 _WEIGHT = 0.005
 
 
 class FaultInjector:
-    """How long an upload takes, and how many object requests the server has at once.
+    """Delays uploads and limits concurrent object requests.
 
     Arguments:
-        latency: seconds from an upload's headers to its answer, on average; waiting costs nothing, and holds up nobody.
-        capacity: object requests at once, None for any number; what comes beyond that is refused.
+        latency: mean seconds from an upload's headers to its response.
+        capacity: maximum number of concurrent object requests, None for no limit.
     """
 
     def __init__(self, latency: float = 0.0, capacity: int | None = None) -> None:
         self._latency = latency
-        self._late = 0.0
+        self._overhead = 0.0
         self._capacity = capacity
-        self._under_way = 0
+        self._active = 0
 
-    def enter(self) -> None:
-        """Take a place for a request, to be given back with `leave`.
+    def acquire(self) -> None:
+        """Count a request until `release`.
 
         Raises:
-            ApiError: there is none left.
+            ApiError: the capacity is exhausted.
         """
-        if self._capacity is not None and self._under_way >= self._capacity:
+        if self._capacity is not None and self._active >= self._capacity:
             raise too_many()
-        self._under_way += 1
+        self._active += 1
 
-    def leave(self) -> None:
-        """Give the place of a request back."""
-        self._under_way -= 1
+    def release(self) -> None:
+        """End a request that `acquire` counted."""
+        self._active -= 1
 
-    async def hold_back(self, elapsed: float) -> bool:
-        """Wait until an upload that began `elapsed` seconds ago may be answered; return whether that is in time.
+    async def delay(self, elapsed: float) -> bool:
+        """Wait for the rest of the latency of an upload that began `elapsed` seconds ago; return whether any is left.
 
-        The event loop waits in whole milliseconds, rounded up, has others to serve, and writes the answer in the end:
-        by as much as answers were late so far, the wait is shorter.
+        Responses are sent later than the wait ends, because the event loop rounds up to milliseconds and serves other
+        requests. The wait is shortened by the mean of this overhead.
         """
-        rest = self._latency - elapsed
-        if rest > self._late:
-            await asyncio.sleep(rest - self._late)
-        return rest > 0
+        remaining = self._latency - elapsed
+        if remaining > self._overhead:
+            await asyncio.sleep(remaining - self._overhead)
+        return remaining > 0
 
-    def answered(self, elapsed: float) -> None:
-        """Take in how many seconds after its headers an upload was answered that was in time."""
-        late = self._late + _WEIGHT * (elapsed - self._latency)
-        self._late = min(max(late, 0.0), self._latency)
+    def record_response(self, elapsed: float) -> None:
+        """Update the mean overhead with a delayed upload whose response took `elapsed` seconds."""
+        overhead = self._overhead + _WEIGHT * (elapsed - self._latency)
+        self._overhead = min(max(overhead, 0.0), self._latency)

@@ -1,4 +1,4 @@
-"""What all routes share: keys, bodies that come in pieces, and errors as the API words them."""
+"""The base of all routes: authentication, streamed bodies, error responses."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from embedded_supabase.storage.faults import FaultInjector
 from embedded_supabase.storage.requests import is_unicode
 from embedded_supabase.storage.store import ObjectStore
 
-#: Bytes of all headers of a request.
+#: Limit of all headers of a request, in bytes.
 HEADER_LIMIT = 16 << 10
 
 
 @tornado.web.stream_request_body
 class Handler(tornado.web.RequestHandler):
-    """What all routes share: keys, bodies that come in pieces, errors as the API words them.
+    """The base of all routes: authentication, streamed bodies, error responses.
 
-    An error that is known before the body has come is kept until then: an answer in the middle of a body would cost
-    the client its connection.
+    An error that is detected before the end of the body is sent after it, because a response in the middle of the body
+    would force the client to reconnect.
     """
 
-    #: What the route answers, where a base class can do more.
+    #: The methods of the route; a base class may implement more.
     methods: tuple[str, ...] = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
     store: ObjectStore
@@ -42,29 +42,29 @@ class Handler(tornado.web.RequestHandler):
     error: ApiError | None
 
     def initialize(self, store: ObjectStore, secret: str, faults: FaultInjector) -> None:
-        """Take what all requests share."""
+        """Set the objects that all requests share."""
         self.store = store
         self.secret = secret
         self.faults = faults
-        self._has_place = False
+        self._holds_slot = False
         self.body = JsonBody()
         self.role = "anon"
         self.error = None
 
     def set_default_headers(self) -> None:
-        """Answer JSON, and name no software."""
+        """Set the content type to JSON, and remove the name of the software."""
         self.clear_header("Server")
         self.set_header("Content-Type", "application/json; charset=utf-8")
 
     def compute_etag(self) -> None:
-        """Send no ETag of our own."""
+        """Disable the ETags that Tornado computes."""
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
-        """Return an argument of the path or, with a name, of the query; `prepare` refuses a path that is no UTF-8."""
+        """Decode an argument of the path or, with a name, of the query; `prepare` rejects a path that is not UTF-8."""
         return super().decode_argument(value, name) if name else value.decode("utf-8", "surrogateescape")
 
     def prepare(self) -> None:
-        """Check the key, and what the route can check before its body comes."""
+        """Run all checks that do not need the body."""
         if self.request.method == "OPTIONS":
             return
         if sum(len(name) + len(value) + 4 for name, value in self.request.headers.get_all()) > HEADER_LIMIT:
@@ -78,29 +78,29 @@ class Handler(tornado.web.RequestHandler):
             return
         try:
             if self.request.path.removeprefix("/storage/v1").startswith("/object/"):
-                self.faults.enter()
-                self._has_place = True
+                self.faults.acquire()
+                self._holds_slot = True
             self.authenticate()
             self.begin()
         except ApiError as exc:
             self.error = exc
         except tornado.web.HTTPError:
-            self.error = bad_address(self.request.path)  # its query is no UTF-8
+            self.error = bad_address(self.request.path)  # the query is not UTF-8
         except (OSError, sqlite3.Error) as exc:
             self.error = disk_error(exc)
 
     def authenticate(self) -> None:
-        """Learn the role from the key, which most routes need."""
+        """Set the role from the header `Authorization`."""
         authorization = self.request.headers.get("Authorization")
         if authorization is None:
             raise schema("headers must have required property 'authorization'")
         self.role = role_of(authorization, self.secret)
 
     def begin(self) -> None:
-        """Check what can be checked before the body comes; a route may set another body here."""
+        """Run the route's checks before the body; a route may set another body here."""
 
     def data_received(self, chunk: bytes) -> None:
-        """Take a part of the body; after an error it is only read."""
+        """Pass a chunk to the body; discard it after an error."""
         if self.error is not None:
             return
         try:
@@ -115,15 +115,15 @@ class Handler(tornado.web.RequestHandler):
         self.body.abandon()
 
     def check(self) -> None:
-        """Raise the error that came up before the answer, if any."""
+        """Raise the error that was detected before the end of the body, if any."""
         if self.error is not None:
             raise self.error
 
     def json_body(self) -> dict[str, Any]:
-        """Return the body, which has to be a JSON object.
+        """Return the body, a JSON object.
 
         Raises:
-            ApiError: it is not.
+            ApiError: the body is something else.
         """
         self.check()
         assert isinstance(self.body, JsonBody)
@@ -133,22 +133,22 @@ class Handler(tornado.web.RequestHandler):
         return value
 
     def optional_body(self) -> None:
-        """Check a body that says nothing: none, or a JSON object."""
+        """Validate a body whose content is ignored: empty or JSON."""
         self.check()
         assert isinstance(self.body, JsonBody)
         self.body.read(self.request.headers.get("Content-Type", ""))
 
     def require_service(self) -> None:
-        """Raise ApiError for a role that row-level security lets do nothing."""
+        """Raise ApiError unless the role is the service role."""
         if self.role != SERVICE:
             raise denied()
 
-    def answer(self, value: Any) -> None:
-        """Answer with JSON."""
+    def respond(self, value: Any) -> None:
+        """Send a JSON response."""
         self.finish(json.dumps(value))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer with the body of an error."""
+        """Send an error response."""
         exc = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(exc, (OSError, sqlite3.Error)):
             exc = disk_error(exc)
@@ -162,30 +162,30 @@ class Handler(tornado.web.RequestHandler):
             error = internal("Internal Server Error")
         self.set_status(error.http)
         self.set_default_headers()
-        self.answer(error.body)
+        self.respond(error.body)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log what is a defect or a full disk; an error of the API is an answer."""
+        """Log unexpected errors only; an ApiError is a regular response."""
         if not isinstance(value, ApiError):
             super().log_exception(typ, value, tb)
 
     def on_connection_close(self) -> None:
-        """Forget an upload whose sender went away."""
+        """Remove the file of an upload whose client disconnected."""
         super().on_connection_close()
-        self._end()
+        self._release()
 
     def on_finish(self) -> None:
-        """Remove what was received and not stored."""
-        self._end()
+        """Remove a received file that was not stored."""
+        self._release()
 
-    def _end(self) -> None:
+    def _release(self) -> None:
         self.body.abandon()
-        if self._has_place:
-            self._has_place = False
-            self.faults.leave()
+        if self._holds_slot:
+            self._holds_slot = False
+            self.faults.release()
 
     def options(self, *_: str) -> None:
-        """Answer a browser that asks whether it may."""
+        """Respond to a CORS preflight request."""
         self.set_header("Access-Control-Allow-Origin", "*")
         self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE")
         self.set_header("Access-Control-Allow-Headers", "*")
@@ -194,7 +194,7 @@ class Handler(tornado.web.RequestHandler):
 
 
 def disk_error(exc: OSError | sqlite3.Error) -> ApiError:
-    """Return the error of the API that an error of the disk or of the index means."""
+    """Return the API error for an error of the disk or the index."""
     if isinstance(exc, OSError):
         return internal(exc.strerror or str(exc))
     full = getattr(exc, "sqlite_errorname", "") == "SQLITE_FULL" or "full" in str(exc)
@@ -202,34 +202,34 @@ def disk_error(exc: OSError | sqlite3.Error) -> ApiError:
 
 
 def route_missing(request: tornado.httputil.HTTPServerRequest) -> ApiError:
-    """Return the error of a path that no route takes."""
+    """Return the error for a path without a route."""
     path = request.path.removeprefix("/storage/v1")
     error = ApiError(404, "Not Found", f"Route {request.method}:{path} not found", "InvalidRequest", http=404)
     if not re.match(r"/(object|bucket)(/|$)", path):
-        # The web framework answers itself, in its own way.
+        # The web framework's own error.
         error.body = {"message": str(error), "error": "Not Found", "statusCode": 404}
     return error
 
 
 class Missing(Handler):
-    """Any other path."""
+    """Paths without a route."""
 
     methods = ()
 
 
 class Status(Handler):
-    """Whether the server is there."""
+    """`/status`: the health check."""
 
     def authenticate(self) -> None:
-        """Ask for no key."""
+        """Require no key."""
 
     def get(self) -> None:
-        """Answer 200."""
-        self.answer({"status": "ok"})
+        """Return status 200."""
+        self.respond({"status": "ok"})
 
 
-def object_of(body: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a member of a body that is an object, an empty one where it is missing."""
+def object_field(body: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a member that is a JSON object, {} if it is missing."""
     value = body.get(name)
     if value is None:
         return {}
@@ -238,8 +238,8 @@ def object_of(body: dict[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def required(body: dict[str, Any], name: str) -> Any:
-    """Return a member of a body that has to be there."""
+def required_field(body: dict[str, Any], name: str) -> Any:
+    """Return a member, or raise ApiError if it is missing."""
     if body.get(name) is None:
         raise schema(f"body must have required property '{name}'")
     return body[name]

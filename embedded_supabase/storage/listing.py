@@ -1,4 +1,4 @@
-"""The two lists of the API, from the index."""
+"""The two list operations of the API, as queries on the index."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from embedded_supabase.storage.errors import invalid_parameter
 from embedded_supabase.storage.records import Object, Sorting, object_of_row
 
-#: Sorts after every key: UTF-8 keeps the order of code points.
+#: Sorts after every key; UTF-8 preserves the order of code points.
 _LAST = chr(0x10FFFF)
 
 
 class Listing:
-    """Lists of the objects in an index."""
+    """List operations on an index."""
 
     def __init__(self, index: sqlite3.Connection) -> None:
         self._index = index
@@ -26,7 +26,7 @@ class Listing:
     def list_folder(
         self, bucket_id: str, folder: str, search: str, limit: int, offset: int, sorting: Sorting
     ) -> list[dict[str, Any]]:
-        """Return one level of a folder as the first list call does: names relative, letter case ignored."""
+        """Return one level of a folder (list v1): relative names, case-insensitive order and matching."""
         base = folder if not folder or folder.endswith("/") else f"{folder}/"
         prefix = (base + search).lower()
         folders: dict[str, dict[str, Any]] = {}
@@ -49,7 +49,7 @@ class Listing:
         if sorting.column == "name":
             entries.sort(key=lambda entry: str(entry["name"]).lower(), reverse=sorting.descending)
         else:
-            # Folders have no times: they come first, by name, as NULLs do in the server's own order.
+            # Folders have no timestamps and sort first, by name, as NULLs do on the official server.
             entries.sort(key=lambda entry: str(entry["name"]).lower())
             entries.sort(key=lambda entry: entry[sorting.column] or "", reverse=sorting.descending)
         return entries[offset : offset + limit]
@@ -57,7 +57,7 @@ class Listing:
     def list_objects(
         self, bucket_id: str, prefix: str, limit: int, cursor: str | None, *, delimiter: bool, sorting: Sorting
     ) -> dict[str, Any]:
-        """Return a page of the second list call: full keys in byte order, recursive, or one level by `delimiter`."""
+        """Return a page of keys in byte order (list v2), recursive, or one level with `delimiter`."""
         position = _Cursor.read(cursor, sorting) if cursor else None
         if not delimiter:
             entries = self._recursive(bucket_id, prefix, position, sorting, limit + 1)
@@ -87,7 +87,7 @@ class Listing:
     def _level(
         self, bucket_id: str, prefix: str, position: _Cursor | None, sorting: Sorting
     ) -> Iterator[tuple[_Cursor, Object | None]]:
-        """Yield objects, and folders (keys with a slash at the end) without one, skipping what is in the folders."""
+        """Yield the objects and folders of one level; a folder is a key with a final slash, and None as its object."""
         while True:
             if position and position.key.endswith("/") and len(position.key) > len(prefix) and not sorting.descending:
                 position = _Cursor(position.key + _LAST, "")
@@ -101,7 +101,7 @@ class Listing:
     def _level_by_time(
         self, bucket_id: str, prefix: str, position: _Cursor | None, sorting: Sorting
     ) -> Iterator[tuple[_Cursor, Object | None]]:
-        """Yield like `_level` by time; folders have none and come before everything, or after it when descending."""
+        """Yield as `_level` does, in order of time; folders have no time and sort first, or last when descending."""
         entries: dict[_Cursor, Object | None] = {}
         for found in self._keys(bucket_id, prefix, None, Sorting(), -1):
             folder, separator, _ = found.name[len(prefix) :].partition("/")
@@ -110,8 +110,8 @@ class Listing:
             else:
                 entries[_Cursor(found.name, getattr(found, sorting.column))] = found
         for at in sorted(entries, key=lambda at: (at.value, at.key), reverse=sorting.descending):
-            ahead = position is None or (at.value, at.key) > (position.value, position.key)
-            if (position is None or ahead != sorting.descending) and at != position:
+            after = position is None or (at.value, at.key) > (position.value, position.key)
+            if (position is None or after != sorting.descending) and at != position:
                 yield at, entries[at]
 
     def _keys(
@@ -136,7 +136,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class _Cursor:
-    """Where a list goes on: the last key, and with another order than by name the value that it had there."""
+    """The position in a list: the last key and, unless the order is by name, the value of the sort column."""
 
     key: str
     value: str

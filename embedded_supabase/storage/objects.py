@@ -1,4 +1,4 @@
-"""The routes of single objects: upload, read, info, delete, move and copy."""
+"""Routes: upload, read, info, delete, move and copy of objects."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from embedded_supabase.storage.errors import (
     schema,
     too_large,
 )
-from embedded_supabase.storage.handler import Handler, object_of
+from embedded_supabase.storage.handler import Handler, object_field
 from embedded_supabase.storage.records import Attributes, Object
 from embedded_supabase.storage.requests import (
     check_content_type,
     check_key,
     check_mime_type,
     header_metadata,
+    parse_boolean,
     size_limit,
-    text_of,
-    truth,
+    text_field,
 )
 from embedded_supabase.storage.sending import send
 
-#: The longest boundary of a form (RFC 2046, 5.1.1).
+#: Maximum length of the boundary of a form (RFC 2046, 5.1.1).
 _BOUNDARY_LIMIT = 70
 
 
 class Upload(Handler):
-    """What raw, multipart and signed uploads share."""
+    """The base of raw, multipart and signed uploads."""
 
     _bucket_id: str
     _key: str
     _upsert: bool
-    _is_in_time = False
+    _was_delayed = False
 
     def authenticate(self) -> None:
-        """Learn the role, after a look at the type of the upload, which the API parses first."""
+        """Set the role; the API checks the content type of an upload first."""
         content_type = self.request.headers.get("Content-Type")
         if self.request.method in ("POST", "PUT") and content_type is not None:
             check_content_type(content_type)
         super().authenticate()
 
-    def receive(self, bucket_id: str, key: str, upsert: bool) -> None:
-        """Check an upload in the order of the API, and get ready for its body."""
+    def prepare_upload(self, bucket_id: str, key: str, upsert: bool) -> None:
+        """Check an upload in the order of the API, and open the file for its body."""
         self._bucket_id, self._key, self._upsert = bucket_id, key, upsert
         bucket = self.store.find_bucket(bucket_id)
         headers = self.request.headers
@@ -60,7 +60,7 @@ class Upload(Handler):
         if not is_form:
             check_mime_type(bucket, content_type)
             declared = headers.get("Content-Length", "")
-            # What is no number is refused with the framing of the request.
+            # Tornado rejects a Content-Length that is not a number.
             if declared.isdecimal() and int(declared) > size_limit(bucket):
                 raise too_large()
         check_key(key)
@@ -81,32 +81,32 @@ class Upload(Handler):
         )
 
     def require_writer(self) -> None:
-        """Raise ApiError when the role may not write."""
+        """Raise ApiError unless the role may write."""
         self.require_service()
 
-    async def keep(self) -> Object:
-        """Store what was received; return when it may be answered."""
+    async def store_upload(self) -> Object:
+        """Store the received object; return when the response may be sent."""
         self.check()
         assert not isinstance(self.body, JsonBody)
         attributes = self.body.finish()
         stored = self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
-        self._is_in_time = await self.faults.hold_back(self.request.request_time())
+        self._was_delayed = await self.faults.delay(self.request.request_time())
         return stored
 
     def on_finish(self) -> None:
-        """Tell how late the answer was, which is on its way now."""
+        """Record when the response of a delayed upload was sent."""
         super().on_finish()
-        if self._is_in_time:
-            self.faults.answered(self.request.request_time())
+        if self._was_delayed:
+            self.faults.record_response(self.request.request_time())
 
 
 class OneObject(Upload):
-    """An object by bucket and key; a private bucket seen without a good key does not exist."""
+    """`/object/<bucket>/<key>`; without a valid token, a private bucket appears not to exist."""
 
     is_anonymous: bool
 
     def authenticate(self) -> None:
-        """Learn the role; for reading a missing or bad key is nobody's."""
+        """Set the role; a read with a missing or invalid token is anonymous."""
         self.is_anonymous = False
         try:
             super().authenticate()
@@ -116,17 +116,17 @@ class OneObject(Upload):
             self.is_anonymous = True
 
     def begin(self) -> None:
-        """Get ready for an upload."""
+        """Prepare an upload."""
         if self.request.method in ("POST", "PUT"):
             bucket_id, key = self.path_args
             upsert = self.request.method == "PUT" or self.request.headers.get("x-upsert") == "true"
-            self.receive(bucket_id, key, upsert)
+            self.prepare_upload(bucket_id, key, upsert)
 
     def visible(self, bucket_id: str, key: str) -> Object:
-        """Return the object if this role sees it.
+        """Return the object if it is visible to the role.
 
         Raises:
-            ApiError: there is none, or it is in a private bucket.
+            ApiError: it does not exist, or is in a private bucket.
         """
         bucket = self.store.find_bucket(bucket_id)
         if not bucket.public and self.role != SERVICE:
@@ -134,9 +134,9 @@ class OneObject(Upload):
         return self.store.get(bucket_id, key)
 
     async def post(self, *_: str) -> None:
-        """Store an object, in the place of another only with `x-upsert: true`."""
-        found = await self.keep()
-        self.answer({"Key": f"{found.bucket_id}/{found.name}", "Id": found.id})
+        """Store an object; replace an existing one only with `x-upsert: true`."""
+        found = await self.store_upload()
+        self.respond({"Key": f"{found.bucket_id}/{found.name}", "Id": found.id})
 
     put = post
 
@@ -156,39 +156,39 @@ class OneObject(Upload):
         if self.role != SERVICE:
             raise denied("Access denied")
         self.store.delete(bucket_id, [key])
-        self.answer({"message": "Successfully deleted"})
+        self.respond({"message": "Successfully deleted"})
 
 
 class AuthenticatedObject(OneObject):
-    """An object, by a route that insists on a key."""
+    """`/object/authenticated/<bucket>/<key>`: requires a token."""
 
     methods = ("GET", "HEAD")
 
     def authenticate(self) -> None:
-        """Learn the role from a good key."""
+        """Set the role; the token is required."""
         self.is_anonymous = False
         Handler.authenticate(self)
 
     def begin(self) -> None:
-        """Expect no upload."""
+        """Prepare no upload."""
 
 
 class PublicObject(OneObject):
-    """An object of a public bucket."""
+    """`/object/public/<bucket>/<key>`: requires no token."""
 
     methods = ("GET", "HEAD")
 
     def authenticate(self) -> None:
-        """Ask for no key."""
+        """Require no token."""
 
     def begin(self) -> None:
-        """Expect no upload."""
+        """Prepare no upload."""
 
     def visible(self, bucket_id: str, key: str) -> Object:
         """Return the object of a public bucket.
 
         Raises:
-            ApiError: there is none.
+            ApiError: it does not exist, or the bucket is private.
         """
         if not self.store.find_bucket(bucket_id).public:
             raise bucket_missing()
@@ -196,18 +196,18 @@ class PublicObject(OneObject):
 
 
 class Info(OneObject):
-    """What is known of an object."""
+    """`/object/info/<bucket>/<key>`: the metadata of an object."""
 
     methods = ("GET", "HEAD")
 
     def begin(self) -> None:
-        """Expect no upload."""
+        """Prepare no upload."""
 
     async def get(self, bucket_id: str, key: str) -> None:
-        """Tell it."""
+        """Return the metadata."""
         self.check()
         found = self.visible(bucket_id, key)
-        self.answer(
+        self.respond(
             {
                 "id": found.id,
                 "name": found.name,
@@ -225,23 +225,23 @@ class Info(OneObject):
 
 
 class PublicInfo(Info):
-    """What is known of an object of a public bucket."""
+    """`/object/info/public/<bucket>/<key>`: requires no token."""
 
     authenticate = PublicObject.authenticate
     visible = PublicObject.visible
 
 
 class AuthenticatedInfo(Info):
-    """What is known of an object, by a route that insists on a key."""
+    """`/object/info/authenticated/<bucket>/<key>`: requires a token."""
 
     authenticate = AuthenticatedObject.authenticate
 
 
 class BulkDelete(Handler):
-    """Objects of a bucket by exact keys, which the API calls prefixes."""
+    """`/object/<bucket>`: several objects by their exact keys, which the API calls prefixes."""
 
     def delete(self, bucket_id: str) -> None:
-        """Delete those that there are."""
+        """Delete the objects that exist."""
         keys = self.json_body().get("prefixes")
         if not isinstance(keys, list):
             raise schema("body must have required property 'prefixes'")
@@ -249,51 +249,51 @@ class BulkDelete(Handler):
             raise schema("body/prefixes must NOT have fewer than 1 items")
         if not all(isinstance(key, str) for key in keys):
             raise schema("body/prefixes/0 must be string")
-        legal = [key for key in keys if key.isascii()]
-        gone = self.store.delete(bucket_id, legal) if self.role == SERVICE else []
-        self.answer([found.row() for found in gone])
+        valid = [key for key in keys if key.isascii()]
+        deleted = self.store.delete(bucket_id, valid) if self.role == SERVICE else []
+        self.respond([found.row() for found in deleted])
 
 
 class Move(Handler):
-    """Another key for an object."""
+    """`/object/move`."""
 
     def post(self) -> None:
-        """Move."""
+        """Move an object."""
         source, target, key = _source_and_target(self, self.json_body())
         self.store.move(source, target, key)
-        self.answer({"message": "Successfully moved"})
+        self.respond({"message": "Successfully moved"})
 
 
 class Copy(Handler):
-    """An object a second time."""
+    """`/object/copy`."""
 
     def post(self) -> None:
-        """Copy."""
+        """Copy an object."""
         body = self.json_body()
         source, target, key = _source_and_target(self, body)
         if self.request.headers.get("x-upsert") != "true" and self.store.find(target, key) is not None:
             raise key_exists()
-        changes = object_of(body, "metadata")
+        changes = object_field(body, "metadata")
         attributes = Attributes(source.mimetype, source.cache_control, source.user_metadata)
-        if body.get("copyMetadata") is not None and not truth(body["copyMetadata"], "copyMetadata"):
+        if body.get("copyMetadata") is not None and not parse_boolean(body["copyMetadata"], "copyMetadata"):
             attributes = Attributes(user_metadata=header_metadata(self.request.headers.get("x-metadata", "")))
         attributes = Attributes(
-            text_of(changes, "mimetype", "") or attributes.mimetype,
-            text_of(changes, "cacheControl", "") or attributes.cache_control,
+            text_field(changes, "mimetype", "") or attributes.mimetype,
+            text_field(changes, "cacheControl", "") or attributes.cache_control,
             attributes.user_metadata,
         )
         copied = self.store.copy(source, target, key, attributes)
-        self.answer({"Key": f"{target}/{key}", "Id": copied.id, **copied.row()})
+        self.respond({"Key": f"{target}/{key}", "Id": copied.id, **copied.row()})
 
 
 def _source_and_target(handler: Handler, body: dict[str, Any]) -> tuple[Object, str, str]:
-    """Return the object that is moved or copied, and the bucket and key that it is to have.
+    """Return the source object, the target bucket and the target key of a move or copy.
 
     Raises:
-        ApiError: one of the three is not what it has to be, or this role may not write.
+        ApiError: the source or the target bucket does not exist, the key is invalid, or the role may not write.
     """
-    bucket_id, source_key, key = (text_of(body, name) for name in ("bucketId", "sourceKey", "destinationKey"))
-    target = text_of(body, "destinationBucket", "") or bucket_id
+    bucket_id, source_key, key = (text_field(body, name) for name in ("bucketId", "sourceKey", "destinationKey"))
+    target = text_field(body, "destinationBucket", "") or bucket_id
     check_key(key)
     source = handler.store.get(bucket_id, source_key)
     handler.require_service()

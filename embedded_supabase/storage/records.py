@@ -1,4 +1,4 @@
-"""Buckets and objects as the API shows them."""
+"""Buckets and objects, and their representation in the API."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SORTABLE = ("name", "created_at", "updated_at")
 
 
 def now() -> str:
-    """Return the time as the API writes it, in UTC with milliseconds."""
+    """Return the current UTC time in the format of the API, with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket; no limit and no list of types mean that it takes everything."""
+    """A bucket; None as limit or types means no restriction."""
 
     id: str
     name: str
@@ -32,7 +32,7 @@ class Bucket:
     updated_at: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the bucket as the API shows it."""
+        """Return the representation in responses."""
         return {
             "id": self.id,
             "name": self.name,
@@ -47,7 +47,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Attributes:
-    """What an uploader says of an object."""
+    """The attributes of an object that the uploader sets."""
 
     mimetype: str = "application/octet-stream"
     cache_control: str = "no-cache"
@@ -71,7 +71,7 @@ class Object:
     updated_at: str
 
     def metadata(self) -> dict[str, Any]:
-        """Return the metadata as the API shows it."""
+        """Return the metadata in the format of the API."""
         return {
             "eTag": f'"{self.etag}"',
             "size": self.size,
@@ -83,7 +83,7 @@ class Object:
         }
 
     def entry(self, name: str | None = None) -> dict[str, Any]:
-        """Return the object as a list shows it, under another name if one is given."""
+        """Return the entry in a list; `name` replaces the full key."""
         return {
             "name": self.name if name is None else name,
             "id": self.id,
@@ -94,7 +94,7 @@ class Object:
         }
 
     def row(self) -> dict[str, Any]:
-        """Return the object as a row of storage.objects, as deleting and copying show it."""
+        """Return the row of storage.objects that delete and copy respond with."""
         return {
             **self.entry(),
             "bucket_id": self.bucket_id,
@@ -114,10 +114,10 @@ class Sorting:
 
 
 def sorting_of(value: dict[str, Any], columns: Sequence[str] = _SORTABLE) -> Sorting:
-    """Return the order that a request names.
+    """Return the order in a request.
 
     Raises:
-        ApiError: a column or direction that the API does not know.
+        ApiError: the column or the direction is unknown.
     """
     column, order = value.get("column") or "name", str(value.get("order") or "asc").lower()
     if column not in columns or order not in ("asc", "desc"):

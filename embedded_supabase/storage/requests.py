@@ -1,4 +1,4 @@
-"""What a request to the Storage API may say: names, limits and fields, checked and turned into values."""
+"""Validation and parsing of the names, limits and fields in requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedded_supabase.storage.errors import (
 )
 from embedded_supabase.storage.records import Bucket
 
-#: The largest object, as `supabase start` sets it: 50 MiB.
+#: Maximum size of an object, as set by `supabase start`: 50 MiB.
 GLOBAL_LIMIT = 50 << 20
 
 _LEGAL = r"A-Za-z0-9_!.*'()&$@=;:+,? \-"
@@ -27,17 +27,17 @@ _BUCKET = re.compile(rf"[{_LEGAL}]{{1,100}}", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"
-#: What a header cannot hold: control characters, and what has no byte of its own (RFC 9110, 5.5).
+#: Characters that a header cannot contain (RFC 9110, 5.5).
 _NO_HEADER_TEXT = re.compile(r"[^\t\x20-\x7e\xa0-\xff]")
 _MIME_PATTERN = re.compile(rf"({_TOKEN}/({_TOKEN}|\*)|\*)")
 _CONTENT_TYPE = re.compile(rf"\s*{_TOKEN}/{_TOKEN}\s*(;.*)?", re.DOTALL)
 
 
 def check_key(key: str) -> str:
-    """Return the key of an object if the API takes it.
+    """Return a valid key.
 
     Raises:
-        ApiError: it has other characters than the API takes, or a segment of dots only.
+        ApiError: the key contains other characters than the API allows, or a segment `.` or `..`.
     """
     if not _KEY.fullmatch(key):
         raise invalid_key(key)
@@ -47,10 +47,10 @@ def check_key(key: str) -> str:
 
 
 def check_bucket_name(name: str) -> str:
-    """Return the name of a new bucket if the API takes it.
+    """Return a valid name for a new bucket.
 
     Raises:
-        ApiError: it does not.
+        ApiError: the API does not allow the name.
     """
     if not _BUCKET.fullmatch(name) or name != name.strip(" ") or name.endswith("--table-s3"):
         raise invalid_bucket_name()
@@ -58,7 +58,7 @@ def check_bucket_name(name: str) -> str:
 
 
 def check_content_type(text: str) -> str:
-    """Return the type of an upload.
+    """Return a valid content type.
 
     Raises:
         ApiError: it is not of the form type/subtype.
@@ -69,7 +69,7 @@ def check_content_type(text: str) -> str:
 
 
 def check_mime_type(bucket: Bucket, mime_type: str) -> None:
-    """Raise ApiError when a bucket does not take a type."""
+    """Raise ApiError unless the bucket allows the type."""
     allowed = bucket.allowed_mime_types
     if not allowed:
         return
@@ -82,15 +82,15 @@ def check_mime_type(bucket: Bucket, mime_type: str) -> None:
 
 
 def size_limit(bucket: Bucket) -> int:
-    """Return how many bytes an object of a bucket may have."""
+    """Return the maximum size of an object in a bucket, in bytes."""
     return GLOBAL_LIMIT if bucket.file_size_limit is None else min(GLOBAL_LIMIT, bucket.file_size_limit)
 
 
 def file_size_limit(value: Any) -> int | None:
-    """Return the limit that a request sets, in bytes: a number, or text such as 1.5MB.
+    """Return a limit in bytes from a number or a text such as 1.5MB.
 
     Raises:
-        ApiError: it is neither, or more than the server's own limit.
+        ApiError: it is neither, or exceeds the server's own limit.
     """
     if value is None:
         return None
@@ -104,10 +104,10 @@ def file_size_limit(value: Any) -> int | None:
 
 
 def allowed_mime_types(value: Any) -> list[str] | None:
-    """Return the types that a request sets.
+    """Return a list of allowed types.
 
     Raises:
-        ApiError: it is no list, or an entry is not of the form type/subtype or type/*.
+        ApiError: it is not a list, or an entry is not of the form type/subtype or type/*.
     """
     if value is None:
         return None
@@ -119,11 +119,11 @@ def allowed_mime_types(value: Any) -> list[str] | None:
     return list(value)
 
 
-def truth(value: Any, name: str) -> bool:
-    """Return a boolean, also from the texts true and false, and from 1 and 0.
+def parse_boolean(value: Any, name: str) -> bool:
+    """Return a boolean; true, false, 1, 0 and the texts "true" and "false" are accepted.
 
     Raises:
-        ApiError: it is neither.
+        ApiError: the value is something else.
     """
     if value in (True, "true"):
         return True
@@ -132,11 +132,11 @@ def truth(value: Any, name: str) -> bool:
     raise schema(f"body/{name} must be boolean")
 
 
-def whole_number(value: Any, name: str, least: int, default: int) -> int:
-    """Return a whole number, also from its text, `default` when there is none.
+def parse_integer(value: Any, name: str, least: int, default: int) -> int:
+    """Return an integer from a number or a text, `default` for None.
 
     Raises:
-        ApiError: it is no number or too small.
+        ApiError: the value is not an integer, or less than `least`.
     """
     if value is None:
         return default
@@ -151,11 +151,11 @@ def whole_number(value: Any, name: str, least: int, default: int) -> int:
     return number
 
 
-def text_of(body: dict[str, Any], name: str, default: str | None = None) -> str:
-    """Return a text of a request; numbers and booleans are texts, null is an empty one.
+def text_field(body: dict[str, Any], name: str, default: str | None = None) -> str:
+    """Return a member as text; numbers and booleans are converted, null is the empty text.
 
     Raises:
-        ApiError: it is missing and there is no default, or it is no text.
+        ApiError: it is missing and there is no default, or it is a list or an object.
     """
     if name not in body:
         if default is not None:
@@ -173,34 +173,34 @@ def text_of(body: dict[str, Any], name: str, default: str | None = None) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Say whether a text is Unicode; JSON can also name halves of surrogate pairs, which have no UTF-8."""
+    """Return whether a text can be encoded as UTF-8; JSON allows lone surrogates, which cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def header_text(text: str) -> str:
-    """Return a text as a header can carry it: what it cannot becomes a question mark."""
+    """Return the text with every character that a header cannot contain replaced by a question mark."""
     return _NO_HEADER_TEXT.sub("?", text)
 
 
 def header_metadata(text: str) -> dict[str, Any]:
-    """Return the JSON object in the header x-metadata, base64; what cannot be read is dropped, as the API does."""
+    """Return the base64-encoded JSON object in x-metadata; a malformed value is ignored, as the API does."""
     if not text:
         return {}
     try:
-        value = json.loads(base64.b64decode(text, validate=True), parse_constant=_no_constant)
+        value = json.loads(base64.b64decode(text, validate=True), parse_constant=_reject_constant)
     except (binascii.Error, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def form_metadata(text: str) -> dict[str, Any]:
-    """Return the JSON object in a form's field; broken JSON is dropped, as the API does.
+    """Return the JSON object in a form field; malformed JSON is ignored, as the API does.
 
     Raises:
-        ApiError: it is JSON, and no object.
+        ApiError: the value is JSON but not an object.
     """
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(value, dict):
@@ -208,5 +208,5 @@ def form_metadata(text: str) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")

@@ -1,6 +1,4 @@
-"""The table of routes: what is asked, and which handler answers. Statuses and bodies are those of
-https://github.com/supabase/storage.
-"""
+"""The table of routes. Statuses and bodies are those of https://github.com/supabase/storage."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ _ROUTES: tuple[tuple[str, type[Handler]], ...] = (
 
 
 def application(store: ObjectStore, secret: str, faults: FaultInjector) -> tornado.web.Application:
-    """Return the routes over a store."""
+    """Return the web application for a store."""
     shared = {"store": store, "secret": secret, "faults": faults}
     return tornado.web.Application(
         [(rf"(?:/storage/v1)?{pattern}", handler, shared) for pattern, handler in _ROUTES],

@@ -1,4 +1,4 @@
-"""Send an object, whole or in part."""
+"""Send an object or a range of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK = 256 << 10
 
 
 async def send(handler: Handler, found: Object) -> None:
-    """Send an object, or the range of it that is asked for (RFC 9110)."""
+    """Send an object, or the requested range of it (RFC 9110)."""
     headers = handler.request.headers
     modified = datetime.fromisoformat(found.updated_at.replace("Z", "+00:00"))
     mimetype = re.sub("^text/html", "text/plain", found.mimetype, flags=re.IGNORECASE)
@@ -29,7 +29,7 @@ async def send(handler: Handler, found: Object) -> None:
     handler.set_header("Cache-Control", header_text(found.cache_control))
     handler.set_header("Accept-Ranges", "bytes")
     handler.set_header("X-Robots-Tag", "none")
-    if _is_known(headers, found, modified):
+    if _is_not_modified(headers, found, modified):
         handler.clear_header("Content-Type")
         handler.set_status(304)
         return
@@ -47,20 +47,20 @@ async def send(handler: Handler, found: Object) -> None:
         return
     with open(handler.store.content_path(found), "rb") as file:
         file.seek(first)
-        left = last - first + 1
-        while left:
-            chunk = file.read(min(CHUNK, left))
+        remaining = last - first + 1
+        while remaining:
+            chunk = file.read(min(CHUNK, remaining))
             if not chunk:
-                raise OSError(errno.EIO, "the object's file is shorter than its row says")
-            left -= len(chunk)
+                raise OSError(errno.EIO, "the file of the object is shorter than its size in the index")
+            remaining -= len(chunk)
             handler.write(chunk)
             try:
                 await handler.flush()
             except tornado.iostream.StreamClosedError:
-                return  # the client has seen enough
+                return  # the client closed the connection
 
 
-def _is_known(headers: tornado.httputil.HTTPHeaders, found: Object, modified: datetime) -> bool:
+def _is_not_modified(headers: tornado.httputil.HTTPHeaders, found: Object, modified: datetime) -> bool:
     if "If-None-Match" in headers:
         known = [tag.strip().removeprefix("W/") for tag in headers["If-None-Match"].split(",")]
         return f'"{found.etag}"' in known or "*" in known
@@ -68,14 +68,14 @@ def _is_known(headers: tornado.httputil.HTTPHeaders, found: Object, modified: da
         since = email.utils.parsedate_to_datetime(headers["If-Modified-Since"])
         return int(modified.timestamp()) <= since.timestamp()
     except (KeyError, TypeError, ValueError, OverflowError):
-        return False  # a date that cannot be read is ignored
+        return False  # an invalid date is ignored
 
 
 def _range(text: str, size: int) -> tuple[int, int]:
     """Return the first and last byte of a range.
 
     Raises:
-        ApiError: it is none, more than one, or beyond the end.
+        ApiError: the range is malformed, there is more than one, or it begins after the end.
     """
     match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", text.strip(), re.ASCII)
     if match is not None and (match[1] or match[2]):

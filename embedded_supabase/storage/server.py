@@ -1,14 +1,13 @@
-"""A small server of the Supabase Storage API, for one machine: HTTP in front of an `ObjectStore`.
+"""A server of the Supabase Storage API for one machine: HTTP in front of an `ObjectStore`.
 
-It answers what the pipeline and an ordinary client ask: buckets; uploads raw, multipart and by signed address;
-downloads, HEAD and info; both lists; delete, move, copy and signed addresses, below `/storage/v1` or without it.
-Resumable uploads (TUS), S3, image rendering and X-Robots-Tag are not in it. Statuses and bodies follow
-https://github.com/supabase/storage; where the official server has a defect (a chunked body gets around the size
-limit, lists skip keys), this one does not. What is no HTTP is answered by Tornado: 400 without a body.
+It implements buckets; raw, multipart and signed uploads; downloads, HEAD and info; both lists; delete, move, copy and
+signed URLs, below `/storage/v1` and without it. It does not implement resumable uploads (TUS), S3 and image rendering.
+Statuses and bodies follow https://github.com/supabase/storage, without its defects: there, a chunked body is not
+subject to the size limit, and lists skip keys. Tornado responds to malformed HTTP: 400 without a body.
 
-    python -m embedded_supabase.storage.server --root DIR --secret-file FILE [--port N] [--latency MS] [--capacity N]
+    python -m embedded_supabase.storage --root DIR --secret-file FILE [--port N] [--latency MS] [--capacity N]
 
-A running server holds the lock on `DIR/server.lock` and writes its pid and port into `DIR/server.json`.
+A running server holds the lock on `DIR/server.lock` and records its pid and port in `DIR/server.json`.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ _IDLE_SECONDS = 61
 
 
 async def serve(
-    root: Path, secret: str, port: int, strain: FaultInjector, started: Callable[[int], Awaitable[None] | None]
+    root: Path, secret: str, port: int, faults: FaultInjector, started: Callable[[int], Awaitable[None] | None]
 ) -> None:
-    """Serve a folder on 127.0.0.1 until SIGTERM or SIGINT, and call `started` with the port once it listens."""
+    """Serve a folder until SIGTERM or SIGINT; call `started` with the port when the server listens."""
     store = ObjectStore(root)
     try:
         sockets = tornado.netutil.bind_sockets(port, HOST)
         server = tornado.httpserver.HTTPServer(
-            application(store, secret, strain),
+            application(store, secret, faults),
             idle_connection_timeout=_IDLE_SECONDS,
-            # The limits that count are checked by the handlers, which have answers for them.
+            # The handlers check the actual limits and send the API's error responses.
             max_header_size=4 * HEADER_LIMIT,
             max_body_size=1 << 40,
             chunk_size=CHUNK,
@@ -68,25 +67,27 @@ async def serve(
 
 
 def main() -> int:
-    """Run the server of a folder; a second one ends with exit code 1."""
+    """Run the server of a folder; return 1 if another server uses it."""
     parser = argparse.ArgumentParser(description="Serve the Supabase Storage API from a folder, on 127.0.0.1.")
-    parser.add_argument("--root", type=Path, required=True, help="the folder of the objects, made when it is missing")
-    parser.add_argument("--secret-file", type=Path, required=True, help="the secret that keys are signed with")
-    parser.add_argument("--port", type=int, default=0, help="0, the default, for any that is free")
-    parser.add_argument("--latency", type=float, default=0, metavar="MS", help="milliseconds of an upload at least (0)")
-    parser.add_argument("--capacity", type=int, metavar="N", help="refuse more object requests at once (any number)")
+    parser.add_argument("--root", type=Path, required=True, help="the folder of the objects; created if missing")
+    parser.add_argument("--secret-file", type=Path, required=True, help="the file with the secret that signs the keys")
+    parser.add_argument("--port", type=int, default=0, help="the TCP port; 0, the default, selects a free one")
+    parser.add_argument(
+        "--latency", type=float, default=0, metavar="MS", help="milliseconds of an upload, on average (0)"
+    )
+    parser.add_argument("--capacity", type=int, metavar="N", help="most concurrent object requests (no limit)")
     options = parser.parse_args()
     secret = options.secret_file.read_text(encoding="ascii").strip()
-    strain = FaultInjector(options.latency / 1000, options.capacity)
+    faults = FaultInjector(options.latency / 1000, options.capacity)
     options.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(options.root / "server.lock", "a", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"error: another server works on {options.root}", file=sys.stderr)
+            print(f"error: another server uses {options.root}", file=sys.stderr)
             return 1
         record = options.root / "server.json"
-        record.unlink(missing_ok=True)  # of a server that was killed: its pid is nobody's, or somebody else's
+        record.unlink(missing_ok=True)  # left by a killed server, whose pid may have been reused
 
         def started(port: int) -> None:
             fresh = record.with_suffix(".new")
@@ -94,7 +95,7 @@ def main() -> int:
             fresh.replace(record)
 
         try:
-            asyncio.run(serve(options.root, secret, options.port, strain, started))
+            asyncio.run(serve(options.root, secret, options.port, faults, started))
         except OSError as exc:
             print(f"error: {exc.strerror or exc}", file=sys.stderr)
             return 1
