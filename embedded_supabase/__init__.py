@@ -9,7 +9,7 @@ Both run without Docker and without root, and both work as context managers, for
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder, "home")
-        with EmbeddedPostgres(home, durable=False) as postgres, EmbeddedStorage(home) as storage:
+        with EmbeddedPostgres(home, durable=False) as postgres, EmbeddedStorage(home, durable=False) as storage:
             print(postgres.dsn)  # for psycopg2.connect()
             print(storage.url, storage.key)  # for storage3.SyncStorageClient() or any other client
 

@@ -185,7 +185,7 @@ def close_pipes(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> Non
 
 @contextmanager
 def running_storage(
-    folder: Path, secret: str = "a secret for tests, at least 32 bytes long"
+    folder: Path, secret: str = "a secret for tests, at least 32 bytes long", *, durable: bool = False
 ) -> Iterator[StorageServer]:
     """Start a Storage server below a folder and stop it by its handle."""
     root, secret_file, log = folder / "root", folder / "secret", folder / "log"
@@ -193,7 +193,7 @@ def running_storage(
     secret_file.write_text(secret, encoding="ascii")
     secret_file.chmod(0o600)
     command = [sys.executable, "-m", "embedded_supabase.storage", "--root", str(root)]
-    command += ["--secret-file", str(secret_file)]
+    command += ["--secret-file", str(secret_file), *([] if durable else ["--no-sync"])]
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=subprocess_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output

@@ -167,7 +167,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged_and_leaves_nothing_half(tmp_
                     acknowledged[key] = content
                     sent[key] = {content}
 
-    with running_storage(tmp_path) as server:
+    with running_storage(tmp_path, durable=True) as server:
         client = Client(server)
         with closing(client.connection):
             create_bucket(client, "b")
@@ -184,7 +184,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged_and_leaves_nothing_half(tmp_
             for future in futures:
                 future.result()
         assert incoming(server) != []
-    with running_storage(tmp_path) as server:
+    with running_storage(tmp_path, durable=True) as server:
         client = Client(server)
         with closing(client.connection):
             keys = client.keys("b")

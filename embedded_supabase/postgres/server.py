@@ -82,7 +82,7 @@ class EmbeddedPostgres:
 
     Arguments:
         home: the folder of the embedded services; created by `start`.
-        durable: False turns fsync off, for tests whose data need not survive a crash.
+        durable: False turns fsync off, for tests whose data need not survive a power failure.
     """
 
     def __init__(self, home: Path, *, durable: bool = True) -> None:

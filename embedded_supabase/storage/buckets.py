@@ -36,7 +36,7 @@ class Buckets(Handler):
         visible = found[offset : offset + limit] if self.role == SERVICE else []
         self.respond([{**bucket.as_dict(), "type": "STANDARD"} for bucket in visible])
 
-    def post(self) -> None:
+    async def post(self) -> None:
         """Create a bucket."""
         body = self.json_body()
         name = text_field(body, "name")
@@ -45,7 +45,7 @@ class Buckets(Handler):
             check_bucket_name(text)
         self.require_service()
         timestamp = now()
-        self.store.create_bucket(
+        await self.store.create_bucket(
             Bucket(
                 bucket_id,
                 name,
@@ -72,7 +72,7 @@ class OneBucket(Handler):
         self.check()
         self.respond(self._find(bucket_id).as_dict())
 
-    def put(self, bucket_id: str) -> None:
+    async def put(self, bucket_id: str) -> None:
         """Change the settings of the bucket."""
         body = self.json_body()
         if not {"public", "file_size_limit", "allowed_mime_types"}.intersection(body):
@@ -85,14 +85,14 @@ class OneBucket(Handler):
             changes["file_size_limit"] = file_size_limit(body["file_size_limit"])
         if "allowed_mime_types" in body:
             changes["allowed_mime_types"] = allowed_mime_types(body["allowed_mime_types"])
-        self.store.update_bucket(replace(bucket, **changes))
+        await self.store.update_bucket(replace(bucket, **changes))
         self.respond({"message": "Successfully updated"})
 
-    def delete(self, bucket_id: str) -> None:
+    async def delete(self, bucket_id: str) -> None:
         """Delete the bucket if it is empty."""
         self.optional_body()
         self._find(bucket_id)
-        self.store.delete_bucket(bucket_id)
+        await self.store.delete_bucket(bucket_id)
         self.respond({"message": "Successfully deleted"})
 
 
@@ -101,9 +101,9 @@ class EmptyBucket(OneBucket):
 
     methods = ("POST",)
 
-    def post(self, bucket_id: str) -> None:
+    async def post(self, bucket_id: str) -> None:
         """Delete all objects immediately; the API allows a delay."""
         self.optional_body()
         self._find(bucket_id)
-        self.store.empty_bucket(bucket_id)
+        await self.store.empty_bucket(bucket_id)
         self.respond({"message": "Empty bucket has been queued. Completion may take up to an hour."})

@@ -89,7 +89,7 @@ class Upload(Handler):
         self.check()
         assert not isinstance(self.body, JsonBody)
         attributes = self.body.finish()
-        stored = self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
+        stored = await self.store.put(self._bucket_id, self._key, self.body.incoming, attributes)
         self._was_delayed = await self.faults.delay(self.request.request_time())
         return stored
 
@@ -149,13 +149,13 @@ class OneObject(Upload):
         """Send the headers of an object."""
         await self.get(bucket_id, key)
 
-    def delete(self, bucket_id: str, key: str) -> None:
+    async def delete(self, bucket_id: str, key: str) -> None:
         """Delete an object."""
         self.optional_body()
         self.store.get(bucket_id, key)
         if self.role != SERVICE:
             raise denied("Access denied")
-        self.store.delete(bucket_id, [key])
+        await self.store.delete(bucket_id, [key])
         self.respond({"message": "Successfully deleted"})
 
 
@@ -240,7 +240,7 @@ class AuthenticatedInfo(Info):
 class BulkDelete(Handler):
     """`/object/<bucket>`: several objects by their exact keys, which the API calls prefixes."""
 
-    def delete(self, bucket_id: str) -> None:
+    async def delete(self, bucket_id: str) -> None:
         """Delete the objects that exist."""
         keys = self.json_body().get("prefixes")
         if not isinstance(keys, list):
@@ -250,24 +250,24 @@ class BulkDelete(Handler):
         if not all(isinstance(key, str) for key in keys):
             raise schema("body/prefixes/0 must be string")
         valid = [key for key in keys if key.isascii()]
-        deleted = self.store.delete(bucket_id, valid) if self.role == SERVICE else []
+        deleted = await self.store.delete(bucket_id, valid) if self.role == SERVICE else []
         self.respond([found.row() for found in deleted])
 
 
 class Move(Handler):
     """`/object/move`."""
 
-    def post(self) -> None:
+    async def post(self) -> None:
         """Move an object."""
         source, target, key = _source_and_target(self, self.json_body())
-        self.store.move(source, target, key)
+        await self.store.move(source, target, key)
         self.respond({"message": "Successfully moved"})
 
 
 class Copy(Handler):
     """`/object/copy`."""
 
-    def post(self) -> None:
+    async def post(self) -> None:
         """Copy an object."""
         body = self.json_body()
         source, target, key = _source_and_target(self, body)
@@ -282,7 +282,7 @@ class Copy(Handler):
             text_field(changes, "cacheControl", "") or attributes.cache_control,
             attributes.user_metadata,
         )
-        copied = self.store.copy(source, target, key, attributes)
+        copied = await self.store.copy(source, target, key, attributes)
         self.respond({"Key": f"{target}/{key}", "Id": copied.id, **copied.row()})
 
 

@@ -48,10 +48,12 @@ class EmbeddedStorage:
 
     Arguments:
         home: the folder of the embedded services; created by `start`.
+        durable: False turns fsync off, for tests whose data need not survive a power failure.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, durable: bool = True) -> None:
         self.home = Path(os.path.abspath(home))
+        self._durable = durable
         self._root = self.home / "storage"
         self._secret_file = self.home / "jwt-secret"
 
@@ -148,6 +150,8 @@ class EmbeddedStorage:
         port = preferred if preferred and is_free(preferred) else free_port()
         command = [sys.executable, "-m", "embedded_supabase.storage", "--root", str(self._root)]
         command += ["--secret-file", str(self._secret_file), "--port", str(port)]
+        if not self._durable:
+            command.append("--no-sync")
         descriptor = os.open(self.log_path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(descriptor, "rb") as output:
             before = os.fstat(descriptor).st_size

@@ -5,7 +5,7 @@ signed URLs, below `/storage/v1` and without it. It does not implement resumable
 Statuses and bodies follow https://github.com/supabase/storage, without its defects: there, a chunked body is not
 subject to the size limit, and lists skip keys. Tornado responds to malformed HTTP: 400 without a body.
 
-    python -m embedded_supabase.storage --root DIR --secret-file FILE [--port N] [--latency MS] [--capacity N]
+    python -m embedded_supabase.storage --root DIR --secret-file FILE [--port N] [--no-sync] …
 
 A running server holds the lock on `DIR/server.lock` and records its pid and port in `DIR/server.json`.
 """
@@ -19,7 +19,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import tornado.httpserver
@@ -39,10 +39,9 @@ _IDLE_SECONDS = 61
 
 
 async def serve(
-    root: Path, secret: str, port: int, faults: FaultInjector, started: Callable[[int], Awaitable[None] | None]
+    store: ObjectStore, secret: str, port: int, faults: FaultInjector, started: Callable[[int], None]
 ) -> None:
-    """Serve a folder until SIGTERM or SIGINT; call `started` with the port when the server listens."""
-    store = ObjectStore(root)
+    """Serve a store until SIGTERM or SIGINT; call `started` with the port when the server listens."""
     try:
         sockets = tornado.netutil.bind_sockets(port, HOST)
         server = tornado.httpserver.HTTPServer(
@@ -76,6 +75,7 @@ def main() -> int:
         "--latency", type=float, default=0, metavar="MS", help="milliseconds of an upload, on average (0)"
     )
     parser.add_argument("--capacity", type=int, metavar="N", help="most concurrent object requests (no limit)")
+    parser.add_argument("--no-sync", action="store_true", help="do not sync the disk; a power failure may lose objects")
     options = parser.parse_args()
     secret = options.secret_file.read_text(encoding="ascii").strip()
     faults = FaultInjector(options.latency / 1000, options.capacity)
@@ -95,7 +95,8 @@ def main() -> int:
             fresh.replace(record)
 
         try:
-            asyncio.run(serve(options.root, secret, options.port, faults, started))
+            store = ObjectStore(options.root, durable=not options.no_sync)
+            asyncio.run(serve(store, secret, options.port, faults, started))
         except OSError as exc:
             print(f"error: {exc.strerror or exc}", file=sys.stderr)
             return 1

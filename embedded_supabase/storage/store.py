@@ -1,25 +1,34 @@
-"""Objects as files, and an index of them in SQLite; no HTTP in it.
+"""Objects as files, and an index of them in SQLite; independent of HTTP.
 
 Below the root:
 
-    index.sqlite    buckets and objects: which key is which file
+    index.sqlite    buckets and objects: which key belongs to which file
     objects/ab/…    the contents, one file for each version of an object, named by a random UUID
-    incoming/…      uploads that are under way
+    incoming/…      uploads in progress
 
-A file's name has nothing of its key, so no key leads out of the folder. An upload is written to `incoming`, renamed
-into `objects`, and counts from the commit of its row; before that nobody sees it. Files that no row names, left by a
-kill, are removed at the next start. One process at a time opens a store.
+The name of a file is independent of the key, so no key can refer to a path outside the folder.
+
+The order of writes makes every acknowledged change durable. An upload is written to `incoming`, synced, and renamed
+into `objects`; the folder is synced; then the row is committed, and the commit is synced. A replaced or deleted file is
+removed after the commit. A file without a row is left by a crash and removed at the next start. One process at a time
+opens a store.
+
+Methods that write are coroutines: syncs run in threads. Files are removed in the event loop, so a caller that finds an
+object and opens its file without an `await` in between never misses it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import shutil
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from embedded_supabase.files import sync_folder
 from embedded_supabase.storage.errors import (
     bucket_exists,
     bucket_missing,
@@ -27,45 +36,43 @@ from embedded_supabase.storage.errors import (
     key_exists,
     key_missing,
 )
-from embedded_supabase.storage.files import Incoming, move_file
+from embedded_supabase.storage.files import Incoming, copy_file
+from embedded_supabase.storage.index import SCHEMA, GroupCommit, connect
 from embedded_supabase.storage.listing import Listing
 from embedded_supabase.storage.records import Attributes, Bucket, Object, bucket_of, now, object_of_row
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS buckets (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, public INTEGER NOT NULL, file_size_limit INTEGER,
-    allowed_mime_types TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS objects (
-    bucket_id TEXT NOT NULL REFERENCES buckets (id), name TEXT NOT NULL, id TEXT NOT NULL, version TEXT NOT NULL,
-    size INTEGER NOT NULL, etag TEXT NOT NULL, mimetype TEXT NOT NULL, cache_control TEXT NOT NULL,
-    user_metadata TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
-    PRIMARY KEY (bucket_id, name)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS objects_lower ON objects (bucket_id, lower(name), name);
-"""
+_SYNC_THREADS = 16
 
 
 class ObjectStore:
-    """Buckets and objects in a folder."""
+    """Buckets and objects in a folder, which is created if it is empty.
 
-    def __init__(self, root: Path) -> None:
-        """Open the store, making it if there is none, and remove what a kill has left."""
+    Arguments:
+        root: the folder.
+        durable: False turns fsync off, for tests whose data need not survive a power failure.
+    """
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        self._durable = durable
         self._objects = root / "objects"
         self._incoming = root / "incoming"
-        for folder in (self._objects, self._incoming):
+        for folder in (self._objects, self._incoming, *(self._objects / f"{number:02x}" for number in range(256))):
             folder.mkdir(mode=0o700, exist_ok=True)
-        self._index = sqlite3.connect(root / "index.sqlite", isolation_level=None)
-        self._index.row_factory = sqlite3.Row
-        # A kill of this process loses nothing that was committed; the log is synced when it is folded in.
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-            self._index.execute(f"PRAGMA {pragma}")
-        self._index.executescript(_SCHEMA)
+        self._index = connect(root / "index.sqlite", durable=durable)
+        self._index.executescript(SCHEMA)
+        self._commits = GroupCommit(connect(root / "index.sqlite", durable=durable), durable=durable)
+        self._threads = ThreadPoolExecutor(_SYNC_THREADS, "sync") if durable else None
         self.listing = Listing(self._index)
         self._sweep()
+        if durable:
+            for folder in (self._objects, root, root.parent):
+                sync_folder(folder)
 
     def close(self) -> None:
-        """Close the index."""
+        """Finish syncs and commits that have begun, and close the index."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        self._commits.close()
         self._index.close()
 
     def _sweep(self) -> None:
@@ -79,46 +86,34 @@ class ObjectStore:
 
     # Buckets
 
-    def create_bucket(self, bucket: Bucket) -> None:
+    async def create_bucket(self, bucket: Bucket) -> None:
         """Add a bucket.
 
         Raises:
-            ApiError: its id or name is taken.
+            ApiError: its id or name exists.
         """
-        try:
-            self._index.execute(
-                "INSERT INTO buckets VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    bucket.id,
-                    bucket.name,
-                    bucket.public,
-                    bucket.file_size_limit,
-                    None if bucket.allowed_mime_types is None else json.dumps(bucket.allowed_mime_types),
-                    bucket.created_at,
-                    bucket.updated_at,
-                ),
-            )
-        except sqlite3.IntegrityError as exc:
-            raise bucket_exists() from exc
 
-    def update_bucket(self, bucket: Bucket) -> None:
-        """Write the settings of a bucket that exists."""
-        self._index.execute(
-            "UPDATE buckets SET public = ?, file_size_limit = ?, allowed_mime_types = ?, updated_at = ? WHERE id = ?",
-            (
-                bucket.public,
-                bucket.file_size_limit,
-                None if bucket.allowed_mime_types is None else json.dumps(bucket.allowed_mime_types),
-                now(),
-                bucket.id,
-            ),
+        def change(index: sqlite3.Connection) -> None:
+            values = (bucket.id, bucket.name, *_settings(bucket), bucket.created_at, bucket.updated_at)
+            try:
+                index.execute("INSERT INTO buckets VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            except sqlite3.IntegrityError as exc:
+                raise bucket_exists() from exc
+
+        await self._commits.run(change)
+
+    async def update_bucket(self, bucket: Bucket) -> None:
+        """Write the settings of an existing bucket."""
+        statement = (
+            "UPDATE buckets SET public = ?, file_size_limit = ?, allowed_mime_types = ?, updated_at = ? WHERE id = ?"
         )
+        await self._commits.run(lambda index: index.execute(statement, (*_settings(bucket), now(), bucket.id)).rowcount)
 
     def find_bucket(self, bucket_id: str) -> Bucket:
         """Return a bucket.
 
         Raises:
-            ApiError: there is none.
+            ApiError: it does not exist.
         """
         row = self._index.execute("SELECT * FROM buckets WHERE id = ?", (bucket_id,)).fetchone()
         if row is None:
@@ -129,23 +124,27 @@ class ObjectStore:
         """Return all buckets by name."""
         return [bucket_of(row) for row in self._index.execute("SELECT * FROM buckets ORDER BY name")]
 
-    def empty_bucket(self, bucket_id: str) -> None:
+    async def empty_bucket(self, bucket_id: str) -> None:
         """Delete all objects of a bucket."""
         self.find_bucket(bucket_id)
         rows = self._index.execute("SELECT name FROM objects WHERE bucket_id = ?", (bucket_id,)).fetchall()
-        self.delete(bucket_id, [name for (name,) in rows])
+        await self.delete(bucket_id, [name for (name,) in rows])
 
-    def delete_bucket(self, bucket_id: str) -> None:
+    async def delete_bucket(self, bucket_id: str) -> None:
         """Delete an empty bucket.
 
         Raises:
-            ApiError: there is none, or it is not empty.
+            ApiError: it does not exist, or is not empty.
         """
         self.find_bucket(bucket_id)
-        try:
-            self._index.execute("DELETE FROM buckets WHERE id = ?", (bucket_id,))
-        except sqlite3.IntegrityError as exc:
-            raise bucket_not_empty() from exc
+
+        def change(index: sqlite3.Connection) -> None:
+            try:
+                index.execute("DELETE FROM buckets WHERE id = ?", (bucket_id,))
+            except sqlite3.IntegrityError as exc:
+                raise bucket_not_empty() from exc
+
+        await self._commits.run(change)
 
     # Objects
 
@@ -153,64 +152,63 @@ class ObjectStore:
         """Begin an upload."""
         return Incoming(self._incoming / str(uuid.uuid4()))
 
-    def put(self, bucket_id: str, key: str, incoming: Incoming, attributes: Attributes) -> Object:
-        """Make an upload the content of a key, in the place of what may be there."""
-        version = str(uuid.uuid4())
-        etag = incoming.finish(self._path(version))
-        return self._write(bucket_id, key, version, incoming.size, etag, attributes)
+    async def put(self, bucket_id: str, key: str, incoming: Incoming, attributes: Attributes) -> Object:
+        """Store an upload under a key, and replace an existing object.
 
-    def _write(self, bucket_id: str, key: str, version: str, size: int, etag: str, attributes: Attributes) -> Object:
-        former = self.find(bucket_id, key)
-        moment = now()
-        found = Object(
-            bucket_id,
-            key,
-            former.id if former else str(uuid.uuid4()),
-            version,
-            size,
-            etag,
-            attributes.mimetype,
-            attributes.cache_control,
-            attributes.user_metadata,
-            former.created_at if former else moment,
-            moment,
-        )
-        try:
-            self._index.execute(
-                "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    found.bucket_id,
-                    found.name,
-                    found.id,
-                    found.version,
-                    found.size,
-                    found.etag,
-                    found.mimetype,
-                    found.cache_control,
-                    json.dumps(found.user_metadata),
-                    found.created_at,
-                    found.updated_at,
-                ),
+        Raises:
+            ApiError: the bucket does not exist.
+            OSError: the file cannot be written.
+        """
+        version = str(uuid.uuid4())
+        etag = incoming.seal()
+        await self._run(partial(incoming.finish, self._path(version), durable=self._durable))
+        return await self._write(bucket_id, key, version, incoming.size, etag, attributes)
+
+    async def _write(
+        self, bucket_id: str, key: str, version: str, size: int, etag: str, attributes: Attributes
+    ) -> Object:
+        def change(index: sqlite3.Connection) -> tuple[Object, Object | None]:
+            former = _find(index, bucket_id, key)
+            timestamp = now()
+            stored = Object(
+                bucket_id,
+                key,
+                former.id if former else str(uuid.uuid4()),
+                version,
+                size,
+                etag,
+                attributes.mimetype,
+                attributes.cache_control,
+                attributes.user_metadata,
+                former.created_at if former else timestamp,
+                timestamp,
             )
-        except sqlite3.Error as exc:
-            self._path(version).unlink(missing_ok=True)
-            if isinstance(exc, sqlite3.IntegrityError):
-                raise bucket_missing() from exc  # it was deleted while the body came in
+            values = {**vars(stored), "user_metadata": json.dumps(stored.user_metadata)}
+            places = ", ".join(f":{name}" for name in values)
+            try:
+                index.execute(f"INSERT OR REPLACE INTO objects ({', '.join(values)}) VALUES ({places})", values)
+            except sqlite3.IntegrityError as exc:
+                raise bucket_missing() from exc  # deleted during the upload
+            return stored, former
+
+        try:
+            stored, former = await self._commits.run(change)
+        except Exception:
+            self._remove([version])
             raise
         if former:
-            self._path(former.version).unlink(missing_ok=True)
-        return found
+            self._remove([former.version])
+        return stored
 
     def find(self, bucket_id: str, key: str) -> Object | None:
-        """Return an object, None when there is none."""
-        row = self._index.execute("SELECT * FROM objects WHERE bucket_id = ? AND name = ?", (bucket_id, key)).fetchone()
-        return object_of_row(row) if row is not None else None
+        """Return an object, None if it does not exist."""
+        return _find(self._index, bucket_id, key)
 
     def get(self, bucket_id: str, key: str) -> Object:
         """Return an object.
 
         Raises:
-            ApiError: there is none.
+            ApiError: it does not exist.
         """
         found = self.find(bucket_id, key)
         if found is None:
@@ -221,56 +219,77 @@ class ObjectStore:
         """Return the file of an object."""
         return self._path(found.version)
 
-    def delete(self, bucket_id: str, keys: Sequence[str]) -> list[Object]:
-        """Delete objects by their exact keys, in one transaction; return those that there were."""
-        gone = []
-        self._index.execute("BEGIN IMMEDIATE")
-        try:
-            for key in dict.fromkeys(keys):
-                found = self.find(bucket_id, key)
-                if found is not None:
-                    self._index.execute("DELETE FROM objects WHERE bucket_id = ? AND name = ?", (bucket_id, key))
-                    gone.append(found)
-            self._index.execute("COMMIT")
-        finally:
-            # A transaction that stays open would take in, and lose, every write that is acknowledged after it.
-            if self._index.in_transaction:
-                self._index.execute("ROLLBACK")
-        for found in gone:
-            self._path(found.version).unlink(missing_ok=True)
-        return gone
+    async def delete(self, bucket_id: str, keys: Sequence[str]) -> list[Object]:
+        """Delete objects by their exact keys, in one transaction; return those that existed."""
 
-    def move(self, source: Object, bucket_id: str, key: str) -> None:
-        """Give an object another key, and perhaps another bucket.
+        def change(index: sqlite3.Connection) -> list[Object]:
+            deleted = []
+            for key in dict.fromkeys(keys):
+                found = _find(index, bucket_id, key)
+                if found is not None:
+                    index.execute("DELETE FROM objects WHERE bucket_id = ? AND name = ?", (bucket_id, key))
+                    deleted.append(found)
+            return deleted
+
+        deleted = await self._commits.run(change)
+        self._remove(found.version for found in deleted)
+        return deleted
+
+    async def move(self, source: Object, bucket_id: str, key: str) -> None:
+        """Give an object another key, optionally in another bucket.
 
         Raises:
-            ApiError: the key is taken.
+            ApiError: the key exists, or the object was deleted meanwhile.
         """
         if (source.bucket_id, source.name) == (bucket_id, key):
             return
-        try:
-            self._index.execute(
-                "UPDATE objects SET bucket_id = ?, name = ?, updated_at = ? WHERE bucket_id = ? AND name = ?",
-                (bucket_id, key, now(), source.bucket_id, source.name),
-            )
-        except sqlite3.IntegrityError as exc:
-            raise key_exists("ResourceAlreadyExists") from exc
+        statement = "UPDATE objects SET bucket_id = ?, name = ?, updated_at = ? WHERE bucket_id = ? AND name = ?"
 
-    def copy(self, source: Object, bucket_id: str, key: str, attributes: Attributes) -> Object:
-        """Store the content of an object under another key as well."""
+        def change(index: sqlite3.Connection) -> None:
+            try:
+                moved = index.execute(statement, (bucket_id, key, now(), source.bucket_id, source.name)).rowcount
+            except sqlite3.IntegrityError as exc:
+                raise key_exists("ResourceAlreadyExists") from exc
+            if not moved:
+                raise key_missing()
+
+        await self._commits.run(change)
+
+    async def copy(self, source: Object, bucket_id: str, key: str, attributes: Attributes) -> Object:
+        """Store the content of an object under another key.
+
+        Raises:
+            ApiError: the bucket does not exist.
+            OSError: the file cannot be written.
+        """
         version = str(uuid.uuid4())
-        incoming = self._incoming / version
-        try:
-            shutil.copyfile(self._path(source.version), incoming)
-            move_file(incoming, self._path(version))
-        except OSError:
-            incoming.unlink(missing_ok=True)
-            raise
-        return self._write(bucket_id, key, version, source.size, source.etag, attributes)
-
-    # Lists
+        content = open(self._path(source.version), "rb")  # noqa: SIM115 (closed by copy_file)
+        path, target = self._incoming / version, self._path(version)
+        await self._run(partial(copy_file, content, path, target, durable=self._durable))
+        return await self._write(bucket_id, key, version, source.size, source.etag, attributes)
 
     # Files
 
+    async def _run(self, work: Callable[[], None]) -> None:
+        """Run work that syncs files in a thread."""
+        if self._threads is None:
+            work()
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _remove(self, versions: Iterable[str]) -> None:
+        for version in versions:
+            self._path(version).unlink(missing_ok=True)
+
     def _path(self, version: str) -> Path:
         return self._objects / version[:2] / version
+
+
+def _find(index: sqlite3.Connection, bucket_id: str, key: str) -> Object | None:
+    row = index.execute("SELECT * FROM objects WHERE bucket_id = ? AND name = ?", (bucket_id, key)).fetchone()
+    return object_of_row(row) if row is not None else None
+
+
+def _settings(bucket: Bucket) -> tuple[bool, int | None, str | None]:
+    types = bucket.allowed_mime_types
+    return bucket.public, bucket.file_size_limit, None if types is None else json.dumps(types)
