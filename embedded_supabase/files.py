@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import subprocess
 import tempfile
@@ -33,9 +34,10 @@ def lock_home(home: Path, name: str) -> Iterator[None]:
     """Hold a lock file of a home during the block.
 
     Raises:
-        SetupError: an operation on the files of the home failed, here or in the block.
+        SetupError: the home is not private, or an operation on its files failed, here or in the block.
     """
     try:
+        check_home(home)
         with locked(home / name):
             yield
     except OSError as exc:
@@ -49,18 +51,53 @@ def make_home(home: Path) -> None:
     """Create the folder of the embedded services, mode 0700; for root 0711.
 
     Raises:
-        SetupError: it cannot be created.
+        SetupError: it cannot be created, or it exists and is not private.
     """
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         # PostgreSQL does not run as root, and its user must be able to traverse the folder. Secret files are 0600.
         make_folder(home, 0o711 if os.geteuid() == 0 else 0o700)
+        check_home(home)
     except (FileExistsError, NotADirectoryError):
         raise SetupError(f"{home} is not a folder.", "Set PIPELINE_HOME to another path.") from None
     except OSError as exc:
         raise SetupError(
             f"The folder {home} cannot be created: {exc.strerror}.", "Set PIPELINE_HOME to a folder of yours."
         ) from exc
+
+
+def check_home(home: Path) -> None:
+    """Raise SetupError if a home belongs to another user, also for root, or other users can write to it.
+
+    A symlink is followed.
+    """
+    found = home.stat()
+    if found.st_uid != os.geteuid():
+        raise SetupError(f"{home} belongs to another user.", "Set PIPELINE_HOME to a folder of yours.")
+    if found.st_mode & 0o022:
+        raise SetupError(
+            f"Other users can write to {home}.",
+            f"Run `chmod go-w {shlex.quote(str(home))}`, or set PIPELINE_HOME to another folder.",
+        )
+
+
+def read_secret(path: Path) -> str:
+    """Return the content of a file that only the current user can read.
+
+    Raises:
+        SetupError: the file belongs to another user, or other users can read it.
+        OSError: the file cannot be read.
+    """
+    with open(path, encoding="ascii") as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid != os.geteuid():
+            raise SetupError(f"{path} belongs to another user.", "Set PIPELINE_HOME to a folder of yours.")
+        if found.st_mode & 0o077:
+            raise SetupError(
+                f"Other users can read the secret in {path}.",
+                f"Delete the file to create a new secret, or run `chmod 600 {shlex.quote(str(path))}` to keep it.",
+            )
+        return file.read().strip()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -136,7 +136,7 @@ def down(home: Path) -> Stopped:
 def services_state(home: Path) -> State:
     """Return which services run; wait for an `up` or `down` in another process, and create nothing."""
     home = Path(os.path.abspath(home))
-    if not (home / "lock").exists():
+    if not os.path.exists(home / "lock"):
         return State(None, None)
     with lock_home(home, "lock"):
         postgres, storage = EmbeddedPostgres(home), EmbeddedStorage(home)

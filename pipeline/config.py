@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -136,7 +137,7 @@ def load_settings(
         directory: contains the files; by default the working directory.
 
     Raises:
-        SettingsError: a file or a variable is missing or malformed.
+        SettingsError: a file or a variable is missing or malformed, or PIPELINE_HOME is not private.
     """
     directory = directory or Path.cwd()
     environment, path = _choose(production, environ, directory)
@@ -172,16 +173,36 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
             "Copy .env.example to .env.production and fill it in. It may be empty if the process environment "
             "has the variables.",
         )
-    local, embedded = directory / ".env.local", home_directory(environ) / "env"
-    for environment, path in (("local", local), ("embedded", embedded)):
-        if path.is_file():
-            return environment, path
+    local, home = directory / ".env.local", home_directory(environ)
+    if local.is_file():
+        return "local", local
+    _check_private(home, 0o022, "write to", "go-w")
+    path = home / "env"
+    _check_private(path, 0o077, "read", "600")
+    if path.is_file():
+        return "embedded", path
     if all(environ.get(name) for name in REQUIRED):
         return "embedded", None
     raise SettingsError(
-        f"There is neither {local} nor {embedded}, so no environment to work with.",
+        f"There is neither {local} nor {path}, so no environment to work with.",
         "Start the embedded services with `python -m pipeline up`, or copy .env.example to .env.local and fill it in.",
     )
+
+
+def _check_private(path: Path, others: int, problem: str, remedy: str) -> None:
+    """Raise SettingsError if another user owns an existing path, also for root, or has one of the modes `others`."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as exc:
+        raise SettingsError(
+            f"{path} cannot be read: {exc.strerror}.", "Set PIPELINE_HOME to a folder of yours."
+        ) from exc
+    if found.st_uid != os.geteuid():
+        raise SettingsError(f"{path} belongs to another user.", "Set PIPELINE_HOME to a folder of yours.")
+    if found.st_mode & others:
+        raise SettingsError(f"Other users can {problem} {path}.", f"Run `chmod {remedy} {shlex.quote(str(path))}`.")
 
 
 def _read(path: Path) -> dict[str, str]:

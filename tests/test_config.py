@@ -84,6 +84,7 @@ def test_local_takes_precedence_over_running_embedded_services(tmp_path: Path) -
 def test_embedded_is_chosen_without_env_local(tmp_path: Path) -> None:
     home = tmp_path / "a home with spaces"
     home.mkdir()
+    (home / "env").touch(mode=0o600)
     (home / "env").write_text(dotenv({name: f"'{value}'" for name, value in GOOD.items()}))
     settings = load(tmp_path, PIPELINE_HOME=str(home))
     assert settings.environment == "embedded"

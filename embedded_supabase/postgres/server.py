@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from embedded_supabase.errors import ServiceFailed, ServiceUnavailable, SetupError
 from embedded_supabase.files import (
+    check_home,
     error_line,
     has_ended,
     is_private,
@@ -189,6 +190,7 @@ class EmbeddedPostgres:
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             recorded_home, base, socket = Path(record["home"]), Path(record["base"]), Path(record["socket"])
+            check_home(self.home)
         except FileNotFoundError:
             return Place(inside, inside / "socket")
         except PermissionError as exc:

@@ -32,6 +32,7 @@ from embedded_supabase.files import (
     lock_home,
     make_folder,
     make_home,
+    read_secret,
     wait_until,
     write_atomically,
 )
@@ -78,8 +79,13 @@ class EmbeddedStorage:
 
     @property
     def key(self) -> str:
-        """Return the key of the service role."""
-        return mint_key(self._secret())
+        """Return the key of the service role.
+
+        Raises:
+            SetupError: other users can read the secret, or the server has never been started.
+        """
+        with self._locked():
+            return mint_key(read_secret(self._secret_file))
 
     @property
     def log_path(self) -> Path:
@@ -93,7 +99,7 @@ class EmbeddedStorage:
 
     def is_running(self) -> bool:
         """Return whether the server responds; wait for a start or stop in another process."""
-        if not (self.home / "storage.lock").exists():
+        if not os.path.exists(self.home / "storage.lock"):
             return False
         with self._locked():
             return self._is_alive() and self._responding_port() is not None
@@ -102,7 +108,7 @@ class EmbeddedStorage:
         """Start the server unless it runs, and return its URL as soon as it responds.
 
         Raises:
-            SetupError: the folder cannot be used.
+            SetupError: the folder cannot be used, or other users can read the secret.
             ServiceFailed: the server does not start; the message contains the reason.
         """
         make_home(self.home)
@@ -111,6 +117,7 @@ class EmbeddedStorage:
             if not self._secret_file.exists():
                 self._stop()  # a running server has another secret
                 write_atomically(self._secret_file, secrets.token_hex(32) + "\n")
+            read_secret(self._secret_file)
             if self._is_alive():
                 # An interrupted `start` may have left it while it was still starting.
                 port = self._await_response()
@@ -130,16 +137,13 @@ class EmbeddedStorage:
         Raises:
             ServiceFailed: the server does not stop.
         """
-        if not self._root.is_dir():
+        if not os.path.isdir(self._root):
             return False
         with self._locked():
             return self._stop()
 
     def _locked(self) -> AbstractContextManager[None]:
         return lock_home(self.home, "storage.lock")
-
-    def _secret(self) -> str:
-        return self._secret_file.read_text(encoding="ascii").strip()
 
     # The caller of the methods below holds the lock
 
