@@ -309,6 +309,7 @@ def shell(
         give_data(work / ".pipeline", made_data)
     elif ".pipeline/env" in DOCS[name]:
         (work / ".pipeline").mkdir()
+        (work / ".pipeline" / "env").touch(mode=0o600)
         shell.fill_in(work / ".pipeline" / "env")
     with closing(shell):
         yield shell
