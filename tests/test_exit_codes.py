@@ -179,7 +179,7 @@ def bare_scheduling_error(start: Start, dataset: Path, settings: Settings) -> En
     asked = itertools.count(1)
 
     def plan(message: Message) -> Harm | None:
-        return LOST if "FROM ingest.batch_state" in message.text and next(asked) > 1 else None
+        return LOST if "AS done" in message.text and next(asked) > 1 else None
 
     with DatabaseProxy(settings.database_url.reveal(), plan) as proxy:
         environment = {"DATABASE_URL": proxy.url, "PIPELINE_RETRY_MAX_ATTEMPTS": "0"}
