@@ -27,7 +27,7 @@ from pipeline.errors import SettingsError, StorageError, StorageUnavailable
 
 #: Seconds to connect, with the TLS handshake, and to send a block of a body; bytes in a block.
 CONNECT_TIMEOUT = 10.0
-_BLOCK = 1 << 15
+_BLOCK = 1 << 18
 #: Seconds between two bytes of a response.
 READ_TIMEOUT = 60.0
 
