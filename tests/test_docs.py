@@ -250,7 +250,9 @@ def codes_of(argument: ast.expr, kinds: set[str], helpers: dict[str, ast.Functio
                 yield from codes_of(node.value.elts[0], kinds, helpers)
     else:
         # A code that is handed on, from an exception or from a parameter, was counted where it came from.
-        assert ast.unparse(argument) in ("code", "exc.code", "one.code"), f"a reject code of unknown form: {ast.unparse(argument)}"
+        assert ast.unparse(argument) in ("code", "exc.code", "one.code"), (
+            f"a reject code of unknown form: {ast.unparse(argument)}"
+        )
 
 
 def test_the_table_of_rejects_has_exactly_the_codes_of_the_code() -> None:
