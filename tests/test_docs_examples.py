@@ -291,7 +291,7 @@ def shell(
     root = short_folder / uuid.uuid4().hex
     root.mkdir(mode=0o711)
     work, datasets = root / "work", root / "srv" / "datasets"
-    for folder in (work, datasets, root / "srv" / "www", root / "tmp"):
+    for folder in (work, datasets, root / "srv" / "reports", root / "tmp"):
         folder.mkdir(parents=True)
     (Path.home() / ".zfunc").mkdir()
     dataset = own_dataset(12).rename(datasets / "RRS_Dataset")
