@@ -198,7 +198,7 @@ def test_a_refused_connection_leaves_nothing_and_the_load_resumes(
     storage: StorageProxy, small_dataset: MakeDataset, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = small_dataset(4)
-    with monkeypatch.context() as patch:
+    with storage, monkeypatch.context() as patch:
         patch.setenv("NEXT_PUBLIC_SUPABASE_URL", f"http://127.0.0.1:{free_port()}")
         assert load_here(dataset) == 3
     assert world.query(settings.database_url.reveal(), MARKED) == []
