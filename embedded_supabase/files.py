@@ -72,13 +72,17 @@ def check_home(home: Path) -> None:
     A symlink is followed.
     """
     found = home.stat()
-    if found.st_uid != os.geteuid():
-        raise SetupError(f"{home} belongs to another user.", "Set PIPELINE_HOME to a folder of yours.")
+    _require_owner(home, found)
     if found.st_mode & 0o022:
         raise SetupError(
             f"Other users can write to {home}.",
             f"Run `chmod go-w {shlex.quote(str(home))}`, or set PIPELINE_HOME to another folder.",
         )
+
+
+def _require_owner(path: Path, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid():
+        raise SetupError(f"{path} belongs to another user.", "Set PIPELINE_HOME to a folder of yours.")
 
 
 def read_secret(path: Path) -> str:
@@ -90,8 +94,7 @@ def read_secret(path: Path) -> str:
     """
     with open(path, encoding="ascii") as file:
         found = os.fstat(file.fileno())
-        if found.st_uid != os.geteuid():
-            raise SetupError(f"{path} belongs to another user.", "Set PIPELINE_HOME to a folder of yours.")
+        _require_owner(path, found)
         if found.st_mode & 0o077:
             raise SetupError(
                 f"Other users can read the secret in {path}.",

@@ -19,7 +19,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,7 +28,6 @@ from embedded_supabase.files import (
     error_line,
     has_ended,
     is_private,
-    lock_home,
     make_folder,
     make_home,
     sync_folder,
@@ -49,6 +47,7 @@ from embedded_supabase.postgres.installation import (
 )
 from embedded_supabase.postgres.place import Place, start_hint
 from embedded_supabase.postgres.processes import postgres_processes
+from embedded_supabase.server import HomeServer
 
 PORT = 5432
 _SOCKET_LIMIT = 103 if sys.platform == "darwin" else 107  # bytes of sockaddr_un.sun_path without its final NUL
@@ -78,25 +77,14 @@ _REJECTING = 1
 _NO_RESPONSE = 2
 
 
-class EmbeddedPostgres:
-    """The server of one home; instances in any number of processes may manage it concurrently.
+class EmbeddedPostgres(HomeServer):
+    """The PostgreSQL server of one home."""
 
-    Arguments:
-        home: the folder of the embedded services; created by `start`.
-        durable: False turns fsync off, for tests whose data need not survive a power failure.
-    """
+    lock_name = "postgres.lock"
 
     def __init__(self, home: Path, *, durable: bool = True) -> None:
-        self.home = Path(os.path.abspath(home))
-        self._durable = durable
+        super().__init__(home, durable=durable)
         self._record = self.home / "postgres.json"
-
-    def __enter__(self) -> EmbeddedPostgres:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def dsn(self) -> str:
@@ -155,9 +143,6 @@ class EmbeddedPostgres:
                 return False
             self._stop(place, runnable_binaries(self._user(place)), pid)
             return True
-
-    def _locked(self) -> AbstractContextManager[None]:
-        return lock_home(self.home, "postgres.lock")
 
     # Starting; the caller holds the lock
 

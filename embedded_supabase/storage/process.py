@@ -21,7 +21,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from embedded_supabase.errors import ServiceFailed
@@ -29,7 +29,6 @@ from embedded_supabase.files import (
     end_process,
     error_line,
     has_ended,
-    lock_home,
     make_folder,
     make_home,
     read_secret,
@@ -37,6 +36,7 @@ from embedded_supabase.files import (
     write_atomically,
 )
 from embedded_supabase.ports import HOST, free_port, is_free, remembered_port
+from embedded_supabase.server import HomeServer
 from embedded_supabase.storage.auth import mint_key
 
 _START_SECONDS = 30.0
@@ -44,26 +44,15 @@ _STOP_SECONDS = 10.0
 _SECRET_VARIABLES = ("SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL")
 
 
-class EmbeddedStorage:
-    """The Storage server of one home; instances in any number of processes may manage it concurrently.
+class EmbeddedStorage(HomeServer):
+    """The Storage server of one home."""
 
-    Arguments:
-        home: the folder of the embedded services; created by `start`.
-        durable: False turns fsync off, for tests whose data need not survive a power failure.
-    """
+    lock_name = "storage.lock"
 
     def __init__(self, home: Path, *, durable: bool = True) -> None:
-        self.home = Path(os.path.abspath(home))
-        self._durable = durable
+        super().__init__(home, durable=durable)
         self._root = self.home / "storage"
         self._secret_file = self.home / "jwt-secret"
-
-    def __enter__(self) -> EmbeddedStorage:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:
@@ -99,7 +88,7 @@ class EmbeddedStorage:
 
     def is_running(self) -> bool:
         """Return whether the server responds; wait for a start or stop in another process."""
-        if not os.path.exists(self.home / "storage.lock"):
+        if not os.path.exists(self.home / self.lock_name):
             return False
         with self._locked():
             return self._is_alive() and self._responding_port() is not None
@@ -141,9 +130,6 @@ class EmbeddedStorage:
             return False
         with self._locked():
             return self._stop()
-
-    def _locked(self) -> AbstractContextManager[None]:
-        return lock_home(self.home, "storage.lock")
 
     # The caller of the methods below holds the lock
 
