@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,14 +33,14 @@ from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
 from pipeline.observe.logger import get_logger, say
-from pipeline.observe.progress import ProgressDisplay, StatusMessage, StatusThread
+from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessage, StatusThread
 
 logger = get_logger(__name__)
 
 #: The exit code of a command that a signal interrupted.
 _INTERRUPTED = 130
 _PEERS_SECONDS = 2.0
-#: luigid forgets a run when it restarts, or has not heard of it for long. So often in a row is it told again.
+#: Times in a row that a run is scheduled again after luigid has lost it, by a restart or after a long silence.
 _REPEATS = 3
 
 
@@ -135,7 +134,7 @@ class RunWorker(PooledWorker):
                     send = functools.partial(status.report, self._root.task_id)
                     stack.enter_context(StatusThread(self._progress, send, last=False))
                 if self.shares:
-                    stack.enter_context(_counting_peers(run))
+                    stack.enter_context(_PeerCounter(run))
                 succeeded = super().run()
         finally:
             run.worker_pid = 0
@@ -197,37 +196,35 @@ class RunWorker(PooledWorker):
         return result
 
 
-@contextlib.contextmanager
-def _counting_peers(run: Run) -> Iterator[None]:
-    """Count in the progress counter of a run what other workers do of its batch, from a thread, during the block.
+class _PeerCounter(BlockThread):
+    """Count in the progress counter of a run what other workers do of its batch.
 
     Markers tell which shards are done; each shard counts as the same share of the batch.
     """
-    finished = threading.Event()
 
-    def read(connection: Connection) -> tuple[int, set[int]]:
-        marked = {shard for step, shard in state.list_marked(connection, run.batch_id) if step == run.counted}
-        return state.require_batch(connection, run.batch_id).shards, marked
+    def __init__(self, run: Run) -> None:
+        super().__init__("peers", _PEERS_SECONDS, longest_wait=0)
+        self._batch_run = run
+        self._before: set[int] | None = None
 
-    def watch() -> None:
-        before: set[int] | None = None
-        while not finished.wait(_PEERS_SECONDS):
-            total = run.counter.read()[2]
-            if not total:
-                continue
-            try:
-                shards, marked = run.database.run(read)
-            except TransientError:  # the steps themselves report it
-                continue
-            before = marked if before is None else before
-            others = sum(not run.counter.read_shard(shard)[0] for shard in marked - before)
-            run.counter.set_done_by_others(total * others // max(1, shards))
+    def tick(self, finished: bool) -> None:
+        """Read the markers, and set what is done in shards of others."""
+        run = self._batch_run
+        total = run.counter.read()[2]
+        if finished or not total:
+            return
 
-    threading.Thread(target=watch, name="peers", daemon=True).start()
-    try:
-        yield
-    finally:
-        finished.set()
+        def read(connection: Connection) -> tuple[int, set[int]]:
+            marked = {shard for step, shard in state.list_marked(connection, run.batch_id) if step == run.counted}
+            return state.require_batch(connection, run.batch_id).shards, marked
+
+        try:
+            shards, marked = run.database.run(read)
+        except TransientError:  # the steps themselves report it
+            return
+        self._before = marked if self._before is None else self._before
+        others = sum(not run.counter.read_shard(shard)[0] for shard in marked - self._before)
+        run.counter.set_done_by_others(total * others // max(1, shards))
 
 
 class SchedulerFactory:

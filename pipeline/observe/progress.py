@@ -96,8 +96,8 @@ def format_progress(
     return tqdm.format_meter(done, total, seconds, ncols=columns, ascii=characters, rate=rate, bar_format=bar_format)
 
 
-class _BlockThread:
-    """Call `_tick` at intervals, from a thread of its own, during a block and once at its end.
+class BlockThread:
+    """Call `tick` at intervals, from a thread of its own, during a block and once at its end.
 
     Arguments:
         longest_wait: seconds that the end of the block waits for the last call; None for any time.
@@ -108,7 +108,7 @@ class _BlockThread:
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
-    def __enter__(self) -> _BlockThread:
+    def __enter__(self) -> BlockThread:
         self._thread.start()
         return self
 
@@ -120,13 +120,14 @@ class _BlockThread:
         finished = False
         while not finished:
             finished = self._finished.wait(self._interval)
-            self._tick(finished)
+            self.tick(finished)
 
-    def _tick(self, finished: bool) -> None:
+    def tick(self, finished: bool) -> None:
+        """Do the work; `finished` in the call at the end of the block."""
         raise NotImplementedError
 
 
-class ProgressDisplay(_BlockThread):
+class ProgressDisplay(BlockThread):
     """Show a counter until the end of the block.
 
     A terminal shows a bar. Other streams get a line every 30 seconds, as JSON where logging writes JSON.
@@ -142,7 +143,8 @@ class ProgressDisplay(_BlockThread):
         self._started: float | None = None
         self._written = time.monotonic()
 
-    def _tick(self, finished: bool) -> None:
+    def tick(self, finished: bool) -> None:
+        """Show the counter."""
         done, before, total = self._counter.read()
         now = time.monotonic()
         if self._started is None and done < total and not finished:
@@ -176,7 +178,7 @@ class ProgressDisplay(_BlockThread):
             redirect_to_null(self._stream)
 
 
-class StatusThread(_BlockThread):
+class StatusThread(BlockThread):
     """Send status messages that changed, at most once a second.
 
     Only this thread waits for a slow receiver; the end of the block waits three seconds at most.
@@ -194,7 +196,8 @@ class StatusThread(_BlockThread):
         self._read, self._send, self._last = read, send, last
         self._sent: StatusMessage | None = None
 
-    def _tick(self, finished: bool) -> None:
+    def tick(self, finished: bool) -> None:
+        """Send the message if it changed."""
         message = self._read() if self._last or not finished else None
         if message is not None and message != self._sent:
             self._send(message)
