@@ -104,9 +104,14 @@ class Settings:
     qwen_annotations: str | None
     tuning: Tuning
 
+    @property
+    def is_production(self) -> bool:
+        """Return whether `--production` chose the environment."""
+        return self.environment == "production"
+
     def command(self, arguments: str) -> str:
         """Return the command line of ours that works with this environment."""
-        return command_line(arguments, self.environment == "production")
+        return command_line(arguments, self.is_production)
 
     @property
     def storage_url(self) -> str:

@@ -186,7 +186,7 @@ def _examine_database(connection: Connection) -> dict[str, Any]:
     return {
         "latency_ms": round((time.perf_counter() - started) * 1000, 2),
         "version": f"{version // 10000}.{version % 10000}",
-        "migrations_pending": [f"{one.version}_{one.name}" for one in pending(connection)],
+        "migrations_pending": [one.label for one in pending(connection)],
     }
 
 

@@ -90,7 +90,7 @@ def up(options: argparse.Namespace) -> int:
     # The settings of the started services, regardless of .env.local and the process environment.
     settings = load_settings(environ={"PIPELINE_HOME": str(home)}, directory=home)
     with closing(registry.watch(Database(settings))) as database:
-        applied = [f"{one.version}_{one.name}" for one in migrate(database)]
+        applied = [one.label for one in migrate(database)]
     lines = [
         started.describe(),
         f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date",
@@ -111,7 +111,7 @@ def down(options: argparse.Namespace) -> int:
 def apply_migrations(options: argparse.Namespace) -> int:
     """Apply the pending migrations."""
     with closing(registry.open(options.production).database) as database:
-        applied = [f"{one.version}_{one.name}" for one in migrate(database)]
+        applied = [one.label for one in migrate(database)]
     lines = [f"applied {name}" for name in applied]
     lines.append(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
     print_result(options, {"applied": applied}, "\n".join(lines))

@@ -29,6 +29,11 @@ class Migration:
     name: str
     text: str
 
+    @property
+    def label(self) -> str:
+        """Return the name of the file without its suffix."""
+        return f"{self.version}_{self.name}"
+
 
 def migrations(directory: Path | None = None) -> list[Migration]:
     """Return the migrations in their order, by default those of the installed package or of the working copy.
@@ -53,7 +58,7 @@ def migrate(database: Database, directory: Path | None = None) -> list[Migration
             new = database.run(partial(_apply, migration=migration), timeout=0)
         except DatabaseError as exc:
             raise DatabaseError(
-                f"Migration {migration.version}_{migration.name}.sql failed and was rolled back: {exc.message}",
+                f"Migration {migration.label}.sql failed and was rolled back: {exc.message}",
                 exc.hint,
                 exc.code,
             ) from exc

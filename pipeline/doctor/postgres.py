@@ -63,11 +63,11 @@ def _examine(settings: Settings, database: Database, facts: Facts, port: int) ->
     yield role_finding(server.role, server.temporary, tables)
     missing: Sequence[str] | None = None
     try:
-        missing = database.run(lambda one: [f"{m.version}_{m.name}" for m in pending(one)], _SECONDS, read_only=True)
+        missing = database.run(lambda one: [m.label for m in pending(one)], _SECONDS, read_only=True)
     except DatabaseError as exc:
         yield of_error("migrations", exc)
     else:
-        yield migrations_finding(missing, server.creates, settings.environment == "production")
+        yield migrations_finding(missing, server.creates, settings.is_production)
     yield connections_finding(_room(server), facts.pool_size)
     yield timeouts_finding(server.statement_timeout, server.transaction_timeout)
     yield ok("size", f"The database holds {size(server.bytes)}.")
@@ -299,7 +299,7 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
     if not batches:
         yield ok("batches", "No batch is unfinished.")
     for batch, running in batches:
-        yield batch_finding(batch, now, running=running, production=settings.environment == "production")
+        yield batch_finding(batch, now, running=running, production=settings.is_production)
     if facts.unfinished > len(batches):
         more = facts.unfinished - len(batches)
         yield warning(
