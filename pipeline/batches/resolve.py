@@ -90,7 +90,7 @@ def resolve_batch(
 
 
 def ensure_bucket(settings: Settings) -> None:
-    """Create the bucket if it is missing; AccessDenied tells of a wrong key or URL before anything is written."""
+    """Create the bucket if it is missing; raise AccessDenied for a wrong key or URL before anything is written."""
     with closing(Storage(settings)) as storage:
         storage.ensure_bucket()
 
@@ -107,7 +107,7 @@ def require_schema(connection: Connection) -> None:
     if missing:
         raise SettingsError(
             f"{len(missing)} {'migration is' if len(missing) == 1 else 'migrations are'} pending, the first is "
-            f"{missing[0].version}_{missing[0].name}.",
+            f"{missing[0].label}.",
             f"Run `{connection.command('migrate')}` first.",
         )
 

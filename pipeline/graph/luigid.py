@@ -44,7 +44,7 @@ def use_packaged_settings() -> None:
         for option, value in packaged.items(section):
             if not configuration.has_option(section, option):
                 configuration.set(section, option, value)
-    # Luigi reads these two past its own parameters, and would warn that nobody does.
+    # Luigi reads these two without its parameter classes, and would warn that they are unused.
     luigi.interface.core.ignore_unconsumed |= {"rpc_retry_attempts", "rpc_retry_wait"}
 
 
@@ -88,7 +88,7 @@ class SharedScheduler(RemoteScheduler):
         self.url = url
 
     def ping(self, **arguments: Any) -> Any:
-        """Report that the worker lives; Luigi would retry a lost ping for a minute and block every fork meanwhile."""
+        """Report that the worker is alive; Luigi would retry for a minute, and block every fork meanwhile."""
         try:
             return call(self.url, "ping", **arguments)
         except LuigidUnavailable as exc:

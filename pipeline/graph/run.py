@@ -36,7 +36,7 @@ from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
-#: Failures in a row for want of a service, after which no further task is started.
+#: Failures in a row because a service is away, after which no further task is started.
 _UNAVAILABLE_LIMIT = 3
 _FOLLOW_SECONDS = 2.0
 
@@ -84,13 +84,13 @@ class Run:
     """One load, or without a request one reset, of one batch.
 
     Attributes:
-        requests: what means this run.
+        requests: the load requests that resolve to this run.
         target: exists once nothing is left to do.
-        counted: the step whose marker says that the recognitions of a shard are done.
-        counter, failures, unavailable: what is done, what failed, how often in a row for want of a service; shared with
-            forked processes.
-        lost: why the run has to end, once another run has taken the batch.
-        worker_pid: the process of the worker that takes no further task on SIGUSR1, 0 where there is none.
+        counted: the step whose marker completes the recognitions of a shard.
+        counter, failures, unavailable: progress, failed tasks, and failures in a row because a service was away; shared
+            with forked processes.
+        lost: the error to raise once another run has taken the batch.
+        worker_pid: the process whose worker takes no further task after SIGUSR1; 0 if there is none.
         was_done: the batch was done before the run.
         is_announced: the user has seen the plan of the reset.
         follower: the thread that follows the worker which schedules the run, and that worker.
@@ -103,7 +103,7 @@ class Run:
         self.database: Database = environment.database
         self.requests: set[LoadRequest] = set()
         self.markers = MarkerCache(self.database, batch_id, schedules=ours)
-        production = environment.settings.environment == "production"
+        production = environment.settings.is_production
         self.target: luigi.Target
         if request is None:
             self.command = f"{reset_command(batch_id, production)} --confirm"
@@ -214,7 +214,7 @@ class RunRegistry:
         return database
 
     def cancel_statements(self) -> None:
-        """Cancel what the databases of this process are waited for."""
+        """Cancel the running statements of the databases of this process."""
         for database in list(self._databases):
             database.cancel_statements()
 
@@ -227,7 +227,7 @@ class RunRegistry:
         return self.environment(production)
 
     def resolve(self, request: LoadRequest, production: bool) -> Run:
-        """Return the run that a request means: as long as it lasts, the same for the same request.
+        """Return the run of a request: the same run for the same request, as long as the run lasts.
 
         Raises RefusedError where a run of this process has the batch, with other parameters.
         """
