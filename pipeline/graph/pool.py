@@ -22,6 +22,8 @@ from typing import Any
 import luigi
 
 _PR_SET_PDEATHSIG = 1
+#: Seconds until a process that has not ended is sent SIGTERM again.
+_REPEAT_SECONDS = 0.2
 
 
 class PooledTask:
@@ -104,12 +106,15 @@ class Pool:
         self._children.clear()
 
     def end(self) -> None:
-        """End every process with SIGTERM, those that Luigi itself forked included, and wait for that."""
-        children = multiprocessing.active_children()
-        for child in children:
-            BaseProcess.terminate(child)  # past the method of Luigi's processes, which would wait
-        for child in children:
-            child.join()
+        """End every process with SIGTERM, those that Luigi itself forked included, and wait for that.
+
+        A process that was forked just now may lose the signal: Python discards the signals that it inherits.
+        """
+        while children := multiprocessing.active_children():
+            for child in children:
+                BaseProcess.terminate(child)  # past the method of Luigi's processes, which would wait
+            for child in children:
+                child.join(_REPEAT_SECONDS)
         self.close()
 
     def _fork(self) -> _Child:
