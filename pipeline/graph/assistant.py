@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luigi.rpc import RPCError
-from luigi.task_status import DONE, FAILED, PENDING
+from luigi.task_status import DONE, FAILED, PENDING, RUNNING
 
 from pipeline.batches import state
 from pipeline.batches.resolve import require_schema
@@ -71,7 +71,10 @@ class Assistant(PooledWorker):
         try:
             return super().run()
         except BaseException:
-            self._give_back(list(self._running_tasks))
+            # An interrupt may come between luigid's response and the start of its task, so luigid is asked.
+            with contextlib.suppress(LuigidUnavailable):
+                running = call(self.scheduler.url, "task_list", status=RUNNING, upstream_status="", limit=False)
+                self._give_back([key for key, one in running.items() if one["worker_running"] == self._worker_id])
             raise
 
     def handle_interrupt(self, signum: int, frame: Any) -> None:
