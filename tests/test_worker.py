@@ -149,9 +149,15 @@ def rejects(settings: Settings) -> list[tuple[Any, ...]]:
 
 def until(condition: Callable[[], object], *processes: subprocess.Popen[str]) -> None:
     """Wait for a condition, while none of the processes may end."""
-    wait_until(lambda: bool(condition()) or any(one.poll() is not None for one in processes), SECONDS)
+    met: list[object] = []
+
+    def check() -> bool:
+        met[:] = [condition()]
+        return bool(met[0]) or any(one.poll() is not None for one in processes)
+
+    wait_until(check, SECONDS)
     ended = [one.communicate() for one in processes if one.poll() is not None]
-    assert condition(), ended
+    assert met[0], ended
 
 
 def finish(process: subprocess.Popen[str], timeout: float = SECONDS) -> tuple[int, str, str]:
@@ -232,8 +238,8 @@ def test_a_worker_that_is_told_to_leave_hands_on_what_it_was_at(
         until(lambda: started_by(service), starter)
         helper = start(*HELP, "--workers", workers, env=SMALL)
         until(lambda: any("shard=2" in one for one in service.running(f"workers={workers}, host")), starter, helper)
+        until(lambda: len(children_of(helper.pid)) >= (workers == "2"), starter, helper)
         children = [int(pid) for pid in children_of(helper.pid)]
-        assert len(children) >= (workers == "2")
         helper.send_signal(signal.SIGTERM)
         code, _, stderr = finish(helper)
         assert (code, "Traceback" in stderr) == (130, False), stderr
