@@ -1,7 +1,7 @@
 """Worker processes that run one task after another.
 
-Luigi forks for every task. Such a process connects to PostgreSQL and Storage anew, and measures anew how many requests
-Storage takes. Here the processes stay until the worker has ended: docs/explanation/performance.md has the gain.
+Luigi forks for every task, and each process would connect to PostgreSQL and Storage anew and measure anew how many
+requests Storage takes. docs/explanation/performance.md has the gain.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -22,7 +22,6 @@ from typing import Any
 import luigi
 
 _PR_SET_PDEATHSIG = 1
-#: Seconds until a process that has not ended is sent SIGTERM again.
 _REPEAT_SECONDS = 0.2
 
 
@@ -30,12 +29,10 @@ class PooledTask:
     """A task for a process of the pool, with the interface of the process that Luigi would have forked for it."""
 
     use_multiprocessing = True
-    #: A task with a timeout has a process of its own, which can be ended without harm to other tasks.
-    timeout_time = None
+    timeout_time = None  # Luigi itself forks for a task with a timeout: ending its process harms no other task
 
     def __init__(self, pool: Pool, task: luigi.Task, status_reporter: Any) -> None:
-        self.task, self.status_reporter = task, status_reporter
-        self._pool = pool
+        self.task, self.status_reporter, self._pool = task, status_reporter, pool
         self._process: Any = None
 
     def start(self) -> None:
@@ -66,30 +63,20 @@ class _Child:
     task: PooledTask | None = None
 
 
+@dataclass
 class Pool:
-    """The processes of a worker.
+    """The processes of a worker."""
 
-    Arguments:
-        make: returns an object whose `run` runs a task and reports its result; called in the process that runs it.
-        around: entered once in each process.
-        is_running: returns whether Luigi still waits for the result of a task.
-        forking: entered around each fork.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[luigi.Task], Any],
-        around: Callable[[], AbstractContextManager[None]],
-        is_running: Callable[[PooledTask], bool],
-        forking: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
-        self._make, self._around, self._is_running, self._forking = make, around, is_running, forking
-        self._children: list[_Child] = []
+    make: Callable[[luigi.Task], Any]  # called where the task runs; its result's `run` runs the task and reports that
+    around: Callable[[], AbstractContextManager[None]]  # entered once in each process
+    is_running: Callable[[PooledTask], bool]  # whether Luigi still waits for the result of a task
+    forking: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # entered around each fork
+    _children: list[_Child] = field(default_factory=list, init=False)
 
     def send(self, task: PooledTask) -> Any:
         """Send a task to an idle process, a new one where none is idle; return the process."""
         self._children = [child for child in self._children if child.process.is_alive()]
-        idle = (child for child in self._children if child.task is None or not self._is_running(child.task))
+        idle = (child for child in self._children if child.task is None or not self.is_running(child.task))
         child = next(idle, None) or self._fork()
         child.task = task
         # Where the process has just ended, Luigi notices that and reports the task as failed.
@@ -106,15 +93,12 @@ class Pool:
         self._children.clear()
 
     def end(self) -> None:
-        """End every process with SIGTERM, those that Luigi itself forked included, and wait for that.
-
-        A process that was forked just now may lose the signal: Python discards the signals that it inherits.
-        """
+        """End every process with SIGTERM, those that Luigi itself forked included, and wait for that."""
         while children := multiprocessing.active_children():
             for child in children:
                 BaseProcess.terminate(child)  # past the method of Luigi's processes, which would wait
             for child in children:
-                child.join(_REPEAT_SECONDS)
+                child.join(_REPEAT_SECONDS)  # a process that was just forked discards the signals it inherits
         self.close()
 
     def _fork(self) -> _Child:
@@ -122,7 +106,7 @@ class Pool:
         reader, writer = context.Pipe(duplex=False)
         others = [child.tasks for child in self._children]
         process = context.Process(target=self._work, args=(reader, [writer, *others], os.getpid()))
-        with self._forking():
+        with self.forking():
             process.start()
         reader.close()
         self._children.append(_Child(process, writer))
@@ -133,13 +117,13 @@ class Pool:
         end_with_parent(parent)
         for connection in inherited:  # an open copy would keep the other processes from noticing that the worker ended
             connection.close()
-        with self._around():
+        with self.around():
             while True:
                 try:
                     task = tasks.recv()
                 except EOFError:
                     return
-                self._make(task).run()
+                self.make(task).run()
 
 
 def end_with_parent(parent: int) -> None:
