@@ -1,8 +1,7 @@
 """The worker and the scheduler of a run of ours: an orderly stop, a local scheduler without luigid, shared batches.
 
-Luigi's own worker ends when it is given no task, even while other workers run tasks of its batch. Here the starter
-stays as long as luigid knows of such a task, and takes what another worker failed or left behind. luigid notices a
-worker that vanished after `worker_disconnect_delay`.
+Luigi's own worker ends when it is given no task. Here the starter of a batch stays while other workers run tasks of
+it, and takes what they failed or left behind; luigid misses a worker after `worker_disconnect_delay`.
 """
 
 from __future__ import annotations
@@ -37,11 +36,9 @@ from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessag
 
 logger = get_logger(__name__)
 
-#: The exit code of a command that a signal interrupted.
-_INTERRUPTED = 130
+_INTERRUPTED = 130  # exit code
 _PEERS_SECONDS = 2.0
-#: Times in a row that a run is scheduled again after luigid has lost it, by a restart or after a long silence.
-_REPEATS = 3
+_REPEATS = 3  # in a row, after luigid has lost a run by a restart or after a long silence
 
 
 class PooledWorker(luigi.worker.Worker):
@@ -50,14 +47,17 @@ class PooledWorker(luigi.worker.Worker):
     def __init__(self, *, registry: RunRegistry, scheduler: Any, interrupts: Interrupts, **kwargs: Any) -> None:
         super().__init__(scheduler=scheduler, **kwargs)  # type: ignore[no-untyped-call]
         self.registry, self.scheduler = registry, scheduler
-        #: Whether other workers may run tasks of the same batch.
-        self.shares = isinstance(scheduler, RemoteScheduler)
+        self.shares = isinstance(scheduler, RemoteScheduler)  # other workers may run tasks of the same batch
         config = luigi.worker.worker()
         self._forks = bool(self.worker_processes > 1 or config.force_multiprocessing or config.timeout)
-        self._pool = Pool(super()._create_task_process, self._process, self._awaits, interrupts.deferred)
+
+        def is_running(task: PooledTask) -> bool:
+            return self._running_tasks.get(task.task.task_id) is task
+
+        self._pool = Pool(super()._create_task_process, self._process, is_running, interrupts.deferred)
 
     def run(self) -> bool:
-        """Run to the end, or to an interrupt, which ends the forked processes first: what is not marked is not done."""
+        """Run to the end, or to an interrupt, which ends the forked processes first."""
         try:
             with contextlib.nullcontext() if self._forks else self._process():
                 return bool(super().run())  # type: ignore[no-untyped-call]
@@ -69,7 +69,7 @@ class PooledWorker(luigi.worker.Worker):
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[None]:
-        """Set up a process that runs tasks; the next shard is sent ahead where nobody else runs tasks of the batch."""
+        """Set up a process that runs tasks; the next shard is sent ahead if no other process runs tasks."""
         alone = not self._forks and not self.shares
         with contextlib.ExitStack() as stack:
             for environment in self.registry.environments.values():
@@ -80,9 +80,6 @@ class PooledWorker(luigi.worker.Worker):
         made = super()._create_task_process(task)  # type: ignore[no-untyped-call]
         pooled = made.use_multiprocessing and made.timeout_time is None
         return PooledTask(self._pool, task, made.status_reporter) if pooled else made
-
-    def _awaits(self, task: PooledTask) -> bool:
-        return self._running_tasks.get(task.task.task_id) is task
 
     def __exit__(self, *exc_info: Any) -> Any:
         result = super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
@@ -101,10 +98,7 @@ class RunWorker(PooledWorker):
         self._repeats = 0
 
     def run(self) -> bool:
-        """Run to the end, or to an interrupt; raise RefusedError where another run has taken the batch.
-
-        Who did a task does not matter for the exit code: once the database says that nothing is left to do, it is 0.
-        """
+        """Run to the end, or to an interrupt; raise RefusedError where another run has taken the batch."""
         if not self._bare:
             return self._run_tasks()
         try:
@@ -117,7 +111,7 @@ class RunWorker(PooledWorker):
             exit_with(exc)
         self._run.print_summary()
         codes = luigi.retcodes.retcode()
-        if self._run.is_finished():
+        if self._run.is_finished():  # whoever did the last task
             raise SystemExit(0)
         if not self.add_succeeded:
             raise SystemExit(int(codes.scheduling_error))
@@ -148,7 +142,7 @@ class RunWorker(PooledWorker):
         return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
 
     def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
-        """Schedule a task and what it requires; the first one is what the run is for."""
+        """Schedule a task and what it requires; the first one is the root of the run."""
         self._root = self._root or task
         return bool(super().add(task, *args, **kwargs))  # type: ignore[no-untyped-call]
 
@@ -170,23 +164,17 @@ class RunWorker(PooledWorker):
         if response.running_tasks:
             logger.info("waiting for %s", ", ".join(sorted({one["worker"] for one in response.running_tasks})))
             return True
-        return self._take_over() or (response.n_pending_tasks == 0 and not self._run.is_finished() and self._repeat())
-
-    def _take_over(self) -> bool:
-        """Make what failed in another worker available again; what failed here as well stays failed."""
         failed = self.scheduler.task_list(status=FAILED, upstream_status="", limit=False)
         left = [one for one in failed if one in self._scheduled_tasks and one not in self._failed_here]
         for task_id in left:
             logger.info("taking over %s", task_id)
             self.scheduler.forgive_failures(task_id=task_id)
-        return bool(left)
-
-    def _repeat(self) -> bool:
-        """Schedule the run again in a luigid that has forgotten it."""
-        self._repeats += 1
-        if self._root is None or self._repeats > _REPEATS:
+        if left or response.n_pending_tasks or self._run.is_finished():
+            return bool(left)
+        if self._root is None or self._repeats == _REPEATS:
             return False
         logger.warning("luigid has forgotten this run: scheduling it again.")
+        self._repeats += 1
         self.add(self._root)
         return True
 
@@ -197,10 +185,7 @@ class RunWorker(PooledWorker):
 
 
 class _PeerCounter(BlockThread):
-    """Count in the progress counter of a run what other workers do of its batch.
-
-    Markers tell which shards are done; each shard counts as the same share of the batch.
-    """
+    """Count in the progress of a run the shards that other workers mark; each counts as the same share of the batch."""
 
     def __init__(self, run: Run) -> None:
         super().__init__("peers", _PEERS_SECONDS, longest_wait=0)
@@ -209,8 +194,7 @@ class _PeerCounter(BlockThread):
 
     def tick(self, finished: bool) -> None:
         """Read the markers, and set what is done in shards of others."""
-        run = self._batch_run
-        total = run.counter.read()[2]
+        run, total = self._batch_run, self._batch_run.counter.read()[2]
         if finished or not total:
             return
 
@@ -248,11 +232,7 @@ class SchedulerFactory:
         return self.create_local_scheduler()
 
     def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> RunWorker:
-        """Return a worker, after it has taken the lock of the batch; raise RefusedError where another run has it.
-
-        The worker's id is stable, so that luigid gives the tasks of a killed run to its successor at once. The lock
-        keeps it unique among live workers.
-        """
+        """Return a worker, after it has taken the lock of the batch; raise RefusedError where another run has it."""
         run = self._run
         try:
             if not run.target.exists():
@@ -269,19 +249,16 @@ class SchedulerFactory:
             scheduler=scheduler,
             worker_processes=worker_processes,
             assistant=assistant,
+            # Stable, so that luigid gives the tasks of a killed run to its successor; unique through the lock.
             worker_id=f"Worker(host={socket.gethostname()}, batch={run.batch_id})",
         )
 
 
 def run_task(registry: RunRegistry, run: Run, task: luigi.Task, interrupts: Interrupts, **parameters: Any) -> None:
-    """Run a task of ours to its end, with parameters of `luigi.build`; `run.failures` has what failed.
-
-    Raises RefusedError where another run of the batch goes on, or has taken it.
-    """
+    """Run a task to its end, with parameters of `luigi.build`; raise RefusedError where another run has its batch."""
     try:
         luigi.build([task], SchedulerFactory(registry, run, interrupts), no_lock=True, **parameters)
-    except RPCError as exc:
-        # What is marked is done all the same.
+    except RPCError as exc:  # what is marked is done all the same
         say(f"luigid was lost: {exc}", logging.WARNING)
     except PipelineError:
         run.release()
