@@ -1,8 +1,8 @@
 """A worker on a further machine, which takes shards of the batches that others have started, through luigid.
 
-Luigi's own assistant is given any task, of any package and any batch. This one names the tasks that it takes: shards of
-batches that its own database knows, whose starter is running, and whose dataset this host sees as discovery saw it. A
-task that failed here once is left to others.
+Luigi's own assistant is given any task, of any package. This one names the tasks that it takes: shards of batches that
+its own database knows, whose starter is running, and whose dataset this host sees. A task that failed here is left to
+others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from luigi.task_status import DONE, FAILED, PENDING, RUNNING
 from pipeline.batches import state
 from pipeline.batches.resolve import require_schema
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
-from pipeline.database import Connection
 from pipeline.errors import SettingsError, SourceUnavailable, UnfinishedError, UsageError
 from pipeline.graph.base import ShardTask
 from pipeline.graph.luigid import LuigidUnavailable, SharedScheduler, StatusReporter, answers, call, scheduler_url
@@ -39,15 +38,13 @@ from pipeline.steps.source import has_source
 from pipeline.storage import Storage
 
 _FAMILIES: Mapping[str, type[ShardTask]] = {kind.__name__: kind for kind in (UploadShard, CopyShard)}
-#: Tasks that are asked for together. A task that another worker did meanwhile is run once more, without effect.
-_TOGETHER = 8
-#: Workers in a row that did no task because a service failed.
+_TOGETHER = 8  # tasks; one that another worker did meanwhile is run once more, without effect
 _FRUITLESS_LIMIT = 3
 
 
 @dataclass
 class Help:
-    """What this process has done for others: tasks by batch and step, tasks that failed here, ids of batches."""
+    """What this process has done for others: tasks by batch and step, failed tasks, ids of batches."""
 
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
     failed: list[ShardTask] = field(default_factory=list)
@@ -90,8 +87,7 @@ class Assistant(PooledWorker):
         response = self._ask(running)
         if response.task_id is None and self._ask_for_more(running):
             response = self._ask(running)
-        if response.task_id is not None:
-            self._idle_from = None
+        self._idle_from = None if response.task_id is not None else self._idle_from
         return response
 
     def _ask(self, running: Sequence[str]) -> Any:
@@ -109,20 +105,13 @@ class Assistant(PooledWorker):
     def _ask_for_more(self, running: Sequence[str]) -> bool:
         """Name further tasks that this worker takes to luigid; return whether there are any."""
         pending = self.scheduler.task_list(status=PENDING, upstream_status="", limit=False) if running else {}
-        # The starter begins at the other end.
-        found = sorted(self._usable(pending, running), key=lambda task: -task.shard)
+        found = sorted(self._usable(pending, running), key=lambda task: -task.shard)  # the starter begins with 1
         for task in found[:_TOGETHER]:
             self._join(task)
             self._scheduled_tasks[task.task_id] = task
-            self._add_task(
-                worker=self._worker_id,
-                task_id=task.task_id,
-                status=PENDING,
-                runnable=True,
-                params=task.to_str_params(),  # type: ignore[no-untyped-call]
-                family=task.task_family,
-                module=task.task_module,
-            )
+            what = {"task_id": task.task_id, "family": task.task_family, "module": task.task_module}
+            params = task.to_str_params()  # type: ignore[no-untyped-call]
+            self._add_task(worker=self._worker_id, status=PENDING, runnable=True, params=params, **what)
         return bool(found)
 
     def _usable(self, pending: Mapping[str, Any], running: Sequence[str]) -> Iterator[ShardTask]:
@@ -151,13 +140,9 @@ class Assistant(PooledWorker):
 
     def require_source(self, task: ShardTask) -> Batch:
         """Return the batch of a task; raise UsageError unless its dataset is on this host."""
-
-        def look(connection: Connection) -> tuple[Batch, bool]:
-            batch = state.require_batch(connection, task.batch_id)
-            return batch, has_source(connection, batch, task.shard)
-
-        batch, here = self._environment.database.run(look)
-        if not here:
+        database = self._environment.database
+        batch = database.run(lambda connection: state.require_batch(connection, task.batch_id))
+        if not database.run(lambda connection: has_source(connection, batch, task.shard)):
             raise UsageError(
                 f"The dataset of batch {batch.id} is not on this host: {batch.source} has no file as discovery saw it.",
                 "Mount it here under the same path, with the same file times; nothing was rejected for want of it.",
@@ -192,8 +177,7 @@ def assist(
 ) -> dict[str, Any]:
     """Take shards of running batches until there are none for a while; return how many were done.
 
-    Raises UsageError where no luigid answers, or this host does not have what a batch needs; UnfinishedError where a
-    service failed several times in a row.
+    Raises UsageError if luigid or what a batch needs is missing, UnfinishedError if services fail again and again.
     """
     url = scheduler_url()
     if not answers(url):
@@ -211,22 +195,14 @@ def assist(
     fruitless = 0
     while fruitless < _FRUITLESS_LIMIT:
         done, failed = help.done.total(), len(help.failed)
-        worker = Assistant(
-            registry=registry,
-            interrupts=interrupts,
-            production=production,
-            idle=idle,
-            help=help,
-            scheduler=SharedScheduler(url),
-            worker_processes=workers,
-        )
+        shared: dict[str, Any] = {"registry": registry, "interrupts": interrupts, "scheduler": SharedScheduler(url)}
+        worker = Assistant(production=production, idle=idle, help=help, worker_processes=workers, **shared)
         try:
             with worker:
                 worker.run()
         except RPCError as exc:
             raise UnfinishedError(f"luigid was lost: {exc}", "Run the same command again once it is back.") from exc
-        runs = [registry.load(batch_id, production) for batch_id in help.joined]
-        failures = [failure for run in runs for failure in run.failures.read()]
+        failures = [one for batch_id in help.joined for one in registry.load(batch_id, production).failures.read()]
         errors = [failure.as_error() for failure in failures]
         if any(isinstance(error, SourceUnavailable) for error in errors):
             for task in help.failed[failed:]:
@@ -235,29 +211,20 @@ def assist(
             if isinstance(error, UsageError):  # these settings would be wrong for the next shard as well
                 raise error
         if not worker.is_phased_out:
-            return _result(help)
+            batch_ids = sorted({batch_id for batch_id, _ in help.done})
+            batches = {name: {step: help.done[name, step] for step in (UPLOAD, COPY)} for name in batch_ids}
+            return {"tasks": help.done.total(), "failed": len(help.failed), "batches": batches}
         fruitless = 0 if help.done.total() > done else fruitless + (len(help.failed) > failed)
     last = failures[-1]
     raise UnfinishedError(f"{fruitless} shards in a row failed here, the last: {last.message}", last.hint)
 
 
-def _result(help: Help) -> dict[str, Any]:
-    return {
-        "tasks": sum(help.done.values()),
-        "failed": len(help.failed),
-        "batches": {
-            batch_id: {step: help.done[batch_id, step] for step in (UPLOAD, COPY)}
-            for batch_id in sorted({batch_id for batch_id, _ in help.done})
-        },
-    }
-
-
 def describe(result: Mapping[str, Any]) -> str:
     """Return a result of `assist` as text."""
-    lines = [
-        f"Batch {batch_id}: {', '.join(f'{count} shards: {step}' for step, count in steps.items() if count)}."
-        for batch_id, steps in result["batches"].items()
-    ]
+    lines = []
+    for batch_id, steps in result["batches"].items():
+        done = ", ".join(f"{count} shards: {step}" for step, count in steps.items() if count)
+        lines.append(f"Batch {batch_id}: {done}.")
     if result["failed"]:
         lines.append(f"{result['failed']} tasks failed here and were left to others.")
     return "\n".join(lines) or "There was nothing to help with."
