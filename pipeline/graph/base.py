@@ -1,7 +1,6 @@
 """What all tasks have in common: markers, failures and reports; and what the task of a whole batch does besides.
 
-`luigi --module pipeline LoadBatch`: importing the package changes nothing of Luigi. Only when the task that Luigi's
-command names is made, and is one of ours, does the process belong to that task.
+Importing the package changes nothing of Luigi. A process runs our worker once Luigi's command makes a task of ours.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ class BatchTask(luigi.Task):
         return BatchStateTarget(self.active_run.markers, self.batch_id, self.step, getattr(self, "shard", WHOLE))
 
     def complete(self) -> bool:
-        """Return whether the marker is there; a failure to find out is recorded as one of the task."""
+        """Return whether the marker is there."""
         with self.recording_failures():
             return bool(super().complete())  # type: ignore[no-untyped-call]
 
     @contextmanager
     def recording_failures(self) -> Iterator[None]:
-        """Record an error of the block as a failure of this task: Luigi passes on its traceback only."""
+        """Record an error of the block as a failure of this task: Luigi would keep only its traceback."""
         try:
             yield
         except PipelineError as exc:
@@ -66,14 +65,10 @@ class BatchTask(luigi.Task):
             raise
 
     def require_lock(self) -> Run:
-        """Return the run; raise RefusedError once another run has taken the batch.
-
-        A worker of ours then takes no further task, but Luigi's own worker may have tasks that are not ours.
-        """
-        run = self.active_run
-        if run.lost is not None:
-            raise run.lost
-        return run
+        """Return the run; raise RefusedError once another run has taken the batch: Luigi's own worker goes on."""
+        if self.active_run.lost is not None:
+            raise self.active_run.lost
+        return self.active_run
 
     def on_success(self) -> None:
         """Note that the services answer."""
@@ -89,14 +84,13 @@ class BatchTask(luigi.Task):
             registry.status.report(self.task_id, (message, percent))
 
     def reporting(self, read: Callable[[], StatusMessage | None]) -> AbstractContextManager[object]:
-        """Report to the visualiser during the block, at most once a second, what `read` returns."""
+        """Report to the visualiser during the block what `read` returns."""
         status = registry.status
         return StatusThread(read, partial(status.report, self.task_id)) if status is not None else nullcontext()
 
 
 @BatchTask.event_handler(luigi.Event.PROCESS_FAILURE)  # type: ignore[no-untyped-call,untyped-decorator]
 def _record_process_failure(task: luigi.Task, message: str) -> None:
-    """Record that the process of a task ended before the task did."""
     if isinstance(task, BatchTask):
         task.active_run.failures.add(Failure(str(task), "", message, ""))
 
@@ -124,7 +118,7 @@ class RootTask(BatchTask):
 
     @classmethod
     def _take_over(cls, values: dict[str, Any]) -> None:
-        """Let Luigi's command, which has no public way to name another factory, use our scheduler and our worker."""
+        """Let Luigi's command use our scheduler and our worker; it has no public way to name their factory."""
         bound_memory()
         use_packaged_settings()
         if not logging.getLogger().handlers:

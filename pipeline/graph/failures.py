@@ -18,13 +18,12 @@ from pipeline.config import redact
 from pipeline.errors import PipelineError
 from pipeline.observe.logger import say
 
-#: Failures that are printed; the others most often say the same.
-_PRINTED = 5
+_PRINTED = 5  # failures; the others most often say the same
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed task, without secrets; `error` is the error's class in `pipeline.errors`, empty for any other class."""
+    """A failed task, without secrets; `error` is the name of its class in `pipeline.errors`, else empty."""
 
     task: str
     error: str
@@ -48,10 +47,7 @@ class Failure:
 
 
 class FailureLog:
-    """An append-only list of failures that forked processes share.
-
-    It is an unnamed file: a single write at its end is atomic, so a process that is killed leaves no lock behind.
-    """
+    """A list of failures that forked processes share: an unnamed file, since a write at its end needs no lock."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile("ab+", buffering=0)  # noqa: SIM115 (it lives as long as its run)

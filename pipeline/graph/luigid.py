@@ -1,8 +1,4 @@
-"""Luigi's configuration, luigid, and calls of it whose loss does no harm: one attempt each, with a short timeout.
-
-luigid takes a POST of `data`, a JSON object of arguments, at `/api/<function>`, and returns a JSON object with
-`response` (https://luigi.readthedocs.io, luigi.rpc and luigi.server).
-"""
+"""Luigi's configuration, luigid, and calls of it whose loss does no harm: one attempt each, with a short timeout."""
 
 from __future__ import annotations
 
@@ -27,15 +23,11 @@ logger = get_logger(__name__)
 _STATUS_SECONDS = 1.0
 _CALL_SECONDS = 3.0
 _PAUSE_SECONDS = 30.0
-#: The visualiser would interpret these characters as HTML.
-_MARKUP = str.maketrans("<>&", "‹›+")
+_MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret these characters as HTML
 
 
 def use_packaged_settings() -> None:
-    """Let Luigi use the settings of the packaged luigi.cfg where the user's configuration has none.
-
-    Without them Luigi reports most failures with exit code 0, and takes a task without its marker for done.
-    """
+    """Let Luigi use the packaged luigi.cfg where the user's has nothing: by default most failures exit with 0."""
     packaged = configparser.ConfigParser(interpolation=None)
     packaged.read_string(resources.files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8"))
     packaged.remove_option("core", "scheduler_url")  # it would win over a `scheduler_host` of the user
@@ -68,10 +60,7 @@ def answers(url: str) -> bool:
 
 
 def call(url: str, function: str, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
-    """Call a function of luigid and return its response.
-
-    Raises LuigidUnavailable where it does not answer within the timeout, or not with JSON.
-    """
+    """Call a function of luigid's HTTP API (luigi.server) and return its response; raises LuigidUnavailable."""
     body = urllib.parse.urlencode({"data": json.dumps(arguments)}).encode()
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/{function}", body, timeout) as response:
@@ -97,26 +86,21 @@ class SharedScheduler(RemoteScheduler):
 
 
 class StatusReporter:
-    """Set status messages and progress of tasks in luigid; a failed call is followed by a pause.
-
-    Luigi's own functions wait a minute for a luigid that is away, and then fail the task.
-    """
+    """Set status messages in luigid, but pause after a failed call; Luigi's own functions would fail the task."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._paused_until = 0.0
+        self._url, self._paused_until = url, 0.0
 
     def report(self, task_id: str, report: StatusMessage) -> None:
         """Set the status message of a task, and its progress in percent where that is known."""
         if time.monotonic() < self._paused_until:
             return
-        message, done = report
-        text = redact(message).translate(_MARKUP)
+        text, done = redact(report[0]).translate(_MARKUP), report[1]
+        task: dict[str, Any] = {"timeout": _STATUS_SECONDS, "task_id": task_id}
         try:
-            call(self._url, "set_task_status_message", _STATUS_SECONDS, task_id=task_id, status_message=text)
+            call(self._url, "set_task_status_message", **task, status_message=text)
             if done is not None:
-                arguments = {"task_id": task_id, "progress_percentage": done}
-                call(self._url, "set_task_progress_percentage", _STATUS_SECONDS, **arguments)
+                call(self._url, "set_task_progress_percentage", **task, progress_percentage=done)
         except LuigidUnavailable as exc:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             logger.info("luigid did not take a status message: %s", exc)

@@ -8,22 +8,20 @@ from dataclasses import dataclass, field
 import luigi
 
 from pipeline.batches import state
-from pipeline.batches.state import WHOLE
+from pipeline.batches.state import RESET, WHOLE
 from pipeline.database import Database
 
 
 class MarkerCache:
     """The markers of a batch that this process knows of.
 
-    A marker that is there stays there, unless an upload is rolled back; a missing one may appear at any moment. So the
-    one query that lists all markers answers only the first question about each shard, which Luigi asks when it
-    schedules them. A forked process, or a helper, does not schedule and always asks the database.
+    A missing marker may appear at any moment, so the one query that lists all of them answers only the first question
+    about each shard, which Luigi asks when it schedules them. A process that does not schedule asks the database.
     """
 
     def __init__(self, database: Database, batch_id: str, *, schedules: bool) -> None:
         self._database, self._batch_id = database, batch_id
-        #: Step and shard of the markers that are there.
-        self.present: set[tuple[str, int]] = set()
+        self.present: set[tuple[str, int]] = set()  # only the rollback of an upload deletes a marker
         self._asked: set[tuple[str, int]] = set()
         self._listed: frozenset[tuple[str, int]] | None = None
         self._owner = os.getpid() if schedules else 0
@@ -33,6 +31,9 @@ class MarkerCache:
         key = step, shard
         if key in self.present:
             return True
+        if step == RESET:  # a reset deletes markers, its own would be among them
+            batch = self._database.run(lambda connection: state.find_batch(connection, self._batch_id))
+            return batch is not None and batch.state == "reset"
         if shard != WHOLE and key not in self._asked and self._owner == os.getpid():
             self._asked.add(key)
             if self._listed is None:
@@ -46,7 +47,7 @@ class MarkerCache:
 
 @dataclass(frozen=True)
 class BatchStateTarget(luigi.Target):
-    """A row of ingest.batch_state."""
+    """A row of ingest.batch_state; for a reset, the state of its batch."""
 
     markers: MarkerCache = field(repr=False)
     batch_id: str
@@ -56,16 +57,3 @@ class BatchStateTarget(luigi.Target):
     def exists(self) -> bool:
         """Return whether the marker is there."""
         return self.markers.exists(self.step, self.shard)
-
-
-@dataclass(frozen=True)
-class ResetTarget(luigi.Target):
-    """A batch that is reset: a reset deletes markers, its own would be among them."""
-
-    database: Database = field(repr=False)
-    batch_id: str
-
-    def exists(self) -> bool:
-        """Return whether nothing of the batch is left."""
-        batch = self.database.run(lambda connection: state.find_batch(connection, self.batch_id))
-        return batch is not None and batch.state == "reset"

@@ -32,9 +32,8 @@ def bound_memory() -> None:
 class Interrupts:
     """The signal handlers of a process whose command is ours; they raise KeyboardInterrupt.
 
-    Python swallows an exception that a handler raises while the process forks, or in a finalizer. And no handler runs
-    while the main thread waits for PostgreSQL; a thread that reads the signal's number from a socket then cancels the
-    statements of the process.
+    Python swallows an exception that a handler raises while the process forks, or in a finalizer. While the main thread
+    waits for PostgreSQL no handler runs, so a thread that reads the signal from a socket cancels the statements.
     """
 
     def __init__(self, cancel_statements: Callable[[], None]) -> None:

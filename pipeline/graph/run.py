@@ -1,7 +1,6 @@
 """What a load or a reset of a batch needs in this process: environments, runs, and the registry of them.
 
-Luigi makes tasks from parameters alone, in several processes, so a task finds its run by batch id and environment.
-`registry` is the one object of a process that lives longer than a call.
+Luigi makes tasks from parameters alone, in several processes, so a task finds its run in the `registry`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import luigi
@@ -28,7 +27,7 @@ from pipeline.database import Database
 from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.luigid import StatusReporter, use_packaged_settings
-from pipeline.graph.markers import BatchStateTarget, MarkerCache, ResetTarget
+from pipeline.graph.markers import BatchStateTarget, MarkerCache
 from pipeline.observe.logger import get_logger, say
 from pipeline.observe.progress import ProgressCounter
 from pipeline.steps.upload import Uploader
@@ -36,16 +35,12 @@ from pipeline.storage import Storage
 
 logger = get_logger(__name__)
 
-#: Failures in a row because a service is away, after which no further task is started.
 _UNAVAILABLE_LIMIT = 3
 _FOLLOW_SECONDS = 2.0
 
 
 class Environment:
-    """An environment's settings, those of the section [pipeline] of Luigi's configuration included, and database.
-
-    A helper on another host may see less of the dataset: its environment may not reject an input that differs.
-    """
+    """An environment's settings, those of Luigi's section [pipeline] included, and its database."""
 
     def __init__(self, production: bool) -> None:
         configuration = luigi.configuration.get_config()
@@ -56,76 +51,57 @@ class Environment:
             raise SettingsError(message, "A percent sign is written twice.") from exc
         self.settings: Settings = load_settings(production, tuning)
         self.database = Database(self.settings)
-        self.may_reject = True
+        self.may_reject = True  # False for a helper on another host, which may see less of the dataset
         self._uploader: Uploader | None = None
 
     @contextmanager
-    def keeping_uploader(self, *, ahead: bool) -> Iterator[None]:
-        """Keep one uploader, with its threads and connections, from shard to shard until the block ends."""
-        with self._open_uploader(ahead) as self._uploader:
-            try:
-                yield
-            finally:
-                self._uploader = None
+    def keeping_uploader(self, *, ahead: bool) -> Iterator[Uploader]:
+        """Keep one uploader, with its threads and connections, until the block ends."""
+        with closing(Storage(self.settings)) as storage:
+            uploader = Uploader(self.database, storage, ahead=ahead, may_reject=self.may_reject)
+            with closing(uploader) as self._uploader:
+                try:
+                    yield uploader
+                finally:
+                    self._uploader = None
 
     def uploader(self) -> AbstractContextManager[Uploader]:
         """Return the kept uploader, or one that is closed at the end of the block."""
-        return nullcontext(self._uploader) if self._uploader is not None else self._open_uploader(ahead=False)
-
-    @contextmanager
-    def _open_uploader(self, ahead: bool) -> Iterator[Uploader]:
-        with ExitStack() as stack:
-            storage = stack.enter_context(closing(Storage(self.settings)))
-            uploader = Uploader(self.database, storage, ahead=ahead, may_reject=self.may_reject)
-            yield stack.enter_context(closing(uploader))
+        return nullcontext(self._uploader) if self._uploader is not None else self.keeping_uploader(ahead=False)
 
 
 class Run:
-    """One load, or without a request one reset, of one batch.
-
-    Attributes:
-        requests: the load requests that resolve to this run.
-        target: exists once nothing is left to do.
-        counted: the step whose marker completes the recognitions of a shard.
-        counter, failures, unavailable: progress, failed tasks, and failures in a row because a service was away; shared
-            with forked processes.
-        lost: the error to raise once another run has taken the batch.
-        worker_pid: the process whose worker takes no further task after SIGUSR1; 0 if there is none.
-        was_done: the batch was done before the run.
-        is_announced: the user has seen the plan of the reset.
-        follower: the thread that follows the worker which schedules the run, and that worker.
-    """
+    """One load, or without a request one reset, of one batch; forked processes share counter and failures."""
 
     def __init__(
         self, environment: Environment, batch_id: str, request: LoadRequest | None, source: str = "", ours: bool = True
     ) -> None:
         self.environment, self.batch_id, self.source = environment, batch_id, source
         self.database: Database = environment.database
-        self.requests: set[LoadRequest] = set()
+        self.requests: set[LoadRequest] = set()  # those that resolve to this run
         self.markers = MarkerCache(self.database, batch_id, schedules=ours)
         production = environment.settings.is_production
-        self.target: luigi.Target
         if request is None:
             self.command = f"{reset_command(batch_id, production)} --confirm"
-            self.target = ResetTarget(self.database, batch_id)
         else:
             self.command = resume_command(batch_id, request.kind, request.limit, request.force, production)
-            self.target = BatchStateTarget(self.markers, batch_id, LOAD)
+        # It exists once nothing is left to do.
+        self.target = BatchStateTarget(self.markers, batch_id, LOAD if request is not None else RESET)
+        #: The step whose marker completes the recognitions of a shard.
         self.counted = COPY if request is not None and request.kind == KIND_QWEN else UPLOAD
         self._needs_bucket = request is not None and request.kind == KIND_LOAD
         self.counter, self.failures = ProgressCounter(), FailureLog()
-        self.unavailable = multiprocessing.RawValue("i", 0)
+        self.unavailable = multiprocessing.RawValue("i", 0)  # failures in a row because a service was away
         self.lock: BatchLock | None = None
-        self.lost: RefusedError | None = None
-        self.worker_pid = 0
-        self.was_done = self.is_announced = False
+        self.lost: RefusedError | None = None  # to raise once another run has taken the batch
+        self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
+        self.was_done = False  # before the run
+        self.is_announced = False  # the user has seen the plan of the reset
+        #: The thread that follows the worker which schedules the run, and that worker.
         self.follower: tuple[threading.Thread, threading.Thread] | None = None
 
     def claim(self) -> None:
-        """Take the batch's lock, unless this process, or the one that forked it, has it; make the bucket of a load.
-
-        Raises RefusedError where another run of the batch goes on, UsageError where Storage refuses the settings.
-        """
+        """Take the batch's lock once, and make the bucket; raise RefusedError where another run goes on."""
         if self.lock is not None:
             return
         self.lock = BatchLock(self.environment.settings, self.batch_id, on_lost=self._on_lost)
@@ -150,10 +126,7 @@ class Run:
             return False
 
     def failed(self, task: luigi.Task, exception: BaseException) -> Failure:
-        """Record a failure, in any process.
-
-        A service that is away is away for the other tasks as well, each of which would retry for minutes.
-        """
+        """Record a failure; several in a row because a service is away end the run: each task retries for minutes."""
         failure = Failure.of(task, exception)
         if isinstance(exception, PipelineError):
             if exception.is_recorded:  # for a task that this one requires
@@ -179,11 +152,10 @@ class Run:
         print_failures(self.failures.read())
         try:
             summary = self.database.run(lambda connection: summarise(connection, self.batch_id))
-        except PipelineError as exc:
-            # Discovery wrote nothing, or the database went away; the failures above say why.
+        except PipelineError as exc:  # the failures above say why
             logger.info("no summary: %s", exc.message)
             return
-        rejects = 0 if isinstance(self.target, ResetTarget) else 10
+        rejects = 0 if self.target.step == RESET else 10
         print(headline(summary, rejects, was_done=self.was_done))
         if summary["state"] == "done":
             print(performance_metrics(summary))
@@ -227,10 +199,7 @@ class RunRegistry:
         return self.environment(production)
 
     def resolve(self, request: LoadRequest, production: bool) -> Run:
-        """Return the run of a request: the same run for the same request, as long as the run lasts.
-
-        Raises RefusedError where a run of this process has the batch, with other parameters.
-        """
+        """Return the run of a request, as long as it lasts; raise RefusedError if it has other parameters."""
         self._settle()
         environment = self.environment(production)
         for run in self._runs.values():
@@ -282,10 +251,9 @@ class RunRegistry:
         return f"To go on: {run.command}" if run is not None else "Run the same command again."
 
     def attend(self, run: Run) -> bool:
-        """Follow the worker of Luigi that looks at the root task of a run; return whether it is one, and not ours.
+        """Follow the worker that schedules a run, if it is Luigi's own; return whether it is.
 
-        Luigi has no event for the end of its worker, but the worker's keep-alive thread ends with it. The interpreter
-        waits for the thread that is started here.
+        Luigi has no event for the end of its worker, but the worker's keep-alive thread ends with it.
         """
         workers = [thread for thread in threading.enumerate() if isinstance(thread, KeepAliveThread)]
         if self.owns_worker or not workers:
@@ -297,10 +265,7 @@ class RunRegistry:
         return True
 
     def _follow(self, run: Run, worker: threading.Thread) -> None:
-        """Release the lock and print the summary when the run has ended; forget the run when its worker has ended.
-
-        Until then, the same request has to mean the same batch.
-        """
+        """Release the lock when the run has ended; forget the run, and its requests, when its worker has ended."""
         while worker.is_alive() and not run.is_finished():
             worker.join(_FOLLOW_SECONDS)
         if run.lock is not None:
@@ -312,5 +277,5 @@ class RunRegistry:
         self._runs = {key: one for key, one in self._runs.items() if one is not run}
 
 
-#: The runs of this process.
+#: The one object of the process that lives longer than a call.
 registry = RunRegistry()

@@ -63,9 +63,8 @@ class CopyShard(ShardTask):
     def run(self) -> None:
         """Copy and mark in one transaction."""
         run = self.require_lock()
-        messages, metrics = ["copying"], Metrics()
+        environment, metrics, messages = run.environment, Metrics(), ["copying"]
         reporting = self.reporting(lambda: (messages[-1], 100 if len(messages) > 1 else 0))
-        environment = run.environment
         try:
             with closing(Storage(environment.settings, metrics)) as storage, reporting:
                 arguments = self.database, storage, self.batch_id, self.shard, metrics, messages.append
@@ -77,7 +76,7 @@ class CopyShard(ShardTask):
 
 
 class RequestTask(BatchTask):
-    """A task with a load request: its kind of batch, the parameter that names its source, its unit of discovery."""
+    """A task of a load: its kind of batch, the parameter that names its source, the unit of discovery."""
 
     kind: str
     named: str
@@ -148,20 +147,15 @@ class Transform(RequestTask):
         """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
         run = self.require_lock()
 
-        def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
-            progress = state.progress(connection, self.batch_id, run.counted)
-            return state.pending_shards(connection, self.batch_id, COPY), progress
+        def pending() -> list[int]:
+            return self.database.run(lambda connection: state.pending_shards(connection, self.batch_id, COPY))
 
-        pending, (total, done) = self.database.run(look)
+        total, done = self.database.run(lambda connection: state.progress(connection, self.batch_id, run.counted))
         run.counter.start(total, done if self.kind == KIND_LOAD else 0)
-
-        def complete(_: Any = None) -> bool:
-            return not self.database.run(lambda c: state.pending_shards(c, self.batch_id, COPY))
-
-        if pending:
-            self.report(f"waiting for {len(pending)} shards", 0)
-            copies = [self.clone(CopyShard, shard=shard) for shard in pending]  # type: ignore[no-untyped-call]
-            yield DynamicRequirements(copies, custom_complete=complete)
+        if shards := pending():
+            self.report(f"waiting for {len(shards)} shards", 0)
+            copies = [self.clone(CopyShard, shard=shard) for shard in shards]  # type: ignore[no-untyped-call]
+            yield DynamicRequirements(copies, custom_complete=lambda _: not pending())
         messages, percents, metrics = ["beginning"], [0], Metrics()
         reporting = self.reporting(lambda: (messages[-1], percents[-1]))
         with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
@@ -202,7 +196,7 @@ class Load(RootTask, RequestTask):
 
     @property
     def active_run(self) -> Run:
-        """Return the run of this process that the task belongs to; a task that is built again begins another one."""
+        """Return the run of the task's parameters; a task that is built again begins another one."""
         return self.resolve(dict(self.param_kwargs))
 
     def requires(self) -> Any:
@@ -247,7 +241,7 @@ class ResetBatch(RootTask):
 
     @property
     def active_run(self) -> Run:
-        """Return the run of this process that the task belongs to."""
+        """Return the reset of this process."""
         return registry.reset(self.batch_id, self.production)
 
     @classmethod
@@ -262,10 +256,6 @@ class ResetBatch(RootTask):
         run = registry.reset(batch_id, production)
         run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))
         return run
-
-    def output(self) -> luigi.Target:
-        """Return the state of the batch."""
-        return self.active_run.target
 
     def run(self) -> None:
         """Remove rows, then objects, then manifest and markers."""
