@@ -18,7 +18,7 @@ from luigi.cmdline_parser import CmdlineParser
 from pipeline.batches.state import WHOLE
 from pipeline.database import Database
 from pipeline.errors import PipelineError
-from pipeline.graph.failures import Failure, exit_with
+from pipeline.graph.failures import Failure, exit_on_error
 from pipeline.graph.luigid import use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget
 from pipeline.graph.process import Interrupts, bound_memory
@@ -123,10 +123,8 @@ class RootTask(BatchTask):
         use_packaged_settings()
         if not logging.getLogger().handlers:
             configure_logging()
-        try:
+        with exit_on_error():
             run = cls.resolve(values)
-        except PipelineError as exc:
-            exit_with(exc)
         interrupts = Interrupts(registry.cancel_statements)
         interrupts.__enter__()  # until the process ends
         registry.owns_worker = True

@@ -7,9 +7,9 @@ import os
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import NoReturn
 
 import luigi.retcodes
 
@@ -71,9 +71,13 @@ def print_failures(failures: Sequence[Failure]) -> None:
             say(f"Hint: {failure.hint}")
 
 
-def exit_with(error: PipelineError) -> NoReturn:
-    """End Luigi's command with an error that came before its first task, with the exit code of Luigi's [retcode]."""
-    say(f"Error: {error.message}")
-    if error.hint:
-        say(f"Hint: {error.hint}")
-    sys.exit(luigi.retcodes.retcode().unhandled_exception)
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """End Luigi's command with an error of the block, and with the exit code of Luigi's [retcode]."""
+    try:
+        yield
+    except PipelineError as exc:
+        say(f"Error: {exc.message}")
+        if exc.hint:
+            say(f"Hint: {exc.hint}")
+        sys.exit(luigi.retcodes.retcode().unhandled_exception)

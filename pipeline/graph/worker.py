@@ -26,7 +26,7 @@ from luigi.task_status import DONE, FAILED
 from pipeline.batches import state
 from pipeline.database import Connection
 from pipeline.errors import PipelineError, TransientError
-from pipeline.graph.failures import exit_with
+from pipeline.graph.failures import exit_on_error
 from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, percent
 from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.process import Interrupts
@@ -102,13 +102,12 @@ class RunWorker(PooledWorker):
         if not self._bare:
             return self._run_tasks()
         try:
-            self._run_tasks()
+            with exit_on_error():
+                self._run_tasks()
         except KeyboardInterrupt:
             say(f"Interrupted. To go on: {self._run.command}")
             self._run.release()
             raise SystemExit(_INTERRUPTED) from None
-        except PipelineError as exc:
-            exit_with(exc)
         self._run.print_summary()
         codes = luigi.retcodes.retcode()
         if self._run.is_finished():  # whoever did the last task
@@ -119,6 +118,11 @@ class RunWorker(PooledWorker):
 
     def _run_tasks(self) -> bool:
         run, status = self._run, self.registry.status
+
+        def progress() -> StatusMessage | None:
+            done, _, total = run.counter.read()
+            return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
+
         if signal.getsignal(signal.SIGUSR1) == self.handle_interrupt:
             run.worker_pid = os.getpid()
         try:
@@ -126,7 +130,7 @@ class RunWorker(PooledWorker):
                 stack.enter_context(ProgressDisplay(run.counter))
                 if status is not None and self._root is not None:
                     send = functools.partial(status.report, self._root.task_id)
-                    stack.enter_context(StatusThread(self._progress, send, last=False))
+                    stack.enter_context(StatusThread(progress, send, last=False))
                 if self.shares:
                     stack.enter_context(_PeerCounter(run))
                 succeeded = super().run()
@@ -135,11 +139,6 @@ class RunWorker(PooledWorker):
         if run.lost is not None:
             raise run.lost
         return succeeded
-
-    def _progress(self) -> StatusMessage | None:
-        """Return how far the shards of the run are; None before that is known, and once all are done."""
-        done, _, total = self._run.counter.read()
-        return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
 
     def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
         """Schedule a task and what it requires; the first one is the root of the run."""
@@ -233,25 +232,14 @@ class SchedulerFactory:
 
     def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> RunWorker:
         """Return a worker, after it has taken the lock of the batch; raise RefusedError where another run has it."""
-        run = self._run
-        try:
-            if not run.target.exists():
-                run.claim()
-        except PipelineError as exc:
-            if self._bare:
-                exit_with(exc)
-            raise
-        return RunWorker(
-            registry=self._registry,
-            run=run,
-            interrupts=self._interrupts,
-            bare=self._bare,
-            scheduler=scheduler,
-            worker_processes=worker_processes,
-            assistant=assistant,
-            # Stable, so that luigid gives the tasks of a killed run to its successor; unique through the lock.
-            worker_id=f"Worker(host={socket.gethostname()}, batch={run.batch_id})",
-        )
+        with exit_on_error() if self._bare else contextlib.nullcontext():
+            if not self._run.target.exists():
+                self._run.claim()
+        # Stable, so that luigid gives the tasks of a killed run to its successor; unique through the lock.
+        worker_id = f"Worker(host={socket.gethostname()}, batch={self._run.batch_id})"
+        luigis = {"worker_id": worker_id, "worker_processes": worker_processes, "assistant": assistant}
+        shared: dict[str, Any] = {"registry": self._registry, "interrupts": self._interrupts, "scheduler": scheduler}
+        return RunWorker(run=self._run, bare=self._bare, **shared, **luigis)
 
 
 def run_task(registry: RunRegistry, run: Run, task: luigi.Task, interrupts: Interrupts, **parameters: Any) -> None:
@@ -260,6 +248,3 @@ def run_task(registry: RunRegistry, run: Run, task: luigi.Task, interrupts: Inte
         luigi.build([task], SchedulerFactory(registry, run, interrupts), no_lock=True, **parameters)
     except RPCError as exc:  # what is marked is done all the same
         say(f"luigid was lost: {exc}", logging.WARNING)
-    except PipelineError:
-        run.release()
-        raise
