@@ -1,8 +1,7 @@
 """A worker on a further machine, which takes shards of the batches that others have started, through luigid.
 
-Luigi's own assistant is given any task, of any package. This one names the tasks that it takes: shards of batches that
-its own database knows, whose starter is running, and whose dataset this host sees. A task that failed here is left to
-others.
+Luigi's own assistant is given any task. This one names the tasks that it takes: shards of batches that its own database
+knows, whose starter is running, and whose dataset this host sees. A task that failed here is left to others.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class Assistant(PooledWorker):
         response = super()._get_work()  # type: ignore[no-untyped-call]
         if response.task_id is None or self._scheduled_tasks[response.task_id].batch_id in running:
             return response
-        # Its starter has left. As long as this worker counts among its workers, luigid would offer it again and again.
+        # Its starter has left, and luigid would offer it to this worker again and again.
         self._give_back([response.task_id])
         self.handle_interrupt(signal.SIGUSR1, None)
         return response._replace(task_id=None)

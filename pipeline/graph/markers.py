@@ -13,10 +13,9 @@ from pipeline.database import Database
 
 
 class MarkerCache:
-    """The markers of a batch that this process knows of.
+    """The markers of a batch that this process knows of; others may appear at any moment.
 
-    A missing marker may appear at any moment, so the one query that lists all of them answers only the first question
-    about each shard, which Luigi asks when it schedules them. A process that does not schedule asks the database.
+    One query lists all markers for the first question about each shard, which Luigi asks when it schedules them.
     """
 
     def __init__(self, database: Database, batch_id: str, *, schedules: bool) -> None:

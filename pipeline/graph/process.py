@@ -16,9 +16,7 @@ from typing import Any
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLER_SECONDS = 0.2
 _REPEAT_SECONDS = 0.05
-# Parameters of mallopt(3): the size from which a block gets its own mapping, and the number of arenas.
-_M_MMAP_THRESHOLD = -3
-_M_ARENA_MAX = -8
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3): least size of a block with its own mapping, number of arenas
 
 
 def bound_memory() -> None:
@@ -37,9 +35,8 @@ class Interrupts:
     """
 
     def __init__(self, cancel_statements: Callable[[], None]) -> None:
-        self._cancel_statements = cancel_statements
+        self._cancel_statements, self._owner = cancel_statements, os.getpid()
         self._defers = self._received = False
-        self._owner = os.getpid()
         self._handled = threading.Event()
         self._former_hook = sys.unraisablehook
         self._former: dict[signal.Signals, Any] = {}

@@ -82,14 +82,14 @@ class Run:
         self.markers = MarkerCache(self.database, batch_id, schedules=ours)
         production = environment.settings.is_production
         if request is None:
+            kind, step = "", RESET
             self.command = f"{reset_command(batch_id, production)} --confirm"
         else:
-            self.command = resume_command(batch_id, request.kind, request.limit, request.force, production)
-        # It exists once nothing is left to do.
-        self.target = BatchStateTarget(self.markers, batch_id, LOAD if request is not None else RESET)
-        #: The step whose marker completes the recognitions of a shard.
-        self.counted = COPY if request is not None and request.kind == KIND_QWEN else UPLOAD
-        self._needs_bucket = request is not None and request.kind == KIND_LOAD
+            kind, step = request.kind, LOAD
+            self.command = resume_command(batch_id, kind, request.limit, request.force, production)
+        self.target = BatchStateTarget(self.markers, batch_id, step)  # exists once nothing is left to do
+        self.counted = COPY if kind == KIND_QWEN else UPLOAD  # its marker completes the recognitions of a shard
+        self._needs_bucket = kind == KIND_LOAD
         self.counter, self.failures = ProgressCounter(), FailureLog()
         self.unavailable = multiprocessing.RawValue("i", 0)  # failures in a row because a service was away
         self.lock: BatchLock | None = None
@@ -97,8 +97,7 @@ class Run:
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
         self.was_done = False  # before the run
         self.is_announced = False  # the user has seen the plan of the reset
-        #: The thread that follows the worker which schedules the run, and that worker.
-        self.follower: tuple[threading.Thread, threading.Thread] | None = None
+        self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
 
     def claim(self) -> None:
         """Take the batch's lock once, and make the bucket; raise RefusedError where another run goes on."""
@@ -231,7 +230,7 @@ class RunRegistry:
                 run.follower[0].join()
 
     def load(self, batch_id: str, production: bool) -> Run:
-        """Return the load of a batch; a process that only runs its tasks knows none of the request."""
+        """Return the load of a batch; a process that only runs its tasks does not know its request."""
         key = LOAD, batch_id, production
         if key not in self._runs:
             self._runs[key] = Run(self.environment(production), batch_id, LoadRequest(batch_id), ours=False)
@@ -251,10 +250,8 @@ class RunRegistry:
         return f"To go on: {run.command}" if run is not None else "Run the same command again."
 
     def attend(self, run: Run) -> bool:
-        """Follow the worker that schedules a run, if it is Luigi's own; return whether it is.
-
-        Luigi has no event for the end of its worker, but the worker's keep-alive thread ends with it.
-        """
+        """Follow the worker that schedules a run, if it is Luigi's own; return whether it is."""
+        # Luigi has no event for the end of its worker, but the worker's keep-alive thread ends with it.
         workers = [thread for thread in threading.enumerate() if isinstance(thread, KeepAliveThread)]
         if self.owns_worker or not workers:
             return False
