@@ -135,14 +135,10 @@ def load_settings(
     environ: Mapping[str, str] = os.environ,
     directory: Path | None = None,
 ) -> Settings:
-    """Read the settings of an environment.
+    """Read the settings of an environment; `tuning` is the section `[pipeline]` of luigi.cfg.
 
-    Arguments:
-        tuning: the section `[pipeline]` of luigi.cfg.
-        directory: contains the files; by default the working directory.
-
-    Raises:
-        SettingsError: a file or a variable is missing or malformed, or PIPELINE_HOME is not private.
+    The files are in the directory, by default the working directory. Raises SettingsError if a file or a variable is
+    missing or malformed, or PIPELINE_HOME is not private.
     """
     directory = directory or Path.cwd()
     environment, path = _choose(production, environ, directory)

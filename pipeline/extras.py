@@ -10,11 +10,7 @@ from pipeline.errors import SettingsError
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Import modules in the block that belong to an extra.
-
-    Raises:
-        SettingsError: one of them is not installed; the hint is the command that installs it.
-    """
+    """Import an extra's modules in the block; raise SettingsError, with the install command, if one is missing."""
     try:
         yield
     except ModuleNotFoundError as exc:

@@ -117,11 +117,8 @@ class Connection:
         return self._send(_text(name), parameters)
 
     def _send(self, text: str, parameters: Mapping[str, object] | None = None) -> NamedTupleCursor:
-        """Send statements in one message, after the queued ones; return the cursor of the last one.
-
-        Raises:
-            DatabaseUnavailable: the transaction has ended, so that the statements would run outside of one.
-        """
+        """Send statements in one message, after the queued ones; return the cursor of the last one."""
+        # After the end of the transaction, the statements would run outside of one.
         if self._is_begun and self._driver.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE:
             raise DatabaseUnavailable("The transaction was ended by PostgreSQL.", "Run the same command again.")
         with translated(self.command):
@@ -132,17 +129,12 @@ class Connection:
         return cursor
 
     def commit(self) -> None:
-        """Commit the transaction.
-
-        Raises:
-            DatabaseError: the server rolled back, because a statement had failed and its error was ignored.
-        """
+        """Commit; raise DatabaseError if the server rolled back because an ignored statement had failed."""
         if self._send("COMMIT").statusmessage != "COMMIT":
             raise DatabaseError("PostgreSQL rolled the transaction back.", "Look for an error above.")
 
 
 def _roll_back(driver: extensions.connection) -> None:
-    """Roll back the open transaction, if any."""
     if driver.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
         driver.cursor().execute("ROLLBACK")
 
@@ -230,14 +222,9 @@ class Database:
     def transaction(self, timeout: float = 60.0, *, read_only: bool = False, keep: bool = True) -> Iterator[Connection]:
         """Begin a transaction and commit it at the end of the block, or roll it back when the block raises.
 
-        Arguments:
-            timeout: statement_timeout in seconds; 0 for none.
-            read_only: refuse writes; all statements see the same snapshot.
-            keep: commit at the end; if False, roll back.
-
-        Raises:
-            DatabaseUnavailable: no connection, or a transient error; the outcome of a commit is then unknown.
-            DatabaseError: a statement is refused.
+        The timeout is for a statement, in seconds; 0 for none. With `read_only`, all statements see the same snapshot;
+        without `keep`, the transaction is rolled back at the end. Raises DatabaseUnavailable without a connection and
+        after a transient error (the outcome of a commit is then unknown), DatabaseError if a statement is refused.
         """
         with translated(self.command), closing(self.pool().connect()) as pooled:
             driver = cast(extensions.connection, pooled.driver_connection)

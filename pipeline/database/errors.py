@@ -65,11 +65,7 @@ def connection_string(url: str) -> str:
 
 
 def address_of(url: str) -> tuple[str, int, str]:
-    """Return the first host, its port and the user of a DATABASE_URL; the host of a Unix socket is empty or a path.
-
-    Raises:
-        SettingsError: libpq does not parse it.
-    """
+    """Return first host (of a socket empty or a path), port and user of a URL; raise SettingsError if it is malformed."""
     try:
         parameters = parse_dsn(connection_string(url))
     except psycopg2.ProgrammingError as exc:

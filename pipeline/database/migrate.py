@@ -8,9 +8,9 @@ here it is run as a whole, so the array has one element. Each tool sees what the
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.database.connection import Connection, Database
 from pipeline.errors import DatabaseError, PermanentError
@@ -21,8 +21,7 @@ logger = get_logger(__name__)
 _FILE = re.compile(r"(\d{14})_(.*)\.sql")
 
 
-@dataclass(frozen=True)
-class Migration:
+class Migration(NamedTuple):
     """One file."""
 
     version: str
@@ -36,11 +35,7 @@ class Migration:
 
 
 def migrations(directory: Path | None = None) -> list[Migration]:
-    """Return the migrations in their order, by default those of the installed package or of the working copy.
-
-    Raises:
-        PermanentError: there is none.
-    """
+    """Return the migrations in order, by default of the package or working copy; raise PermanentError without any."""
     installed = Path(__file__).parents[1] / "migrations"
     working_copy = Path(__file__).parents[2] / "supabase" / "migrations"
     entries = sorted((directory or (installed if installed.is_dir() else working_copy)).iterdir())
@@ -58,21 +53,18 @@ def migrate(database: Database, directory: Path | None = None) -> list[Migration
             new = database.run(partial(_apply, migration=migration), timeout=0)
         except DatabaseError as exc:
             raise DatabaseError(
-                f"Migration {migration.label}.sql failed and was rolled back: {exc.message}",
-                exc.hint,
-                exc.code,
+                f"Migration {migration.label}.sql failed and was rolled back: {exc.message}", exc.hint, exc.code
             ) from exc
         if new:
-            logger.info("migrate: %s_%s", migration.version, migration.name)
+            logger.info("migrate: %s", migration.label)
             applied.append(migration)
     return applied
 
 
 def pending(connection: Connection, directory: Path | None = None) -> list[Migration]:
     """Return the migrations that the history does not have."""
-    done: set[str] = set()
-    if connection.one("find_history").there:
-        done = {row.version for row in connection.execute("list_history")}
+    history = connection.execute("list_history") if connection.one("find_history").there else []
+    done = {row.version for row in history}
     return [migration for migration in migrations(directory) if migration.version not in done]
 
 

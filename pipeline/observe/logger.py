@@ -18,11 +18,7 @@ from pipeline.errors import PipelineError
 
 
 class RedactingJsonFormatter(JsonFormatter):
-    """Format a record as a JSON object, without secrets.
-
-    Its fields are `time` (RFC 3339, UTC), `level`, `logger`, `message`, the record's `extra`, and `exception` and
-    `stack` if there are any.
-    """
+    """Format a record as JSON: `time` (RFC 3339, UTC), `level`, `logger`, `message`, `extra`, `exception`, `stack`."""
 
     def __init__(self) -> None:
         renamed = {"levelname": "level", "name": "logger", "exc_info": "exception", "stack_info": "stack"}
@@ -124,10 +120,7 @@ def writes_json() -> bool:
 
 
 def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
-    """Write warnings to stderr as text or `json`; with `verbose` also steps, repeated warnings and tracebacks.
-
-    Replaces an earlier call.
-    """
+    """Write warnings to stderr as text or `json`; with `verbose` also steps, repeated warnings and tracebacks."""
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one, ConsoleHandler)]:
         root.removeHandler(handler)

@@ -80,10 +80,8 @@ def format_progress(
     Of tqdm only this formatting is used: an instance of it would start a monitor thread, and take locks that a forked
     worker inherits.
 
-    Arguments:
-        before: how many of `done` earlier runs did; they do not count for the rate, nor their time for `seconds`.
-        columns: width of the line, which the bar fills; None for a line without a bar.
-        characters: of the empty and the filled part of the bar.
+    Earlier runs did `before` of `done`; they do not count for the rate, nor their time for `seconds`. The bar, of
+    `characters` for its empty and its filled part, fills a line of `columns`; None for a line without a bar.
     """
     done = min(done, total)
     rate = (done - before) / seconds if seconds > 0 else 0.0
@@ -97,10 +95,9 @@ def format_progress(
 
 
 class BlockThread:
-    """Call `tick` at intervals, from a thread of its own, during a block and once at its end.
+    """Call `tick` at intervals (seconds), from a thread of its own, during a block and once at its end.
 
-    Arguments:
-        longest_wait: seconds that the end of the block waits for the last call; None for any time.
+    The end of the block waits `longest_wait` seconds at most for the last call; None for any time.
     """
 
     def __init__(self, name: str, interval: float, longest_wait: float | None = None) -> None:
@@ -181,12 +178,8 @@ class ProgressDisplay(BlockThread):
 class StatusThread(BlockThread):
     """Send status messages that changed, at most once a second.
 
-    Only this thread waits for a slow receiver; the end of the block waits three seconds at most.
-
-    Arguments:
-        read: returns the current message, None if there is none yet.
-        send: receives a message that differs from the one before.
-        last: send the message as it is at the end of the block, too.
+    Only this thread waits for a slow receiver; the end of the block waits three seconds at most. `read` returns None
+    if there is no message yet; with `last`, the message at the end of the block is sent, too.
     """
 
     def __init__(

@@ -21,11 +21,7 @@ def require_writable(path: Path) -> None:
 
 
 def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write the metrics of a batch, atomically because the collector may read at any time.
-
-    Raises:
-        SettingsError: the file cannot be written.
-    """
+    """Write the metrics, atomically because the collector may read at any time; raise SettingsError if that fails."""
     registry = CollectorRegistry()
     batch = {"batch_id": summary["batch_id"], "kind": summary["kind"]}
     for name, about, label, values in _families(summary):

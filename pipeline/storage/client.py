@@ -64,10 +64,9 @@ def _digest_of(response: Response) -> tuple[int, str]:
 
 
 def _waits(base: float, tries: int) -> Generator[float, Any, None]:
-    """Yield the seconds before each further attempt; backoff sends the error of the last one.
+    """Yield the seconds before each attempt; raise the last of `tries` errors in a row other than overload.
 
-    Raises:
-        StorageUnavailable: the last of `tries` errors in a row other than overload.
+    backoff sends the error of the last attempt.
     """
     steps = backoff.expo(base, max_value=_LONGEST_WAIT)
     next(steps)
@@ -111,22 +110,13 @@ class Storage:
         self._metrics.count("objects_uploaded")
 
     def digest(self, key: str) -> tuple[int, str]:
-        """Stream an object and return its size in bytes and its SHA-256 (hex).
-
-        Raises:
-            ObjectNotFound: it does not exist.
-        """
+        """Stream an object; return its size in bytes and its SHA-256 (hex). Raises ObjectNotFound."""
         with self._metrics.timed("storage_read"):
             size, sha256 = self._send("GET", self._path("/object/authenticated", key), read=_digest_of)
         return int(size), str(sha256)
 
     def read(self, key: str, most: int) -> bytes:
-        """Read an object of at most `most` bytes.
-
-        Raises:
-            ObjectNotFound: it does not exist.
-            StorageError: it is larger.
-        """
+        """Read an object; raise ObjectNotFound, or StorageError if it has more than `most` bytes."""
         with self._metrics.timed("storage_read"):
             content = self._send("GET", self._path("/object/authenticated", key), read=lambda one: one.read(most + 1))
         if len(content) > most:
@@ -137,13 +127,7 @@ class Storage:
         return f"{resource}/{quote(self.bucket, safe='')}" + (f"/{quote(key)}" if key else "")
 
     def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
-        """Yield the objects whose keys begin with a prefix, in byte order of the keys.
-
-        Arguments:
-            prefix: any prefix, not only a folder.
-            after: yield only keys after this one.
-            last: yield only keys up to this one.
-        """
+        """Yield the objects with a prefix (not only a folder) and a key after `after`, up to `last`, in byte order."""
         # Only list-v2 without a delimiter, sorted by name, lists all objects. Its cursor is base64 of "l:" + last key.
         ours = cursor = base64.b64encode(f"l:{after}".encode()).decode() if after else None
         while True:
@@ -191,11 +175,7 @@ class Storage:
         return True
 
     def find_bucket(self) -> dict[str, Any] | None:
-        """Return the bucket's settings, None if it does not exist.
-
-        Raises:
-            AccessDenied: the key is refused, or the host is unknown.
-        """
+        """Return the bucket's settings, None if it does not exist; raise AccessDenied if key or host is refused."""
         self.check_host()
         try:
             return dict(self._send("GET", self._path("/bucket")))

@@ -62,15 +62,10 @@ class Transport:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[Response]:
-        """Send a request; yield the response, of any status, to be read within the block.
+        """Send a request to a percent-encoded path; yield the response, of any status, to be read within the block.
 
-        Arguments:
-            path: below the API's address, percent-encoded.
-
-        Raises:
-            StorageUnavailable: no connection, no response, or an incomplete one.
-            StorageError: the server's certificate is not accepted, or the URL is invalid.
-            SettingsError: the file of certificates does not exist.
+        Raises StorageUnavailable without a complete response, StorageError if the certificate or the URL is not
+        accepted, SettingsError if the file of certificates does not exist.
         """
         length = {} if body is None else {"Content-Length": str(len(body))}
         try:
