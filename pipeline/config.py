@@ -192,16 +192,15 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
 
 def _check_private(path: Path, others: int, problem: str, remedy: str) -> None:
     """Raise SettingsError if another user owns an existing path, also for root, or has one of the modes `others`."""
+    hint = "Set PIPELINE_HOME to a folder of yours."
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as exc:
-        raise SettingsError(
-            f"{path} cannot be read: {exc.strerror}.", "Set PIPELINE_HOME to a folder of yours."
-        ) from exc
+        raise SettingsError(f"{path} cannot be read: {exc.strerror}.", hint) from exc
     if found.st_uid != os.geteuid():
-        raise SettingsError(f"{path} belongs to another user.", "Set PIPELINE_HOME to a folder of yours.")
+        raise SettingsError(f"{path} belongs to another user.", hint)
     if found.st_mode & others:
         raise SettingsError(f"Other users can {problem} {path}.", f"Run `chmod {remedy} {shlex.quote(str(path))}`.")
 

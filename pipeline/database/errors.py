@@ -65,7 +65,7 @@ def connection_string(url: str) -> str:
 
 
 def address_of(url: str) -> tuple[str, int, str]:
-    """Return first host (of a socket empty or a path), port and user of a URL; raise SettingsError if it is malformed."""
+    """Return first host (of a socket empty or a path), port and user of a URL; raise SettingsError if malformed."""
     try:
         parameters = parse_dsn(connection_string(url))
     except psycopg2.ProgrammingError as exc:

@@ -152,16 +152,13 @@ class Storage:
                 return
 
     def remove(self, keys: Sequence[str]) -> int:
-        """Delete objects by their exact keys, at most a thousand; return the number of deleted objects."""
-        if not keys:
-            return 0
-        with self._metrics.timed("storage_remove"):
-            return len(self._send("DELETE", self._path("/object"), {"prefixes": list(keys)}))
-
-    def remove_all(self, keys: Sequence[str]) -> None:
-        """Delete any number of objects by their exact keys, a thousand a call."""
+        """Delete objects by their exact keys, a thousand a request; return the number of deleted objects."""
+        removed = 0
         for start in range(0, len(keys), PAGE):
-            self.remove(keys[start : start + PAGE])
+            body = {"prefixes": list(keys[start : start + PAGE])}
+            with self._metrics.timed("storage_remove"):
+                removed += len(self._send("DELETE", self._path("/object"), body))
+        return removed
 
     def ensure_bucket(self) -> bool:
         """Create the bucket, private, if it does not exist; return whether it was created."""
@@ -200,10 +197,8 @@ class Storage:
             socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as exc:
             if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
-                raise StorageUnavailable(
-                    f"The address of the Storage host {parts.hostname} cannot be looked up now.",
-                    self._transport.hint_unreachable,
-                ) from exc
+                message = f"The address of the Storage host {parts.hostname} cannot be looked up now."
+                raise StorageUnavailable(message, self._transport.hint_unreachable) from exc
             raise AccessDenied(
                 f"The Storage host {parts.hostname} is unknown.",
                 "Check NEXT_PUBLIC_SUPABASE_URL for a typing error, and that this machine is online.",

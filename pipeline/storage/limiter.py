@@ -19,8 +19,7 @@ from pipeline.observe.metrics import Metrics
 logger = get_logger(__name__)
 
 _START = 4
-#: Seconds from a refusal until the ceiling rises: the first, and the maximum.
-_FIRST_WAIT, _LONGEST_WAIT = 2.0, 30.0
+_FIRST_WAIT, _LONGEST_WAIT = 2.0, 30.0  # seconds from a refusal until the ceiling rises
 
 
 class ConcurrencyLimiter:

@@ -11,11 +11,7 @@ _NAME = re.compile(r"^-- name: ([a-z_]+)\n", re.MULTILINE)
 
 @cache
 def statements() -> dict[str, str]:
-    """Return all statements by name.
-
-    Raises:
-        ValueError: two statements have the same name.
-    """
+    """Return all statements by name; raise ValueError if two have the same name."""
     found: dict[str, str] = {}
     for file in sorted(files(__name__).iterdir(), key=lambda entry: entry.name):
         if file.name.endswith(".sql"):
