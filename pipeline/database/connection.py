@@ -156,15 +156,12 @@ class Database:
 
     def __init__(self, settings: Settings, application: str = "pipeline") -> None:
         self._settings, self._application = settings, application
+        self.command = settings.command  # returns a command line of ours that works with this database
         self.connections = settings.tuning.connection_pool_size
         self._pool: QueuePool | None = None
         self._pid = 0
         self._broke = 0.0
         self._opened: weakref.WeakKeyDictionary[extensions.connection, float] = weakref.WeakKeyDictionary()
-
-    def command(self, arguments: str) -> str:
-        """Return the command line of ours that works with this database."""
-        return self._settings.command(arguments)
 
     def pool(self) -> QueuePool:
         """Return the pool of this process; one inherited through a fork is neither used nor closed."""
