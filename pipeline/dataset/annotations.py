@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.dataset.documents import MAXIMUM_DEPTH
-from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, usual_sources
-from pipeline.dataset.records import is_text
+from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, accessing, usual_sources
 from pipeline.errors import BadInput, UsageError
 
 ANNOTATIONS = "qwen_annotations.json"
@@ -48,8 +47,7 @@ class Entry:
 def find_annotations(given: str | None, setting: str | None, dataset_dir: str | None) -> Path:
     """Return the annotations file: `given`, else the setting, else the first one in the default places.
 
-    Raises:
-        UsageError: there is none, it is not a file, or it cannot be read.
+    Raises UsageError if there is none, it is not a file, or it cannot be read.
     """
     hint = "Name it with --file or QWEN_ANNOTATIONS."
     name = given or setting
@@ -58,31 +56,18 @@ def find_annotations(given: str | None, setting: str | None, dataset_dir: str | 
         usual = (os.path.join(place, ANNOTATIONS) for place in (*folders, "", Path.home() / "Downloads", Path.home()))
         name = next(filter(os.path.isfile, usual), None)  # False, not an error, if a folder cannot be searched
     if not name:
-        raise UsageError(
-            f"No annotations file was named and none was found: looked for {ANNOTATIONS} in the dataset's folder, ., "
-            "~/Downloads and ~.",
-            hint,
-        )
-    shown = name.encode(errors="replace").decode()[:200]
-    if not is_text(name):
-        raise UsageError(f"The path of the annotations file, {shown}, is not UTF-8.", hint)
-    try:
+        places = f"{ANNOTATIONS} in the dataset's folder, ., ~/Downloads and ~"
+        raise UsageError(f"No annotations file was named and none was found: looked for {places}.", hint)
+    with accessing("annotations file", name, hint):
         path = Path(name).expanduser().resolve()
         if path.exists() and not path.is_file():
-            raise UsageError(f"The annotations file {shown} is not a file.", hint)
+            raise UsageError(f"The annotations file {path} is not a file.", hint)
         with open(path, "rb"):
             return path
-    except (OSError, RuntimeError, ValueError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise UsageError(f"The annotations file {shown} cannot be read: {why}.", hint) from exc
 
 
 def read_entries(stream: BinaryIO) -> Iterator[Entry]:
-    """Yield the entries of an annotations file, in order.
-
-    Raises:
-        UsageError: the file is not one complete JSON object.
-    """
+    """Yield the entries of an annotations file, in order; raise UsageError if it is not one complete JSON object."""
     window = _Window(stream)
     window.expect("{", "an object")
     if window.peek() != "}":

@@ -26,11 +26,7 @@ Detection = tuple[str, float, float, float, float]
 
 
 def photo_of(key: str) -> tuple[int, int]:
-    """Return the recognition and the camera (1, 2) that a key names.
-
-    Raises:
-        BadInput: annotation_key or id_invalid.
-    """
+    """Return the recognition and the camera (1, 2) that a key names; raise BadInput annotation_key or id_invalid."""
     if not is_text(key) or "\0" in key:
         raise BadInput("annotation_key", "the key is not valid UTF-8, or contains a NUL character")
     if len(key) > MAXIMUM_KEY:
@@ -51,8 +47,7 @@ def photo_of(key: str) -> tuple[int, int]:
 def detections_of(value: object) -> tuple[list[Detection], list[BadInput]]:
     """Return the usable detections of a photo, in the order of the file, and the problems of the others.
 
-    Raises:
-        BadInput: json_shape, for the value as a whole.
+    Raises BadInput json_shape for the value as a whole.
     """
     if not isinstance(value, dict) or not any(section in value for section in _SECTIONS):
         raise BadInput("json_shape", "the value is not an object with dishes and plates")

@@ -7,7 +7,6 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 from pipeline.dataset.records import is_text
@@ -23,42 +22,29 @@ MAXIMUM_DEPTH = 100
 _TOKEN = re.compile(r'[][{}]|"[^"\\]*(?:\\.[^"\\]*)*"')
 _EXPONENT = re.compile(r"[eE][+-]?0*([0-9]+)$")
 
+# One document is parsed at a time, because parsed values take many times the size of the file.
 _parsing = threading.Lock()
 
 
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Serialise calls to bound memory: parsed values take many times the size of the file."""
+def check_menu(content: bytes) -> None:
+    """Raise BadInput unless a menu is an array of valid entries: json_broken, json_nul or json_shape."""
     with _parsing:
-        yield
+        for where, entry in _parse(content, "menu", "entry"):
+            _require_id(entry, where)
+            if not isinstance(entry.get("Name"), str):
+                raise BadInput("json_shape", f"{where} has no Name")
+            for field in ("Category", "Price"):
+                if isinstance(entry.get(field), (dict, list)):
+                    raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
 
 
-@_one_at_a_time()
-def check_menu(content: bytes) -> str:
-    """Return the JSON text of a menu if it is an array of valid entries that jsonb accepts.
-
-    Raises:
-        BadInput: json_broken, json_nul or json_shape.
-    """
-    text, entries = _parse(content, "menu", "entry")
-    for where, entry in entries:
-        _require_id(entry, where)
-        if not isinstance(entry.get("Name"), str):
-            raise BadInput("json_shape", f"{where} has no Name")
-        for field in ("Category", "Price"):
-            if isinstance(entry.get(field), (dict, list)):
-                raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
-    return text
+def check_receipt(content: bytes) -> None:
+    """Raise BadInput unless a receipt is an array of valid lines: as for a menu, or receipt_count."""
+    with _parsing:
+        _check_lines(_parse(content, "receipt", "line"))
 
 
-@_one_at_a_time()
-def check_receipt(content: bytes) -> str:
-    """Return the JSON text of a receipt if it is an array of valid lines that jsonb accepts.
-
-    Raises:
-        BadInput: json_broken, json_nul, json_shape or receipt_count.
-    """
-    text, lines = _parse(content, "receipt", "line")
+def _check_lines(lines: Iterator[tuple[str, dict[str, object]]]) -> None:
     items = 0
     for where, line in lines:
         count = line.get("Count")
@@ -76,7 +62,6 @@ def check_receipt(content: bytes) -> str:
             if not isinstance(dish, dict) or not isinstance(dish.get("Name"), str):
                 raise BadInput("json_shape", f"{where} has a dish without Name")
             _require_id(dish, where)
-    return text
 
 
 def json_of(content: bytes) -> bytes:
@@ -92,8 +77,8 @@ def _require_id(entry: dict[str, object], where: str) -> None:
         raise BadInput("json_shape", f"{where} has an ExternalId of more than {MAXIMUM_EXTERNAL_ID} characters")
 
 
-def _parse(content: bytes, document: str, part: str) -> tuple[str, Iterator[tuple[str, dict[str, object]]]]:
-    """Return the text of a JSON array that jsonb accepts unchanged, and its objects, each with its name for errors."""
+def _parse(content: bytes, document: str, part: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the objects of a JSON array that jsonb accepts unchanged, each with its name for errors."""
     try:
         text = json_of(content).decode()
         value = json.loads(text, parse_constant=_no_constant, parse_float=_number, parse_int=_number)
@@ -107,15 +92,11 @@ def _parse(content: bytes, document: str, part: str) -> tuple[str, Iterator[tupl
     _require_jsonb(text)
     if not isinstance(value, list):
         raise BadInput("json_shape", f"the {document} is not an array")
-    return text, _objects(value, document, part)
-
-
-def _objects(values: list[object], document: str, part: str) -> Iterator[tuple[str, dict[str, object]]]:
-    for number, value in enumerate(values, 1):
+    for number, entry in enumerate(value, 1):
         where = f"{part} {number} of the {document}"
-        if not isinstance(value, dict):
+        if not isinstance(entry, dict):
             raise BadInput("json_shape", f"{where} is not an object")
-        yield where, value
+        yield where, entry
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -27,31 +28,34 @@ _RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
 def find_source(given: str | None, setting: str | None) -> Path:
     """Return the absolute path of the dataset's folder: `given`, else the setting, else the first in default places.
 
-    Raises:
-        UsageError: there is none, or the one named does not exist, is not a folder, or cannot be read.
+    Raises UsageError if there is none, or the one named does not exist, is not a folder, or cannot be read.
     """
     hint = "Name its folder with --source or DATASET_DIR."
     text = given or setting
     if not text:
         for path in usual_sources():
             return path.resolve()
-        raise UsageError(
-            "No dataset was named and none was found: looked for ./dataset, ./RRS_Dataset*, "
-            "~/Downloads/RRS_Dataset* and ~/RRS_Dataset*.",
-            hint,
-        )
-    shown = _as_text(text)
-    if not is_text(text):
-        raise UsageError(f"The path of the dataset, {shown}, is not UTF-8.", "Rename it, or link to it.")
-    try:
+        places = "./dataset, ./RRS_Dataset*, ~/Downloads/RRS_Dataset* and ~/RRS_Dataset*"
+        raise UsageError(f"No dataset was named and none was found: looked for {places}.", hint)
+    with accessing("dataset", text, hint):
         path = Path(text).expanduser().resolve()
         if path.is_dir():
             return path
         problem = "is not a folder" if path.exists() else "does not exist"
+    raise UsageError(f"The dataset {path} {problem}.", hint)
+
+
+@contextmanager
+def accessing(what: str, name: str, hint: str) -> Iterator[None]:
+    """Raise UsageError for a path that is not UTF-8, or that the block cannot access."""
+    shown = name.encode(errors="replace").decode()[:200]
+    if not is_text(name):
+        raise UsageError(f"The path of the {what}, {shown}, is not UTF-8.", f"Rename it, or link to it. {hint}")
+    try:
+        yield
     except (OSError, RuntimeError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise UsageError(f"The dataset {shown[:200]} cannot be accessed: {why}.", hint) from exc
-    raise UsageError(f"The dataset {path} {problem}.", hint)
+        raise UsageError(f"The {what} {shown} cannot be read: {why}.", hint) from exc
 
 
 def usual_sources() -> Iterator[Path]:
@@ -63,11 +67,7 @@ def usual_sources() -> Iterator[Path]:
 
 
 def list_folders(source: Path) -> Iterator[Folder | Reject]:
-    """Yield the folders of recognitions as they are listed, unsorted.
-
-    Raises:
-        UsageError: the source or an export cannot be read.
-    """
+    """Yield the folders of recognitions, unsorted; raise UsageError if the source or an export cannot be read."""
     exports = []
     for name in _folders(source):
         if _FOLDER.fullmatch(name):

@@ -42,8 +42,7 @@ def check_photo(content: bytes) -> Dimensions:
 
     The decoder releases the GIL, so that several threads can decode at the same time.
 
-    Raises:
-        BadInput: photo_empty, photo_not_jpeg, photo_too_large, photo_truncated or photo_undecodable.
+    Raises BadInput photo_empty, photo_not_jpeg, photo_too_large, photo_truncated or photo_undecodable.
     """
     if not content:
         raise BadInput("photo_empty", "the file is empty")
@@ -77,11 +76,7 @@ def _damaged(content: bytes, what: str) -> BadInput:
 
 
 def _read_header(content: bytes) -> tuple[Dimensions, int, int]:
-    """Return dimensions, number of components, and bytes of coefficients, 0 for a photo with a single scan.
-
-    Raises:
-        BadInput: photo_truncated or photo_undecodable.
-    """
+    """Return dimensions, number of components, and bytes of coefficients, 0 for a photo with a single scan."""
     orientation, frame, progressive = 1, b"", False
     for marker, segment in _segments(content):
         if marker in _FRAMES and not frame:
