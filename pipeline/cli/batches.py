@@ -38,19 +38,20 @@ def _open(options: argparse.Namespace) -> tuple[Settings, Database]:
     return environment.settings, environment.database
 
 
-def load(options: argparse.Namespace) -> int:
+def load(options: argparse.Namespace) -> None:
     """Load a dataset."""
     if options.dry_run:
-        return _dry_run(options)
-    return _load_batch(options, LoadBatch)
+        _dry_run(options)
+    else:
+        _load_batch(options, LoadBatch)
 
 
-def load_qwen(options: argparse.Namespace) -> int:
+def load_qwen(options: argparse.Namespace) -> None:
     """Load an annotations file."""
-    return _load_batch(options, LoadQwen)
+    _load_batch(options, LoadQwen)
 
 
-def _load_batch(options: argparse.Namespace, family: type[Load]) -> int:
+def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
     """Load with the parameters of a task, which the options of the same names give."""
     if options.metrics_file:
         require_writable(Path(options.metrics_file))
@@ -60,10 +61,10 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> int:
     task = family(**{name: value for name, value in parameters.items() if value is not None})
     run = registry.load(task.batch_id, options.production)
     run_task(registry, run, task, options.interrupts, workers=options.workers, local_scheduler=options.local_scheduler)
-    return _print_load(run, options)
+    _print_load(run, options)
 
 
-def _print_load(run: Run, options: argparse.Namespace) -> int:
+def _print_load(run: Run, options: argparse.Namespace) -> None:
     """Print the result of a batch; its state in the database decides the exit code, not Luigi."""
     failures = run.failures.read()
     try:
@@ -83,7 +84,6 @@ def _print_load(run: Run, options: argparse.Namespace) -> int:
             say(f"{exc.message} {exc.hint}", logging.WARNING)
     if not done:
         raise _error_of(run)
-    return DONE
 
 
 def _error_of(run: Run) -> PipelineError:
@@ -93,12 +93,11 @@ def _error_of(run: Run) -> PipelineError:
         if isinstance(error, (UsageError, RefusedError)):
             return error
     print_failures(failures)
-    return UnfinishedError(
-        f"Batch {run.batch_id} is unfinished: {len(failures)} tasks failed.", f"To go on: {run.command}"
-    )
+    message = f"Batch {run.batch_id} is unfinished: {len(failures)} tasks failed."
+    return UnfinishedError(message, f"To go on: {run.command}")
 
 
-def _dry_run(options: argparse.Namespace) -> int:
+def _dry_run(options: argparse.Namespace) -> None:
     settings, database = _open(options)
     parameters = {"limit": options.limit, "force": options.force}
     batch = resolve_batch(settings, database, LoadRequest(options.batch_id, options.source, **parameters))
@@ -110,7 +109,6 @@ def _dry_run(options: argparse.Namespace) -> int:
     else:
         result, text = asdict(found), _describe(found)
     print_result(options, {"dry_run": True, **result}, text)
-    return DONE
 
 
 def _describe(found: Discovery) -> str:
@@ -126,15 +124,14 @@ def _describe(found: Discovery) -> str:
     return "\n".join(lines)
 
 
-def worker(options: argparse.Namespace) -> int:
+def worker(options: argparse.Namespace) -> None:
     """Process shards of batches that other hosts load."""
     registry.open(options.production)
     result = assistant.assist(registry, options.interrupts, options.production, options.workers, options.idle)
     print_result(options, result, assistant.describe(result))
-    return DONE
 
 
-def reset(options: argparse.Namespace) -> int:
+def reset(options: argparse.Namespace) -> None:
     """Remove a batch."""
     settings, database = _open(options)
     plan = plan_reset(database, settings, options.batch_id)
@@ -148,7 +145,6 @@ def reset(options: argparse.Namespace) -> int:
     if options.json or executes:
         result = {"dry_run": options.dry_run, "state": "reset" if executes else plan.batch.state}
         print_result(options, {**plan.as_dict(), **result}, f"Batch {plan.batch.id} is reset.")
-    return DONE
 
 
 def _execute(options: argparse.Namespace, plan: Plan) -> None:
@@ -238,7 +234,7 @@ def verify(options: argparse.Namespace) -> int:
     return DIFFERENCES if report.remaining else DONE
 
 
-def report(options: argparse.Namespace) -> int:
+def report(options: argparse.Namespace) -> None:
     """Write a page about a batch."""
     with extra("report"):
         from pipeline.report.gather import write_report
@@ -247,10 +243,5 @@ def report(options: argparse.Namespace) -> int:
     page = write_report(*_open(options), options.batch_id, path, options.sample)
     if page.unavailable:
         say(f"The page is without photos from Storage: {page.unavailable}", logging.WARNING)
-    print_result(
-        options,
-        asdict(page),
-        f"{page.file}: {size(page.bytes)}, batch {page.batch_id} is {page.state}, "
-        f"{page.recognitions} recognitions with {page.photos} photos",
-    )
-    return DONE
+    text = f"{page.file}: {size(page.bytes)}, batch {page.batch_id} is {page.state}, "
+    print_result(options, asdict(page), f"{text}{page.recognitions} recognitions with {page.photos} photos")

@@ -58,7 +58,7 @@ def _run_command(options: argparse.Namespace) -> int:
     command: Command = options.command
     with Interrupts(registry.cancel_statements) as options.interrupts:
         try:
-            return command(options)
+            return command(options) or DONE
         except PipelineError as exc:
             print_error(exc, options.verbose)
             return exit_code(exc)
@@ -82,7 +82,7 @@ def _embedded() -> Iterator[ModuleType]:
         raise PermanentError(exc.message, exc.hint) from exc
 
 
-def up(options: argparse.Namespace) -> int:
+def up(options: argparse.Namespace) -> None:
     """Start the embedded services and apply the migrations."""
     home = home_directory()
     with _embedded() as services:
@@ -97,28 +97,25 @@ def up(options: argparse.Namespace) -> int:
         f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a",
     ]
     print_result(options, {**asdict(started), "migrations_applied": applied}, "\n".join(lines))
-    return DONE
 
 
-def down(options: argparse.Namespace) -> int:
+def down(options: argparse.Namespace) -> None:
     """Stop the embedded services."""
     with _embedded() as services:
         stopped = services.down(home_directory())
     print_result(options, asdict(stopped), stopped.describe())
-    return DONE
 
 
-def apply_migrations(options: argparse.Namespace) -> int:
+def apply_migrations(options: argparse.Namespace) -> None:
     """Apply the pending migrations."""
     with closing(registry.open(options.production).database) as database:
         applied = [one.label for one in migrate(database)]
     lines = [f"applied {name}" for name in applied]
     lines.append(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
     print_result(options, {"applied": applied}, "\n".join(lines))
-    return DONE
 
 
-def sample(options: argparse.Namespace) -> int:
+def sample(options: argparse.Namespace) -> None:
     """Write a synthetic dataset."""
     with extra("embedded"):
         from pipeline.sample import write_sample
@@ -138,14 +135,12 @@ def sample(options: argparse.Namespace) -> int:
         f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}, "
         f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s",
     )
-    return DONE
 
 
-def complete(options: argparse.Namespace) -> int:
+def complete(options: argparse.Namespace) -> None:
     """Print the completion script for a shell."""
     script = shtab.complete(parser(), options.shell)
     print_result(options, {"shell": options.shell, "script": script}, script)
-    return DONE
 
 
 def parser() -> argparse.ArgumentParser:

@@ -54,11 +54,9 @@ def print_error(error: PipelineError, verbose: bool) -> None:
 
 
 def ask(question: str) -> str:
-    """Print a question, and return the line typed in response without its newline; empty at the end of input.
+    """Print a question and return the line typed in response, empty at the end of input.
 
-    Raises:
-        KeyboardInterrupt: on Ctrl-C. `input` would miss a signal between printing and reading, and block; here the
-            signal wakes `select` through a file descriptor.
+    `input` would miss a Ctrl-C between printing and reading; here a signal wakes `select` through a file descriptor.
     """
     print(question, end="", file=sys.stderr, flush=True)  # stdout may be redirected
     wakes, woken = socket.socketpair()

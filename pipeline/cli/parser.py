@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-Command = Callable[[argparse.Namespace], int]
+#: Runs a command; returns its exit code, None for success.
+Command = Callable[[argparse.Namespace], int | None]
 _Add = Callable[[str, str], argparse.ArgumentParser]
 
 _WITHOUT_PRODUCTION = ("up", "down", "sample", "completion")

@@ -17,9 +17,7 @@ from pipeline.storage import PAGE
 class VerifyReport:
     """Print findings as they arrive, and spool the differences to a temporary file for the repair.
 
-    Arguments:
-        options: those of the command; with `--json`, which always omits equal objects, one object is printed
-            incrementally, and completed after an error as well: the exit code says that the comparison is incomplete.
+    With `--json`, which omits equal objects, one object is printed incrementally, and completed after an error as well.
     """
 
     def __init__(self, options: argparse.Namespace, verification: Verification, bucket: str) -> None:
