@@ -172,9 +172,8 @@ def _confirm(batch_id: str) -> None:
         why = "its id was not typed"
         typed = ask(f"Type the batch's id, {batch_id}, to delete all this: ").strip()
     if typed != batch_id:
-        raise RefusedError(
-            f"Batch {batch_id} was not reset: {why}.", "Use --confirm to skip the prompt; nothing was changed."
-        )
+        hint = "Use --confirm to skip the prompt; nothing was changed."
+        raise RefusedError(f"Batch {batch_id} was not reset: {why}.", hint)
 
 
 def status(options: argparse.Namespace) -> int:
@@ -243,5 +242,6 @@ def report(options: argparse.Namespace) -> None:
     page = write_report(*_open(options), options.batch_id, path, options.sample)
     if page.unavailable:
         say(f"The page is without photos from Storage: {page.unavailable}", logging.WARNING)
-    text = f"{page.file}: {size(page.bytes)}, batch {page.batch_id} is {page.state}, "
-    print_result(options, asdict(page), f"{text}{page.recognitions} recognitions with {page.photos} photos")
+    shown = f"{page.recognitions} recognitions with {page.photos} photos"
+    text = f"{page.file}: {size(page.bytes)}, batch {page.batch_id} is {page.state}, {shown}"
+    print_result(options, asdict(page), text)

@@ -129,12 +129,11 @@ def sample(options: argparse.Namespace) -> None:
             )
     except OSError as exc:
         raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
-    print_result(
-        options,
-        {"directory": str(directory), **asdict(done)},
+    text = (
         f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}, "
-        f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s",
+        f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s"
     )
+    print_result(options, {"directory": str(directory), **asdict(done)}, text)
 
 
 def complete(options: argparse.Namespace) -> None:

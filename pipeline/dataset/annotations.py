@@ -151,10 +151,8 @@ class _Window:
             if problem is None or len(self._text) - self._at > MAXIMUM_DOCUMENT_BYTES or not self._fill():
                 break
         brackets = self._text.count("{", self._at, end) + self._text.count("[", self._at, end)
-        if problem is None and brackets <= MAXIMUM_DEPTH:
-            size, depth = self._take(end), 0
-        else:
-            size, depth = self._skip()
+        is_shallow = problem is None and brackets <= MAXIMUM_DEPTH
+        size, depth = (self._take(end), 0) if is_shallow else self._skip()
         if size > MAXIMUM_DOCUMENT_BYTES:
             return 0, None, BadInput("json_too_large", f"the value has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
         if problem is None and depth > MAXIMUM_DEPTH:
