@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ from pipeline.storage import Storage
 logger = get_logger(__name__)
 
 _TIMEOUT = 600.0
-#: Maximum bytes of a shard's receipts that are read ahead, and so held in memory.
-_AHEAD = 1 << 20
 
 
 def copy_shard(
@@ -45,12 +43,8 @@ def copy_shard(
     A document that changed since the upload checked it makes its recognition a reject; for `may_reject`, see
     `require_source`. `report` is called with a sentence about the result.
 
-    Raises:
-        RefusedError: the batch is not being loaded.
-        SourceUnavailable: documents are missing because the dataset is unavailable; nothing was written.
-        UnfinishedError: the shard is not uploaded, or its upload was rolled back.
-        DatabaseError: nothing was written.
-        DataError: nothing was written, and the shard's upload was rolled back.
+    Raises RefusedError if the batch is not being loaded, UnfinishedError if the shard is not uploaded, and
+    SourceUnavailable if the dataset is unavailable. After a DataError, the shard's upload was rolled back.
     """
 
     def work(connection: Connection) -> None:
@@ -89,64 +83,50 @@ def _copy_documents(
     connection: Connection, batch_id: str, shard: int, source: str, rows: list[Any], *, may_reject: bool
 ) -> int:
     """Copy the menus and receipts of a shard; return its number of rejects."""
-    rejects: dict[int, Reject] = {}
-    unread: dict[int, Reject] = {}
-    receipts = _receipts(source, rows, unread)
-    is_small = sum(row.receipt_size or 0 for row in rows) <= _AHEAD
-    with ThreadPoolExecutor(1) as executor:
-        ahead = executor.submit(list, receipts if is_small else ())  # while PostgreSQL copies photos and menus
-        known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
-        new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
-        if new:
-            connection.copy_in(
-                "raw.menus",
-                ("batch_id", "shard", "sha256", "content"),
-                ((batch_id, shard, digest, menu) for digest, menu in _menus(source, new, rejects)),
-            )
-        connection.copy_in(
-            "raw.receipts",
-            ("batch_id", "recognition_id", "receipt", "menu_sha256"),
-            ((batch_id, *row) for row in itertools.chain(ahead.result(), receipts) if row[0] not in rejects),
-        )
-    rejects = {**unread, **rejects}
-    require_source(Path(source), rejects.values(), may_reject=may_reject)
+    rejects: list[Reject] = []
+    known = {None, *(row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard))}
+    new = [row for row in rows if row.menu_sha256 not in known]
+    if new:
+        menus = ((batch_id, shard, *menu) for menu in _menus(source, new, rejects))
+        connection.copy_in("raw.menus", ("batch_id", "shard", "sha256", "content"), menus)
+    lost = {reject.recognition_id for reject in rejects}
+    rows = [row for row in rows if row.recognition_id not in lost]
+    receipts = ((batch_id, *receipt) for receipt in _receipts(source, rows, rejects))
+    connection.copy_in("raw.receipts", ("batch_id", "recognition_id", "receipt", "menu_sha256"), receipts)
+    require_source(Path(source), rejects, may_reject=may_reject)
     if rejects:
-        lost = {"batch_id": batch_id, "recognition_ids": list(rejects)}
-        connection.execute("delete_files_rejected", **lost)
+        rejected = {"batch_id": batch_id, "recognition_ids": [reject.recognition_id for reject in rejects]}
+        connection.execute("delete_files_rejected", **rejected)
         # Their photos are already in the bucket; the transform step removes them.
-        connection.execute("mark_manifest_rejected", **lost)
-        connection.execute("delete_claims_rejected", **lost, kind=KIND_LOAD)
-        batch_state.add_rejects(connection, batch_id, COPY, shard, list(rejects.values()))
+        connection.execute("mark_manifest_rejected", **rejected)
+        connection.execute("delete_claims_rejected", **rejected, kind=KIND_LOAD)
+        batch_state.add_rejects(connection, batch_id, COPY, shard, rejects)
     return len(rejects)
 
 
-def _menus(source: str, rows: Sequence[Any], rejects: dict[int, Reject]) -> Iterator[tuple[str, bytes]]:
+def _menus(source: str, rows: list[Any], rejects: list[Reject]) -> Iterator[tuple[str, bytes]]:
     """Yield (SHA-256 of the file, JSON) of each distinct menu; fill `rejects` if no unchanged copy is left."""
-    by_digest: dict[str, list[Any]] = {}
-    for row in rows:
-        by_digest.setdefault(row.menu_sha256, []).append(row)
-    for digest, sharing in by_digest.items():
-        lost: dict[int, Reject] = {}
+    digest_of = attrgetter("menu_sha256")
+    for digest, sharing in groupby(sorted(rows, key=digest_of), digest_of):
+        lost: list[Reject] = []
         for row in sharing:
             menu = _read(source, row.recognition_id, row.menu_path, row.menu_size, digest)
             if isinstance(menu, bytes):
                 yield digest, menu
                 break  # one unchanged copy is enough for all recognitions that had the same menu
-            lost[row.recognition_id] = menu
+            lost.append(menu)
         else:
-            rejects.update(lost)
+            rejects += lost
 
 
-def _receipts(
-    source: str, rows: list[Any], rejects: dict[int, Reject]
-) -> Iterator[tuple[int, bytes | None, str | None]]:
+def _receipts(source: str, rows: list[Any], rejects: list[Reject]) -> Iterator[tuple[int, bytes | None, str | None]]:
     """Yield (recognition id, receipt, SHA-256 of the menu); fill `rejects` for receipts that cannot be read."""
     for row in rows:
         receipt = None
         if row.receipt_path is not None:
             receipt = _read(source, row.recognition_id, row.receipt_path, row.receipt_size, row.receipt_sha256)
         if isinstance(receipt, Reject):
-            rejects[row.recognition_id] = receipt
+            rejects.append(receipt)
         else:
             yield row.recognition_id, receipt, row.menu_sha256
 
