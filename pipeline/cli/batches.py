@@ -149,7 +149,7 @@ def reset(options: argparse.Namespace) -> None:
 
 def _execute(options: argparse.Namespace, plan: Plan) -> None:
     if plan.blocking:
-        found = ", ".join(f"{one.table} ({one.rows} rows, to {one.target})" for one in plan.blocking)
+        found = ", ".join("{table} ({rows} rows, to {target})".format(**reference) for reference in plan.blocking)
         raise RefusedError(
             f"Batch {plan.batch.id} is not reset: rows of other tables reference what would be deleted: {found}.",
             "Remove those rows, or keep this batch; nothing was changed.",

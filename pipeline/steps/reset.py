@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.batches import state as batch_state
@@ -28,22 +28,14 @@ from pipeline.units import size
 
 logger = get_logger(__name__)
 
+_PREFIX = "{}/recognitions/"
 _THREADS = 4
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The number of rows of a foreign table that reference rows of `target` that a reset would delete."""
-
-    table: str
-    target: str
-    rows: int
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a reset would do: rows (by table) and objects to delete, and the references that prevent it.
+    """What a reset would do: rows (by table) and objects to delete, and the references that prevent it (see its query).
 
     `returning` are the recognitions whose earlier version readers see again, by the batch of that version.
     """
@@ -53,27 +45,16 @@ class Plan:
     objects: int
     bytes: int
     returning: dict[str, int]
-    blocking: tuple[Reference, ...]
+    blocking: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        return {
-            "batch_id": self.batch.id,
-            "kind": self.batch.kind,
-            "rows": self.rows,
-            "objects": self.objects,
-            "bytes": self.bytes,
-            "returning": self.returning,
-            "blocking": [asdict(one) for one in self.blocking],
-        }
+        facts = {name: value for name, value in vars(self).items() if name != "batch"}
+        return {"batch_id": self.batch.id, "kind": self.batch.kind, **facts}
 
 
 def find_batch_to_reset(connection: Connection, batch_id: str) -> Batch:
-    """Return the batch to reset.
-
-    Raises:
-        UsageError: the batch does not exist, or migrations are pending.
-    """
+    """Return the batch to reset; raise UsageError if it does not exist, or if migrations are pending."""
     check_batch_id(batch_id)
     require_schema(connection)
     return batch_state.require_batch(connection, batch_id)
@@ -85,24 +66,21 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
     def work(connection: Connection) -> Plan:
         batch = find_batch_to_reset(connection, batch_id)
         if batch.state in ("resetting", "reset"):
-            return Plan(batch, {}, 0, 0, {}, ())
+            return Plan(batch, {}, 0, 0, {}, [])
         connection.execute("plan_reset", batch_id=batch_id)
         raw = connection.one("count_raw", batch_id=batch_id)._asdict()
         rows = {f"raw.{name}": count for name, count in raw.items() if count}
         rows.update({row.name: row.going for row in connection.execute("list_stale")})
         returning = {row.batch_id: row.recognitions for row in connection.execute("list_returning", kind=batch.kind)}
-        blocking = tuple(Reference(*row) for row in connection.execute("find_references"))
+        blocking = [row._asdict() for row in connection.execute("find_references")]
         return Plan(batch, rows, 0, 0, returning, blocking)
 
     plan = database.run(work, timeout=0, keep=False)
     if plan.batch.kind != KIND_LOAD or plan.batch.state == "reset":
         return plan
-    with _storage_of(settings, plan.batch) as storage:
-        objects = total = 0
-        for found in storage.list_objects(_prefix(batch_id)):
-            objects += 1
-            total += found.size
-    return replace(plan, objects=objects, bytes=total)
+    with closing(Storage(replace(settings, bucket=plan.batch.bucket))) as storage:
+        sizes = [found.size for found in storage.list_objects(_PREFIX.format(batch_id))]
+    return replace(plan, objects=len(sizes), bytes=sum(sizes))
 
 
 def describe_reset(plan: Plan) -> str:
@@ -118,19 +96,15 @@ def describe_reset(plan: Plan) -> str:
         lines.append(f"  bucket {batch.bucket}: {plan.objects} objects are deleted, {size(plan.bytes)}")
     what = "the former annotations of" if batch.kind != KIND_LOAD else "the former version of"
     lines += [f"  batch {name}: {what} {count} recognitions is restored" for name, count in plan.returning.items()]
-    lines += [
-        f"  blocked by {one.table}: {one.rows} rows reference rows of {one.target} that would be deleted"
-        for one in plan.blocking
-    ]
+    blocked = "  blocked by {table}: {rows} rows reference rows of {target} that would be deleted"
+    lines += [blocked.format(**reference) for reference in plan.blocking]
     return "\n".join(lines)
 
 
 def reset_batch(database: Database, settings: Settings, batch_id: str, counter: ProgressCounter | None = None) -> None:
     """Remove a batch; do nothing if it was reset before. `counter` counts the deleted photos.
 
-    Raises:
-        RefusedError: a foreign table references rows to delete; nothing was changed.
-        StorageError: Storage still lists objects after they were deleted.
+    Raises RefusedError if a foreign table references rows to delete; nothing was changed.
     """
     with references_refused():
         batch = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
@@ -139,19 +113,10 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
     if batch.kind == KIND_LOAD:
         counter = counter or ProgressCounter()
         counter.start(batch.photos, 0)
-        with _storage_of(settings, batch) as storage:
+        with closing(Storage(replace(settings, bucket=batch.bucket))) as storage:
             _remove_objects(database, storage, batch, counter.start_shard(1))
     database.run(lambda connection: _delete_manifest(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)
-
-
-def _storage_of(settings: Settings, batch: Batch) -> closing[Storage]:
-    """Return a client for the bucket that the batch was loaded into."""
-    return closing(Storage(replace(settings, bucket=batch.bucket)))
-
-
-def _prefix(batch_id: str) -> str:
-    return f"{batch_id}/recognitions/"
 
 
 def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
@@ -174,43 +139,36 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
 
 
 def _remove_objects(database: Database, storage: Storage, batch: Batch, progress: Callable[[int], None]) -> None:
-    """Delete the objects below the batch's prefix until Storage lists none.
+    """Delete the objects below the batch's prefix until Storage lists none; raise StorageError if it still does.
 
-    Each page is deleted under a lock of the batch's row, so that a stalled reset does not delete objects of a later
-    load with the same id.
+    Each page is deleted under a lock of the batch's row: a stalled reset must not delete objects of a new load.
     """
 
     def remove(page: Sequence[StoredObject]) -> int:
         def work(connection: Connection) -> None:
             if not batch_state.is_gone(connection, batch.id, batch.created_at):
-                raise RefusedError(
-                    f"Batch {batch.id} was started anew in the meantime: this reset removes nothing more.",
-                    f"Look at it with `{connection.command('status')}`.",
-                )
+                message = f"Batch {batch.id} was started anew in the meantime: this reset removes nothing more."
+                raise RefusedError(message, f"Look at it with `{connection.command('status')}`.")
             storage.remove([found.key for found in page])
 
         database.run(work, timeout=0)
         progress(len(page))
         return len(page)
 
-    threads = min(_THREADS, database.connections)
+    prefix, threads = _PREFIX.format(batch.id), min(_THREADS, database.connections)
     for _ in range(_ROUNDS):
-        removed = sum(in_threads(storage, threads, remove, pages(storage.list_objects(_prefix(batch.id)), PAGE)))
+        removed = sum(in_threads(storage, threads, remove, pages(storage.list_objects(prefix), PAGE)))
         logger.info("reset: %d objects", removed)
         if not removed:
             return
-    if next(storage.list_objects(_prefix(batch.id)), None) is not None:
-        raise StorageError(
-            f"Storage still holds objects of batch {batch.id} after {_ROUNDS} rounds of deleting.",
-            "Look at the Storage server's log; is another machine still uploading?",
-        )
+    if next(storage.list_objects(prefix), None) is not None:
+        message = f"Storage still holds objects of batch {batch.id} after {_ROUNDS} rounds of deleting."
+        raise StorageError(message, "Look at the Storage server's log; is another machine still uploading?")
 
 
 def _delete_manifest(connection: Connection, batch_id: str) -> None:
     """Delete manifest, markers and rejects, and record the time of the reset."""
     connection.execute("lock_batch", batch_id=batch_id)
-    batch = find_batch_to_reset(connection, batch_id)
-    if batch.state != "resetting":
-        return
-    for statement in ("delete_manifest", "delete_markers", "delete_rejects", "mark_reset"):
-        connection.execute(statement, batch_id=batch_id)
+    if find_batch_to_reset(connection, batch_id).state == "resetting":
+        for statement in ("delete_manifest", "delete_markers", "delete_rejects", "mark_reset"):
+            connection.execute(statement, batch_id=batch_id)

@@ -20,8 +20,8 @@ DELETE FROM ingest.rejects WHERE batch_id = :batch_id
 SELECT ingest.execute_reset(:batch_id) AS removed
 
 -- name: find_references
-SELECT a.relnamespace::regnamespace || '.' || quote_ident(a.relname) AS app,
-    t.relnamespace::regnamespace || '.' || quote_ident(t.relname) AS target, r.referencing
+SELECT a.relnamespace::regnamespace || '.' || quote_ident(a.relname) AS "table",
+    t.relnamespace::regnamespace || '.' || quote_ident(t.relname) AS target, r.referencing AS rows
 FROM ingest.find_references(false) r
 JOIN pg_class a ON a.oid = r.app
 JOIN pg_class t ON t.oid = r.target
