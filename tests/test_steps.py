@@ -556,6 +556,6 @@ def test_folders_are_inspected_in_their_order_on_any_file_system(
     monkeypatch.setattr(discover_module, "inspect_folder", inspect)
     monkeypatch.setattr(time, "thread_time", worked)
     with ThreadPoolExecutor(2) as executor:
-        found = list(discover_module._inspect(load.dataset, folders, executor, None))
+        found = list(discover_module._inspect(load.dataset, folders, executor))
     assert [one.recognition_id for one in found] == [folder.recognition_id for folder in folders]
     assert (threads != {threading.current_thread().name}) == spread

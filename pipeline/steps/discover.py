@@ -37,8 +37,6 @@ _SHOWN_REJECTS = 50
 
 #: Called with the total and the number done.
 Progress = Callable[[int, int], None]
-#: Return the recognition in a folder of a source, or the reason to reject it.
-Inspect = Callable[[Path, Folder], Recognition | Reject]
 
 _STAGED = ("recognition_id", "captured_on", "photo_paths", "photo_sizes", "photo_mtimes")
 _STAGED_DOCUMENTS = ("menu_path", "menu_size", "menu_mtime", "receipt_path", "receipt_size", "receipt_mtime")
@@ -61,10 +59,8 @@ class Request:
     @classmethod
     def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:
         """Return a request with the settings' values; `options` are kind, limit, force and strict."""
-        tuning = settings.tuning
-        return cls(
-            batch_id, source, settings.bucket, batch_size=tuning.batch_size, threads=tuning.thread_count, **options
-        )
+        size, threads = settings.tuning.batch_size, settings.tuning.thread_count
+        return cls(batch_id, source, settings.bucket, batch_size=size, threads=threads, **options)
 
 
 @dataclass(frozen=True)
@@ -92,11 +88,8 @@ def discover(
     """Write the batch, its manifest and its rejects; return what was found, None if the marker exists.
 
     A `dry_run` rolls back instead of committing. `progress` counts recognitions, or bytes of an annotations file.
-
-    Raises:
-        UsageError: the dataset cannot be read, or contains no recognition.
-        RefusedError: the batch exists already, or `strict` is set and there is a reject.
-        SourceUnavailable: the dataset became unavailable during the inspection.
+    Raises UsageError if the dataset cannot be read or is empty, RefusedError if another run started the batch or
+    `strict` is set and there is a reject, and SourceUnavailable if the dataset became unavailable.
     """
 
     def work(connection: Connection) -> Discovery | None:
@@ -150,11 +143,10 @@ def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, p
     with metrics.timed("discover_walk"):
         connection.execute("create_found")
         if not copy_found(connection, list_folders(source)):
-            raise UsageError(
-                f"The dataset {source} holds no recognition.",
-                "A recognition is a folder `recognition_<digits>` or `<digits>`, in the source or in an export "
-                "below it.",
+            hint = (
+                "A recognition is a folder `recognition_<digits>` or `<digits>`, in the source or an export below it."
             )
+            raise UsageError(f"The dataset {source} holds no recognition.", hint)
         connection.execute("analyze_found")
         found = connection.one("count_found", batch_id=request.batch_id, force=request.force)
         connection.execute("create_candidates", batch_id=request.batch_id, force=request.force)
@@ -174,15 +166,14 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
     """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, or -1."""
     connection.execute("create_staged")
     wanted = sys.maxsize if request.limit is None else request.limit
-    checks: tuple[Budget, threading.Semaphore, set[str]] = Budget(BUDGET), threading.Semaphore(DECODERS), set()
-    strict = partial(_inspect_strictly, *checks) if request.strict else None
+    strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), set[str]())
     last, inspected = -1, 0
     with ThreadPoolExecutor(min(8, request.threads)) as executor:
         # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
         while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
             last = page[-1].recognition_id
             folders = [Folder(row.recognition_id, row.path) for row in page]
-            results = list(_inspect(source, folders, executor, strict))
+            results = list(executor.map(strictly, folders) if request.strict else _inspect(source, folders, executor))
             usable = [one for one in results if isinstance(one, Recognition)]
             rejects = [one for one in results if isinstance(one, Reject)]
             require_source(source, rejects)
@@ -194,16 +185,11 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
     return last
 
 
-def _inspect(
-    source: Path, folders: Sequence[Folder], executor: Executor, strict: Inspect | None
-) -> Iterator[Recognition | Reject]:
+def _inspect(source: Path, folders: Sequence[Folder], executor: Executor) -> Iterator[Recognition | Reject]:
     """Inspect folders, in order; use threads only if the file system is slow.
 
     On a local disk, switching the GIL between threads takes longer than inspecting a folder.
     """
-    if strict is not None:
-        yield from executor.map(partial(strict, source), folders)
-        return
     inspect = partial(inspect_folder, source)
     begin, worked = time.perf_counter(), time.thread_time()
     yield from map(inspect, folders[:_TRIED])
@@ -212,7 +198,7 @@ def _inspect(
 
 
 def _inspect_strictly(
-    budget: Budget, decoders: threading.Semaphore, valid_menus: set[str], source: Path, folder: Folder
+    source: Path, budget: Budget, decoders: threading.Semaphore, valid_menus: set[str], folder: Folder
 ) -> Recognition | Reject:
     """Inspect a folder; also read and check its files, which otherwise the upload does."""
     result = inspect_folder(source, folder)
@@ -238,10 +224,8 @@ def _staged_row(recognition: Recognition) -> Sequence[object]:
 
 def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
     total = sum(rejects.values())
-    lines = [
-        printable(f"  {row.code}: {row.path}: {row.message}")
-        for row in connection.execute("list_found_rejects", count=_SHOWN_REJECTS)
-    ]
+    shown = connection.execute("list_found_rejects", count=_SHOWN_REJECTS)
+    lines = [printable(f"  {row.code}: {row.path}: {row.message}") for row in shown]
     if total > len(lines):
         lines.append(f"  … and {total - len(lines)} more")
     raise RefusedError(
