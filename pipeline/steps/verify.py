@@ -26,29 +26,20 @@ from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageU
 from pipeline.steps.parallel import in_threads, pages
 from pipeline.storage import PAGE, Storage, StoredObject
 
-#: The kinds of findings, and the sign that a line begins with.
+#: The kinds of findings, and the sign that a line begins with. A missing object is `dangling` if readers see a row that
+#: names it, and `missing` if they see another version; a row that contradicts others is `inconsistent`.
 SIGNS = {"equal": "=", "missing": "-", "dangling": "-", "damaged": "*", "orphan": "+", "inconsistent": "*"}
 EQUAL, MISSING, DANGLING, DAMAGED, ORPHAN, INCONSISTENT = SIGNS
 
 #: Queries for rows that violate a guarantee of docs/explanation/architecture.md: what, message, batch_id.
-CHECKS = (
-    "check_versions",
-    "check_images",
-    "check_raw",
-    "check_receipts",
-    "check_annotations",
-    "check_menus",
-    "check_markers",
-)
+CHECKS = [f"check_{what}" for what in ("versions", "images", "raw", "receipts", "annotations", "menus", "markers")]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The state of an object or of a row, which is what `key` names.
+    """The state of the object or the row that `key` names.
 
-    A missing object is `dangling` if readers see a row that names it, and `missing` if they see another version; a row
-    that contradicts others is `inconsistent`. The batch is None if there is none on record. `path` is the photo in the
-    batch's source, `sha256` is its digest, and `size` are its bytes; those of the object if there is no photo.
+    An object without a photo on record has no `path` (in the batch's source) and `sha256`; its `size` is its own.
     """
 
     kind: str
@@ -73,35 +64,27 @@ class Verification:
     def __init__(
         self, database: Database, storage: Storage, bucket: str, *, batch_id: str | None = None, deep: bool = False
     ) -> None:
-        """List the batches.
-
-        Raises:
-            UsageError: there is no such batch.
-            UnfinishedError: the batch is not finished.
-        """
+        """List the batches; raise UsageError if there is no such batch, UnfinishedError if it is not finished."""
         self._database, self._storage, self._bucket = database, storage, bucket
         self._batch_id, self._deep = batch_id, deep
         self._batches = self._list_batches()
         self._equal = self._foreign = 0
         self._is_complete = False
-        if batch_id is not None:
-            batch = self._batches.get(batch_id)
-            if batch is None or (batch.kind == KIND_LOAD and batch.bucket != bucket):
-                raise UsageError(
-                    f"There is no batch {batch_id} with objects in the bucket {bucket}.",
-                    f"See `{database.command('status')}` for the batches there are.",
-                )
-            if batch.state in ("loading", "resetting"):
-                raise UnfinishedError(
-                    f"Batch {batch_id} is {batch.state}: only a finished batch can be verified.",
-                    f"Finish it first: `{database.command('status')}` has the command.",
-                )
         #: Batches that are skipped, since they are not finished.
         self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "resetting")]
         #: Finished batches whose objects are in other buckets, by bucket.
         self.elsewhere: dict[str, list[str]] = {}
+        if batch_id is not None:
+            batch = self._batches.get(batch_id)
+            if batch is None or (batch.kind == KIND_LOAD and batch.bucket != bucket):
+                hint = f"See `{database.command('status')}` for the batches there are."
+                raise UsageError(f"There is no batch {batch_id} with objects in the bucket {bucket}.", hint)
+            if batch_id in self.unfinished:
+                message = f"Batch {batch_id} is {batch.state}: only a finished batch can be verified."
+                raise UnfinishedError(message, f"Finish it first: `{database.command('status')}` has the command.")
+            return
         for one in self._batches.values():
-            if one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket and batch_id is None:
+            if one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket:
                 self.elsewhere.setdefault(one.bucket, []).append(one.id)
 
     def _list_batches(self) -> dict[str, Any]:
@@ -127,16 +110,15 @@ class Verification:
         merged = heapq.merge(self._expected(), stored, key=attrgetter("key"))
         for _, same in itertools.groupby(merged, key=attrgetter("key")):
             first, *stored_too = same  # of an expected key and its object, the key comes first
-            is_stranger = isinstance(first, StoredObject)
-            finding = self._unexpected(first) if is_stranger else _found(first, *stored_too)
-            if finding is not None:
+            if not isinstance(first, StoredObject):
+                yield _found(first, *stored_too)
+            elif finding := self._unexpected(first):
                 yield finding
 
     def _expected(self) -> Iterator[Any]:
         for batch in self._batches.values():
-            if not self._is_here(batch) or batch.state != "done" or self._batch_id not in (None, batch.id):
-                continue
-            for shard in range(1, batch.shards + 1):
+            is_wanted = self._is_here(batch) and batch.state == "done" and self._batch_id in (None, batch.id)
+            for shard in range(1, batch.shards + 1) if is_wanted else ():
                 work = methodcaller("execute", "list_expected", batch_id=batch.id, shard=shard)
                 yield from self._database.run(work, timeout=0, read_only=True)
 
@@ -152,7 +134,7 @@ class Verification:
             message = "of no batch on record"
         elif batch.bucket != self._bucket:
             message = f"of a batch that is in the bucket {batch.bucket}"
-        elif batch.state in ("loading", "resetting"):
+        elif batch.id in self.unfinished:
             return None
         else:
             owner, message = batch.id, "that no row names"
@@ -202,27 +184,21 @@ class Verification:
         """Upload missing and damaged objects again from their source, and remove orphans.
 
         Yield each finding with the reason why it was not repaired, empty if it was. Each batch is repaired under its
-        run lock, and only if it did not change since it was verified.
-
-        Raises:
-            RefusedError: there are objects of no batch on record, and no object was found equal: the bucket seems to
-                belong to another database.
-            ValueError: `run` was not read to its end, so that this is not known.
+        run lock, and only if it did not change since it was verified. Raises RefusedError if the bucket seems to belong
+        to another database: there are objects of no batch on record, and `run`, read to its end, found none equal.
         """
         if not self._is_complete:
             raise ValueError("read run() to its end first")
         if self._batch_id is not None and not self._equal:
             self._foreign = self._count_foreign()
         if self._foreign and not self._equal:
-            raise RefusedError(
-                f"The bucket holds {self._foreign} objects of no batch on record,"
-                " and none that this database has loaded.",
-                "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed.",
-            )
+            held = f"{self._foreign} objects of no batch on record, and none that this database has loaded"
+            hint = "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed."
+            raise RefusedError(f"The bucket holds {held}.", hint)
         for page in pages(findings, PAGE):
             rows = [finding for finding in page if finding.kind == INCONSISTENT]
-            yield from ((finding, "reset the batch and load it again to repair rows") for finding in rows)
             objects = [finding for finding in page if finding.kind != INCONSISTENT]
+            yield from ((finding, "reset the batch and load it again to repair rows") for finding in rows)
             for batch_id, group in itertools.groupby(objects, key=_batch_of):
                 yield from self._repair_batch(batch_id, list(group))
 
