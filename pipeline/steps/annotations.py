@@ -26,21 +26,13 @@ _LONGEST_PATH = 300
 
 
 def stage_annotations(
-    connection: Connection,
-    path: Path,
-    batch_id: str,
-    *,
-    force: bool,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    connection: Connection, path: Path, batch_id: str, *, force: bool, progress: Callable[[int, int], None]
 ) -> Any:
     """Read the file; fill pg_temp.entries, pg_temp.detections, pg_temp.staged (the selection) and pg_temp.found.
 
     Return a row of counts: found, already_loaded, held_elsewhere, held_by, superseded_copies. `progress` is called with
-    the size of the file and the bytes read so far.
-
-    Raises:
-        UsageError: the file is not one JSON object.
-        UnfinishedError: the file cannot be read.
+    the size of the file and the bytes read so far. Raises UsageError if the file is not one JSON object, and
+    UnfinishedError if it cannot be read.
     """
     for statement in ("create_found", "create_entries", "create_detections"):
         connection.execute(statement)
@@ -56,9 +48,7 @@ def stage_annotations(
             buffer.clear()
 
     with _opened(path) as stream:
-        total = os.fstat(stream.fileno()).st_size
-        numbers = itertools.count()
-        size = 0
+        total, size, numbers = os.fstat(stream.fileno()).st_size, 0, itertools.count()
         for entry in read_entries(stream):
             row, detections, problems = _read(next(numbers), entry)
             # Free this entry before the next one is parsed; enumerate() would keep it.
@@ -82,11 +72,9 @@ def stage_annotations(
 
 def copy_found(connection: Connection, inputs: Iterable[Folder | Reject]) -> int:
     """Copy folders and rejects to pg_temp.found; return their number."""
-    return connection.copy_in(
-        "pg_temp.found",
-        ("recognition_id", "path", "code", "message"),
-        ((i.recognition_id, i.path, getattr(i, "code", None), getattr(i, "message", None)) for i in inputs),
-    )
+    columns = ("recognition_id", "path", "code", "message")
+    rows = ([getattr(one, column, None) for column in columns] for one in inputs)
+    return connection.copy_in("pg_temp.found", columns, rows)
 
 
 def _read(number: int, entry: Entry) -> tuple[list[Sequence[object]], bytes, list[Reject]]:
@@ -118,6 +106,5 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as exc:
-        raise UnfinishedError(
-            f"The annotations file {path} cannot be read: {exc.strerror}.", "Restore it, then run the command again."
-        ) from exc
+        message = f"The annotations file {path} cannot be read: {exc.strerror}."
+        raise UnfinishedError(message, "Restore it, then run the command again.") from exc

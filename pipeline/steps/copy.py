@@ -40,11 +40,9 @@ def copy_shard(
 ) -> None:
     """Copy the rows of a shard and write its marker; do nothing if the marker exists.
 
-    A document that changed since the upload checked it makes its recognition a reject; for `may_reject`, see
-    `require_source`. `report` is called with a sentence about the result.
-
-    Raises RefusedError if the batch is not being loaded, UnfinishedError if the shard is not uploaded, and
-    SourceUnavailable if the dataset is unavailable. After a DataError, the shard's upload was rolled back.
+    A document that changed since its check makes its recognition a reject; for `may_reject`, see `require_source`.
+    `report` is called with a sentence about the result. Raises RefusedError if the batch is not being loaded,
+    UnfinishedError if the shard is not uploaded, SourceUnavailable, or DataError after rolling back the upload.
     """
 
     def work(connection: Connection) -> None:
@@ -58,10 +56,8 @@ def copy_shard(
             batch_state.hold(connection, batch_id)  # raises RefusedError
         batch, *listed = rows
         if batch.kind != KIND_LOAD:
-            raise RefusedError(
-                f"Batch {batch_id} was reset and started anew with annotations.",
-                f"Look at it with `{connection.command('status')}`.",
-            )
+            hint = f"Look at it with `{connection.command('status')}`."
+            raise RefusedError(f"Batch {batch_id} was reset and started anew with annotations.", hint)
         if batch.copied:
             return
         if not batch.uploaded:

@@ -24,16 +24,10 @@ _SAMPLE = 20
 
 
 def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool = True) -> None:
-    """Raise if rejects name missing files because the dataset is unavailable.
+    """Raise SourceUnavailable if rejects name missing files because the dataset is unavailable.
 
     A source or export that does not exist or contains no recognition counts as not mounted. A file that can be read
-    now was temporarily unavailable.
-
-    Arguments:
-        may_reject: allow this host to reject missing or changed files. That of a `worker` may see fewer of them.
-
-    Raises:
-        SourceUnavailable: these files must not be rejected.
+    now was temporarily unavailable. Without `may_reject`, for the host of a `worker`, no file may differ either.
     """
     lost = [one for one in rejects if one.code in _GONE or one.code in _CHANGED]
     if lost and not may_reject:

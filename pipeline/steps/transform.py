@@ -26,11 +26,8 @@ def transform_batch(
 ) -> None:
     """Publish the batch's raw rows in the domain and finish the batch; do nothing if the marker exists.
 
-    `report` is called with a description of each part before it starts, and of the result.
-
-    Raises:
-        UnfinishedError: a shard is not copied yet.
-        RefusedError: the batch is not being loaded, or a foreign table references a row to delete.
+    `report` is called with a description of each part before it starts, and of the result. Raises UnfinishedError if a
+    shard is not copied yet, RefusedError if the batch is not being loaded or another table references a row to delete.
     """
     report("removing what was rejected")
     _remove_rejected(database, storage, batch_id)
@@ -46,10 +43,8 @@ def transform_batch(
         for step, what in steps.items():
             missing = held.shards - connection.one("count_markers", batch_id=batch_id, step=step).done
             if missing:
-                raise UnfinishedError(
-                    f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet.",
-                    "Run the same command again.",
-                )
+                message = f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet."
+                raise UnfinishedError(message, "Run the same command again.")
         report("publishing the rows of the batch, all in one transaction")
         connection.execute("delete_rejected", batch_id=batch_id)
         parts = []
