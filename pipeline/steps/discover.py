@@ -228,11 +228,9 @@ def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
     lines = [printable(f"  {row.code}: {row.path}: {row.message}") for row in shown]
     if total > len(lines):
         lines.append(f"  … and {total - len(lines)} more")
-    raise RefusedError(
-        f"--strict refuses the batch, {total} of its inputs {'is' if total == 1 else 'are'} not usable "
-        f"({describe_rejects(rejects)}):\n" + "\n".join(lines),
-        "Correct or remove them, or load without --strict, which leaves them out.",
-    )
+    what = f"{total} of its inputs {'is' if total == 1 else 'are'} not usable ({describe_rejects(rejects)})"
+    message = "\n".join([f"--strict refuses the batch, {what}:", *lines])
+    raise RefusedError(message, "Correct or remove them, or load without --strict, which leaves them out.")
 
 
 def describe_rejects(rejects: dict[str, int]) -> str:

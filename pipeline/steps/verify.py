@@ -189,8 +189,10 @@ class Verification:
         """
         if not self._is_complete:
             raise ValueError("read run() to its end first")
-        if self._batch_id is not None and not self._equal:
-            self._foreign = self._count_foreign()
+        if self._batch_id is not None and not self._equal:  # see whether the first page has objects of any batch
+            first = list(itertools.islice(self._storage.list_objects(""), PAGE))
+            is_ours = any(self._is_here(self._batches.get(stored.key.partition("/")[0])) for stored in first)
+            self._foreign = 0 if is_ours else len(first)
         if self._foreign and not self._equal:
             held = f"{self._foreign} objects of no batch on record, and none that this database has loaded"
             hint = "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed."
@@ -201,12 +203,6 @@ class Verification:
             yield from ((finding, "reset the batch and load it again to repair rows") for finding in rows)
             for batch_id, group in itertools.groupby(objects, key=_batch_of):
                 yield from self._repair_batch(batch_id, list(group))
-
-    def _count_foreign(self) -> int:
-        """Return the objects of the bucket's first page if none of them is of a batch in this bucket, else 0."""
-        first = list(itertools.islice(self._storage.list_objects(""), PAGE))
-        is_ours = any(self._is_here(self._batches.get(stored.key.partition("/")[0])) for stored in first)
-        return 0 if is_ours else len(first)
 
     def _repair_batch(self, batch_id: str, group: Sequence[Finding]) -> list[tuple[Finding, str]]:
         """Repair the objects below the prefix of one batch, on record or not."""
@@ -222,8 +218,7 @@ class Verification:
                 keys = [finding.key for finding in group]
                 known = {row.key for row in connection.execute("list_known_keys", batch_id=batch_id, keys=keys)}
             self._storage.remove([one.key for one in group if one.kind == ORPHAN and one.key not in known])
-            source = Path(before.source if before is not None else "")
-            repair = partial(self._repair_object, source, known)
+            repair = partial(self._repair_object, Path(before.source if before is not None else ""), known)
             reasons = in_threads(self._storage, min(8, self._storage.threads), repair, group)
             return list(zip(group, reasons, strict=True))
 
