@@ -91,6 +91,18 @@ class Storage:
         self.proxied = self._transport.proxied
         self._stopped = threading.Event()
         self.limiter = ConcurrencyLimiter(self.threads)
+        tries = settings.tuning.retry_max_attempts + 1
+        # Decorated once: it takes 50 us, a fifth of the processor time of an upload.
+        self._retrying: Any = backoff.on_exception(
+            _waits,
+            StorageUnavailable,
+            max_tries=tries + _OVERLOAD_TRIES,
+            on_backoff=_on_backoff,
+            jitter=None,
+            logger=None,
+            base=settings.tuning.retry_backoff_factor,
+            tries=tries,
+        )(lambda client, *arguments, **keywords: client._send_once(*arguments, **keywords))
 
     def part(self, metrics: Metrics) -> Storage:
         """Return a client with the same connections and limiter, but its own metrics and its own `stop`."""
@@ -212,20 +224,9 @@ class Storage:
         """Close the connections of all threads."""
         self._transport.close()
 
-    def _send(self, method: str, path: str, *arguments: Any, **keywords: Any) -> Any:
+    def _send(self, *arguments: Any, **keywords: Any) -> Any:
         """Send a request; retry after transient errors, more often after overload than after others in a row."""
-        tuning = self._settings.tuning
-        retry = backoff.on_exception(
-            _waits,
-            StorageUnavailable,
-            max_tries=tuning.retry_max_attempts + 1 + _OVERLOAD_TRIES,
-            on_backoff=self._on_backoff,
-            jitter=None,
-            logger=None,
-            base=tuning.retry_backoff_factor,
-            tries=tuning.retry_max_attempts + 1,
-        )
-        return retry(self._send_once)(method, path, *arguments, **keywords)
+        return self._retrying(self, *arguments, **keywords)
 
     def _send_once(
         self,
@@ -261,10 +262,11 @@ class Storage:
                 "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
             ) from exc
 
-    def _on_backoff(self, details: Any) -> None:
-        exc = details["exception"]
-        self._metrics.count(f"retries_{exc.code or type(exc).__name__}")
-        logger.info("storage: %s Trying again in %.1f s.", exc.message, details["wait"])
+
+def _on_backoff(details: Any) -> None:
+    client, exc = details["args"][0], details["exception"]
+    client._metrics.count(f"retries_{exc.code or type(exc).__name__}")
+    logger.info("storage: %s Trying again in %.1f s.", exc.message, details["wait"])
 
 
 def _page(body: Any) -> tuple[list[StoredObject], str | None]:
