@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cli import parser
-from pipeline.cli.parser import EXAMPLES
+from pipeline.cli.parser import examples
 
 PAGE = Path(__file__).with_name("reference") / "commands.md"
 
@@ -45,7 +45,8 @@ def _command(name: str, one: argparse.ArgumentParser, own: list[argparse.Action]
     if own:
         yield from _table(own)
         yield ""
-    for purpose, command in EXAMPLES[name]:
+    for example in examples(name):
+        purpose, command = example.removeprefix("# ").split("\n")
         yield f"{purpose}:\n\n```sh\n{command}\n```\n"
 
 

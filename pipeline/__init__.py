@@ -5,26 +5,12 @@ ingest.batch_state, and a step whose marker is there is skipped. `luigi --module
 LoadQwen adds the annotations of a vision model, ResetBatch takes a batch out again.
 """
 
-from pipeline.graph.tasks import (
-    CopyShard,
-    DiscoverBatch,
-    DiscoverQwen,
-    LoadBatch,
-    LoadQwen,
-    ResetBatch,
-    TransformBatch,
-    TransformQwen,
-    UploadShard,
-)
-
-__all__ = [
-    "CopyShard",
-    "DiscoverBatch",
-    "DiscoverQwen",
-    "LoadBatch",
-    "LoadQwen",
-    "ResetBatch",
-    "TransformBatch",
-    "TransformQwen",
-    "UploadShard",
-]
+from pipeline.graph.tasks import CopyShard as CopyShard
+from pipeline.graph.tasks import DiscoverBatch as DiscoverBatch
+from pipeline.graph.tasks import DiscoverQwen as DiscoverQwen
+from pipeline.graph.tasks import LoadBatch as LoadBatch
+from pipeline.graph.tasks import LoadQwen as LoadQwen
+from pipeline.graph.tasks import ResetBatch as ResetBatch
+from pipeline.graph.tasks import TransformBatch as TransformBatch
+from pipeline.graph.tasks import TransformQwen as TransformQwen
+from pipeline.graph.tasks import UploadShard as UploadShard

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -21,10 +22,7 @@ from dotenv import dotenv_values
 
 from pipeline.errors import SettingsError
 
-URL = "NEXT_PUBLIC_SUPABASE_URL"
-KEY = "SUPABASE_SERVICE_ROLE_KEY"
-DATABASE = "DATABASE_URL"
-REQUIRED = (URL, KEY, DATABASE)
+REQUIRED = URL, KEY, DATABASE = "NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"
 
 #: Text that is shaped like a secret, and what replaces it.
 _SHAPES = (
@@ -145,12 +143,9 @@ def load_settings(
     values = _read(path) if path is not None else {}
     values.update({name: value for name, value in environ.items() if value})
 
-    missing = [name for name in REQUIRED if not values.get(name)]
-    if missing:
-        raise SettingsError(
-            f"Not set in {path} or the process environment: {', '.join(missing)}.",
-            f"Add to {path}: {', '.join(missing)}; .env.example shows every variable.",
-        )
+    if missing := ", ".join(name for name in REQUIRED if not values.get(name)):
+        hint = f"Add to {path}: {missing}; .env.example shows every variable."
+        raise SettingsError(f"Not set in {path} or the process environment: {missing}.", hint)
     return Settings(
         environment=environment,
         url=_project_url(values[URL]),
@@ -169,11 +164,10 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
         path = directory / ".env.production"
         if path.is_file():
             return "production", path
-        raise SettingsError(
-            f"--production needs the file {path}, which does not exist.",
-            "Copy .env.example to .env.production and fill it in. It may be empty if the process environment "
-            "has the variables.",
+        hint = (
+            "Copy .env.example to .env.production and fill it in; empty if the process environment has the variables."
         )
+        raise SettingsError(f"--production needs the file {path}, which does not exist.", hint)
     local, home = directory / ".env.local", home_directory(environ)
     if local.is_file():
         return "local", local
@@ -184,10 +178,10 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
         return "embedded", path
     if all(environ.get(name) for name in REQUIRED):
         return "embedded", None
-    raise SettingsError(
-        f"There is neither {local} nor {path}, so no environment to work with.",
-        "Start the embedded services with `python -m pipeline up`, or copy .env.example to .env.local and fill it in.",
+    hint = (
+        "Start the embedded services with `python -m pipeline up`, or copy .env.example to .env.local and fill it in."
     )
+    raise SettingsError(f"There is neither {local} nor {path}, so no environment to work with.", hint)
 
 
 def _check_private(path: Path, others: int, problem: str, remedy: str) -> None:
@@ -217,26 +211,22 @@ def _read(path: Path) -> dict[str, str]:
 
 def _project_url(text: str) -> str:
     address = text.strip()
-    try:
+    with suppress(ValueError):  # for example an invalid port
         parts = urlsplit(address)
-        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.username
-        usable = usable and parts.port != 0
-    except ValueError:  # for example an invalid port
-        usable = False
-    if not usable:
-        raise SettingsError(
-            f"{URL} is not a URL such as https://<project>.supabase.co.", "Copy it from Project Settings, API."
-        )
-    return address.rstrip("/").removesuffix("/storage/v1")
+        if (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and not (parts.query or parts.username or parts.port == 0)
+        ):
+            return address.rstrip("/").removesuffix("/storage/v1")
+    example = "https://<project>.supabase.co"
+    raise SettingsError(f"{URL} is not a URL such as {example}.", "Copy it from Project Settings, API.")
 
 
 def _key(text: str) -> Secret:
-    key = text.strip()
-    if not key.isascii() or len(key.split()) != 1:
-        raise SettingsError(
-            f"{KEY} is blank, or contains spaces or non-ASCII characters.", "Copy it again, on one line."
-        )
-    return Secret(key)
+    if text.isascii() and len(text.split()) == 1:
+        return Secret(text.strip())
+    raise SettingsError(f"{KEY} is blank, or contains spaces or non-ASCII characters.", "Copy it again, on one line.")
 
 
 def _database_url(text: str) -> Secret:
@@ -245,17 +235,13 @@ def _database_url(text: str) -> Secret:
         try:
             password = _password_of(url)
         except ValueError as exc:
-            raise SettingsError(
-                f"{DATABASE} is not a valid URL.",
-                "Percent-encode special characters in the password, such as @ / ? and [.",
-            ) from exc
+            hint = "Percent-encode special characters in the password, such as @ / ? and [."
+            raise SettingsError(f"{DATABASE} is not a valid URL.", hint) from exc
         for secret in (password, unquote(password)):
             Secret(secret)
     elif "=" not in url:
-        raise SettingsError(
-            f"{DATABASE} is not a URL such as postgresql://user:password@host:port/database.",
-            "Copy it from Connect in the Supabase dashboard.",
-        )
+        message = f"{DATABASE} is not a URL such as postgresql://user:password@host:port/database."
+        raise SettingsError(message, "Copy it from Connect in the Supabase dashboard.")
     return Secret(url)
 
 

@@ -16,7 +16,5 @@ def extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] in ("pipeline", "embedded_supabase"):
             raise  # part of every installation
-        raise SettingsError(
-            f"This command needs {exc.name}, which is not installed.",
-            f"Run `pip install '.[{name}]'` in the folder of the project.",
-        ) from exc
+        hint = f"Run `pip install '.[{name}]'` in the folder of the project."
+        raise SettingsError(f"This command needs {exc.name}, which is not installed.", hint) from exc

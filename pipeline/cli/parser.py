@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from importlib.resources import files
+from textwrap import indent
 
 #: Runs a command; returns its exit code, None for success.
 Command = Callable[[argparse.Namespace], int | None]
@@ -11,55 +13,12 @@ _Add = Callable[[str, str], argparse.ArgumentParser]
 
 _WITHOUT_PRODUCTION = ("up", "down", "sample", "completion")
 
-#: Examples of each command: purpose and command line.
-EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
-    "up": (
-        ("Start PostgreSQL and Storage below .pipeline", "python -m pipeline up"),
-        ("Connect to them with psql", '(set -a; . .pipeline/env; psql "$DATABASE_URL")'),
-    ),
-    "down": (("Stop them and keep their data", "python -m pipeline down"),),
-    "migrate": (("Create or update the tables of a Supabase project", "python -m pipeline migrate --production"),),
-    "sample": (
-        ("Write a thousand recognitions", "python -m pipeline sample /tmp/ds --recognitions 1000"),
-        ("Write others, and one of each kind of reject", "python -m pipeline sample /tmp/ds2 --seed 2 --broken"),
-    ),
-    "load": (
-        ("Show what would be loaded", "python -m pipeline load --source /srv/ds --dry-run"),
-        ("Load new recognitions with four processes", "python -m pipeline load --source /srv/ds --workers 4"),
-        ("Load a hundred as a trial", "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial"),
-        ("Resume it with the same options", "python -m pipeline load --source /srv/ds --limit 100 --batch-id trial"),
-        ("Load everything again as a new version", "python -m pipeline load --source /srv/ds --force"),
-    ),
-    "load-qwen": (
-        ("Annotate the loaded photos", "python -m pipeline load-qwen --file /srv/ds/qwen_annotations.json"),
-        ("Replace the annotations by those of another model", "python -m pipeline load-qwen --file new.json --force"),
-    ),
-    "worker": (
-        ("Share a load that was started on another machine", "python -m pipeline worker --workers 4"),
-        ("Work on every load for twelve hours", "python -m pipeline worker --production --idle 43200"),
-    ),
-    "reset": (
-        ("Show what a reset would remove and restore", "python -m pipeline reset --batch-id b1 --dry-run"),
-        ("Remove a batch without a prompt", "python -m pipeline reset --batch-id b1 --confirm"),
-    ),
-    "status": (
-        ("Check both connections, and list the batches", "python -m pipeline status --production"),
-        ("Show the metrics of an earlier load", "python -m pipeline status --batch-id b1"),
-        ("Check all prerequisites before the first load", "python -m pipeline status --check --source /srv/ds"),
-    ),
-    "report": (
-        ("Write a page with twelve recognitions", "python -m pipeline report --batch-id b1"),
-        ("Write one with fifty", "python -m pipeline report --batch-id b1 --sample 50 --out /srv/reports/b1.html"),
-    ),
-    "completion": (
-        ("Enable completion in bash, from ~/.bashrc", 'eval "$(pipeline completion bash)"'),
-        ("Enable completion in zsh, from a folder in $fpath", "pipeline completion zsh > ~/.zfunc/_pipeline"),
-    ),
-    "verify": (
-        ("Show only the differences", "python -m pipeline verify --quiet"),
-        ("Compare the content of every object, and repair", "python -m pipeline verify --deep --repair"),
-    ),
-}
+
+def examples(name: str) -> list[str]:
+    """Return the examples of a command, each a line `# <purpose>` and a command line."""
+    text = files(__package__).joinpath("examples.txt").read_text(encoding="utf-8")
+    (section,) = (part for part in text.split("## ") if part.startswith(f"{name}\n"))
+    return section.strip().split("\n\n")[1:]
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
@@ -73,12 +32,11 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     parsers = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        examples = [f"  # {purpose}\n  {command}" for purpose, command in EXAMPLES[name]]
         one = parsers.add_parser(
             name,
             help=summary,
             description=summary,
-            epilog="\n".join(["examples:", *examples]),
+            epilog="examples:\n" + indent("\n".join(examples(name)), "  "),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         one.set_defaults(command=commands[name])

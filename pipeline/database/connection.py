@@ -53,6 +53,10 @@ _LOCAL_SETTINGS = {
     "tcp_user_timeout": "30s",
 }
 
+#: Of a connection; the encoding is that of COPY lines, and overrides the URL and PGCLIENTENCODING.
+_PARAMETERS: dict[str, Any] = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "client_encoding": "UTF8"}
+_PARAMETERS |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+
 
 class Connection:
     """A connection in a transaction; runs statements of `pipeline.database.queries` by name, rows are named tuples."""
@@ -184,16 +188,7 @@ class Database:
     def _connect(self) -> extensions.connection:
         dsn = connection_string(self._settings.database_url.reveal())
         try:
-            connection = psycopg2.connect(
-                dsn,
-                connect_timeout=10,
-                application_name=self._application,
-                keepalives_idle=30,
-                keepalives_interval=10,
-                keepalives_count=3,
-                tcp_user_timeout=60_000,
-                client_encoding="UTF8",  # of COPY lines; overrides the URL and PGCLIENTENCODING
-            )
+            connection: extensions.connection = psycopg2.connect(dsn, application_name=self._application, **_PARAMETERS)
         except psycopg2.ProgrammingError as exc:
             raise malformed_url(exc) from exc
         except psycopg2.OperationalError as exc:

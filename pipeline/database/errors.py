@@ -81,9 +81,8 @@ def translated(command: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except sqlalchemy.exc.TimeoutError as exc:
-        raise DatabaseUnavailable(
-            "No database connection became free in 30 seconds.", "Raise connection_pool_size in luigi.cfg."
-        ) from exc
+        hint = "Raise connection_pool_size in luigi.cfg."
+        raise DatabaseUnavailable("No database connection became free in 30 seconds.", hint) from exc
     except psycopg2.Error as exc:
         raise _error_of(exc, command) from exc
 
@@ -96,10 +95,8 @@ def references_refused() -> Iterator[None]:
     except DataError as exc:
         if exc.code != _FOREIGN_KEY_VIOLATION or not isinstance(exc.__cause__, psycopg2.Error):
             raise
-        raise RefusedError(
-            f"Refused: {_message_of(exc.__cause__)}.",
-            "A row of another table references it; what readers see was not changed.",
-        ) from exc
+        hint = "A row of another table references it; what readers see was not changed."
+        raise RefusedError(f"Refused: {_message_of(exc.__cause__)}.", hint) from exc
 
 
 def _sentence_of(exc: BaseException) -> str:
@@ -114,17 +111,15 @@ def _message_of(error: psycopg2.Error) -> str:
 
 def malformed_url(exc: psycopg2.ProgrammingError) -> SettingsError:
     """Return the error for a DATABASE_URL that libpq does not parse."""
-    return SettingsError(
-        f"DATABASE_URL is not understood: {_sentence_of(exc)}", "Copy it again from Connect in the dashboard."
-    )
+    hint = "Copy it again from Connect in the dashboard."
+    return SettingsError(f"DATABASE_URL is not understood: {_sentence_of(exc)}", hint)
 
 
 def _error_of(error: psycopg2.Error, command: Callable[[str], str]) -> PipelineError:
     code, message = error.pgcode or "", _message_of(error)
     if code == _REFERENCED:
-        return RefusedError(
-            f"Refused: {message}.", "Remove those rows, or keep this batch; what readers see was not changed."
-        )
+        hint = "Remove those rows, or keep this batch; what readers see was not changed."
+        return RefusedError(f"Refused: {message}.", hint)
     hint = _HINTS.get(code, "").format(migrate=command("migrate"))
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
         return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", f"{hint} Run the same command again.".strip())
@@ -146,10 +141,8 @@ def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str)
         except (socket.gaierror, UnicodeError) as unknown:
             if isinstance(unknown, socket.gaierror) and unknown.errno == socket.EAI_AGAIN:
                 return DatabaseUnavailable(f"The address of the database host {host} cannot be looked up now.", hint)
-            return AccessDenied(
-                f"The database host {host} is unknown.",
-                "Check DATABASE_URL for a typing error; a paused Supabase project loses its name as well.",
-            )
+            hint = "Check DATABASE_URL for a typing error; a paused Supabase project loses its name as well."
+            return AccessDenied(f"The database host {host} is unknown.", hint)
         if all(family == socket.AF_INET6 for family, *_ in addresses):
             hint = (
                 f"{host} has only an IPv6 address, which this network may not reach: use the session pooler's "
@@ -157,7 +150,6 @@ def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str)
             )
     message = _sentence_of(exc)
     if _LOGIN_REFUSED.search(message):
-        return AccessDenied(
-            f"PostgreSQL refuses the login: {message}", "Check the user and the password in DATABASE_URL."
-        )
+        hint = "Check the user and the password in DATABASE_URL."
+        return AccessDenied(f"PostgreSQL refuses the login: {message}", hint)
     return DatabaseUnavailable(f"PostgreSQL cannot be reached: {message}", hint)

@@ -52,9 +52,8 @@ def migrate(database: Database, directory: Path | None = None) -> list[Migration
         try:
             new = database.run(partial(_apply, migration=migration), timeout=0)
         except DatabaseError as exc:
-            raise DatabaseError(
-                f"Migration {migration.label}.sql failed and was rolled back: {exc.message}", exc.hint, exc.code
-            ) from exc
+            message = f"Migration {migration.label}.sql failed and was rolled back: {exc.message}"
+            raise DatabaseError(message, exc.hint, exc.code) from exc
         if new:
             logger.info("migrate: %s", migration.label)
             applied.append(migration)

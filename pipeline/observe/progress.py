@@ -21,9 +21,7 @@ from pipeline.units import duration
 StatusMessage = tuple[str, int | None]
 
 _SLOTS = 1024  # more than the shards of a batch (at most 1,000); the last one is for other workers
-_REDRAW_SECONDS = 0.2
-_PLAIN_SECONDS = 30.0
-_STATUS_SECONDS = 1.0
+_REDRAW_SECONDS, _PLAIN_SECONDS, _STATUS_SECONDS = 0.2, 30.0, 1.0
 _LAST_STATUS_SECONDS = 3.0  # the longest wait for the last message
 
 

@@ -31,9 +31,8 @@ def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
     try:
         write_to_textfile(str(path), registry)
     except OSError as exc:
-        raise SettingsError(
-            f"The metrics cannot be written to {path}: {exc.strerror}.", "The load itself is not affected."
-        ) from exc
+        message = f"The metrics cannot be written to {path}: {exc.strerror}."
+        raise SettingsError(message, "The load itself is not affected.") from exc
 
 
 def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:

@@ -211,10 +211,8 @@ class Storage:
             if isinstance(exc, socket.gaierror) and exc.errno == socket.EAI_AGAIN:
                 message = f"The address of the Storage host {parts.hostname} cannot be looked up now."
                 raise StorageUnavailable(message, self._transport.hint_unreachable) from exc
-            raise AccessDenied(
-                f"The Storage host {parts.hostname} is unknown.",
-                "Check NEXT_PUBLIC_SUPABASE_URL for a typing error, and that this machine is online.",
-            ) from exc
+            hint = "Check NEXT_PUBLIC_SUPABASE_URL for a typing error, and that this machine is online."
+            raise AccessDenied(f"The Storage host {parts.hostname} is unknown.", hint) from exc
 
     def stop(self) -> None:
         """Start no further request; those in flight complete."""
@@ -257,10 +255,9 @@ class Storage:
         try:
             return json.loads(response.data)
         except ValueError as exc:
-            raise StorageUnavailable(
-                f"Storage at {self._settings.storage_url} answers with something that is not JSON.",
-                "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?",
-            ) from exc
+            message = f"Storage at {self._settings.storage_url} answers with something that is not JSON."
+            hint = "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?"
+            raise StorageUnavailable(message, hint) from exc
 
 
 def _on_backoff(details: Any) -> None:
@@ -275,9 +272,8 @@ def _page(body: Any) -> tuple[list[StoredObject], str | None]:
         entries = [_stored(one["name"], one.get("metadata") or {}) for one in body["objects"]]
         return entries, str(body["nextCursor"]) if body.get("hasNext") else None
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
-        raise StorageError(
-            "Storage answers with a list of an unknown format.", "Check NEXT_PUBLIC_SUPABASE_URL."
-        ) from exc
+        message = "Storage answers with a list of an unknown format."
+        raise StorageError(message, "Check NEXT_PUBLIC_SUPABASE_URL.") from exc
 
 
 def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:

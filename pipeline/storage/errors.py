@@ -52,10 +52,8 @@ def error_of(response: Response, request: str) -> PipelineError:
     if code in _MISSING:
         return ObjectNotFound(text, "", code)
     if code in _DENIED or status in (401, 403):
-        return AccessDenied(
-            f"Storage refuses the key ({code or status}: {message}).",
-            "Check SUPABASE_SERVICE_ROLE_KEY: it must be the service role key of this very project.",
-        )
+        hint = "Check SUPABASE_SERVICE_ROLE_KEY: it must be the service role key of this very project."
+        return AccessDenied(f"Storage refuses the key ({code or status}: {message}).", hint)
     if code in _DEFECTS:
         return StorageError(text, "The Storage server does not fit its database: look at its log.", code)
     error: StorageUnavailable | None = None
