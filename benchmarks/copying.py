@@ -17,7 +17,7 @@ import psycopg2
 from benchmarks.bench import SMALL, Bench, World
 from benchmarks.rows import Row, middle
 from embedded_supabase.postgres.installation import binaries
-from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
+from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Database
 from pipeline.observe.metrics import Metrics
@@ -81,7 +81,7 @@ def copying(place: Bench, recognitions: int, repeats: int) -> list[Row]:
 
 def _prepare(world: World, database: Database, storage: Storage, kind: str, source: Path) -> range:
     """Carry a batch, named as its kind, to where all is copied; return its shards."""
-    ensure_bucket(world.settings)
+    storage.ensure_bucket()
     resolve_batch(world.settings, database, LoadRequest(kind, str(source), kind=kind))
     found = discover(database, Request.of(world.settings, kind, str(source), kind=kind))
     assert found is not None

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import cache
 
-from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
+from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.batches.state import KIND_LOAD
 from pipeline.batches.summary import summarise
 from pipeline.config import Settings, load_settings
@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     settings, database, batch_id = _settings(), _database(), options.batch_id
-    ensure_bucket(settings)
+    with closing(Storage(settings)) as storage:
+        storage.ensure_bucket()
     begun = resolve_batch(settings, database, LoadRequest(batch_id, options.dataset))
     request = Request.of(settings, batch_id, begun.source, kind=KIND_LOAD, limit=None, force=False, strict=False)
     found = discover(database, request)

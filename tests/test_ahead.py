@@ -11,7 +11,7 @@ import pytest
 
 from embedded_supabase.files import wait_until
 from pipeline.batches import state as batch_state
-from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
+from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.batches.state import UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Database
@@ -32,7 +32,7 @@ class Upload:
     def __init__(self, settings: Settings, database: Database, dataset: Path, storage: Storage) -> None:
         self.settings, self.database, self.dataset = settings, database, dataset
         resolve_batch(settings, database, LoadRequest("b1", str(dataset)))
-        ensure_bucket(settings)
+        storage.ensure_bucket()
         discover(database, Request("b1", str(dataset), settings.bucket, batch_size=3))
         self.counted: dict[int, int] = {}
         self.uploader = Uploader(database, storage, ahead=True)

@@ -483,7 +483,7 @@ def test_unfinished_batches_are_told_with_their_age_and_the_command_that_goes_on
     assert stopped.level == WARNING
     assert stopped.message == "Batch b1 is loading, started less than two days ago."
     assert stopped.remedy == "Finish it: python -m pipeline load --batch-id b1"
-    lease = BatchLock(settings, "b1")
+    lease = BatchLock(settings, "b1", print)
     try:
         running = only(check(), "batches")
     finally:

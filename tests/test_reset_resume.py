@@ -268,7 +268,7 @@ def test_reset_beside_a_run_of_the_batch_is_refused(
     load(dataset, "b1")
     load(small_dataset(3, seed=9), "b2")
     before = everything(settings)
-    running = BatchLock(settings, "b1", patience=0)
+    running = BatchLock(settings, "b1", print, patience=0)
     monkeypatch.setattr("pipeline.graph.run.BatchLock", partial(BatchLock, patience=0.1))
     refused = command("reset", "--batch-id", "b1", "--confirm")
     assert refused.code == 4

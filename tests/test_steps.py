@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from embedded_supabase.files import wait_until
 from pipeline.batches import state as batch_state
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.resolve import LoadRequest, ensure_bucket, resolve_batch
+from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.batches.state import COPY, UPLOAD
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
@@ -51,7 +51,8 @@ class Load:
 
     def discover(self, batch_size: int = 100, batch_id: str = "b1", limit: int | None = None) -> Discovery:
         resolve_batch(self.settings, self.database, LoadRequest(batch_id, str(self.dataset)))
-        ensure_bucket(self.settings)
+        with closing(Storage(self.settings)) as storage:
+            storage.ensure_bucket()
         request = Request(batch_id, str(self.dataset), self.settings.bucket, limit=limit, batch_size=batch_size)
         found = discover(self.database, request)
         assert found is not None
@@ -426,17 +427,17 @@ def test_a_batch_stays_under_a_thousand_tasks(recognitions: int, batch_size: int
 
 @pytest.fixture
 def lock(load: Load) -> Iterator[BatchLock]:
-    lock = BatchLock(load.settings, "b1", patience=0)
+    lock = BatchLock(load.settings, "b1", print, patience=0)
     yield lock
     lock.release()
 
 
 def test_two_runs_of_a_batch_do_not_go_together(load: Load, lock: BatchLock) -> None:
     with pytest.raises(RefusedError, match="Another run of batch b1 is going on"):
-        BatchLock(load.settings, "b1", patience=0)
-    BatchLock(load.settings, "b2", patience=0).release()
+        BatchLock(load.settings, "b1", print, patience=0)
+    BatchLock(load.settings, "b2", print, patience=0).release()
     lock.release()
-    BatchLock(load.settings, "b1", patience=0).release()
+    BatchLock(load.settings, "b1", print, patience=0).release()
 
 
 def test_the_lock_is_one_of_a_transaction(load: Load, lock: BatchLock) -> None:
@@ -465,14 +466,14 @@ def test_a_lock_whose_connection_broke_is_taken_again(load: Load, lock: BatchLoc
     assert not is_locked(load)
     assert wait_until(lambda: is_locked(load), 20)
     with pytest.raises(RefusedError, match="Another run of batch b1"):
-        BatchLock(load.settings, "b1", patience=0)
+        BatchLock(load.settings, "b1", print, patience=0)
 
 
 def test_a_run_whose_lock_another_run_took_is_told(load: Load) -> None:
     lost: list[RefusedError] = []
-    lock = BatchLock(load.settings, "b1", patience=0, on_lost=lost.append)
+    lock = BatchLock(load.settings, "b1", lost.append, patience=0)
     assert load.query(LOSE) == [(True,)]
-    other = BatchLock(load.settings, "b1", patience=10)
+    other = BatchLock(load.settings, "b1", print, patience=10)
     assert wait_until(lambda: bool(lost), 20)
     assert "Another run of batch b1" in lost[0].message
     lock.release()

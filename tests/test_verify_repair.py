@@ -166,7 +166,7 @@ def test_a_batch_that_is_being_run_is_not_mended(
     stored.remove(*lost)
     for key in ("b1/x", "b2/x", "stranger"):
         put_stranger(stored, key)
-    running = BatchLock(settings, "b1", patience=0)
+    running = BatchLock(settings, "b1", print, patience=0)
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
     for key in (lost[0], "b1/x"):

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.batches import state
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.errors import DatabaseUnavailable, Interrupted, RefusedError
+from pipeline.errors import DatabaseUnavailable, Interrupted, PipelineError, RefusedError
 from pipeline.observe.logger import get_logger
 
 logger = get_logger(__name__)
@@ -27,26 +27,15 @@ class BatchLock:
     Forked processes inherit the connection, so a batch counts as running until the last process of a killed run has
     ended. The lock only saves work; the steps themselves ensure that nothing is loaded twice.
 
-    A thread checks the lock every two seconds and replaces a connection that broke.
-
-    Arguments:
-        patience: seconds to wait for another run to end, and for an unavailable database.
-        on_lost: called in the thread with the error if another run took the lock after such a break.
-
-    Raises:
-        RefusedError: another run of this batch holds the lock.
-        DatabaseUnavailable: the database did not respond in time.
+    A thread checks the lock every two seconds and replaces a connection that broke; it calls `on_lost` with the error
+    if another run took the lock meanwhile. Raises RefusedError if another run holds the lock after `patience` seconds,
+    DatabaseUnavailable if the database has not responded by then.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        batch_id: str,
-        *,
-        patience: float = 10.0,
-        on_lost: Callable[[RefusedError], None] = lambda _: None,
+        self, settings: Settings, batch_id: str, on_lost: Callable[[RefusedError], None], *, patience: float = 10.0
     ) -> None:
-        self._settings, self._batch_id, self._patience, self._on_lost = settings, batch_id, patience, on_lost
+        self._settings, self._batch_id, self._on_lost, self._patience = settings, batch_id, on_lost, patience
         self._stack = ExitStack()
         self._connection: Connection | None = None
         self._backend: dict[str, Any] | None = None
@@ -63,19 +52,17 @@ class BatchLock:
 
     def _take(self) -> None:
         deadline = time.monotonic() + self._patience
+        refused = f"Another run of batch {self._batch_id} is going on.", "Wait for it, or stop it; nothing was changed."
         while not self._released.is_set():
+            error: PipelineError = RefusedError(*refused)
             try:
                 if self._try():
                     return
-            except DatabaseUnavailable:
-                if time.monotonic() > deadline:
-                    raise
+            except DatabaseUnavailable as exc:
+                error = exc
             if time.monotonic() > deadline:
                 self._disconnect()
-                raise RefusedError(
-                    f"Another run of batch {self._batch_id} is going on.",
-                    "Wait for it, or stop it; nothing was changed.",
-                )
+                raise error
             self._released.wait(_POLL_SECONDS)
 
     def _try(self) -> bool:

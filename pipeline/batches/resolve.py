@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +17,6 @@ from pipeline.dataset.annotations import find_annotations
 from pipeline.dataset.layout import find_source
 from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import RefusedError, SettingsError, UsageError
-from pipeline.storage import Storage
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -58,12 +56,8 @@ def resolve_batch(
 ) -> ResolvedBatch:
     """Return the batch that a request means: the named, newest unfinished matching or a new one.
 
-    Arguments:
-        taken: ids that a new batch does not get, since other requests have them and are not on record yet.
-
-    Raises:
-        UsageError: the id, the limit or the source is not valid, or migrations are pending.
-        RefusedError: the batch has another kind or other parameters, or is being reset.
+    A new one gets none of the ids `taken` by requests that are not on record yet. Raises UsageError if the id, limit,
+    source or schema is not valid, RefusedError if the batch is of other kind or parameters, or is being reset.
     """
     if request.batch_id is not None:
         check_batch_id(request.batch_id)
@@ -77,22 +71,14 @@ def resolve_batch(
             if batch is None or batch.state == "reset":
                 return ResolvedBatch(request.batch_id, _source(settings, request))
             _require_same(connection, batch, settings, request)
-            if batch.state == "done":
-                return ResolvedBatch(batch.id, batch.source, True, batch.marked)
-            _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
-            return ResolvedBatch(batch.id, batch.source)
+            if batch.state != "done":
+                _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
+            return ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)
         source = _source(settings, request)
-        like = {**vars(request), "source": source, "bucket": settings.bucket}
-        rows = connection.execute("find_unfinished", **like)
+        rows = connection.execute("find_unfinished", **{**vars(request), "source": source}, bucket=settings.bucket)
         return ResolvedBatch(rows[0].id if rows else _new_id(connection, request.kind, taken), source)
 
     return database.run(resolve)
-
-
-def ensure_bucket(settings: Settings) -> None:
-    """Create the bucket if it is missing; raise AccessDenied for a wrong key or URL before anything is written."""
-    with closing(Storage(settings)) as storage:
-        storage.ensure_bucket()
 
 
 def _source(settings: Settings, request: LoadRequest) -> str:
@@ -103,17 +89,13 @@ def _source(settings: Settings, request: LoadRequest) -> str:
 
 def require_schema(connection: Connection) -> None:
     """Raise SettingsError if a migration is pending."""
-    missing = pending(connection)
-    if missing:
-        raise SettingsError(
-            f"{len(missing)} {'migration is' if len(missing) == 1 else 'migrations are'} pending, the first is "
-            f"{missing[0].label}.",
-            f"Run `{connection.command('migrate')}` first.",
-        )
+    if missing := pending(connection):
+        count = "1 migration is" if len(missing) == 1 else f"{len(missing)} migrations are"
+        hint = f"Run `{connection.command('migrate')}` first."
+        raise SettingsError(f"{count} pending, the first is {missing[0].label}.", hint)
 
 
 def _require_same(connection: Connection, batch: Batch, settings: Settings, request: LoadRequest) -> None:
-    """Raise RefusedError if the batch is being reset, or has another kind or other parameters than the request."""
     if batch.kind != request.kind:
         holds = "a dataset" if batch.kind == KIND_LOAD else "Qwen annotations"
         raise RefusedError(f"Batch {batch.id} holds {holds}.", "Choose another --batch-id.")

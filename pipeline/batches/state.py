@@ -25,8 +25,7 @@ RESET = "reset"
 KIND_LOAD = "load"
 KIND_QWEN = "qwen"
 
-#: The shard number of a marker that stands for the whole batch.
-WHOLE = 0
+WHOLE = 0  # the shard number of a marker that stands for the whole batch
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,7 @@ def find_batch(connection: Connection, batch_id: str) -> Batch | None:
 
 
 def require_batch(connection: Connection, batch_id: str) -> Batch:
-    """Return the batch.
-
-    Raises:
-        UsageError: it does not exist.
-    """
+    """Return the batch; raise UsageError if it does not exist."""
     batch = find_batch(connection, batch_id)
     if batch is None:
         raise UsageError(f"There is no batch {batch_id}.", f"See `{connection.command('status')}` for a list.")
@@ -89,11 +84,7 @@ def hold(
 ) -> LockedBatch:
     """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
 
-    Arguments:
-        created_at: require this creation time, to exclude a batch of the same id that was started after a reset.
-
-    Raises:
-        RefusedError: the batch has another state.
+    Raises RefusedError if it has another state, or was started at another time than `created_at`, after a reset.
     """
     rows = connection.execute("lock_batch" if alone else "hold_batch", batch_id=batch_id)
     found = rows[0].state if rows else "unknown"
@@ -121,11 +112,7 @@ def try_lock(connection: Connection, batch_id: str) -> bool:
 def hold_step(
     connection: Connection, batch_id: str, step: str, shard: int, *, created_at: datetime | None = None
 ) -> LockedBatch | None:
-    """Lock the batch, shared, and the step of a shard until the transaction ends; return None if the marker exists.
-
-    Raises:
-        RefusedError: the batch is not being loaded.
-    """
+    """Lock the batch and the step of a shard as `hold` and `await_step` do; return None if the marker exists."""
     held = hold(connection, batch_id, created_at=created_at)
     return None if await_step(connection, batch_id, step, shard) else held
 
@@ -148,15 +135,9 @@ def mark(
     connection: Connection, batch_id: str, step: str, shard: int, started_at: datetime, metrics: Mapping[str, Any]
 ) -> None:
     """Insert the marker, in one message with the next statement or the commit; the primary key rejects a second one."""
-    connection.enqueue(
-        "insert_marker",
-        batch_id=batch_id,
-        step=step,
-        shard=shard,
-        started_at=started_at,
-        worker=f"{socket.gethostname()}:{os.getpid()}",
-        metrics=json.dumps(metrics),
-    )
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    marker = {"batch_id": batch_id, "step": step, "shard": shard, "started_at": started_at, "worker": worker}
+    connection.enqueue("insert_marker", **marker, metrics=json.dumps(metrics))
 
 
 def progress(connection: Connection, batch_id: str, step: str) -> tuple[int, int]:
@@ -179,8 +160,6 @@ def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:
 def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, rejects: Sequence[Reject]) -> None:
     """Record rejects."""
     if rejects:
-        connection.copy_in(
-            "ingest.rejects",
-            ("batch_id", "recognition_id", "path", "code", "message", "step", "shard"),
-            ((batch_id, r.recognition_id, r.path, r.code, r.message, step, shard) for r in rejects),
-        )
+        columns = ("batch_id", "recognition_id", "path", "code", "message", "step", "shard")
+        rows = ((batch_id, r.recognition_id, r.path, r.code, r.message, step, shard) for r in rejects)
+        connection.copy_in("ingest.rejects", columns, rows)

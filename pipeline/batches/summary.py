@@ -21,17 +21,11 @@ from pipeline.observe.metrics import merge
 from pipeline.storage import Storage
 from pipeline.units import duration, moment, size
 
-#: Rejects that a summary lists, and batches that the status lists; the tables have them all.
-_LISTED_REJECTS = 100
-_LISTED_BATCHES = 10
+_LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; the tables have them all
 
 
 def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
-    """Return the numbers of a batch, finished or not; durations in seconds, sizes in bytes.
-
-    Raises:
-        UsageError: there is no such batch.
-    """
+    """Return the numbers of a batch; durations in seconds, sizes in bytes. Raises UsageError if it does not exist."""
     found = batch_state.require_batch(connection, batch_id)
     if found.metrics:  # stored when the batch was done, since a reset deletes its markers
         reset_at = found.reset_at.isoformat() if found.reset_at is not None else None
@@ -48,10 +42,13 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     shown = connection.execute("list_rejects", batch_id=batch_id, count=_LISTED_REJECTS)
     detections = batch.pop("detections_processed")
     counts = {name: batch[name] for name in ("recognitions_processed", "images_processed")}
-    if batch["kind"] == KIND_QWEN:
-        counts["detections_processed"] = detections
-    else:
-        counts["bytes_uploaded"] = counters.get("bytes_uploaded", 0)
+    sent = {"bytes_uploaded": counters.get("bytes_uploaded", 0)}
+    counts |= {"detections_processed": detections} if batch["kind"] == KIND_QWEN else sent
+
+    def timing(ops: int, seconds: float) -> dict[str, Any]:
+        average = round(seconds / max(1, ops), 6)
+        return {"ops": ops, "average_seconds": average, "total_seconds": round(seconds, 6)}
+
     rates = {name: round(count / seconds, 2) if seconds > 0 else 0.0 for name, count in counts.items()}
     return {
         **batch,
@@ -62,14 +59,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         **counts,
         "total_seconds": round(seconds, 3),
         "throughput": {name: {"count": count, "per_second": rates[name]} for name, count in counts.items()},
-        "operations": {
-            name: {
-                "ops": int(entry["ops"]),
-                "average_seconds": round(entry["seconds"] / max(1, entry["ops"]), 6),
-                "total_seconds": round(entry["seconds"], 6),
-            }
-            for name, entry in sorted(operations.items())
-        },
+        "operations": {name: timing(int(one["ops"]), one["seconds"]) for name, one in sorted(operations.items())},
         "counters": counters,
         "gauges": {name: {"last": entry["last"], "max": entry["max"]} for name, entry in sorted(gauges.items())},
     }
@@ -84,9 +74,8 @@ def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
     total = 0.0
     end: datetime | None = None
     for begin, finish in sorted(intervals):
-        if end is None or finish > end:
-            total += (finish - max(begin, end or begin)).total_seconds()
-            end = finish
+        total += max(0.0, (finish - max(begin, end or begin)).total_seconds())
+        end = max(finish, end or finish)
     return total
 
 
@@ -100,23 +89,18 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
             lines.append(f"    {name}: {entry['count']} ({entry['per_second']:.1f}/s)")
     lines.append("  Operation timings:")
     for name, entry in summary["operations"].items():
-        lines.append(
-            f"    {name}: {entry['ops']} ops, avg {entry['average_seconds'] * 1000:.2f} ms, "
-            f"total {entry['total_seconds']:.2f} s"
-        )
-    in_flight = summary.get("gauges", {}).get("requests_in_flight")  # earlier versions did not record it
-    if in_flight is not None:
+        average, total = entry["average_seconds"] * 1000, entry["total_seconds"]
+        lines.append(f"    {name}: {entry['ops']} ops, avg {average:.2f} ms, total {total:.2f} s")
+    if in_flight := summary.get("gauges", {}).get("requests_in_flight"):  # earlier versions did not record it
         refused = summary["counters"].get("requests_refused", 0)
         lines.append(f"  Requests in flight: {in_flight['last']} (peak {in_flight['max']}), {refused} refused")
     return "\n".join(lines)
 
 
 def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = False) -> str:
-    """Return the result of a batch in a few lines.
+    """Return the result of a batch in a few lines, at most `rejects` rejects; for 0 their number is omitted as well.
 
-    Arguments:
-        rejects: how many rejects to list; 0 to omit their number as well.
-        was_done: the batch was done before this run, which loaded nothing.
+    `was_done` says that the batch was done before this run, which loaded nothing.
     """
     state, qwen = summary["state"], summary["kind"] == KIND_QWEN
     verb = ", it had" if state == "reset" else ":"
@@ -138,9 +122,8 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         lines.append(f"Skipped: {'; '.join(skipped)}.")
     if summary["superseded_copies"]:
         twice = "Several keys name the same photo" if qwen else "Several exports hold the same recognition"
-        lines.append(
-            f"{twice}: the one that sorts last was taken, {summary['superseded_copies']} earlier copies were left."
-        )
+        copies = f"{summary['superseded_copies']} earlier copies"
+        lines.append(f"{twice}: the one that sorts last was taken, {copies} were left.")
     if summary["rejected"] and rejects:
         codes = ", ".join(f"{code} {count}" for code, count in summary["rejects"].items())
         lines.append(f"Rejected: {summary['rejected']} ({codes}).")
@@ -155,16 +138,16 @@ def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any],
     """Return the state of services and batches, and the errors of services that failed; latencies in ms."""
     result: dict[str, Any] = {"environment": settings.environment, "url": settings.url, "bucket": settings.bucket}
     failures = []
-    services: Mapping[str, Callable[[], dict[str, Any]]] = {
-        "storage": lambda: _examine_storage(settings),
-        "database": lambda: database.run(_examine_database, read_only=True),
-    }
-    for name, examine in services.items():
+
+    def examine(name: str, work: Callable[[], dict[str, Any]]) -> None:
         try:
-            result[name] = {"ok": True, **examine()}
+            result[name] = {"ok": True, **work()}
         except PipelineError as exc:
             failures.append(exc)
             result[name] = {"ok": False, "error": exc.message, "hint": exc.hint}
+
+    examine("storage", lambda: _examine_storage(settings))
+    examine("database", lambda: database.run(_examine_database, read_only=True))
     if result["database"]["ok"] and not result["database"]["migrations_pending"]:
         result.update(database.run(_read_tables, read_only=True))
     return result, failures
@@ -214,8 +197,7 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
     if not database["ok"]:
         return "\n".join([*lines, f"Database: {database['error']} {database['hint']}"])
     lines.append(f"Database: ok, {database['latency_ms']} ms, PostgreSQL {database['version']}")
-    missing = database["migrations_pending"]
-    if missing:
+    if missing := database["migrations_pending"]:
         command = command_line("migrate", production)
         return "\n".join([*lines, f"Migrations: {len(missing)} pending ({', '.join(missing)}): run `{command}`"])
     lines.append("Migrations: up to date")
@@ -225,16 +207,13 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
     for batch in result["batches"]:
         changed = moment(batch["reset_at"] or batch["finished_at"] or batch["created_at"])
         content = f"{batch['detections']} detections" if batch["kind"] == KIND_QWEN else size(batch["bytes"])
-        lines.append(
-            f"  {batch['batch_id']:<{width}}  {batch['state']:<9}  {changed}  "
-            f"{batch['recognitions']} recognitions, {content}"
-        )
+        content = f"{batch['recognitions']} recognitions, {content}"
+        lines.append(f"  {batch['batch_id']:<{width}}  {batch['state']:<9}  {changed}  {content}")
     if result["unfinished"]:
         lines.append("Unfinished:")
     for batch in result["unfinished"]:
+        command = resume_command(batch["batch_id"], batch["kind"], batch["limit"], batch["force"], production)
         if batch["state"] == "resetting":
             command = reset_command(batch["batch_id"], production)
-        else:
-            command = resume_command(batch["batch_id"], batch["kind"], batch["limit"], batch["force"], production)
         lines.append(f"  {batch['batch_id']} is {batch['state']}: {command}")
     return "\n".join(lines)

@@ -59,7 +59,7 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
     names = family.get_param_names()  # type: ignore[no-untyped-call]
     parameters: dict[str, Any] = {name: getattr(options, name) for name in names}
     task = family(**{name: value for name, value in parameters.items() if value is not None})
-    run = registry.load(task.batch_id, options.production)
+    run = registry.find(task.batch_id, options.production)
     run_task(registry, run, task, options.interrupts, workers=options.workers, local_scheduler=options.local_scheduler)
     _print_load(run, options)
 
@@ -158,7 +158,7 @@ def _execute(options: argparse.Namespace, plan: Plan) -> None:
         _confirm(plan.batch.id)
     parameters: dict[str, Any] = {"batch_id": plan.batch.id, "confirm": True, "production": options.production}
     task = ResetBatch(**parameters)
-    run = registry.reset(plan.batch.id, options.production)
+    run = registry.find(plan.batch.id, options.production, reset=True)
     run.is_announced = True
     run_task(registry, run, task, options.interrupts)
     if not run.target.exists():

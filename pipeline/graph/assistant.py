@@ -201,7 +201,7 @@ def assist(
                 worker.run()
         except RPCError as exc:
             raise UnfinishedError(f"luigid was lost: {exc}", "Run the same command again once it is back.") from exc
-        failures = [one for batch_id in help.joined for one in registry.load(batch_id, production).failures.read()]
+        failures = [one for batch_id in help.joined for one in registry.find(batch_id, production).failures.read()]
         errors = [failure.as_error() for failure in failures]
         if any(isinstance(error, SourceUnavailable) for error in errors):
             for task in help.failed[failed:]:

@@ -15,7 +15,7 @@ import luigi
 import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
 
-from pipeline.batches.state import WHOLE
+from pipeline.batches.state import RESET, WHOLE
 from pipeline.database import Database
 from pipeline.errors import PipelineError
 from pipeline.graph.failures import Failure, exit_on_error
@@ -39,7 +39,7 @@ class BatchTask(luigi.Task):
     @property
     def active_run(self) -> Run:
         """Return the run of this process that the task belongs to."""
-        return registry.load(self.batch_id, self.production)
+        return registry.find(self.batch_id, self.production, reset=self.step == RESET)
 
     @property
     def database(self) -> Database:

@@ -1,8 +1,4 @@
-"""Worker processes that run one task after another.
-
-Luigi forks for every task, and each process would connect to PostgreSQL and Storage anew and measure anew how many
-requests Storage takes. docs/explanation/performance.md has the gain.
-"""
+"""Worker processes that run one task after another; Luigi forks for every task, which then connects anew."""
 
 from __future__ import annotations
 

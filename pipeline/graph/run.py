@@ -19,7 +19,7 @@ import luigi
 from luigi.worker import KeepAliveThread
 
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.resolve import LoadRequest, ensure_bucket, reset_command, resolve_batch, resume_command
+from pipeline.batches.resolve import LoadRequest, reset_command, resolve_batch, resume_command
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.config import Settings, load_settings
@@ -103,10 +103,11 @@ class Run:
         """Take the batch's lock once, and make the bucket; raise RefusedError where another run goes on."""
         if self.lock is not None:
             return
-        self.lock = BatchLock(self.environment.settings, self.batch_id, on_lost=self._on_lost)
+        self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost)
         try:
             if self._needs_bucket:
-                ensure_bucket(self.environment.settings)
+                with closing(Storage(self.environment.settings)) as storage:
+                    storage.ensure_bucket()
         except BaseException:
             self.release()
             raise
@@ -229,19 +230,14 @@ class RunRegistry:
             if run.follower is not None and not run.follower[1].is_alive():
                 run.follower[0].join()
 
-    def load(self, batch_id: str, production: bool) -> Run:
-        """Return the load of a batch; a process that only runs its tasks does not know its request."""
-        key = LOAD, batch_id, production
+    def find(self, batch_id: str, production: bool, *, reset: bool = False) -> Run:
+        """Return the load or reset of a batch; a process that only runs tasks of a load does not know its request."""
+        if reset:
+            self._settle()
+        key = RESET if reset else LOAD, batch_id, production
         if key not in self._runs:
-            self._runs[key] = Run(self.environment(production), batch_id, LoadRequest(batch_id), ours=False)
-        return self._runs[key]
-
-    def reset(self, batch_id: str, production: bool) -> Run:
-        """Return the reset of a batch."""
-        self._settle()
-        key = RESET, batch_id, production
-        if key not in self._runs:
-            self._runs[key] = Run(self.environment(production), batch_id, None)
+            request = None if reset else LoadRequest(batch_id)
+            self._runs[key] = Run(self.environment(production), batch_id, request, ours=reset)
         return self._runs[key]
 
     def resume_hint(self) -> str:

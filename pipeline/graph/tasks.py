@@ -239,11 +239,6 @@ class ResetBatch(RootTask):
 
     confirm = luigi.BoolParameter(default=False, description="yes, delete its rows and objects")
 
-    @property
-    def active_run(self) -> Run:
-        """Return the reset of this process."""
-        return registry.reset(self.batch_id, self.production)
-
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Run:
         """Refuse what is not confirmed, and what is no batch, before anything is scheduled."""
@@ -253,7 +248,7 @@ class ResetBatch(RootTask):
                 f"Batch {batch_id} is not reset without --confirm.",
                 f"See what would go with `{reset_command(batch_id, production)} --dry-run`.",
             )
-        run = registry.reset(batch_id, production)
+        run = registry.find(batch_id, production, reset=True)
         run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))
         return run
 

@@ -106,15 +106,12 @@ class RunWorker(PooledWorker):
                 self._run_tasks()
         except KeyboardInterrupt:
             say(f"Interrupted. To go on: {self._run.command}")
-            self._run.release()
             raise SystemExit(_INTERRUPTED) from None
         self._run.print_summary()
         codes = luigi.retcodes.retcode()
-        if self._run.is_finished():  # whoever did the last task
-            raise SystemExit(0)
-        if not self.add_succeeded:
-            raise SystemExit(int(codes.scheduling_error))
-        raise SystemExit(int(codes.not_run if self.run_succeeded else codes.task_failed))
+        code = codes.not_run if self.run_succeeded else codes.task_failed
+        code = code if self.add_succeeded else codes.scheduling_error
+        raise SystemExit(0 if self._run.is_finished() else int(code))  # whoever did the last task
 
     def _run_tasks(self) -> bool:
         run, status = self._run, self.registry.status
