@@ -45,10 +45,8 @@ class ResolvedBatch:
 def check_batch_id(batch_id: str) -> None:
     """Raise UsageError unless the id can be part of an object key."""
     if not _ID.fullmatch(batch_id) or ".." in batch_id:
-        raise UsageError(
-            f"The batch id {batch_id!r} is not valid.",
-            "Use 1 to 100 letters, digits, dots, dashes and underscores, a letter or digit first, and no '..'.",
-        )
+        hint = "Use 1 to 100 letters, digits, dots, dashes and underscores, a letter or digit first, and no '..'."
+        raise UsageError(f"The batch id {batch_id!r} is not valid.", hint)
 
 
 def resolve_batch(
@@ -112,10 +110,8 @@ def _require_same(connection: Connection, batch: Batch, settings: Settings, requ
     if settings.bucket != batch.bucket and batch.kind == KIND_LOAD:
         differences.append(f"STORAGE_BUCKET {batch.bucket}")
     if differences:
-        raise RefusedError(
-            f"Batch {batch.id} was started with {', '.join(differences)}.",
-            "Repeat the command with the same parameters, or choose another --batch-id.",
-        )
+        message = f"Batch {batch.id} was started with {', '.join(differences)}."
+        raise RefusedError(message, "Repeat the command with the same parameters, or choose another --batch-id.")
 
 
 def _absolute(source: str) -> str:

@@ -91,10 +91,8 @@ def hold(
     if rows and created_at not in (None, rows[0].created_at):
         found = "started anew"
     if found != state:
-        raise RefusedError(
-            f"Batch {batch_id} is {found}, not {state}: nothing of this run was recorded.",
-            f"Look at it with `{connection.command('status')}`.",
-        )
+        message = f"Batch {batch_id} is {found}, not {state}: nothing of this run was recorded."
+        raise RefusedError(message, f"Look at it with `{connection.command('status')}`.")
     return LockedBatch(**rows[0]._asdict())
 
 

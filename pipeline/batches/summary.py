@@ -107,10 +107,8 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     if was_done and state == "done":
         verb = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has"
     content = f"{summary['detections_processed']} detections" if qwen else size(summary["bytes"])
-    lines = [
-        f"Batch {summary['batch_id']} is {state}{verb} "
-        f"{summary['recognitions_processed']} recognitions, {summary['images_processed']} photos, {content}."
-    ]
+    found = f"{summary['recognitions_processed']} recognitions, {summary['images_processed']} photos, {content}"
+    lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
     skipped = []
     if summary["already_loaded"]:
         skipped.append(f"{summary['already_loaded']} already {'annotated' if qwen else 'loaded'}")

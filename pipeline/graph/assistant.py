@@ -130,10 +130,8 @@ class Assistant(PooledWorker):
         batch = self.require_source(task)
         bucket = self._environment.settings.bucket
         if batch.kind == KIND_LOAD and batch.bucket != bucket:
-            raise SettingsError(
-                f"Batch {batch.id} goes into the bucket {batch.bucket}, not into {bucket}.",
-                "Set STORAGE_BUCKET as it is where the batch was started.",
-            )
+            message = f"Batch {batch.id} goes into the bucket {batch.bucket}, not into {bucket}."
+            raise SettingsError(message, "Set STORAGE_BUCKET as it is where the batch was started.")
         self._help.joined.add(batch.id)
         say(f"Helping with batch {batch.id}: {batch.source}", logging.INFO, batch_id=batch.id)
 
@@ -142,10 +140,9 @@ class Assistant(PooledWorker):
         database = self._environment.database
         batch = database.run(lambda connection: state.require_batch(connection, task.batch_id))
         if not database.run(lambda connection: has_source(connection, batch, task.shard)):
-            raise UsageError(
-                f"The dataset of batch {batch.id} is not on this host: {batch.source} has no file as discovery saw it.",
-                "Mount it here under the same path, with the same file times; nothing was rejected for want of it.",
-            )
+            hint = "Mount it here under the same path, with the same file times; nothing was rejected for want of it."
+            problem = f"is not on this host: {batch.source} has no file as discovery saw it."
+            raise UsageError(f"The dataset of batch {batch.id} {problem}", hint)
         return batch
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
@@ -180,10 +177,8 @@ def assist(
     """
     url = scheduler_url()
     if not answers(url):
-        raise UsageError(
-            f"No luigid answers at {url}, and only luigid can share a batch.",
-            "Start it, and name its address as scheduler_url in the section [core] of luigi.cfg, here and there.",
-        )
+        hint = "Start it, and name its address as scheduler_url in the section [core] of luigi.cfg, here and there."
+        raise UsageError(f"No luigid answers at {url}, and only luigid can share a batch.", hint)
     environment = registry.environment(production)
     environment.may_reject = False
     environment.database.run(require_schema)

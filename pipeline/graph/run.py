@@ -100,17 +100,13 @@ class Run:
         self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
 
     def claim(self) -> None:
-        """Take the batch's lock once, and make the bucket; raise RefusedError where another run goes on."""
+        """Make the bucket and take the batch's lock, once; raise RefusedError where another run goes on."""
         if self.lock is not None:
             return
+        if self._needs_bucket:
+            with closing(Storage(self.environment.settings)) as storage:
+                storage.ensure_bucket()
         self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost)
-        try:
-            if self._needs_bucket:
-                with closing(Storage(self.environment.settings)) as storage:
-                    storage.ensure_bucket()
-        except BaseException:
-            self.release()
-            raise
 
     def release(self) -> None:
         """Release the lock."""
@@ -217,10 +213,8 @@ class RunRegistry:
                 found.markers.present.add((LOAD, WHOLE))
             self._runs[LOAD, batch.batch_id, production] = found
         elif whole not in found.requests:
-            raise RefusedError(
-                f"Batch {batch.batch_id} is being loaded by this process with other parameters.",
-                "Give each load a --batch-id of its own.",
-            )
+            message = f"Batch {batch.batch_id} is being loaded by this process with other parameters."
+            raise RefusedError(message, "Give each load a --batch-id of its own.")
         found.requests |= {request, whole}
         return found
 

@@ -244,10 +244,8 @@ class ResetBatch(RootTask):
         """Refuse what is not confirmed, and what is no batch, before anything is scheduled."""
         batch_id, production = values["batch_id"], values["production"]
         if not values["confirm"]:
-            raise RefusedError(
-                f"Batch {batch_id} is not reset without --confirm.",
-                f"See what would go with `{reset_command(batch_id, production)} --dry-run`.",
-            )
+            hint = f"See what would go with `{reset_command(batch_id, production)} --dry-run`."
+            raise RefusedError(f"Batch {batch_id} is not reset without --confirm.", hint)
         run = registry.find(batch_id, production, reset=True)
         run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))
         return run

@@ -122,17 +122,15 @@ class RunWorker(PooledWorker):
 
         if signal.getsignal(signal.SIGUSR1) == self.handle_interrupt:
             run.worker_pid = os.getpid()
-        try:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(ProgressDisplay(run.counter))
-                if status is not None and self._root is not None:
-                    send = functools.partial(status.report, self._root.task_id)
-                    stack.enter_context(StatusThread(progress, send, last=False))
-                if self.shares:
-                    stack.enter_context(_PeerCounter(run))
-                succeeded = super().run()
-        finally:
-            run.worker_pid = 0
+        with contextlib.ExitStack() as stack:
+            stack.callback(setattr, run, "worker_pid", 0)
+            stack.enter_context(ProgressDisplay(run.counter))
+            if status is not None and self._root is not None:
+                send = functools.partial(status.report, self._root.task_id)
+                stack.enter_context(StatusThread(progress, send, last=False))
+            if self.shares:
+                stack.enter_context(_PeerCounter(run))
+            succeeded = super().run()
         if run.lost is not None:
             raise run.lost
         return succeeded
