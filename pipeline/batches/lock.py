@@ -16,9 +16,7 @@ from pipeline.observe.logger import get_logger
 
 logger = get_logger(__name__)
 
-_POLL_SECONDS = 0.2
-_CHECK_SECONDS = 2.0
-_RELEASE_SECONDS = 1.0
+_POLL_SECONDS, _CHECK_SECONDS, _RELEASE_SECONDS = 0.2, 2.0, 1.0
 
 
 class BatchLock:

@@ -14,16 +14,12 @@ from pipeline.database import Connection
 from pipeline.dataset.records import Reject
 from pipeline.errors import RefusedError, UsageError
 
-DISCOVER = "discover"
-UPLOAD = "upload"
-COPY = "copy"
-TRANSFORM = "transform"
-LOAD = "load"
-RESET = "reset"
+#: The steps.
+DISCOVER, UPLOAD, COPY, TRANSFORM = "discover", "upload", "copy", "transform"
+LOAD, RESET = "load", "reset"  # the whole of a batch
 
 #: The content of a batch: photos with their documents, or annotations of loaded photos.
-KIND_LOAD = "load"
-KIND_QWEN = "qwen"
+KIND_LOAD, KIND_QWEN = "load", "qwen"
 
 WHOLE = 0  # the shard number of a marker that stands for the whole batch
 

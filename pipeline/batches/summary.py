@@ -172,14 +172,10 @@ def _examine_database(connection: Connection) -> dict[str, Any]:
 
 
 def _read_tables(connection: Connection) -> dict[str, Any]:
-    def batches(**parameters: object) -> list[dict[str, Any]]:
-        return [_as_json(row) for row in connection.execute("list_batches", **parameters)]
-
-    return {
-        "rows": connection.one("count_rows")._asdict(),
-        "batches": batches(unfinished=False, count=_LISTED_BATCHES),
-        "unfinished": batches(unfinished=True, count=None),
-    }
+    rows = connection.one("count_rows")._asdict()
+    batches = connection.execute("list_batches", unfinished=False, count=_LISTED_BATCHES)
+    unfinished = connection.execute("list_batches", unfinished=True, count=None)
+    return {"rows": rows, "batches": list(map(_as_json, batches)), "unfinished": list(map(_as_json, unfinished))}
 
 
 def status_text(result: Mapping[str, Any], production: bool) -> str:

@@ -16,7 +16,6 @@ import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
 
 from pipeline.batches.state import RESET, WHOLE
-from pipeline.database import Database
 from pipeline.errors import PipelineError
 from pipeline.graph.failures import Failure, exit_on_error
 from pipeline.graph.luigid import use_packaged_settings
@@ -40,11 +39,6 @@ class BatchTask(luigi.Task):
     def active_run(self) -> Run:
         """Return the run of this process that the task belongs to."""
         return registry.find(self.batch_id, self.production, reset=self.step == RESET)
-
-    @property
-    def database(self) -> Database:
-        """Return the database of this task's environment."""
-        return self.active_run.database
 
     def output(self) -> luigi.Target:
         """Return the marker."""

@@ -46,8 +46,7 @@ class PooledTask:
 
     def terminate(self) -> None:
         """End the process with SIGTERM."""
-        if self._process is not None:
-            self._process.terminate()
+        self._process.terminate()
 
 
 @dataclass

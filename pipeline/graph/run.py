@@ -151,8 +151,7 @@ class Run:
         except PipelineError as exc:  # the failures above say why
             logger.info("no summary: %s", exc.message)
             return
-        rejects = 0 if self.target.step == RESET else 10
-        print(headline(summary, rejects, was_done=self.was_done))
+        print(headline(summary, 0 if self.target.step == RESET else 10, was_done=self.was_done))
         if summary["state"] == "done":
             print(performance_metrics(summary))
         elif not self.is_finished():

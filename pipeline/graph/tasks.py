@@ -67,7 +67,7 @@ class CopyShard(ShardTask):
         reporting = self.reporting(lambda: (messages[-1], 100 if len(messages) > 1 else 0))
         try:
             with closing(Storage(environment.settings, metrics)) as storage, reporting:
-                arguments = self.database, storage, self.batch_id, self.shard, metrics, messages.append
+                arguments = run.database, storage, self.batch_id, self.shard, metrics, messages.append
                 copy_shard(*arguments, may_reject=environment.may_reject)
         except (DataError, UnfinishedError):
             run.markers.present.discard((UPLOAD, self.shard))  # the upload was rolled back, here or by another process
@@ -110,16 +110,18 @@ class Discover(RequestTask):
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
-        settings = self.require_lock().environment.settings
+        run = self.require_lock()
         options = {name: value for name, value in self.param_kwargs.items() if name in ("limit", "force", "strict")}
-        request = Request.of(settings, self.batch_id, getattr(self, self.named), kind=self.kind, **options)
+        request = Request.of(
+            run.environment.settings, self.batch_id, getattr(self, self.named), kind=self.kind, **options
+        )
         progress: list[StatusMessage] = [("reading the source", 0)]
 
         def show(total: int, done: int) -> None:
             progress[0] = f"{done} of {total} {self.unit}", percent(done, total)
 
         with self.reporting(lambda: progress[0]):
-            found = discover(self.database, request, progress=show)
+            found = discover(run.database, request, progress=show)
             if found is not None:
                 rejects = sum(found.rejects.values())
                 progress[0] = f"{found.recognitions} recognitions in {found.shards} shards, {rejects} rejects", 100
@@ -148,9 +150,9 @@ class Transform(RequestTask):
         run = self.require_lock()
 
         def pending() -> list[int]:
-            return self.database.run(lambda connection: state.pending_shards(connection, self.batch_id, COPY))
+            return run.database.run(lambda connection: state.pending_shards(connection, self.batch_id, COPY))
 
-        total, done = self.database.run(lambda connection: state.progress(connection, self.batch_id, run.counted))
+        total, done = run.database.run(lambda connection: state.progress(connection, self.batch_id, run.counted))
         run.counter.start(total, done if self.kind == KIND_LOAD else 0)
         if shards := pending():
             self.report(f"waiting for {len(shards)} shards", 0)
@@ -159,7 +161,7 @@ class Transform(RequestTask):
         messages, percents, metrics = ["beginning"], [0], Metrics()
         reporting = self.reporting(lambda: (messages[-1], percents[-1]))
         with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
-            transform_batch(self.database, storage, self.batch_id, metrics, messages.append)
+            transform_batch(run.database, storage, self.batch_id, metrics, messages.append)
             percents.append(100)
         if self.kind == KIND_QWEN:  # discovery has copied all shards
             run.counter.set_done(total)
@@ -216,7 +218,7 @@ class Load(RootTask, RequestTask):
             connection.execute("update_batch_metrics", batch_id=self.batch_id, metrics=metrics)
             return summary
 
-        summary = self.database.run(work)
+        summary = self.active_run.database.run(work)
         self.report(f"{headline(summary)}\n{performance_metrics(summary)}", 100)
 
 
@@ -254,6 +256,6 @@ class ResetBatch(RootTask):
         """Remove rows, then objects, then manifest and markers."""
         run, settings = self.active_run, self.active_run.environment.settings
         if not run.is_announced:
-            print(describe_reset(plan_reset(self.database, settings, self.batch_id)), flush=True)
-        reset_batch(self.database, settings, self.batch_id, run.counter)
+            print(describe_reset(plan_reset(run.database, settings, self.batch_id)), flush=True)
+        reset_batch(run.database, settings, self.batch_id, run.counter)
         self.report(f"{self.batch_id} is reset")
