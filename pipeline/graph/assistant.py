@@ -69,7 +69,7 @@ class Assistant(PooledWorker):
         except BaseException:
             # An interrupt may come between luigid's response and the start of its task, so luigid is asked.
             with contextlib.suppress(LuigidUnavailable):
-                running = call(self.scheduler.url, "task_list", status=RUNNING, upstream_status="", limit=False)
+                running = call(scheduler_url(), "task_list", status=RUNNING, upstream_status="", limit=False)
                 self._give_back([key for key, one in running.items() if one["worker_running"] == self._worker_id])
             raise
 
@@ -164,8 +164,8 @@ class Assistant(PooledWorker):
         arguments: dict[str, Any] = {"worker": self._worker_id, "status": FAILED, "runnable": False, "assistant": True}
         with contextlib.suppress(LuigidUnavailable):
             for task_id in task_ids:
-                call(self.scheduler.url, "add_task", task_id=task_id, **arguments)
-                call(self.scheduler.url, "forgive_failures", task_id=task_id)
+                call(scheduler_url(), "add_task", task_id=task_id, **arguments)
+                call(scheduler_url(), "forgive_failures", task_id=task_id)
 
 
 def assist(
@@ -185,11 +185,11 @@ def assist(
     with closing(Storage(environment.settings)) as storage:
         storage.check_host()
     registry.owns_worker, registry.status = True, StatusReporter(url)
-    help = Help()
-    fruitless = 0
+    scheduler = SharedScheduler(url)  # type: ignore[no-untyped-call]
+    shared: dict[str, Any] = {"registry": registry, "interrupts": interrupts, "scheduler": scheduler}
+    help, fruitless = Help(), 0
     while fruitless < _FRUITLESS_LIMIT:
         done, failed = help.done.total(), len(help.failed)
-        shared: dict[str, Any] = {"registry": registry, "interrupts": interrupts, "scheduler": SharedScheduler(url)}
         worker = Assistant(production=production, idle=idle, help=help, worker_processes=workers, **shared)
         try:
             with worker:

@@ -84,9 +84,8 @@ class BatchTask(luigi.Task):
 
 
 @BatchTask.event_handler(luigi.Event.PROCESS_FAILURE)  # type: ignore[no-untyped-call,untyped-decorator]
-def _record_process_failure(task: luigi.Task, message: str) -> None:
-    if isinstance(task, BatchTask):
-        task.active_run.failures.add(Failure(str(task), "", message, ""))
+def _record_process_failure(task: BatchTask, message: str) -> None:
+    task.active_run.failures.add(Failure(str(task), "", message, ""))
 
 
 class ShardTask(BatchTask):

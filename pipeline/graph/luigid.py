@@ -20,9 +20,7 @@ from pipeline.observe.progress import StatusMessage
 
 logger = get_logger(__name__)
 
-_STATUS_SECONDS = 1.0
-_CALL_SECONDS = 3.0
-_PAUSE_SECONDS = 30.0
+_STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
 _MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret these characters as HTML
 
 
@@ -72,14 +70,10 @@ def call(url: str, function: str, timeout: float = _CALL_SECONDS, **arguments: A
 class SharedScheduler(RemoteScheduler):
     """luigid with the retries of Luigi's configuration, except for a ping."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)  # type: ignore[no-untyped-call]
-        self.url = url
-
     def ping(self, **arguments: Any) -> Any:
         """Report that the worker is alive; Luigi would retry for a minute, and block every fork meanwhile."""
         try:
-            return call(self.url, "ping", **arguments)
+            return call(self._url, "ping", **arguments)
         except LuigidUnavailable as exc:
             logger.info("luigid did not take a ping: %s", exc)
             return None

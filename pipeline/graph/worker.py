@@ -220,7 +220,7 @@ class SchedulerFactory:
         """Return luigid where it answers within a second, else a local scheduler."""
         if answers(url):
             self._registry.status = StatusReporter(url)
-            return SharedScheduler(url)
+            return SharedScheduler(url)  # type: ignore[no-untyped-call]
         level = logging.WARNING if self._bare else logging.INFO
         logger.log(level, "luigid does not answer at %s: using the local scheduler.", url)
         return self.create_local_scheduler()
