@@ -64,10 +64,9 @@ def find_batch(connection: Connection, batch_id: str) -> Batch | None:
 
 def require_batch(connection: Connection, batch_id: str) -> Batch:
     """Return the batch; raise UsageError if it does not exist."""
-    batch = find_batch(connection, batch_id)
-    if batch is None:
-        raise UsageError(f"There is no batch {batch_id}.", f"See `{connection.command('status')}` for a list.")
-    return batch
+    if batch := find_batch(connection, batch_id):
+        return batch
+    raise UsageError(f"There is no batch {batch_id}.", f"See `{connection.command('status')}` for a list.")
 
 
 def hold(
@@ -142,8 +141,7 @@ def progress(connection: Connection, batch_id: str, step: str) -> tuple[int, int
 
 def pending_shards(connection: Connection, batch_id: str, step: str, after: int = 0) -> list[int]:
     """Return the shards of a batch after `after` that have no marker of a step, ascending."""
-    rows = connection.execute("list_pending_shards", batch_id=batch_id, step=step, after=after)
-    return [row.shard for row in rows]
+    return [row.shard for row in connection.execute("list_pending_shards", batch_id=batch_id, step=step, after=after)]
 
 
 def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:

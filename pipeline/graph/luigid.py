@@ -73,7 +73,7 @@ class SharedScheduler(RemoteScheduler):
     def ping(self, **arguments: Any) -> Any:
         """Report that the worker is alive; Luigi would retry for a minute, and block every fork meanwhile."""
         try:
-            return call(self._url, "ping", **arguments)
+            return call(scheduler_url(), "ping", **arguments)
         except LuigidUnavailable as exc:
             logger.info("luigid did not take a ping: %s", exc)
             return None

@@ -112,9 +112,8 @@ class Discover(RequestTask):
         """Discover and mark in one transaction."""
         run = self.require_lock()
         options = {name: value for name, value in self.param_kwargs.items() if name in ("limit", "force", "strict")}
-        request = Request.of(
-            run.environment.settings, self.batch_id, getattr(self, self.named), kind=self.kind, **options
-        )
+        source, settings = getattr(self, self.named), run.environment.settings
+        request = Request.of(settings, self.batch_id, source, kind=self.kind, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
 
         def show(total: int, done: int) -> None:
