@@ -28,12 +28,9 @@ from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """The root of the errors that a user may see.
+    """The root of the errors that a user may see: what happened, and what to do, each in one sentence without secrets.
 
-    Arguments:
-        message: what happened, in one sentence, without secrets.
-        hint: what to do, in one sentence; may be empty.
-        code: the SQLSTATE, or the error code in a response of Storage; empty if there is none.
+    `code` is the SQLSTATE, or the error code in a response of Storage; empty if there is none.
     """
 
     is_recorded = False  # as the failure of a task

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import Secret, known_secrets
 from pipeline.errors import UsageError
-from pipeline.observe.logger import ConsoleHandler, configure_logging, get_logger, say
+from pipeline.observe.logger import ConsoleHandler, configure_logging, say
 
 PASSWORD = "correct-horse-battery"
 NAMES = ("", "pipeline", "luigi", "luigi-interface")
@@ -46,7 +46,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def test_steps_are_logged_only_with_verbose(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal(monkeypatch)
-    logger = get_logger("pipeline.steps.discover")
+    logger = logging.getLogger("pipeline.steps.discover")
     configure_logging()
     logger.info("discover: 1 recognition")
     logger.warning("one was rejected")
@@ -64,7 +64,7 @@ def test_configuring_again_replaces_only_its_own_handler(
     logging.getLogger().addHandler(mine)
     for _ in range(3):
         configure_logging(verbose=True)
-    get_logger("upload").info("once")
+    logging.getLogger("pipeline.upload").info("once")
     assert stderr.getvalue() == "[INFO] once\n"
     assert mine in logging.getLogger().handlers
 
@@ -73,7 +73,7 @@ def test_a_line_starts_with_its_time_unless_stderr_is_a_terminal(monkeypatch: py
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     configure_logging(verbose=True)
-    get_logger("upload").info("shard 3 done")
+    logging.getLogger("pipeline.upload").info("shard 3 done")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[INFO\] shard 3 done\n", stream.getvalue())
 
 
@@ -116,7 +116,7 @@ def test_a_pipeline_error_has_a_traceback_only_with_verbose(monkeypatch: pytest.
     try:
         raise UsageError("There is no batch x.", "See status.")
     except UsageError:
-        get_logger("load").exception("failed")
+        logging.getLogger("pipeline.load").exception("failed")
     written = stderr.getvalue()
     assert written.startswith("[ERROR] failed\n")
     assert ("Traceback" in written) == verbose
@@ -124,19 +124,11 @@ def test_a_pipeline_error_has_a_traceback_only_with_verbose(monkeypatch: pytest.
         assert written == "[ERROR] failed\nError: There is no batch x.\nHint: See status.\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("pipeline.storage", "pipeline.storage"), ("storage", "pipeline.storage"), ("__main__", "pipeline.__main__")],
-)
-def test_every_logger_is_below_the_root_of_the_package(name: str, expected: str) -> None:
-    assert get_logger(name).name == expected
-
-
 def test_secrets_are_redacted_in_messages_arguments_and_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal(monkeypatch)
     Secret(PASSWORD)
     configure_logging(verbose=True)
-    logger = get_logger("pipeline.database")
+    logger = logging.getLogger("pipeline.database")
     logger.info("connecting with %s", PASSWORD)
     logger.info("to postgresql://postgres:pa55@db.co/postgres as %r", Secret(PASSWORD))
     try:
@@ -172,7 +164,7 @@ def test_json_lines_are_valid_and_redacted_before_escaping(
     try:
         raise ValueError(f"could not log in with {secret}")
     except ValueError:
-        get_logger("pipeline.database").exception("failed")
+        logging.getLogger("pipeline.database").exception("failed")
     lines = [json.loads(line) for line in stderr.getvalue().splitlines()]
     assert lines[0]["message"] == "no login with ***"
     assert (lines[0]["task"], lines[0]["shard"], lines[0]["hint"]) == ("Load(***)", 3, None)
@@ -186,7 +178,8 @@ def test_json_lines_have_the_stack_and_every_extra_field(monkeypatch: pytest.Mon
     stderr = terminal(monkeypatch)
     Secret(PASSWORD)
     configure_logging(log_format="json")
-    get_logger("storage").warning("слишком много %s", "запросов", stack_info=True, extra={"path": [PASSWORD], "n": 1.5})
+    logger = logging.getLogger("pipeline.storage")
+    logger.warning("слишком много %s", "запросов", stack_info=True, extra={"path": [PASSWORD], "n": 1.5})
     assert "слишком много запросов" in stderr.getvalue()
     line = json.loads(stderr.getvalue())
     assert list(line)[:4] == ["time", "level", "logger", "message"]
@@ -201,7 +194,7 @@ def test_a_pipeline_error_in_json_is_its_message_and_hint(monkeypatch: pytest.Mo
     try:
         raise UsageError("There is no batch x.", "See status.")
     except UsageError:
-        get_logger("load").exception("failed")
+        logging.getLogger("pipeline.load").exception("failed")
     assert json.loads(stderr.getvalue())["exception"] == "Error: There is no batch x.\nHint: See status."
 
 

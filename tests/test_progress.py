@@ -29,7 +29,7 @@ from embedded_supabase.files import wait_until
 from pipeline.config import Settings, load_settings
 from pipeline.graph.luigid import StatusReporter
 from pipeline.observe import progress
-from pipeline.observe.logger import ConsoleHandler, configure_logging, get_logger
+from pipeline.observe.logger import ConsoleHandler, configure_logging
 from pipeline.observe.progress import (
     ProgressCounter,
     ProgressDisplay,
@@ -191,8 +191,8 @@ def test_an_hour_of_warnings_produces_about_120_lines(
         configure_logging(verbose)
         for shard in range(1000):
             clock.now += 3.6
-            get_logger("pipeline.database").warning("%s Trying again in %.1f s (%d).", "It broke.", shard / 7, 1)
-            get_logger("pipeline.steps.upload").warning("upload: %d objects differ", shard)
+            logging.getLogger("pipeline.database").warning("%s Trying again in %.1f s (%d).", "It broke.", shard / 7, 1)
+            logging.getLogger("pipeline.steps.upload").warning("upload: %d objects differ", shard)
         lines = capsys.readouterr().err.splitlines()
         assert 100 <= len(lines) <= most
         assert len({line[20:].split(":")[0].split(" Trying")[0] for line in lines}) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -12,9 +13,8 @@ from pipeline.batches import state
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import DatabaseUnavailable, Interrupted, PipelineError, RefusedError
-from pipeline.observe.logger import get_logger
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS, _CHECK_SECONDS, _RELEASE_SECONDS = 0.2, 2.0, 1.0
 

@@ -57,8 +57,7 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
         require_writable(Path(options.metrics_file))
     registry.open(options.production)
     names = family.get_param_names()  # type: ignore[no-untyped-call]
-    parameters: dict[str, Any] = {name: getattr(options, name) for name in names}
-    task = family(**{name: value for name, value in parameters.items() if value is not None})
+    task = family(**{name: value for name in names if (value := getattr(options, name)) is not None})
     run = registry.find(task.batch_id, options.production)
     run_task(registry, run, task, options.interrupts, workers=options.workers, local_scheduler=options.local_scheduler)
     _print_load(run, options)
@@ -150,14 +149,11 @@ def reset(options: argparse.Namespace) -> None:
 def _execute(options: argparse.Namespace, plan: Plan) -> None:
     if plan.blocking:
         found = ", ".join("{table} ({rows} rows, to {target})".format(**reference) for reference in plan.blocking)
-        raise RefusedError(
-            f"Batch {plan.batch.id} is not reset: rows of other tables reference what would be deleted: {found}.",
-            "Remove those rows, or keep this batch; nothing was changed.",
-        )
+        message = f"Batch {plan.batch.id} is not reset: rows of other tables reference what would be deleted: {found}."
+        raise RefusedError(message, "Remove those rows, or keep this batch; nothing was changed.")
     if not options.confirm:
         _confirm(plan.batch.id)
-    parameters: dict[str, Any] = {"batch_id": plan.batch.id, "confirm": True, "production": options.production}
-    task = ResetBatch(**parameters)
+    task = ResetBatch(batch_id=plan.batch.id, confirm=True, production=options.production)  # type: ignore[call-arg]
     run = registry.find(plan.batch.id, options.production, reset=True)
     run.is_announced = True
     run_task(registry, run, task, options.interrupts)
@@ -242,6 +238,5 @@ def report(options: argparse.Namespace) -> None:
     page = write_report(*_open(options), options.batch_id, path, options.sample)
     if page.unavailable:
         say(f"The page is without photos from Storage: {page.unavailable}", logging.WARNING)
-    shown = f"{page.recognitions} recognitions with {page.photos} photos"
-    text = f"{page.file}: {size(page.bytes)}, batch {page.batch_id} is {page.state}, {shown}"
-    print_result(options, asdict(page), text)
+    shown = f"batch {page.batch_id} is {page.state}, {page.recognitions} recognitions with {page.photos} photos"
+    print_result(options, asdict(page), f"{page.file}: {size(page.bytes)}, {shown}")

@@ -13,14 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Interrupted, PipelineError, RefusedError, UsageError
-from pipeline.observe.logger import redirect_to_null, say
+from pipeline.observe.logger import redirect_to_null, say, say_error
 
-DONE = 0
-USAGE = 2
-UNFINISHED = 3
-REFUSED = 4
-DIFFERENCES = 5
-INTERRUPTED = 130
+DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 #: The first matching class decides; the README has the same table.
 EXIT_CODES: tuple[tuple[type[PipelineError], int], ...] = (
@@ -48,9 +43,7 @@ def print_error(error: PipelineError, verbose: bool) -> None:
     """Print an error and its hint on stderr."""
     if verbose:
         say("".join(traceback.format_exception(error)))
-    say(f"Error: {error.message}", error=type(error).__name__)
-    if error.hint:
-        say(f"Hint: {error.hint}")
+    say_error(error)
 
 
 def ask(question: str) -> str:

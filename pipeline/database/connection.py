@@ -10,6 +10,7 @@ one message with the first statement, the marker with COMMIT (PostgreSQL manual,
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 import weakref
@@ -33,9 +34,8 @@ from pipeline.database.copy import CopySource, line_of
 from pipeline.database.errors import connection_error, connection_string, malformed_url, translated
 from pipeline.database.queries import statement
 from pipeline.errors import DatabaseError, DatabaseUnavailable
-from pipeline.observe.logger import get_logger
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -240,10 +240,7 @@ class Database:
     def run(
         self, work: Callable[[Connection], Result], timeout: float = 60.0, *, read_only: bool = False, keep: bool = True
     ) -> Result:
-        """Run `work` in a transaction, and again from its start after a transient error.
-
-        After an error at the commit its outcome is unknown: `work` must first look for its own marker.
-        """
+        """Run `work` in a transaction, and again after a transient error, also of the commit: it finds its marker."""
         tuning = self._settings.tuning
 
         @backoff.on_exception(

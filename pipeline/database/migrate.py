@@ -7,6 +7,7 @@ here it is run as a whole, so the array has one element. Each tool sees what the
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,8 @@ from typing import NamedTuple
 
 from pipeline.database.connection import Connection, Database
 from pipeline.errors import DatabaseError, PermanentError
-from pipeline.observe.logger import get_logger
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _FILE = re.compile(r"(\d{14})_(.*)\.sql")
 

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
@@ -88,9 +88,8 @@ def _folders(directory: Path) -> Iterator[str]:
                 if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
                     yield entry.name
     except OSError as exc:
-        raise UsageError(
-            f"The folder {directory} cannot be read: {exc.strerror}.", "Check its owner and mode, then run again."
-        ) from exc
+        message = f"The folder {directory} cannot be read: {exc.strerror}."
+        raise UsageError(message, "Check its owner and mode, then run again.") from exc
 
 
 def holder_of(path: str) -> str:
@@ -194,8 +193,6 @@ def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:
 
 def _captured_on(path: str) -> date | None:
     for match in _DATE.finditer(path.rsplit("/", 1)[-1]):
-        try:
+        with suppress(ValueError):
             return date(*map(int, match.groups()))
-        except ValueError:
-            continue
     return None

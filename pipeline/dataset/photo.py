@@ -40,9 +40,7 @@ class Dimensions:
 def check_photo(content: bytes) -> Dimensions:
     """Decode a JPEG in grey at an eighth of its size, which reads all of its data, and return its dimensions.
 
-    The decoder releases the GIL, so that several threads can decode at the same time.
-
-    Raises BadInput photo_empty, photo_not_jpeg, photo_too_large, photo_truncated or photo_undecodable.
+    The decoder releases the GIL. Raises BadInput photo_empty, _not_jpeg, _too_large, _truncated or _undecodable.
     """
     if not content:
         raise BadInput("photo_empty", "the file is empty")
@@ -116,13 +114,11 @@ def _orientation(block: bytes) -> int:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
         return 1
-    try:
+    with contextlib.suppress(struct.error):  # the block ends too early
         (start,) = struct.unpack_from(f"{order}I", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, start)
         for offset in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind, values, value = struct.unpack_from(f"{order}HHIH", block, offset)
             if tag == _ORIENTATION:
                 return value if (kind, values) == (_SHORT, 1) and 1 <= value <= 8 else 1
-    except struct.error:  # the block ends too early
-        pass
     return 1

@@ -16,7 +16,7 @@ import luigi.retcodes
 from pipeline import errors
 from pipeline.config import redact
 from pipeline.errors import PipelineError
-from pipeline.observe.logger import say
+from pipeline.observe.logger import say, say_error
 
 _PRINTED = 5  # failures; the others most often say the same
 
@@ -77,7 +77,5 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except PipelineError as exc:
-        say(f"Error: {exc.message}")
-        if exc.hint:
-            say(f"Hint: {exc.hint}")
+        say_error(exc)
         sys.exit(luigi.retcodes.retcode().unhandled_exception)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import http.client
 import json
+import logging
 import time
 import urllib.parse
 import urllib.request
@@ -15,10 +16,9 @@ import luigi.interface
 from luigi.rpc import RemoteScheduler
 
 from pipeline.config import redact
-from pipeline.observe.logger import get_logger
 from pipeline.observe.progress import StatusMessage
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
 _MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret these characters as HTML

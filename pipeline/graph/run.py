@@ -6,6 +6,7 @@ Luigi makes tasks from parameters alone, in several processes, so a task finds i
 from __future__ import annotations
 
 import configparser
+import logging
 import multiprocessing
 import os
 import signal
@@ -28,12 +29,12 @@ from pipeline.errors import PipelineError, RefusedError, SettingsError, Transien
 from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.luigid import StatusReporter, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget, MarkerCache
-from pipeline.observe.logger import get_logger, say
+from pipeline.observe.logger import say
 from pipeline.observe.progress import ProgressCounter
 from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _UNAVAILABLE_LIMIT = 3
 _FOLLOW_SECONDS = 2.0

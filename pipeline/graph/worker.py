@@ -31,10 +31,10 @@ from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, perc
 from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
-from pipeline.observe.logger import get_logger, say
+from pipeline.observe.logger import say
 from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessage, StatusThread
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _INTERRUPTED = 130  # exit code
 _PEERS_SECONDS = 2.0

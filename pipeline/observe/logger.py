@@ -56,11 +56,10 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no sub
 
 
 class _BriefFilter(logging.Filter):
-    """Shorten what is logged without `--verbose`.
+    """Shorten what is logged without `--verbose`, so that the log of an outage of hours can be read.
 
-    A warning passes once a minute, over all worker processes, so that the log of an outage of hours can be read;
-    warnings with the same format string count as one. A PipelineError has message and hint in place of a traceback. Of
-    Luigi's errors only the one that ends `luigi` passes: the worker itself reports a failed task.
+    A warning, told by its format string, passes once a minute over all worker processes. A PipelineError has message
+    and hint in place of a traceback. Of Luigi's errors only the one that ends `luigi` passes: tasks report their own.
     """
 
     _SECONDS = 60.0
@@ -91,11 +90,6 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def get_logger(name: str) -> logging.Logger:
-    """Return the logger of a module, below the root `pipeline`."""
-    return logging.getLogger(name if name.startswith("pipeline") else f"pipeline.{name}")
-
-
 def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
     """Print a message for the user on stderr, or with `--log-format json` log it with its fields."""
     if writes_json():
@@ -105,6 +99,13 @@ def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
             print(redact(text), file=sys.stderr)
         except OSError:  # the terminal was closed, or the disk is full
             redirect_to_null(sys.stderr)
+
+
+def say_error(error: PipelineError) -> None:
+    """Print an error, and its hint."""
+    say(f"Error: {error.message}", error=type(error).__name__)
+    if error.hint:
+        say(f"Hint: {error.hint}")
 
 
 def redirect_to_null(stream: TextIO) -> None:

@@ -23,8 +23,7 @@ class Metrics:
     """Durations by operation, counters and gauges; thread-safe.
 
     Their shape is `{"operations": {name: {"ops", "seconds", "histogram": {bucket: n}}}, "counters": {name: n},
-    "gauges": {name: {"last", "max", "at"}}}`; a bucket is a decimal string, as a key in JSON, and `at` is the time of
-    the last value in seconds since 1970.
+    "gauges": {name: {"last", "max", "at"}}}`; a bucket is a decimal string, `at` in seconds since 1970.
     """
 
     def __init__(self) -> None:
@@ -62,10 +61,9 @@ class Metrics:
 
 
 def merge(total: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Add the metrics of a marker to a total of the same shape.
+    """Add the metrics of a marker (of an earlier version without histogram) to a total of the same shape.
 
-    Counters and operations are summed. Of a gauge, which describes a single process, the total has the latest value
-    and the maximum. Markers of earlier versions have no histogram.
+    Of a gauge, which describes a single process, the total has the latest value and the maximum.
     """
     for name, entry in part.get("operations", {}).items():
         into = total.setdefault("operations", {}).setdefault(name, {"ops": 0, "seconds": 0.0, "histogram": {}})

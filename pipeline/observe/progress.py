@@ -75,12 +75,10 @@ def format_progress(
 ) -> str:
     """Return `Processing ████░░ 80% | 8000/10000 | 1250/s | ETA: 1m 15s`.
 
-    Of tqdm only this formatting is used: an instance of it would start a monitor thread, and take locks that a forked
-    worker inherits.
-
     Earlier runs did `before` of `done`; they do not count for the rate, nor their time for `seconds`. The bar, of
     `characters` for its empty and its filled part, fills a line of `columns`; None for a line without a bar.
     """
+    # An instance of tqdm would start a monitor thread, and take locks that a forked worker inherits.
     done = min(done, total)
     rate = (done - before) / seconds if seconds > 0 else 0.0
     # tqdm would round 99.9 % up, and write an ETA as 01:15.
@@ -123,10 +121,7 @@ class BlockThread:
 
 
 class ProgressDisplay(BlockThread):
-    """Show a counter until the end of the block.
-
-    A terminal shows a bar. Other streams get a line every 30 seconds, as JSON where logging writes JSON.
-    """
+    """Show a counter until the end of the block: a bar on a terminal, else a line (text or JSON) every 30 seconds."""
 
     def __init__(self, counter: ProgressCounter, stream: TextIO | None = None) -> None:
         super().__init__("progress", _REDRAW_SECONDS)
@@ -174,10 +169,9 @@ class ProgressDisplay(BlockThread):
 
 
 class StatusThread(BlockThread):
-    """Send status messages that changed, at most once a second.
+    """Send status messages that changed, at most once a second, and with `last` at the end of the block.
 
-    Only this thread waits for a slow receiver; the end of the block waits three seconds at most. `read` returns None
-    if there is no message yet; with `last`, the message at the end of the block is sent, too.
+    Only this thread waits for a slow receiver. `read` returns None if there is no message yet.
     """
 
     def __init__(

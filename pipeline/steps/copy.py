@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -16,14 +17,13 @@ from pipeline.database import Connection, Database
 from pipeline.dataset.documents import json_of
 from pipeline.dataset.records import Reject
 from pipeline.errors import BadInput, DataError, RefusedError, UnfinishedError
-from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.read import read_up_to
 from pipeline.steps.source import require_source
 from pipeline.steps.upload import roll_back_upload
 from pipeline.storage import Storage
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _TIMEOUT = 600.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -20,13 +21,13 @@ from pipeline.database import Connection, Database
 from pipeline.dataset.layout import inspect_folder, list_folders
 from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import RefusedError, UsageError
-from pipeline.observe.logger import get_logger, printable
+from pipeline.observe.logger import printable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import copy_found, stage_annotations
 from pipeline.steps.read import BUDGET, DECODERS, Budget, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Keeps a batch below a thousand tasks: two per shard and three per batch.
 MAXIMUM_SHARDS = 490

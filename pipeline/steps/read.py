@@ -115,10 +115,9 @@ def size_of(recognition: Recognition) -> int:
 
 
 def read_file(source: Path, file: File, kind: str) -> bytes:
-    """Read a file whose size and modification time must be those that discovery recorded.
+    """Read a file that discovery recorded; raise BadInput `<kind>_vanished`, `<kind>_changed` or `<kind>_unreadable`.
 
-    Raises:
-        BadInput: `<kind>_vanished`, `<kind>_changed` or `<kind>_unreadable`.
+    It is changed if its size or modification time is another one.
     """
     content, facts = read_up_to(f"{source}/{file.path}", file.size + 1, kind, "discovery")
     if (facts.st_size, modified(facts)) != (file.size, file.mtime):
@@ -131,10 +130,7 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
 def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.stat_result]:
     """Return up to `size` bytes of a file, and its status before the read; a named pipe does not block.
 
-    `since` says when the file last existed, for the error message.
-
-    Raises:
-        BadInput: `<kind>_vanished` or `<kind>_unreadable`.
+    Raises BadInput `<kind>_vanished` (`since` says when the file last existed) or `<kind>_unreadable`.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:

@@ -7,6 +7,7 @@ then its manifest and markers. After an interruption at any point, the same comm
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,13 +21,12 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
 from pipeline.errors import RefusedError, StorageError
-from pipeline.observe.logger import get_logger
 from pipeline.observe.progress import ProgressCounter
 from pipeline.steps.parallel import in_threads, pages
 from pipeline.storage import PAGE, Storage, StoredObject
 from pipeline.units import size
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _PREFIX = "{}/recognitions/"
 _THREADS = 4

@@ -54,10 +54,8 @@ class UploadThreads:
 class ShardTransfer:
     """An upload of entries that is in progress; the constructor starts it.
 
-    Arguments:
-        storage: a client for this transfer alone, since `stop` stops it.
-        present: objects in the bucket by key; one of the same size and MD5 is not sent again.
-        progress: called with 1 for each completed recognition.
+    `storage` is a client for this transfer alone, since `stop` stops it. An object that is `present` with the same size
+    and MD5 is not sent again. `progress` is called with 1 for each completed recognition.
     """
 
     def __init__(

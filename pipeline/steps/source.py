@@ -31,17 +31,14 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
     """
     lost = [one for one in rejects if one.code in _GONE or one.code in _CHANGED]
     if lost and not may_reject:
-        raise SourceUnavailable(
-            f"On the host {socket.gethostname()}, {source / lost[0].path} is not the file that discovery saw.",
-            "Mount the same dataset there, under the same path; nothing was rejected.",
-        )
+        message = f"On the host {socket.gethostname()}, {source / lost[0].path} is not the file that discovery saw."
+        raise SourceUnavailable(message, "Mount the same dataset there, under the same path; nothing was rejected.")
     gone = [one for one in lost if one.code in _GONE]
     for folder in {holder_of(one.path) for one in gone}:
         if not holds_recognitions(source / folder):
-            raise SourceUnavailable(
-                f"The dataset's folder {source / folder} is gone, or has no recognition in it any more.",
-                "Mount or restore it, then run the same command again; nothing was rejected.",
-            )
+            message = f"The dataset's folder {source / folder} is gone, or has no recognition in it any more."
+            hint = "Mount or restore it, then run the same command again; nothing was rejected."
+            raise SourceUnavailable(message, hint)
     for path in (source / one.path for one in gone):
         with suppress(OSError):
             if path.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -10,11 +11,10 @@ from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
 from pipeline.errors import UnfinishedError
-from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def transform_batch(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from os.path import commonprefix
 from pathlib import Path
@@ -13,13 +14,12 @@ from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
 from pipeline.errors import DataError, PipelineError, RefusedError, StorageError
-from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadThreads
 from pipeline.steps.source import require_source
 from pipeline.storage import Storage, StoredObject
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _ROUNDS = 3
 
@@ -47,10 +47,8 @@ class _StartedShard:
 class Uploader:
     """Upload shards to one bucket, one after another, with the same threads and connections.
 
-    Arguments:
-        ahead: start the next shard before a shard is complete. Only for a process that loads the batch alone: two
-            processes would send the same photos.
-        may_reject: allow this host to reject missing or changed files; see `require_source`.
+    With `ahead`, the next shard starts before a shard is complete: only for a process that loads the batch alone, since
+    two would send the same photos. Without `may_reject`, this host rejects no files; see `require_source`.
     """
 
     def __init__(self, database: Database, storage: Storage, *, ahead: bool = False, may_reject: bool = True) -> None:
@@ -62,12 +60,8 @@ class Uploader:
     def upload(self, batch_id: str, shard: int, progress_of: ProgressOf = lambda *_: lambda _: None) -> None:
         """Upload the photos of a shard and write its marker; do nothing if the marker exists.
 
-        Raises:
-            RefusedError: the batch is not being loaded; if it was reset, this run's objects are removed.
-            DataError: PostgreSQL refuses what the upload found out; this run's objects are removed.
-            StorageError: Storage refuses a request, or does not keep an object.
-            StorageUnavailable: Storage does not respond; the next attempt reuses the objects that were sent.
-            SourceUnavailable: files are missing because the dataset is unavailable; nothing was rejected.
+        Raises RefusedError if the batch is not being loaded or was reset, and DataError: this run's objects are removed
+        then. After StorageError, StorageUnavailable or SourceUnavailable, the next attempt reuses them.
         """
         if self._next is not None and (self._next.batch_id, self._next.shard) != (batch_id, shard):
             self._abandon_next()
@@ -98,10 +92,8 @@ class Uploader:
             if not pending or pending[0] not in shards:
                 return None
             if held.bucket != self._storage.bucket:
-                raise RefusedError(
-                    f"Batch {batch_id} goes into the bucket {held.bucket}, not into {self._storage.bucket}.",
-                    "Set STORAGE_BUCKET to the former value.",
-                )
+                message = f"Batch {batch_id} goes into the bucket {held.bucket}, not into {self._storage.bucket}."
+                raise RefusedError(message, "Set STORAGE_BUCKET to the former value.")
             return pending[0], held, _entries(connection, batch_id, pending[0])
 
         found = self._database.run(work)
@@ -153,16 +145,13 @@ class Uploader:
             logger.warning("upload: %d objects in the bucket differ from what was sent", len(wrong))
             started.metrics.count("objects_resent", len(wrong))
             entries = [entry for entry in started.entries if wrong.intersection(entry.keys)]
-        raise StorageError(
-            f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds.",
-            "Look at the Storage server's log and disk.",
-        )
+        message = f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds."
+        raise StorageError(message, "Look at the Storage server's log and disk.")
 
     def _verify_and_mark(self, started: _StartedShard, facts: list[Facts], rejects: list[Reject]) -> set[str]:
         """Compare the bucket with what was sent, and mark the shard if they agree; return the keys that differ.
 
-        All this happens under the lock of the step: of two runs that upload the same shard, only the first one to get
-        here changes anything.
+        Under the lock of the step: of two runs that upload the same shard, only the first one here changes anything.
         """
         batch_id, shard, storage, created_at = started.batch_id, started.shard, started.storage, started.held.created_at
         wanted = {
@@ -189,10 +178,7 @@ class Uploader:
 
 
 def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
-    """Undo the upload of a shard whose COPY failed permanently, unless another run copied it.
-
-    The marker is deleted before the objects, so that a crash in between leaves no marker without objects.
-    """
+    """Undo the upload of a shard whose COPY failed permanently, unless another run copied it: first its marker."""
 
     def work(connection: Connection) -> tuple[datetime, list[str]] | None:
         held = batch_state.hold_step(connection, batch_id, COPY, shard)
@@ -213,10 +199,7 @@ def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard:
 def _roll_back(
     database: Database, storage: Storage, batch_id: str, shard: int, created_at: datetime, keys: Sequence[str]
 ) -> None:
-    """Try to remove the objects of a shard that failed permanently, unless the shard is marked.
-
-    If the batch was reset, also remove what this run sent after the reset.
-    """
+    """Try to remove the objects of a shard that failed permanently, or was reset meanwhile, unless it is marked."""
 
     def work(connection: Connection) -> None:
         if (
@@ -254,23 +237,17 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
 def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts], rejects: list[Reject]) -> None:
     """Add the upload's facts to the manifest, and delete what it rejected."""
     connection.execute("create_facts")
-    connection.copy_in(
-        "pg_temp.facts",
-        ("recognition_id", "widths", "heights", "orientations", "sha256s", "md5s", "menu_sha256", "receipt_sha256"),
+    rows = [
         (
-            (
-                fact.entry.recognition.recognition_id,
-                [photo.dimensions.width for photo in fact.photos],
-                [photo.dimensions.height for photo in fact.photos],
-                [photo.dimensions.orientation for photo in fact.photos],
-                [photo.sha256 for photo in fact.photos],
-                [photo.md5 for photo in fact.photos],
-                fact.menu_sha256,
-                fact.receipt_sha256,
-            )
-            for fact in facts
-        ),
-    )
+            fact.entry.recognition.recognition_id,
+            *zip(*((*astuple(photo.dimensions), photo.sha256, photo.md5) for photo in fact.photos), strict=True),
+            fact.menu_sha256,
+            fact.receipt_sha256,
+        )
+        for fact in facts
+    ]
+    pairs = ("widths", "heights", "orientations", "sha256s", "md5s")
+    connection.copy_in("pg_temp.facts", ("recognition_id", *pairs, "menu_sha256", "receipt_sha256"), rows)
     connection.enqueue("update_manifest_facts", batch_id=batch_id, shard=shard)
     if rejects:
         ids = [reject.recognition_id for reject in rejects]

@@ -6,6 +6,7 @@ import base64
 import copy
 import hashlib
 import json
+import logging
 import re
 import socket
 import threading
@@ -28,13 +29,12 @@ from pipeline.errors import (
     StorageOverloaded,
     StorageUnavailable,
 )
-from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
 from pipeline.storage.errors import error_of
 from pipeline.storage.limiter import ConcurrencyLimiter
 from pipeline.storage.transport import Transport
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: The API's limit of keys in a bulk delete and of entries in a page of a list.
 PAGE = 1000
@@ -64,10 +64,7 @@ def _digest_of(response: Response) -> tuple[int, str]:
 
 
 def _waits(base: float, tries: int) -> Generator[float, Any, None]:
-    """Yield the seconds before each attempt; raise the last of `tries` errors in a row other than overload.
-
-    backoff sends the error of the last attempt.
-    """
+    """Yield the seconds before each attempt, sent its error; raise the last of `tries` in a row other than overload."""
     steps = backoff.expo(base, max_value=_LONGEST_WAIT)
     next(steps)
     exc = yield 0.0

@@ -8,15 +8,15 @@ shows nothing about the capacity of the service and does not raise the limit (RF
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.observe.logger import get_logger
 from pipeline.observe.metrics import Metrics
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _START = 4
 _FIRST_WAIT, _LONGEST_WAIT = 2.0, 30.0  # seconds from a refusal until the ceiling rises

@@ -41,19 +41,13 @@ class Transport:
         #: Whether requests go through a proxy, which then resolves the host name.
         self.proxied = requests.utils.select_proxy(self._base, self._proxies) is not None
         #: What to do when there is no response.
-        self.hint_unreachable = (
-            "Start it with `python -m pipeline up`."
-            if settings.environment == "embedded"
-            else "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
-        )
+        self.hint_unreachable = "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
+        if settings.environment == "embedded":
+            self.hint_unreachable = "Start it with `python -m pipeline up`."
         key = settings.key.reveal()
         # The gateway reads the key from `apikey`, the server from `Authorization`.
-        self._headers = {
-            "User-Agent": "pipeline",
-            "Accept-Encoding": "identity",
-            "apikey": key,
-            "Authorization": f"Bearer {key}",
-        }
+        self._headers = {"User-Agent": "pipeline", "Accept-Encoding": "identity"}
+        self._headers |= {"apikey": key, "Authorization": f"Bearer {key}"}
         self._pool: Any = None
         self._prefix = ""
         self._pid = 0
