@@ -158,6 +158,23 @@ def test_the_source_given_the_setting_and_the_usual_places(tmp_path: Path, monke
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="not a folder"):
         find_source("file", None)
+    with pytest.raises(UsageError, match=r"nobody-of-that-name/x cannot be accessed: .*[^.]\.$"):
+        find_source("~nobody-of-that-name/x", None)
+
+
+def test_a_source_whose_path_is_not_utf8_is_refused_behind_a_link_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    try:
+        os.makedirs(folder + b"/dataset")
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    (tmp_path / "link").symlink_to(os.fsdecode(folder))
+    monkeypatch.chdir(os.fsdecode(folder))
+    for name in (os.fsdecode(folder), str(tmp_path / "link"), None):
+        with pytest.raises(UsageError, match=r"The path of the dataset, .*/\ufffd.*, is not UTF-8"):
+            find_source(name, None)
 
 
 MENU = [{"ExternalId": "1", "Name": "Борщ", "Category": "Супы", "Price": 120.5, "Weight": {"g": 300}}]

@@ -69,7 +69,7 @@ def test_a_name_comes_before_the_setting_and_both_before_every_place(places: dic
 def test_a_named_file_that_is_not_there_is_not_looked_for_elsewhere(missing: str, places: dict[str, Path]) -> None:
     (places["."] / ANNOTATIONS).touch()
     given, setting = ("gone.json", None) if missing == "given" else (None, "gone.json")
-    with pytest.raises(UsageError, match=r"gone\.json cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"gone\.json cannot be accessed: No such file"):
         find_annotations(given, setting, None)
 
 
@@ -103,7 +103,7 @@ def test_a_place_without_permission_does_not_hide_the_others(places: dict[str, P
 def test_a_file_without_permission(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.touch(mode=0)
-    with pytest.raises(UsageError, match=r"a\.json cannot be read: Permission denied"):
+    with pytest.raises(UsageError, match=r"a\.json cannot be accessed: Permission denied"):
         find_annotations(str(file), None, None)
 
 
@@ -146,8 +146,10 @@ def test_a_file_whose_name_is_not_utf8_is_refused_for_it_cannot_be_recorded(tmp_
             pass
     except OSError:
         pytest.skip("the file system takes no such name")
-    with pytest.raises(UsageError, match="annotations file"):
-        find_annotations(os.fsdecode(path), None, None)
+    (tmp_path / "link").symlink_to(os.fsdecode(path))
+    for name in (os.fsdecode(path), str(tmp_path / "link")):
+        with pytest.raises(UsageError, match=r"annotations file, .*/\ufffd\.json, is not UTF-8"):
+            find_annotations(name, None, None)
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:

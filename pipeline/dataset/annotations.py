@@ -58,8 +58,7 @@ def find_annotations(given: str | None, setting: str | None, dataset_dir: str | 
     if not name:
         places = f"{ANNOTATIONS} in the dataset's folder, ., ~/Downloads and ~"
         raise UsageError(f"No annotations file was named and none was found: looked for {places}.", hint)
-    with accessing("annotations file", name, hint):
-        path = Path(name).expanduser().resolve()
+    with accessing("annotations file", name, hint) as path:
         if path.exists() and not path.is_file():
             raise UsageError(f"The annotations file {path} is not a file.", hint)
         with open(path, "rb"):

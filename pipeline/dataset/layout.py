@@ -22,6 +22,8 @@ MAXIMUM_DOCUMENT_BYTES = 3 << 20
 _FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
 _DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
 _MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
+#: What Python makes of a byte that is not UTF-8.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
 
 
@@ -31,14 +33,11 @@ def find_source(given: str | None, setting: str | None) -> Path:
     Raises UsageError if there is none, or the one named does not exist, is not a folder, or cannot be read.
     """
     hint = "Name its folder with --source or DATASET_DIR."
-    text = given or setting
-    if not text:
-        for path in usual_sources():
-            return path.resolve()
+    name = given or setting or next(map(str, usual_sources()), None)
+    if name is None:
         places = "./dataset, ./RRS_Dataset*, ~/Downloads/RRS_Dataset* and ~/RRS_Dataset*"
         raise UsageError(f"No dataset was named and none was found: looked for {places}.", hint)
-    with accessing("dataset", text, hint):
-        path = Path(text).expanduser().resolve()
+    with accessing("dataset", name, hint) as path:
         if path.is_dir():
             return path
         problem = "is not a folder" if path.exists() else "does not exist"
@@ -46,16 +45,18 @@ def find_source(given: str | None, setting: str | None) -> Path:
 
 
 @contextmanager
-def accessing(what: str, name: str, hint: str) -> Iterator[None]:
-    """Raise UsageError for a path that is not UTF-8, or that the block cannot access."""
-    shown = name.encode(errors="replace").decode()[:200]
-    if not is_text(name):
-        raise UsageError(f"The path of the {what}, {shown}, is not UTF-8.", f"Rename it, or link to it. {hint}")
+def accessing(what: str, name: str, hint: str) -> Iterator[Path]:
+    """Yield the absolute path; raise UsageError if it is not UTF-8, or if it or the block fails to access it."""
     try:
-        yield
+        path = Path(name).expanduser().resolve()
+        for text in (name, str(path)):  # a link may lead to such a path
+            if not is_text(text):
+                message = f"The path of the {what}, {_as_text(text)[:200]}, is not UTF-8."
+                raise UsageError(message, f"Rename it. {hint}")
+        yield path
     except (OSError, RuntimeError, ValueError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        raise UsageError(f"The {what} {shown} cannot be read: {why}.", hint) from exc
+        why = (isinstance(exc, OSError) and exc.strerror) or str(exc).rstrip(".")
+        raise UsageError(f"The {what} {_as_text(name)[:200]} cannot be accessed: {why}.", hint) from exc
 
 
 def usual_sources() -> Iterator[Path]:
@@ -117,7 +118,7 @@ def _folder(name: str, path: str) -> Folder | Reject:
 
 
 def _as_text(path: str) -> str:
-    return os.fsencode(path).decode(errors="replace")
+    return _SURROGATE.sub("\ufffd", path)
 
 
 def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
