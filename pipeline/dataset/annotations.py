@@ -86,10 +86,8 @@ class _Window:
         self._stream = stream
         # Bytes that are not UTF-8 become surrogates, which make one entry unusable instead of the file.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._text = ""
-        self._at = 0
-        #: Bytes before the text.
-        self._offset = 0
+        self._text, self._at = "", 0
+        self._offset = 0  # of the text in the file, in bytes
         if self.peek() == "\ufeff":
             self._at += 1
 
@@ -97,12 +95,9 @@ class _Window:
         """Drop what is consumed and read the next chunk; return whether there was one."""
         chunk = self._stream.read(_CHUNK)
         more = self._decoder.decode(chunk, final=not chunk)
-        if not chunk and not more:
-            return False
         self._offset += _size(self._text[: self._at])
-        self._text = self._text[self._at :] + more
-        self._at = 0
-        return True
+        self._text, self._at = self._text[self._at :] + more, 0
+        return bool(chunk or more)
 
     def peek(self) -> str:
         """Skip white space and return the next character, empty at the end of the file."""
@@ -122,10 +117,8 @@ class _Window:
     def broken(self, why: str, back: int = 0) -> UsageError:
         """Return the error for invalid syntax, so many bytes before the current position."""
         position = self._offset + _size(self._text[: self._at]) - back
-        return UsageError(
-            f"The annotations file is not a JSON object: at byte {position}, {why}.",
-            "Create or copy it again; nothing was loaded.",
-        )
+        message = f"The annotations file is not a JSON object: at byte {position}, {why}."
+        return UsageError(message, "Create or copy it again; nothing was loaded.")
 
     def _missing(self, what: str) -> UsageError:
         return self.broken(f"{what} is missing" if self.peek() else "it ends too early")

@@ -40,28 +40,24 @@ def check_menu(content: bytes) -> None:
 
 def check_receipt(content: bytes) -> None:
     """Raise BadInput unless a receipt is an array of valid lines: as for a menu, or receipt_count."""
-    with _parsing:
-        _check_lines(_parse(content, "receipt", "line"))
-
-
-def _check_lines(lines: Iterator[tuple[str, dict[str, object]]]) -> None:
     items = 0
-    for where, line in lines:
-        count = line.get("Count")
-        if not isinstance(count, int) or isinstance(count, bool):
-            raise BadInput("json_shape", f"{where} has no whole number as Count")
-        if not 1 <= count <= MAXIMUM_COUNT:
-            raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
-        items += count
-        if items > MAXIMUM_ITEMS:
-            raise BadInput("receipt_count", f"the receipt has {items} dishes up to {where}")
-        dishes = line.get("Dishes")
-        if not isinstance(dishes, list) or not dishes:
-            raise BadInput("json_shape", f"{where} has no Dishes")
-        for dish in dishes:
-            if not isinstance(dish, dict) or not isinstance(dish.get("Name"), str):
-                raise BadInput("json_shape", f"{where} has a dish without Name")
-            _require_id(dish, where)
+    with _parsing:
+        for where, line in _parse(content, "receipt", "line"):
+            count = line.get("Count")
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise BadInput("json_shape", f"{where} has no whole number as Count")
+            if not 1 <= count <= MAXIMUM_COUNT:
+                raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
+            items += count
+            if items > MAXIMUM_ITEMS:
+                raise BadInput("receipt_count", f"the receipt has {items} dishes up to {where}")
+            dishes = line.get("Dishes")
+            if not isinstance(dishes, list) or not dishes:
+                raise BadInput("json_shape", f"{where} has no Dishes")
+            for dish in dishes:
+                if not isinstance(dish, dict) or not isinstance(dish.get("Name"), str):
+                    raise BadInput("json_shape", f"{where} has a dish without Name")
+                _require_id(dish, where)
 
 
 def json_of(content: bytes) -> bytes:

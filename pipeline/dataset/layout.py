@@ -72,13 +72,12 @@ def list_folders(source: Path) -> Iterator[Folder | Reject]:
     exports = []
     for name in _folders(source):
         if _FOLDER.fullmatch(name):
-            yield _folder(name, name)
+            yield _folder(name)
         elif not name.startswith(".") and name != "lost+found":  # of the file system; only root can read it
             exports.append(name)
     for export in sorted(exports):
-        for name in _folders(source / export):
-            if _FOLDER.fullmatch(name):
-                yield _folder(name, f"{export}/{name}")
+        for name in filter(_FOLDER.fullmatch, _folders(source / export)):
+            yield _folder(f"{export}/{name}")
 
 
 def _folders(directory: Path) -> Iterator[str]:
@@ -107,10 +106,10 @@ def holds_recognitions(directory: Path) -> bool:
         return False
 
 
-def _folder(name: str, path: str) -> Folder | Reject:
+def _folder(path: str) -> Folder | Reject:
     if not is_text(path):
         return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
-    digits = name.removeprefix("recognition_")
+    digits = path.rsplit("/", 1)[-1].removeprefix("recognition_")
     number = int(digits)  # which accepts up to 4,300 digits; a file name has at most 255
     if number > MAXIMUM_BIGINT:
         return Reject(None, path, "id_invalid", f"the number {digits} is too large for a bigint")
@@ -167,23 +166,19 @@ def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            try:
+            with suppress(FileNotFoundError):  # a dangling link, or a deleted file
                 facts = entry.stat()
-            except FileNotFoundError:
-                continue  # a dangling link, or a deleted file
-            if stat.S_ISREG(facts.st_mode):
-                files.append(File(f"{folder}/{entry.name}", facts.st_size, modified(facts)))
-            elif stat.S_ISDIR(facts.st_mode):
-                folders.add(entry.name)
+                if stat.S_ISREG(facts.st_mode):
+                    files.append(File(f"{folder}/{entry.name}", facts.st_size, modified(facts)))
+                elif stat.S_ISDIR(facts.st_mode):
+                    folders.add(entry.name)
     return files, folders
 
 
 def camera_of(path: str) -> int | None:
     """Return the camera in a photo's name, 1 for Main and 2 for Qualifying; None if it names neither or both."""
     name = path.rsplit("/", 1)[-1].lower()
-    if ("main" in name) == ("qualifying" in name):
-        return None
-    return 1 if "main" in name else 2
+    return {(True, False): 1, (False, True): 2}.get(("main" in name, "qualifying" in name))
 
 
 def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:
