@@ -15,7 +15,7 @@ from pipeline.batches.summary import headline, performance_metrics, read_status,
 from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
-from pipeline.database import Connection, Database
+from pipeline.database import Database
 from pipeline.errors import PipelineError, RefusedError, SettingsError, UnfinishedError, UsageError
 from pipeline.extras import extra
 from pipeline.graph import assistant
@@ -65,7 +65,6 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
 
 def _print_load(run: Run, options: argparse.Namespace) -> None:
     """Print the result of a batch; its state in the database decides the exit code, not Luigi."""
-    failures = run.failures.read()
     try:
         summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
     except UsageError as exc:
@@ -73,7 +72,7 @@ def _print_load(run: Run, options: argparse.Namespace) -> None:
     done = summary["state"] == "done"
     if done or options.json:
         text = f"{headline(summary, was_done=run.was_done)}\n{performance_metrics(summary)}"
-        print_result(options, {**summary, "failures": [vars(one) for one in failures]}, text)
+        print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, text)
     else:
         say(headline(summary))
     if options.metrics_file:
@@ -101,26 +100,23 @@ def _dry_run(options: argparse.Namespace) -> None:
     parameters = {"limit": options.limit, "force": options.force}
     batch = resolve_batch(settings, database, LoadRequest(options.batch_id, options.source, **parameters))
     request = Request.of(settings, batch.batch_id, batch.source, **parameters, strict=options.strict)
-    found = None if batch.done else discover(database, request, dry_run=True)
-    if found is None:
-        result = {"batch_id": batch.batch_id, "discovered": True}
-        text = f"Batch {batch.batch_id} is discovered already; nothing new would be selected."
-    else:
+    result: dict[str, Any] = {"batch_id": batch.batch_id, "discovered": True}
+    text = f"Batch {batch.batch_id} is discovered already; nothing new would be selected."
+    if not batch.done and (found := discover(database, request, dry_run=True)) is not None:
         result, text = asdict(found), _describe(found)
     print_result(options, {"dry_run": True, **result}, text)
 
 
 def _describe(found: Discovery) -> str:
-    lines = [
+    holders = f" {', '.join(found.held_by)}" if found.held_by else ""
+    rejects = f"\nRejects seen so far: {describe_rejects(found.rejects)}." if found.rejects else ""
+    return (
         f"Would load {found.recognitions} recognitions, {found.photos} photos, {size(found.bytes)}, "
-        f"in {found.shards} shards, as batch {found.batch_id}. Nothing was written.",
+        f"in {found.shards} shards, as batch {found.batch_id}. Nothing was written.\n"
         f"Dataset: {found.source}: {found.found} recognitions, {found.already_loaded} already loaded, "
-        f"{found.held_elsewhere} held by unfinished batches{' ' + ', '.join(found.held_by) if found.held_by else ''}, "
-        f"{found.beyond_limit} beyond the limit, {found.superseded_copies} earlier copies in other exports.",
-    ]
-    if found.rejects:
-        lines.append(f"Rejects seen so far: {describe_rejects(found.rejects)}.")
-    return "\n".join(lines)
+        f"{found.held_elsewhere} held by unfinished batches{holders}, {found.beyond_limit} beyond the limit, "
+        f"{found.superseded_copies} earlier copies in other exports.{rejects}"
+    )
 
 
 def worker(options: argparse.Namespace) -> None:
@@ -182,7 +178,10 @@ def status(options: argparse.Namespace) -> int:
     settings = replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))  # show errors at once
     with closing(registry.watch(Database(settings))) as database:
         if options.batch_id:
-            return _show_batch(options, database)
+            database.run(require_schema, read_only=True)
+            summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
+            print_result(options, summary, f"{headline(summary, rejects=100)}\n{performance_metrics(summary)}")
+            return DONE
         result, failures = read_status(settings, database)
     print_result(options, result, status_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
@@ -200,16 +199,6 @@ def _check(options: argparse.Namespace) -> int:
     print_result(options, doctor.as_dict(findings), doctor.as_text(findings))
     error = doctor.verdict(findings)
     return exit_code(error) if error is not None else DONE
-
-
-def _show_batch(options: argparse.Namespace, database: Database) -> int:
-    def read(connection: Connection) -> dict[str, Any]:
-        require_schema(connection)
-        return summarise(connection, options.batch_id)
-
-    summary = database.run(read, read_only=True)
-    print_result(options, summary, f"{headline(summary, rejects=100)}\n{performance_metrics(summary)}")
-    return DONE
 
 
 def verify(options: argparse.Namespace) -> int:

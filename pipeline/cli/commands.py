@@ -6,6 +6,7 @@ import argparse
 import io
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from types import ModuleType
 import shtab
 
 from pipeline.cli import batches
-from pipeline.cli.output import DONE, INTERRUPTED, UNFINISHED, exit_code, print_error, print_result
+from pipeline.cli.output import DONE, INTERRUPTED, UNFINISHED, exit_code, print_result
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
@@ -24,7 +25,7 @@ from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, 
 from pipeline.extras import extra
 from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import registry
-from pipeline.observe.logger import configure_logging, redirect_to_null, say
+from pipeline.observe.logger import configure_logging, redirect_to_null, say, say_error
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.units import size
 
@@ -33,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A character that the terminal's encoding lacks is printed as an escape sequence.
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     options = parser().parse_args(arguments)
     bound_memory()
     configure_logging(options.verbose, options.log_format)
@@ -43,10 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run_command(options)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError as exc:
+    except OSError as exc:  # without a file's name: the reader closed the pipe, or the disk of the output is full
         if exc.filename is not None:
             raise
-        # The reader closed the pipe, or the disk of the output is full.
         redirect_to_null(sys.stdout)
         if not isinstance(exc, BrokenPipeError):
             say(f"Error: The output cannot be written: {exc.strerror}.")
@@ -60,7 +59,9 @@ def _run_command(options: argparse.Namespace) -> int:
         try:
             return command(options) or DONE
         except PipelineError as exc:
-            print_error(exc, options.verbose)
+            if options.verbose:
+                say("".join(traceback.format_exception(exc)))
+            say_error(exc)
             return exit_code(exc)
         except KeyboardInterrupt:
             say(f"Interrupted. {registry.resume_hint()}")
@@ -74,12 +75,9 @@ def _embedded() -> Iterator[ModuleType]:
         from embedded_supabase import errors, services
     try:
         yield services
-    except errors.SetupError as exc:
-        raise SettingsError(exc.message, exc.hint) from exc
-    except errors.ServiceUnavailable as exc:
-        raise DatabaseUnavailable(exc.message, exc.hint) from exc
     except errors.EmbeddedError as exc:
-        raise PermanentError(exc.message, exc.hint) from exc
+        kinds = {errors.SetupError: SettingsError, errors.ServiceUnavailable: DatabaseUnavailable}
+        raise kinds.get(type(exc), PermanentError)(exc.message, exc.hint) from exc
 
 
 def up(options: argparse.Namespace) -> None:
@@ -91,12 +89,10 @@ def up(options: argparse.Namespace) -> None:
     settings = load_settings(environ={"PIPELINE_HOME": str(home)}, directory=home)
     with closing(registry.watch(Database(settings))) as database:
         applied = [one.label for one in migrate(database)]
-    lines = [
-        started.describe(),
-        f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date",
-        f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a",
-    ]
-    print_result(options, {**asdict(started), "migrations_applied": applied}, "\n".join(lines))
+    migrations = f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date"
+    tools = f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a"
+    text = f"{started.describe()}\n{migrations}\n{tools}"
+    print_result(options, {**asdict(started), "migrations_applied": applied}, text)
 
 
 def down(options: argparse.Namespace) -> None:
@@ -110,9 +106,8 @@ def apply_migrations(options: argparse.Namespace) -> None:
     """Apply the pending migrations."""
     with closing(registry.open(options.production).database) as database:
         applied = [one.label for one in migrate(database)]
-    lines = [f"applied {name}" for name in applied]
-    lines.append(f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date")
-    print_result(options, {"applied": applied}, "\n".join(lines))
+    last = f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date"
+    print_result(options, {"applied": applied}, "\n".join([*(f"applied {name}" for name in applied), last]))
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -121,18 +116,15 @@ def sample(options: argparse.Namespace) -> None:
         from pipeline.sample import write_sample
     directory = Path(options.directory).expanduser()
     counter = ProgressCounter()
-    counter.start(options.recognitions, 0)
+    count, seed = options.recognitions, options.seed
+    counter.start(count, 0)
     try:
         with ProgressDisplay(counter):
-            done = write_sample(
-                directory, options.recognitions, options.seed, broken=options.broken, progress=counter.set_done
-            )
+            done = write_sample(directory, count, seed, broken=options.broken, progress=counter.set_done)
     except OSError as exc:
         raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
-    text = (
-        f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}, "
-        f"{done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s"
-    )
+    text = f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}"
+    text += f", {done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s"
     print_result(options, {"directory": str(directory), **asdict(done)}, text)
 
 

@@ -8,27 +8,21 @@ import select
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import Interrupted, PipelineError, RefusedError, UsageError
-from pipeline.observe.logger import redirect_to_null, say, say_error
+from pipeline.observe.logger import redirect_to_null
 
 DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
 #: The first matching class decides; the README has the same table.
-EXIT_CODES: tuple[tuple[type[PipelineError], int], ...] = (
-    (UsageError, USAGE),
-    (RefusedError, REFUSED),
-    (Interrupted, INTERRUPTED),
-    (PipelineError, UNFINISHED),
-)
+EXIT_CODES = {UsageError: USAGE, RefusedError: REFUSED, Interrupted: INTERRUPTED, PipelineError: UNFINISHED}
 
 
 def exit_code(error: PipelineError) -> int:
     """Return the exit code of an error."""
-    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
 def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: str) -> None:
@@ -37,13 +31,6 @@ def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: st
         print(json.dumps(value, ensure_ascii=False, default=str) if options.json else text)
     except BrokenPipeError:  # the reader closed the pipe; the exit code stays the same
         redirect_to_null(sys.stdout)
-
-
-def print_error(error: PipelineError, verbose: bool) -> None:
-    """Print an error and its hint on stderr."""
-    if verbose:
-        say("".join(traceback.format_exception(error)))
-    say_error(error)
 
 
 def ask(question: str) -> str:

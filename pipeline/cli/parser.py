@@ -32,13 +32,8 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     parsers = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        one = parsers.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog="examples:\n" + indent("\n".join(examples(name)), "  "),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        epilog, raw = "examples:\n" + indent("\n".join(examples(name)), "  "), argparse.RawDescriptionHelpFormatter
+        one = parsers.add_parser(name, help=summary, description=summary, epilog=epilog, formatter_class=raw)
         one.set_defaults(command=commands[name])
         return one
 
@@ -118,9 +113,8 @@ def _add_batches(add: _Add) -> None:
 
 def _number(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        value = int(text)
-        if value < least:
+        if int(text) < least:
             raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return value
+        return int(text)
 
     return number

@@ -46,13 +46,11 @@ class VerifyReport:
     def found(self, finding: Finding) -> None:
         """Print one finding."""
         self._counts[finding.kind] += 1
-        if not (self._quiet and finding.kind == EQUAL):
-            if self._json:
-                separator = ", " if self.remaining else ""
-                entry = {"sign": SIGNS[finding.kind], "kind": finding.kind, "key": finding.key}
-                print(separator + json.dumps({**entry, "message": finding.message}, ensure_ascii=False), end="")
-            else:
-                print(printable(finding.line()))
+        if self._json and finding.kind != EQUAL:
+            entry = {"sign": SIGNS[finding.kind], "kind": finding.kind, "key": finding.key, "message": finding.message}
+            print(", " if self.remaining else "", json.dumps(entry, ensure_ascii=False), sep="", end="")
+        elif not (self._quiet and finding.kind == EQUAL):
+            print(printable(finding.line()))
         if finding.kind != EQUAL:
             self.remaining += 1
             self._spool.write(json.dumps(asdict(finding)) + "\n")
@@ -60,8 +58,7 @@ class VerifyReport:
     def differences(self) -> Iterator[Finding]:
         """Yield the differences found so far."""
         self._spool.seek(0)
-        for line in self._spool:
-            yield Finding(**json.loads(line))
+        yield from (Finding(**json.loads(line)) for line in self._spool)
 
     def total(self) -> None:
         """Print the number of findings of each kind, and what a repair will do."""
