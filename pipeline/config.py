@@ -164,9 +164,7 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
         path = directory / ".env.production"
         if path.is_file():
             return "production", path
-        hint = (
-            "Copy .env.example to .env.production and fill it in; empty if the process environment has the variables."
-        )
+        hint = "Copy .env.example there and fill it in, or leave it empty if the process environment has the variables."
         raise SettingsError(f"--production needs the file {path}, which does not exist.", hint)
     local, home = directory / ".env.local", home_directory(environ)
     if local.is_file():
@@ -178,9 +176,7 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
         return "embedded", path
     if all(environ.get(name) for name in REQUIRED):
         return "embedded", None
-    hint = (
-        "Start the embedded services with `python -m pipeline up`, or copy .env.example to .env.local and fill it in."
-    )
+    hint = "Start the services with `python -m pipeline up`, or copy .env.example to .env.local and fill it in."
     raise SettingsError(f"There is neither {local} nor {path}, so no environment to work with.", hint)
 
 
@@ -213,11 +209,8 @@ def _project_url(text: str) -> str:
     address = text.strip()
     with suppress(ValueError):  # for example an invalid port
         parts = urlsplit(address)
-        if (
-            parts.scheme in ("http", "https")
-            and parts.hostname
-            and not (parts.query or parts.username or parts.port == 0)
-        ):
+        usable = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.username)
+        if usable and parts.port != 0:
             return address.rstrip("/").removesuffix("/storage/v1")
     example = "https://<project>.supabase.co"
     raise SettingsError(f"{URL} is not a URL such as {example}.", "Copy it from Project Settings, API.")
