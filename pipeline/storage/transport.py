@@ -20,6 +20,7 @@ import requests.utils
 import urllib3
 import urllib3.exceptions
 import urllib3.util
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.response import BaseHTTPResponse as Response
 
 from pipeline.config import Settings, redact
@@ -30,6 +31,27 @@ CONNECT_TIMEOUT = 10.0
 _BLOCK = 1 << 18
 #: Seconds between two bytes of a response.
 READ_TIMEOUT = 60.0
+
+
+class _Connection(HTTPConnection):
+    """Send the head of a request in one message with its body: in two, they wake the server twice."""
+
+    _awaits_head, _head = False, b""
+
+    def request(self, method: str, url: str, body: Any = None, *arguments: Any, **keywords: Any) -> None:
+        self._awaits_head, self._head = body is not None, b""
+        super().request(method, url, body, *arguments, **keywords)
+
+    def send(self, data: Any) -> None:
+        if self._awaits_head:
+            self._awaits_head, self._head = False, data
+        else:
+            head, self._head = self._head, b""
+            super().send(head + data if head else data)
+
+
+class _TLSConnection(_Connection, HTTPSConnection):
+    pass
 
 
 class Transport:
@@ -68,7 +90,7 @@ class Transport:
                 method,
                 self._prefix + path,
                 # urllib3 applies the connect timeout to each block of a file, but to bytes as a whole.
-                None if body is None else io.BytesIO(body),
+                io.BytesIO(body) if body else None,
                 {**self._headers, **length, **(headers or {})},
                 retries=False,
                 redirect=False,
@@ -118,6 +140,7 @@ class Transport:
             except OSError as exc:
                 raise SettingsError(f"{exc}.", "Set REQUESTS_CA_BUNDLE to a file of certificates.") from exc
             pool.conn_kw["blocksize"] = _BLOCK
+            pool.ConnectionCls = _TLSConnection if isinstance(pool, urllib3.HTTPSConnectionPool) else _Connection
             self._prefix = urllib3.util.parse_url(adapter.request_url(first, self._proxies)).url  # in ASCII
             self._pool, self._pid = pool, os.getpid()
         return self._pool
