@@ -20,7 +20,11 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3): least size of a block wi
 
 
 def bound_memory() -> None:
-    """Make glibc return freed photos to the system, instead of keeping the largest ones in an arena per thread."""
+    """Make glibc return freed photos to the system, and numpy, which the decoder loads, start no threads.
+
+    By default glibc keeps the largest photos in an arena per thread, and numpy starts a thread per processor.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # musl has none and needs none
         mallopt(_M_MMAP_THRESHOLD, 256 << 10)
