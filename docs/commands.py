@@ -45,7 +45,7 @@ def _command(name: str, one: argparse.ArgumentParser, own: list[argparse.Action]
     if own:
         yield from _table(own)
         yield ""
-    for example in examples(name):
+    for example in examples()[name]:
         purpose, command = example.removeprefix("# ").split("\n")
         yield f"{purpose}:\n\n```sh\n{command}\n```\n"
 

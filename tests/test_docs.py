@@ -128,7 +128,7 @@ def test_the_reference_of_the_database_is_current(database_url: str) -> None:
 
 @pytest.mark.parametrize("name", subcommands())
 def test_each_example_is_a_command_that_the_parser_takes(name: str) -> None:
-    for purpose, example in (lines.split("\n") for lines in examples(name)):
+    for purpose, example in (lines.split("\n") for lines in examples()[name]):
         assert purpose.startswith("# ")
         for call in re.findall(r"(?:python -m )?pipeline ([a-z-]+[^)|>]*)", example.replace('"', "")):
             assert cli.parser().parse_args(shlex.split(call)).command is not None

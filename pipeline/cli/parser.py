@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.resources import files
 from textwrap import indent
 
@@ -14,11 +15,11 @@ _Add = Callable[[str, str], argparse.ArgumentParser]
 _WITHOUT_PRODUCTION = ("up", "down", "sample", "completion")
 
 
-def examples(name: str) -> list[str]:
-    """Return the examples of a command, each a line `# <purpose>` and a command line."""
-    text = files(__package__).joinpath("examples.txt").read_text(encoding="utf-8")
-    (section,) = (part for part in text.split("## ") if part.startswith(f"{name}\n"))
-    return section.strip().split("\n\n")[1:]
+@cache
+def examples() -> dict[str, list[str]]:
+    """Return the examples of each command, each a line `# <purpose>` and a command line."""
+    _, *sections = files(__package__).joinpath("examples.txt").read_text(encoding="utf-8").split("## ")
+    return {name: found for name, *found in (section.strip().split("\n\n") for section in sections)}
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
@@ -32,7 +33,7 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     parsers = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
-        epilog, raw = "examples:\n" + indent("\n".join(examples(name)), "  "), argparse.RawDescriptionHelpFormatter
+        epilog, raw = "examples:\n" + indent("\n".join(examples()[name]), "  "), argparse.RawDescriptionHelpFormatter
         one = parsers.add_parser(name, help=summary, description=summary, epilog=epilog, formatter_class=raw)
         one.set_defaults(command=commands[name])
         return one
