@@ -206,8 +206,9 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
     if result["unfinished"]:
         lines.append("Unfinished:")
     for batch in result["unfinished"]:
-        command = resume_command(batch["batch_id"], batch["kind"], batch["limit"], batch["force"], production)
         if batch["state"] == "resetting":
             command = reset_command(batch["batch_id"], production)
+        else:
+            command = resume_command(batch["batch_id"], batch["kind"], batch["limit"], batch["force"], production)
         lines.append(f"  {batch['batch_id']} is {batch['state']}: {command}")
     return "\n".join(lines)

@@ -53,9 +53,9 @@ _LOCAL_SETTINGS = {
     "tcp_user_timeout": "30s",
 }
 
-#: Of a connection; the encoding is that of COPY lines, and overrides the URL and PGCLIENTENCODING.
-_PARAMETERS: dict[str, Any] = {"connect_timeout": 10, "tcp_user_timeout": 60_000, "client_encoding": "UTF8"}
-_PARAMETERS |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+#: Of each connection; the encoding is that of COPY lines, and overrides the URL and PGCLIENTENCODING.
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+_PARAMETERS: dict[str, Any] = {"connect_timeout": 10, "client_encoding": "UTF8", **_KEEPALIVES}
 
 
 class Connection:

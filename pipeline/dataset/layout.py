@@ -22,9 +22,9 @@ MAXIMUM_DOCUMENT_BYTES = 3 << 20
 _FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
 _DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
 _MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
-#: What Python makes of a byte that is not UTF-8.
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
+#: A byte that is not UTF-8, as Python decodes it in a path.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def find_source(given: str | None, setting: str | None) -> Path:

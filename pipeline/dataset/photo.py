@@ -40,7 +40,8 @@ class Dimensions:
 def check_photo(content: bytes) -> Dimensions:
     """Decode a JPEG in grey at an eighth of its size, which reads all of its data, and return its dimensions.
 
-    The decoder releases the GIL. Raises BadInput photo_empty, _not_jpeg, _too_large, _truncated or _undecodable.
+    The decoder releases the GIL. Raises BadInput photo_empty, photo_not_jpeg, photo_too_large, photo_truncated or
+    photo_undecodable.
     """
     if not content:
         raise BadInput("photo_empty", "the file is empty")

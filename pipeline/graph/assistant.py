@@ -86,7 +86,8 @@ class Assistant(PooledWorker):
         response = self._ask(running)
         if response.task_id is None and self._ask_for_more(running):
             response = self._ask(running)
-        self._idle_from = None if response.task_id is not None else self._idle_from
+        if response.task_id is not None:
+            self._idle_from = None
         return response
 
     def _ask(self, running: Sequence[str]) -> Any:

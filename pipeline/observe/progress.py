@@ -78,7 +78,6 @@ def format_progress(
     Earlier runs did `before` of `done`; they do not count for the rate, nor their time for `seconds`. The bar, of
     `characters` for its empty and its filled part, fills a line of `columns`; None for a line without a bar.
     """
-    # An instance of tqdm would start a monitor thread, and take locks that a forked worker inherits.
     done = min(done, total)
     rate = (done - before) / seconds if seconds > 0 else 0.0
     # tqdm would round 99.9 % up, and write an ETA as 01:15.
@@ -87,6 +86,7 @@ def format_progress(
     eta = "unknown" if left is None else f"{left}s" if left < 60 else duration(left)
     bar = "" if columns is None else "{bar} "
     bar_format = f"Processing {bar}{share}% | {{n_fmt}}/{{total_fmt}} | {{rate_noinv:.0f}}/s | ETA: {eta}"
+    # An instance of tqdm would start a monitor thread, and take locks that a forked worker inherits.
     return tqdm.format_meter(done, total, seconds, ncols=columns, ascii=characters, rate=rate, bar_format=bar_format)
 
 

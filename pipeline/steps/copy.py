@@ -80,8 +80,8 @@ def _copy_documents(
 ) -> int:
     """Copy the menus and receipts of a shard; return its number of rejects."""
     rejects: list[Reject] = []
-    known = {None, *(row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard))}
-    new = [row for row in rows if row.menu_sha256 not in known]
+    known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
+    new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
     if new:
         menus = ((batch_id, shard, *menu) for menu in _menus(source, new, rejects))
         connection.copy_in("raw.menus", ("batch_id", "shard", "sha256", "content"), menus)

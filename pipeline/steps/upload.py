@@ -60,8 +60,8 @@ class Uploader:
     def upload(self, batch_id: str, shard: int, progress_of: ProgressOf = lambda *_: lambda _: None) -> None:
         """Upload the photos of a shard and write its marker; do nothing if the marker exists.
 
-        Raises RefusedError if the batch is not being loaded or was reset, and DataError: this run's objects are removed
-        then. After StorageError, StorageUnavailable or SourceUnavailable, the next attempt reuses them.
+        Raises DataError, or RefusedError if the batch is not being loaded; the objects of a shard that is refused, or
+        of a batch that was reset, are removed. After StorageError, StorageUnavailable or SourceUnavailable they stay.
         """
         if self._next is not None and (self._next.batch_id, self._next.shard) != (batch_id, shard):
             self._abandon_next()
@@ -178,12 +178,13 @@ class Uploader:
 
 
 def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
-    """Undo the upload of a shard whose COPY failed permanently, unless another run copied it: first its marker."""
+    """Undo the upload of a shard whose COPY failed permanently, unless another run copied it."""
 
     def work(connection: Connection) -> tuple[datetime, list[str]] | None:
         held = batch_state.hold_step(connection, batch_id, COPY, shard)
         if held is None or held.kind != KIND_LOAD:
             return None
+        # Before the objects, so that a crash in between leaves no marker without objects.
         connection.execute("delete_marker", batch_id=batch_id, step=UPLOAD, shard=shard)
         return held.created_at, [key for entry in _entries(connection, batch_id, shard) for key in entry.keys]
 
@@ -199,7 +200,7 @@ def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard:
 def _roll_back(
     database: Database, storage: Storage, batch_id: str, shard: int, created_at: datetime, keys: Sequence[str]
 ) -> None:
-    """Try to remove the objects of a shard that failed permanently, or was reset meanwhile, unless it is marked."""
+    """Try to remove the objects of a shard that failed permanently, if its batch was reset or it has no marker."""
 
     def work(connection: Connection) -> None:
         if (

@@ -68,8 +68,8 @@ class Transport:
             self.hint_unreachable = "Start it with `python -m pipeline up`."
         key = settings.key.reveal()
         # The gateway reads the key from `apikey`, the server from `Authorization`.
-        self._headers = {"User-Agent": "pipeline", "Accept-Encoding": "identity"}
-        self._headers |= {"apikey": key, "Authorization": f"Bearer {key}"}
+        credentials = {"apikey": key, "Authorization": f"Bearer {key}"}
+        self._headers = {"User-Agent": "pipeline", "Accept-Encoding": "identity", **credentials}
         self._pool: Any = None
         self._prefix = ""
         self._pid = 0
