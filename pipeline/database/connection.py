@@ -97,10 +97,7 @@ class Connection:
         self._send(text)
 
     def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
-        """Stream rows into a table with COPY; return their number.
-
-        A value is None, str, bytes (UTF-8), int, float, bool, or an array: a list or tuple of those except bytes.
-        """
+        """COPY rows, each of values that `line_of` takes, into a table; return their number."""
         return self.copy_lines(table, columns, map(line_of, rows))
 
     def copy_lines(self, table: str, columns: Sequence[str], lines: Iterable[bytes]) -> int:
@@ -247,7 +244,7 @@ class Database:
             backoff.expo,
             DatabaseUnavailable,
             max_tries=tuning.retry_max_attempts + 1,
-            on_backoff=_log_retry,
+            on_backoff=lambda one: logger.warning("%s Trying again in %.1f s.", one["exception"].message, one["wait"]),
             jitter=backoff.full_jitter,
             logger=None,
             base=tuning.retry_backoff_factor,
@@ -258,7 +255,3 @@ class Database:
                 return work(connection)
 
         return attempt()
-
-
-def _log_retry(details: Any) -> None:
-    logger.warning("%s Trying again in %.1f s (%d).", details["exception"].message, details["wait"], details["tries"])

@@ -39,7 +39,7 @@ class CopySource:
 
 
 def line_of(row: Sequence[object]) -> bytes:
-    """Return a row, of values that `copy_in` takes, as a line for `copy_lines`."""
+    """Return a row as a line: None, str, bytes (UTF-8), int, float, bool, or a list or tuple of those except bytes."""
     return b"\t".join([_FORMATS.get(value.__class__, _other)(value) for value in row]) + b"\n"
 
 

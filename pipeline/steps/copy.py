@@ -6,14 +6,15 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD
-from pipeline.database import Connection, Database
+from pipeline.database import Connection, Database, line_of
 from pipeline.dataset.documents import json_of
 from pipeline.dataset.records import Reject
 from pipeline.errors import BadInput, DataError, RefusedError, UnfinishedError
@@ -26,6 +27,7 @@ from pipeline.storage import Storage
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = 600.0
+_AHEAD = 1 << 20  # maximum bytes of a shard's receipts that are read while PostgreSQL copies its photos and menus
 
 
 def copy_shard(
@@ -80,15 +82,20 @@ def _copy_documents(
 ) -> int:
     """Copy the menus and receipts of a shard; return its number of rejects."""
     rejects: list[Reject] = []
-    known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
-    new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
-    if new:
-        menus = ((batch_id, shard, *menu) for menu in _menus(source, new, rejects))
-        connection.copy_in("raw.menus", ("batch_id", "shard", "sha256", "content"), menus)
-    lost = {reject.recognition_id for reject in rejects}
-    rows = [row for row in rows if row.recognition_id not in lost]
-    receipts = ((batch_id, *receipt) for receipt in _receipts(source, rows, rejects))
-    connection.copy_in("raw.receipts", ("batch_id", "recognition_id", "receipt", "menu_sha256"), receipts)
+    unread: list[Reject] = []
+    receipts = _receipts(batch_id, source, rows, unread)
+    is_small = sum(row.receipt_size or 0 for row in rows) <= _AHEAD
+    with ThreadPoolExecutor(1) as executor:
+        ahead = executor.submit(list, receipts if is_small else ())
+        known = {row.sha256 for row in connection.execute("copy_known", batch_id=batch_id, shard=shard)}
+        new = [row for row in rows if row.menu_sha256 is not None and row.menu_sha256 not in known]
+        if new:
+            menus = ((batch_id, shard, *menu) for menu in _menus(source, new, rejects))
+            connection.copy_in("raw.menus", ("batch_id", "shard", "sha256", "content"), menus)
+        lost = {reject.recognition_id for reject in rejects}
+        lines = (line for number, line in chain(ahead.result(), receipts) if number not in lost)
+        connection.copy_lines("raw.receipts", ("batch_id", "recognition_id", "receipt", "menu_sha256"), lines)
+    rejects += [reject for reject in unread if reject.recognition_id not in lost]
     require_source(Path(source), rejects, may_reject=may_reject)
     if rejects:
         rejected = {"batch_id": batch_id, "recognition_ids": [reject.recognition_id for reject in rejects]}
@@ -115,8 +122,8 @@ def _menus(source: str, rows: list[Any], rejects: list[Reject]) -> Iterator[tupl
             rejects += lost
 
 
-def _receipts(source: str, rows: list[Any], rejects: list[Reject]) -> Iterator[tuple[int, bytes | None, str | None]]:
-    """Yield (recognition id, receipt, SHA-256 of the menu); fill `rejects` for receipts that cannot be read."""
+def _receipts(batch_id: str, source: str, rows: list[Any], rejects: list[Reject]) -> Iterator[tuple[int, bytes]]:
+    """Yield (recognition id, line of raw.receipts); fill `rejects` for receipts that cannot be read."""
     for row in rows:
         receipt = None
         if row.receipt_path is not None:
@@ -124,7 +131,7 @@ def _receipts(source: str, rows: list[Any], rejects: list[Reject]) -> Iterator[t
         if isinstance(receipt, Reject):
             rejects.append(receipt)
         else:
-            yield row.recognition_id, receipt, row.menu_sha256
+            yield row.recognition_id, line_of((batch_id, row.recognition_id, receipt, row.menu_sha256))
 
 
 def _read(source: str, recognition_id: int, path: str, size: int, digest: str) -> bytes | Reject:
