@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,12 @@ SMALL_PHOTO = (160, 120)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the sweeps: with several processes, none of them is left with the longest tests at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hangup() -> None:
+    """Let SIGHUP end the commands that tests start, also where the tests run under nohup, which ignores it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
