@@ -234,6 +234,8 @@ def test_a_blank_key_is_refused(tmp_path: Path) -> None:
         "db.abc.supabase.co",
         f"mysql://root:{PASSWORD}@db.abc.supabase.co/postgres",
         f"postgresql+psycopg2://postgres:{PASSWORD}@db.abc.supabase.co/postgres",
+        f"postgresql+psycopg2://postgres:{PASSWORD}/x@db.abc.supabase.co/postgres?sslmode=require",
+        f'"postgresql://postgres:{PASSWORD}@db.abc.supabase.co/postgres?sslmode=require"',
         f"postgresql://postgres:[{PASSWORD}@db.abc.supabase.co/postgres",
     ],
 )
