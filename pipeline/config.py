@@ -232,7 +232,7 @@ def _database_url(text: str) -> Secret:
             raise SettingsError(f"{DATABASE} is not a valid URL.", hint) from exc
         for secret in (password, unquote(password)):
             Secret(secret)
-    elif "=" not in url.partition("://")[0]:
+    elif "=" not in url.partition("://")[0]:  # libpq's keyword form has a parameter before any "://"
         message = f"{DATABASE} is not a URL such as postgresql://user:password@host:port/database."
         raise SettingsError(message, "Copy it from Connect in the Supabase dashboard.")
     return Secret(url)

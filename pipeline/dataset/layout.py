@@ -178,7 +178,8 @@ def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
 def camera_of(path: str) -> int | None:
     """Return the camera in a photo's name, 1 for Main and 2 for Qualifying; None if it names neither or both."""
     name = path.rsplit("/", 1)[-1].lower()
-    return {(True, False): 1, (False, True): 2}.get(("main" in name, "qualifying" in name))
+    cameras = [camera for camera, word in enumerate(("main", "qualifying"), 1) if word in name]
+    return cameras[0] if len(cameras) == 1 else None
 
 
 def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:

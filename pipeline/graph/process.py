@@ -20,11 +20,8 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3): least size of a block wi
 
 
 def bound_memory() -> None:
-    """Make glibc return freed photos to the system, and numpy, which the decoder loads, start no threads.
-
-    By default glibc keeps the largest photos in an arena per thread, and numpy starts a thread per processor.
-    """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    """Make glibc return freed photos to the system instead of keeping them in an arena per thread; limit numpy."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the decoder loads numpy: by default a thread per processor
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # musl has none and needs none
         mallopt(_M_MMAP_THRESHOLD, 256 << 10)

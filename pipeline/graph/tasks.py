@@ -148,16 +148,18 @@ class Transform(RequestTask):
         """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
         run = self.require_lock()
 
+        def pending(connection: Connection) -> list[int]:
+            return state.pending_shards(connection, self.batch_id, COPY)
+
         def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
-            progress = state.progress(connection, self.batch_id, run.counted)
-            return state.pending_shards(connection, self.batch_id, COPY), progress
+            return pending(connection), state.progress(connection, self.batch_id, run.counted)
 
         shards, (total, done) = run.database.run(look)
         run.counter.start(total, done if self.kind == KIND_LOAD else 0)
         if shards:
             self.report(f"waiting for {len(shards)} shards", 0)
             copies = [self.clone(CopyShard, shard=shard) for shard in shards]  # type: ignore[no-untyped-call]
-            yield DynamicRequirements(copies, custom_complete=lambda _: not run.database.run(look)[0])
+            yield DynamicRequirements(copies, custom_complete=lambda _: not run.database.run(pending))
         messages, percents, metrics = ["beginning"], [0], Metrics()
         reporting = self.reporting(lambda: (messages[-1], percents[-1]))
         with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
