@@ -6,7 +6,9 @@ test_dataset.py has the plain cases; here are the ones that need a closer look a
 from __future__ import annotations
 
 import io
+import re
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.dataset.photo import MAXIMUM_PIXELS, Dimensions, check_photo
+from pipeline.dataset.photo import MAXIMUM_PIXELS, CheckedPhoto, Dimensions, check_photo
 from pipeline.errors import BadInput
 
 SIZE = (160, 120)
@@ -36,9 +38,17 @@ def exif(orientation: int) -> Image.Exif:
     return data
 
 
+def dimensions(content: bytes) -> Dimensions:
+    return check_photo(content).dimensions
+
+
+def codes(photo: CheckedPhoto) -> list[str]:
+    return [code for code, sentence in photo.notices if sentence]
+
+
 def refusal(content: bytes) -> str:
     with pytest.raises(BadInput) as caught:
-        check_photo(content)
+        dimensions(content)
     assert caught.value.message
     return caught.value.code
 
@@ -70,23 +80,23 @@ def with_size(content: bytes, width: int, height: int) -> bytes:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("options", [{}, {"quality": 5}, {"quality": 95, "subsampling": 0}, {"optimize": True}])
 def test_every_kind_of_jpeg_passes(mode: str, progressive: bool, options: dict[str, Any]) -> None:
-    assert check_photo(encoded(mode, progressive=progressive, **options)) == Dimensions(*SIZE, 1)
+    assert dimensions(encoded(mode, progressive=progressive, **options)) == Dimensions(*SIZE, 1)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (1, 1000), (1000, 1), (1281, 719)])
 def test_the_dimensions_are_those_of_the_file_not_of_the_small_picture_that_is_decoded(size: tuple[int, int]) -> None:
-    found = check_photo(encoded(size=size))
+    found = dimensions(encoded(size=size))
     assert (found.width, found.height) == size
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_is_told_and_the_dimensions_stay_as_stored(orientation: int) -> None:
-    assert check_photo(encoded(exif=exif(orientation))) == Dimensions(*SIZE, orientation)
+    assert dimensions(encoded(exif=exif(orientation))) == Dimensions(*SIZE, orientation)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255, 65535])
 def test_an_orientation_that_does_not_exist_is_none(orientation: int) -> None:
-    assert check_photo(encoded(exif=exif(orientation))).orientation == 1
+    assert dimensions(encoded(exif=exif(orientation))).orientation == 1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -96,21 +106,112 @@ def test_a_damaged_exif_block_does_not_make_a_good_picture_bad(kept: int) -> Non
     start = segment(content, 0xE1) + 4 + len(b"Exif\0\0")
     length = int.from_bytes(content[start - 8 : start - 6], "big") - 8
     damaged = content[: start + kept] + b"\xff" * (length - kept) + content[start + length :]
-    found = check_photo(damaged)
+    found = dimensions(damaged)
     assert (found.width, found.height) == SIZE
     assert 1 <= found.orientation <= 8
 
 
 @pytest.mark.parametrize("trailer", [b"\0", b"\n", b"\0" * 5000, b"made by a camera", END, encoded(size=(8, 8))])
-def test_bytes_after_the_end_do_no_harm(trailer: bytes) -> None:
-    assert check_photo(encoded() + trailer) == Dimensions(*SIZE, 1)
+def test_bytes_after_the_end_are_noticed(trailer: bytes) -> None:
+    found = check_photo(encoded() + trailer)
+    assert found.dimensions == Dimensions(*SIZE, 1)
+    assert codes(found) == ["photo_trailing_bytes"]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_missing_end_marker_is_noticed(progressive: bool, missing: int) -> None:
+    assert codes(check_photo(encoded(progressive=progressive)[:-missing])) == ["photo_no_end"]
+
+
+def test_a_progressive_photo_that_ends_after_an_early_scan_is_truncated() -> None:
+    content = encoded(progressive=True)
+    for scan in re.finditer(b"\xff\xda", content):
+        if scan.start() != content.index(b"\xff\xda"):
+            assert refusal(content[: scan.start()]) == "photo_truncated"
+
+
+@pytest.mark.parametrize("padding", [b"\0", b"\0" * 4096, b"\xff" * 3, b"\0\0\xff\xff", b"\xff" * 5_000_000])
+def test_padding_between_segments_is_noticed(padding: bytes) -> None:
+    content = encoded()
+    start = segment(content, 0xDB)
+    found = check_photo(content[:start] + padding + content[start:])
+    assert found.dimensions == Dimensions(*SIZE, 1)
+    assert codes(found) == ["photo_padding"]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_zeros_between_coded_data_and_end_marker_are_noticed(progressive: bool) -> None:
+    content = encoded(progressive=progressive)
+    assert codes(check_photo(content[:-2] + bytes(1000) + END)) == ["photo_padding"]
+
+
+def test_a_photo_without_deviation_has_no_notice() -> None:
+    for base in BASES:
+        assert check_photo(base).notices == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "an AVIF image"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "a WebP image"),
+        (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+        (b"II*\0\x08\0\0\0", "a TIFF image or a camera's raw file"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b"\xef\xbb\xbf\n<HTML>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer, whose content was not"),
+        (b"\x1f\x8b\x08", "gzip data"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (bytes(5000), "filled with zero bytes"),
+        (b'{"error": "not found"}', "a JSON document"),
+        (b"what is this", "not a JPEG"),
+    ],
+)
+def test_a_reject_names_what_the_file_is(content: bytes, what: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(what)) as caught:
+        check_photo(content)
+    assert caught.value.code == "photo_not_jpeg"
+
+
+@pytest.mark.parametrize(("frame", "what"), [(0xC9, "arithmetic"), (0xCA, "arithmetic"), (0xC3, "lossless")])
+def test_frames_that_browsers_do_not_show_are_rejected(frame: int, what: str) -> None:
+    content = bytearray(encoded())
+    content[segment(bytes(content), 0xC0) + 1] = frame
+    with pytest.raises(BadInput, match=what) as caught:
+        check_photo(bytes(content))
+    assert caught.value.code == "photo_undecodable"
+
+
+def repeated_scan() -> bytes:
+    content = encoded(size=(1200, 1200), progressive=True, quality=5)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * 1500 + END
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded()[:2] + b"\xff\xfe\0\2" * 5_000_000 + encoded()[2:],
+        b"\xff\xd8" + b"\xff" * 20_000_000,
+        b"\xff\xd8" + b"\xff\xda\0\2" + b"\xff\0" * 10_000_000,
+        repeated_scan(),
+    ],
+    ids=["empty segments", "fill bytes", "stuffed bytes", "one scan repeated"],
+)
+def test_no_file_takes_more_than_seconds_of_a_processor(content: bytes) -> None:
+    begin = time.process_time()
+    with pytest.raises(BadInput):
+        check_photo(content)
+    assert time.process_time() - begin < 5  # the contract allows ten; each takes a fraction of a second
 
 
 def test_a_photo_with_a_second_picture_in_it_has_the_dimensions_of_the_first() -> None:
     stream = io.BytesIO()
     second = Image.new("RGB", (8, 8))
     Image.effect_noise(SIZE, 60).convert("RGB").save(stream, "MPO", save_all=True, append_images=[second])
-    assert check_photo(stream.getvalue()) == Dimensions(*SIZE, 1)
+    assert dimensions(stream.getvalue()) == Dimensions(*SIZE, 1)
 
 
 # Photos that end too early
@@ -121,8 +222,9 @@ def test_a_photo_with_a_second_picture_in_it_has_the_dimensions_of_the_first() -
 def test_every_truncation_that_loses_scan_data_is_noticed(mode: str, progressive: bool) -> None:
     content = encoded(mode, (96, 64), progressive=progressive)
     scan = segment(content, 0xDA)
-    cuts = {*range(scan, len(content) - 1, 41), *range(len(content) - 40, len(content))}
+    cuts = {*range(scan, len(content) - 2, 41), *range(len(content) - 40, len(content) - 2)}
     assert {refusal(content[:cut]) for cut in cuts} == {"photo_truncated"}
+    assert {refusal(content[:cut] + END) for cut in cuts if cut > scan + 20} == {"photo_undecodable"}
 
 
 def test_a_cut_before_the_picture_is_noticed_even_behind_a_thumbnail() -> None:
@@ -130,10 +232,10 @@ def test_a_cut_before_the_picture_is_noticed_even_behind_a_thumbnail() -> None:
     thumbnail = b"Exif\0\0" + b"II*\0\x08\0\0\0\0\0\0\0\0\0" + encoded(size=(32, 24))
     block = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     content = whole[:2] + block + whole[2:]
-    assert check_photo(content) == Dimensions(*SIZE, 1)
+    assert dimensions(content) == Dimensions(*SIZE, 1)
     for cut in (len(block) // 2, len(block), len(block) + 2, len(block) + 10, len(content) // 2):
         with pytest.raises(BadInput):
-            check_photo(content[:cut])
+            dimensions(content[:cut])
 
 
 def test_a_copy_that_was_filled_up_with_zeros_is_noticed() -> None:
@@ -169,7 +271,7 @@ def test_what_is_no_jpeg(content: bytes, code: str) -> None:
 
 def test_a_png_is_called_by_its_name() -> None:
     with pytest.raises(BadInput, match="PNG"):
-        check_photo(encoded(kind="PNG"))
+        dimensions(encoded(kind="PNG"))
 
 
 # Damage in the middle
@@ -219,7 +321,7 @@ BASES = [
 @given(st.binary(max_size=300), st.booleans())
 def test_only_bad_input_escapes_for_random_bytes(content: bytes, is_jpeg: bool) -> None:
     with pytest.raises(BadInput):
-        check_photo(b"\xff\xd8" * is_jpeg + content)
+        dimensions(b"\xff\xd8" * is_jpeg + content)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -229,7 +331,7 @@ def test_only_bad_input_escapes_for_flipped_bytes(base: bytes, flips: list[tuple
     for position, value in flips:
         content[2 + position % (len(content) - 2)] = value
     try:
-        found = check_photo(bytes(content))
+        found = dimensions(bytes(content))
     except BadInput as exc:
         code = exc.code
     else:
@@ -244,7 +346,7 @@ def test_only_bad_input_escapes_for_flipped_bytes(base: bytes, flips: list[tuple
 def test_only_bad_input_escapes_for_a_hole(base: bytes, position: int, length: int) -> None:
     start = 2 + position % (len(base) - 2)
     try:
-        found = check_photo(base[:start] + base[start + length :])
+        found = dimensions(base[:start] + base[start + length :])
     except BadInput as exc:
         code = exc.code
     else:
@@ -254,7 +356,7 @@ def test_only_bad_input_escapes_for_a_hole(base: bytes, position: int, length: i
 
 
 def test_a_trailer_that_looks_like_a_scan_does_no_harm() -> None:
-    assert check_photo(encoded() + b"\xff\xda and the like") == Dimensions(*SIZE, 1)
+    assert dimensions(encoded() + b"\xff\xda and the like") == Dimensions(*SIZE, 1)
 
 
 def test_a_progressive_picture_whose_coefficients_would_fill_the_memory_is_refused() -> None:
@@ -263,4 +365,4 @@ def test_a_progressive_picture_whose_coefficients_would_fill_the_memory_is_refus
     assert refusal(huge.getvalue()) == "photo_too_large"
     baseline = io.BytesIO()
     Image.new("RGB", (6000, 6000)).save(baseline, "JPEG", subsampling=0)
-    assert check_photo(baseline.getvalue()) == Dimensions(6000, 6000, 1)
+    assert dimensions(baseline.getvalue()) == Dimensions(6000, 6000, 1)

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.database import Connection
-from pipeline.dataset.records import Reject
+from pipeline.dataset.records import Notice, Reject
 from pipeline.errors import RefusedError, UsageError
 
 #: The steps.
@@ -151,7 +151,18 @@ def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:
 
 def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, rejects: Sequence[Reject]) -> None:
     """Record rejects."""
-    if rejects:
+    _add(connection, "ingest.rejects", batch_id, step, shard, rejects)
+
+
+def add_notices(connection: Connection, batch_id: str, step: str, shard: int, notices: Sequence[Notice]) -> None:
+    """Record notices."""
+    _add(connection, "ingest.notices", batch_id, step, shard, notices)
+
+
+def _add(
+    connection: Connection, table: str, batch_id: str, step: str, shard: int, inputs: Sequence[Reject | Notice]
+) -> None:
+    if inputs:
         columns = ("batch_id", "recognition_id", "path", "code", "message", "step", "shard")
-        rows = ((batch_id, r.recognition_id, r.path, r.code, r.message, step, shard) for r in rejects)
-        connection.copy_in("ingest.rejects", columns, rows)
+        rows = ((batch_id, one.recognition_id, one.path, one.code, one.message, step, shard) for one in inputs)
+        connection.copy_in(table, columns, rows)

@@ -40,6 +40,8 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     counters, operations, gauges = (total.get(name, {}) for name in ("counters", "operations", "gauges"))
     rejects = {row.code: row.rejects for row in connection.execute("count_rejects", batch_id=batch_id)}
     shown = connection.execute("list_rejects", batch_id=batch_id, count=_LISTED_REJECTS)
+    notices = {row.code: row.notices for row in connection.execute("count_notices", batch_id=batch_id)}
+    noticed = connection.execute("list_notices", batch_id=batch_id, count=_LISTED_REJECTS)
     detections = batch.pop("detections_processed")
     counts = {name: batch[name] for name in ("recognitions_processed", "images_processed")}
     sent = {"bytes_uploaded": counters.get("bytes_uploaded", 0)}
@@ -56,6 +58,9 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         "rejected": sum(rejects.values()),
         "rejects": rejects,
         "rejected_inputs": [row._asdict() for row in shown],
+        "noticed": sum(notices.values()),
+        "notices": notices,
+        "noticed_inputs": [row._asdict() for row in noticed],
         **counts,
         "total_seconds": round(seconds, 3),
         "throughput": {name: {"count": count, "per_second": rates[name]} for name, count in counts.items()},
@@ -122,13 +127,16 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         twice = "Several keys name the same photo" if qwen else "Several exports hold the same recognition"
         copies = f"{summary['superseded_copies']} earlier copies"
         lines.append(f"{twice}: the one that sorts last was taken, {copies} were left.")
-    if summary["rejected"] and rejects:
-        codes = ", ".join(f"{code} {count}" for code, count in summary["rejects"].items())
-        lines.append(f"Rejected: {summary['rejected']} ({codes}).")
-        shown = summary["rejected_inputs"][:rejects]
+    for what, table in (("rejected", "rejects"), ("noticed", "notices")):
+        total = summary.get(what, 0)  # earlier versions recorded no notices
+        if not total or not rejects:
+            continue
+        codes = ", ".join(f"{code} {count}" for code, count in summary[table].items())
+        lines.append(f"{what.capitalize()}: {total} ({codes}).")
+        shown = summary[f"{what}_inputs"][:rejects]
         lines += [printable(f"  {one['path']}: {one['message']}") for one in shown]
-        if len(shown) < summary["rejected"] and state != "reset":  # which empties the table
-            lines.append(f"  … and {summary['rejected'] - len(shown)} more, in the table ingest.rejects")
+        if len(shown) < total and state != "reset":  # which empties the table
+            lines.append(f"  … and {total - len(shown)} more, in the table ingest.{table}")
     return "\n".join(lines)
 
 

@@ -46,6 +46,16 @@ class Reject:
     message: str
 
 
+@dataclass(frozen=True)
+class Notice:
+    """An input that was passed over, or used in a way that a person should know of, with a code and a sentence."""
+
+    recognition_id: int | None
+    path: str
+    code: str
+    message: str
+
+
 def is_text(path: str) -> bool:
     """Return whether a text can be encoded as UTF-8."""
     return path.encode(errors="replace").decode() == path

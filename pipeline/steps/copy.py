@@ -100,6 +100,7 @@ def _copy_documents(
     if rejects:
         rejected = {"batch_id": batch_id, "recognition_ids": [reject.recognition_id for reject in rejects]}
         connection.execute("delete_files_rejected", **rejected)
+        connection.execute("delete_notices_rejected", **rejected)
         # Their photos are already in the bucket; the transform step removes them.
         connection.execute("mark_manifest_rejected", **rejected)
         connection.execute("delete_claims_rejected", **rejected, kind=KIND_LOAD)

@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.dataset.documents import check_menu, check_receipt
 from pipeline.dataset.layout import modified
 from pipeline.dataset.photo import Dimensions, check_photo
-from pipeline.dataset.records import File, Recognition, Reject
+from pipeline.dataset.records import File, Notice, Recognition, Reject
 from pipeline.errors import BadInput
 from pipeline.observe.metrics import Metrics
 
@@ -31,6 +31,7 @@ class PhotoFacts:
     dimensions: Dimensions
     sha256: str
     md5: str
+    notices: tuple[Notice, ...]
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tu
     for file, content in zip(recognition.photos, files.photos, strict=True):
         try:
             with metrics.timed("photo_check"):
-                dimensions = check_photo(content)
+                checked = check_photo(content)
+                sha256 = hashlib.sha256(content).hexdigest()
                 md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-                photos.append(PhotoFacts(dimensions, hashlib.sha256(content).hexdigest(), md5))
+            notices = tuple(Notice(recognition.recognition_id, file.path, *notice) for notice in checked.notices)
+            photos.append(PhotoFacts(checked.dimensions, sha256, md5, notices))
         except BadInput as exc:
             return Reject(recognition.recognition_id, file.path, exc.code, exc.message)
     return photos[0], photos[1]

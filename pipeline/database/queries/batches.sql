@@ -12,6 +12,9 @@ WHERE m.batch_id = :batch_id
 -- name: count_markers
 SELECT count(*) AS done FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step
 
+-- name: count_notices
+SELECT code, count(*) AS notices FROM ingest.notices WHERE batch_id = :batch_id GROUP BY code ORDER BY code
+
 -- name: count_rejects
 SELECT code, count(*) AS rejects FROM ingest.rejects WHERE batch_id = :batch_id GROUP BY code ORDER BY code
 
@@ -108,6 +111,13 @@ WHERE b.id = :batch_id
         SELECT FROM ingest.batch_state m WHERE m.batch_id = b.id AND m.step = :step AND m.shard = s.shard
     )
 ORDER BY s.shard
+
+-- name: list_notices
+SELECT recognition_id, path, code, message, step
+FROM ingest.notices
+WHERE batch_id = :batch_id
+ORDER BY id
+LIMIT :count
 
 -- name: list_rejects
 SELECT recognition_id, path, code, message, step

@@ -22,6 +22,9 @@ CROSS JOIN LATERAL (
 ) AS known
 RETURNING sha256
 
+-- name: delete_notices_rejected
+DELETE FROM ingest.notices WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+
 -- name: delete_files_rejected
 DELETE FROM raw.photos
 WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))

@@ -13,6 +13,9 @@ DELETE FROM ingest.manifest WHERE batch_id = :batch_id
 -- name: delete_markers
 DELETE FROM ingest.batch_state WHERE batch_id = :batch_id
 
+-- name: delete_notices
+DELETE FROM ingest.notices WHERE batch_id = :batch_id
+
 -- name: delete_rejects
 DELETE FROM ingest.rejects WHERE batch_id = :batch_id
 

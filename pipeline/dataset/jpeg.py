@@ -1,0 +1,181 @@
+"""Read the structure of a JPEG file without decoding it: its frame, its scans, and what surrounds the picture.
+
+Marker segments are described in ITU-T T.81, annex B; the EXIF block is a TIFF file in the segment APP1 (CIPA DC-008).
+A file is scanned in one pass by `bytes.find` and a regular expression, so that its length alone bounds the time.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+
+#: A photo has about ten scans, two segments for each, and up to 255 segments of a colour profile.
+MAXIMUM_SEGMENTS = 2000
+
+_TEM, _SOI, _EOI, _SOS, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xE1
+_WITHOUT_LENGTH = frozenset((_TEM, *range(0xD0, 0xD9)))
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+#: Frames that browsers show: baseline, extended sequential and progressive, with Huffman coding.
+_SHOWN = frozenset((0xC0, 0xC1, 0xC2))
+#: A marker inside coded data: neither a stuffed byte (FF 00) nor a restart marker nor a fill byte.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_EXIF = b"Exif\0\0"
+_ORIENTATION, _SHORT = 0x0112, 3
+
+#: The first bytes of what is found under the name of a photo, and what it is.
+_KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
+    (re.compile(pattern, re.DOTALL), name)
+    for pattern, name in (
+        (rb"\x89PNG", "a PNG image"),
+        (rb"GIF8", "a GIF image"),
+        (rb"BM.{12}", "a BMP image"),
+        (rb"II\*\0|MM\0\*", "a TIFF image or a camera's raw file"),
+        (rb"RIFF....WEBP", "a WebP image"),
+        (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC image"),
+        (rb"....ftypavi[fs]", "an AVIF image"),
+        (rb"....ftyp", "a video"),
+        (rb"\xff\x0a|....JXL ", "a JPEG XL image"),
+        (rb"....jP  |\xff\x4f\xff\x51", "a JPEG 2000 image"),
+        (rb"%PDF", "a PDF document"),
+        (rb"version https://git-lfs", "a Git LFS pointer, whose content was not fetched"),
+        (rb"\x1f\x8b", "gzip data"),
+        (rb"PK\x03\x04", "a ZIP archive"),
+        (rb"\0\x05\x16\x07", "macOS metadata (AppleDouble)"),
+        (rb"bplist00", "an Apple property list"),
+        (rb"(?:\xef\xbb\xbf)?\s*<(?i:!doctype html|html|head|body)", "an HTML page"),
+        (rb"(?:\xef\xbb\xbf)?\s*<", "an XML or SVG document"),
+        (rb"(?:\xef\xbb\xbf)?\s*[\[{]", "a JSON document"),
+        (rb"data:image/", "a data URL"),
+        (rb"/9j/", "a JPEG in base64"),
+    )
+)
+
+
+_PADDING = re.compile(rb"[\0\xff]*")
+
+
+@dataclass
+class Structure:
+    """What a file contains.
+
+    Attributes:
+        frame: the marker of the frame header (SOF), 0 if there is none.
+        header: its payload: precision, height, width, and the components.
+        scans: the payloads of the scan headers (SOS) of the first picture.
+        orientation: of the first EXIF block, 1 to 8; 1 if there is none.
+        padding: positions (start, end) of zero and fill bytes between segments.
+        coded_padding: the same of zero bytes at the end of a scan, which may also be coded data.
+        end: position after the marker EOI, None if it is missing.
+        is_whole: all segments were read, no more than `MAXIMUM_SEGMENTS`.
+    """
+
+    frame: int = 0
+    header: bytes = b""
+    scans: list[bytes] = field(default_factory=list)
+    orientation: int = 1
+    padding: list[tuple[int, int]] = field(default_factory=list)
+    coded_padding: list[tuple[int, int]] = field(default_factory=list)
+    end: int | None = None
+    is_whole: bool = True
+
+    def has_all_scans(self) -> bool:
+        """Return whether every coefficient of every component is coded to its last bit (T.81, annex G)."""
+        left = {self.header[offset] for offset in range(6, len(self.header) - 2, 3)}
+        missing = {(component, k): 1 for component in left for k in range(64)}
+        for scan in self.scans:
+            count = scan[0] if scan else 0
+            components, rest = scan[1 : 1 + 2 * count : 2], scan[1 + 2 * count :]
+            if len(rest) < 3:
+                return False
+            for component in components:
+                for k in range(rest[0], min(rest[1], 63) + 1):
+                    missing[component, k] = rest[2] & 15
+        return not any(missing.values())
+
+
+def without(content: bytes, cuts: list[tuple[int, int]]) -> bytes:
+    """Return the content without the bytes between the positions (start, end) of each cut; a copy if there is one."""
+    if not cuts:
+        return content
+    positions = [0, *(position for cut in sorted(cuts) for position in cut), len(content)]
+    return b"".join(content[start:end] for start, end in zip(positions[::2], positions[1::2], strict=True))
+
+
+def kind_of(content: bytes) -> str:
+    """Return what a file is that is not a JPEG: a noun phrase with its article, or "not a JPEG"."""
+    start = content[:512]
+    for pattern, name in _KINDS:
+        if pattern.match(start):
+            return name
+    if not content.strip(b"\0"):
+        return "filled with zero bytes"
+    return "not a JPEG"
+
+
+def is_shown_by_browsers(frame: int) -> bool:
+    """Return whether browsers show frames of a marker: they show neither arithmetic coding nor lossless frames."""
+    return frame in _SHOWN
+
+
+def read_structure(content: bytes) -> Structure:
+    """Return the structure of a file that begins with the marker SOI."""
+    found = Structure()
+    has_exif = False
+    position = 2
+    for _ in range(MAXIMUM_SEGMENTS):
+        position = _skip_padding(content, position, found)
+        if content[position : position + 1] != b"\xff" or position + 1 == len(content):
+            return found
+        marker = content[position + 1]
+        position += 2
+        if marker == _EOI:
+            found.end = position
+            return found
+        if marker in _WITHOUT_LENGTH:
+            continue
+        length = max(2, int.from_bytes(content[position : position + 2], "big"))
+        payload = content[position + 2 : position + length]
+        position += length
+        if marker in _FRAMES and not found.frame:
+            found.frame, found.header = marker, payload
+        elif marker == _APP1 and not has_exif and payload.startswith(_EXIF):
+            has_exif, found.orientation = True, _orientation(payload[len(_EXIF) :])
+        elif marker == _SOS:
+            found.scans.append(payload)
+            following = _MARKER.search(content, position)
+            start, position = position, following.start() if following is not None else len(content)
+            if content[position - 1] == 0:
+                data = content[start:position].rstrip(b"\0")
+                last = start + len(data) + data.endswith(b"\xff")  # FF 00 is a coded FF
+                found.coded_padding += [(last, position)] if last < position else []
+    found.is_whole = False
+    return found
+
+
+def _skip_padding(content: bytes, position: int, found: Structure) -> int:
+    """Record zero and fill bytes, and return the position of the marker after them."""
+    match = _PADDING.match(content, position)
+    end = match.end() if match is not None else position
+    if content[end - 1 : end] == b"\xff" and end > position:
+        end -= 1  # it begins the marker
+    if end > position:
+        found.padding.append((position, end))
+    return end
+
+
+def _orientation(block: bytes) -> int:
+    """Return the orientation in an EXIF block, 1 if it has no valid one."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for offset in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values, value = struct.unpack_from(f"{order}HHIH", block, offset)
+            if tag == _ORIENTATION:
+                return value if (kind, values) == (_SHORT, 1) and 1 <= value <= 8 else 1
+    except struct.error:  # the block ends too early
+        pass
+    return 1
