@@ -9,12 +9,17 @@ COMMENT ON SCHEMA raw IS 'What the datasets said, one set of rows per batch; app
 CREATE TABLE ingest.batches (
     id text PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$' AND id !~ '\.\.'),
     kind text NOT NULL CHECK (kind IN ('load', 'qwen')),
-    state text NOT NULL CHECK (state IN ('loading', 'done', 'resetting', 'reset')),
+    state text NOT NULL CHECK (state IN ('loading', 'held', 'done', 'resetting', 'reset')),
     source text NOT NULL,
     recognition_limit bigint CHECK (recognition_limit > 0),
     force boolean NOT NULL DEFAULT false,
     strict boolean NOT NULL DEFAULT false,
     bucket text NOT NULL,
+    -- As Storage says it: with the bucket's id it tells one project's bucket from another's.
+    bucket_created_at text,
+    -- What the model's numbers mean, for annotations.
+    coordinates text NOT NULL DEFAULT 'pixels',
+    exif_turned boolean NOT NULL DEFAULT false,
     shards integer NOT NULL DEFAULT 0,
     recognitions bigint NOT NULL DEFAULT 0,
     photos bigint NOT NULL DEFAULT 0,
@@ -27,6 +32,10 @@ CREATE TABLE ingest.batches (
     held_by text[] NOT NULL DEFAULT '{}',
     superseded_copies bigint NOT NULL DEFAULT 0,
     beyond_limit bigint NOT NULL DEFAULT 0,
+    -- Number of files below the source, by class: used, unchanged, not_taken, rejected, passed_over, clutter.
+    files jsonb NOT NULL DEFAULT '{}',
+    -- Why a batch that is complete was not published.
+    held_reason text,
     -- The order of commits: of two finished batches with one recognition, the higher version is what readers see.
     version bigint UNIQUE,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -35,7 +44,7 @@ CREATE TABLE ingest.batches (
     metrics jsonb NOT NULL DEFAULT '{}'
 );
 CREATE INDEX batches_created_at ON ingest.batches (created_at);
-CREATE INDEX batches_unfinished ON ingest.batches (kind, source) WHERE state IN ('loading', 'resetting');
+CREATE INDEX batches_unfinished ON ingest.batches (kind, source) WHERE state IN ('loading', 'held', 'resetting');
 
 CREATE TABLE ingest.batch_state (
     batch_id text NOT NULL REFERENCES ingest.batches (id),
@@ -106,6 +115,21 @@ CREATE TABLE ingest.rejects (
 CREATE INDEX rejects_batch ON ingest.rejects (batch_id, step, shard);
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
+CREATE TABLE ingest.notices (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    batch_id text NOT NULL REFERENCES ingest.batches (id),
+    recognition_id bigint,
+    path text NOT NULL,
+    code text NOT NULL,
+    message text NOT NULL,
+    step text NOT NULL,
+    shard integer NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX notices_batch ON ingest.notices (batch_id, step, shard);
+COMMENT ON TABLE ingest.notices IS
+    'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';
+
 CREATE TABLE raw.photos (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,
@@ -159,6 +183,7 @@ ALTER TABLE ingest.batches ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.batch_state ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.manifest ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.claims ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.notices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;
