@@ -5,6 +5,7 @@
     │   ├── SettingsError
     │   └── AccessDenied
     ├── RefusedError
+    ├── HeldError
     ├── UnfinishedError
     ├── Interrupted
     ├── TransientError
@@ -57,6 +58,10 @@ class AccessDenied(UsageError):
 
 class RefusedError(PipelineError):
     """The request is not safe to carry out; nothing was changed."""
+
+
+class HeldError(PipelineError):
+    """The batch is complete but not published: a person has to release or reset it; the message has the reason."""
 
 
 class UnfinishedError(PipelineError):

@@ -209,14 +209,19 @@ def source_of(name: str) -> str:
 
 
 def reject_codes(texts: list[str]) -> set[str]:
-    """Every code that BadInput, Reject and `reject` are given, found in the syntax; an unknown form is an error."""
+    """Every code that BadInput, Reject and `reject` are given."""
+    return codes_given(texts, {"BadInput": 0, "reject": 0, "Reject": 2})
+
+
+def codes_given(texts: list[str], positions: dict[str, int]) -> set[str]:
+    """Every code that the named calls are given, found in the syntax; an unknown form is an error."""
     trees = [ast.parse(text) for text in texts]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     kinds = {text_of(call.args[2]) for call in calls if called(call) == "read_file"}
     helpers = {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     codes: set[str] = set()
     for call in calls:
-        position = {"BadInput": 0, "reject": 0, "Reject": 2}.get(called(call))
+        position = positions.get(called(call))
         if position is None or len(call.args) <= min(position, 1):
             continue
         codes.update(codes_of(call.args[position], kinds, helpers))
@@ -242,28 +247,38 @@ def codes_of(argument: ast.expr, kinds: set[str], helpers: dict[str, ast.Functio
         assert isinstance(prefix, ast.FormattedValue)
         for kind in kinds:
             yield kind + text_of(suffix)
-    elif isinstance(argument, ast.Starred):
-        assert isinstance(argument.value, ast.Call)
+    elif isinstance(argument, ast.Starred) and isinstance(argument.value, ast.Call):
         for node in ast.walk(helpers[called(argument.value)]):
             if isinstance(node, ast.Return):
                 assert isinstance(node.value, ast.Tuple)
                 yield from codes_of(node.value.elts[0], kinds, helpers)
     else:
         # A code that is handed on, from an exception or from a parameter, was counted where it came from.
-        assert ast.unparse(argument) in ("code", "exc.code", "one.code"), (
-            f"a reject code of unknown form: {ast.unparse(argument)}"
+        assert ast.unparse(argument) in ("code", "exc.code", "one.code", "*one"), (
+            f"a code of unknown form: {ast.unparse(argument)}"
         )
 
 
-def test_the_table_of_rejects_has_exactly_the_codes_of_the_code() -> None:
-    listed = [row[0].strip("`") for row in rows(REJECTS)[1:]]
+def listed_codes(text: str) -> set[str]:
+    """The codes of the table in a text, each there once."""
+    listed = [row[0].strip("`") for row in rows(text)[1:]]
     assert len(listed) == len(set(listed))
+    return set(listed)
+
+
+def test_the_table_of_notices_has_exactly_the_codes_of_the_code() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in SOURCES]
+    assert listed_codes(section("Notices", REJECTS)) == codes_given(texts, {"Deviation": 0, "Notice": 2})
+
+
+def test_the_table_of_rejects_has_exactly_the_codes_of_the_code() -> None:
+    listed = listed_codes(REJECTS.partition("## Notices")[0])
     in_sql = set()
     for path in (ROOT / "pipeline").rglob("*.sql"):
         for query in re.split(r"^-- name: \w+$", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
             if "INSERT INTO pg_temp.found" in query:
                 in_sql |= set(re.findall(r"'([a-z_]+)'", query))
-    assert set(listed) == in_sql | reject_codes([path.read_text(encoding="utf-8") for path in SOURCES])
+    assert listed == in_sql | reject_codes([path.read_text(encoding="utf-8") for path in SOURCES])
 
 
 def test_reject_codes_are_found_in_every_form_that_the_code_uses() -> None:

@@ -425,7 +425,7 @@ def test_a_restricted_role_is_told_all_that_it_may_not(check: Check, restricted:
     found = check(database_url=Secret(restricted))
     role = only(found, "role")
     assert role.level == PROBLEM
-    assert "may not create temporary tables, does not own ingest.batch_state and 17 more tables" in role.message
+    assert "may not create temporary tables, does not own ingest.batch_state and 18 more tables" in role.message
     assert "may not COPY past the row-level security of ingest.batch_state" in role.message
     assert "the user postgres" in role.remedy
     assert only(found, "migrations").level == PROBLEM  # it may not see them

@@ -141,7 +141,7 @@ def test_each_code_of_ours(
 
 
 def test_the_documents_have_the_codes_that_are_tested() -> None:
-    assert documented("README.md") == set(CODES_OF_OURS)
+    assert documented("README.md") == set(CODES_OF_OURS) | {6}  # which the tests of held batches have
     assert documented("docs/guides/luigi.md") == set(CODES_OF_BARE) | NEVER
 
 

@@ -43,7 +43,7 @@ def dimensions(content: bytes) -> Dimensions:
 
 
 def codes(photo: CheckedPhoto) -> list[str]:
-    return [code for code, sentence in photo.notices if sentence]
+    return [code for code, sentence in photo.deviations if sentence]
 
 
 def refusal(content: bytes) -> str:
@@ -148,7 +148,7 @@ def test_zeros_between_coded_data_and_end_marker_are_noticed(progressive: bool) 
 
 def test_a_photo_without_deviation_has_no_notice() -> None:
     for base in BASES:
-        assert check_photo(base).notices == ()
+        assert check_photo(base).deviations == ()
 
 
 @pytest.mark.parametrize(

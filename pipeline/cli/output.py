@@ -11,13 +11,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import Interrupted, PipelineError, RefusedError, UsageError
+from pipeline.errors import HeldError, Interrupted, PipelineError, RefusedError, UsageError
 from pipeline.observe.logger import redirect_to_null
 
-DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, INTERRUPTED = 0, 2, 3, 4, 5, 130
+DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, HELD, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
 
 #: The first matching class decides; the README has the same table.
-EXIT_CODES = {UsageError: USAGE, RefusedError: REFUSED, Interrupted: INTERRUPTED, PipelineError: UNFINISHED}
+EXIT_CODES = {
+    UsageError: USAGE,
+    RefusedError: REFUSED,
+    HeldError: HELD,
+    Interrupted: INTERRUPTED,
+    PipelineError: UNFINISHED,
+}
 
 
 def exit_code(error: PipelineError) -> int:

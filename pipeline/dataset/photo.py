@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.dataset.jpeg import Structure, is_shown_by_browsers, kind_of, read_structure, without
+from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
 
 #: A till photo has one or two megapixels.
@@ -35,10 +37,10 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class CheckedPhoto:
-    """A photo that browsers show whole; `notices` are the code and the sentence of each deviation."""
+    """A photo that browsers show whole."""
 
     dimensions: Dimensions
-    notices: tuple[tuple[str, str], ...] = ()
+    deviations: tuple[Deviation, ...] = ()
 
 
 def check_photo(content: bytes) -> CheckedPhoto:
@@ -56,29 +58,36 @@ def check_photo(content: bytes) -> CheckedPhoto:
         raise BadInput("photo_not_jpeg", f"the file is {kind_of(content)}")
     found = read_structure(content)
     dimensions, components, several_scans = _read_frame(content, found)
-    notices = []
+    deviations = []
     if not found.has_all_scans():
         raise _damaged(content, found, "some of its scans are missing")
     if found.end is None:
-        notices.append(("photo_no_end", "the end marker is missing"))
+        deviations.append(Deviation("photo_no_end", "the end marker is missing"))
         # A marker that was cut in half is no coded data.
         whole = content.removesuffix(b"\xff") + _END
     else:
         whole = content
         if len(content) > found.end:
             count = len(content) - found.end
-            notices.append(("photo_trailing_bytes", f"{count} bytes follow the end of the picture"))
+            deviations.append(Deviation("photo_trailing_bytes", f"{count} bytes follow the end of the picture"))
     with _coefficients if several_scans else contextlib.nullcontext():
         colorspace = "CMYK" if components == 4 else "GRAY"
-        cuts = found.padding
-        if not _is_decodable(without(whole, cuts), colorspace):
-            cuts = cuts + found.coded_padding
-            if not found.coded_padding or not _is_decodable(without(whole, cuts), colorspace):
-                raise _damaged(content, found, "its data is damaged")
+        cuts = next((cuts for cuts in _cuts(found) if _is_decodable(without(whole, cuts), colorspace)), None)
+    if cuts is None:
+        raise _damaged(content, found, "its data is damaged")
     if cuts:
         count = sum(end - start for start, end in cuts)
-        notices.append(("photo_padding", f"{count} bytes of padding lie between the segments"))
-    return CheckedPhoto(dimensions, tuple(notices))
+        deviations.append(Deviation("photo_padding", f"{count} bytes of padding lie between the segments"))
+    return CheckedPhoto(dimensions, tuple(deviations))
+
+
+def _cuts(found: Structure) -> Iterator[list[tuple[int, int]]]:
+    """Yield what may be padding: zeros at the end of a scan are, but the first of them may be its last coded byte."""
+    yield found.padding
+    for kept, least in ((0, 1), (1, 2), (0, 2)):
+        coded = [(start + kept, end) for start, end in found.coded_padding if end - start >= least]
+        if coded:
+            yield found.padding + coded
 
 
 def _is_decodable(content: bytes, colorspace: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 MAXIMUM_BIGINT = 2**63 - 1  # of PostgreSQL
 
@@ -52,6 +53,13 @@ class Notice:
 
     recognition_id: int | None
     path: str
+    code: str
+    message: str
+
+
+class Deviation(NamedTuple):
+    """What is unusual about a document or a photo that is used, as a code and a sentence; it becomes a notice."""
+
     code: str
     message: str
 

@@ -104,7 +104,7 @@ def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tu
                 checked = check_photo(content)
                 sha256 = hashlib.sha256(content).hexdigest()
                 md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-            notices = tuple(Notice(recognition.recognition_id, file.path, *notice) for notice in checked.notices)
+            notices = tuple(Notice(recognition.recognition_id, file.path, *one) for one in checked.deviations)
             photos.append(PhotoFacts(checked.dimensions, sha256, md5, notices))
         except BadInput as exc:
             return Reject(recognition.recognition_id, file.path, exc.code, exc.message)
