@@ -263,8 +263,8 @@ def test_equal_keys_are_all_told_in_their_order() -> None:
     assert look(b'{"a": 1, "b": 2, "a": 3, "\\u0061": 4}') == [("a", 1), ("b", 2), ("a", 3), ("a", 4)]
 
 
-def test_of_equal_keys_within_a_value_the_last_counts_as_for_every_reader() -> None:
-    assert look(b'{"a": {"dishes": 1, "dishes": 2}}') == [("a", {"dishes": 2})]
+def test_equal_keys_within_a_value_make_it_unusable() -> None:
+    assert look(b'{"a": {"dishes": 1, "dishes": 2}, "b": 1}') == [("a", "json_broken"), ("b", 1)]
 
 
 def test_escapes_in_a_key_are_resolved() -> None:

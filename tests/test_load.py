@@ -425,7 +425,7 @@ def test_prices_that_are_numbers_count_and_others_are_kept_as_they_are(
     )
     assert rows == [
         ("12.50", {}),
-        (None, {"Price": "12,50"}),
+        ("12.50", {"Price": "12,50"}),
         (None, {"Price": "по запросу"}),
         (None, {"Price": "1e3"}),
         (None, {"Price": True}),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.dataset.documents import MAXIMUM_DEPTH
+from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, accessing, usual_sources
 from pipeline.errors import BadInput, UsageError
 
@@ -188,9 +188,9 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 #: For values with an integer of thousands of digits, which int() rejects; float() makes it infinite.
-_FLOAT_DECODER = json.JSONDecoder(parse_int=float)
+_FLOAT_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_int=float)
 
 
 def _parse(text: str, start: int, decoder: json.JSONDecoder = _DECODER) -> tuple[object, int, BadInput | None]:
@@ -201,6 +201,8 @@ def _parse(text: str, start: int, decoder: json.JSONDecoder = _DECODER) -> tuple
             raise json.JSONDecodeError("Extra data", text, end)  # the first part of a number is also a number
     except json.JSONDecodeError as exc:
         return None, start, BadInput("json_broken", f"the value is not JSON: {exc.msg}")
+    except BadInput as exc:
+        return None, start, exc
     except RecursionError:
         return None, start, _too_deep()
     except ValueError:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import NoReturn
 
-from pipeline.dataset.records import is_text
+from pipeline.dataset.jpeg import kind_of
+from pipeline.dataset.prices import is_price
+from pipeline.dataset.records import Deviation, is_text
 from pipeline.errors import BadInput
 
 MAXIMUM_COUNT = 1000
@@ -18,6 +22,8 @@ MAXIMUM_ITEMS = 10_000
 MAXIMUM_EXTERNAL_ID = 500
 MAXIMUM_DEPTH = 100
 
+#: Maximum characters of a value that a message shows.
+_SHOWN = 60
 #: A bracket or a string of valid JSON.
 _TOKEN = re.compile(r'[][{}]|"[^"\\]*(?:\\.[^"\\]*)*"')
 _EXPONENT = re.compile(r"[eE][+-]?0*([0-9]+)$")
@@ -26,38 +32,50 @@ _EXPONENT = re.compile(r"[eE][+-]?0*([0-9]+)$")
 _parsing = threading.Lock()
 
 
-def check_menu(content: bytes) -> None:
-    """Raise BadInput unless a menu is an array of valid entries: json_broken, json_nul or json_shape."""
+def check_menu(content: bytes) -> tuple[Deviation, ...]:
+    """Check that a menu is an array of valid entries, and return what is unusual about it, each kind once.
+
+    Raises BadInput json_broken, json_nul or json_shape.
+    """
+    found: list[Deviation] = []
     with _parsing:
-        for where, entry in _parse(content, "menu", "entry"):
-            _require_id(entry, where)
-            if not isinstance(entry.get("Name"), str):
-                raise BadInput("json_shape", f"{where} has no Name")
+        for where, entry in _parse(content, "menu", "entry", ("ExternalId", "Name"), found):
+            _check_id(entry, where, found)
+            _require_text(entry, "Name", where)
             for field in ("Category", "Price"):
                 if isinstance(entry.get(field), (dict, list)):
                     raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
+                other = _spelled(entry, field)
+                if other is not None:
+                    found.append(Deviation("json_field", f"{where} has the field {other}, which is not {field}"))
+            price = entry.get("Price")
+            if price is not None and not is_price(price):
+                found.append(Deviation("price_unknown", f"{where} has the Price {_shown(price)}, which is no amount"))
+    return _merged(found)
 
 
-def check_receipt(content: bytes) -> None:
-    """Raise BadInput unless a receipt is an array of valid lines: as for a menu, or receipt_count."""
+def check_receipt(content: bytes) -> tuple[Deviation, ...]:
+    """Check that a receipt is an array of valid lines; as for a menu, and BadInput receipt_count."""
+    found: list[Deviation] = []
     items = 0
     with _parsing:
-        for where, line in _parse(content, "receipt", "line"):
-            count = line.get("Count")
-            if not isinstance(count, int) or isinstance(count, bool):
-                raise BadInput("json_shape", f"{where} has no whole number as Count")
-            if not 1 <= count <= MAXIMUM_COUNT:
-                raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
-            items += count
+        for where, line in _parse(content, "receipt", "line", ("Count", "Dishes"), found):
+            items += _check_count(line, where, found)
             if items > MAXIMUM_ITEMS:
                 raise BadInput("receipt_count", f"the receipt has {items} dishes up to {where}")
             dishes = line.get("Dishes")
+            if isinstance(dishes, dict):
+                found.append(Deviation("json_single_object", f"{where} has one object as Dishes, not an array"))
+                dishes = [dishes]
             if not isinstance(dishes, list) or not dishes:
-                raise BadInput("json_shape", f"{where} has no Dishes")
-            for dish in dishes:
-                if not isinstance(dish, dict) or not isinstance(dish.get("Name"), str):
-                    raise BadInput("json_shape", f"{where} has a dish without Name")
-                _require_id(dish, where)
+                raise _unusable(line, "Dishes", where)
+            for number, dish in enumerate(dishes, 1):
+                if not isinstance(dish, dict):
+                    raise BadInput("json_shape", f"{where} has {_shown(dish)} as a dish, not an object")
+                what = f"dish {number} of {where}"
+                _require_text(dish, "Name", what)
+                _check_id(dish, what, found)
+    return _merged(found)
 
 
 def json_of(content: bytes) -> bytes:
@@ -65,46 +83,164 @@ def json_of(content: bytes) -> bytes:
     return content.removeprefix(codecs.BOM_UTF8)
 
 
-def _require_id(entry: dict[str, object], where: str) -> None:
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return the object of these members (a hook of the JSON decoder); raise BadInput if a key is there twice."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise BadInput("json_broken", f"the key {_shown(key)[1:-1]} is there twice in one object")
+    return value
+
+
+def _check_count(line: dict[str, object], where: str, found: list[Deviation]) -> int:
+    """Return the number of items of a receipt line: its Count, or one if that is the amount of weighed goods."""
+    count = line.get("Count")
+    if not isinstance(count, (int, float)) or isinstance(count, bool):
+        raise _unusable(line, "Count", where)
+    if not 0 < count <= MAXIMUM_COUNT:
+        raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
+    if count == int(count):
+        return int(count)
+    found.append(Deviation("receipt_fraction", f"{where} has a Count of {count}: it is one item of that amount"))
+    return 1
+
+
+def _check_id(entry: dict[str, object], where: str, found: list[Deviation]) -> None:
     external_id = entry.get("ExternalId")
-    if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or external_id == "":
-        raise BadInput("json_shape", f"{where} has no ExternalId")
+    if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or not str(external_id).strip():
+        raise _unusable(entry, "ExternalId", where)
     if len(str(external_id)) > MAXIMUM_EXTERNAL_ID:
         raise BadInput("json_shape", f"{where} has an ExternalId of more than {MAXIMUM_EXTERNAL_ID} characters")
+    if isinstance(external_id, str) and external_id != external_id.strip():
+        message = f"{where} has the ExternalId {_shown(external_id)}, and its spaces are kept"
+        found.append(Deviation("json_id_spaces", message))
 
 
-def _parse(content: bytes, document: str, part: str) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield the objects of a JSON array that jsonb accepts unchanged, each with its name for errors."""
+def _require_text(entry: dict[str, object], field: str, where: str) -> None:
+    if not isinstance(entry.get(field), str):
+        raise _unusable(entry, field, where)
+
+
+def _unusable(entry: dict[str, object], field: str, where: str) -> BadInput:
+    """Return the error that says what an object has in place of a usable field."""
+    if field in entry:
+        return BadInput("json_shape", f"{where} has {_shown(entry[field])} as {field}")
+    other = _spelled(entry, field)
+    if other is not None:
+        return BadInput("json_shape", f"{where} has the field {other}, which is not {field}")
+    return BadInput("json_shape", f"{where} has no {field}")
+
+
+def _spelled(entry: dict[str, object], field: str) -> str | None:
+    """Return a key that differs from a missing field in letter case, spaces, dashes or underscores only."""
+    if field in entry:
+        return None
+    keys = (key for key in entry if re.sub(r"[\s_-]", "", key).casefold() == field.casefold())
+    return next((_shown(key)[1:-1] for key in keys), None)
+
+
+def _shown(value: object) -> str:
+    """Return a value as JSON on one line, shortened, without what a database cannot store."""
+    text = json.dumps(value, ensure_ascii=False)
+    text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…{text[-1]}"
+    return text.encode(errors="replace").decode()
+
+
+def _merged(found: list[Deviation]) -> tuple[Deviation, ...]:
+    """Return the first deviation of each kind, with the number of the others."""
+    counts = Counter(one.code for one in found)
+    first = {one.code: one for one in reversed(found)}
+    return tuple(
+        one if counts[code] == 1 else one._replace(message=f"{one.message} (and {counts[code] - 1} more)")
+        for code, one in first.items()
+    )
+
+
+def _parse(
+    content: bytes, document: str, part: str, fields: tuple[str, ...], found: list[Deviation]
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the objects of a JSON array that jsonb accepts unchanged, each with its name for errors.
+
+    One object with these fields, which some tools write for an array of one, is added to what was found and yielded.
+    """
+    text = _decode(content)
     try:
-        text = json_of(content).decode()
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_number, parse_int=_number)
-    except UnicodeDecodeError as exc:
-        raise BadInput("json_broken", f"the file is not UTF-8 at byte {exc.start}") from exc
+        value = json.loads(
+            text, object_pairs_hook=unique_keys, parse_constant=_no_constant, parse_float=_number, parse_int=_number
+        )
     except json.JSONDecodeError as exc:
-        where = f"line {exc.lineno}, column {exc.colno}"
-        raise BadInput("json_broken", f"the file is not JSON at {where}: {exc.msg}") from exc
+        raise _syntax_error(content, text, exc) from exc
     except RecursionError as exc:
         raise BadInput("json_shape", "the file is nested too deeply") from exc
     _require_jsonb(text)
+    if isinstance(value, dict) and all(field in value for field in fields):
+        found.append(Deviation("json_single_object", f"the {document} is one object, not an array"))
+        value = [value]
+    if isinstance(value, dict):
+        held = ", ".join(_shown(key)[1:-1] for key in list(value)[:5]) or "no fields"
+        raise BadInput("json_shape", f"the {document} is an object ({held}), not an array")
     if not isinstance(value, list):
-        raise BadInput("json_shape", f"the {document} is not an array")
+        raise BadInput("json_shape", f"the {document} is {_shown(value)}, not an array")
     for number, entry in enumerate(value, 1):
         where = f"{part} {number} of the {document}"
         if not isinstance(entry, dict):
-            raise BadInput("json_shape", f"{where} is not an object")
+            raise BadInput("json_shape", f"{where} is {_shown(entry)}, not an object")
         yield where, entry
 
 
+def _decode(content: bytes) -> str:
+    """Return the text of a document without a byte order mark; raise BadInput json_broken if it is no UTF-8 text."""
+    if not content:
+        raise BadInput("json_broken", "the file is empty")
+    if not content.strip(b"\0"):
+        raise BadInput("json_broken", "the file is filled with zero bytes")
+    if content.startswith(codecs.BOM_UTF8 * 2):
+        raise BadInput("json_broken", "the file begins with two byte order marks")
+    encoding = json.detect_encoding(content)  # by a byte order mark, or by the zero bytes of the first characters
+    if not encoding.startswith("utf-8") and not {"\0", "\ufffd"} & set(content.decode(encoding, errors="replace")[:-1]):
+        raise BadInput("json_broken", f"the file is {encoding[:6].upper()}, not UTF-8")
+    try:
+        return json_of(content).decode()
+    except UnicodeDecodeError as exc:
+        if exc.reason == "unexpected end of data":
+            raise BadInput("json_broken", "the file ends too early, inside a character") from exc
+        why = _kind_of(content) or f"is not UTF-8 at byte {exc.start}"
+        raise BadInput("json_broken", f"the file {why}") from exc
+
+
+def _kind_of(content: bytes) -> str | None:
+    """Return what a file is that is not JSON, as a predicate, if its first bytes say so."""
+    kind = kind_of(content)
+    return None if kind in ("not a JPEG", "a JSON document") else f"is {kind}, not JSON"
+
+
+def _syntax_error(content: bytes, text: str, exc: json.JSONDecodeError) -> BadInput:
+    where = f"line {exc.lineno}, column {exc.colno}"
+    if kind := _kind_of(content):
+        return BadInput("json_broken", f"the file {kind}")
+    if not text.strip():
+        return BadInput("json_broken", "the file has nothing but white space")
+    if text.endswith("\0"):
+        return BadInput("json_broken", f"the file ends with {len(text) - len(text.rstrip(chr(0)))} zero bytes")
+    if exc.msg.startswith("Unterminated string") or not text[exc.pos :].strip():
+        return BadInput("json_broken", f"the file ends too early, at {where}")
+    if exc.msg == "Extra data":
+        return BadInput("json_broken", f"the file has more after the end of its JSON, at {where}")
+    return BadInput("json_broken", f"the file is not JSON at {where}: {exc.msg}")
+
+
 def _no_constant(name: str) -> NoReturn:
-    raise BadInput("json_broken", f"the file is not JSON: {name}")
+    raise BadInput("json_broken", f"the file contains {name}, which is not JSON")
 
 
 def _number(text: str) -> float:
-    # PostgreSQL's numeric has at most 131,072 digits before and 16,383 after the point.
+    # PostgreSQL's numeric has at most 131,072 digits before and 16,383 after the point; readers use 64-bit floats.
     exponent = _EXPONENT.search(text)
-    if len(text) > 1000 or (exponent and len(exponent[1]) > 3):
-        raise BadInput("json_shape", "a number is too large for the database")
-    return int(text) if text.removeprefix("-").isdigit() else float(text)
+    value = float(text)
+    if len(text) > 1000 or (exponent and len(exponent[1]) > 3) or math.isinf(value):
+        shown = text if len(text) <= 20 else f"{text[:20]}…"
+        raise BadInput("json_shape", f"the number {shown} is too large or has too many digits")
+    return int(text) if text.removeprefix("-").isdigit() else value
 
 
 def _require_jsonb(text: str) -> None:

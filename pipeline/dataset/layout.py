@@ -10,9 +10,9 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import date
 from pathlib import Path
 
+from pipeline.dataset.dates import captured_on
 from pipeline.dataset.records import MAXIMUM_BIGINT, File, Folder, Recognition, Reject, is_text
 from pipeline.errors import UsageError
 
@@ -20,7 +20,6 @@ MAXIMUM_PHOTO_BYTES = 32 << 20
 MAXIMUM_DOCUMENT_BYTES = 3 << 20
 
 _FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
-_DATE = re.compile(r"(?<![0-9])([0-9]{4})-([0-9]{2})-([0-9]{2})(?![0-9])")
 _MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
 _RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
 #: A byte that is not UTF-8, as Python decodes it in a path.
@@ -151,7 +150,8 @@ def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
     for document in (menu, receipt):
         if document is not None and document.size > MAXIMUM_DOCUMENT_BYTES:
             return reject("json_too_large", f"the file has {document.size} bytes", document.path)
-    return Recognition(folder.recognition_id, (cameras[1], cameras[2]), menu, receipt, _captured_on(cameras[1].path))
+    day = captured_on(cameras[1].path, folder.recognition_id)
+    return Recognition(folder.recognition_id, (cameras[1], cameras[2]), menu, receipt, day)
 
 
 def modified(facts: os.stat_result) -> int:
@@ -186,10 +186,3 @@ def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:
     """Return the matching file that sorts last; of several exports, the last one is used as well."""
     named = [file for file in files if pattern.fullmatch(file.path.rsplit("/", 1)[-1])]
     return max(named, key=lambda file: file.path, default=None)
-
-
-def _captured_on(path: str) -> date | None:
-    for match in _DATE.finditer(path.rsplit("/", 1)[-1]):
-        with suppress(ValueError):
-            return date(*map(int, match.groups()))
-    return None

@@ -24,7 +24,7 @@ from pipeline.errors import RefusedError, UsageError
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import copy_found, stage_annotations
-from pipeline.steps.read import BUDGET, DECODERS, Budget, check_photos, read_files, size_of
+from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _stage(connection: Connection, request: Request, source: Path, progress: Cal
     """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, or -1."""
     connection.execute("create_staged")
     wanted = sys.maxsize if request.limit is None else request.limit
-    strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), set[str]())
+    strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
     last, inspected = -1, 0
     with ThreadPoolExecutor(min(8, request.threads)) as executor:
         # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
@@ -199,7 +199,7 @@ def _inspect(source: Path, folders: Sequence[Folder], executor: Executor) -> Ite
 
 
 def _inspect_strictly(
-    source: Path, budget: Budget, decoders: threading.Semaphore, valid_menus: set[str], folder: Folder
+    source: Path, budget: Budget, decoders: threading.Semaphore, valid_menus: ValidMenus, folder: Folder
 ) -> Recognition | Reject:
     """Inspect a folder; also read and check its files, which otherwise the upload does."""
     result = inspect_folder(source, folder)

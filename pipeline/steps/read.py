@@ -6,14 +6,15 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.dataset.dates import check_date
 from pipeline.dataset.documents import check_menu, check_receipt
 from pipeline.dataset.layout import modified
 from pipeline.dataset.photo import Dimensions, check_photo
-from pipeline.dataset.records import File, Notice, Recognition, Reject
+from pipeline.dataset.records import Deviation, File, Notice, Recognition, Reject
 from pipeline.errors import BadInput
 from pipeline.observe.metrics import Metrics
 
@@ -22,6 +23,9 @@ BUDGET = 64 << 20
 #: Maximum number of concurrent photo decodes: one per processor.
 DECODERS = os.cpu_count() or 1
 _KNOWN_MENUS = 1000
+
+#: What is unusual about each menu that was found valid, by the SHA-256 (hex) of its file.
+ValidMenus = dict[str, tuple[Deviation, ...]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,12 @@ class PhotoFacts:
 
 @dataclass(frozen=True)
 class Files:
-    """The unchecked photos of a recognition, and the SHA-256 (hex) of its checked documents."""
+    """The unchecked photos of a recognition, the SHA-256 (hex) of its checked documents, and what is unusual there."""
 
     photos: tuple[bytes, bytes]
     menu_sha256: str | None
     receipt_sha256: str | None
+    notices: tuple[Notice, ...]
 
 
 class Budget:
@@ -64,11 +69,13 @@ class Budget:
                 self._condition.notify_all()
 
 
-def read_files(source: Path, recognition: Recognition, metrics: Metrics, valid_menus: set[str]) -> Files | Reject:
+def read_files(source: Path, recognition: Recognition, metrics: Metrics, valid_menus: ValidMenus) -> Files | Reject:
     """Read the files of a recognition; check the documents, which are read first.
 
-    `valid_menus` has the SHA-256 of menus that need no check; it is filled, as many recognitions share a day's menu.
+    `valid_menus` has the menus that need no check; it is filled, as many recognitions share a day's menu.
     """
+    number = recognition.recognition_id
+    notices = _notices(number, recognition.photos[0].path, check_date(recognition.photos[0].path, number))
     try:
         menu_sha256 = receipt_sha256 = None
         if recognition.menu is not None:
@@ -76,14 +83,15 @@ def read_files(source: Path, recognition: Recognition, metrics: Metrics, valid_m
             content = read_file(source, recognition.menu, "json")
             menu_sha256 = hashlib.sha256(content).hexdigest()
             if menu_sha256 not in valid_menus:
-                check_menu(content)
+                deviations = check_menu(content)
                 if len(valid_menus) >= _KNOWN_MENUS:
                     valid_menus.clear()
-                valid_menus.add(menu_sha256)
+                valid_menus[menu_sha256] = deviations
+            notices += _notices(number, path, valid_menus[menu_sha256])
         if recognition.receipt is not None:
             path = recognition.receipt.path
             content = read_file(source, recognition.receipt, "json")
-            check_receipt(content)
+            notices += _notices(number, path, check_receipt(content))
             receipt_sha256 = hashlib.sha256(content).hexdigest()
         contents = []
         for file in recognition.photos:
@@ -91,8 +99,8 @@ def read_files(source: Path, recognition: Recognition, metrics: Metrics, valid_m
             with metrics.timed("photo_read"):
                 contents.append(read_file(source, file, "photo"))
     except BadInput as exc:
-        return Reject(recognition.recognition_id, path, exc.code, exc.message)
-    return Files((contents[0], contents[1]), menu_sha256, receipt_sha256)
+        return Reject(number, path, exc.code, exc.message)
+    return Files((contents[0], contents[1]), menu_sha256, receipt_sha256, notices)
 
 
 def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tuple[PhotoFacts, PhotoFacts] | Reject:
@@ -104,11 +112,15 @@ def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tu
                 checked = check_photo(content)
                 sha256 = hashlib.sha256(content).hexdigest()
                 md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-            notices = tuple(Notice(recognition.recognition_id, file.path, *one) for one in checked.deviations)
+            notices = _notices(recognition.recognition_id, file.path, checked.deviations)
             photos.append(PhotoFacts(checked.dimensions, sha256, md5, notices))
         except BadInput as exc:
             return Reject(recognition.recognition_id, file.path, exc.code, exc.message)
     return photos[0], photos[1]
+
+
+def _notices(recognition_id: int, path: str, deviations: Iterable[Deviation]) -> tuple[Notice, ...]:
+    return tuple(Notice(recognition_id, path, *one) for one in deviations)
 
 
 def size_of(recognition: Recognition) -> int:

@@ -13,10 +13,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.dataset.records import Recognition, Reject
+from pipeline.dataset.records import Notice, Recognition, Reject
 from pipeline.errors import StorageError
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.read import BUDGET, DECODERS, Budget, PhotoFacts, check_photos, read_files, size_of
+from pipeline.steps.read import BUDGET, DECODERS, Budget, PhotoFacts, ValidMenus, check_photos, read_files, size_of
 from pipeline.storage import Storage, StoredObject
 
 #: Threads that read and check while the others wait for responses.
@@ -39,6 +39,7 @@ class Facts:
     photos: tuple[PhotoFacts, PhotoFacts]
     menu_sha256: str | None
     receipt_sha256: str | None
+    notices: tuple[Notice, ...]
 
 
 class UploadThreads:
@@ -48,7 +49,7 @@ class UploadThreads:
         self.executor = ThreadPoolExecutor(senders + _AHEAD, thread_name_prefix="upload")
         self.budget = Budget(BUDGET)
         self.decoders = threading.BoundedSemaphore(DECODERS)
-        self.valid_menus: set[str] = set()
+        self.valid_menus: ValidMenus = {}
 
 
 class ShardTransfer:
@@ -120,4 +121,5 @@ class ShardTransfer:
                     raise
                 message = f"the file has {len(content)} bytes, more than the bucket takes"
                 return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
-        return Facts(entry, photos, files.menu_sha256, files.receipt_sha256)
+        notices = files.notices + photos[0].notices + photos[1].notices
+        return Facts(entry, photos, files.menu_sha256, files.receipt_sha256, notices)

@@ -14,6 +14,44 @@
 -- are no statistics yet, a scan of a whole table looks cheap, and the cost of a batch must not depend on what is loaded
 -- already.
 
+-- What documents say
+
+CREATE FUNCTION ingest.array_of(value jsonb) RETURNS jsonb
+LANGUAGE sql STABLE
+AS $$
+-- A single object stands for an array of one.
+    SELECT CASE WHEN jsonb_typeof(value) = 'object' THEN jsonb_build_array(value) ELSE value END
+$$;
+
+CREATE FUNCTION ingest.quantity_of(count jsonb) RETURNS integer
+LANGUAGE sql IMMUTABLE
+AS $$
+-- The items of a receipt line: its Count, or one if that is the amount of weighed goods.
+    SELECT CASE WHEN count::double precision = trunc(count::double precision) THEN count::integer ELSE 1 END
+$$;
+
+CREATE FUNCTION ingest.price_of(price jsonb) RETURNS numeric
+LANGUAGE sql IMMUTABLE
+AS $$
+-- The amount of a price, NULL if there is none. pipeline/dataset/prices.py has the same rule.
+    SELECT CASE WHEN abs(amount) < 10000000 THEN amount END
+    FROM (
+        SELECT CASE WHEN jsonb_typeof(price) = 'number' THEN price::numeric
+            WHEN written IS NOT NULL
+                THEN translate(regexp_replace(written, '[ ''’]|[.,](?=.*[.,])', '', 'g'), ',', '.')::numeric
+            END AS amount
+        FROM (
+            SELECT CASE WHEN jsonb_typeof(price) = 'string' THEN (regexp_match(
+                translate(price #>> '{}', U&'\00a0\2009\202f', '   '),
+                '^ *(?:(?:₽|€|[$]|£|₸|₴|₺|rub|eur|usd|gbp|kzt|[рР](?:[уУ][бБ])?[.]?) *)?'
+                '([+-]?(?:[0-9]{1,100}(?:[.][0-9]{1,100})?|[0-9]{1,100},[0-9]{1,2}|0,[0-9]{1,100}'
+                '|[0-9]{1,3}(?:[ ''’][0-9]{3})+(?:[.,][0-9]{1,2})?'
+                '|[0-9]{1,3}(?:,[0-9]{3})+[.][0-9]{1,2}|[0-9]{1,3}(?:[.][0-9]{3})+,[0-9]{1,2}))'
+                '(?: *(?:₽|€|[$]|£|₸|₴|₺|rub|eur|usd|gbp|kzt|[рР](?:[уУ][бБ])?[.]?))? *$', 'i'))[1] END AS written
+        ) found
+    ) known
+$$;
+
 -- What readers see, and what stands in the way
 
 CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, besides text) RETURNS SETOF text
@@ -101,7 +139,8 @@ AS $$
 BEGIN
     CREATE TEMP TABLE menu_of ON COMMIT DROP AS
     SELECT DISTINCT ON (m.batch_id, m.sha256)
-        m.batch_id, m.sha256, encode(sha256(convert_to(m.content::text, 'UTF8')), 'hex') AS content_sha256, m.content
+        m.batch_id, m.sha256, encode(sha256(convert_to(m.content::text, 'UTF8')), 'hex') AS content_sha256,
+        ingest.array_of(m.content) AS content
     FROM (SELECT DISTINCT t.batch_id, r.menu_sha256
           FROM pg_temp.affected t
           JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
@@ -113,11 +152,12 @@ BEGIN
     ANALYZE pg_temp.menu_of;
 
     CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
-    SELECT t.recognition_id, l.line_number::integer AS line_number, (l.line ->> 'Count')::integer AS quantity,
-        l.line -> 'Dishes' AS dishes
+    SELECT t.recognition_id, l.line_number::integer AS line_number, ingest.quantity_of(l.line -> 'Count') AS quantity,
+        nullif(l.line -> 'Count', to_jsonb(ingest.quantity_of(l.line -> 'Count'))) AS amount,
+        ingest.array_of(l.line -> 'Dishes') AS dishes
     FROM pg_temp.affected t
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
-    CROSS JOIN LATERAL jsonb_array_elements(r.receipt) WITH ORDINALITY AS l (line, line_number);
+    CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number);
     CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
     ANALYZE pg_temp.wanted_lines;
 
@@ -283,16 +323,16 @@ BEGIN
     )
     INSERT INTO public.menu_items (menu_id, position, external_id, name, category, price, metadata)
     SELECT s.id, i.position, i.item ->> 'ExternalId', coalesce(i.item ->> 'Name', ''), i.item ->> 'Category',
-        CASE WHEN is_price THEN (i.item ->> 'Price')::numeric END,
-        -- A price that is no number stays with the rest, as it was.
-        i.item - CASE WHEN is_price THEN ARRAY['ExternalId', 'Name', 'Category', 'Price']
+        ingest.price_of(i.item -> 'Price'),
+        -- A price that is more than a number stays with the rest, as it was.
+        i.item - CASE WHEN is_plain THEN ARRAY['ExternalId', 'Name', 'Category', 'Price']
             ELSE ARRAY['ExternalId', 'Name', 'Category'] END
     FROM stored_menus s
     JOIN (SELECT DISTINCT ON (content_sha256) content_sha256, content FROM pg_temp.menu_of ORDER BY content_sha256) c
         USING (content_sha256)
     CROSS JOIN LATERAL jsonb_array_elements(c.content) WITH ORDINALITY AS i (item, position)
-    CROSS JOIN LATERAL (SELECT jsonb_typeof(i.item -> 'Price') IN ('number', 'null')
-        OR i.item ->> 'Price' ~ '^[+-]?[0-9]{1,100}([.][0-9]{1,100})?\Z') AS p (is_price);
+    CROSS JOIN LATERAL (SELECT ingest.price_of(i.item -> 'Price')::text = i.item ->> 'Price'
+        OR jsonb_typeof(i.item -> 'Price') = 'null') AS p (is_plain);
     GET DIAGNOSTICS stored = ROW_COUNT;
     RETURN stored;
 END
@@ -418,7 +458,7 @@ BEGIN
     INSERT INTO public.initial_tray_items
         (recognition_id, item_type, source, recipe_line_option_id, menu_item_external_id, line_number, ordinal, metadata)
     SELECT w.recognition_id, 'FOOD', 'RECIPE_LINE_OPTION', o.id, o.external_id, w.line_number, n.ordinal,
-        jsonb_build_object('name', o.name)
+        jsonb_strip_nulls(jsonb_build_object('name', o.name, 'amount', w.amount))
     FROM pg_temp.wanted_lines w
     JOIN public.recipes p ON p.recognition_id = w.recognition_id
     JOIN public.recipe_lines l ON l.recipe_id = p.id AND l.line_number = w.line_number

@@ -108,8 +108,8 @@ SELECT r.batch_id, 'recognition ' || r.id AS what,
         || wanted.items AS message
 FROM public.recognitions r
 CROSS JOIN LATERAL (
-    SELECT count(*) AS lines, coalesce(sum((line ->> 'Count')::bigint), 0)::bigint AS items
-    FROM raw.receipts w CROSS JOIN jsonb_array_elements(w.receipt) AS line
+    SELECT count(*) AS lines, coalesce(sum(ingest.quantity_of(line -> 'Count')), 0) AS items
+    FROM raw.receipts w CROSS JOIN jsonb_array_elements(ingest.array_of(w.receipt)) AS line
     WHERE w.batch_id = r.batch_id AND w.recognition_id = r.id
 ) wanted
 CROSS JOIN LATERAL (
