@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,16 @@ def test_the_raw_rows_are_the_detections_of_the_file(run: Run, small_dataset: Ma
         camera = 1 if "Main" in key else 2
         found = [*value["dishes"]["qwen_detections"], *value["plates"]["qwen_detections"]]
         for detection, one in enumerate(found, 1):
-            wanted.append(("q1", int(match[1]), camera, detection, one["label"], *map(float, one["bbox_2d"])))
+            wanted.append(
+                (
+                    "q1",
+                    int(match[1]),
+                    camera,
+                    detection,
+                    one["label"],
+                    *(Decimal(str(corner)) for corner in one["bbox_2d"]),
+                )
+            )
     rows = world.query(
         dsn,
         "SELECT batch_id, recognition_id, camera_number, detection, label, x1, y1, x2, y2 FROM raw.detections"
@@ -153,7 +163,7 @@ def test_labels_and_boxes_of_any_number_count_as_what_they_say(
     dataset = own_dataset(1)
     [number] = ids_of(dataset)
     give_receipt(dataset, number, RECEIPT)
-    corners = [[0.1, 0.2, 0.30000000000000004, 1e3], [-5, -0.5, 1_000_000, 7.25], [0, 0, 1e-9, 1], [1.0, 2, 3, 4]]
+    corners = [[0.1, 0.2, 100.30000000000001, 1.2e2], [0, 0, 0.001, 120.0], [1.0, 2, 3, 4], [10, 5e-1, 160, 7.25]]
     value = value_of(*["dish_0"] * 3, "dish_999999")
     for one, box in zip(value["dishes"]["qwen_detections"], corners, strict=True):
         one["bbox_2d"] = box
@@ -383,7 +393,7 @@ def test_what_is_not_loaded_yet_is_a_reject_and_annotated_by_a_later_batch(
     done = run("load-qwen", "--file", file, "--batch-id", "q2")
     assert done.code == 0
     assert "Batch q2 is done: 2 recognitions, 4 photos" in done.out
-    assert "Skipped: 4 already annotated." in done.out
+    assert "Skipped: 8 photos already annotated." in done.out
     assert rejects(dsn, "q2") == []
     world.check(settings, (dataset, "b1", ids[:4]), (dataset, "b2", ids[4:]), qwen=file)
 
@@ -399,10 +409,10 @@ def test_what_is_wrong_with_photos_that_are_skipped_is_not_told_again(
     done = run("load-qwen", "--file", file, "--batch-id", "q2")
     assert done.code == 0
     assert done.out.startswith(
-        "Batch q2 is done: 0 recognitions, 0 photos, 0 detections.\nSkipped: 6 already annotated.\n"
+        "Batch q2 is done: 0 recognitions, 0 photos, 0 detections.\nSkipped: 11 photos already annotated.\n"
     )
-    # These two are of no photo that could be skipped.
-    assert sorted(code for _, code, _ in rejects(dsn, "q2")) == ["annotation_key", "recognition_unknown"]
+    # Two are of no photo that could be skipped, and the photo of the third has no annotations yet.
+    assert sorted(code for _, code, _ in rejects(dsn, "q2")) == ["annotation_key", "json_shape", "recognition_unknown"]
     assert world.dump(dsn) == before
     # Told again where they are looked at again.
     assert run("load-qwen", "--file", file, "--batch-id", "q3", "--force").code == 0

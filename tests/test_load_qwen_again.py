@@ -99,8 +99,8 @@ def test_a_forced_batch_is_a_new_version_that_keeps_the_ids_of_what_stays(
         key_of(third): value_of("plate"),
     }
     latter = {
-        key_of(first): value_of("dish_2", "dish_0", "dish_5", "plate", left=300),
-        key_of(first, "Qualifying"): value_of("dish_0", "dish_8", "dish_8", "dish_8", "plate", left=300),
+        key_of(first): value_of("dish_2", "dish_0", "dish_5", "plate", left=90),
+        key_of(first, "Qualifying"): value_of("dish_0", "dish_8", "dish_8", "dish_8", "plate", left=90),
         key_of(second): former[key_of(second)],
     }
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
@@ -152,7 +152,7 @@ def test_a_forced_file_without_detections_clears_a_recognition_and_an_unforced_o
     empty = write(tmp_path / "2.json", {key_of(first): value_of(), key_of(first, "Qualifying"): value_of()})
     done = run("load-qwen", "--file", empty, "--batch-id", "q2")
     assert done.code == 0
-    assert "Skipped: 1 already annotated." in done.out
+    assert "Skipped: 1 photo already annotated." in done.out
     assert annotated(dsn) == {first, second}
     done = run("load-qwen", "--file", empty, "--batch-id", "q3", "--force")
     assert done.code == 0
@@ -388,7 +388,7 @@ def test_without_an_id_the_newest_unfinished_batch_like_it_is_resumed(
     newer = run("load-qwen", "--file", file, "--batch-id", "newer")
     forced = run("load-qwen", "--file", file, "--batch-id", "forced", "--force")
     assert (named.code, newer.code, forced.code) == (3, 3, 0)  # of the forced one nothing was left to hold
-    assert "Skipped: 6 held by unfinished another-file, newer, older." in forced.out
+    assert "Skipped: 12 photos held by unfinished another-file, newer, older." in forced.out
     assert markers(dsn, "older") == [("copy", 1), ("discover", 0)]
     mend_transforms(dsn)
     for batch_id, numbers in (("newer", ids[2:4]), ("older", ids[:2])):
@@ -399,7 +399,7 @@ def test_without_an_id_the_newest_unfinished_batch_like_it_is_resumed(
     done = run("load-qwen", "--file", file)
     assert done.code == 0
     assert re.match(r"Batch qwen_\d{8}_\d{6} is done: 0 recognitions", done.out)
-    assert "Skipped: 4 already annotated; 2 held by unfinished another-file." in done.out
+    assert "Skipped: 8 photos already annotated; 4 photos held by unfinished another-file." in done.out
     assert run("load-qwen", "--batch-id", "another-file").code == 0
     world.check(settings, (dataset, "b1", ids[:2]), (dataset, "b2", ids[2:]), qwen=file)
 
@@ -428,7 +428,7 @@ def test_two_unfinished_batches_never_share_a_recognition(
     mend_transforms(dsn)
     second = run("load-qwen", "--file", file, "--batch-id", "q2")
     assert second.code == 0
-    assert "Skipped: 3 held by unfinished q1." in second.out
+    assert "Skipped: 6 photos held by unfinished q1." in second.out
     assert annotated(dsn) <= {ids[0], *ids[4:]}
     assert run("load-qwen", "--file", part, "--batch-id", "q1").code == 0
     assert world.query(dsn, claims) == []

@@ -216,7 +216,7 @@ def test_only_chosen_photos_are_copied(
         key_of(ids[3]): [],
     }
     found = Annotate(settings, database, write(tmp_path / "mixed.json", mixed)).discover()
-    assert (found.recognitions, found.already_loaded, found.held_elsewhere, found.superseded_copies) == (1, 1, 1, 1)
+    assert (found.recognitions, found.already_loaded, found.held_elsewhere, found.superseded_copies) == (1, 2, 2, 1)
     assert world.query(dsn, "SELECT recognition_id, label FROM raw.detections WHERE batch_id = 'q1'") == [
         (ids[2], "plate")
     ]
@@ -289,8 +289,8 @@ def test_what_another_discovery_took_meanwhile_is_told(
 
     monkeypatch.setattr(STAGE, stage_and_lose)
     found = annotate.discover()
-    assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 4, ["q0"])
-    assert world.query(dsn, "SELECT held_elsewhere, held_by FROM ingest.batches WHERE id = 'q1'") == [(4, ["q0"])]
+    assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 8, ["q0"])
+    assert world.query(dsn, "SELECT held_elsewhere, held_by FROM ingest.batches WHERE id = 'q1'") == [(8, ["q0"])]
     annotate.transform()
     assert annotated(dsn) == set(ids[4:])
 
@@ -313,7 +313,7 @@ def test_what_another_batch_annotated_meanwhile_is_skipped_unless_forced(
 
     monkeypatch.setattr(STAGE, stage_and_lose)
     found = annotate.discover(force=force)
-    assert (found.recognitions, found.already_loaded) == ((6, 0) if force else (2, 4))
+    assert (found.recognitions, found.already_loaded) == ((6, 0) if force else (2, 8))
     annotate.transform()
     world.check(settings, (dataset, "b1", None), qwen=annotate.file)
 

@@ -238,7 +238,7 @@ def _expect_annotations(result: Domain, number: int, annotations: dict[str, Any]
             if item[1] == "MODEL":
                 seen_by_model.add((number, *item, None, None))
             x1, y1, x2, y2 = box["bbox_2d"]
-            bbox = {"x": x1, "y": y1, "w": x2 - x1, "h": y2 - y1}
+            bbox = {"x": x1, "y": y1, "w": round(x2 - x1, 3), "h": round(y2 - y1, 3)}
             result.annotations.append((number, camera, detection, bbox, "QWEN", *item))
     result.items += sorted(seen_by_model)
 

@@ -14,6 +14,7 @@ from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
 from pipeline.dataset.annotations import find_annotations
+from pipeline.dataset.frame import PIXELS, frame_of
 from pipeline.dataset.layout import find_source
 from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import RefusedError, SettingsError, UsageError
@@ -30,6 +31,8 @@ class LoadRequest:
     limit: int | None = None
     force: bool = False
     kind: str = KIND_LOAD
+    coordinates: str = PIXELS
+    exif_turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def resolve_batch(
         check_batch_id(request.batch_id)
     if request.limit is not None and not 1 <= request.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {request.limit}.", "Use a number from 1, or leave it out for no limit.")
+
+    frame_of(request.coordinates)
 
     def resolve(connection: Connection) -> ResolvedBatch:
         require_schema(connection)
@@ -107,6 +112,10 @@ def _require_same(connection: Connection, batch: Batch, settings: Settings, requ
         differences.append(f"--limit {batch.limit}" if batch.limit is not None else "no --limit")
     if request.force != batch.force:
         differences.append("--force" if batch.force else "no --force")
+    if request.coordinates != batch.coordinates:
+        differences.append(f"--coordinates {batch.coordinates}")
+    if request.exif_turned != batch.exif_turned:
+        differences.append("--exif-turned" if batch.exif_turned else "no --exif-turned")
     if settings.bucket != batch.bucket and batch.kind == KIND_LOAD:
         differences.append(f"STORAGE_BUCKET {batch.bucket}")
     if differences:
@@ -131,10 +140,20 @@ def _new_id(connection: Connection, kind: str, taken: Collection[str]) -> str:
         moment += timedelta(seconds=1)
 
 
-def resume_command(batch_id: str, kind: str, limit: int | None, force: bool, production: bool) -> str:
+def resume_command(
+    batch_id: str,
+    kind: str,
+    limit: int | None,
+    force: bool,
+    production: bool,
+    coordinates: str = PIXELS,
+    exif_turned: bool = False,
+) -> str:
     """Return the command that resumes a batch; its source is on record."""
     name = "load-qwen" if kind == KIND_QWEN else "load"
     options = f"{f' --limit {limit}' if limit is not None else ''}{' --force' if force else ''}"
+    options += f"{f' --coordinates {coordinates}' if coordinates != PIXELS else ''}"
+    options += " --exif-turned" if exif_turned else ""
     return command_line(f"{name} --batch-id {batch_id}{options}", production)
 
 

@@ -35,6 +35,8 @@ class Batch:
     limit: int | None
     force: bool
     bucket: str
+    coordinates: str
+    exif_turned: bool
     shards: int
     photos: int
     created_at: datetime
@@ -157,6 +159,11 @@ def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, re
 def add_notices(connection: Connection, batch_id: str, step: str, shard: int, notices: Sequence[Notice]) -> None:
     """Record notices."""
     _add(connection, "ingest.notices", batch_id, step, shard, notices)
+
+
+def set_held_reason(connection: Connection, batch_id: str, reason: str) -> None:
+    """Record why the batch is not to be published."""
+    connection.enqueue("set_held_reason", batch_id=batch_id, reason=reason)
 
 
 def _add(

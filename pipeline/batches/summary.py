@@ -115,10 +115,14 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     found = f"{summary['recognitions_processed']} recognitions, {summary['images_processed']} photos, {content}"
     lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
     skipped = []
+
+    def unit(count: int) -> str:
+        return f"{count} photo{'' if count == 1 else 's'}" if qwen else str(count)
+
     if summary["already_loaded"]:
-        skipped.append(f"{summary['already_loaded']} already {'annotated' if qwen else 'loaded'}")
+        skipped.append(f"{unit(summary['already_loaded'])} already {'annotated' if qwen else 'loaded'}")
     if summary["held_elsewhere"]:
-        skipped.append(f"{summary['held_elsewhere']} held by unfinished {', '.join(summary['held_by'])}")
+        skipped.append(f"{unit(summary['held_elsewhere'])} held by unfinished {', '.join(summary['held_by'])}")
     if summary["beyond_limit"]:
         skipped.append(f"{summary['beyond_limit']} beyond the limit")
     if skipped:
@@ -217,6 +221,7 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
         if batch["state"] == "resetting":
             command = reset_command(batch["batch_id"], production)
         else:
-            command = resume_command(batch["batch_id"], batch["kind"], batch["limit"], batch["force"], production)
+            options = (batch["limit"], batch["force"], production, batch["coordinates"], batch["exif_turned"])
+            command = resume_command(batch["batch_id"], batch["kind"], *options)
         lines.append(f"  {batch['batch_id']} is {batch['state']}: {command}")
     return "\n".join(lines)

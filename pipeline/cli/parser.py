@@ -74,7 +74,10 @@ def _add_loads(add: _Add) -> None:
 
     qwen = add("load-qwen", "Load the annotations of a vision model for loaded photos.")
     qwen.add_argument("--file", metavar="PATH", help="annotations file (QWEN_ANNOTATIONS, or a default place)")
-    qwen.add_argument("--force", action="store_true", help="replace existing annotations")
+    qwen.add_argument("--force", action="store_true", help="replace the annotations of the photos in the file")
+    text = "what the numbers of a box are: pixels, 1000 (0 to 1000), 1 (0 to 1), or the size of resized photos (pixels)"
+    qwen.add_argument("--coordinates", default="pixels", metavar="C", help=text)
+    qwen.add_argument("--exif-turned", action="store_true", help="the model saw photos turned as their EXIF data says")
 
     for one in (load, qwen):
         text = "the batch (the newest unfinished one with the same options, or a new one)"

@@ -316,7 +316,8 @@ def batch_finding(batch: Batch, now: datetime, *, running: bool, production: boo
         return ok("batches", f"{message}, and a run is in progress.")
     if batch.state == "resetting":
         return warning("batches", f"{message}.", f"Finish it: {reset_command(batch.id, production)}")
-    remedy = f"Finish it: {resume_command(batch.id, batch.kind, batch.limit, batch.force, production)}"
+    options = (batch.limit, batch.force, production, batch.coordinates, batch.exif_turned)
+    remedy = f"Finish it: {resume_command(batch.id, batch.kind, *options)}"
     if age > _OLD:
         remedy += f", or remove it: {reset_command(batch.id, production)}"
         message += "; it holds its recognitions, and its objects are in the bucket"

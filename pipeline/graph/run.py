@@ -87,7 +87,8 @@ class Run:
             self.command = f"{reset_command(batch_id, production)} --confirm"
         else:
             kind, step = request.kind, LOAD
-            self.command = resume_command(batch_id, kind, request.limit, request.force, production)
+            options = (request.limit, request.force, production, request.coordinates, request.exif_turned)
+            self.command = resume_command(batch_id, kind, *options)
         self.target = BatchStateTarget(self.markers, batch_id, step)  # exists once nothing is left to do
         self.counted = COPY if kind == KIND_QWEN else UPLOAD  # its marker completes the recognitions of a shard
         self._needs_bucket = kind == KIND_LOAD

@@ -21,6 +21,7 @@ from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.database import Connection
+from pipeline.dataset.frame import PIXELS
 from pipeline.errors import DataError, RefusedError, UnfinishedError
 from pipeline.graph.base import BatchTask, RootTask, ShardTask
 from pipeline.graph.luigid import percent
@@ -32,6 +33,9 @@ from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import describe_reset, find_batch_to_reset, plan_reset, reset_batch
 from pipeline.steps.transform import transform_batch
 from pipeline.storage import Storage
+
+#: The parameters of a load that are part of its request.
+_OPTIONS = frozenset({"limit", "force", "strict", "coordinates", "exif_turned"})
 
 
 class UploadShard(ShardTask):
@@ -101,6 +105,8 @@ class QwenParameters(RequestTask):
 
     file = luigi.Parameter(default="", description="the annotations file")
     force = luigi.BoolParameter(default=False, description="annotate anew what has annotations already")
+    coordinates = luigi.Parameter(default=PIXELS, description="what the numbers of a box are: pixels, 1000, 1 or WxH")
+    exif_turned = luigi.BoolParameter(default=False, description="the model saw photos turned as their EXIF data says")
 
 
 class Discover(RequestTask):
@@ -111,7 +117,7 @@ class Discover(RequestTask):
     def run(self) -> None:
         """Discover and mark in one transaction."""
         run = self.require_lock()
-        options = {name: value for name, value in self.param_kwargs.items() if name in ("limit", "force", "strict")}
+        options = {name: value for name, value in self.param_kwargs.items() if name in _OPTIONS}
         source, settings = getattr(self, self.named), run.environment.settings
         request = Request.of(settings, self.batch_id, source, kind=self.kind, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
@@ -193,7 +199,8 @@ class Load(RootTask, RequestTask):
     def resolve(cls, values: dict[str, Any]) -> Run:
         """Find the batch and the source that the parameters mean."""
         source = values[cls.named] or None
-        request = LoadRequest(values["batch_id"] or None, source, values.get("limit"), values["force"], cls.kind)
+        options = {name: values[name] for name in _OPTIONS & values.keys() - {"strict"}}
+        request = LoadRequest(values["batch_id"] or None, source, kind=cls.kind, **options)
         run = registry.resolve(request, values["production"])
         values["batch_id"], values[cls.named] = run.batch_id, run.source
         return run

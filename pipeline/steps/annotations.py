@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
 from pipeline.dataset.detections import detections_of, photo_of
-from pipeline.dataset.records import Folder, Reject
+from pipeline.dataset.frame import LARGE, PIXELS, contradiction, frame_of
+from pipeline.dataset.records import Folder, Notice, Reject
 from pipeline.errors import BadInput, UnfinishedError
 
 #: Maximum number of buffered entries and rejects, and bytes of buffered detections.
@@ -22,52 +24,91 @@ _PAGE = 2000
 _PAGE_BYTES = 4 << 20
 _ENTRIES = ("number", "recognition_id", "camera_number", "path", "size", "detections")
 _DETECTIONS = ("number", "detection", "label", "x1", "y1", "x2", "y2")
+_FOUND = ("number", "recognition_id", "path", "code", "message")
 _LONGEST_PATH = 300
 
 
-def stage_annotations(
-    connection: Connection, path: Path, batch_id: str, *, force: bool, progress: Callable[[int, int], None]
-) -> Any:
-    """Read the file; fill pg_temp.entries, pg_temp.detections, pg_temp.staged (the selection) and pg_temp.found.
+@dataclass(frozen=True)
+class Staged:
+    """What is selected: `counts` of photos, why the batch is to be held (empty if it is not), and notices on the file.
 
-    Return a row of counts: found, already_loaded, held_elsewhere, held_by, superseded_copies. `progress` is called with
-    the size of the file and the bytes read so far. Raises UsageError if the file is not one JSON object, and
-    UnfinishedError if it cannot be read.
+    Counts are found, already_loaded, held_elsewhere, held_by and superseded_copies.
+    """
+
+    counts: Any
+    held_reason: str
+    notices: list[Notice]
+
+
+def stage_annotations(
+    connection: Connection,
+    path: Path,
+    batch_id: str,
+    *,
+    force: bool,
+    coordinates: str,
+    exif_turned: bool,
+    progress: Callable[[int, int], None],
+) -> Staged:
+    """Read the file; fill pg_temp.boxes, pg_temp.staged (the selected photos) and pg_temp.found (rejects).
+
+    `progress` is called with the size of the file and the bytes read so far. Raises UsageError if the file is not one
+    JSON object, and UnfinishedError if it cannot be read.
     """
     for statement in ("create_found", "create_entries", "create_detections"):
         connection.execute(statement)
     rows: list[Sequence[object]] = []
     lines: list[bytes] = []
-    rejects: list[Reject] = []
+    rejects: list[Sequence[object]] = []
 
     def flush() -> None:
         connection.copy_in("pg_temp.entries", _ENTRIES, rows)
         connection.copy_lines("pg_temp.detections", _DETECTIONS, lines)
-        copy_found(connection, rejects)
+        connection.copy_in("pg_temp.found", _FOUND, rejects)
         for buffer in (rows, lines, rejects):
             buffer.clear()
 
     with _opened(path) as stream:
         total, size, numbers = os.fstat(stream.fileno()).st_size, 0, itertools.count()
         for entry in read_entries(stream):
-            row, detections, problems = _read(next(numbers), entry)
+            number = next(numbers)
+            row, detections, problems = _read(number, entry)
             # Free this entry before the next one is parsed; enumerate() would keep it.
             del entry
             rows += row
             lines.append(detections)
-            rejects += problems
+            rejects += ((number, one.recognition_id, one.path, one.code, one.message) for one in problems)
             size += len(detections)
             if len(rows) + len(rejects) >= _PAGE or size >= _PAGE_BYTES:
                 flush()
                 progress(total, stream.tell())
                 size = 0
     flush()
-    connection.execute("analyze_entries")
-    connection.execute("create_annotated", batch_id=batch_id, force=force)
-    for statement in ("index_annotated", "analyze_annotated", "drop_skipped_rejects", "add_unknown"):
+    for statement in ("analyze_entries", "analyze_detections"):
         connection.execute(statement)
+    connection.execute("create_photos", batch_id=batch_id, force=force)
+    for statement in ("analyze_photos", "drop_skipped_rejects", "add_unknown"):
+        connection.execute(statement)
+    width, height = frame_of(coordinates)
+    connection.execute("create_boxes", exif_turned=exif_turned, frame_width=width, frame_height=height)
+    connection.execute("analyze_boxes")
+    connection.execute("add_unusable_boxes", exif_turned=exif_turned)
     connection.execute("create_staged_annotations", force=force)
-    return connection.one("count_annotated")
+    held_reason, notices = _check_frame(connection, path, coordinates)
+    return Staged(connection.one("count_annotated"), held_reason, notices)
+
+
+def _check_frame(connection: Connection, path: Path, coordinates: str) -> tuple[str, list[Notice]]:
+    """Return why the batch is to be held, empty if it is not, and notices on the numbers of the boxes."""
+    if coordinates != PIXELS:
+        return "", []
+    seen = connection.one("weigh_frame", large=LARGE)
+    if not seen.free or seen.farthest is None:
+        return "", []
+    why, is_certain = contradiction(seen.farthest, seen.boxes, seen.photos)
+    if is_certain:
+        return f"The boxes of {path} are hardly in pixels: {why}.", []
+    return "", [Notice(None, str(path), "coordinates_suspect", why)] if why else []
 
 
 def copy_found(connection: Connection, inputs: Iterable[Folder | Reject]) -> int:
@@ -90,7 +131,7 @@ def _read(number: int, entry: Entry) -> tuple[list[Sequence[object]], bytes, lis
         if entry.problem is not None:
             raise entry.problem
         detections, problems = detections_of(entry.value)
-        usable = len(detections)
+        usable = len(detections) if detections or not problems else None
         # The text format of COPY; no field needs escaping.
         lines = "".join(
             f"{number}\t{position}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"

@@ -18,12 +18,13 @@ from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
+from pipeline.dataset.frame import PIXELS
 from pipeline.dataset.layout import inspect_folder, list_folders
 from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import RefusedError, UsageError
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.annotations import copy_found, stage_annotations
+from pipeline.steps.annotations import Staged, copy_found, stage_annotations
 from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
 
@@ -54,19 +55,24 @@ class Request:
     limit: int | None = None
     force: bool = False
     strict: bool = False
+    coordinates: str = PIXELS
+    exif_turned: bool = False
     batch_size: int = 100
     threads: int = 16
 
     @classmethod
     def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:
-        """Return a request with the settings' values; `options` are kind, limit, force and strict."""
+        """Return a request with the settings' values; `options` are other fields by name."""
         size, threads = settings.tuning.batch_size, settings.tuning.thread_count
         return cls(batch_id, source, settings.bucket, batch_size=size, threads=threads, **options)
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What discovery found; counts are recognitions unless the name says otherwise."""
+    """What discovery found; counts are recognitions unless the name says otherwise.
+
+    Of annotations, found, already_loaded, held_elsewhere and superseded_copies are photos.
+    """
 
     batch_id: str
     source: str
@@ -105,12 +111,21 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     now = connection.one("now").now
     metrics = Metrics()
     batch_id, is_load, beyond = request.batch_id, request.kind == KIND_LOAD, 0
+    staged: Staged | None = None
     if is_load:
         found, beyond = _stage_dataset(connection, request, metrics, progress)
     else:
-        path = Path(request.source)
         with metrics.timed("discover_annotations"):
-            found = stage_annotations(connection, path, batch_id, force=request.force, progress=progress)
+            staged = stage_annotations(
+                connection,
+                Path(request.source),
+                batch_id,
+                force=request.force,
+                coordinates=request.coordinates,
+                exif_turned=request.exif_turned,
+                progress=progress,
+            )
+        found = staged.counts
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
     if request.strict and rejects:
         _refuse(connection, rejects)
@@ -128,6 +143,11 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
         connection.execute(insert_manifest, batch_id=batch_id, shard_size=shard_size(claimed, request.batch_size))
         connection.execute("insert_found_rejects", batch_id=batch_id)
         counts = connection.one("update_batch_counts", batch_id=batch_id)
+        if staged is not None:
+            connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
+            batch_state.add_notices(connection, batch_id, DISCOVER, WHOLE, staged.notices)
+            if staged.held_reason:
+                batch_state.set_held_reason(connection, batch_id, staged.held_reason)
     if not is_load and counts.shards:
         copied_at, copied = connection.one("now").now, Metrics()
         with copied.timed("db_bulk_copy"):

@@ -71,7 +71,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
         raw = connection.one("count_raw", batch_id=batch_id)._asdict()
         rows = {f"raw.{name}": count for name, count in raw.items() if count}
         rows.update({row.name: row.going for row in connection.execute("list_stale")})
-        returning = {row.batch_id: row.recognitions for row in connection.execute("list_returning", kind=batch.kind)}
+        returning = {row.batch_id: row.recognitions for row in connection.execute("list_returning", batch_id=batch_id)}
         blocking = [row._asdict() for row in connection.execute("find_references")]
         return Plan(batch, rows, 0, 0, returning, blocking)
 

@@ -83,6 +83,8 @@ CREATE TABLE ingest.manifest (
     md5s text[],
     menu_sha256 text,
     receipt_sha256 text,
+    -- Of annotations: the cameras whose photos the batch annotates; NULL in a load, which has both.
+    cameras smallint[],
     -- Left out after its photos were uploaded; the commit removes its objects and this row.
     rejected boolean NOT NULL DEFAULT false,
     PRIMARY KEY (batch_id, recognition_id)
@@ -170,14 +172,15 @@ CREATE TABLE raw.detections (
     camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
     detection integer NOT NULL CHECK (detection > 0),
     label text NOT NULL,
-    x1 double precision NOT NULL,
-    y1 double precision NOT NULL,
-    x2 double precision NOT NULL,
-    y2 double precision NOT NULL,
+    x1 numeric NOT NULL,
+    y1 numeric NOT NULL,
+    x2 numeric NOT NULL,
+    y2 numeric NOT NULL,
     PRIMARY KEY (batch_id, recognition_id, camera_number, detection)
 );
 CREATE INDEX detections_recognition ON raw.detections (recognition_id);
-COMMENT ON TABLE raw.detections IS 'One row a detection, numbered from 1 on its photo; corners in pixels.';
+COMMENT ON TABLE raw.detections IS
+    'One row a detection, numbered from 1 on its photo; corners in pixels of the photo as it is stored, to 3 decimals.';
 
 ALTER TABLE ingest.batches ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.batch_state ENABLE ROW LEVEL SECURITY;

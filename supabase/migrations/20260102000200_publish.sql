@@ -1,9 +1,9 @@
--- What readers see of a recognition follows from two batches alone: the newest finished one of kind 'load' that holds
--- it, and the newest finished one of kind 'qwen'. A commit and a reset do the same with it. They list the recognitions
--- that they affect in the temporary table pg_temp.affected:
+-- What readers see of a recognition follows from three batches alone: the newest finished one of kind 'load' that holds
+-- it, and for each of its two photos the newest finished one of kind 'qwen'. A commit and a reset do the same with it.
+-- They list the recognitions that they affect in the temporary table pg_temp.affected:
 --
---     recognition_id, batch_id (of its photos; NULL when none is left, so that its rows go), qwen_batch_id (of its
---     annotations; NULL when there is none), existing (whether the domain has it already)
+--     recognition_id, batch_id (of its photos; NULL when none is left, so that its rows go), qwen_batch_ids (of the
+--     annotations of camera 1 and 2; NULL where there are none), existing (whether the domain has it already)
 --
 -- ingest.plan_affected() works out from the raw rows what is wanted, and which rows are stale (pg_temp.stale), and
 -- changes nothing; ingest.publish_affected() writes the one and deletes the other. Rows go by natural key: those that
@@ -54,16 +54,27 @@ $$;
 
 -- What readers see, and what stands in the way
 
-CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, besides text) RETURNS SETOF text
+CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, camera smallint, besides text)
+RETURNS SETOF text
 LANGUAGE sql STABLE
 AS $$
--- The finished batch whose version of a recognition readers see, were it not for the batch `besides`.
+-- The finished batch whose version of a recognition, or of its photo of a camera, readers see, were it not for the
+-- batch `besides`.
     SELECT b.id
     FROM ingest.manifest m
     JOIN ingest.batches b ON b.id = m.batch_id
-    WHERE m.recognition_id = recognition AND b.kind = wanted_kind AND b.state = 'done' AND b.id <> besides
+    WHERE m.recognition_id = recognition AND (camera IS NULL OR camera = ANY (m.cameras))
+        AND b.kind = wanted_kind AND b.state = 'done' AND b.id <> besides
     ORDER BY b.version DESC
     LIMIT 1
+$$;
+
+CREATE FUNCTION ingest.newest_annotations(recognition bigint, besides text) RETURNS text[]
+LANGUAGE sql STABLE
+AS $$
+-- The batches whose annotations of camera 1 and 2 readers see, were it not for the batch `besides`.
+    SELECT ARRAY[(SELECT q FROM ingest.newest_version('qwen', recognition, 1::smallint, besides) q),
+                 (SELECT q FROM ingest.newest_version('qwen', recognition, 2::smallint, besides) q)]
 $$;
 
 CREATE FUNCTION ingest.find_references(locking boolean)
@@ -176,7 +187,9 @@ BEGIN
             (row_number() OVER (PARTITION BY q.recognition_id, q.camera_number, q.label ORDER BY q.detection))::integer
                 AS nth
         FROM pg_temp.affected t
-        JOIN raw.detections q ON q.batch_id = t.qwen_batch_id AND q.recognition_id = t.recognition_id
+        CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
+        JOIN raw.detections q ON q.batch_id = newest.batch_id AND q.recognition_id = t.recognition_id
+            AND q.camera_number = newest.camera_number
         WHERE t.batch_id IS NOT NULL
     ) d
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number;
@@ -485,7 +498,7 @@ DECLARE
 BEGIN
     INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)
     SELECT i.id, item.id, d.detection,
-        jsonb_build_object('x', d.x1, 'y', d.y1, 'w', d.x2 - d.x1, 'h', d.y2 - d.y1), 'QWEN'
+        jsonb_build_object('x', d.x1, 'y', d.y1, 'w', trim_scale(d.x2 - d.x1), 'h', trim_scale(d.y2 - d.y1)), 'QWEN'
     FROM pg_temp.wanted_detections d
     JOIN public.images i ON i.recognition_id = d.recognition_id AND i.camera_number = d.camera_number
     JOIN public.initial_tray_items item ON item.recognition_id = d.recognition_id AND item.item_type = d.item_type
@@ -570,15 +583,19 @@ BEGIN
     IF kind = 'load' THEN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT r.recognition_id, r.batch_id,
-            (SELECT q FROM ingest.newest_version('qwen', r.recognition_id, batch) q WHERE annotated) AS qwen_batch_id,
+            CASE WHEN annotated THEN ingest.newest_annotations(r.recognition_id, batch) END AS qwen_batch_ids,
             EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing
         FROM raw.receipts r
         WHERE r.batch_id = batch;
     ELSE
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, p.batch_id, m.batch_id AS qwen_batch_id, true AS existing
+        SELECT p.id AS recognition_id, p.batch_id, ARRAY[
+                CASE WHEN 1 = ANY (m.cameras) THEN m.batch_id ELSE former[1] END,
+                CASE WHEN 2 = ANY (m.cameras) THEN m.batch_id ELSE former[2] END] AS qwen_batch_ids,
+            true AS existing
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
+        CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
         WHERE m.batch_id = batch;
     END IF;
     PERFORM ingest.plan_affected();
@@ -608,19 +625,21 @@ BEGIN
     IF target.kind = 'load' THEN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, former AS batch_id,
-            (SELECT q FROM ingest.newest_version('qwen', p.id, batch) q WHERE former IS NOT NULL) AS qwen_batch_id,
+            CASE WHEN former IS NOT NULL THEN ingest.newest_annotations(p.id, batch) END AS qwen_batch_ids,
             true AS existing
         FROM public.recognitions p
-        LEFT JOIN LATERAL ingest.newest_version('load', p.id, batch) former ON true
+        LEFT JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) former ON true
         WHERE p.batch_id = batch;
     ELSE
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, p.batch_id, former AS qwen_batch_id, true AS existing
+        SELECT p.id AS recognition_id, p.batch_id, former AS qwen_batch_ids, true AS existing
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
-        LEFT JOIN LATERAL ingest.newest_version('qwen', p.id, batch) former ON true
-        LEFT JOIN ingest.batches f ON f.id = former
-        WHERE m.batch_id = batch AND target.state = 'done' AND (f.version IS NULL OR f.version < target.version);
+        CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
+        WHERE m.batch_id = batch AND target.state = 'done' AND EXISTS (
+            SELECT FROM unnest(m.cameras) AS camera
+            LEFT JOIN ingest.batches f ON f.id = former[camera]
+            WHERE f.version IS NULL OR f.version < target.version);
     END IF;
     PERFORM ingest.plan_affected();
 END

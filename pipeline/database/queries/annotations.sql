@@ -1,57 +1,94 @@
--- Discovery of an annotations file: entries in a temporary table, then claims, manifest and raw rows.
+-- Discovery of an annotations file: entries in temporary tables, then boxes, claims, manifest and raw rows.
 
 -- name: add_unknown
 -- A photo of a recognition that is not loaded is a reject of its own.
 INSERT INTO pg_temp.found (recognition_id, path, code, message)
 SELECT e.recognition_id, e.path, 'recognition_unknown', 'the recognition ' || e.recognition_id || ' is not loaded'
 FROM pg_temp.entries e
-JOIN pg_temp.annotated a USING (recognition_id)
-WHERE NOT a.known
+JOIN pg_temp.photos p USING (recognition_id, camera_number)
+WHERE p.image_id IS NULL
 
--- name: analyze_annotated
-ANALYZE pg_temp.annotated
+-- name: add_unusable_boxes
+INSERT INTO pg_temp.found (recognition_id, path, code, message)
+SELECT p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 'box_malformed' END,
+    'the box ' || concat_ws(', ', b.x1, b.y1, b.x2, b.y2) || ' of ' || b.label || CASE
+        WHEN b.is_outside THEN ' lies outside the photo of ' || p.width || ' x ' || p.height || ' pixels'
+            || CASE WHEN p.orientation > 1 AND NOT :exif_turned THEN ', which its EXIF data turns: see --exif-turned'
+                ELSE '' END
+        ELSE ' has no area in the photo' END
+FROM pg_temp.boxes b
+JOIN pg_temp.photos p USING (number)
+WHERE NOT b.is_usable
+
+-- name: analyze_boxes
+ANALYZE pg_temp.boxes
+
+-- name: analyze_detections
+ANALYZE pg_temp.detections
 
 -- name: analyze_entries
 ANALYZE pg_temp.entries
 
--- name: count_annotated
-SELECT count(*) FILTER (WHERE known) AS found,
-    count(*) FILTER (WHERE known AND loaded) AS already_loaded,
-    count(*) FILTER (WHERE known AND NOT loaded AND holder IS NOT NULL) AS held_elsewhere,
-    coalesce(array_agg(DISTINCT holder) FILTER (WHERE known AND NOT loaded AND holder IS NOT NULL), '{}') AS held_by,
-    (SELECT count(*) FROM pg_temp.entries)::bigint - coalesce(sum(photos), 0)::bigint AS superseded_copies
-FROM pg_temp.annotated
+-- name: analyze_photos
+ANALYZE pg_temp.photos
 
--- name: create_annotated
--- What the annotations file has of each recognition, and what stands in the way of loading it. Of a photo that is in
--- the file several times, the key that sorts last counts, and of equal keys the last.
-CREATE TEMP TABLE annotated ON COMMIT DROP AS
-SELECT e.*, known.there AS known, loaded.there AS loaded, c.batch_id AS holder
-FROM (
-    SELECT recognition_id, count(*) AS photos, sum(detections) AS detections,
-        array_agg(path ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS paths,
-        array_agg(number ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS numbers,
-        array_agg(size ORDER BY camera_number) FILTER (WHERE detections IS NOT NULL) AS sizes
-    FROM (
-        SELECT DISTINCT ON (recognition_id, camera_number) *
-        FROM pg_temp.entries
-        ORDER BY recognition_id, camera_number, detections IS NULL, path COLLATE "C" DESC, number DESC
-    ) photo
-    GROUP BY recognition_id
-) e
-LEFT JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = e.recognition_id AND c.batch_id <> :batch_id
-CROSS JOIN LATERAL (
-    SELECT EXISTS (SELECT FROM public.recognitions r WHERE r.id = e.recognition_id) AS there
-) known
-CROSS JOIN LATERAL (
-    -- Camera by camera, so that each is two look-ups in an index, whatever the statistics say.
-    SELECT NOT :force AND (
-        EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = (
-            SELECT i.id FROM public.images i WHERE i.recognition_id = e.recognition_id AND i.camera_number = 1))
-        OR EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = (
-            SELECT i.id FROM public.images i WHERE i.recognition_id = e.recognition_id AND i.camera_number = 2))
-    ) AS there
-) loaded
+-- name: count_annotated
+-- Photos in the annotations file; superseded are entries of a photo that has another one.
+SELECT count(image_id) AS found,
+    count(*) FILTER (WHERE loaded) AS already_loaded,
+    count(*) FILTER (WHERE image_id IS NOT NULL AND NOT loaded AND holder IS NOT NULL) AS held_elsewhere,
+    coalesce(array_agg(DISTINCT holder) FILTER (WHERE image_id IS NOT NULL AND NOT loaded AND holder IS NOT NULL), '{}')
+        AS held_by,
+    (SELECT count(*) FROM pg_temp.entries) - count(*) AS superseded_copies
+FROM pg_temp.photos
+
+-- name: create_boxes
+-- The boxes of the photos to annotate, in pixels of the photo as it is stored: scaled from the frame that the model
+-- saw, turned back as the EXIF orientation says, rounded, and clipped at the edges. A box that overhangs by more than
+-- 2 % of a side is not clipped. Equal boxes of one label are one, of the first detection.
+CREATE TEMP TABLE boxes ON COMMIT DROP AS
+WITH scaled AS MATERIALIZED (
+    SELECT p.number, d.detection, d.label, p.width, p.height, turn.orientation,
+        d.x1 * seen.width / coalesce(:frame_width, seen.width) AS x1,
+        d.y1 * seen.height / coalesce(:frame_height, seen.height) AS y1,
+        d.x2 * seen.width / coalesce(:frame_width, seen.width) AS x2,
+        d.y2 * seen.height / coalesce(:frame_height, seen.height) AS y2
+    FROM pg_temp.photos p
+    JOIN pg_temp.detections d USING (number)
+    CROSS JOIN LATERAL (SELECT CASE WHEN :exif_turned THEN p.orientation ELSE 1 END AS orientation) turn
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN turn.orientation >= 5 THEN p.height ELSE p.width END AS width,
+            CASE WHEN turn.orientation >= 5 THEN p.width ELSE p.height END AS height
+    ) seen
+    WHERE p.is_free
+), placed AS MATERIALIZED (
+    SELECT number, detection, label, width, height,
+        round(CASE WHEN orientation IN (2, 3) THEN width - x2 WHEN orientation IN (5, 6) THEN y1
+            WHEN orientation IN (7, 8) THEN width - y2 ELSE x1 END, 3) AS x1,
+        round(CASE WHEN orientation IN (3, 4) THEN height - y2 WHEN orientation IN (5, 8) THEN x1
+            WHEN orientation IN (6, 7) THEN height - x2 ELSE y1 END, 3) AS y1,
+        round(CASE WHEN orientation IN (2, 3) THEN width - x1 WHEN orientation IN (5, 6) THEN y2
+            WHEN orientation IN (7, 8) THEN width - y1 ELSE x2 END, 3) AS x2,
+        round(CASE WHEN orientation IN (3, 4) THEN height - y1 WHEN orientation IN (5, 8) THEN x2
+            WHEN orientation IN (6, 7) THEN height - x1 ELSE y2 END, 3) AS y2
+    FROM scaled
+), clipped AS (
+    SELECT number, detection, label, is_outside, least(x1, y1) < 0 OR x2 > width OR y2 > height AS is_clipped,
+        trim_scale(CASE WHEN is_outside THEN x1 ELSE greatest(x1, 0) END) AS x1,
+        trim_scale(CASE WHEN is_outside THEN y1 ELSE greatest(y1, 0) END) AS y1,
+        trim_scale(CASE WHEN is_outside THEN x2 ELSE least(x2, width) END) AS x2,
+        trim_scale(CASE WHEN is_outside THEN y2 ELSE least(y2, height) END) AS y2
+    FROM placed
+    CROSS JOIN LATERAL (
+        SELECT x2 <= 0 OR y2 <= 0 OR x1 >= width OR y1 >= height OR greatest(-x1, x2 - width) > 0.02 * width
+            OR greatest(-y1, y2 - height) > 0.02 * height AS is_outside
+    ) beyond
+)
+SELECT number, min(detection) AS detection, label, x1, y1, x2, y2, is_outside, bool_or(is_clipped) AS is_clipped,
+    is_usable, count(*) - 1 AS repeats
+FROM clipped
+CROSS JOIN LATERAL (SELECT NOT is_outside AND x1 < x2 AND y1 < y2 AS is_usable) verdict
+GROUP BY number, label, x1, y1, x2, y2, is_outside, is_usable, CASE WHEN NOT is_usable THEN detection END
 
 -- name: create_detections
 -- One row a usable detection, numbered from 1 in its entry.
@@ -59,14 +96,14 @@ CREATE TEMP TABLE detections (
     number bigint NOT NULL,
     detection integer NOT NULL,
     label text NOT NULL,
-    x1 double precision NOT NULL,
-    y1 double precision NOT NULL,
-    x2 double precision NOT NULL,
-    y2 double precision NOT NULL
+    x1 numeric NOT NULL,
+    y1 numeric NOT NULL,
+    x2 numeric NOT NULL,
+    y2 numeric NOT NULL
 ) ON COMMIT DROP
 
 -- name: create_entries
--- One row an entry of the annotations file, numbered in its order; detections is NULL where the value cannot be used.
+-- One row an entry of the annotations file, numbered in its order; detections is NULL where none of it can be used.
 CREATE TEMP TABLE entries (
     number bigint NOT NULL,
     recognition_id bigint NOT NULL,
@@ -76,48 +113,111 @@ CREATE TEMP TABLE entries (
     detections bigint
 ) ON COMMIT DROP
 
+-- name: create_photos
+-- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file
+-- several times, the key that sorts last counts, and of equal keys the last.
+CREATE TEMP TABLE photos ON COMMIT DROP AS
+SELECT e.*, i.id AS image_id, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
+    i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AS is_free
+FROM (
+    SELECT DISTINCT ON (recognition_id, camera_number) *
+    FROM pg_temp.entries
+    ORDER BY recognition_id, camera_number, detections IS NULL, path COLLATE "C" DESC, number DESC
+) e
+LEFT JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = e.recognition_id AND c.batch_id <> :batch_id
+-- OFFSET 0: each photo is a look-up in an index, whatever the statistics say.
+LEFT JOIN LATERAL (
+    SELECT image.* FROM public.images image
+    WHERE image.recognition_id = e.recognition_id AND image.camera_number = e.camera_number OFFSET 0
+) i ON true
+CROSS JOIN LATERAL (
+    SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = i.id) AS there
+) annotated
+
 -- name: create_staged_annotations
--- A recognition without any detection is loaded only to take the place of a former version.
+-- A photo without any detection is loaded only to take the place of a former version.
 CREATE TEMP TABLE staged ON COMMIT DROP AS
-SELECT recognition_id, paths, numbers, sizes
-FROM pg_temp.annotated
-WHERE known AND NOT loaded AND holder IS NULL AND (detections > 0 OR (:force AND detections = 0))
+SELECT p.recognition_id, p.camera_number, p.number, p.path, p.size
+FROM pg_temp.photos p
+WHERE p.is_free AND (
+    (:force AND p.detections = 0) OR p.number IN (SELECT b.number FROM pg_temp.boxes b WHERE b.is_usable)
+)
 
 -- name: drop_late_annotations
--- Another batch may have committed since the candidates were chosen.
+-- Another batch may have committed since the candidates were chosen. A recognition without any photo left is given up.
+WITH late AS (
+    DELETE FROM pg_temp.staged s
+    USING pg_temp.photos p
+    WHERE p.number = s.number AND NOT :force
+        AND EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = p.image_id)
+    RETURNING s.recognition_id, s.number
+), counted AS (
+    UPDATE ingest.batches SET already_loaded = already_loaded + (SELECT count(*) FROM late) WHERE id = :batch_id
+)
 DELETE FROM ingest.claims c
-WHERE c.kind = 'qwen' AND c.batch_id = :batch_id AND NOT :force
-    AND (
-        EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = (
-            SELECT i.id FROM public.images i WHERE i.recognition_id = c.recognition_id AND i.camera_number = 1))
-        OR EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = (
-            SELECT i.id FROM public.images i WHERE i.recognition_id = c.recognition_id AND i.camera_number = 2))
+USING late
+WHERE c.kind = 'qwen' AND c.batch_id = :batch_id AND c.recognition_id = late.recognition_id
+    AND NOT EXISTS (
+        SELECT FROM pg_temp.staged s
+        WHERE s.recognition_id = c.recognition_id AND s.number NOT IN (SELECT number FROM late)
     )
 
 -- name: drop_skipped_rejects
 -- What is wrong with photos that are not looked at this time is not told.
 DELETE FROM pg_temp.found f
-USING pg_temp.annotated a
-WHERE a.recognition_id = f.recognition_id AND (NOT a.known OR a.loaded OR a.holder IS NOT NULL)
+USING pg_temp.entries e
+JOIN pg_temp.photos p USING (recognition_id, camera_number)
+WHERE e.number = f.number AND NOT p.is_free
 
--- name: index_annotated
-CREATE UNIQUE INDEX annotated_recognition ON pg_temp.annotated (recognition_id)
+-- name: insert_annotation_notices
+-- What is unusual about the boxes of the photos in the manifest, photo by photo.
+INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
+SELECT :batch_id, s.recognition_id, s.path, notice.code, notice.message, :step
+FROM (
+    SELECT number, count(*) FILTER (WHERE is_clipped) AS clipped, count(*) FILTER (WHERE repeats > 0) AS boxes,
+        sum(repeats) AS repeats
+    FROM pg_temp.boxes
+    WHERE is_usable AND (is_clipped OR repeats > 0)
+    GROUP BY number
+) unusual
+JOIN pg_temp.staged s USING (number)
+JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
+CROSS JOIN LATERAL (
+    SELECT 'box_clipped', 'boxes that reach over the edge of the photo by 2 % of its side or less, and were clipped: '
+        || clipped
+    WHERE clipped > 0
+    UNION ALL
+    SELECT 'box_repeated', 'boxes that were there several times with the same label: ' || boxes
+        || ', left out copies: ' || repeats
+    WHERE boxes > 0
+) notice (code, message)
+ORDER BY s.recognition_id, s.camera_number
 
 -- name: insert_annotations
--- The detections of the photos in the manifest.
+-- The boxes of the photos in the manifest.
 INSERT INTO raw.detections (batch_id, recognition_id, camera_number, detection, label, x1, y1, x2, y2)
-SELECT :batch_id, e.recognition_id, e.camera_number, d.detection, d.label, d.x1, d.y1, d.x2, d.y2
-FROM (
-    SELECT unnest(s.numbers) AS number
-    FROM pg_temp.staged s
-    JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
-) chosen
-JOIN pg_temp.entries e USING (number)
-JOIN pg_temp.detections d USING (number)
+SELECT :batch_id, s.recognition_id, s.camera_number, row_number() OVER (PARTITION BY b.number ORDER BY b.detection),
+    b.label, b.x1, b.y1, b.x2, b.y2
+FROM pg_temp.staged s
+JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
+JOIN pg_temp.boxes b USING (number)
+WHERE b.is_usable
 
 -- name: insert_manifest_annotations
 -- All of a batch's annotations are one shard: discovery copies them itself.
-INSERT INTO ingest.manifest (batch_id, recognition_id, shard, photo_paths, photo_sizes, photo_mtimes, object_keys)
-SELECT :batch_id, s.recognition_id, 1, s.paths, s.sizes, '{}', '{}'
+INSERT INTO ingest.manifest (batch_id, recognition_id, shard, cameras, photo_paths, photo_sizes, photo_mtimes,
+    object_keys)
+SELECT :batch_id, s.recognition_id, 1, array_agg(s.camera_number ORDER BY s.camera_number),
+    array_agg(s.path ORDER BY s.camera_number), array_agg(s.size ORDER BY s.camera_number), '{}', '{}'
 FROM pg_temp.staged s
 JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
+GROUP BY s.recognition_id
+
+-- name: weigh_frame
+-- The farthest corner of all boxes in the file, and those of them that are on large photos; `free` are photos to annotate.
+SELECT max(greatest(d.x2, d.y2)) AS farthest,
+    count(*) FILTER (WHERE greatest(p.width, p.height) > :large) AS boxes,
+    count(DISTINCT p.number) FILTER (WHERE greatest(p.width, p.height) > :large) AS photos,
+    (SELECT count(*) FROM pg_temp.photos WHERE is_free) AS free
+FROM pg_temp.detections d
+LEFT JOIN pg_temp.photos p USING (number)

@@ -39,7 +39,7 @@ DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND s
 
 -- name: describe_batch
 -- A batch, as its summary names its columns.
-SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, version, created_at,
+SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, coordinates, exif_turned, version, created_at,
     finished_at, reset_at, shards, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, bytes,
     recognitions AS recognitions_processed, photos AS images_processed, detections AS detections_processed
 FROM ingest.batches
@@ -56,7 +56,8 @@ WHERE pid = :pid AND backend_start = :backend_start AND application_name = :appl
 SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, reset_at, metrics,
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, coordinates, exif_turned, shards, photos,
+    created_at, reset_at, metrics,
     EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked
 FROM ingest.batches b
 WHERE id = :batch_id
@@ -71,7 +72,7 @@ SELECT EXISTS (
 SELECT id
 FROM ingest.batches
 WHERE state = 'loading' AND kind = :kind AND source = :source AND force = :force
-    AND (kind <> 'load' OR bucket = :bucket)
+    AND (kind <> 'load' OR bucket = :bucket) AND coordinates = :coordinates AND exif_turned = :exif_turned
     AND recognition_limit IS NOT DISTINCT FROM CAST(:limit AS bigint)
 ORDER BY created_at DESC, id DESC
 LIMIT 1
@@ -86,8 +87,8 @@ VALUES (:batch_id, :step, :shard, :started_at, :worker, CAST(:metrics AS jsonb))
 
 -- name: list_batches
 -- All or the unfinished batches, those that changed last first, as the status names their columns.
-SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, recognitions, bytes, detections,
-    created_at, finished_at, reset_at
+SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, coordinates, exif_turned, recognitions, bytes,
+    detections, created_at, finished_at, reset_at
 FROM ingest.batches
 WHERE state IN ('loading', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
@@ -144,7 +145,8 @@ WHERE b.state = 'loading'
 ORDER BY b.created_at
 
 -- name: list_unfinished
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, shards, photos, created_at, reset_at, metrics,
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, coordinates, exif_turned, shards, photos,
+    created_at, reset_at, metrics,
     false AS marked
 FROM ingest.batches
 WHERE state IN ('loading', 'resetting')
@@ -171,6 +173,9 @@ SELECT clock_timestamp() AS now, current_setting('server_version_num')::int AS v
 -- name: prefer_indexes
 -- Until the end of the transaction: right after a bulk load there are no statistics yet, and a scan looks cheap.
 SELECT set_config('enable_seqscan', 'off', true)
+
+-- name: set_held_reason
+UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
 
 -- name: try_lock_batch
 -- One run of a batch at a time; the lock ends with the transaction.

@@ -66,6 +66,7 @@ WHERE (:force OR NOT EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.re
 
 -- name: create_found
 CREATE TEMP TABLE found (
+    number bigint, -- of the entry of an annotations file
     recognition_id bigint,
     path text NOT NULL,
     code text,
@@ -97,17 +98,17 @@ WHERE c.batch_id = :batch_id AND NOT :force
 CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
 
 -- name: insert_batch
-INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, strict, bucket, found, already_loaded,
-    held_elsewhere, held_by, superseded_copies, beyond_limit)
-VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :strict, :bucket, :found, :already_loaded,
-    :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
+INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, strict, bucket, coordinates,
+    exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit)
+VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :strict, :bucket, :coordinates, :exif_turned, :found,
+    :already_loaded, :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
 ON CONFLICT (id) DO UPDATE
     SET kind = excluded.kind, state = 'loading', source = excluded.source,
         recognition_limit = excluded.recognition_limit, force = excluded.force, strict = excluded.strict,
-        bucket = excluded.bucket, found = excluded.found, already_loaded = excluded.already_loaded,
+        bucket = excluded.bucket, coordinates = excluded.coordinates, exif_turned = excluded.exif_turned, found = excluded.found, already_loaded = excluded.already_loaded,
         held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
-        superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, version = NULL,
-        created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL, metrics = '{}'
+        superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, held_reason = NULL,
+        version = NULL, created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL, metrics = '{}'
     WHERE batches.state = 'reset'
 RETURNING id
 

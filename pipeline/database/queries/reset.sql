@@ -40,11 +40,17 @@ ORDER BY 1
 
 -- name: list_returning
 -- Of how many recognitions an earlier batch's version comes back.
-SELECT former AS batch_id, count(*) AS recognitions
-FROM (SELECT CASE WHEN :kind = 'load' THEN batch_id ELSE qwen_batch_id END AS former FROM pg_temp.affected) t
-WHERE former IS NOT NULL
-GROUP BY former
-ORDER BY former
+SELECT former.batch_id, count(DISTINCT t.recognition_id) AS recognitions
+FROM pg_temp.affected t
+JOIN ingest.manifest m ON m.batch_id = :batch_id AND m.recognition_id = t.recognition_id
+CROSS JOIN LATERAL (
+    SELECT t.batch_id WHERE m.cameras IS NULL
+    UNION SELECT t.qwen_batch_ids[camera] FROM unnest(m.cameras) AS camera
+) former (batch_id)
+JOIN ingest.batches b ON b.id = former.batch_id
+JOIN ingest.batches gone ON gone.id = m.batch_id AND b.version < gone.version
+GROUP BY former.batch_id
+ORDER BY former.batch_id
 
 -- name: mark_reset
 -- The row stays: that the batch was there, and when it went, is history.

@@ -1,21 +1,17 @@
 -- Verification: what has to be there, and statements that find a broken promise.
 
 -- name: check_annotations
--- Each detection of the newest finished annotations of a recognition is one annotation, and there is no other.
-SELECT newest.batch_id, 'recognition ' || r.id AS what,
+-- Each detection of the newest finished annotations of a photo is one annotation, and there is no other.
+SELECT newest.batch_id, 'recognition ' || i.recognition_id || ', camera ' || i.camera_number AS what,
     'has ' || found.annotations || ' annotations instead of ' || wanted.detections AS message
-FROM public.recognitions r
-LEFT JOIN LATERAL ingest.newest_version('qwen', r.id, '') newest (batch_id) ON true
+FROM public.images i
+LEFT JOIN LATERAL ingest.newest_version('qwen', i.recognition_id, i.camera_number, '') newest (batch_id) ON true
 CROSS JOIN LATERAL (
     SELECT count(*) AS detections
     FROM raw.detections q
-    WHERE q.batch_id = newest.batch_id AND q.recognition_id = r.id
+    WHERE q.batch_id = newest.batch_id AND q.recognition_id = i.recognition_id AND q.camera_number = i.camera_number
 ) wanted
-CROSS JOIN LATERAL (
-    SELECT count(*) AS annotations
-    FROM public.images i JOIN public.initial_annotations a ON a.image_id = i.id
-    WHERE i.recognition_id = r.id
-) found
+CROSS JOIN LATERAL (SELECT count(*) AS annotations FROM public.initial_annotations a WHERE a.image_id = i.id) found
 WHERE found.annotations <> wanted.detections
 UNION ALL
 SELECT r.batch_id, 'tray item ' || i.id, 'is of the model, and no annotation shows it'

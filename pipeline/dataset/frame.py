@@ -1,0 +1,51 @@
+"""The frame of a model's boxes: what their numbers mean, and whether a file as a whole contradicts that."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.errors import UsageError
+
+PIXELS = "pixels"
+#: The side of a photo from which on boxes in pixels are expected beyond 1000.
+LARGE = 1100
+
+_SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+_ENOUGH_BOXES, _ENOUGH_PHOTOS = 200, 20
+_THOUSANDTHS = 1000
+
+
+def frame_of(coordinates: str) -> tuple[int | None, int | None]:
+    """Return the width and height that the numbers of boxes refer to, None for those of each photo.
+
+    Raises UsageError if it is none of `pixels`, `1000`, `1` and `<width>x<height>`.
+    """
+    if coordinates == PIXELS:
+        return None, None
+    if coordinates in ("1000", "1"):
+        return int(coordinates), int(coordinates)
+    if size := _SIZE.fullmatch(coordinates):
+        return int(size[1]), int(size[2])
+    hint = "Use pixels, 1000 (from 0 to 1000), 1 (from 0 to 1), or the size of resized photos, for example 1024x768."
+    raise UsageError(f"--coordinates is {coordinates!r}.", hint)
+
+
+def contradiction(farthest: float, boxes: int, photos: int) -> tuple[str, bool]:
+    """Return why numbers are hardly pixels, empty if they may well be, and whether that is certain enough to stop.
+
+    Arguments:
+        farthest: the largest coordinate of all boxes of the file.
+        boxes, photos: number of boxes on photos with a side larger than `LARGE`, and of such photos.
+    """
+    if farthest <= 1:
+        return (
+            "no corner of a box lies beyond 1; if they are fractions of the photo, load it with --coordinates 1",
+            True,
+        )
+    if farthest <= _THOUSANDTHS and boxes:
+        why = (
+            f"no corner of a box lies beyond {_THOUSANDTHS}, although there are photos larger than {LARGE} pixels "
+            f"(photos: {photos}, boxes on them: {boxes}); if they are thousandths, load it with --coordinates 1000"
+        )
+        return why, boxes >= _ENOUGH_BOXES and photos >= _ENOUGH_PHOTOS
+    return "", False
