@@ -94,7 +94,7 @@ LIST = f"[{ENTRY}]"
         (LIST.encode("utf-32"), "json_broken", "the file is UTF-32, not UTF-8"),
         (LIST.encode("cp1251"), "json_broken", "the file is not UTF-8 at byte "),
         (BOM + BOM + LIST.encode(), "json_broken", "the file begins with two byte order marks"),
-        (gzip.compress(LIST.encode()), "json_broken", "the file is gzip data, not JSON"),
+        (gzip.compress(LIST.encode(), mtime=0), "json_broken", "the file is gzip data, not JSON"),
         (b"PK\x03\x04\x14\0\0\0", "json_broken", "the file is a ZIP archive, not JSON"),
         (b"\x89PNG\r\n\x1a\n", "json_broken", "the file is a PNG image, not JSON"),
         (b"%PDF-1.7\n", "json_broken", "the file is a PDF document, not JSON"),
