@@ -113,13 +113,17 @@ def flaws(first: int, last: int, other: int, facts: dict[str, Any]) -> Iterator[
     yield Flaw(
         "check_annotations",
         f"DELETE FROM public.initial_annotations WHERE id = {facts['annotation']}",
-        ("q1", f"recognition {last}", f"has {facts['annotations'] - 1} annotations instead of {facts['annotations']}"),
+        (
+            "q1",
+            f"recognition {last}, camera {facts['camera']}",
+            f"has {facts['annotations'] - 1} annotations instead of {facts['annotations']}",
+        ),
     )
     yield Flaw(
         "check_annotations",
         "INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source) "
         f"SELECT min(id), {facts['item']}, 1, '{{}}', 'QWEN' FROM public.images WHERE recognition_id = {other}",
-        (None, f"recognition {other}", "has 1 annotations instead of 0"),
+        (None, f"recognition {other}, camera 1", "has 1 annotations instead of 0"),
     )
     yield Flaw(
         "check_annotations",
@@ -177,11 +181,13 @@ def test_each_check_finds_what_contradicts_itself_and_nothing_in_a_sound_databas
         f" WHERE p.recognition_id = {last}",
         "annotation": "SELECT min(a.id) FROM public.initial_annotations a JOIN public.initial_tray_items i"
         f" ON i.id = initial_tray_item_id WHERE recognition_id = {last} AND i.source <> 'MODEL'",
-        "annotations": "SELECT count(*) FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id"
-        f" WHERE i.recognition_id = {last}",
         "unfinished": "SELECT min(recognition_id) FROM ingest.manifest WHERE batch_id = 'b4'",
     }
     facts = {name: world.query(dsn, text)[0][0] for name, text in values.items()}
+    photo = f"SELECT image_id FROM public.initial_annotations WHERE id = {facts['annotation']}"
+    counted = f"SELECT count(*) FROM public.initial_annotations WHERE image_id = ({photo})"
+    facts["annotations"] = world.query(dsn, counted)[0][0]
+    facts["camera"] = world.query(dsn, f"SELECT camera_number FROM public.images WHERE id = ({photo})")[0][0]
     assert None not in facts.values()
     seen = set()
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
