@@ -40,8 +40,8 @@ SECONDS = 60.0
 class Luigid:
     """A running luigid, and what it knows."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.url, self.process = url, process
 
     def tasks(self, status: str) -> dict[str, Any]:
         """Return the tasks in a state, by id."""
@@ -93,10 +93,11 @@ def luigid(workdir: Path, tmp_path: Path) -> Iterator[MakeLuigid]:
         started.append(process)
         assert wait_until(lambda: luigid_calls.answers(url) or process.poll() is not None, 30)
         assert process.poll() is None, (tmp_path / "luigid.log").read_text(encoding="utf-8")
-        return Luigid(url)
+        return Luigid(url, process)
 
     yield make
     for process in started:
+        process.send_signal(signal.SIGCONT)
         end(process)
 
 

@@ -16,14 +16,14 @@ from types import ModuleType
 import shtab
 
 from pipeline.cli import batches
-from pipeline.cli.output import DONE, INTERRUPTED, UNFINISHED, exit_code, print_result
+from pipeline.cli.output import DONE, UNFINISHED, exit_code, print_result
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
 from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, SettingsError, UsageError
 from pipeline.extras import extra
-from pipeline.graph.process import Interrupts, bound_memory
+from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
 from pipeline.observe.logger import configure_logging, redirect_to_null, say, say_error
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
@@ -39,33 +39,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bound_memory()
     configure_logging(options.verbose, options.log_format)
     code = UNFINISHED  # if writing the output fails
-    try:
-        code = _run_command(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError as exc:  # without a file's name: the reader closed the pipe, or the disk of the output is full
-        if exc.filename is not None:
-            raise
-        redirect_to_null(sys.stdout)
-        if not isinstance(exc, BrokenPipeError):
-            say(f"Error: The output cannot be written: {exc.strerror}.")
-            code = code or UNFINISHED
+    with Interrupts(registry.cancel_statements, registry.resume_hint) as options.interrupts:
+        try:
+            code = _run_command(options)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError as exc:  # without a file's name: the reader closed the pipe, or the disk of the output is full
+            if exc.filename is not None:
+                raise
+            redirect_to_null(sys.stdout)
+            if not isinstance(exc, BrokenPipeError):
+                say(f"Error: The output cannot be written: {exc.strerror}.")
+                code = code or UNFINISHED
+        except KeyboardInterrupt:
+            options.interrupts.announce()
+            code = INTERRUPTED
     return code
 
 
 def _run_command(options: argparse.Namespace) -> int:
     command: Command = options.command
-    with Interrupts(registry.cancel_statements) as options.interrupts:
-        try:
-            return command(options) or DONE
-        except PipelineError as exc:
-            if options.verbose:
-                say("".join(traceback.format_exception(exc)))
-            say_error(exc)
-            return exit_code(exc)
-        except KeyboardInterrupt:
-            say(f"Interrupted. {registry.resume_hint()}")
-            return INTERRUPTED
+    try:
+        return command(options) or DONE
+    except PipelineError as exc:
+        if options.verbose:
+            say("".join(traceback.format_exception(exc)))
+        say_error(exc)
+        return exit_code(exc)
 
 
 @contextmanager

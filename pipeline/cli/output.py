@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import select
-import signal
-import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import HeldError, Interrupted, PipelineError, RefusedError, UsageError
+from pipeline.graph.process import INTERRUPTED
 from pipeline.observe.logger import redirect_to_null
 
-DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, HELD, INTERRUPTED = 0, 2, 3, 4, 5, 6, 130
+DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, HELD = 0, 2, 3, 4, 5, 6
+
+_PROMPT_SECONDS = 0.2
 
 #: The first matching class decides; the README has the same table.
 EXIT_CODES = {
@@ -42,18 +43,9 @@ def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: st
 def ask(question: str) -> str:
     """Print a question and return the line typed in response, empty at the end of input.
 
-    `input` would miss a Ctrl-C between printing and reading; here a signal wakes `select` through a file descriptor.
+    `input` would miss a Ctrl-C between printing and reading; `select` returns now and then for that.
     """
     print(question, end="", file=sys.stderr, flush=True)  # stdout may be redirected
-    wakes, woken = socket.socketpair()
-    with wakes, woken:
-        woken.setblocking(False)
-        former = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-        try:
-            while True:
-                ready, _, _ = select.select([sys.stdin, wakes], [], [])
-                if sys.stdin in ready:
-                    return sys.stdin.readline().rstrip("\n")
-                wakes.recv(16)  # another signal, whose handler did not raise
-        finally:
-            signal.set_wakeup_fd(former)
+    while not select.select([sys.stdin], [], [], _PROMPT_SECONDS)[0]:
+        pass
+    return sys.stdin.readline().rstrip("\n")

@@ -16,8 +16,8 @@ from pipeline.errors import BadInput
 MAXIMUM_PIXELS = 120_000_000
 #: The decoder keeps all coefficients of a photo with several scans in memory, whatever the output scale.
 MAXIMUM_COEFFICIENT_BYTES = 100 << 20
-#: Each scan visits all pixels: about a second of processor time.
-MAXIMUM_SCANNED_PIXELS = 2_000_000_000
+#: Each scan visits all pixels: about a second of processor time; padding makes four attempts at most.
+MAXIMUM_SCANNED_PIXELS = 1_000_000_000
 
 # One photo with several scans is decoded at a time, because the limit above is for the process.
 _coefficients = threading.Lock()

@@ -81,6 +81,7 @@ class Assistant(PooledWorker):
     def _get_work(self) -> Any:
         if self.is_phased_out:
             return super()._get_work()  # type: ignore[no-untyped-call]
+        began = time.monotonic()
         rows = self._environment.database.run(lambda connection: connection.execute("list_running"))
         running = [row.id for row in rows]
         response = self._ask(running)
@@ -88,6 +89,8 @@ class Assistant(PooledWorker):
             response = self._ask(running)
         if response.task_id is not None:
             self._idle_from = None
+        elif self._idle_from is not None:
+            self._idle_from += time.monotonic() - began  # the time in which a service was away
         return response
 
     def _ask(self, running: Sequence[str]) -> Any:
@@ -186,7 +189,7 @@ def assist(
     with closing(Storage(environment.settings)) as storage:
         storage.check_host()
     registry.owns_worker, registry.status = True, StatusReporter(url)
-    scheduler = SharedScheduler(url)  # type: ignore[no-untyped-call]
+    scheduler = SharedScheduler(url)
     shared: dict[str, Any] = {"registry": registry, "interrupts": interrupts, "scheduler": scheduler}
     help, fruitless = Help(), 0
     while fruitless < _FRUITLESS_LIMIT:

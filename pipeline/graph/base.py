@@ -116,10 +116,10 @@ class RootTask(BatchTask):
         use_packaged_settings()
         if not logging.getLogger().handlers:
             configure_logging()
-        with exit_on_error():
-            run = cls.resolve(values)
-        interrupts = Interrupts(registry.cancel_statements)
+        interrupts = Interrupts(registry.cancel_statements, registry.resume_hint)
         interrupts.__enter__()  # until the process ends
+        with exit_on_error(interrupts):
+            run = cls.resolve(values)
         registry.owns_worker = True
         factory = partial(SchedulerFactory, registry, run, interrupts, bare=True)
         setattr(luigi.interface, "_WorkerSchedulerFactory", factory)  # noqa: B010 (mypy: a type is no variable)

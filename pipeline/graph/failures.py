@@ -16,6 +16,7 @@ import luigi.retcodes
 from pipeline import errors
 from pipeline.config import redact
 from pipeline.errors import PipelineError
+from pipeline.graph.process import INTERRUPTED, Interrupts
 from pipeline.observe.logger import say, say_error
 
 _PRINTED = 5  # failures; the others most often say the same
@@ -72,10 +73,13 @@ def print_failures(failures: Sequence[Failure]) -> None:
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
-    """End Luigi's command with an error of the block, and with the exit code of Luigi's [retcode]."""
+def exit_on_error(interrupts: Interrupts) -> Iterator[None]:
+    """End Luigi's command with an error of the block, and with the exit code of Luigi's [retcode], or with 130."""
     try:
         yield
     except PipelineError as exc:
         say_error(exc)
         sys.exit(luigi.retcodes.retcode().unhandled_exception)
+    except KeyboardInterrupt:
+        interrupts.announce()
+        sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Luigi's configuration, luigid, and calls of it whose loss does no harm: one attempt each, with a short timeout."""
+"""Luigi's configuration, and calls of luigid: each has a deadline, those whose loss does no harm a short one."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import configparser
 import http.client
 import json
 import logging
+import queue
+import threading
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import luigi.interface
-from luigi.rpc import RemoteScheduler
+from luigi.rpc import RemoteScheduler, RPCError
 
 from pipeline.config import redact
 from pipeline.observe.progress import StatusMessage
 
 logger = logging.getLogger(__name__)
 
+Response = TypeVar("Response")
+
 _STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
+#: For an attempt; for how long luigid may be silent before a run ends, unless Luigi's own retries would take less.
+_ATTEMPT_SECONDS, _SILENT_SECONDS = 10.0, 60.0
 _MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret these characters as HTML
 
 
@@ -48,30 +55,94 @@ class LuigidUnavailable(Exception):
     """luigid does not answer, or the server at its address is not a luigid."""
 
 
+def _within(seconds: float, exchange: Callable[[float], Response]) -> Response:
+    """Return what an exchange with luigid returns, called with its timeout; raise LuigidUnavailable.
+
+    A timeout of a socket is for each read, and looking up a host has none, so a thread waits in place of the caller.
+    """
+    outcome: queue.SimpleQueue[Response | LuigidUnavailable] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            outcome.put(exchange(seconds))
+        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as exc:
+            outcome.put(LuigidUnavailable(str(exc) or type(exc).__name__))
+
+    threading.Thread(target=work, name="luigid", daemon=True).start()
+    try:
+        result = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise LuigidUnavailable(f"no response within {seconds:.0f} s") from None
+    if isinstance(result, LuigidUnavailable):
+        raise result
+    return result
+
+
 def answers(url: str) -> bool:
     """Return whether a luigid answers at the URL within a second."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=1) as response:
+
+    def ask(timeout: float) -> bool:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout) as response:
             return bool(response.status < 400)
-    except (OSError, ValueError, http.client.HTTPException):
+
+    try:
+        return _within(1.0, ask)
+    except LuigidUnavailable:
         return False
 
 
 def call(url: str, function: str, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
     """Call a function of luigid's HTTP API (luigi.server) and return its response; raises LuigidUnavailable."""
     body = urllib.parse.urlencode({"data": json.dumps(arguments)}).encode()
-    try:
+
+    def ask(timeout: float) -> Any:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/{function}", body, timeout) as response:
             return json.load(response)["response"]
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as exc:
+
+    try:
+        return _within(timeout, ask)
+    except LuigidUnavailable as exc:
         raise LuigidUnavailable(f"{url}: {exc}") from exc
 
 
 class SharedScheduler(RemoteScheduler):
-    """luigid with the retries of Luigi's configuration, except for a ping."""
+    """luigid; calls are repeated until it has been silent for a minute, a ping is not."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)  # type: ignore[no-untyped-call]
+        self._address = url.rstrip("/")
+        core = luigi.configuration.get_config()
+        self._pause = core.getfloat("core", "rpc_retry_wait")
+        self._patience = min(_SILENT_SECONDS, self._pause * core.getint("core", "rpc_retry_attempts"))
+        self._silent_since: float | None = None
+
+    def _fetch(self, url_suffix: str, body: Any) -> str:
+        """Send a request in place of Luigi, which counts its attempts, whatever time each takes."""
+        url = self._address + url_suffix
+        while True:
+            began = time.monotonic()
+            self._silent_since = began if self._silent_since is None else self._silent_since
+            left = self._silent_since + self._patience - began
+            try:
+                text = _within(max(1.0, min(_ATTEMPT_SECONDS, left)), lambda timeout: self._post(url, body, timeout))
+            except LuigidUnavailable as exc:
+                if time.monotonic() + self._pause > self._silent_since + self._patience:
+                    silent = time.monotonic() - self._silent_since
+                    message = f"{self._address} has not responded for {silent:.0f} s ({exc})"
+                    raise RPCError(message, exc) from exc  # type: ignore[no-untyped-call]
+                logger.info("luigid at %s does not respond: %s", self._address, exc)
+                time.sleep(self._pause)
+            else:
+                self._silent_since = None
+                return text
+
+    def _post(self, url: str, body: Any, timeout: float) -> str:
+        text = str(self._fetcher.fetch(url, body, timeout))
+        json.loads(text)["response"]  # of luigid, and not of another server
+        return text
 
     def ping(self, **arguments: Any) -> Any:
-        """Report that the worker is alive; Luigi would retry for a minute, and block every fork meanwhile."""
+        """Report that the worker is alive; a retry would block every fork meanwhile."""
         try:
             return call(scheduler_url(), "ping", **arguments)
         except LuigidUnavailable as exc:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from pipeline.observe.logger import say
+
+INTERRUPTED = 130  # exit code
+
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLER_SECONDS = 0.2
 _REPEAT_SECONDS = 0.05
+#: From the first signal to the end of the process, whatever it waits for, and for the message at that end.
+_END_SECONDS, _MESSAGE_SECONDS = 6.0, 1.0
+_CANCEL_SECONDS = 3
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3): least size of a block with its own mapping, number of arenas
 
 
@@ -32,12 +41,16 @@ class Interrupts:
     """The signal handlers of a process whose command is ours; they raise KeyboardInterrupt.
 
     Python swallows an exception that a handler raises while the process forks, or in a finalizer. While the main thread
-    waits for PostgreSQL no handler runs, so a thread that reads the signal from a socket cancels the statements.
+    waits for PostgreSQL no handler runs, so a thread that reads the signal from a socket has the statements cancelled.
+
+    A thread in a system call cannot be interrupted, and Python waits for its threads when it ends. So six seconds after
+    the first signal the process ends as it is, with 130; its work is left as after a crash, for the next run to resume.
+    `resume_hint` returns what is said about that.
     """
 
-    def __init__(self, cancel_statements: Callable[[], None]) -> None:
-        self._cancel_statements, self._owner = cancel_statements, os.getpid()
-        self._defers = self._received = False
+    def __init__(self, cancel_statements: Callable[[], None], resume_hint: Callable[[], str]) -> None:
+        self._cancel_statements, self._resume_hint, self._owner = cancel_statements, resume_hint, os.getpid()
+        self._defers = self._received = self._announced = False
         self._handled = threading.Event()
         self._former_hook = sys.unraisablehook
         self._former: dict[signal.Signals, Any] = {}
@@ -76,12 +89,43 @@ class Interrupts:
         if self._received and os.getpid() == self._owner:
             raise KeyboardInterrupt
 
+    def announce(self) -> None:
+        """Say once that the command was interrupted, and how it is resumed."""
+        announced, self._announced = self._announced, True
+        if not announced:
+            say(f"Interrupted. {self._resume_hint()}")
+
     def _watch(self, reader: socket.socket) -> None:
+        ending = threading.Thread(target=self._end, name="end", daemon=True)
         with reader:
             while numbers := reader.recv(16):
-                if _SIGNALS.intersection(numbers) and not self._handled.wait(_HANDLER_SECONDS):
-                    self._cancel_statements()
+                if not _SIGNALS.intersection(numbers):
+                    continue
+                if ending.ident is None:
+                    ending.start()
+                if not self._handled.wait(_HANDLER_SECONDS):
+                    self._cancel()
                 self._handled.clear()
+
+    def _cancel(self) -> None:
+        """Cancel the statements from a child: the driver keeps the GIL until PostgreSQL has taken the cancellation."""
+        child = os.fork()
+        if not child:
+            signal.alarm(_CANCEL_SECONDS)
+            try:
+                self._cancel_statements()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+
+    def _end(self) -> None:
+        time.sleep(_END_SECONDS)
+        message = threading.Thread(target=self.announce, name="message", daemon=True)  # stderr may be a full pipe
+        message.start()
+        message.join(_MESSAGE_SECONDS)
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(INTERRUPTED)
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Repeat a signal whose exception a finalizer swallowed."""

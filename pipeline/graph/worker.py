@@ -36,7 +36,6 @@ from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessag
 
 logger = logging.getLogger(__name__)
 
-_INTERRUPTED = 130  # exit code
 _PEERS_SECONDS = 2.0
 _REPEATS = 3  # in a row, after luigid has lost a run by a restart or after a long silence
 
@@ -46,7 +45,7 @@ class PooledWorker(luigi.worker.Worker):
 
     def __init__(self, *, registry: RunRegistry, scheduler: Any, interrupts: Interrupts, **kwargs: Any) -> None:
         super().__init__(scheduler=scheduler, **kwargs)  # type: ignore[no-untyped-call]
-        self.registry, self.scheduler = registry, scheduler
+        self.registry, self.scheduler, self.interrupts = registry, scheduler, interrupts
         self.shares = isinstance(scheduler, RemoteScheduler)  # other workers may run tasks of the same batch
         config = luigi.worker.worker()
         self._forks = bool(self.worker_processes > 1 or config.force_multiprocessing or config.timeout)
@@ -101,12 +100,8 @@ class RunWorker(PooledWorker):
         """Run to the end, or to an interrupt; raise RefusedError where another run has taken the batch."""
         if not self._bare:
             return self._run_tasks()
-        try:
-            with exit_on_error():
-                self._run_tasks()
-        except KeyboardInterrupt:
-            say(f"Interrupted. To go on: {self._run.command}")
-            raise SystemExit(_INTERRUPTED) from None
+        with exit_on_error(self.interrupts):
+            self._run_tasks()
         self._run.print_summary()
         codes = luigi.retcodes.retcode()
         code = codes.not_run if self.run_succeeded else codes.task_failed
@@ -138,7 +133,8 @@ class RunWorker(PooledWorker):
     def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
         """Schedule a task and what it requires; the first one is the root of the run."""
         self._root = self._root or task
-        return bool(super().add(task, *args, **kwargs))  # type: ignore[no-untyped-call]
+        with exit_on_error(self.interrupts) if self._bare else contextlib.nullcontext():
+            return bool(super().add(task, *args, **kwargs))  # type: ignore[no-untyped-call]
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         status, task_id = kwargs["status"], kwargs["task_id"]
@@ -220,14 +216,14 @@ class SchedulerFactory:
         """Return luigid where it answers within a second, else a local scheduler."""
         if answers(url):
             self._registry.status = StatusReporter(url)
-            return SharedScheduler(url)  # type: ignore[no-untyped-call]
+            return SharedScheduler(url)
         level = logging.WARNING if self._bare else logging.INFO
         logger.log(level, "luigid does not answer at %s: using the local scheduler.", url)
         return self.create_local_scheduler()
 
     def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> RunWorker:
         """Return a worker, after it has taken the lock of the batch; raise RefusedError where another run has it."""
-        with exit_on_error() if self._bare else contextlib.nullcontext():
+        with exit_on_error(self._interrupts) if self._bare else contextlib.nullcontext():
             if not self._run.target.exists():
                 self._run.claim()
         # Stable, so that luigid gives the tasks of a killed run to its successor; unique through the lock.

@@ -189,7 +189,7 @@ def luigid(network: Network, settings: Settings, clean_environment: None, tmp_pa
     try:
         assert wait_until(lambda: luigid_calls.answers(url) or process.poll() is not None, SECONDS)
         assert process.poll() is None, (tmp_path / "luigid.log").read_text(encoding="utf-8")
-        yield Luigid(url)
+        yield Luigid(url, process)
     finally:
         end(process)
 
