@@ -160,6 +160,7 @@ class Fault:
         late: seconds after the client's connection was cut, at which the request gets to the server.
         silent: say nothing, and keep the connection until the client has enough.
         closes: close the connection after the answer, without a word about it.
+        stalls: keep the connection after the part that is told, until the client has enough.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Fault:
     late: float = 0.0
     silent: bool = False
     closes: bool = False
+    stalls: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -194,6 +196,7 @@ REQUEST_LATE = Fault("request late", late=LATE_SECONDS)
 ANSWER_LOST = Fault("answer lost", told=0.0)
 ANSWER_CUT = Fault("answer cut", told=0.5)
 SILENT = Fault("silent", silent=True)
+STALLED = Fault("stalled", told=0.5, stalls=True)
 IDLE_CLOSED = Fault("idle closed", closes=True)
 SLOW_DOWN = error(429, "too_many_connections", "SlowDown", "Too many connections issued to the database", 429)
 DATABASE_TIMEOUT = error(544, "DatabaseTimeout", "DatabaseTimeout", "The connection to the database timed out", 544)
@@ -302,6 +305,8 @@ class StorageProxy(_Proxy):
                     with proxy.lock:
                         proxy.under_way -= 1
                 self.connection.sendall(answer)
+                if fault is not None and fault.stalls:
+                    self.rfile.read(1)
 
             do_GET = do_POST = do_PUT = do_DELETE = relay
 
@@ -455,6 +460,7 @@ class DatabaseProxy(_Proxy):
         url: the address of the same database through the proxy.
         plan: asked for every message; None does no harm.
         delay: seconds that whatever comes is held back, in each direction.
+        hung: once it is set, nothing is passed on any more, connections and cancellations are taken all the same.
     """
 
     def __init__(self, dsn: str, plan: Callable[[Message], Harm | None] | None = None) -> None:
@@ -467,6 +473,7 @@ class DatabaseProxy(_Proxy):
         self.url = f"postgresql://{user}@127.0.0.1:{self.port}/{quote(parameters['dbname'], safe='')}"
         self.plan = plan
         self.delay = 0.0
+        self.hung = threading.Event()
         self.seen: list[tuple[Message, Harm | None]] = []
         self._asked: Counter[tuple[str, str, str]] = Counter()
         self._connections = 0
@@ -526,6 +533,9 @@ class DatabaseProxy(_Proxy):
     def _take(self, session: _Session) -> bool:
         """Pass on the whole messages that were received of a client; return whether its connection goes on."""
         while True:
+            if self.hung.is_set():
+                self.over.wait()
+                return False
             first_one = session.server is None
             start = 0 if first_one else 1
             if len(session.pending) < start + 4:

@@ -9,7 +9,7 @@ import io
 import re
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.dataset.photo import MAXIMUM_PIXELS, CheckedPhoto, Dimensions, check_photo
+from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
+from pipeline.dataset.photo import MAXIMUM_PIXELS, MAXIMUM_SCANNED_PIXELS, CheckedPhoto, Dimensions, check_photo
 from pipeline.errors import BadInput
 
 SIZE = (160, 120)
@@ -205,6 +206,51 @@ def test_no_file_takes_more_than_seconds_of_a_processor(content: bytes) -> None:
     with pytest.raises(BadInput):
         check_photo(content)
     assert time.process_time() - begin < 5  # the contract allows ten; each takes a fraction of a second
+
+
+def scans(content: bytes) -> int:
+    return content.count(b"\xff\xda")
+
+
+def with_scans(content: bytes, count: int = 1900) -> bytes:
+    """Repeat the last scan of a progressive photo until it has so many, or as many bytes as a photo may have."""
+    last = content[content.rindex(b"\xff\xda") : -2]
+    most = (MAXIMUM_PHOTO_BYTES - len(content) - 10) // len(last)
+    return content[:-2] + last * min(most, count - scans(content)) + END
+
+
+def flat(mode: str, width: int, height: int, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, (width, height)).save(stream, "JPEG", quality=60, **options)
+    return stream.getvalue()
+
+
+#: The most that each limit lets pass: pixels, bytes, scans with many pixels, and many scans.
+WORST: dict[str, Callable[[], bytes]] = {
+    "pixels": lambda: flat("RGB", 12_000, MAXIMUM_PIXELS // 12_000, subsampling=0),
+    "pixels of four colours": lambda: flat("CMYK", 12_000, MAXIMUM_PIXELS // 12_000),
+    "bytes": lambda: encoded("L", (5_000, 5_000), quality=97),
+    "bytes of a progressive photo": lambda: encoded("L", (4_000, 4_000), quality=98, progressive=True),
+    "large scans": lambda: with_scans(flat("L", 7_000, 7_000, progressive=True), MAXIMUM_SCANNED_PIXELS // 7_000**2),
+    "many scans": lambda: with_scans(encoded("L", (700, 700), quality=10, progressive=True)),
+    "many scans of little": lambda: with_scans(flat("L", 720, 720, progressive=True)),
+}
+
+
+@pytest.mark.parametrize("name", WORST)
+def test_the_worst_photo_that_the_limits_let_pass_takes_less_than_ten_seconds(name: str) -> None:
+    content = WORST[name]()
+    for padding in (b"", b"\0\0\0"):  # zeros at the end make more attempts
+        whole = content[:-2] + padding + END
+        assert len(whole) <= MAXIMUM_PHOTO_BYTES
+        begin = time.process_time()
+        try:
+            check_photo(whole)
+        except BadInput as exc:  # repeated scans are not data of a whole photo, which only decoding finds out
+            assert exc.code == "photo_undecodable"  # noqa: PT017
+        seconds = time.process_time() - begin
+        print(f"{name}: {len(whole) >> 20} MiB, {scans(whole)} scans, {seconds:.2f} s")
+        assert seconds < 10
 
 
 def test_a_photo_with_a_second_picture_in_it_has_the_dimensions_of_the_first() -> None:
