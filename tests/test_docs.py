@@ -319,15 +319,29 @@ def test_the_architecture_names_every_task_and_every_table() -> None:
     assert [name for name in tables if name not in words(section("The tables", ARCHITECTURE))] == []
 
 
+def named_tests() -> set[str]:
+    """Return the names of all tests."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    return {name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+
+
 def test_each_promise_names_tests_that_there_are() -> None:
     table = rows(section("The promises", ARCHITECTURE))[1:]
     assert len(table) == 6
-    there = set()
-    for path in (ROOT / "tests").glob("test_*.py"):
-        there |= set(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
     for promise, _, shown in table:
         assert words(shown), promise
-        assert words(shown) <= there, promise
+        assert words(shown) <= named_tests(), promise
+
+
+def test_each_limit_and_each_kind_of_waiting_names_tests_that_there_are() -> None:
+    text = (ROOT / "docs" / "reference" / "limits.md").read_text(encoding="utf-8")
+    waits = rows(section("SIGTERM and Ctrl-C", text))[1:]
+    *limits, _ = rows(section("Time and memory", text))[1:]
+    for name, _, shown in limits + waits:
+        assert words(shown), name
+        assert words(shown) <= named_tests(), name
+    of_waits = (ROOT / "tests" / "test_interrupts.py").read_text(encoding="utf-8")
+    assert {name for _, _, shown in waits for name in words(shown)} == set(re.findall(r"def (test_\w+)", of_waits))
 
 
 def test_the_architecture_has_four_pages_and_one_diagram() -> None:

@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C end every command within ten seconds, whatever it waits for: a test for each kind of waiting.
 
-docs/explanation/interrupts.md lists the kinds. What was done before the signal is resumed by the next run.
+docs/reference/limits.md lists the kinds. What was done before the signal is resumed by the next run.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from pipeline.graph.run import registry
 from pipeline.sample.broken import BROKEN
 from pipeline.units import moment
 from tests import world
-from tests.services import MakeDataset, RunPipeline
+from tests.services import MakeDataset, RunPipeline, Start
 from tests.test_luigi import as_first
 
 
@@ -91,6 +93,21 @@ def test_a_second_run_asks_as_much_of_a_large_batch_as_of_a_small_one(
             numbers.append(len(asked))
     assert f"nothing was loaded. It has {count} recognitions" in capsys.readouterr().out
     assert numbers[0] == numbers[1] < 20
+
+
+def test_a_load_without_work_takes_less_than_a_second(start: Start, small_dataset: MakeDataset, workdir: Path) -> None:
+    def seconds(*arguments: str | Path) -> float:
+        """Return the processor time of a command, which other processes of the machine do not lengthen."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process = start(sys.executable, "-m", "pipeline", *arguments)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    load = ("load", "--source", small_dataset(12), "--batch-id", "b1")
+    seconds(*load)
+    assert min(seconds(*load) for _ in range(3)) - seconds("completion", "bash") < 1
 
 
 def test_json_tells_the_same_and_status_keeps_it(
