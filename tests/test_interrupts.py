@@ -519,3 +519,17 @@ def test_another_command_that_starts_or_stops_the_services(
 def holds(pid: int, path: Path) -> bool:
     """Return whether a process has a file open."""
     return any(os.path.realpath(one) == str(path) for one in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@pytest.mark.slow
+@signals
+def test_services_that_start(
+    how: signal.Signals, start: Start, run_pipeline: RunPipeline, short_folder: Path, workdir: Path
+) -> None:
+    home = short_folder / f"interrupted-{how}"
+    running = start(*OURS, "up", env={"PIPELINE_HOME": str(home)})
+    waits(running, (home / "postgres").is_dir)
+    ended(running, how)
+    for command in ("up", "down"):
+        done = run_pipeline(command, env={"PIPELINE_HOME": str(home)})
+        assert done.returncode == 0, done.stderr

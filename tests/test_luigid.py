@@ -201,7 +201,9 @@ def test_a_load_whose_luigid_hangs_ends_unfinished_and_is_resumed(
             _, stderr = running.communicate(timeout=60)
             assert PATIENCE - 2 < time.monotonic() - began < PATIENCE + 15
         assert running.returncode == code, stderr
-        assert f"{url} has not responded for" in stderr
+        assert f"luigid was lost: {url} has not responded for" in stderr
+        assert "To go on: python -m pipeline load --batch-id b1" in stderr
+        assert "Traceback" not in stderr
     # Without luigid, and with what was marked.
     done = run_pipeline("load", "--batch-id", "b1", *arguments)
     assert done.returncode == 0, done.stderr

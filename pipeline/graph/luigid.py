@@ -129,7 +129,7 @@ class SharedScheduler(RemoteScheduler):
                 if time.monotonic() + self._pause > self._silent_since + self._patience:
                     silent = time.monotonic() - self._silent_since
                     message = f"{self._address} has not responded for {silent:.0f} s ({exc})"
-                    raise RPCError(message, exc) from exc  # type: ignore[no-untyped-call]
+                    raise RPCError(message, exc) from exc
                 logger.info("luigid at %s does not respond: %s", self._address, exc)
                 time.sleep(self._pause)
             else:

@@ -25,7 +25,7 @@ from luigi.task_status import DONE, FAILED
 
 from pipeline.batches import state
 from pipeline.database import Connection
-from pipeline.errors import PipelineError, TransientError
+from pipeline.errors import PipelineError, TransientError, UnfinishedError
 from pipeline.graph.failures import exit_on_error
 from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, percent
 from pipeline.graph.pool import Pool, PooledTask
@@ -101,7 +101,10 @@ class RunWorker(PooledWorker):
         if not self._bare:
             return self._run_tasks()
         with exit_on_error(self.interrupts):
-            self._run_tasks()
+            try:
+                self._run_tasks()
+            except RPCError as exc:
+                raise UnfinishedError(f"luigid was lost: {exc}", f"To go on: {self._run.command}") from exc
         self._run.print_summary()
         codes = luigi.retcodes.retcode()
         code = codes.not_run if self.run_succeeded else codes.task_failed
