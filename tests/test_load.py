@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.config import Settings
 from pipeline.database import Connection
+from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, MAXIMUM_PHOTO_BYTES
 from pipeline.graph.run import registry
 from pipeline.sample.broken import BROKEN
 from pipeline.units import moment
@@ -180,6 +182,19 @@ def test_one_of_every_kind_of_reject_is_left_out_and_the_rest_is_loaded(
     assert all((dataset / path).exists() and message for _, path, message in found)
     assert f"Rejected: {len(BROKEN)} (" in done.stdout
     world.check(settings, (dataset, "b1", good))
+
+
+def test_a_file_that_is_too_large_is_rejected_by_its_size(
+    run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
+) -> None:
+    dataset = own_dataset(3)
+    first, second, _ = ids_of(dataset)
+    folders = world.folders(dataset)
+    os.truncate(next(folders[first].rglob("*_Main.jpg")), MAXIMUM_PHOTO_BYTES + 1)
+    os.truncate(next(folders[second].rglob("*_AM.json")), MAXIMUM_DOCUMENT_BYTES + 1)
+    done = run_pipeline("load", "--source", dataset)
+    assert done.returncode == 0, done.stderr
+    assert rejects_of(settings) == {first: "photo_too_large", second: "json_too_large"}
 
 
 def test_strict_refuses_all_of_it_before_anything_is_written(
