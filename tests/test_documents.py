@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import date, datetime, timedelta, timezone
@@ -20,9 +21,12 @@ from pipeline.dataset.dates import captured_on, check_date
 from pipeline.dataset.documents import check_menu, check_receipt
 from pipeline.dataset.prices import is_price
 from pipeline.errors import BadInput
+from pipeline.sample import write_sample
 from tests import world
 from tests.services import MakeDataset, RunPipeline
 
+ROOT = Path(__file__).parents[1]
+SMALL_PHOTO = (160, 120)
 DISH = {"Name": "Борщ", "ExternalId": "1"}
 ENTRY = '{"ExternalId": "1", "Name": "Борщ"}'
 BOM = b"\xef\xbb\xbf"
@@ -438,6 +442,27 @@ def test_a_recognition_that_is_rejected_has_no_notice(
     assert world.query(dsn, "SELECT recognition_id, code FROM ingest.rejects") == [(first, "receipt_count")]
     assert world.query(dsn, "SELECT * FROM ingest.notices") == []
     world.check(settings, (dataset, "b1", [second]))
+
+
+#: Codes of what happens while a batch is loaded, or of a folder or file that cannot be read.
+EVENTS = re.compile(r"(photo|json)_(vanished|changed|unreadable)")
+
+
+def test_the_default_sample_has_each_code_of_photos_and_documents(
+    run_pipeline: RunPipeline, settings: Settings, tmp_path: Path
+) -> None:
+    summary = write_sample(tmp_path / "dataset", 200, broken=True, unusual=True, size=SMALL_PHOTO, workers=1)
+    assert run_pipeline("load", "--source", tmp_path / "dataset", "--batch-id", "b1").returncode == 0
+    dsn = settings.database_url.reveal()
+    reference = (ROOT / "docs" / "reference" / "rejects.md").read_text(encoding="utf-8")
+    for table, text in zip(("rejects", "notices"), reference.split("## Notices"), strict=True):
+        listed = set(re.findall(r"^\| `((?:photo|json|receipt|price|date)_\w+)` \|", text, re.MULTILINE))
+        found = {code for (code,) in world.query(dsn, f"SELECT code FROM ingest.{table}")}
+        assert {code for code in listed if not EVENTS.fullmatch(code)} - found == set()
+    noticed = world.query(dsn, "SELECT recognition_id FROM ingest.notices ORDER BY 1")
+    assert noticed == [(identifier,) for identifier in summary.unusual_ids.values()]
+    assert len(summary.broken_ids) < (200 + len(summary.broken_ids) + len(summary.unusual_ids)) / 10
+    assert world.query(dsn, "SELECT count(*) FROM public.recognitions") == [(200 + len(summary.unusual_ids),)]
 
 
 def document(dataset: Path, number: int, kind: str, value: object) -> str:

@@ -21,7 +21,7 @@ from PIL import Image, ImageStat
 
 from pipeline.errors import UsageError
 from pipeline.sample import write_sample
-from pipeline.sample.writer import ANNOTATIONS, BROKEN, BROKEN_ANNOTATIONS, EXPORT, SampleSummary
+from pipeline.sample.writer import ANNOTATIONS, BROKEN, BROKEN_ANNOTATIONS, EXPORT, UNUSUAL, SampleSummary
 
 SMALL = (160, 120)
 FULL = (1280, 720)
@@ -251,7 +251,7 @@ def test_menus_are_long_and_cyrillic_and_some_begin_with_a_bom(tmp_path: Path) -
 def test_summary_counts_what_is_there(small: Written) -> None:
     summary = small.summary
     good = small.good_ids()
-    assert (summary.recognitions, summary.photos, summary.broken) == (310, 620, len(BROKEN))
+    assert (summary.recognitions, summary.photos, len(summary.broken_ids)) == (310, 620, len(BROKEN))
     assert summary.bytes == sum(path.stat().st_size for path in small.directory.glob("**/*") if path.is_file())
     photos = [path for identifier in good for path in small.photos(identifier).values()]
     assert summary.photo_bytes == sum(path.stat().st_size for path in photos)
@@ -280,15 +280,31 @@ def test_no_recognitions_give_an_empty_dataset(tmp_path: Path) -> None:
 def test_broken_recognitions_follow_the_good_ones(small: Written) -> None:
     broken_ids = small.summary.broken_ids
     assert list(broken_ids) == list(BROKEN)
-    assert [broken_ids[kind] for kind in BROKEN if kind != "id_too_large"] == list(range(100_334, 100_334 + 17))
+    assert [broken_ids[kind] for kind in BROKEN if kind != "id_too_large"] == list(range(100_334, 100_334 + 21))
     assert broken_ids["id_too_large"] == 0
-    assert small.ids()[310:] == [*range(100_334, 100_334 + 17), 99_999_999_999_999_999_999]
+    assert small.ids()[310:] == [*range(100_334, 100_334 + 21), 99_999_999_999_999_999_999]
 
 
 def test_broken_recognitions_alone(tmp_path: Path) -> None:
     written = write(tmp_path, 0, size=SMALL, broken=True)
-    assert (written.summary.recognitions, written.summary.broken) == (0, len(BROKEN))
+    assert (written.summary.recognitions, len(written.summary.broken_ids)) == (0, len(BROKEN))
     assert len(written.annotations) == 2
+
+
+def test_unusual_recognitions_follow_the_broken_ones_and_change_nothing_else(small: Written, tmp_path: Path) -> None:
+    written = write(tmp_path / "both", 310, size=SMALL, broken=True, unusual=True, workers=1)
+    ids = written.summary.unusual_ids
+    assert list(ids) == list(UNUSUAL)
+    assert written.ids()[331:-1] == list(ids.values())
+    added = {
+        path for identifier in ids.values() for path in digests(written.directory, f"**/recognition_{identifier}/**/*")
+    }
+    common = {path: digest for path, digest in digests(written.directory).items() if path not in added}
+    former = digests(small.directory)
+    assert {path for path, digest in common.items() if former[path] != digest} <= {ANNOTATIONS}
+    assert common.keys() == former.keys()
+    alone = write(tmp_path / "alone", 0, size=SMALL, unusual=True)
+    assert (list(alone.summary.unusual_ids), alone.summary.broken_ids) == (list(UNUSUAL), {})
 
 
 @pytest.mark.parametrize(

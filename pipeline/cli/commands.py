@@ -120,12 +120,14 @@ def sample(options: argparse.Namespace) -> None:
     counter.start(count, 0)
     try:
         with ProgressDisplay(counter):
-            done = write_sample(directory, count, seed, broken=options.broken, progress=counter.set_done)
+            planted = options.broken
+            done = write_sample(directory, count, seed, broken=planted, unusual=planted, progress=counter.set_done)
     except OSError as exc:
         raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
     text = f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}"
-    text += f", {done.detections} detections, {done.broken} broken, in {done.seconds:.1f} s"
-    print_result(options, {"directory": str(directory), **asdict(done)}, text)
+    broken, unusual = len(done.broken_ids), len(done.unusual_ids)
+    text += f", {done.detections} detections, {broken} broken, {unusual} unusual, in {done.seconds:.1f} s"
+    print_result(options, {"directory": str(directory), "broken": broken, **asdict(done)}, text)
 
 
 def complete(options: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ def _add_services(add: _Add) -> None:
     one.add_argument("directory", metavar="DIR", help="a new or empty folder")
     one.add_argument("--recognitions", type=_number(0), default=200, metavar="N", help="number of recognitions (200)")
     one.add_argument("--seed", type=int, default=0, metavar="S", help="random seed; equal seeds write equal bytes (0)")
-    one.add_argument("--broken", action="store_true", help="add one input of every kind of reject")
+    one.add_argument("--broken", action="store_true", help="add one input of every kind of reject and of notice")
 
 
 def _add_loads(add: _Add) -> None:

@@ -1,11 +1,14 @@
-"""Broken input for sample datasets: one recognition, or one annotation, of every kind that a load has to reject."""
+"""Broken and unusual input for sample datasets: one recognition of every kind that a load rejects or notices."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES
 from pipeline.sample.photo import as_png, without_decodable_data
 
 BROKEN: dict[str, str] = {
@@ -17,16 +20,34 @@ BROKEN: dict[str, str] = {
     "photo_garbage": "random bytes named .jpg",
     "photo_undecodable": "a JPEG with whole headers and garbage in its tables and picture",
     "photo_png": "a PNG named .jpg",
+    "photo_arithmetic": "a JPEG whose header says that it is arithmetic-coded",
+    "photo_dimensions": "a JPEG whose header says that it is 65,535 pixels wide and high",
     "menu_broken": "AM.json ends in the middle",
     "menu_shape": "AM.json is an object, not an array",
     "menu_entry": "an entry of AM.json has no ExternalId",
     "menu_nul": "a string of AM.json contains the NUL character",
     "menu_utf8": "AM.json is not UTF-8",
+    "menu_twice": "an entry of AM.json has the key Name twice",
+    "menu_too_large": "AM.json has more than 3 MiB",
     "receipt_broken": "correct_dishes.json ends in the middle",
     "receipt_shape": "correct_dishes.json is an object, not an array",
     "receipt_count_zero": "a line of the receipt has Count 0",
     "receipt_count_text": 'a line of the receipt has Count "two"',
     "id_too_large": "a recognition number that no bigint can hold",
+}
+
+# What is unusual about recognitions that are loaded.
+UNUSUAL: dict[str, str] = {
+    "photo_no_end": "a JPEG without its end marker",
+    "photo_trailing_bytes": "a JPEG that is followed by other bytes",
+    "photo_padding": "a JPEG with zero bytes between its segments",
+    "photo_date_unknown": "photos with a date of two-digit years in their names",
+    "photo_date_unlikely": "photos with a date of 1970 in their names",
+    "menu_single": "AM.json is one entry, not an array",
+    "menu_field": "an entry of AM.json has price for Price",
+    "menu_spaces": "an ExternalId of AM.json ends with spaces",
+    "menu_price": "a Price of AM.json is no amount",
+    "receipt_fraction": "a line of the receipt has Count 0.35",
 }
 
 # What is wrong in qwen_annotations.json. The first five are with the last good recognition, if there is one.
@@ -46,10 +67,10 @@ _BAD_BOXES: tuple[object, ...] = ([10, 20, 30], "10, 20, 60, 80", [60, 20, 10, 8
 
 
 def spoil(kind: str, files: dict[str, bytes], main: str, menu: str, receipt: str) -> None:
-    """Break the files of a recognition in the way of that kind, and in no other.
+    """Change the files of a recognition in the way of that kind, and in no other.
 
     Arguments:
-        kind: a name of `BROKEN`.
+        kind: a name of `BROKEN` or `UNUSUAL`.
         files: path to content, changed in place; `main`, `menu` and `receipt` are among its paths.
     """
     if kind.startswith("photo_"):
@@ -68,23 +89,39 @@ def bad_detections() -> list[dict[str, object]]:
 def _spoil_photos(kind: str, files: dict[str, bytes], main: str) -> None:
     qualifying = main.replace("_Main.jpg", "_Qualifying.jpg")
     second = main.replace("_Main.jpg", "_1_Main.jpg")
-    content = files[main]
     if kind == "photo_count_one":
         del files[qualifying]
     elif kind == "photo_count_three":
-        files[second] = content
+        files[second] = files[main]
     elif kind == "photo_cameras":
         files[second] = files.pop(qualifying)
-    elif kind == "photo_empty":
-        files[main] = b""
-    elif kind == "photo_truncated":
-        files[main] = content[: len(content) // 2]
-    elif kind == "photo_garbage":
-        files[main] = b"\0" + Random("garbage").randbytes(len(content))
-    elif kind == "photo_undecodable":
-        files[main] = without_decodable_data(content)
-    elif kind == "photo_png":
-        files[main] = as_png(content)
+    elif kind in _DATES:
+        for path in (main, qualifying):
+            files[re.sub(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", _DATES[kind], path)] = files.pop(path)
+    else:
+        files[main] = _PHOTOS[kind](files[main])
+
+
+def _too_large(content: bytes) -> bytes:
+    start = content.index(_FRAME) + len(_FRAME)
+    return content[:start] + b"\xff" * 4 + content[start + 4 :]
+
+
+#: The marker of a baseline frame, its length with three components, and eight bits a sample.
+_FRAME = b"\xff\xc0\0\x11\x08"
+_PHOTOS: dict[str, Callable[[bytes], bytes]] = {
+    "photo_empty": lambda content: b"",
+    "photo_truncated": lambda content: content[: len(content) // 2],
+    "photo_garbage": lambda content: b"\0" + Random("garbage").randbytes(len(content)),
+    "photo_undecodable": without_decodable_data,
+    "photo_png": as_png,
+    "photo_arithmetic": lambda content: content.replace(_FRAME, b"\xff\xc9\0\x11\x08", 1),
+    "photo_dimensions": _too_large,
+    "photo_no_end": lambda content: content[:-2],
+    "photo_trailing_bytes": lambda content: content + b"made by the till",
+    "photo_padding": lambda content: content.replace(_FRAME, bytes(16) + _FRAME, 1),
+}
+_DATES = {"photo_date_unknown": "11.10.25", "photo_date_unlikely": "1970-01-01"}
 
 
 def _spoil_menu(kind: str, content: bytes) -> bytes:
@@ -94,6 +131,10 @@ def _spoil_menu(kind: str, content: bytes) -> bytes:
     if kind == "menu_utf8":
         # 0xFF occurs nowhere in UTF-8.
         return content.replace(b'"Name": "', b'"Name": "\xff', 1)
+    if kind == "menu_twice":
+        return content.replace(b'"Name": "', b'"Name": "", "Name": "', 1)
+    if kind == "menu_too_large":
+        return content + b" " * MAXIMUM_DOCUMENT_BYTES
     entries: list[dict[str, Any]] = json.loads(content.decode("utf-8-sig"))
     if kind == "menu_shape":
         return _json({"Menu": entries})
@@ -101,6 +142,14 @@ def _spoil_menu(kind: str, content: bytes) -> bytes:
         del entries[1]["ExternalId"]
     elif kind == "menu_nul":
         entries[1]["Name"] += "\0"
+    elif kind == "menu_single":
+        return _json(entries[0])
+    elif kind == "menu_field":
+        entries[1]["price"] = entries[1].pop("Price")
+    elif kind == "menu_spaces":
+        entries[1]["ExternalId"] += "  "
+    elif kind == "menu_price":
+        entries[1]["Price"] = "по запросу"
     return _json(entries)
 
 
@@ -110,7 +159,7 @@ def _spoil_receipt(kind: str, content: bytes) -> bytes:
     lines: list[dict[str, Any]] = json.loads(content)
     if kind == "receipt_shape":
         return _json({"Lines": lines})
-    lines[0]["Count"] = {"receipt_count_zero": 0, "receipt_count_text": "two"}[kind]
+    lines[0]["Count"] = {"receipt_count_zero": 0, "receipt_count_text": "two", "receipt_fraction": 0.35}[kind]
     return _json(lines)
 
 
