@@ -429,6 +429,20 @@ def test_a_menu_that_recognitions_share_is_noticed_for_each_of_them(
     assert found == [(number, "price_unknown") for number in numbers]
 
 
+def test_a_shard_that_is_uploaded_again_has_its_notices_once(
+    run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
+) -> None:
+    dataset = own_dataset(2)
+    dsn = settings.database_url.reveal()
+    for number in world.folders(dataset):
+        document(dataset, number, "AM", [{**DISH, "Price": "?"}])
+    world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard < 0)")
+    assert run_pipeline("load", "--source", dataset, "--batch-id", "b1").returncode == 3
+    world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
+    assert run_pipeline("load", "--source", dataset, "--batch-id", "b1").returncode == 0
+    assert world.query(dsn, "SELECT count(*) FROM ingest.notices") == [(2,)]
+
+
 def test_a_recognition_that_is_rejected_has_no_notice(
     run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
 ) -> None:

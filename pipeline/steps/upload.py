@@ -250,6 +250,7 @@ def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts
     pairs = ("widths", "heights", "orientations", "sha256s", "md5s")
     connection.copy_in("pg_temp.facts", ("recognition_id", *pairs, "menu_sha256", "receipt_sha256"), rows)
     connection.enqueue("update_manifest_facts", batch_id=batch_id, shard=shard)
+    connection.enqueue("delete_upload_notices", batch_id=batch_id, shard=shard)
     notices = [notice for fact in facts for notice in fact.notices]
     batch_state.add_notices(connection, batch_id, UPLOAD, shard, notices)
     if rejects:

@@ -16,6 +16,10 @@ CREATE TEMP TABLE facts (
 DELETE FROM ingest.manifest
 WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
 
+-- name: delete_upload_notices
+-- Of a former upload of the shard, which was rolled back.
+DELETE FROM ingest.notices WHERE batch_id = :batch_id AND step = 'upload' AND shard = :shard
+
 -- name: list_manifest
 SELECT recognition_id, photo_paths, photo_sizes, photo_mtimes, object_keys,
     menu_path, menu_size, menu_mtime, receipt_path, receipt_size, receipt_mtime
