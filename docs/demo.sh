@@ -27,7 +27,7 @@ say() {
 }
 say up
 say sample dataset --recognitions "${RECOGNITIONS:-400}" --broken
-printf '\n%s\n' "--broken planted one input of every kind of reject and notice; the load leaves out or reports exactly these."
+printf '\n%s\n' "--broken planted broken and unusual input of every kind; the rejects and notices below are about that."
 say load --source dataset --batch-id demo --workers 2
 say load --source dataset --batch-id demo
 say load-qwen --file dataset/qwen_annotations.json --batch-id demo-qwen

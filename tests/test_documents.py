@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from pipeline.config import Settings
-from pipeline.dataset.annotations import read_entries
+from pipeline.dataset.annotations import ANNOTATIONS, read_entries
 from pipeline.dataset.dates import captured_on, check_date
 from pipeline.dataset.documents import check_menu, check_receipt
 from pipeline.dataset.prices import is_price
@@ -458,22 +458,22 @@ def test_a_recognition_that_is_rejected_has_no_notice(
     world.check(settings, (dataset, "b1", [second]))
 
 
-#: Codes of what happens while a batch is loaded, or of a folder or file that cannot be read.
-EVENTS = re.compile(r"(photo|json)_(vanished|changed|unreadable)")
+#: Codes of photos, documents and boxes, without those of what happens during a load.
+PLANTED = re.compile(r"^\| `((?:photo|json|receipt|price|date|box|label)_(?!vanished|changed|unreadable)\w+)` \|", re.M)
 
 
-def test_the_default_sample_has_each_code_of_photos_and_documents(
+def test_the_sample_has_each_code_of_photos_documents_and_boxes(
     run_pipeline: RunPipeline, settings: Settings, tmp_path: Path
 ) -> None:
     summary = write_sample(tmp_path / "dataset", 200, broken=True, unusual=True, size=SMALL_PHOTO, workers=1)
-    assert run_pipeline("load", "--source", tmp_path / "dataset", "--batch-id", "b1").returncode == 0
-    dsn = settings.database_url.reveal()
+    dataset, dsn = tmp_path / "dataset", settings.database_url.reveal()
+    assert run_pipeline("load", "--source", dataset, "--batch-id", "b1").returncode == 0
+    assert run_pipeline("load-qwen", "--file", dataset / ANNOTATIONS, "--batch-id", "q1").returncode == 0
     reference = (ROOT / "docs" / "reference" / "rejects.md").read_text(encoding="utf-8")
     for table, text in zip(("rejects", "notices"), reference.split("## Notices"), strict=True):
-        listed = set(re.findall(r"^\| `((?:photo|json|receipt|price|date)_\w+)` \|", text, re.MULTILINE))
         found = {code for (code,) in world.query(dsn, f"SELECT code FROM ingest.{table}")}
-        assert {code for code in listed if not EVENTS.fullmatch(code)} - found == set()
-    noticed = world.query(dsn, "SELECT recognition_id FROM ingest.notices ORDER BY 1")
+        assert set(PLANTED.findall(text)) - found == set()
+    noticed = world.query(dsn, "SELECT recognition_id FROM ingest.notices WHERE batch_id = 'b1' ORDER BY 1")
     assert noticed == [(identifier,) for identifier in summary.unusual_ids.values()]
     assert len(summary.broken_ids) < (200 + len(summary.broken_ids) + len(summary.unusual_ids)) / 10
     assert world.query(dsn, "SELECT count(*) FROM public.recognitions") == [(200 + len(summary.unusual_ids),)]

@@ -267,7 +267,9 @@ def test_every_defect_is_one_reject_and_nothing_else_is_lost(
     assert sorted((row[1], row[0]) for row in rows) == [
         ("annotation_key", None),
         *[("box_malformed", good[-1])] * 4,
+        ("box_outside", good[-1]),
         ("json_shape", good[-1]),
+        ("label_unknown", good[-1]),
         ("recognition_unknown", unknown),
     ]
     assert unknown not in good

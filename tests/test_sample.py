@@ -257,7 +257,7 @@ def test_summary_counts_what_is_there(small: Written) -> None:
     assert summary.photo_bytes == sum(path.stat().st_size for path in photos)
     usable = sum(len(found) for _, _, found in detections(small, good[:-1]))
     last = small.annotations[f"RRS_Dataset/{small.photos(good[-1])['Main'].relative_to(small.directory)}"]
-    usable += len(last["dishes"]["qwen_detections"]) - 4 + len(last["plates"]["qwen_detections"])
+    usable += len(last["dishes"]["qwen_detections"]) - 6 + len(last["plates"]["qwen_detections"])
     assert summary.detections == usable
     assert summary.seconds > 0
 
@@ -394,10 +394,13 @@ def test_broken_annotations(small: Written) -> None:
     boxes = [detection["bbox_2d"] for value in usable.values() for detection in value["dishes"]["qwen_detections"]]
     bad = [box for box in boxes if not is_box(box)]
     assert bad == [[10, 20, 30], "10, 20, 60, 80", [60, 20, 10, 80], [10, 20, None, 80]]
+    outside = [box for box in boxes if is_box(box) and box[0] > max(SMALL)]
+    labels = [found["label"] for value in usable.values() for found in value["dishes"]["qwen_detections"]]
+    assert (outside, labels.count("tray")) == ([[90_000, 20, 90_050, 80]], 1)
     wrong_shape = len(small.annotations) - len(usable)
     without_camera = [name for name in small.annotations if not re.search("Main|Qualifying", name)]
     unknown = [name for name in small.annotations if int(re.findall(r"recognition_(\d+)", name)[0]) not in good]
-    assert len(bad) + wrong_shape + len(without_camera) + len(unknown) == len(BROKEN_ANNOTATIONS)
+    assert len(bad) + 2 + wrong_shape + len(without_camera) + len(unknown) == len(BROKEN_ANNOTATIONS)
     assert not {int(re.findall(r"recognition_(\d+)", name)[0]) for name in unknown} & set(small.ids())
 
 

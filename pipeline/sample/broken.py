@@ -50,12 +50,14 @@ UNUSUAL: dict[str, str] = {
     "receipt_fraction": "a line of the receipt has Count 0.35",
 }
 
-# What is wrong in qwen_annotations.json. The first five are with the last good recognition, if there is one.
+# What is wrong in qwen_annotations.json. The first seven are with the last good recognition, if there is one.
 BROKEN_ANNOTATIONS: dict[str, str] = {
     "box_three_numbers": "a box of three numbers",
     "box_text": "a box that is a string",
     "box_inverted": "a box whose right edge is left of its left edge",
     "box_null": "a box with null for a number",
+    "box_outside": "a box beyond the edge of its photo",
+    "label_unknown": "a label that is neither dish_<k> nor plate",
     "value_shape": "the value of a photo is an array, not an object",
     "key_without_camera": "a key that names neither Main nor Qualifying",
     "unknown_recognition": "a key that names a recognition that is not in the dataset",
@@ -63,7 +65,13 @@ BROKEN_ANNOTATIONS: dict[str, str] = {
 
 TOO_LARGE = "99999999999999999999"
 
-_BAD_BOXES: tuple[object, ...] = ([10, 20, 30], "10, 20, 60, 80", [60, 20, 10, 80], [10, 20, None, 80])
+_BAD_BOXES: tuple[object, ...] = (
+    [10, 20, 30],
+    "10, 20, 60, 80",
+    [60, 20, 10, 80],
+    [10, 20, None, 80],
+    [90_000, 20, 90_050, 80],
+)
 
 
 def spoil(kind: str, files: dict[str, bytes], main: str, menu: str, receipt: str) -> None:
@@ -82,8 +90,14 @@ def spoil(kind: str, files: dict[str, bytes], main: str, menu: str, receipt: str
 
 
 def bad_detections() -> list[dict[str, object]]:
-    """Return detections that are not usable, one for each kind of malformed box."""
-    return [{"bbox_2d": box, "label": "dish_0"} for box in _BAD_BOXES]
+    """Return detections that are not usable, one for each kind of bad box, and one with an unknown label."""
+    boxes = [{"bbox_2d": box, "label": "dish_0"} for box in _BAD_BOXES]
+    return [*boxes, {"bbox_2d": [10, 20, 60, 80], "label": "tray"}]
+
+
+def unusual_detections() -> list[dict[str, object]]:
+    """Return detections that are used and noticed: one overhangs its photo by a pixel, another is there thrice."""
+    return [{"bbox_2d": box, "label": "plate"} for box in ([-1, 10, 60, 40], *[[70, 10, 90, 40]] * 3)]
 
 
 def _spoil_photos(kind: str, files: dict[str, bytes], main: str) -> None:

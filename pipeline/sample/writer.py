@@ -22,7 +22,15 @@ from random import Random
 
 from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import UsageError
-from pipeline.sample.broken import BROKEN, BROKEN_ANNOTATIONS, TOO_LARGE, UNUSUAL, bad_detections, spoil
+from pipeline.sample.broken import (
+    BROKEN,
+    BROKEN_ANNOTATIONS,
+    TOO_LARGE,
+    UNUSUAL,
+    bad_detections,
+    spoil,
+    unusual_detections,
+)
 from pipeline.sample.menu import Line, Menu, menu_of_day, receipt_json, to_json
 from pipeline.sample.photo import CAMERAS, Box, Camera, Layout, Photo, Place
 
@@ -172,10 +180,12 @@ def write_sample(
             counts.bytes += _write_spoilt(sample, positions[kind], kind)
         if planted and progress:
             progress(done + len(planted))
-        if broken:
-            for entry in _bad_entries(sample, recognitions + len(positions)):
-                annotations.write(separator + entry)
-                separator = b",\n"
+        more = _bad_entries(sample, recognitions + len(positions)) if broken else []
+        if unusual:
+            more.append(_unusual_entry(sample, positions["photo_no_end"]))
+        for entry in more:
+            annotations.write(separator + entry)
+            separator = b",\n"
         annotations.write(b"{}\n" if separator == b"{\n" else b"\n}\n")
         counts.bytes += annotations.tell()
     ids = {kind: 0 if kind == "id_too_large" else first_id + positions[kind] for kind in planted}
@@ -310,6 +320,13 @@ def _bad_entries(sample: _Sample, position: int) -> list[bytes]:
         _entry(known, _paths(known, menu).photos[0].replace(CAMERAS[0], "Side"), value),
         _entry(unknown, _paths(unknown, menu).photos[0], value),
     ]
+
+
+def _unusual_entry(sample: _Sample, position: int) -> bytes:
+    """Return detections of the recognition at that position that are used and noticed."""
+    identifier = str(sample.first_id + position)
+    paths = _paths(identifier, menu_of_day(sample.seed, position // A_DAY))
+    return _entry(identifier, paths.photos[0], _value([], unusual_detections()))
 
 
 def _lay_tray(sample: _Sample, position: int, identifier: str, random: Random) -> _Tray:
