@@ -7,6 +7,7 @@
     ├── RefusedError
     ├── HeldError
     ├── UnfinishedError
+    │   └── ClaimedError
     ├── Interrupted
     ├── TransientError
     │   ├── DatabaseUnavailable
@@ -66,6 +67,10 @@ class HeldError(PipelineError):
 
 class UnfinishedError(PipelineError):
     """The batch is incomplete; running the same command again resumes it."""
+
+
+class ClaimedError(UnfinishedError):
+    """All that is new belongs to other unfinished batches; nothing was recorded."""
 
 
 class Interrupted(PipelineError):

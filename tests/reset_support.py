@@ -54,11 +54,11 @@ def dsn(settings: Settings) -> str:
 
 @pytest.fixture
 def load(command: Command) -> Callable[..., None]:
-    """Load a dataset, or with `qwen` its annotations, to the end."""
+    """Load a dataset, or with `qwen` its annotations, to the end, whatever is rejected."""
 
     def run(source: Path, batch_id: str, *options: str, qwen: bool = False) -> None:
         arguments = ("load-qwen", "--file", source / ANNOTATIONS) if qwen else ("load", "--source", source)
-        done = command(*arguments, "--batch-id", batch_id, "--local-scheduler", *options)
+        done = command(*arguments, "--batch-id", batch_id, "--local-scheduler", "--max-rejects", "100%", *options)
         assert (done.code, done.err) == (0, "")
 
     return run

@@ -252,7 +252,7 @@ def test_every_defect_is_one_reject_and_nothing_else_is_lost(
     monkeypatch.setattr(annotations_module, "_PAGE", page)
     dataset, whole = small_dataset(6, broken=True), small_dataset(6)
     good = ids_of(whole)
-    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--max-rejects", "100%").code == 0
     done = run("load-qwen", "--file", dataset / ANNOTATIONS, "--batch-id", "q1")
     assert done.code == 0
     assert f"Rejected: {len(BROKEN_ANNOTATIONS)} (" in done.out
@@ -405,7 +405,7 @@ def test_what_is_wrong_with_photos_that_are_skipped_is_not_told_again(
 ) -> None:
     dataset = small_dataset(6, broken=True)
     file = dataset / ANNOTATIONS
-    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--max-rejects", "100%").code == 0
     assert run("load-qwen", "--file", file, "--batch-id", "q1").code == 0
     before = world.dump(dsn)
     done = run("load-qwen", "--file", file, "--batch-id", "q2")

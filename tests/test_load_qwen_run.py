@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.annotations import ANNOTATIONS
+from pipeline.errors import HeldError
 from pipeline.steps.annotations import stage_annotations
 from tests import annotating, world
 from tests.annotating import (
@@ -47,7 +48,7 @@ dsn = annotating.dsn
 
 def test_json_tells_the_same_and_status_keeps_it(run: Run, small_dataset: MakeDataset, dsn: str) -> None:
     dataset = small_dataset(6, broken=True)
-    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--max-rejects", "100%").code == 0
     told = run("load-qwen", "--file", dataset / ANNOTATIONS, "--batch-id", "q1", "--json")
     assert told.code == 0
     loaded = json.loads(told.out)
@@ -227,8 +228,9 @@ def test_a_batch_of_rejects_alone_has_no_shard(annotate: Annotate, dsn: str) -> 
     found = annotate.discover()
     assert (found.recognitions, found.shards) == (0, 0)
     assert markers(dsn) == [("discover", 0)]
-    annotate.transform()
-    assert ("transform", 0) in markers(dsn)
+    with pytest.raises(HeldError, match=r"No photo of .* can be used \(1 rejected\)"):
+        annotate.transform()
+    assert markers(dsn) == [("discover", 0)]
 
 
 def test_a_copy_that_fails_leaves_nothing_and_the_file_is_read_again(

@@ -115,14 +115,15 @@ def test_an_unfinished_batch_goes_with_its_claims_so_that_another_takes_its_reco
     assert world.counts(dsn)["raw.receipts"] == 2
     assert before_any["ingest.claims"] == 6
     held = command("load", "--source", dataset, "--batch-id", "b2", "--local-scheduler")
-    assert "Skipped: 6 held by unfinished b1." in held.out
+    assert held.code == 3
+    assert "All that is new is held by unfinished b1: nothing was loaded." in held.err
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert done.code == 0
     assert planned(done.out) == ({"raw.photos": 4, "raw.receipts": 2, "raw.menus": 1}, 9)
-    assert batch_states(dsn) == {"b1": "reset", "b2": "done"}
+    assert batch_states(dsn) == {"b1": "reset"}
     assert world.counts(dsn)["ingest.claims"] == 0
-    assert command("load", "--source", dataset, "--batch-id", "b3", "--local-scheduler").code == 0
-    world.check(settings, (dataset, "b3", None))
+    assert command("load", "--source", dataset, "--batch-id", "b2", "--local-scheduler").code == 0
+    world.check(settings, (dataset, "b2", None))
 
 
 def test_unfinished_annotations_go_with_their_claims(

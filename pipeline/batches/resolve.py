@@ -34,6 +34,11 @@ class LoadRequest:
     coordinates: str = PIXELS
     exif_turned: bool = False
 
+    @classmethod
+    def of(cls, batch: Batch) -> LoadRequest:
+        """Return the request that made a batch, with its id."""
+        return cls(batch.id, batch.source, batch.limit, batch.force, batch.kind)
+
 
 @dataclass(frozen=True)
 class ResolvedBatch:
@@ -58,7 +63,8 @@ def resolve_batch(
     """Return the batch that a request means: the named, newest unfinished matching or a new one.
 
     A new one gets none of the ids `taken` by requests that are not on record yet. Raises UsageError if the id, limit,
-    source or schema is not valid, RefusedError if the batch is of other kind or parameters, or is being reset.
+    source or schema is not valid, RefusedError if the batch is of other kind or parameters, or is being reset,
+    HeldError if it is held.
     """
     if request.batch_id is not None:
         check_batch_id(request.batch_id)
@@ -74,6 +80,8 @@ def resolve_batch(
             if batch is None or batch.state == "reset":
                 return ResolvedBatch(request.batch_id, _source(settings, request))
             _require_same(connection, batch, settings, request)
+            if batch.state == "held":
+                raise batch_state.held_error(connection, batch.id)
             if batch.state != "done":
                 _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
             return ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pipeline.database import Connection
 from pipeline.dataset.records import Notice, Reject
-from pipeline.errors import RefusedError, UsageError
+from pipeline.errors import HeldError, RefusedError, UsageError
 
 #: The steps.
 DISCOVER, UPLOAD, COPY, TRANSFORM = "discover", "upload", "copy", "transform"
@@ -41,6 +41,8 @@ class Batch:
     photos: int
     created_at: datetime
     reset_at: datetime | None
+    held_reason: str | None
+    released_at: datetime | None
     metrics: dict[str, Any]
     marked: bool
 
@@ -81,16 +83,37 @@ def hold(
 ) -> LockedBatch:
     """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
 
-    Raises RefusedError if it has another state, or was started at another time than `created_at`, after a reset.
+    Raises RefusedError if it has another state, or was started at another time than `created_at`, after a reset;
+    HeldError if it is held.
     """
     rows = connection.execute("lock_batch" if alone else "hold_batch", batch_id=batch_id)
     found = rows[0].state if rows else "unknown"
     if rows and created_at not in (None, rows[0].created_at):
         found = "started anew"
+    if found == "held":
+        raise held_error(connection, batch_id)
     if found != state:
         message = f"Batch {batch_id} is {found}, not {state}: nothing of this run was recorded."
         raise RefusedError(message, f"Look at it with `{connection.command('status')}`.")
     return LockedBatch(**rows[0]._asdict())
+
+
+def held_error(connection: Connection, batch_id: str) -> HeldError:
+    """Return the error of a batch that is held."""
+    reason = require_batch(connection, batch_id).held_reason
+    message = f"Batch {batch_id} is held, readers do not see it. {reason}"
+    return HeldError(message, held_hint(batch_id, connection.command))
+
+
+def held_hint(batch_id: str, command: Callable[[str], str]) -> str:
+    """Return what to do about a held batch; `command` makes a command line of ours."""
+    publish, reset = (command(f"{name} --batch-id {batch_id}") for name in ("publish", "reset"))
+    return f"Publish it as it is: `{publish}`. Or remove it, then load again, corrected: `{reset}`."
+
+
+def set_held_reason(connection: Connection, batch_id: str, reason: str) -> None:
+    """Let the commit of a batch hold it instead, for a reason in one sentence."""
+    connection.execute("update_batch_held_reason", batch_id=batch_id, reason=reason)
 
 
 def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:

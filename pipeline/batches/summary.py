@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import reset_command, resume_command
-from pipeline.batches.state import KIND_QWEN
+from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
@@ -114,6 +115,10 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     content = f"{summary['detections_processed']} detections" if qwen else size(summary["bytes"])
     found = f"{summary['recognitions_processed']} recognitions, {summary['images_processed']} photos, {content}"
     lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
+    if reason := summary.get("held_reason"):  # earlier versions held no batch
+        released_at = summary["released_at"]
+        then = f", until it was released at {moment(released_at)}" if released_at else ""
+        lines.append(printable(f"Held{then}: {reason}"))
     skipped = []
 
     def unit(count: int) -> str:
@@ -217,8 +222,11 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
         lines.append(f"  {batch['batch_id']:<{width}}  {batch['state']:<9}  {changed}  {content}")
     if result["unfinished"]:
         lines.append("Unfinished:")
+    command_of = partial(command_line, production=production)
     for batch in result["unfinished"]:
-        if batch["state"] == "resetting":
+        if batch["state"] == "held":
+            command = f"{batch['held_reason']} {held_hint(batch['batch_id'], command_of)}"
+        elif batch["state"] == "resetting":
             command = reset_command(batch["batch_id"], production)
         else:
             options = (batch["limit"], batch["force"], production, batch["coordinates"], batch["exif_turned"])

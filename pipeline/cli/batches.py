@@ -7,22 +7,33 @@ import logging
 import sys
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.batches.held import require_publishable
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
+from pipeline.batches.state import held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
 from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.errors import PipelineError, RefusedError, SettingsError, UnfinishedError, UsageError
+from pipeline.errors import (
+    ClaimedError,
+    HeldError,
+    PipelineError,
+    RefusedError,
+    SettingsError,
+    UnfinishedError,
+    UsageError,
+)
 from pipeline.extras import extra
 from pipeline.graph import assistant
 from pipeline.graph.failures import Failure, print_failures
 from pipeline.graph.luigid import scheduler_url
 from pipeline.graph.run import Run, registry
-from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch
+from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch, load_of
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say
 from pipeline.observe.prometheus import require_writable, write_metrics
@@ -56,10 +67,20 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
     if options.metrics_file:
         require_writable(Path(options.metrics_file))
     registry.open(options.production)
-    names = family.get_param_names()  # type: ignore[no-untyped-call]
+    names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
     task = family(**{name: value for name in names if (value := getattr(options, name)) is not None})
     run = registry.find(task.batch_id, options.production)
     run_task(registry, run, task, options.interrupts, workers=options.workers, local_scheduler=options.local_scheduler)
+    _print_load(run, options)
+
+
+def publish(options: argparse.Namespace) -> None:
+    """Release a batch that is held."""
+    _, database = _open(options)
+    find = partial(require_publishable, batch_id=options.batch_id, production=options.production)
+    batch = database.run(find)
+    run = registry.publish(batch, options.production)
+    run_task(registry, run, load_of(batch, options.production), options.interrupts)
     _print_load(run, options)
 
 
@@ -85,10 +106,10 @@ def _print_load(run: Run, options: argparse.Namespace) -> None:
 
 
 def _error_of(run: Run) -> PipelineError:
-    """Return the error of an unfinished run: the first refusal or usage error of a task, else UnfinishedError."""
+    """Return the error of an unfinished run: the first one that a repetition meets again, else UnfinishedError."""
     failures = run.failures.read()
     for error in map(Failure.as_error, failures):
-        if isinstance(error, (UsageError, RefusedError)):
+        if isinstance(error, (UsageError, RefusedError, HeldError, ClaimedError)):
             return error
     print_failures(failures)
     message = f"Batch {run.batch_id} is unfinished: {len(failures)} tasks failed."
@@ -180,7 +201,10 @@ def status(options: argparse.Namespace) -> int:
         if options.batch_id:
             database.run(require_schema, read_only=True)
             summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
-            print_result(options, summary, f"{headline(summary, rejects=100)}\n{performance_metrics(summary)}")
+            lines = [headline(summary, rejects=100), performance_metrics(summary)]
+            if summary["state"] == "held":
+                lines.append(held_hint(options.batch_id, settings.command))
+            print_result(options, summary, "\n".join(lines))
             return DONE
         result, failures = read_status(settings, database)
     print_result(options, result, status_text(result, options.production))

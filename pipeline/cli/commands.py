@@ -148,6 +148,7 @@ COMMANDS: Mapping[str, Command] = {
     "sample": sample,
     "load": batches.load,
     "load-qwen": batches.load_qwen,
+    "publish": batches.publish,
     "worker": batches.worker,
     "reset": batches.reset,
     "status": batches.status,

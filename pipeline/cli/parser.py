@@ -8,6 +8,9 @@ from functools import cache
 from importlib.resources import files
 from textwrap import indent
 
+from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
+from pipeline.errors import UsageError
+
 #: Runs a command; returns its exit code, None for success.
 Command = Callable[[argparse.Namespace], int | None]
 _Add = Callable[[str, str], argparse.ArgumentParser]
@@ -82,6 +85,8 @@ def _add_loads(add: _Add) -> None:
     for one in (load, qwen):
         text = "the batch (the newest unfinished one with the same options, or a new one)"
         one.add_argument("--batch-id", metavar="ID", help=text)
+        text = f"hold the batch if at least ten and more of it are rejected, a number or N%% ({MAXIMUM_REJECTS}%)"
+        one.add_argument("--max-rejects", type=_max_rejects, default=MAXIMUM_REJECTS, metavar="N", help=text)
         one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
         one.add_argument("--local-scheduler", action="store_true", help="do not use a luigid")
         one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
@@ -92,6 +97,10 @@ def _add_loads(add: _Add) -> None:
 
 
 def _add_batches(add: _Add) -> None:
+    one = add("publish", "Publish a batch that is held.")
+    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
+    one.set_defaults(metrics_file=None)
+
     one = add("reset", "Remove a batch as if it had never been loaded.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
     one.add_argument("--confirm", action="store_true", help="do not prompt")
@@ -113,6 +122,14 @@ def _add_batches(add: _Add) -> None:
     one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
     one.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
     one.add_argument("--quiet", action="store_true", help="print only differences")
+
+
+def _max_rejects(text: str) -> str:
+    try:
+        check_max_rejects(text)
+    except UsageError as exc:
+        raise argparse.ArgumentTypeError(exc.hint) from exc
+    return text
 
 
 def _number(least: int) -> Callable[[str], int]:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import reset_command, resume_command
-from pipeline.batches.state import Batch
+from pipeline.batches.state import Batch, held_hint
 from pipeline.config import Settings, command_line
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
 from pipeline.database.migrate import pending
@@ -314,6 +315,9 @@ def batch_finding(batch: Batch, now: datetime, *, running: bool, production: boo
     message = f"Batch {batch.id} is {batch.state}, started {days}"
     if running:
         return ok("batches", f"{message}, and a run is in progress.")
+    if batch.state == "held":
+        remedy = held_hint(batch.id, partial(command_line, production=production))
+        return warning("batches", f"{message}. {batch.held_reason}", remedy)
     if batch.state == "resetting":
         return warning("batches", f"{message}.", f"Finish it: {reset_command(batch.id, production)}")
     options = (batch.limit, batch.force, production, batch.coordinates, batch.exif_turned)

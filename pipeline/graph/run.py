@@ -19,11 +19,12 @@ from dataclasses import replace
 import luigi
 from luigi.worker import KeepAliveThread
 
+from pipeline.batches.held import release
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.resolve import LoadRequest, reset_command, resolve_batch, resume_command
-from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE
+from pipeline.batches.resolve import LoadRequest, ResolvedBatch, reset_command, resolve_batch, resume_command
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE, Batch, held_hint
 from pipeline.batches.summary import headline, performance_metrics, summarise
-from pipeline.config import Settings, load_settings
+from pipeline.config import Settings, command_line, load_settings
 from pipeline.database import Database
 from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
@@ -99,6 +100,7 @@ class Run:
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
         self.was_done = False  # before the run
         self.is_announced = False  # the user has seen the plan of the reset
+        self.releases = False  # the batch, if it is held
         self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
 
     def claim(self) -> None:
@@ -109,6 +111,13 @@ class Run:
             with closing(Storage(self.environment.settings)) as storage:
                 storage.ensure_bucket()
         self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost)
+        if self.releases:
+            production = self.environment.settings.is_production
+            try:
+                self.database.run(lambda connection: release(connection, self.batch_id, production))
+            except BaseException:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Release the lock."""
@@ -156,6 +165,8 @@ class Run:
         print(headline(summary, 0 if self.target.step == RESET else 10, was_done=self.was_done))
         if summary["state"] == "done":
             print(performance_metrics(summary))
+        elif summary["state"] == "held":
+            say(held_hint(self.batch_id, self.environment.settings.command))
         elif not self.is_finished():
             say(f"To go on: {self.command}")
 
@@ -208,16 +219,30 @@ class RunRegistry:
         whole = replace(request, batch_id=batch.batch_id, source=batch.source)
         found = self._runs.get((LOAD, batch.batch_id, production))
         if found is None or not found.requests:
-            found = Run(environment, batch.batch_id, request, batch.source)
-            found.was_done = batch.done
-            if batch.marked:
-                found.markers.present.add((LOAD, WHOLE))
-            self._runs[LOAD, batch.batch_id, production] = found
+            found = self._begin(environment, request, batch)
         elif whole not in found.requests:
             message = f"Batch {batch.batch_id} is being loaded by this process with other parameters."
             raise RefusedError(message, "Give each load a --batch-id of its own.")
         found.requests |= {request, whole}
         return found
+
+    def publish(self, batch: Batch, production: bool) -> Run:
+        """Return a run that releases a held batch and completes its load."""
+        request = LoadRequest.of(batch)
+        resolved = ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)
+        run = self._begin(self.environment(production), request, resolved)
+        run.requests.add(request)
+        run.releases = True
+        run.command = command_line(f"publish --batch-id {batch.id}", production)
+        return run
+
+    def _begin(self, environment: Environment, request: LoadRequest, batch: ResolvedBatch) -> Run:
+        run = Run(environment, batch.batch_id, request, batch.source)
+        run.was_done = batch.done
+        if batch.marked:
+            run.markers.present.add((LOAD, WHOLE))
+        self._runs[LOAD, batch.batch_id, environment.settings.is_production] = run
+        return run
 
     def _settle(self) -> None:
         """Wait until runs whose worker has ended are forgotten."""

@@ -17,6 +17,7 @@ import luigi
 from luigi.task import DynamicRequirements
 
 from pipeline.batches import state
+from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
@@ -85,6 +86,11 @@ class RequestTask(BatchTask):
     kind: str
     named: str
     unit: str
+
+    # It does not tell one load from another: a resumed batch may have another limit.
+    max_rejects = luigi.Parameter(
+        default=MAXIMUM_REJECTS, significant=False, description="hold the batch if more is rejected, N or a percentage"
+    )
 
 
 class LoadParameters(RequestTask):
@@ -169,7 +175,8 @@ class Transform(RequestTask):
         messages, percents, metrics = ["beginning"], [0], Metrics()
         reporting = self.reporting(lambda: (messages[-1], percents[-1]))
         with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
-            transform_batch(run.database, storage, self.batch_id, metrics, messages.append)
+            arguments = run.database, storage, self.batch_id, metrics, messages.append
+            transform_batch(*arguments, max_rejects=self.max_rejects)
             percents.append(100)
         if self.kind == KIND_QWEN:  # discovery has copied all shards
             run.counter.set_done(total)
@@ -198,6 +205,7 @@ class Load(RootTask, RequestTask):
     @classmethod
     def resolve(cls, values: dict[str, Any]) -> Run:
         """Find the batch and the source that the parameters mean."""
+        check_max_rejects(values["max_rejects"])
         source = values[cls.named] or None
         options = {name: values[name] for name in _OPTIONS & values.keys() - {"strict"}}
         request = LoadRequest(values["batch_id"] or None, source, kind=cls.kind, **options)
@@ -241,6 +249,14 @@ class LoadQwen(Load, QwenParameters):
     """Load annotations; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
 
     transform = TransformQwen
+
+
+def load_of(batch: state.Batch, production: bool) -> Load:
+    """Return the task that loaded a batch."""
+    family = LoadBatch if batch.kind == KIND_LOAD else LoadQwen
+    values = {**vars(LoadRequest.of(batch)), family.named: batch.source, "production": production}
+    names = family.get_param_names()  # type: ignore[no-untyped-call]
+    return family(**{name: values[name] for name in names if values.get(name) is not None})
 
 
 class ResetBatch(RootTask):

@@ -38,7 +38,7 @@ def write_metrics(path: Path, summary: Mapping[str, Any]) -> None:
 def _families(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
     """Yield name, description, and value of each family; or a label besides those of the batch, and values by it."""
     operations, gauges = summary["operations"], summary.get("gauges", {})  # earlier versions had no gauges
-    states = {state: state == summary["state"] for state in ("loading", "done", "resetting", "reset")}
+    states = {state: state == summary["state"] for state in ("loading", "held", "done", "resetting", "reset")}
     yield "last_run_timestamp_seconds", "When this file was written.", "", time.time()
     yield "batch_state", "1 for the state of the batch, 0 for the others.", "state", states
     yield "batch_active_seconds", "How long at least one step was running.", "", summary["total_seconds"]

@@ -21,7 +21,7 @@ from pipeline.database import Connection, Database
 from pipeline.dataset.frame import PIXELS
 from pipeline.dataset.layout import inspect_folder, list_folders
 from pipeline.dataset.records import Folder, Recognition, Reject
-from pipeline.errors import RefusedError, UsageError
+from pipeline.errors import ClaimedError, RefusedError, UsageError
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import Staged, copy_found, stage_annotations
@@ -96,12 +96,19 @@ def discover(
 
     A `dry_run` rolls back instead of committing. `progress` counts recognitions, or bytes of an annotations file.
     Raises UsageError if the dataset cannot be read or is empty, RefusedError if another run started the batch or
-    `strict` is set and there is a reject, and SourceUnavailable if the dataset became unavailable.
+    `strict` is set and there is a reject, ClaimedError if other batches have all that is new, and SourceUnavailable if
+    the dataset became unavailable.
     """
 
     def work(connection: Connection) -> Discovery | None:
-        is_done = not dry_run and batch_state.await_step(connection, request.batch_id, DISCOVER)
-        return None if is_done else _discover(connection, request, progress)
+        if dry_run:
+            return _discover(connection, request, progress)
+        if batch_state.await_step(connection, request.batch_id, DISCOVER):
+            return None
+        found = _discover(connection, request, progress)
+        if not found.recognitions and found.held_elsewhere:
+            _require_unclaimed(connection, request.batch_id)
+        return found
 
     return database.run(work, timeout=0, keep=not dry_run)
 
@@ -156,6 +163,15 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     batch_state.mark(connection, batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
     numbers = {**found._asdict(), **lost._asdict(), **counts._asdict()}
     return Discovery(batch_id=batch_id, source=request.source, beyond_limit=beyond, rejects=rejects, **numbers)
+
+
+def _require_unclaimed(connection: Connection, batch_id: str) -> None:
+    """Raise ClaimedError if a batch without recognitions has no new reject either."""
+    weight = connection.one("weigh_batch", batch_id=batch_id)
+    if not weight.fresh:
+        message = f"All that is new is held by unfinished {', '.join(weight.held_by)}: nothing was loaded."
+        hint = f"Finish, publish or reset them; `{connection.command('status')}` has the commands."
+        raise ClaimedError(message, hint)
 
 
 def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, progress: Progress) -> tuple[Any, int]:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import partial
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.held import MAXIMUM_REJECTS, find_reason, hold_back
 from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
-from pipeline.errors import UnfinishedError
+from pipeline.errors import HeldError, UnfinishedError
 from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 
@@ -23,21 +24,24 @@ def transform_batch(
     batch_id: str,
     metrics: Metrics,
     report: Callable[[str], None] = lambda _: None,
+    *,
+    max_rejects: str = MAXIMUM_REJECTS,
 ) -> None:
     """Publish the batch's raw rows in the domain and finish the batch; do nothing if the marker exists.
 
     `report` is called with a description of each part before it starts, and of the result. Raises UnfinishedError if a
-    shard is not copied yet, RefusedError if the batch is not being loaded or another table references a row to delete.
+    shard is not copied yet, HeldError if the batch is held instead, for example because of `max_rejects`, RefusedError
+    if the batch is not being loaded or another table references a row to delete.
     """
     report("removing what was rejected")
     _remove_rejected(database, storage, batch_id)
 
-    def work(connection: Connection) -> None:
+    def work(connection: Connection) -> HeldError | None:
         report("waiting for the commits of other batches")
         connection.enqueue("lock_batch", batch_id=batch_id)
         connection.enqueue("lock_commits")
         if batch_state.is_done(connection, batch_id, TRANSFORM):
-            return
+            return None
         held = batch_state.hold(connection, batch_id, alone=True)
         steps = {UPLOAD: "uploaded", COPY: "copied"} if held.kind == KIND_LOAD else {COPY: "copied"}
         for step, what in steps.items():
@@ -45,8 +49,11 @@ def transform_batch(
             if missing:
                 message = f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet."
                 raise UnfinishedError(message, "Run the same command again.")
-        report("publishing the rows of the batch, all in one transaction")
         connection.execute("delete_rejected", batch_id=batch_id)
+        if reason := find_reason(connection, batch_id, max_rejects):
+            hold_back(connection, batch_id, reason)
+            return batch_state.held_error(connection, batch_id)
+        report("publishing the rows of the batch, all in one transaction")
         parts = []
         with metrics.timed("transform"):
             for row in connection.execute("transform_batch", batch_id=batch_id):
@@ -55,13 +62,16 @@ def transform_batch(
                 logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
         report("committing")
         connection.execute("delete_claims", batch_id=batch_id)
-        done = connection.one("update_batch_finished", batch_id=batch_id)
+        done = connection.one("update_batch_complete", batch_id=batch_id, state="done", reason=None)
         batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, metrics.as_dict())
         logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
         report("\n".join([f"{done.recognitions} recognitions", *parts]))
+        return None
 
     with references_refused():
-        database.run(work, timeout=0)
+        error = database.run(work, timeout=0)
+    if error is not None:
+        raise error
 
 
 def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:

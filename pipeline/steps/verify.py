@@ -71,7 +71,7 @@ class Verification:
         self._equal = self._foreign = 0
         self._is_complete = False
         #: Batches that are skipped, since they are not finished.
-        self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "resetting")]
+        self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "held", "resetting")]
         #: Finished batches whose objects are in other buckets, by bucket.
         self.elsewhere: dict[str, list[str]] = {}
         if batch_id is not None:

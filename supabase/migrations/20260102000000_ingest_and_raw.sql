@@ -34,8 +34,9 @@ CREATE TABLE ingest.batches (
     beyond_limit bigint NOT NULL DEFAULT 0,
     -- Number of files below the source, by class: used, unchanged, not_taken, rejected, passed_over, clutter.
     files jsonb NOT NULL DEFAULT '{}',
-    -- Why a batch that is complete was not published.
+    -- Why a batch that is complete was not published, and when it was released.
     held_reason text,
+    released_at timestamptz,
     -- The order of commits: of two finished batches with one recognition, the higher version is what readers see.
     version bigint UNIQUE,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -115,6 +116,8 @@ CREATE TABLE ingest.rejects (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX rejects_batch ON ingest.rejects (batch_id, step, shard);
+-- By hash, since a path may be longer than an entry of a B-tree.
+CREATE INDEX rejects_path ON ingest.rejects USING hash (path);
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
 CREATE TABLE ingest.notices (

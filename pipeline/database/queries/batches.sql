@@ -39,8 +39,9 @@ DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND s
 
 -- name: describe_batch
 -- A batch, as its summary names its columns.
-SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, coordinates, exif_turned, version, created_at,
-    finished_at, reset_at, shards, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit, bytes,
+SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, coordinates, exif_turned,
+    version, created_at, finished_at, reset_at, held_reason, released_at, shards, found, already_loaded, held_elsewhere,
+    held_by, superseded_copies, beyond_limit, bytes,
     recognitions AS recognitions_processed, photos AS images_processed, detections AS detections_processed
 FROM ingest.batches
 WHERE id = :batch_id
@@ -57,7 +58,7 @@ SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
 SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, coordinates, exif_turned, shards, photos,
-    created_at, reset_at, metrics,
+    created_at, reset_at, held_reason, released_at, metrics,
     EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked
 FROM ingest.batches b
 WHERE id = :batch_id
@@ -88,9 +89,9 @@ VALUES (:batch_id, :step, :shard, :started_at, :worker, CAST(:metrics AS jsonb))
 -- name: list_batches
 -- All or the unfinished batches, those that changed last first, as the status names their columns.
 SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, coordinates, exif_turned, recognitions, bytes,
-    detections, created_at, finished_at, reset_at
+    detections, created_at, finished_at, reset_at, held_reason
 FROM ingest.batches
-WHERE state IN ('loading', 'resetting') OR NOT :unfinished
+WHERE state IN ('loading', 'held', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
 LIMIT :count
 
@@ -146,10 +147,9 @@ ORDER BY b.created_at
 
 -- name: list_unfinished
 SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, coordinates, exif_turned, shards, photos,
-    created_at, reset_at, metrics,
-    false AS marked
+    created_at, reset_at, held_reason, released_at, metrics, false AS marked
 FROM ingest.batches
-WHERE state IN ('loading', 'resetting')
+WHERE state IN ('loading', 'held', 'resetting')
 ORDER BY created_at, id
 
 -- name: lock_batch
@@ -181,5 +181,11 @@ UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
 -- One run of a batch at a time; the lock ends with the transaction.
 SELECT pg_try_advisory_xact_lock(hashtextextended('pipeline.batch:' || :batch_id, 0)) AS locked
 
+-- name: update_batch_held_reason
+UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
+
 -- name: update_batch_metrics
 UPDATE ingest.batches SET metrics = CAST(:metrics AS jsonb) WHERE id = :batch_id
+
+-- name: update_batch_released
+UPDATE ingest.batches SET state = 'loading', released_at = clock_timestamp() WHERE id = :batch_id

@@ -108,7 +108,8 @@ ON CONFLICT (id) DO UPDATE
         bucket = excluded.bucket, coordinates = excluded.coordinates, exif_turned = excluded.exif_turned, found = excluded.found, already_loaded = excluded.already_loaded,
         held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
         superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, held_reason = NULL,
-        version = NULL, created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL, metrics = '{}'
+        released_at = NULL, version = NULL, created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL,
+        metrics = '{}'
     WHERE batches.state = 'reset'
 RETURNING id
 

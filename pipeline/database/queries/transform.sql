@@ -16,10 +16,12 @@ LIMIT 500
 -- name: transform_batch
 SELECT operation, rows_written, seconds FROM ingest.transform_batch(:batch_id)
 
--- name: update_batch_finished
+-- name: update_batch_complete
+-- The state is done, or held with the reason; then readers do not see it, so that it has neither version nor end.
 UPDATE ingest.batches b
-SET state = 'done', version = (SELECT coalesce(max(version), 0) + 1 FROM ingest.batches),
-    finished_at = clock_timestamp(), recognitions = m.recognitions, photos = coalesce(m.photos, 0),
+SET state = :state, held_reason = coalesce(:reason, b.held_reason),
+    version = CASE :state WHEN 'done' THEN (SELECT coalesce(max(version), 0) + 1 FROM ingest.batches) END,
+    finished_at = CASE :state WHEN 'done' THEN clock_timestamp() END, recognitions = m.recognitions, photos = coalesce(m.photos, 0),
     bytes = coalesce(m.bytes, 0),
     detections = (SELECT count(*) FROM raw.detections q WHERE q.batch_id = :batch_id)
 FROM (
@@ -29,3 +31,41 @@ FROM (
 ) m
 WHERE b.id = :batch_id
 RETURNING b.version, b.recognitions
+
+-- name: weigh_batch
+-- How much of a batch can be used and how much is rejected, in recognitions, or in photos of annotations. Fresh is a
+-- reject unless an earlier batch from the same source has recorded the same. A photo is rejected if no box of it is left.
+WITH rejected AS (
+    SELECT bool_and(EXISTS (
+            SELECT FROM ingest.rejects e
+            JOIN ingest.batches f ON f.id = e.batch_id
+            WHERE e.path = r.path AND e.code = r.code AND e.message = r.message
+                AND e.recognition_id IS NOT DISTINCT FROM r.recognition_id
+                AND f.kind = b.kind AND f.source = b.source AND f.created_at < b.created_at
+        )) AS known
+    FROM ingest.batches b
+    JOIN ingest.rejects r ON r.batch_id = b.id
+    CROSS JOIN LATERAL (SELECT regexp_replace(r.path, '.*[/\\]', '') AS name) last
+    WHERE b.id = :batch_id AND CASE b.kind
+        WHEN 'load' THEN NOT EXISTS (
+            SELECT FROM ingest.manifest m
+            WHERE m.batch_id = b.id AND m.recognition_id = r.recognition_id AND NOT m.rejected)
+        ELSE NOT EXISTS (
+            SELECT FROM raw.detections d
+            WHERE d.batch_id = b.id AND d.recognition_id = r.recognition_id
+                AND d.camera_number = CASE WHEN last.name ~* 'main' THEN 1 WHEN last.name ~* 'qualifying' THEN 2
+                    WHEN r.path ~* 'main' THEN 1 ELSE 2 END)
+        END
+    GROUP BY CASE b.kind WHEN 'load' THEN coalesce(r.recognition_id::text, r.path) ELSE r.path END
+)
+SELECT b.kind, b.source, b.found, b.already_loaded, b.held_elsewhere, b.held_by, b.held_reason, b.released_at,
+    manifest.listed, r.rejected, r.fresh,
+    CASE b.kind WHEN 'load' THEN manifest.listed ELSE (
+        SELECT count(DISTINCT (d.recognition_id, d.camera_number)) FROM raw.detections d WHERE d.batch_id = b.id
+    ) END AS usable
+FROM ingest.batches b
+CROSS JOIN LATERAL (
+    SELECT count(*) AS listed FROM ingest.manifest m WHERE m.batch_id = b.id AND NOT m.rejected
+) manifest
+CROSS JOIN (SELECT count(*) AS rejected, count(*) FILTER (WHERE NOT known) AS fresh FROM rejected) r
+WHERE b.id = :batch_id

@@ -54,7 +54,7 @@ CROSS JOIN LATERAL (
     WHERE b.state = 'reset' AND EXISTS (SELECT FROM ingest.manifest f WHERE f.batch_id = b.id)
     UNION ALL
     SELECT 'is ' || b.state || ' and holds recognitions'
-    WHERE b.state <> 'loading' AND EXISTS (SELECT FROM ingest.claims c WHERE c.batch_id = b.id)
+    WHERE b.state NOT IN ('loading', 'held') AND EXISTS (SELECT FROM ingest.claims c WHERE c.batch_id = b.id)
 ) problem
 
 -- name: check_menus
@@ -89,12 +89,12 @@ WHERE b.recognitions <> b.wanted OR b.photos <> 2 * b.wanted
 UNION ALL
 SELECT q.batch_id, 'batch ' || q.batch_id, 'has annotations in raw, and is not there'
 FROM (SELECT DISTINCT batch_id FROM raw.detections) q
-LEFT JOIN ingest.batches b ON b.id = q.batch_id AND b.kind = 'qwen' AND b.state IN ('loading', 'done')
+LEFT JOIN ingest.batches b ON b.id = q.batch_id AND b.kind = 'qwen' AND b.state IN ('loading', 'held', 'done')
 WHERE b.id IS NULL
 UNION ALL
 SELECT m.batch_id, 'batch ' || m.batch_id, 'has menus in raw, and is not there'
 FROM (SELECT DISTINCT batch_id FROM raw.menus) m
-LEFT JOIN ingest.batches b ON b.id = m.batch_id AND b.kind = 'load' AND b.state IN ('loading', 'done')
+LEFT JOIN ingest.batches b ON b.id = m.batch_id AND b.kind = 'load' AND b.state IN ('loading', 'held', 'done')
 WHERE b.id IS NULL
 
 -- name: check_receipts

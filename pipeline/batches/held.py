@@ -1,0 +1,71 @@
+"""Held batches: why a complete batch is not published, and its release by a person."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.batches import state as batch_state
+from pipeline.batches.resolve import check_batch_id, require_schema, resume_command
+from pipeline.batches.state import KIND_LOAD, Batch
+from pipeline.database import Connection
+from pipeline.errors import RefusedError, UsageError
+
+#: The default of --max-rejects.
+MAXIMUM_REJECTS = "20%"
+_FEWEST = 10  # rejects that hold a batch
+_LIMIT = re.compile(r"([0-9]{1,18})(%?)")
+
+
+def check_max_rejects(text: str) -> tuple[int, bool]:
+    """Return the number of a limit `N` or `N%`, and whether it is a percentage; raise UsageError for anything else."""
+    found = _LIMIT.fullmatch(text)
+    if found is None or (found[2] and int(found[1]) > 100):
+        hint = "Use a number, such as 50, or a percentage up to 100, such as 20%."
+        raise UsageError(f"--max-rejects is {text!r}.", hint)
+    return int(found[1]), bool(found[2])
+
+
+def find_reason(connection: Connection, batch_id: str, max_rejects: str) -> str | None:
+    """Return why a complete batch is not to be published, as one sentence; None if it is."""
+    limit, is_percentage = check_max_rejects(max_rejects)
+    weight = connection.one("weigh_batch", batch_id=batch_id)
+    if weight.released_at is not None:
+        return None
+    if weight.held_reason is not None:  # set by an earlier step
+        return str(weight.held_reason)
+    unit = "recognition" if weight.kind == KIND_LOAD else "photo"
+    total = weight.usable + weight.fresh
+    is_first = not weight.already_loaded and not weight.held_elsewhere
+    if not weight.usable and (weight.fresh or (is_first and (weight.rejected or weight.found > weight.listed))):
+        new = unit if is_first else f"new {unit}"
+        return f"No {new} of {weight.source} can be used ({weight.rejected} rejected)."
+    excess = weight.fresh * 100 > limit * total if is_percentage else weight.fresh > limit
+    if weight.fresh >= _FEWEST and excess:
+        return f"{weight.fresh} of {total} {unit}s are rejected, more than --max-rejects {max_rejects} allows."
+    return None
+
+
+def hold_back(connection: Connection, batch_id: str, reason: str) -> None:
+    """Record that a complete batch is held."""
+    connection.execute("update_batch_complete", batch_id=batch_id, state="held", reason=reason)
+
+
+def require_publishable(connection: Connection, batch_id: str, production: bool) -> Batch:
+    """Return a batch that is held, released or done; raise RefusedError for another state, UsageError if unknown."""
+    check_batch_id(batch_id)
+    require_schema(connection)
+    batch = batch_state.require_batch(connection, batch_id)
+    if batch.state == "loading" and batch.released_at is None:
+        command = resume_command(batch_id, batch.kind, batch.limit, batch.force, production)
+        raise RefusedError(f"Batch {batch_id} is not complete, so it cannot be published.", f"To go on: {command}")
+    if batch.state in ("resetting", "reset"):
+        hint = f"See `{connection.command('status')}`."
+        raise RefusedError(f"Batch {batch_id} is {batch.state}, so it cannot be published.", hint)
+    return batch
+
+
+def release(connection: Connection, batch_id: str, production: bool) -> None:
+    """Let a held batch commit; the caller has the lock of its run. Raises as `require_publishable` does."""
+    connection.execute("lock_batch", batch_id=batch_id)
+    if require_publishable(connection, batch_id, production).state == "held":
+        connection.execute("update_batch_released", batch_id=batch_id)

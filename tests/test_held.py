@@ -1,0 +1,347 @@
+"""Held batches: what holds one, what the others do meanwhile, and what releases or removes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from pipeline.batches import state as batch_state
+from pipeline.config import Settings
+from pipeline.database import Database
+from pipeline.sample.writer import ANNOTATIONS
+from tests import annotating, test_luigi, world
+from tests.annotating import Run, ids_of, key_of, value_of, write
+from tests.services import MakeDataset, Start
+from tests.test_luigi import BARE, finish
+
+run = annotating.run
+dsn = annotating.dsn
+luigid = test_luigi.luigid
+
+REASON = "No corner lies beyond 1: load with --coordinates 1."
+PUBLISH = (sys.executable, "-m", "pipeline", "publish")
+
+
+def truncate(dataset: Path, numbers: Iterable[int]) -> None:
+    """Cut a photo of these recognitions, which the upload finds."""
+    for number in numbers:
+        photo = next(world.folders(dataset)[number].rglob("*_Main.jpg"))
+        photo.write_bytes(photo.read_bytes()[:-2000])
+
+
+def strip(dataset: Path, numbers: Iterable[int]) -> None:
+    """Remove a photo of these recognitions, which discovery finds."""
+    for number in numbers:
+        next(world.folders(dataset)[number].rglob("*_Main.jpg")).unlink()
+
+
+def states(dsn: str) -> dict[str, str]:
+    return dict(world.query(dsn, "SELECT id, state FROM ingest.batches ORDER BY id"))
+
+
+def doubt(database: Database, batch_id: str) -> None:
+    database.run(lambda connection: batch_state.set_held_reason(connection, batch_id, REASON))
+
+
+def fail_uploads(dsn: str, *, on: bool) -> None:
+    constraint = "ADD CONSTRAINT never CHECK (step <> 'upload')" if on else "DROP CONSTRAINT never"
+    world.query(dsn, f"ALTER TABLE ingest.batch_state {constraint}")
+
+
+# What holds a batch
+
+
+@pytest.mark.parametrize("damage", [truncate, strip], ids=["upload", "discovery"])
+def test_too_many_rejects_hold_a_batch_and_publish_releases_it(
+    damage: object, run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(16)
+    ids = ids_of(dataset)
+    damage(dataset, ids[:10])  # type: ignore[operator]
+    held = run("load", "--source", dataset, "--batch-id", "b1")
+    assert held.code == 6
+    assert held.out == ""
+    assert "Batch b1 is held: 6 recognitions, 12 photos" in held.err
+    reason = "10 of 16 recognitions are rejected, more than --max-rejects 20% allows."
+    assert f"Error: Batch b1 is held, readers do not see it. {reason}" in held.err
+    assert "`python -m pipeline publish --batch-id b1`" in held.err
+    assert "`python -m pipeline reset --batch-id b1`" in held.err
+    assert world.counts(dsn)["public.recognitions"] == 0
+    assert world.counts(dsn)["ingest.claims"] == 6
+    assert world.inconsistencies(settings) == []
+    assert run("verify", "--quiet", "--repair").code == 0  # and removes none of its objects
+    again = run("load", "--source", dataset, "--batch-id", "b1")
+    assert (again.code, reason in again.err) == (6, True)
+    done = run("publish", "--batch-id", "b1")
+    assert done.code == 0
+    assert "Batch b1 is done: 6 recognitions" in done.out
+    assert re.search(rf"^Held, until it was released at .* UTC: {re.escape(reason)}$", done.out, re.MULTILINE)
+    world.check(settings, (dataset, "b1", ids[10:]))
+    once_more = run("publish", "--batch-id", "b1")
+    assert once_more.code == 0
+    assert "Batch b1 is done already" in once_more.out
+
+
+@pytest.mark.parametrize(
+    ("rejected", "limit", "code"),
+    [(9, "0", 0), (10, "0", 6), (10, "10", 0), (11, "10", 6), (10, "50%", 0), (10, "49%", 6), (10, "100%", 0)],
+)
+def test_ten_rejects_and_more_than_the_limit_hold_a_batch(
+    rejected: int, limit: str, code: int, run: Run, own_dataset: MakeDataset
+) -> None:
+    dataset = own_dataset(20)
+    strip(dataset, ids_of(dataset)[:rejected])
+    assert run("load", "--source", dataset, "--max-rejects", limit).code == code
+
+
+@pytest.mark.parametrize("limit", ["-1", "ten", "101%", "%", "1.5%", "", "9" * 20])
+def test_a_limit_that_is_none_is_wrong_usage(limit: str, run: Run, workdir: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("load", f"--max-rejects={limit}")
+    assert ended.value.code == 2
+
+
+def test_rejects_that_an_earlier_batch_recorded_do_not_hold(
+    run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(20)
+    ids = ids_of(dataset)
+    strip(dataset, ids[:10])
+    kept = shutil.move(world.folders(dataset)[ids[-1]], dataset.parent / "later")
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--max-rejects", "100%").code == 0
+    shutil.move(kept, dataset / "export_1" / f"recognition_{ids[-1]}")
+    night = run("load", "--source", dataset, "--batch-id", "b2")
+    assert night.code == 0
+    assert "Rejected: 10 (photo_count 10)." in night.out
+    idle = run("load", "--source", dataset, "--batch-id", "b3")
+    assert (idle.code, "10 already loaded" in idle.out) == (0, True)
+    next(world.folders(dataset)[ids[0]].rglob("*_Qualifying.jpg")).unlink()  # the reject is another one now
+    assert run("load", "--source", dataset, "--batch-id", "b4").code == 6
+    assert states(dsn) == {"b1": "done", "b2": "done", "b3": "done", "b4": "held"}
+
+
+def test_nothing_usable_holds_a_batch_at_every_look(run: Run, own_dataset: MakeDataset, dsn: str) -> None:
+    dataset = own_dataset(2)
+    strip(dataset, ids_of(dataset))
+    for batch_id in ("b1", "b2"):
+        held = run("load", "--source", dataset, "--batch-id", batch_id)
+        assert held.code == 6
+        assert f"No recognition of {dataset.resolve()} can be used (2 rejected)." in held.err
+    assert states(dsn) == {"b1": "held", "b2": "held"}
+    published = run("publish", "--batch-id", "b1")
+    assert (published.code, "Batch b1 is done: 0 recognitions" in published.out) == (0, True)
+
+
+def test_nothing_usable_among_what_is_new_holds_a_batch_once(run: Run, own_dataset: MakeDataset, dsn: str) -> None:
+    dataset = own_dataset(4)
+    ids = ids_of(dataset)
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--limit", "3").code == 0
+    strip(dataset, ids[3:])
+    held = run("load", "--source", dataset, "--batch-id", "b2")
+    assert held.code == 6
+    assert f"No new recognition of {dataset.resolve()} can be used (1 rejected)." in held.err
+    assert run("load", "--source", dataset, "--batch-id", "b3").code == 0
+    assert states(dsn) == {"b1": "done", "b2": "held", "b3": "done"}
+
+
+def test_photos_of_annotations_are_counted_where_no_box_is_left(
+    run: Run, own_dataset: MakeDataset, dsn: str, tmp_path: Path
+) -> None:
+    dataset = own_dataset(12)
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    malformed = {"bbox_2d": [5, 5, 5, 5], "label": "plate"}
+    empty = {"dishes": {"qwen_detections": [malformed, malformed]}}
+    mixed = value_of("dish_0", "plate")
+    mixed["plates"]["qwen_detections"].append(malformed)
+    content = {}
+    for position, number in enumerate(ids_of(dataset)):
+        content[key_of(number)] = value_of("dish_0")
+        content[key_of(number, "Qualifying")] = empty if position < 9 else mixed
+    content["no/photo/of/ours.jpg"] = value_of("plate")
+    file = write(tmp_path / "boxes.json", content)
+    held = run("load-qwen", "--file", file, "--batch-id", "q1")
+    assert held.code == 6
+    assert "10 of 25 photos are rejected, more than --max-rejects 20% allows." in held.err
+    assert world.domain(dsn).annotations == []
+    assert run("publish", "--batch-id", "q1").code == 0
+    assert len(world.domain(dsn).annotations) == 12 + 2 * 3
+
+
+def test_annotations_of_recognitions_that_are_not_loaded_are_held(run: Run, small_dataset: MakeDataset) -> None:
+    held = run("load-qwen", "--file", small_dataset(3) / ANNOTATIONS, "--batch-id", "q1")
+    assert held.code == 6
+    assert "No photo of " in held.err
+
+
+@pytest.mark.parametrize("kind", ["load", "load-qwen"])
+def test_a_reason_that_an_earlier_step_recorded_holds_a_batch(
+    kind: str, run: Run, small_dataset: MakeDataset, settings: Settings, database: Database, dsn: str
+) -> None:
+    dataset = small_dataset(3)
+    command: tuple[str | Path, ...] = ("load", "--source", dataset, "--batch-id", "b1")
+    if kind == "load-qwen":
+        assert run(*command).code == 0
+        command = ("load-qwen", "--file", dataset / ANNOTATIONS, "--batch-id", "q1")
+    batch_id = str(command[-1])
+    world.query(dsn, "ALTER TABLE ingest.batch_state ADD CONSTRAINT never CHECK (step <> 'transform') NOT VALID")
+    assert run(*command).code == 3
+    world.query(dsn, "ALTER TABLE ingest.batch_state DROP CONSTRAINT never")
+    doubt(database, batch_id)
+    held = run(*command, "--max-rejects", "100%")
+    assert held.code == 6
+    assert REASON in held.err
+    assert run("publish", "--batch-id", batch_id).code == 0
+    qwen = dataset / ANNOTATIONS if kind == "load-qwen" else None
+    world.check(settings, (dataset, "b1", None), qwen=qwen)
+
+
+# Meanwhile
+
+
+def test_the_next_night_loads_what_a_held_batch_does_not_claim(
+    run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(16)
+    ids = ids_of(dataset)
+    strip(dataset, ids[:10])
+    later = shutil.move(world.folders(dataset)[ids[-1]], dataset.parent / "later")
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 6
+    claimed = run("load", "--source", dataset)
+    assert claimed.code == 3
+    assert "Error: All that is new is held by unfinished b1: nothing was loaded." in claimed.err
+    assert states(dsn) == {"b1": "held"}
+    dry = run("load", "--source", dataset, "--dry-run")
+    assert (dry.code, "5 held by unfinished batches b1" in dry.out) == (0, True)
+    shutil.move(later, dataset / "export_1" / f"recognition_{ids[-1]}")
+    night = run("load", "--source", dataset, "--batch-id", "b2")
+    assert night.code == 0
+    assert "Skipped: 5 held by unfinished b1." in night.out
+    assert run("publish", "--batch-id", "b1").code == 0
+    world.check(settings, (dataset, "b2", ids[-1:]), (dataset, "b1", ids[10:-1]))
+
+
+def test_status_tells_why_a_batch_is_held_and_what_to_do(run: Run, own_dataset: MakeDataset, tmp_path: Path) -> None:
+    dataset, metrics = own_dataset(3), tmp_path / "load.prom"
+    strip(dataset, ids_of(dataset))
+    told = run("load", "--source", dataset, "--batch-id", "b1", "--json", "--metrics-file", metrics)
+    assert told.code == 6
+    summary = json.loads(told.out)
+    assert (summary["state"], summary["released_at"], summary["rejected"]) == ("held", None, 3)
+    assert 'state="held"} 1.0' in metrics.read_text(encoding="utf-8")
+    for arguments in ((), ("--check",), ("--batch-id", "b1")):
+        shown = run("status", *arguments).out
+        assert summary["held_reason"] in shown
+        assert "`python -m pipeline publish --batch-id b1`" in shown
+        assert "`python -m pipeline reset --batch-id b1`" in shown
+    [unfinished] = json.loads(run("status", "--json").out)["unfinished"]
+    assert (unfinished["state"], unfinished["held_reason"]) == ("held", summary["held_reason"])
+
+
+def test_a_held_batch_is_reset_as_if_never_loaded(
+    run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(16)
+    truncate(dataset, ids_of(dataset)[:10])
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 6
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    world.nothing(settings)
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--max-rejects", "10").code == 0
+    assert world.query(dsn, "SELECT held_reason, released_at FROM ingest.batches") == [(None, None)]
+
+
+# Publishing
+
+
+def test_publish_refuses_what_is_not_held(run: Run, small_dataset: MakeDataset, dsn: str) -> None:
+    dataset = small_dataset(2)
+    fail_uploads(dsn, on=True)
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--limit", "2").code == 3
+    refused = run("publish", "--batch-id", "b1")
+    assert refused.code == 4
+    assert "To go on: python -m pipeline load --batch-id b1 --limit 2" in refused.err
+    fail_uploads(dsn, on=False)
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--limit", "2").code == 0
+    done = run("publish", "--batch-id", "b1")
+    assert (done.code, "Batch b1 is done already" in done.out) == (0, True)
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    refused = run("publish", "--batch-id", "b1")
+    assert (refused.code, "Batch b1 is reset, so it cannot be published." in refused.err) == (4, True)
+    assert run("publish", "--batch-id", "unknown").code == 2
+
+
+def test_publish_needs_no_dataset_and_keeps_the_options_of_the_load(
+    run: Run, own_dataset: MakeDataset, settings: Settings, tmp_path: Path
+) -> None:
+    dataset = own_dataset(16)
+    ids = ids_of(dataset)
+    strip(dataset, ids[:10])
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--limit", "4", "--force").code == 6
+    moved = dataset.rename(tmp_path / "moved")
+    assert run("publish", "--batch-id", "b1").code == 0
+    world.check(settings, (moved, "b1", ids[10:14]))
+
+
+def test_a_publish_that_failed_is_repeated_or_resumed_by_a_load(
+    run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(16)
+    ids = ids_of(dataset)
+    strip(dataset, ids[:10])
+    for batch_id, again in (("b1", ("publish",)), ("b2", ("load", "--source", dataset))):
+        assert run("load", "--source", dataset, "--batch-id", batch_id).code == 6
+        world.query(dsn, "ALTER TABLE ingest.batch_state ADD CONSTRAINT never CHECK (step <> 'transform') NOT VALID")
+        failed = run("publish", "--batch-id", batch_id)
+        assert failed.code == 3
+        assert f"To go on: python -m pipeline publish --batch-id {batch_id}" in failed.err
+        world.query(dsn, "ALTER TABLE ingest.batch_state DROP CONSTRAINT never")
+        assert run(*again, "--batch-id", batch_id).code == 0
+        world.check(settings, (dataset, batch_id, ids[10:]))
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+
+
+def test_two_publishes_at_once_commit_once(
+    run: Run, start: Start, own_dataset: MakeDataset, settings: Settings
+) -> None:
+    dataset = own_dataset(16)
+    ids = ids_of(dataset)
+    strip(dataset, ids[:10])
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 6
+    both = [start(*PUBLISH, "--batch-id", "b1") for _ in range(2)]
+    codes = sorted(finish(process)[0] for process in both)
+    assert codes in ([0, 0], [0, 4])  # the second one waited for the lock, or gave up
+    world.check(settings, (dataset, "b1", ids[10:]))
+
+
+# Under Luigi
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["local", "luigid"])
+def test_the_bare_command_never_ends_with_0_for_a_held_batch(
+    shared: bool, start: Start, own_dataset: MakeDataset, settings: Settings, request: pytest.FixtureRequest
+) -> None:
+    dataset = own_dataset(16)
+    ids = ids_of(dataset)
+    strip(dataset, ids[:10])
+    where = ["--scheduler-url", request.getfixturevalue("luigid")] if shared else ["--local-scheduler"]
+    command = (*BARE, "--source", dataset, "--batch-id", "b1", *where)
+    code, out, err = finish(start(*command, "--max-rejects", "15%"))
+    assert code == 30
+    assert "Batch b1 is held: 6 recognitions" in out
+    assert "Held: 10 of 16 recognitions are rejected, more than --max-rejects 15% allows." in out
+    assert "`python -m pipeline publish --batch-id b1`" in err
+    assert "`python -m pipeline reset --batch-id b1`" in err
+    assert "Traceback" not in err
+    code, _, err = finish(start(*command))
+    assert (code, "Batch b1 is held" in err) == (40, True)
+    code, _, err = finish(start(*command[:-3], "--batch-id", "b2", *where, "--max-rejects", "many"))
+    assert (code, "--max-rejects is 'many'" in err) == (40, True)
+    env = {"LUIGI_CONFIG": ""}
+    code, out, _ = finish(start(*PUBLISH, "--batch-id", "b1", env=env))
+    assert (code, "Batch b1 is done: 6 recognitions" in out) == (0, True)
+    world.check(settings, (dataset, "b1", ids[10:]))
