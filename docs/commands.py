@@ -54,7 +54,7 @@ def _table(actions: list[argparse.Action]) -> Iterator[str]:
     yield "| argument | meaning |"
     yield "| --- | --- |"
     for action in actions:
-        yield f"| `{_form(action)}` | {(action.help or '').replace('|', '/')} |"
+        yield f"| `{_form(action)}` | {(action.help or '').replace('|', '/').replace('%%', '%')} |"
 
 
 def _arguments(one: argparse.ArgumentParser) -> list[argparse.Action]:

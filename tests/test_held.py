@@ -323,13 +323,20 @@ def test_two_publishes_at_once_commit_once(
 
 @pytest.mark.parametrize("shared", [False, True], ids=["local", "luigid"])
 def test_the_bare_command_never_ends_with_0_for_a_held_batch(
-    shared: bool, start: Start, own_dataset: MakeDataset, settings: Settings, request: pytest.FixtureRequest
+    shared: bool,
+    start: Start,
+    own_dataset: MakeDataset,
+    settings: Settings,
+    workdir: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     dataset = own_dataset(16)
     ids = ids_of(dataset)
     strip(dataset, ids[:10])
-    where = ["--scheduler-url", request.getfixturevalue("luigid")] if shared else ["--local-scheduler"]
-    command = (*BARE, "--source", dataset, "--batch-id", "b1", *where)
+    if shared:
+        address = f"[core]\nscheduler_url = {request.getfixturevalue('luigid')}\n"
+        (workdir / "luigi.cfg").write_text(address, encoding="utf-8")
+    command = (*BARE, "--source", dataset, "--batch-id", "b1")
     code, out, err = finish(start(*command, "--max-rejects", "15%"))
     assert code == 30
     assert "Batch b1 is held: 6 recognitions" in out
@@ -339,9 +346,8 @@ def test_the_bare_command_never_ends_with_0_for_a_held_batch(
     assert "Traceback" not in err
     code, _, err = finish(start(*command))
     assert (code, "Batch b1 is held" in err) == (40, True)
-    code, _, err = finish(start(*command[:-3], "--batch-id", "b2", *where, "--max-rejects", "many"))
+    code, _, err = finish(start(*BARE, "--source", dataset, "--batch-id", "b2", "--max-rejects", "many"))
     assert (code, "--max-rejects is 'many'" in err) == (40, True)
-    env = {"LUIGI_CONFIG": ""}
-    code, out, _ = finish(start(*PUBLISH, "--batch-id", "b1", env=env))
+    code, out, _ = finish(start(*PUBLISH, "--batch-id", "b1"))
     assert (code, "Batch b1 is done: 6 recognitions" in out) == (0, True)
     world.check(settings, (dataset, "b1", ids[10:]))

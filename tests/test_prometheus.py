@@ -54,6 +54,7 @@ def test_the_file_has_every_number_under_its_labels(tmp_path: Path) -> None:
     )
     assert found == {
         "pipeline_batch_state loading": 1,
+        "pipeline_batch_state held": 0,
         "pipeline_batch_state done": 0,
         "pipeline_batch_state resetting": 0,
         "pipeline_batch_state reset": 0,

@@ -28,7 +28,7 @@ def check_max_rejects(text: str) -> tuple[int, bool]:
 def find_reason(connection: Connection, batch_id: str, max_rejects: str) -> str | None:
     """Return why a complete batch is not to be published, as one sentence; None if it is."""
     limit, is_percentage = check_max_rejects(max_rejects)
-    weight = connection.one("weigh_batch", batch_id=batch_id)
+    weight = connection.one("count_usable", batch_id=batch_id)
     if weight.released_at is not None:
         return None
     if weight.held_reason is not None:  # set by an earlier step
@@ -56,7 +56,8 @@ def require_publishable(connection: Connection, batch_id: str, production: bool)
     require_schema(connection)
     batch = batch_state.require_batch(connection, batch_id)
     if batch.state == "loading" and batch.released_at is None:
-        command = resume_command(batch_id, batch.kind, batch.limit, batch.force, production)
+        options = (batch.limit, batch.force, production, batch.coordinates, batch.exif_turned)
+        command = resume_command(batch_id, batch.kind, *options)
         raise RefusedError(f"Batch {batch_id} is not complete, so it cannot be published.", f"To go on: {command}")
     if batch.state in ("resetting", "reset"):
         hint = f"See `{connection.command('status')}`."

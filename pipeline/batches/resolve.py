@@ -37,7 +37,8 @@ class LoadRequest:
     @classmethod
     def of(cls, batch: Batch) -> LoadRequest:
         """Return the request that made a batch, with its id."""
-        return cls(batch.id, batch.source, batch.limit, batch.force, batch.kind)
+        names = ("source", "limit", "force", "kind", "coordinates", "exif_turned")
+        return cls(batch.id, **{name: getattr(batch, name) for name in names})
 
 
 @dataclass(frozen=True)

@@ -111,11 +111,6 @@ def held_hint(batch_id: str, command: Callable[[str], str]) -> str:
     return f"Publish it as it is: `{publish}`. Or remove it, then load again, corrected: `{reset}`."
 
 
-def set_held_reason(connection: Connection, batch_id: str, reason: str) -> None:
-    """Let the commit of a batch hold it instead, for a reason in one sentence."""
-    connection.execute("update_batch_held_reason", batch_id=batch_id, reason=reason)
-
-
 def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:
     """Lock the batch's row and return whether the batch that was created then was reset."""
     rows = connection.execute("hold_batch", batch_id=batch_id)

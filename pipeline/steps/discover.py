@@ -167,7 +167,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
 
 def _require_unclaimed(connection: Connection, batch_id: str) -> None:
     """Raise ClaimedError if a batch without recognitions has no new reject either."""
-    weight = connection.one("weigh_batch", batch_id=batch_id)
+    weight = connection.one("count_usable", batch_id=batch_id)
     if not weight.fresh:
         message = f"All that is new is held by unfinished {', '.join(weight.held_by)}: nothing was loaded."
         hint = f"Finish, publish or reset them; `{connection.command('status')}` has the commands."

@@ -181,9 +181,6 @@ UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
 -- One run of a batch at a time; the lock ends with the transaction.
 SELECT pg_try_advisory_xact_lock(hashtextextended('pipeline.batch:' || :batch_id, 0)) AS locked
 
--- name: update_batch_held_reason
-UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
-
 -- name: update_batch_metrics
 UPDATE ingest.batches SET metrics = CAST(:metrics AS jsonb) WHERE id = :batch_id
 

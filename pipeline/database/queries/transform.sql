@@ -32,7 +32,7 @@ FROM (
 WHERE b.id = :batch_id
 RETURNING b.version, b.recognitions
 
--- name: weigh_batch
+-- name: count_usable
 -- How much of a batch can be used and how much is rejected, in recognitions, or in photos of annotations. Fresh is a
 -- reject unless an earlier batch from the same source has recorded the same. A photo is rejected if no box of it is left.
 WITH rejected AS (
