@@ -79,23 +79,70 @@ def qwen(runner: Runner, settings: Settings, first: Path, second: Path) -> Scena
     )
 
 
-def undisturbed(runner: Runner, command: Sequence[str | Path], check: Callable[[], None]) -> list[int]:
+def unusable(dataset: Path) -> Path:
+    """Remove ten of fourteen recognitions' photos."""
+    for _, folder in sorted(world.folders(dataset).items())[:10]:
+        next(folder.rglob("*_Main.jpg")).unlink()
+    return dataset
+
+
+def without(settings: Settings, states: set[str]) -> None:
+    """Readers see nothing, and the batches have these states."""
+    assert world.counts(settings.database_url.reveal())["public.recognitions"] == 0
+    found = world.query(settings.database_url.reveal(), "SELECT state FROM ingest.batches")
+    assert {state for (state,) in found} == states
+    assert world.inconsistencies(settings) == []
+
+
+def undisturbed(runner: Runner, command: Sequence[str | Path], check: Callable[[], None], code: int = 0) -> list[int]:
     """Run a command, check what it left, and return the moments at which it may be killed."""
     done = runner(*command)
-    assert done.code == 0, done.stderr
+    assert done.code == code, done.stderr
     check()
     assert "commit" in done.writes
     return moments(done.writes)
 
 
-def killed(runner: Runner, settings: Settings, command: Sequence[str | Path], moment: int) -> None:
+def killed(runner: Runner, settings: Settings, command: Sequence[str | Path], moment: int, code: int = 0) -> None:
     """Kill a command at a moment; what readers see then is sound. The same command finishes it."""
     first = runner(*command, kill_after=moment)
-    assert first.code in (-signal.SIGKILL, 0), first.stderr  # 0 where that moment is the very end
+    assert first.code in (-signal.SIGKILL, code), first.stderr  # its own code where that moment is the very end
     assert world.dangling(settings) == []
     assert world.inconsistencies(settings) == []
     again = runner(*command)
-    assert again.code == 0, again.stderr
+    assert again.code == code, again.stderr
+
+
+@pytest.mark.slow
+def test_killed_while_it_is_held_or_published_a_batch_is_published_once(
+    runner: Runner, settings: Settings, own_dataset: MakeDataset
+) -> None:
+    dataset = unusable(own_dataset(14))
+    held, loaded = (
+        partial(without, settings, {"held"}),
+        world.wanted((dataset, "b1", sorted(world.folders(dataset))[10:])),
+    )
+    command = ("load", "--source", dataset, "--batch-id", "b1")
+    publish, reset = ("publish", "--batch-id", "b1"), ("reset", "--batch-id", "b1", "--confirm")
+    of_command = undisturbed(runner, command, held, code=6)
+    of_reset = undisturbed(runner, reset, partial(without, settings, {"reset"}))
+    assert runner(*command).code == 6
+    of_publish = undisturbed(runner, publish, partial(world.compare, settings, loaded))
+    assert runner(*reset).code == 0
+    assert len(of_publish) > 8
+    turns = zip(of_command, itertools.cycle(of_publish), itertools.cycle(of_reset), strict=False)
+    for turn, (moment, publish_moment, reset_moment) in enumerate(turns):
+        print(f"killed after {moment} writes, publish after {publish_moment}, reset after {reset_moment}")
+        killed(runner, settings, command, moment, code=6)
+        held()
+        if turn % 3 == 2:
+            killed(runner, settings, reset, reset_moment)
+            without(settings, {"reset"})
+            continue
+        killed(runner, settings, publish, publish_moment)
+        world.compare(settings, loaded)
+        assert runner(*reset).code == 0
+        without(settings, {"reset"})
 
 
 @pytest.mark.slow

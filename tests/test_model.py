@@ -50,6 +50,10 @@ class Batch:
     force: bool
     held: dict[int, int] = field(default_factory=dict)  # recognition -> seed
     version: int | None = None
+    rejects: set[int] = field(default_factory=set)
+    elsewhere: int = 0  # what it found loaded or claimed
+    is_doubted: bool = False  # a check recorded a reason to hold it
+    is_held: bool = False
 
 
 class Batches:
@@ -144,14 +148,20 @@ class Machine(RuleBasedStateMachine):
             self._sql("UPDATE public.notes SET item_id = NULL")
         batch = Batch(kind, dataset, force)
         batch.held = self._candidates(batch)
+        if kind == "qwen":
+            batch.rejects = set(self._recognitions(dataset)) - set(self.model.shown("load"))
+        chosen = len(batch.held)
         for other in self._unfinished():  # what an unfinished batch holds is not for another
             if self.model.batches[other].kind == kind:
                 for number in self.model.batches[other].held:
                     batch.held.pop(number, None)
+        batch.elsewhere = len(self._recognitions(dataset)) - len(batch.rejects) - len(batch.held)
+        is_claimed = not batch.held and chosen > 0
         name = self._name(kind)
         self.model.batches[name] = batch
+        code = 3 if is_claimed and not self._fresh(name) else self._code(name)
         ended = self.runner(*self._command(name), kill_after=kill_after)
-        assert ended.code in ((0,) if kill_after is None else (0, -9)), ended
+        assert ended.code in ((code,) if kill_after is None else (code, -9)), ended
         self._settle(name)
 
     def _settle(self, name: str) -> None:
@@ -163,7 +173,21 @@ class Machine(RuleBasedStateMachine):
         elif state == "done":
             self.model.finish(name)
         else:
-            assert state == "loading"
+            assert state in ("loading", "held")
+            self.model.batches[name].is_held = state == "held"
+
+    def _fresh(self, name: str) -> set[int]:
+        """What a batch rejected, and no batch before it from the same file."""
+        batch, names = self.model.batches[name], list(self.model.batches)
+        earlier = [self.model.batches[other] for other in names[: names.index(name)]]
+        known = [one.rejects for one in earlier if (one.kind, one.dataset) == (batch.kind, batch.dataset)]
+        return batch.rejects.difference(*known)
+
+    def _code(self, name: str) -> int:
+        """The exit code of a load that runs to its end."""
+        batch = self.model.batches[name]
+        is_unusable = not batch.held and (self._fresh(name) or (batch.rejects and not batch.elsewhere))
+        return 6 if batch.is_held or batch.is_doubted or is_unusable else 0
 
     @precondition(lambda self: self._unfinished())
     @rule(data=st.data())
@@ -172,6 +196,34 @@ class Machine(RuleBasedStateMachine):
         if self.model.batches[name].force:
             self._sql("UPDATE public.notes SET item_id = NULL")
         ended = self.runner(*self._command(name))
+        assert ended.code == self._code(name), ended
+        self._settle(name)
+        assert (self.model.batches[name].version is None) == (ended.code == 6)
+
+    @precondition(lambda self: self._unfinished())
+    @rule(data=st.data())
+    def a_check_speaks_against_a_batch(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self._unfinished()))
+        self._sql("UPDATE ingest.batches SET held_reason = 'It is doubted.' WHERE id = %s AND state = 'loading'", name)
+        self.model.batches[name].is_doubted = True
+
+    @precondition(lambda self: self._unfinished())
+    @rule(data=st.data(), kill_after=st.one_of(st.none(), st.integers(0, 14)))
+    def publish(self, data: st.DataObject, kill_after: int | None) -> None:
+        name = data.draw(st.sampled_from(self._unfinished()))
+        batch = self.model.batches[name]
+        command = ["publish", "--batch-id", name]
+        if not batch.is_held:
+            before = self._before()
+            assert self.runner(*command).code == 4
+            assert self._before() == before
+            return
+        if batch.force:
+            self._sql("UPDATE public.notes SET item_id = NULL")
+        if kill_after is not None:
+            first = self.runner(*command, kill_after=kill_after)
+            assert first.code in (0, -9), first
+        ended = self.runner(*command)
         assert ended.code == 0, ended
         self.model.finish(name)
 
