@@ -108,7 +108,9 @@ def held_error(connection: Connection, batch_id: str) -> HeldError:
 def held_hint(batch_id: str, command: Callable[[str], str]) -> str:
     """Return what to do about a held batch; `command` makes a command line of ours."""
     publish, reset = (command(f"{name} --batch-id {batch_id}") for name in ("publish", "reset"))
-    return f"Publish it as it is: `{publish}`. Or remove it, then load again, corrected: `{reset}`."
+    return (
+        f"Publish it as it is: `{publish}`. Or remove it, then load again with input and options corrected: `{reset}`."
+    )
 
 
 def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:

@@ -56,6 +56,8 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("created_at", "finished_at", "reset_at"):
         if summary[name]:
             yield name.replace("_at", "").capitalize(), summary[name]
+    if reason := summary.get("held_reason"):
+        yield "Held", reason
     if summary["version"] is not None:
         yield "Version", str(summary["version"])
     options = [name for name in ("force", "strict") if summary[name]]

@@ -61,7 +61,8 @@ WITH rejected AS (
 SELECT b.kind, b.source, b.found, b.already_loaded, b.held_elsewhere, b.held_by, b.held_reason, b.released_at,
     manifest.listed, r.rejected, r.fresh,
     CASE b.kind WHEN 'load' THEN manifest.listed ELSE (
-        SELECT count(DISTINCT (d.recognition_id, d.camera_number)) FROM raw.detections d WHERE d.batch_id = b.id
+        SELECT count(*)
+        FROM (SELECT DISTINCT d.recognition_id, d.camera_number FROM raw.detections d WHERE d.batch_id = b.id) photo
     ) END AS usable
 FROM ingest.batches b
 CROSS JOIN LATERAL (
