@@ -254,7 +254,8 @@ def make_large(dsn: str) -> None:
 
 def test_a_file_without_a_corner_beyond_1_is_held(run: Run, loaded: list[int], dsn: str, tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", {key_of(loaded[0]): value([0.1, 0.2, 0.5, 1.0])})
-    run("load-qwen", "--file", file, "--batch-id", "q1")
+    held = run("load-qwen", "--file", file, "--batch-id", "q1")
+    assert (held.code, "--coordinates 1" in held.err) == (6, True)
     assert "--coordinates 1" in (held_reason(dsn) or "")
     assert run("reset", "--batch-id", "q1", "--confirm").code == 0
     assert run("load-qwen", "--file", file, "--batch-id", "q1", "--coordinates", "1").code == 0
@@ -346,7 +347,7 @@ def test_a_batch_is_resumed_with_the_same_frame_only(run: Run, loaded: list[int]
     refused = run("load-qwen", "--file", file, "--batch-id", "q1", *options[:2])
     assert refused.code == 4
     other = run("load-qwen", "--file", file)
-    assert "held by unfinished q1" in other.out
+    assert (other.code, "held by unfinished q1" in other.err) == (3, True)
     done = run("load-qwen", "--file", file, *options)
     assert done.out.startswith("Batch q1 is done: 1 recognitions")
     assert stored(dsn, loaded[0]) == [("16", "24", "64", "48")]

@@ -109,7 +109,7 @@ def test_a_photo_of_which_nothing_was_usable_is_taken_once_it_is_mended(
     done = run("load-qwen", "--file", write(file, mended), "--batch-id", "q2")
     assert done.out.startswith("Batch q2 is done: 1 recognitions, 1 photos, 2 detections.")
     check(settings, dataset, tmp_path, mended)
-    assert run("load-qwen", "--file", write(file, {key_of(first): bad}), "--batch-id", "q3", "--force").code == 0
+    assert run("load-qwen", "--file", write(file, {key_of(first): bad}), "--batch-id", "q3", "--force").code == 6
     check(settings, dataset, tmp_path, mended)
 
 

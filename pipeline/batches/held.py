@@ -36,7 +36,8 @@ def find_reason(connection: Connection, batch_id: str, max_rejects: str) -> str 
     unit = "recognition" if weight.kind == KIND_LOAD else "photo"
     total = weight.usable + weight.fresh
     is_first = not weight.already_loaded and not weight.held_elsewhere
-    if not weight.usable and (weight.fresh or (is_first and (weight.rejected or weight.found > weight.listed))):
+    is_empty = weight.rejected or (weight.found and not weight.listed)
+    if not weight.usable and (weight.fresh or (is_first and is_empty)):
         new = unit if is_first else f"new {unit}"
         return f"No {new} of {weight.source} can be used ({weight.rejected} rejected)."
     excess = weight.fresh * 100 > limit * total if is_percentage else weight.fresh > limit
