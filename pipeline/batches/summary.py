@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.bucket import list_recorded, prove_bucket
 from pipeline.batches.resolve import reset_command, resume_command
 from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
@@ -165,6 +166,9 @@ def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any],
     examine("database", lambda: database.run(_examine_database, read_only=True))
     if result["database"]["ok"] and not result["database"]["migrations_pending"]:
         result.update(database.run(_read_tables, read_only=True))
+        recorded = database.run(lambda connection: list_recorded(connection, settings.bucket), read_only=True)
+        if result["storage"]["ok"] and recorded:
+            examine("storage", lambda: {**result["storage"], **_prove_bucket(settings, recorded)})
     return result, failures
 
 
@@ -176,6 +180,12 @@ def _examine_storage(settings: Settings) -> dict[str, Any]:
         latency = round((time.perf_counter() - started) * 1000, 2)
     public = bool(bucket and bucket.get("public"))
     return {"latency_ms": latency, "bucket_exists": bucket is not None, "bucket_public": public}
+
+
+def _prove_bucket(settings: Settings, recorded: Mapping[str, str]) -> dict[str, Any]:
+    with closing(Storage(settings)) as storage:
+        prove_bucket(storage, recorded)
+    return {}
 
 
 def _examine_database(connection: Connection) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -20,6 +17,7 @@ from pipeline.doctor.machine import Dataset
 from pipeline.doctor.network import SAMPLES, examine_route, latency_finding
 from pipeline.errors import AccessDenied, ObjectNotFound, PipelineError
 from pipeline.storage import Storage
+from pipeline.storage.key import SERVICE, claims_of
 from pipeline.units import size
 
 _PHOTO_TYPE = "image/jpeg"
@@ -84,22 +82,10 @@ def key_findings(key: str, now: float) -> Iterator[Finding]:
         return
     found = list(_time_findings(claims, now))
     role = claims.get("role")
-    if role != "service_role":
+    if role != SERVICE:
         named = f"the key of the role {str(role)[:30]}" if role else "a key without a role"
         found.append(problem("key", f"The key is {named}, not of service_role.", _COPY_KEY, AccessDenied))
     yield from found or [ok("key", f"The key is one of service_role, {_validity(claims)}.")]
-
-
-def claims_of(key: str) -> dict[str, Any] | None:
-    """Return the unverified claims of a JSON Web Token (RFC 7519), None if it is not one."""
-    parts = key.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (binascii.Error, ValueError):
-        return None
-    return claims if isinstance(claims, dict) else None
 
 
 def _time_findings(claims: Mapping[str, Any], now: float) -> Iterator[Finding]:
@@ -158,7 +144,7 @@ def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterato
             yield problem(
                 "bucket",
                 f"There is no bucket {name}, and {facts.photos_stored} photos of finished batches should be in it.",
-                "Check that STORAGE_BUCKET and NEXT_PUBLIC_SUPABASE_URL belong to the project of DATABASE_URL.",
+                "Check that URL, key and STORAGE_BUCKET are of the project of DATABASE_URL: others do not see it.",
             )
         else:
             remedy = "Nothing if the name is right: the first load creates it, private. Else correct STORAGE_BUCKET."

@@ -19,6 +19,7 @@ from dataclasses import replace
 import luigi
 from luigi.worker import KeepAliveThread
 
+from pipeline.batches.bucket import open_bucket
 from pipeline.batches.held import release
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ResolvedBatch, reset_command, resolve_batch, resume_command
@@ -93,6 +94,7 @@ class Run:
         self.target = BatchStateTarget(self.markers, batch_id, step)  # exists once nothing is left to do
         self.counted = COPY if kind == KIND_QWEN else UPLOAD  # its marker completes the recognitions of a shard
         self._needs_bucket = kind == KIND_LOAD
+        self.bucket_created_at: str | None = None  # known once the run has its lock
         self.counter, self.failures = ProgressCounter(), FailureLog()
         self.unavailable = multiprocessing.RawValue("i", 0)  # failures in a row because a service was away
         self.lock: BatchLock | None = None
@@ -109,7 +111,7 @@ class Run:
             return
         if self._needs_bucket:
             with closing(Storage(self.environment.settings)) as storage:
-                storage.ensure_bucket()
+                self.bucket_created_at = open_bucket(self.database, storage, self.batch_id)
         self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost)
         if self.releases:
             production = self.environment.settings.is_production

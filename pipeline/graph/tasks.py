@@ -32,7 +32,7 @@ from pipeline.observe.progress import StatusMessage
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import describe_reset, find_batch_to_reset, plan_reset, reset_batch
-from pipeline.steps.transform import transform_batch
+from pipeline.steps.transform import transform_batch, withdraw_lost_shards
 from pipeline.storage import Storage
 
 #: The parameters of a load that are part of its request.
@@ -125,7 +125,8 @@ class Discover(RequestTask):
         run = self.require_lock()
         options = {name: value for name, value in self.param_kwargs.items() if name in _OPTIONS}
         source, settings = getattr(self, self.named), run.environment.settings
-        request = Request.of(settings, self.batch_id, source, kind=self.kind, **options)
+        options |= {"kind": self.kind, "bucket_created_at": run.bucket_created_at}
+        request = Request.of(settings, self.batch_id, source, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
 
         def show(total: int, done: int) -> None:
@@ -175,11 +176,24 @@ class Transform(RequestTask):
         messages, percents, metrics = ["beginning"], [0], Metrics()
         reporting = self.reporting(lambda: (messages[-1], percents[-1]))
         with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
+            messages.append("comparing the bucket with what was sent")
+            for shard in withdraw_lost_shards(run.database, storage, self.batch_id):
+                self._send_again(shard, storage, metrics)
             arguments = run.database, storage, self.batch_id, metrics, messages.append
             transform_batch(*arguments, max_rejects=self.max_rejects)
             percents.append(100)
         if self.kind == KIND_QWEN:  # discovery has copied all shards
             run.counter.set_done(total)
+
+    def _send_again(self, shard: int, storage: Storage, metrics: Metrics) -> None:
+        """Upload and copy a shard that lost objects since; an error leaves it to the next run."""
+        run = self.active_run
+        environment, done = run.environment, {(UPLOAD, shard), (COPY, shard)}
+        run.markers.present -= done
+        with environment.uploader() as uploader:
+            uploader.upload(self.batch_id, shard)
+        copy_shard(run.database, storage, self.batch_id, shard, metrics, may_reject=environment.may_reject)
+        run.markers.present |= done
 
 
 class TransformBatch(Transform, LoadParameters):

@@ -59,6 +59,7 @@ class Request:
     exif_turned: bool = False
     batch_size: int = 100
     threads: int = 16
+    bucket_created_at: str | None = None
 
     @classmethod
     def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:

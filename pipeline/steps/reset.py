@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from typing import Any
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.bucket import prove_bucket
 from pipeline.batches.resolve import check_batch_id, require_schema
 from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.batches.summary import summarise
@@ -21,6 +24,7 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
 from pipeline.errors import RefusedError, StorageError
+from pipeline.observe.logger import say
 from pipeline.observe.progress import ProgressCounter
 from pipeline.steps.parallel import in_threads, pages
 from pipeline.storage import PAGE, Storage, StoredObject
@@ -28,9 +32,9 @@ from pipeline.units import size
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "{}/recognitions/"
 _THREADS = 4
 _ROUNDS = 3
+_HINT = "Look at the Storage server's log; is another machine still uploading?"
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,12 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
     plan = database.run(work, timeout=0, keep=False)
     if plan.batch.kind != KIND_LOAD or plan.batch.state == "reset":
         return plan
+    count = total = 0
     with closing(Storage(replace(settings, bucket=plan.batch.bucket))) as storage:
-        sizes = [found.size for found in storage.list_objects(_PREFIX.format(batch_id))]
-    return replace(plan, objects=len(sizes), bytes=sum(sizes))
+        _prove(storage, plan.batch)
+        for found in _list_objects(storage, batch_id):
+            count, total = count + 1, total + found.size
+    return replace(plan, objects=count, bytes=total)
 
 
 def describe_reset(plan: Plan) -> str:
@@ -104,12 +111,18 @@ def describe_reset(plan: Plan) -> str:
 def reset_batch(database: Database, settings: Settings, batch_id: str, counter: ProgressCounter | None = None) -> None:
     """Remove a batch; do nothing if it was reset before. `counter` counts the deleted photos.
 
-    Raises RefusedError if a foreign table references rows to delete; nothing was changed.
+    Raises RefusedError if a foreign table references rows to delete, or if the bucket is another one, and AccessDenied
+    if the key does not see it; nothing was changed.
     """
+    batch = database.run(lambda connection: find_batch_to_reset(connection, batch_id))
+    if batch.kind == KIND_LOAD and batch.state != "reset":
+        with closing(Storage(replace(settings, bucket=batch.bucket))) as storage:
+            _prove(storage, batch)
     with references_refused():
-        batch = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
-    if batch is None:
+        going = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
+    if going is None:
         return
+    batch = going
     if batch.kind == KIND_LOAD:
         counter = counter or ProgressCounter()
         counter.start(batch.photos, 0)
@@ -138,32 +151,65 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
     return batch
 
 
-def _remove_objects(database: Database, storage: Storage, batch: Batch, progress: Callable[[int], None]) -> None:
-    """Delete the objects below the batch's prefix until Storage lists none; raise StorageError if it still does.
+def _prove(storage: Storage, batch: Batch) -> None:
+    prove_bucket(storage, {batch.id: batch.bucket_created_at})
 
-    Each page is deleted under a lock of the batch's row: a stalled reset must not delete objects of a new load.
+
+def _list_objects(storage: Storage, batch_id: str) -> Iterator[StoredObject]:
+    """Yield the objects that a batch may have sent, and no other object below its prefix."""
+    form = re.compile(rf"{re.escape(batch_id)}/recognitions/[0-9]+/camera[12]\.jpg")
+    return (found for found in storage.list_objects(f"{batch_id}/recognitions/") if form.fullmatch(found.key))
+
+
+def _remove_objects(database: Database, storage: Storage, batch: Batch, progress: Callable[[int], None]) -> None:
+    """Delete the objects of the manifest by their keys, then what Storage lists besides, until it lists none.
+
+    Raises StorageError if objects remain. Each page is deleted under a lock of the batch's row: a stalled reset must
+    not delete objects of a new load.
     """
 
-    def remove(page: Sequence[StoredObject]) -> int:
-        def work(connection: Connection) -> None:
+    def remove_sent(keys: Sequence[str]) -> int:
+        return len(keys) - remove(keys, sent=True)
+
+    def remove(keys: Sequence[str], *, sent: bool = False) -> int:
+        def work(connection: Connection) -> int:
             if not batch_state.is_gone(connection, batch.id, batch.created_at):
                 message = f"Batch {batch.id} was started anew in the meantime: this reset removes nothing more."
                 raise RefusedError(message, f"Look at it with `{connection.command('status')}`.")
-            storage.remove([found.key for found in page])
+            removed = storage.remove(keys)
+            # Neither a list nor this response proves that an object is gone: each that was there once is requested.
+            if sent and removed < len(keys) and any(storage.find(key) is not None for key in keys):
+                raise StorageError(f"Storage still holds objects of batch {batch.id} that it did not delete.", _HINT)
+            return removed
 
-        database.run(work, timeout=0)
-        progress(len(page))
-        return len(page)
+        removed = database.run(work, timeout=0)
+        progress(len(keys))
+        return removed
 
-    prefix, threads = _PREFIX.format(batch.id), min(_THREADS, database.connections)
+    threads = min(_THREADS, database.connections)
+    missing = sum(in_threads(storage, threads, remove_sent, pages(_list_keys(database, batch.id, sent=True), PAGE)))
+    if missing:
+        say(f"{missing} objects of batch {batch.id} were missing from the bucket already.", logging.WARNING)
+    sum(in_threads(storage, threads, remove, pages(_list_keys(database, batch.id, sent=False), PAGE)))
     for _ in range(_ROUNDS):
-        removed = sum(in_threads(storage, threads, remove, pages(storage.list_objects(prefix), PAGE)))
-        logger.info("reset: %d objects", removed)
+        listed = pages((found.key for found in _list_objects(storage, batch.id)), PAGE)
+        removed = sum(in_threads(storage, threads, remove, listed))
+        logger.info("reset: %d further objects", removed)
         if not removed:
-            return
-    if next(storage.list_objects(prefix), None) is not None:
+            break
+    if next(_list_objects(storage, batch.id), None) is not None:
         message = f"Storage still holds objects of batch {batch.id} after {_ROUNDS} rounds of deleting."
-        raise StorageError(message, "Look at the Storage server's log; is another machine still uploading?")
+        raise StorageError(message, _HINT)
+
+
+def _list_keys(database: Database, batch_id: str, *, sent: bool) -> Iterator[str]:
+    """Yield the keys of the manifest: of the shards whose upload is marked, or of the others."""
+    after: int | None = -1
+    while after is not None:
+        work = methodcaller("execute", "list_keys", batch_id=batch_id, sent=sent, after=after, count=PAGE)
+        rows = database.run(work, read_only=True)
+        yield from (key for row in rows for key in row.keys_of_photos)
+        after = rows[-1].recognition_id if rows else None
 
 
 def _delete_manifest(connection: Connection, batch_id: str) -> None:

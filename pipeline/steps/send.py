@@ -21,6 +21,11 @@ from pipeline.storage import Storage, StoredObject
 
 #: Threads that read and check while the others wait for responses.
 _AHEAD = 8
+#: What refuses a photo for its size, by the code of the error.
+_TOO_LARGE = {
+    "EntityTooLarge": "the bucket",
+    "413": "a gateway in front of Storage (`client_max_body_size` of nginx)",
+}
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,9 @@ class ShardTransfer:
             try:
                 self._storage.upload(key, content)
             except StorageError as exc:
-                if exc.code != "EntityTooLarge":
+                if exc.code not in _TOO_LARGE:
                     raise
-                message = f"the file has {len(content)} bytes, more than the bucket takes"
+                message = f"the file has {len(content)} bytes, more than {_TOO_LARGE[exc.code]} takes"
                 return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
         notices = files.notices + photos[0].notices + photos[1].notices
         return Facts(entry, photos, files.menu_sha256, files.receipt_sha256, notices)

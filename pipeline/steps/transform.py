@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from operator import methodcaller
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.bucket import prove_bucket
 from pipeline.batches.held import MAXIMUM_REJECTS, find_reason, hold_back
 from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
-from pipeline.errors import HeldError, UnfinishedError
+from pipeline.errors import HeldError, RefusedError, UnfinishedError
 from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 
@@ -72,6 +74,40 @@ def transform_batch(
         error = database.run(work, timeout=0)
     if error is not None:
         raise error
+
+
+def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) -> list[int]:
+    """Compare the bucket with what was sent, once before the commit; return the shards that lost objects.
+
+    Their uploads and copies are forgotten, so that both can be done again.
+    """
+    batch = database.run(lambda connection: batch_state.require_batch(connection, batch_id))
+    if batch.kind != KIND_LOAD or batch.state == "done":
+        return []
+    prove_bucket(storage, {batch_id: batch.bucket_created_at}, RefusedError)
+    stored = storage.list_objects(f"{batch_id}/recognitions/")
+    found = next(stored, None)
+    lost = []
+    for shard in range(1, batch.shards + 1):
+        work = methodcaller("execute", "list_sent", batch_id=batch_id, shard=shard)
+        differ = 0
+        for wanted in database.run(work, read_only=True):
+            while found is not None and found.key < wanted.key:
+                found = next(stored, None)
+            is_there = found is not None and (found.key, found.size) == (wanted.key, wanted.size)
+            differ += not (is_there and found is not None and found.md5 in (None, wanted.md5))
+        if differ:
+            logger.warning("transform: %d objects of shard %d are missing or differ: sending it again", differ, shard)
+            database.run(partial(_withdraw, batch_id=batch_id, shard=shard))
+            lost.append(shard)
+    return lost
+
+
+def _withdraw(connection: Connection, batch_id: str, shard: int) -> None:
+    batch_state.hold(connection, batch_id)
+    for step in (UPLOAD, COPY):
+        batch_state.await_step(connection, batch_id, step, shard)
+    connection.execute("withdraw_shard", batch_id=batch_id, shard=shard)
 
 
 def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.bucket import created_at, prove_bucket
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
@@ -64,7 +65,11 @@ class Verification:
     def __init__(
         self, database: Database, storage: Storage, bucket: str, *, batch_id: str | None = None, deep: bool = False
     ) -> None:
-        """List the batches; raise UsageError if there is no such batch, UnfinishedError if it is not finished."""
+        """List the batches, and prove that the key sees their bucket.
+
+        Raises UsageError if there is no such batch, UnfinishedError if it is not finished, and what `prove_bucket`
+        raises.
+        """
         self._database, self._storage, self._bucket = database, storage, bucket
         self._batch_id, self._deep = batch_id, deep
         self._batches = self._list_batches()
@@ -82,6 +87,9 @@ class Verification:
             if batch_id in self.unfinished:
                 message = f"Batch {batch_id} is {batch.state}: only a finished batch can be verified."
                 raise UnfinishedError(message, f"Finish it first: `{database.command('status')}` has the command.")
+        wanted = [one for one in self._batches.values() if self._is_wanted(one)]
+        self._found = prove_bucket(storage, {one.id: one.bucket_created_at for one in wanted})
+        if batch_id is not None:
             return
         for one in self._batches.values():
             if one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket:
@@ -117,14 +125,17 @@ class Verification:
 
     def _expected(self) -> Iterator[Any]:
         for batch in self._batches.values():
-            is_wanted = self._is_here(batch) and batch.state == "done" and self._batch_id in (None, batch.id)
-            for shard in range(1, batch.shards + 1) if is_wanted else ():
+            for shard in range(1, batch.shards + 1) if self._is_wanted(batch) else ():
                 work = methodcaller("execute", "list_expected", batch_id=batch.id, shard=shard)
                 yield from self._database.run(work, timeout=0, read_only=True)
 
     def _is_here(self, batch: Any) -> bool:
         """Return whether a batch, if there is one, has its objects in this bucket."""
         return batch is not None and batch.kind == KIND_LOAD and batch.bucket == self._bucket
+
+    def _is_wanted(self, batch: Any) -> bool:
+        """Return whether the objects of a batch are expected in this bucket."""
+        return self._is_here(batch) and batch.state == "done" and self._batch_id in (None, batch.id)
 
     def _unexpected(self, stored: StoredObject) -> Finding | None:
         """Return a finding for an object that no finished batch names; None if an unfinished batch may name it."""
@@ -147,7 +158,7 @@ class Verification:
         size = 0
         for _ in range(2):  # a proxy may have responded with a page of its own
             try:
-                size, digest = self._storage.digest(finding.key)
+                size, digest = self._storage.digest(finding.key, finding.size)
             except (StorageError, StorageUnavailable) as exc:
                 self._storage.find_bucket()  # raises if Storage as a whole is the problem
                 return replace(finding, kind=DAMAGED, message=f"it is listed and cannot be read: {exc.message}")
@@ -155,8 +166,17 @@ class Verification:
                 return finding
         return replace(finding, kind=DAMAGED, message=f"its content differs, {size} bytes")
 
+    def _request(self, finding: Finding) -> Finding:
+        """Request an object that the list lacks by its key."""
+        if finding.kind in (MISSING, DANGLING) and (stored := self._storage.find(finding.key)) is not None:
+            kind = EQUAL if stored.size == finding.size else DAMAGED
+            return replace(finding, kind=kind, message="" if kind == EQUAL else f"{stored.size} bytes")
+        return finding
+
     def _confirmed(self, page: Sequence[Finding]) -> Iterator[Finding]:
         """Yield findings, without the differences of batches that a load or a reset changed in the meantime."""
+        if any(finding.kind in (MISSING, DANGLING) for finding in page):
+            page = list(in_threads(self._storage, self._storage.threads, self._request, page))
         differs = any(finding.kind != EQUAL for finding in page)
         now = self._list_batches() if differs else self._batches
         for finding in page:
@@ -213,6 +233,9 @@ class Verification:
             batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
             if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
                 return [(finding, f"batch {batch_id} was changed in the meantime") for finding in group]
+            if self._is_here(before) and before.bucket_created_at not in (None, created_at(self._found or {})):
+                why = f"batch {batch_id} was loaded into another bucket, created at {before.bucket_created_at}"
+                return [(finding, why) for finding in group]
             known: set[str] = set()
             if before is not None and before.bucket == self._bucket:
                 keys = [finding.key for finding in group]
@@ -236,7 +259,7 @@ class Verification:
             return f"{source / finding.path} is no longer what was loaded"
         self._storage.upload(finding.key, content)
         with contextlib.suppress(ObjectNotFound):
-            if self._storage.digest(finding.key) == (finding.size, finding.sha256):
+            if self._storage.digest(finding.key, finding.size) == (finding.size, finding.sha256):
                 return ""
         return "Storage does not keep what it is sent"
 

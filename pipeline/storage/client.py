@@ -10,9 +10,10 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import backoff
@@ -25,12 +26,14 @@ from pipeline.errors import (
     ObjectExists,
     ObjectNotFound,
     PipelineError,
+    SettingsError,
     StorageError,
     StorageOverloaded,
     StorageUnavailable,
 )
 from pipeline.observe.metrics import Metrics
-from pipeline.storage.errors import error_of
+from pipeline.storage.errors import JSON_LIMIT, error_of, json_of, read_up_to
+from pipeline.storage.key import restricted_role
 from pipeline.storage.limiter import ConcurrencyLimiter
 from pipeline.storage.transport import Transport
 
@@ -38,12 +41,18 @@ logger = logging.getLogger(__name__)
 
 #: The API's limit of keys in a bulk delete and of entries in a page of a list.
 PAGE = 1000
-#: Seconds: the maximum of our own waits, and of a Retry-After that is honoured.
-_LONGEST_WAIT, _LONGEST_RETRY_AFTER = 30.0, 60.0
+#: Bytes of a response about a page of objects, and pages of a list.
+_PAGE_LIMIT, _MOST_PAGES = 1 << 23, 100_000
+#: Seconds: the maximum of our own waits, and of an operation from which no attempt begins any more.
+_LONGEST_WAIT, OPERATION_TIMEOUT = 30.0, 600.0
 #: Additional attempts after an overload, compared with other transient errors.
 _OVERLOAD_TRIES = 6
 
 _MD5 = re.compile("[0-9a-f]{32}")
+_PHOTO_TYPE = "image/jpeg"
+_FORMAT_HINT = "Check NEXT_PUBLIC_SUPABASE_URL, and what is between this machine and Storage."
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -55,25 +64,32 @@ class StoredObject:
     md5: str | None
 
 
-def _digest_of(response: Response) -> tuple[int, str]:
+def _digest_of(response: Response, most: int) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
     for chunk in response.stream(1 << 16):
         size += len(chunk)
         digest.update(chunk)
+        if size > most:
+            break
     return size, digest.hexdigest()
 
 
 def _waits(base: float, tries: int) -> Generator[float, Any, None]:
-    """Yield the seconds before each attempt, sent its error; raise the last of `tries` in a row other than overload."""
+    """Yield the seconds before each attempt, sent its error; raise the last of `tries` in a row other than overload.
+
+    A Retry-After is followed to the second. The error is also raised where the next attempt would begin too late.
+    """
     steps = backoff.expo(base, max_value=_LONGEST_WAIT)
     next(steps)
+    deadline = time.monotonic() + OPERATION_TIMEOUT
     exc = yield 0.0
     in_a_row = 0
     for step in steps:
         in_a_row = 0 if isinstance(exc, StorageOverloaded) else in_a_row + 1
-        if in_a_row == tries:
+        wait = exc.retry_after or backoff.full_jitter(step)
+        if in_a_row == tries or not exc.is_retried or time.monotonic() + wait > deadline:
             raise exc
-        exc = yield max(backoff.full_jitter(step), min(exc.retry_after, _LONGEST_RETRY_AFTER))
+        exc = yield wait
 
 
 class Storage:
@@ -118,32 +134,46 @@ class Storage:
         self._metrics.count("bytes_uploaded", len(content))
         self._metrics.count("objects_uploaded")
 
-    def digest(self, key: str) -> tuple[int, str]:
-        """Stream an object; return its size in bytes and its SHA-256 (hex). Raises ObjectNotFound."""
+    def digest(self, key: str, most: int) -> tuple[int, str]:
+        """Stream an object; return its size in bytes and its SHA-256 (hex). Raises ObjectNotFound.
+
+        What has more than `most` bytes is not read to its end.
+        """
+        path = self._path("/object/authenticated", key)
         with self._metrics.timed("storage_read"):
-            size, sha256 = self._send("GET", self._path("/object/authenticated", key), read=_digest_of)
+            size, sha256 = self._send("GET", path, read=lambda one: _digest_of(one, most), most=most)
         return int(size), str(sha256)
 
     def read(self, key: str, most: int) -> bytes:
         """Read an object; raise ObjectNotFound, or StorageError if it has more than `most` bytes."""
+        path = self._path("/object/authenticated", key)
         with self._metrics.timed("storage_read"):
-            content = self._send("GET", self._path("/object/authenticated", key), read=lambda one: one.read(most + 1))
-        if len(content) > most:
-            raise StorageError(f"The object {key} has more than {most} bytes.")
-        return bytes(content)
+            return bytes(self._send("GET", path, read=lambda one: read_up_to(one, most), most=most))
+
+    def find(self, key: str) -> StoredObject | None:
+        """Request one object by its key; return None if there is none."""
+        try:
+            found = self._send("GET", self._path("/object/info/authenticated", key))
+        except ObjectNotFound:
+            return None
+        return _parsed(lambda: _stored(key, {"size": found["size"], "eTag": found.get("etag")}))
 
     def _path(self, resource: str, key: str = "") -> str:
         return f"{resource}/{quote(self.bucket, safe='')}" + (f"/{quote(key)}" if key else "")
 
     def list_objects(self, prefix: str, after: str = "", last: str | None = None) -> Iterator[StoredObject]:
-        """Yield the objects with a prefix (not only a folder) and a key after `after`, up to `last`, in byte order."""
+        """Yield the objects with a prefix (not only a folder) and a key after `after`, up to `last`, in byte order.
+
+        Raises StorageError if the pages do not advance in that order, or do not end.
+        """
         # Only list-v2 without a delimiter, sorted by name, lists all objects. Its cursor is base64 of "l:" + last key.
         ours = cursor = base64.b64encode(f"l:{after}".encode()).decode() if after else None
-        while True:
+        previous = ""
+        for _ in range(_MOST_PAGES):
             body = {"prefix": prefix, "limit": PAGE, "with_delimiter": False, **({"cursor": cursor} if cursor else {})}
             try:
                 with self._metrics.timed("storage_list"):
-                    page = self._send("POST", self._path("/object/list-v2"), body)
+                    page = self._send("POST", self._path("/object/list-v2"), body, most=_PAGE_LIMIT)
             except StorageError as exc:
                 if cursor is None or cursor != ours or exc.code != "InvalidParameter":
                     raise
@@ -153,12 +183,19 @@ class Storage:
                 continue
             entries, cursor = _page(page)
             for entry in entries:
+                if entry.key <= previous or not entry.key.startswith(prefix):
+                    message = f"Storage lists {entry.key[:200]!r} below {prefix!r} after {previous!r}, out of order."
+                    raise StorageError(message, _FORMAT_HINT)
+                previous = entry.key
                 if last is not None and entry.key > last:
                     return
                 if entry.key > after:
                     yield entry
             if cursor is None:
                 return
+            if not entries:
+                break
+        raise StorageError(f"The list of objects below {prefix!r} does not end.", _FORMAT_HINT)
 
     def remove(self, keys: Sequence[str]) -> int:
         """Delete objects by their exact keys, a thousand a request; return the number of deleted objects."""
@@ -166,12 +203,23 @@ class Storage:
         for start in range(0, len(keys), PAGE):
             body = {"prefixes": list(keys[start : start + PAGE])}
             with self._metrics.timed("storage_remove"):
-                removed += len(self._send("DELETE", self._path("/object"), body))
+                gone = self._send("DELETE", self._path("/object"), body, most=_PAGE_LIMIT)
+            if not isinstance(gone, list):
+                raise StorageError("Storage answers a delete in an unknown format.", _FORMAT_HINT)
+            removed += len(gone)
         return removed
 
     def ensure_bucket(self) -> bool:
-        """Create the bucket, private, if it does not exist; return whether it was created."""
-        if self.find_bucket() is not None:
+        """Create the bucket, private, if it does not exist; return whether it was created.
+
+        Raises AccessDenied if the key is restricted, SettingsError if the bucket does not accept photos.
+        """
+        self.require_service_key()
+        if (found := self.find_bucket()) is not None:
+            types = found.get("allowed_mime_types") or [_PHOTO_TYPE]
+            if not {_PHOTO_TYPE, "image/*"}.intersection(types):
+                message = f"The bucket {self.bucket} accepts only {', '.join(map(str, types))[:200]}."
+                raise SettingsError(message, f"Add {_PHOTO_TYPE} to its allowed MIME types, in the dashboard.")
             return False
         try:
             self._send("POST", "/bucket", {"id": self.bucket, "name": self.bucket, "public": False})
@@ -180,13 +228,27 @@ class Storage:
         logger.info("storage: created the private bucket %s", self.bucket)
         return True
 
+    def require_service_key(self) -> None:
+        """Raise AccessDenied if the key itself says that row-level security may hide objects from it."""
+        if role := restricted_role(self._settings.key.reveal()):
+            message = f"The key is one of the role {role}, from which Storage hides objects."
+            raise AccessDenied(message, "Set SUPABASE_SERVICE_ROLE_KEY to the service role key of this very project.")
+
     def find_bucket(self) -> dict[str, Any] | None:
         """Return the bucket's settings, None if it does not exist; raise AccessDenied if key or host is refused."""
         self.check_host()
         try:
-            return dict(self._send("GET", self._path("/bucket")))
+            found = self._send("GET", self._path("/bucket"))
         except ObjectNotFound:
             return None
+        return self._bucket_of(found)
+
+    def _bucket_of(self, found: Any) -> dict[str, Any]:
+        if isinstance(found, dict) and found.get("id") == self.bucket:
+            return found
+        raise StorageError(
+            f"Storage answers a request for the bucket {self.bucket} in an unknown format.", _FORMAT_HINT
+        )
 
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
         """Request the bucket, without retries; return its settings or the response's error, and the header Date."""
@@ -195,7 +257,7 @@ class Storage:
             date = response.headers.get("Date", "")
             if not 200 <= response.status < 300:
                 return error_of(response, f"GET {path}"), date
-            return dict(self._json_of(response)), date
+            return self._bucket_of(json_of(response, JSON_LIMIT, f"GET {path}")), date
 
     def check_host(self) -> None:
         """Raise AccessDenied if the host of the project's URL has no address."""
@@ -230,31 +292,27 @@ class Storage:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         read: Callable[[Response], Any] | None = None,
+        most: int = JSON_LIMIT,
     ) -> Any:
-        """Send one request, whose body is bytes or a value for JSON; return what `read` returns, by default JSON."""
+        """Send one request, whose body is bytes or a value for JSON; return what `read` returns, by default JSON.
+
+        `most` is the most bytes of the response.
+        """
         if body is not None and not isinstance(body, bytes):
             body, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         with self.limiter.slot() as generation:
             if self._stopped.is_set():
                 raise Interrupted("The upload was interrupted.")
             try:
-                with self._transport.request(method, path, body, headers) as response:
+                with self._transport.request(method, path, body, headers, most if read else 0) as response:
                     if not 200 <= response.status < 300:
                         raise error_of(response, f"{method} {path}")
-                    result = (read or self._json_of)(response)
+                    result = read(response) if read else json_of(response, most, f"{method} {path}")
             except StorageOverloaded:
                 self.limiter.overloaded(generation)  # before the slot is free for another request
                 raise
             self.limiter.succeeded()
             return result
-
-    def _json_of(self, response: Response) -> Any:
-        try:
-            return json.loads(response.data)
-        except ValueError as exc:
-            message = f"Storage at {self._settings.storage_url} answers with something that is not JSON."
-            hint = "Check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?"
-            raise StorageUnavailable(message, hint) from exc
 
 
 def _on_backoff(details: Any) -> None:
@@ -265,14 +323,18 @@ def _on_backoff(details: Any) -> None:
 
 def _page(body: Any) -> tuple[list[StoredObject], str | None]:
     """Return the objects of a page of a list, and the cursor of the next page if there is one."""
+    entries = _parsed(lambda: [_stored(one["name"], one.get("metadata") or {}) for one in body["objects"]])
+    return entries, _parsed(lambda: str(body["nextCursor"]) if body.get("hasNext") else None)
+
+
+def _parsed(read: Callable[[], Parsed]) -> Parsed:
+    """Return what `read` makes of a response; raise StorageError if that has another format."""
     try:
-        entries = [_stored(one["name"], one.get("metadata") or {}) for one in body["objects"]]
-        return entries, str(body["nextCursor"]) if body.get("hasNext") else None
+        return read()
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
-        message = "Storage answers with a list of an unknown format."
-        raise StorageError(message, "Check NEXT_PUBLIC_SUPABASE_URL.") from exc
+        raise StorageError("Storage answers with a list of an unknown format.", _FORMAT_HINT) from exc
 
 
 def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:
     etag = str(metadata.get("eTag") or "").strip('"').lower()
-    return StoredObject(key, int(metadata.get("size", -1)), etag if _MD5.fullmatch(etag) else None)
+    return StoredObject(str(key), int(metadata.get("size", -1)), etag if _MD5.fullmatch(etag) else None)

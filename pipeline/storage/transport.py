@@ -10,8 +10,10 @@ import http.client
 import io
 import os
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import requests
@@ -29,20 +31,75 @@ from pipeline.errors import SettingsError, StorageError, StorageUnavailable
 #: Seconds to connect, with the TLS handshake, and to send a block of a body; bytes in a block.
 CONNECT_TIMEOUT = 10.0
 _BLOCK = 1 << 18
-#: Seconds between two bytes of a response.
+#: Seconds of an attempt, from connecting to the last byte of the response, for a slow but sound network; and bytes to
+#: send or to receive that allow one second more.
 READ_TIMEOUT = 60.0
+_SLOWEST = 1 << 16
+_TIMEOUTS = (TimeoutError, urllib3.exceptions.ReadTimeoutError)
+
+
+def _seconds_for(count: int) -> float:
+    return READ_TIMEOUT + count / _SLOWEST
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until a deadline; raise TimeoutError after it."""
+    if (seconds := deadline - time.monotonic()) > 0:
+        return seconds
+    raise TimeoutError("timed out")
+
+
+class _TimedReader(io.RawIOBase):
+    """Read from a socket until a deadline: the timeout of a socket begins anew with each byte that arrives."""
+
+    def __init__(self, sock: Any, raw: Any, deadline: float) -> None:
+        self._sock, self._raw, self._deadline = sock, raw, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> Any:
+        self._sock.settimeout(_left(self._deadline))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: Any, *arguments: Any, deadline: float, **keywords: Any) -> None:
+        super().__init__(sock, *arguments, **keywords)
+        self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach(), deadline))
 
 
 class _Connection(HTTPConnection):
-    """Send the head of a request in one message with its body: in two, they wake the server twice."""
+    """Send the head of a request in one message with its body: in two, they wake the server twice.
 
-    _awaits_head, _head = False, b""
+    Sending ends at a deadline, and so does reading the response, headers included.
+    """
+
+    _awaits_head, _head, _deadline = False, b"", 0.0
+    response_class: Any
+
+    def connect(self) -> None:
+        deadline = time.monotonic() + CONNECT_TIMEOUT  # of the request for a proxy's tunnel, and its response
+        self._deadline, self.response_class = max(deadline, self._deadline), partial(_Response, deadline=deadline)
+        super().connect()
 
     def request(self, method: str, url: str, body: Any = None, *arguments: Any, **keywords: Any) -> None:
         self._awaits_head, self._head = body is not None, b""
+        self._deadline = time.monotonic() + _seconds_for(len(body.getbuffer()) if body is not None else 0)
         super().request(method, url, body, *arguments, **keywords)
 
+    def getresponse(self) -> Any:
+        assert isinstance(self.timeout, float)  # what the pool has left of the attempt
+        self.response_class = partial(_Response, deadline=time.monotonic() + self.timeout)
+        return super().getresponse()
+
     def send(self, data: Any) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(min(CONNECT_TIMEOUT, _left(self._deadline)))
         if self._awaits_head:
             self._awaits_head, self._head = False, data
         else:
@@ -76,12 +133,18 @@ class Transport:
 
     @contextmanager
     def request(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        expected: int = 0,
     ) -> Iterator[Response]:
         """Send a request to a percent-encoded path; yield the response, of any status, to be read within the block.
 
-        Raises StorageUnavailable without a complete response, StorageError if the certificate or the URL is not
-        accepted, SettingsError if the file of certificates does not exist.
+        The attempt lasts READ_TIMEOUT, and longer for what is sent and for `expected` bytes of the response. Raises
+        StorageUnavailable without a complete response, StorageError if the certificate or the URL is not accepted,
+        SettingsError if the file of certificates does not exist.
         """
         length = {} if body is None else {"Content-Length": str(len(body))}
         try:
@@ -95,7 +158,7 @@ class Transport:
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
+                timeout=urllib3.Timeout(total=_seconds_for(len(body or b"") + expected), connect=CONNECT_TIMEOUT),
                 preload_content=False,
                 decode_content=False,
             )
@@ -118,8 +181,9 @@ class Transport:
             raise self._unreachable(exc) from exc
 
     def _unreachable(self, exc: BaseException) -> StorageUnavailable:
-        name = type(_cause(exc)).__name__
-        return StorageUnavailable(f"Storage at {self._base} cannot be reached ({name}).", self.hint_unreachable)
+        cause = _cause(exc)
+        what = "does not respond in time" if isinstance(cause, _TIMEOUTS) else "cannot be reached"
+        return StorageUnavailable(f"Storage at {self._base} {what} ({type(cause).__name__}).", self.hint_unreachable)
 
     def close(self) -> None:
         """Close the connections of this process; a further request opens new ones."""

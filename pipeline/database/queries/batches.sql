@@ -57,8 +57,8 @@ WHERE pid = :pid AND backend_start = :backend_start AND application_name = :appl
 SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, coordinates, exif_turned, shards, photos,
-    created_at, reset_at, held_reason, released_at, metrics,
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
+    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, metrics,
     EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked
 FROM ingest.batches b
 WHERE id = :batch_id
@@ -80,7 +80,8 @@ LIMIT 1
 
 -- name: hold_batch
 -- Keep a reset, or the commit, from passing while a shard's transaction is open.
-SELECT kind, state, source, bucket, shards, created_at, clock_timestamp() AS now FROM ingest.batches WHERE id = :batch_id FOR SHARE
+SELECT kind, state, source, bucket, bucket_created_at, shards, created_at, clock_timestamp() AS now
+FROM ingest.batches WHERE id = :batch_id FOR SHARE
 
 -- name: insert_marker
 INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker, metrics)
@@ -146,14 +147,21 @@ WHERE b.state = 'loading'
 ORDER BY b.created_at
 
 -- name: list_unfinished
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, coordinates, exif_turned, shards, photos,
-    created_at, reset_at, held_reason, released_at, metrics, false AS marked
+SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
+    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, metrics, false AS marked
 FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting')
 ORDER BY created_at, id
 
+-- name: list_recorded_buckets
+-- A batch for each bucket of a name that objects were sent to.
+SELECT DISTINCT ON (bucket_created_at) id, bucket_created_at
+FROM ingest.batches
+WHERE kind = 'load' AND bucket = :bucket AND state <> 'reset' AND bucket_created_at IS NOT NULL
+
 -- name: lock_batch
-SELECT kind, state, source, bucket, shards, created_at, clock_timestamp() AS now FROM ingest.batches WHERE id = :batch_id FOR UPDATE
+SELECT kind, state, source, bucket, bucket_created_at, shards, created_at, clock_timestamp() AS now
+FROM ingest.batches WHERE id = :batch_id FOR UPDATE
 
 -- name: lock_commits
 -- One batch commits at a time: versions follow the order of commits. The number spells "comm".
@@ -173,6 +181,9 @@ SELECT clock_timestamp() AS now, current_setting('server_version_num')::int AS v
 -- name: prefer_indexes
 -- Until the end of the transaction: right after a bulk load there are no statistics yet, and a scan looks cheap.
 SELECT set_config('enable_seqscan', 'off', true)
+
+-- name: record_bucket
+UPDATE ingest.batches SET bucket_created_at = :bucket_created_at WHERE id = :batch_id AND bucket_created_at IS NULL
 
 -- name: set_held_reason
 UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id

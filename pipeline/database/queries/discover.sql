@@ -98,15 +98,16 @@ WHERE c.batch_id = :batch_id AND NOT :force
 CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
 
 -- name: insert_batch
-INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, strict, bucket, coordinates,
-    exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit)
-VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :strict, :bucket, :coordinates, :exif_turned, :found,
-    :already_loaded, :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
+INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, strict, bucket, bucket_created_at,
+    coordinates, exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit)
+VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :strict, :bucket, :bucket_created_at,
+    :coordinates, :exif_turned, :found, :already_loaded, :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
 ON CONFLICT (id) DO UPDATE
     SET kind = excluded.kind, state = 'loading', source = excluded.source,
         recognition_limit = excluded.recognition_limit, force = excluded.force, strict = excluded.strict,
-        bucket = excluded.bucket, coordinates = excluded.coordinates, exif_turned = excluded.exif_turned, found = excluded.found, already_loaded = excluded.already_loaded,
-        held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
+        bucket = excluded.bucket, bucket_created_at = excluded.bucket_created_at,
+        coordinates = excluded.coordinates, exif_turned = excluded.exif_turned, found = excluded.found,
+        already_loaded = excluded.already_loaded, held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
         superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, held_reason = NULL,
         released_at = NULL, version = NULL, created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL,
         metrics = '{}'

@@ -30,6 +30,16 @@ JOIN pg_class a ON a.oid = r.app
 JOIN pg_class t ON t.oid = r.target
 ORDER BY 1, 2
 
+-- name: list_keys
+-- Keys of the manifest: of the shards whose upload is marked, or of the others.
+SELECT m.recognition_id, m.object_keys AS keys_of_photos
+FROM ingest.manifest m
+WHERE m.batch_id = :batch_id AND m.recognition_id > :after AND :sent = EXISTS (
+    SELECT FROM ingest.batch_state s WHERE s.batch_id = m.batch_id AND s.step = 'upload' AND s.shard = m.shard
+)
+ORDER BY m.recognition_id
+LIMIT :count
+
 -- name: list_stale
 -- Rows that go, by table, in the order in which they are listed.
 SELECT n.nspname || '.' || c.relname AS name, d.going

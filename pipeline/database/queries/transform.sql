@@ -13,6 +13,14 @@ WHERE batch_id = :batch_id AND rejected AND recognition_id > :after
 ORDER BY recognition_id
 LIMIT 500
 
+-- name: list_sent
+-- The objects of a shard, in the order of their keys, but those that a rejected recognition leaves.
+SELECT m.object_keys[c] AS key, m.photo_sizes[c] AS size, m.md5s[c] AS md5
+FROM ingest.manifest m
+CROSS JOIN generate_series(1, 2) AS c
+WHERE m.batch_id = :batch_id AND m.shard = :shard AND NOT m.rejected
+ORDER BY m.recognition_id::text COLLATE "C", c
+
 -- name: transform_batch
 SELECT operation, rows_written, seconds FROM ingest.transform_batch(:batch_id)
 
@@ -70,3 +78,22 @@ CROSS JOIN LATERAL (
 ) manifest
 CROSS JOIN (SELECT count(*) AS rejected, count(*) FILTER (WHERE NOT known) AS fresh FROM rejected) r
 WHERE b.id = :batch_id
+
+-- name: withdraw_shard
+-- Forget the upload and the copy of a shard, so that both are done anew, and what was rejected in between.
+WITH photos AS (
+    DELETE FROM raw.photos p USING ingest.manifest m
+    WHERE m.batch_id = :batch_id AND m.shard = :shard
+        AND p.batch_id = m.batch_id AND p.recognition_id = m.recognition_id
+), receipts AS (
+    DELETE FROM raw.receipts r USING ingest.manifest m
+    WHERE m.batch_id = :batch_id AND m.shard = :shard
+        AND r.batch_id = m.batch_id AND r.recognition_id = m.recognition_id
+), menus AS (
+    DELETE FROM raw.menus WHERE batch_id = :batch_id AND shard = :shard
+), notices AS (
+    DELETE FROM ingest.notices WHERE batch_id = :batch_id AND shard = :shard AND step IN ('upload', 'copy')
+), rejected AS (
+    DELETE FROM ingest.manifest WHERE batch_id = :batch_id AND shard = :shard AND rejected
+)
+DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND shard = :shard AND step IN ('upload', 'copy')

@@ -150,6 +150,6 @@ WHERE m.batch_id = :batch_id AND key = ANY (CAST(:keys AS text[]))
 
 -- name: list_verifiable
 -- All batches, in the order of their keys.
-SELECT id, kind, state, source, bucket, shards, created_at
+SELECT id, kind, state, source, bucket, bucket_created_at, shards, created_at
 FROM ingest.batches
 ORDER BY (id || '/') COLLATE "C"
