@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SECONDS = 30.0
 #: How long something is under way that nobody waits for any more.
 LATE_SECONDS = 0.2
+#: Between two bytes of an answer that drips.
+DRIP_SECONDS = 0.05
 
 _BUCKET = re.compile(r"bucket-[0-9a-f]{32}")
 _END_OF_CONNECTION = struct.pack("ii", 1, 0)
@@ -146,6 +148,7 @@ class Answer:
     status: int
     content: bytes
     content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,10 @@ class Fault:
     Attributes:
         delay: seconds before anything else.
         taken: the share of the request that is read; less than all of it, and the connection is reset.
-        answer: what is said in the server's place, which hears nothing of the request.
+        answer: what is said in the server's place, which hears nothing of the request; or what finds that out from its
+            path and body.
+        edit: what changes the server's answer.
+        drips: pass the answer on a byte at a time, until the client has enough.
         told: the share of the answer that is passed on; less than all of it, and the connection is closed.
         late: seconds after the client's connection was cut, at which the request gets to the server.
         silent: say nothing, and keep the connection until the client has enough.
@@ -166,7 +172,9 @@ class Fault:
     name: str
     delay: float = 0.0
     taken: float = 1.0
-    answer: Answer | None = None
+    answer: Answer | Callable[[str, bytes], Answer] | None = None
+    edit: Callable[[Answer], Answer] = lambda answer: answer
+    drips: bool = False
     told: float = 1.0
     late: float = 0.0
     silent: bool = False
@@ -331,7 +339,12 @@ class StorageProxy(_Proxy):
             self._forward(handler, body)
         if handler.close_connection:
             return b""
-        answer = fault.answer or self._forward(handler, body)
+        if isinstance(fault.answer, Answer):
+            answer = fault.answer
+        elif fault.answer is not None:
+            answer = fault.answer(handler.path, body)
+        else:
+            answer = fault.edit(self._forward(handler, body))
         if fault.silent:
             handler.close_connection = not handler.rfile.read(1)
             assert handler.close_connection
@@ -340,10 +353,17 @@ class StorageProxy(_Proxy):
             handler.close_connection = True
         if not fault.told:
             return b""
-        head = (
-            f"HTTP/1.1 {answer.status} {BaseHTTPRequestHandler.responses.get(answer.status, ('Said',))[0]}\r\n"
-            f"Content-Type: {answer.content_type}\r\nContent-Length: {len(answer.content)}\r\n\r\n"
-        )
+        lines = [f"HTTP/1.1 {answer.status} {BaseHTTPRequestHandler.responses.get(answer.status, ('Said',))[0]}"]
+        headers = (("Content-Type", answer.content_type), ("Content-Length", str(len(answer.content))), *answer.headers)
+        lines += [f"{name}: {value}" for name, value in headers]
+        head = "\r\n".join([*lines, "", ""])
+        if fault.drips:
+            handler.close_connection = True
+            with suppress(OSError):  # the client has enough
+                for byte in head.encode() + answer.content:
+                    handler.connection.sendall(bytes([byte]))
+                    self.over.wait(DRIP_SECONDS)
+            return b""
         # Cut in the body: who takes a part of a JSON text or of a photo for the whole is to be found out.
         return head.encode() + answer.content[: int(len(answer.content) * fault.told)]
 

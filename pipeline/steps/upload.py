@@ -249,12 +249,14 @@ def _entries(connection: Connection, batch_id: str, shard: int) -> list[Entry]:
 
 
 def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[StoredObject]:
-    """Yield the objects in the bucket from the shard's first key to its last; a shard is a range of keys."""
+    """Yield the shard's objects in the bucket; a shard is a range of keys, in which others may have objects as well."""
     if not entries:
         return
+    keys = {key for entry in entries for key in entry.keys}
     first, last = entries[0].keys[0], entries[-1].keys[1]
     prefix = commonprefix((first, last))  # noqa: RUF071 (any prefix of the keys, not a folder)
-    yield from storage.list_objects(prefix, after=first.removesuffix("camera1.jpg"), last=last)
+    listed = storage.list_objects(prefix, after=first.removesuffix("camera1.jpg"), last=last)
+    yield from (one for one in listed if one.key in keys)
 
 
 def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts], rejects: list[Reject]) -> None:

@@ -233,7 +233,11 @@ class Verification:
             batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
             if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
                 return [(finding, f"batch {batch_id} was changed in the meantime") for finding in group]
-            if self._is_here(before) and before.bucket_created_at not in (None, created_at(self._found or {})):
+            if (
+                before
+                and self._is_here(before)
+                and before.bucket_created_at not in (None, created_at(self._found or {}))
+            ):
                 why = f"batch {batch_id} was loaded into another bucket, created at {before.bucket_created_at}"
                 return [(finding, why) for finding in group]
             known: set[str] = set()

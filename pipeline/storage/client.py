@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 #: The API's limit of keys in a bulk delete and of entries in a page of a list.
 PAGE = 1000
 #: Bytes of a response about a page of objects, and pages of a list.
-_PAGE_LIMIT, _MOST_PAGES = 1 << 23, 100_000
+_PAGE_LIMIT, _MOST_PAGES = 1 << 23, 20_000
 #: Seconds: the maximum of our own waits, and of an operation from which no attempt begins any more.
 _LONGEST_WAIT, OPERATION_TIMEOUT = 30.0, 600.0
 #: Additional attempts after an overload, compared with other transient errors.

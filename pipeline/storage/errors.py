@@ -61,7 +61,9 @@ _HINTS = {
 
 def read_up_to(response: Response, most: int) -> bytes:
     """Return the body of a response; raise StorageError if it has more than `most` bytes."""
-    content = bytes(response.read(most + 1))
+    content = b""
+    while len(content) <= most and (part := response.read(most + 1 - len(content))):
+        content += part  # a read at the end finds out whether all of it came
     if len(content) > most:
         message = f"{_sender(response, content)} sends more than {most} bytes, which is no response of Storage."
         raise StorageError(message, _CHECK_URL)
