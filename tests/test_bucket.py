@@ -1,0 +1,208 @@
+"""The bucket of a batch: proved before it is believed, and compared with what was sent right before the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Settings
+from pipeline.storage import Storage
+from tests import reset_support, verify_support, world
+from tests.proxies import Fault, Request, StorageProxy, error, first
+from tests.reset_support import Command, LoadBatch, fail_at, stop_failing
+from tests.services import MakeDataset
+from tests.test_storage_answers import listed, said
+from tests.verify_support import Bucket, photo_of, put_fewer_bytes, put_stranger
+
+command = reset_support.command
+dsn = reset_support.dsn
+load = reset_support.load
+stored = verify_support.stored
+
+ALWAYS = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def small_shards(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_BATCH_SIZE", "2")
+    monkeypatch.setattr("backoff.full_jitter", lambda value: 0.01)
+
+
+def uncommitted(command: Command, dsn: str, dataset: Path) -> None:
+    """Load a batch to its commit, which fails."""
+    fail_at(dsn, "transform")
+    assert command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler").code == 3
+    stop_failing(dsn)
+
+
+# Objects that went away between two runs
+
+
+@pytest.mark.parametrize("spoil", [lambda bucket, key: bucket.remove(key), put_fewer_bytes], ids=["missing", "differs"])
+def test_objects_lost_before_the_commit_are_sent_again_with_their_shard(
+    command: Command,
+    dsn: str,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    stored: Bucket,
+    spoil: Callable[[Bucket, str], None],
+) -> None:
+    dataset = small_dataset(6)
+    uncommitted(command, dsn, dataset)
+    spoil(stored, stored.listed()[5])
+    done = command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler")
+    assert done.code == 0, done.err
+    world.check(settings, (dataset, "b1", None))
+    assert command("verify", "--deep", "--quiet").code == 0
+    assert world.counts(dsn)["ingest.batch_state"] == 9
+    [(sent,)] = world.query(
+        dsn, "SELECT sum((metrics->'counters'->>'objects_uploaded')::int) FROM ingest.batch_state WHERE step = 'upload'"
+    )
+    assert sent == 9, "of the shard that was withdrawn one object alone is sent again"
+
+
+def test_a_photo_that_changed_since_is_rejected_when_its_object_is_lost(
+    command: Command, dsn: str, own_dataset: MakeDataset, settings: Settings, stored: Bucket
+) -> None:
+    dataset = own_dataset(6)
+    uncommitted(command, dsn, dataset)
+    lost = stored.listed()[4]
+    stored.remove(lost)
+    with open(photo_of(dataset, lost), "ab") as photo:
+        photo.write(b"more")
+    done = command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler")
+    assert done.code == 0, done.err
+    number = int(lost.split("/")[2])
+    assert world.query(dsn, "SELECT recognition_id, code FROM ingest.rejects") == [(number, "photo_changed")]
+    world.check(settings, (dataset, "b1", [one for one in world.folders(dataset) if one != number]))
+
+
+def test_a_lost_object_that_cannot_be_sent_again_leaves_the_batch_unfinished(
+    command: Command, dsn: str, own_dataset: MakeDataset, settings: Settings, stored: Bucket, tmp_path: Path
+) -> None:
+    dataset = own_dataset(6)
+    uncommitted(command, dsn, dataset)
+    lost = stored.listed()[4]
+    stored.remove(lost)
+    [folder] = {path.parent for path in world.folders(dataset).values()}
+    folder.rename(tmp_path / "away")
+    folder.mkdir()
+    done = command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler")
+    assert done.code == 3
+    assert world.domain(dsn).recognitions == []
+    folder.rmdir()
+    (tmp_path / "away").rename(folder)
+    assert command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler").code == 0
+    world.check(settings, (dataset, "b1", None))
+
+
+# What a reset takes
+
+
+@pytest.fixture
+def proxy(settings: Settings, workdir: Path) -> StorageProxy:
+    return StorageProxy(settings.url)
+
+
+def test_a_reset_takes_keys_of_the_form_of_a_batch_and_nothing_else_below_its_prefix(
+    load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, stored: Bucket
+) -> None:
+    load(small_dataset(3), "b1")
+    strangers = [
+        "b1/recognitions/1/camera1.jpg.json",
+        "b1/recognitions/1/camera3.jpg",
+        "b1/recognitions/1/thumbnails/camera1.jpg",
+        "b1/recognitions/x1/camera1.jpg",
+        "b1/recognitions/notes.txt",
+    ]
+    late = "b1/recognitions/999999999/camera1.jpg"
+    for key in [*strangers, late]:
+        put_stranger(stored, key)
+    plan = command("reset", "--batch-id", "b1", "--dry-run")
+    assert f"\n  bucket {settings.bucket}: 7 objects are deleted, " in plan.out
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert stored.listed() == sorted(strangers)
+
+
+def test_a_reset_says_how_many_objects_were_missing_already(
+    load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, stored: Bucket
+) -> None:
+    load(small_dataset(3), "b1")
+    stored.remove(*stored.listed()[:2])
+    done = command("reset", "--batch-id", "b1", "--confirm")
+    assert (done.code, done.err) == (0, "2 objects of batch b1 were missing from the bucket already.\n")
+    world.nothing(settings)
+
+
+def test_a_key_that_sees_the_bucket_and_no_object_is_told_what_was_missing(
+    load: LoadBatch,
+    command: Command,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    proxy: StorageProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(small_dataset(3), "b1")
+    asked: list[str] = []
+
+    def plan(request: Request) -> Fault | None:
+        if request.path.startswith("/storage/v1/object/info/"):
+            asked.append(request.path)
+            return error(404, "not_found", "NoSuchKey", "Object not found")
+        return listed() if "/list-v2/" in request.path else said([]) if request.method == "DELETE" else None
+
+    proxy.plan = plan
+    with proxy:
+        monkeypatch.setenv("NEXT_PUBLIC_SUPABASE_URL", proxy.url)
+        assert "6 dangling" in command("verify").out
+        done = command("reset", "--batch-id", "b1", "--confirm")
+    assert (done.code, done.err) == (0, "6 objects of batch b1 were missing from the bucket already.\n")
+    assert len(asked) == 12
+
+
+@pytest.mark.parametrize("options", [("--dry-run",), ("--confirm",)], ids=" ".join)
+def test_an_unfinished_batch_is_not_forgotten_by_a_key_that_sees_nothing(
+    command: Command,
+    dsn: str,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    proxy: StorageProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+) -> None:
+    uncommitted(command, dsn, small_dataset(3))
+    hidden = error(404, "Bucket not found", "NoSuchBucket", "Bucket not found")
+    proxy.plan = first(ALWAYS, hidden, lambda request: "/bucket/" in request.path)
+    with proxy, monkeypatch.context() as patch:
+        patch.setenv("NEXT_PUBLIC_SUPABASE_URL", proxy.url)
+        done = command("reset", "--batch-id", "b1", *options)
+        assert done.code == 2
+        assert "SUPABASE_SERVICE_ROLE_KEY" in done.err
+    assert reset_support.batch_states(dsn) == {"b1": "loading"}
+    assert len(world.objects(settings)) == 6
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+    world.nothing(settings)
+
+
+# What is on record
+
+
+def test_a_batch_records_its_bucket_before_the_first_object_is_sent(
+    command: Command, dsn: str, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    uncommitted(command, dsn, small_dataset(3))
+    with closing(Storage(settings)) as storage:
+        found = storage.find_bucket()
+    assert found is not None
+    recorded = world.query(dsn, "SELECT bucket, bucket_created_at FROM ingest.batches")
+    assert recorded == [(settings.bucket, found["created_at"])]
+
+
+def test_a_bucket_that_no_batch_uses_may_be_absent(command: Command, settings: Settings) -> None:
+    done = command("status")
+    assert done.code == 0
+    assert f"bucket {settings.bucket} does not exist yet" in done.out
+    assert command("verify").code == 0
