@@ -207,9 +207,12 @@ class Shell:
         return environment
 
     def _here(self, line: str) -> str:
-        """Return a line with its paths below this folder; samples are small, and a worker does not wait for work."""
+        """Return a line with its paths below this folder; samples are small, and a worker does not wait for work.
+
+        A sample with broken input keeps its size, in which that is less than a tenth.
+        """
         line = re.sub(r"(?<![\w.])/(srv|tmp)(?=/)", rf"{self._root}/\1", line)
-        line = re.sub(r"--recognitions \d+", "--recognitions 20", line)
+        line = re.sub(r"--recognitions \d+\b(?! --broken)", "--recognitions 20", line)
         line = line.replace("/object/sign/recognitions/", f"/object/sign/{self.settings.bucket}/")
         if " worker " in line:
             line = re.sub(r" --idle \d+", "", line) + " --idle 0"
