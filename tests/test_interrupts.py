@@ -128,6 +128,27 @@ def test_an_upload_without_a_whole_response(
     resumes(run_pipeline, settings, small_dataset(6))
 
 
+@pytest.mark.parametrize("form", [LOAD, LUIGI], ids=["load", "luigi"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_signal(
+    workers: str, form: tuple[str, ...], start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    with storage_with(settings, SILENT, "POST", ".jpg") as (proxy, met):
+        env = {**SMALL, "NEXT_PUBLIC_SUPABASE_URL": proxy.url}
+        running = start(*form, "--source", small_dataset(6), *LOCAL, "--workers", workers, env=env)
+        waits(running, met)
+        running.send_signal(signal.SIGINT)
+        assert running.stderr is not None
+        if workers == "2":  # the message is the last thing but the end of the interpreter
+            assert running.stderr.readline().startswith("Interrupted. ")
+            running.send_signal(signal.SIGINT)
+            _, stderr = running.communicate(timeout=SECONDS)
+            assert (running.returncode, stderr) == (130, "")
+        else:
+            time.sleep(0.5)  # it waits for its threads by then
+            ended(running, signal.SIGINT)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_wait_before_a_retry(
     workers: str, start: Start, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings

@@ -73,7 +73,7 @@ class Interrupts:
     def __exit__(self, *exc_info: object) -> None:
         sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._announced else handler)
         if self._writer is not None:
             signal.set_wakeup_fd(-1)
             self._writer.close()  # which ends the thread
@@ -90,7 +90,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def announce(self) -> None:
-        """Say once that the command was interrupted, and how it is resumed."""
+        """Say once that the command was interrupted, and how it is resumed; a further signal changes nothing."""
         announced, self._announced = self._announced, True
         if not announced:
             say(f"Interrupted. {self._resume_hint()}")
@@ -141,5 +141,5 @@ class Interrupts:
             os._exit(128 + number)  # a child that has not installed its own handlers yet
         self._handled.set()
         repeated, self._received = self._received, True
-        if repeated or not self._defers:
+        if not self._announced and (repeated or not self._defers):
             raise KeyboardInterrupt
