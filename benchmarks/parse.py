@@ -22,7 +22,7 @@ def main() -> None:
     begin = time.perf_counter()
     with open(options.file, "rb") as stream:
         if options.stream:
-            deque(read_entries(stream), maxlen=0)
+            deque(read_entries(stream, set()), maxlen=0)
         else:
             json.load(stream)
     print(json.dumps({"seconds": time.perf_counter() - begin}))

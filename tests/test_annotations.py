@@ -27,7 +27,7 @@ A_CHUNK = module._CHUNK
 def stream(content: bytes, chunk: int = A_CHUNK, maximum: int = MAXIMUM_DOCUMENT_BYTES) -> list[Entry]:
     """Read a file in pieces of so many bytes."""
     with patch.object(module, "_CHUNK", chunk), patch.object(module, "MAXIMUM_DOCUMENT_BYTES", maximum):
-        return list(read_entries(io.BytesIO(content)))
+        return list(read_entries(io.BytesIO(content), set()))
 
 
 def look(content: bytes, chunk: int = A_CHUNK, maximum: int = MAXIMUM_DOCUMENT_BYTES) -> list[tuple[str, object]]:
@@ -65,7 +65,7 @@ BAD_FILES = {
     "only a byte order mark": b"\xef\xbb\xbf",
     "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}',
     "no JSON": b"key,value\n1,2\n",
-    "gzip": gzip.compress(b'{"a": 1}'),
+    "gzip in gzip": gzip.compress(gzip.compress(b'{"a": 1}')),
     "a photo": b"\xff\xd8\xff\xe0\x00\x10JFIF",
     "UTF-16": '{"a": 1}'.encode("utf-16"),
     "UTF-16 without a mark": '{"a": 1}'.encode("utf-16-le"),
@@ -95,7 +95,8 @@ BAD_FILES = {
     "a key with the byte NUL": b'{"a\0b": 1}',
     "a comment": b'{"a": 1} // the end',
     "a comment before": b'/* annotations */ {"a": 1}',
-    "JSON lines": b'{"a": 1}\n{"b": 2}\n',
+    "two objects on a line": b'{"a": 1} {"b": 2}\n',
+    "an object over two lines, and another one": b'{"a":\n 1}\n{"b": 2}\n',
     "a brace too many": b'{"a": 1}}',
     "a byte at the end": b'{"a": 1}\0',
     "a letter that is cut at the end": b'{"a": 1}\xe2\x82',
@@ -136,7 +137,7 @@ def test_a_file_that_was_cut_at_any_byte_is_refused(chunk: int) -> None:
 
 
 def test_what_comes_before_the_cut_is_not_held_back() -> None:
-    entries = read_entries(io.BytesIO(b'{"a": [1], "b": [2], "c'))
+    entries = read_entries(io.BytesIO(b'{"a": [1], "b": [2], "c'), set())
     assert [next(entries).key, next(entries).key] == ["a", "b"]
     with pytest.raises(UsageError, match="at byte 21, it ends too early"):
         next(entries)
@@ -285,10 +286,10 @@ def test_bytes_that_are_no_utf8_spoil_their_entry_alone(bad: bytes, chunk: int) 
     with pytest.raises(BadInput) as caught:
         photo_of(first.key)
     assert caught.value.code == "annotation_key"
-    usable, problems = detections_of(second.value)
+    usable, problems = detections_of(second.value, set())
     assert (usable, [problem.code for problem in problems]) == ([], ["label_unknown"])
     assert photo_of(third.key) == (7, 1)
-    assert detections_of(third.value) == ([("dish_0", 1, 2, 30, 40)], [])
+    assert detections_of(third.value, set()) == ([("dish_0", 1, 2, 30, 40)], [])
 
 
 @pytest.mark.parametrize("escape", ["\\u0000", "\\ud800", "\\udc00", "\\udc00\\ud800"])
@@ -311,7 +312,7 @@ def test_numbers_that_are_no_coordinates_spoil_their_box_alone(number: str) -> N
     content = f'{{"a": {{"dishes": {{"qwen_detections": [{good}, {bad}, {good}]}}}}}}'.encode()
     for chunk in (1, 9, A_CHUNK):
         [entry] = stream(content, chunk)
-        usable, problems = detections_of(entry.value)
+        usable, problems = detections_of(entry.value, set())
         assert usable == [("dish_0", 1, 2, 30, 40)] * 2
         assert [problem.code for problem in problems] == ["box_malformed"]
 
@@ -321,7 +322,7 @@ def test_a_number_of_any_length_as_a_value_is_passed(value: str) -> None:
     first, last = stream(f'{{"a": {value}, "b": [2]}}'.encode(), chunk=4096)
     assert (last.key, last.value) == ("b", [2])
     with pytest.raises(BadInput, match="not an object"):
-        detections_of(first.value)
+        detections_of(first.value, set())
 
 
 # Values that are too large
@@ -394,12 +395,23 @@ def test_a_value_that_is_too_large_is_passed_wherever_a_chunk_ends(value: str) -
 class Generated(io.RawIOBase):
     """A file that is made while it is read, and never all there."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Callable[[], Iterator[bytes]]) -> None:
+        self._make, self._pieces = pieces, pieces()
         self._rest = b""
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        assert (offset, whence) == (0, 0)
+        self._pieces, self._rest = self._make(), b""
+        return 0
 
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
@@ -440,8 +452,8 @@ def test_memory_does_not_grow_with_the_file() -> None:
 
     def work() -> None:
         nonlocal read
-        with io.BufferedReader(Generated(_realistic(photos))) as file:
-            for entry in read_entries(file):
+        with io.BufferedReader(Generated(lambda: _realistic(photos))) as file:
+            for entry in read_entries(file, set()):
                 read += entry.size
 
     assert peak_of(work) < 20_000_000
@@ -461,8 +473,8 @@ def test_memory_does_not_grow_with_a_value_that_is_too_large(letters: bytes) -> 
         yield closing + b', "after": {"a": 1}}'
 
     def work() -> None:
-        with io.BufferedReader(Generated(pieces())) as file:
-            found.extend(read_entries(file))
+        with io.BufferedReader(Generated(pieces)) as file:
+            found.extend(read_entries(file, set()))
 
     # Before its size is known it is parsed: some 3 MiB of text.
     assert peak_of(work) < 45_000_000
@@ -478,7 +490,7 @@ def test_memory_does_not_grow_with_what_is_wrong_in_a_value() -> None:
 
     def work() -> None:
         try:
-            told.extend(detections_of(value)[1])
+            told.extend(detections_of(value, set())[1])
         except BadInput as exc:
             told.append(exc)
 

@@ -6,22 +6,28 @@ value is
     {"dishes": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "dish_0"}, …]},
      "plates": {"qwen_detections": [{"bbox_2d": [x1, y1, x2, y2], "label": "plate"}, …]}}
 
-with corners in pixels. A file has hundreds of megabytes, so only one value is in memory at a time.
+A file has hundreds of megabytes, so only one value is in memory at a time. Instead of an object, a file can have one on
+each line; it can be in a block of Markdown, and compressed with gzip.
 """
 
 from __future__ import annotations
 
 import codecs
+import gzip
+import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
+from pipeline.dataset.forms import FENCED, GZIP, LINES, what_it_is
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, accessing, usual_sources
+from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput, UsageError
 
 ANNOTATIONS = "qwen_annotations.json"
@@ -32,11 +38,19 @@ _NO_SPACE = re.compile(r"[^ \t\n\r]")
 _OPENING = '{["'
 _DELIMITER = re.compile(r'[\s,{}\[\]"]')
 _TOKEN = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+_HEAD = 4096
+#: Fields of a line that name its photo, and those of a photo's detections.
+_NAMES = ("image", "path", "key", "image_path", "file", "photo")
+_SECTIONS = frozenset({"dishes", "plates"})
+_CORRECT = "Create or copy it again; nothing was loaded."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A member of the file's object: `size` is the bytes of its value, 0 if too large; with a `problem` it is None."""
+    """A member of the file's object, or of a line's: `size` is the bytes of its value or of the line, 0 if too large.
+
+    With a `problem` the value is None. The key of a line that cannot be read is its number.
+    """
 
     key: str
     size: int
@@ -65,9 +79,40 @@ def find_annotations(given: str | None, setting: str | None, dataset_dir: str | 
             return path
 
 
-def read_entries(stream: BinaryIO) -> Iterator[Entry]:
-    """Yield the entries of an annotations file, in order; raise UsageError if it is not one complete JSON object."""
+def read_entries(stream: BinaryIO, forms: set[Deviation]) -> Iterator[Entry]:
+    """Yield the entries of an annotations file, in order, and add the forms that it has to `forms`.
+
+    The file can be read from another position. Raises UsageError if it is neither one complete JSON object nor one on
+    each line.
+    """
+    if stream.read(2) == b"\x1f\x8b":
+        stream.seek(0)
+        forms.add(GZIP)
+        try:
+            yield from _read_text(gzip.GzipFile(fileobj=stream), forms)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+            why = str(exc).rstrip(".")
+            raise UsageError(f"The annotations file is damaged gzip data: {why}.", _CORRECT) from exc
+    else:
+        stream.seek(0)
+        yield from _read_text(stream, forms)
+
+
+def _read_text(stream: BinaryIO | gzip.GzipFile, forms: set[Deviation]) -> Iterator[Entry]:
+    is_lines = _is_lines(stream)
+    stream.seek(0)
+    if is_lines:
+        forms.add(LINES)
+        for number, line in enumerate(iter(lambda: stream.readline(MAXIMUM_DOCUMENT_BYTES + 1), b""), 1):
+            yield from _read_line(number, line)
+            while len(line) > MAXIMUM_DOCUMENT_BYTES and not line.endswith(b"\n"):  # drop the rest of it
+                line = stream.readline(MAXIMUM_DOCUMENT_BYTES + 1)
+        return
     window = _Window(stream)
+    is_fenced = window.peek() == "`"
+    if is_fenced:
+        forms.add(FENCED)
+        window.expect_fence()
     window.expect("{", "an object")
     if window.peek() != "}":
         yield window.entry()
@@ -75,18 +120,67 @@ def read_entries(stream: BinaryIO) -> Iterator[Entry]:
             window.expect(",", "a comma or a closing brace")
             yield window.entry()
     window.expect("}", "")
+    if is_fenced:
+        window.expect_fence()
     if window.peek():
         raise window.broken("something follows its end")
+
+
+def _is_lines(stream: BinaryIO | gzip.GzipFile) -> bool:
+    """Return whether the first line is a whole object, and another one follows or it names its photo in a field."""
+    first = stream.readline(MAXIMUM_DOCUMENT_BYTES)
+    text = first.decode("utf-8-sig", "surrogateescape").strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return False
+    value, end, problem = _parse(text, 0)
+    if problem is not None or end != len(text) or not isinstance(value, dict):
+        return False
+    following = next((line for line in iter(lambda: stream.readline(_HEAD), b"") if line.strip()), b"")
+    if following:
+        return following.lstrip().startswith(b"{")
+    return bool(_SECTIONS & value.keys()) and any(isinstance(value.get(name), str) for name in _NAMES)
+
+
+def _read_line(number: int, line: bytes) -> Iterator[Entry]:
+    """Yield the entries of a line: the members of its object, or the photo that it names in a field."""
+    name = f"line {number}"
+    if len(line) > MAXIMUM_DOCUMENT_BYTES:
+        yield Entry(name, 0, None, BadInput("json_too_large", f"the line has more than {MAXIMUM_DOCUMENT_BYTES} bytes"))
+        return
+    if not line.strip():
+        return
+    window = _Window(io.BytesIO(line))
+    try:
+        size, value, problem = window.value()
+        is_whole = not window.peek()
+    except UsageError:
+        size, value, problem, is_whole = 0, None, None, False
+    if problem is None and not (is_whole and isinstance(value, dict)):
+        problem = BadInput("json_broken", "the line is not one whole JSON object")
+    if problem is not None or not isinstance(value, dict):
+        yield Entry(name, 0, None, problem)
+        return
+    photos = [value[field] for field in _NAMES if isinstance(value.get(field), str)]
+    rest = {field: one for field, one in value.items() if field not in _NAMES}
+    if not photos:
+        yield from (Entry(key, size, one, None) for key, one in value.items())
+    elif len(photos) > 1:
+        yield Entry(name, 0, None, BadInput("annotation_key", "the line names its photo in several fields"))
+    else:
+        is_only = len(rest) == 1 and not _SECTIONS & rest.keys()  # a field that has the detections
+        yield Entry(photos[0], size, next(iter(rest.values())) if is_only else rest, None)
 
 
 class _Window:
     """The text of the file that is read and not yet consumed."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO | gzip.GzipFile) -> None:
         self._stream = stream
+        self._head = b""
         # Bytes that are not UTF-8 become surrogates, which make one entry unusable instead of the file.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._at = "", 0
+        self._is_begun = False  # whether the beginning was as expected
         self._offset = 0  # of the text in the file, in bytes
         if self.peek() == "\ufeff":
             self._at += 1
@@ -94,6 +188,7 @@ class _Window:
     def _fill(self) -> bool:
         """Drop what is consumed and read the next chunk; return whether there was one."""
         chunk = self._stream.read(_CHUNK)
+        self._head = self._head or chunk[:_HEAD]
         more = self._decoder.decode(chunk, final=not chunk)
         self._offset += _size(self._text[: self._at])
         self._text, self._at = self._text[self._at :] + more, 0
@@ -113,12 +208,21 @@ class _Window:
         if self.peek() != letter:
             raise self._missing(what)
         self._at += 1
+        self._is_begun = True
+
+    def expect_fence(self) -> None:
+        """Consume an outer line of a block of Markdown: three backquotes, and perhaps the name of a language."""
+        for _ in range(3):
+            self.expect("`", "a line of three backquotes")
+        while self.peek().isalpha():
+            self._at += 1
 
     def broken(self, why: str, back: int = 0) -> UsageError:
         """Return the error for invalid syntax, so many bytes before the current position."""
         position = self._offset + _size(self._text[: self._at]) - back
-        message = f"The annotations file is not a JSON object: at byte {position}, {why}."
-        return UsageError(message, "Create or copy it again; nothing was loaded.")
+        what = "" if self._is_begun else what_it_is(self._head)
+        message = f"The annotations file is not a JSON object: at byte {position}, {why}"
+        return UsageError(f"{message}{f'; the file is {what}' if what else ''}.", _CORRECT)
 
     def _missing(self, what: str) -> UsageError:
         return self.broken(f"{what} is missing" if self.peek() else "it ends too early")
@@ -127,13 +231,13 @@ class _Window:
         """Consume a member of the file's object."""
         if self.peek() != '"':
             raise self._missing("a key")
-        _, key, problem = self._value()
+        _, key, problem = self.value()
         if problem is not None or not isinstance(key, str):
             raise self.broken("a key is broken")
         self.expect(":", "a colon")
-        return Entry(key, *self._value())
+        return Entry(key, *self.value())
 
-    def _value(self) -> tuple[int, object, BadInput | None]:
+    def value(self) -> tuple[int, object, BadInput | None]:
         """Consume a value; return its bytes, the value, and the problem that makes it unusable."""
         if self.peek() in ("", ",", "}", "]"):
             raise self._missing("a value")

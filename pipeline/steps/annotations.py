@@ -14,15 +14,15 @@ from typing import Any, BinaryIO
 
 from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
-from pipeline.dataset.detections import detections_of, photo_of
+from pipeline.dataset.detections import detections_of, photo_of, rank_of
 from pipeline.dataset.frame import LARGE, PIXELS, contradiction, frame_of
-from pipeline.dataset.records import Folder, Notice, Reject
+from pipeline.dataset.records import Deviation, Folder, Notice, Reject
 from pipeline.errors import BadInput, UnfinishedError
 
 #: Maximum number of buffered entries and rejects, and bytes of buffered detections.
 _PAGE = 2000
 _PAGE_BYTES = 4 << 20
-_ENTRIES = ("number", "recognition_id", "camera_number", "path", "size", "detections")
+_ENTRIES = ("number", "recognition_id", "camera_number", "path", "rank", "size", "detections")
 _DETECTIONS = ("number", "detection", "label", "x1", "y1", "x2", "y2")
 _FOUND = ("number", "recognition_id", "path", "code", "message")
 _LONGEST_PATH = 300
@@ -60,6 +60,7 @@ def stage_annotations(
     rows: list[Sequence[object]] = []
     lines: list[bytes] = []
     rejects: list[Sequence[object]] = []
+    forms: set[Deviation] = set()
 
     def flush() -> None:
         connection.copy_in("pg_temp.entries", _ENTRIES, rows)
@@ -70,9 +71,9 @@ def stage_annotations(
 
     with _opened(path) as stream:
         total, size, numbers = os.fstat(stream.fileno()).st_size, 0, itertools.count()
-        for entry in read_entries(stream):
+        for entry in read_entries(stream, forms):
             number = next(numbers)
-            row, detections, problems = _read(number, entry)
+            row, detections, problems = _read(number, entry, forms)
             # Free this entry before the next one is parsed; enumerate() would keep it.
             del entry
             rows += row
@@ -95,6 +96,7 @@ def stage_annotations(
     connection.execute("add_unusable_boxes", exif_turned=exif_turned)
     connection.execute("create_staged_annotations", force=force)
     held_reason, notices = _check_frame(connection, path, coordinates)
+    notices += [Notice(None, str(path), *one) for one in sorted(forms)]
     return Staged(connection.one("count_annotated"), held_reason, notices)
 
 
@@ -118,19 +120,20 @@ def copy_found(connection: Connection, inputs: Iterable[Folder | Reject]) -> int
     return connection.copy_in("pg_temp.found", columns, rows)
 
 
-def _read(number: int, entry: Entry) -> tuple[list[Sequence[object]], bytes, list[Reject]]:
+def _read(number: int, entry: Entry, forms: set[Deviation]) -> tuple[list[Sequence[object]], bytes, list[Reject]]:
     """Return the row (none if the key names no photo), the detections as COPY lines, and the rejects of an entry."""
     shown = entry.key.encode(errors="replace").decode().replace("\0", "�")[:_LONGEST_PATH]
     try:
         recognition_id, camera = photo_of(entry.key)
     except BadInput as exc:
-        return [], b"", [Reject(None, shown, exc.code, exc.message)]
+        one = entry.problem or exc  # a line that cannot be read names no photo, either
+        return [], b"", [Reject(None, shown, one.code, one.message)]
     usable: int | None = None
     lines = ""
     try:
         if entry.problem is not None:
             raise entry.problem
-        detections, problems = detections_of(entry.value)
+        detections, problems = detections_of(entry.value, forms)
         usable = len(detections) if detections or not problems else None
         # The text format of COPY; no field needs escaping.
         lines = "".join(
@@ -139,7 +142,7 @@ def _read(number: int, entry: Entry) -> tuple[list[Sequence[object]], bytes, lis
         )
     except BadInput as exc:
         problems = [exc]
-    row = (number, recognition_id, camera, entry.key, entry.size, usable)
+    row = (number, recognition_id, camera, entry.key, rank_of(entry.key), entry.size, usable)
     return [row], lines.encode(), [Reject(recognition_id, shown, one.code, one.message) for one in problems]
 
 

@@ -109,20 +109,21 @@ CREATE TEMP TABLE entries (
     recognition_id bigint NOT NULL,
     camera_number smallint NOT NULL,
     path text NOT NULL,
+    rank text NOT NULL,
     size bigint NOT NULL,
     detections bigint
 ) ON COMMIT DROP
 
 -- name: create_photos
 -- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file
--- several times, the key that sorts last counts, and of equal keys the last.
+-- several times, the key that sorts last in natural order counts, and of equal keys the last.
 CREATE TEMP TABLE photos ON COMMIT DROP AS
 SELECT e.*, i.id AS image_id, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
     i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AS is_free
 FROM (
     SELECT DISTINCT ON (recognition_id, camera_number) *
     FROM pg_temp.entries
-    ORDER BY recognition_id, camera_number, detections IS NULL, path COLLATE "C" DESC, number DESC
+    ORDER BY recognition_id, camera_number, detections IS NULL, rank COLLATE "C" DESC, number DESC
 ) e
 LEFT JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = e.recognition_id AND c.batch_id <> :batch_id
 -- OFFSET 0: each photo is a look-up in an index, whatever the statistics say.
