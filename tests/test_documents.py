@@ -67,7 +67,7 @@ def test_a_key_twice_in_a_value_of_the_annotations_spoils_that_photo_alone(tmp_p
     twice = '{"dishes": {"qwen_detections": [{"label": "plate", "label": "dish_0", "bbox_2d": [1, 2, 3, 4]}]}}'
     path.write_text(f'{{"a": {twice}, "b": {{"dishes": {{"qwen_detections": []}}}}}}', encoding="utf-8")
     with open(path, "rb") as stream:
-        first, second = read_entries(stream)
+        first, second = read_entries(stream, set())
     assert first.problem is not None
     assert (first.problem.code, first.problem.message) == (
         "json_broken",

@@ -188,8 +188,13 @@ BEGIN
                 AS nth
         FROM pg_temp.affected t
         CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
-        JOIN raw.detections q ON q.batch_id = newest.batch_id AND q.recognition_id = t.recognition_id
-            AND q.camera_number = newest.camera_number
+        -- OFFSET 0 keeps the planner from reading all detections of a batch at once for a camera.
+        CROSS JOIN LATERAL (
+            SELECT one.* FROM raw.detections one
+            WHERE one.batch_id = newest.batch_id AND one.recognition_id = t.recognition_id
+                AND one.camera_number = newest.camera_number
+            OFFSET 0
+        ) q
         WHERE t.batch_id IS NOT NULL
     ) d
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number;
