@@ -14,9 +14,11 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +26,20 @@ from typing import Any
 
 from luigi.configuration import LuigiConfigParser
 
+from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline import cli
+from pipeline.config import Settings
 from pipeline.database import Connection
 from pipeline.storage import Storage
-from tests.services import end, is_foreign, subprocess_environment
+from tests.services import (
+    StorageServer,
+    end,
+    environment_file,
+    fresh_database,
+    is_foreign,
+    local_settings,
+    subprocess_environment,
+)
 
 #: Statements that only look or take a lock, and those whose tables go with their transaction.
 _READS = ("list_", "find_", "count_", "now", "hold_", "lock_", "try_")
@@ -171,6 +183,19 @@ class Runner:
     ) -> Ended:
         """Run a command to its end."""
         return self.start(*arguments, kill_after=kill_after, env=env).finish()
+
+
+@contextlib.contextmanager
+def placed_runner(
+    server: EmbeddedPostgres, template: str, storage: StorageServer, fork_server: ForkServer
+) -> Iterator[tuple[Settings, Runner]]:
+    """Yield a runner with a database, a bucket and a working directory of its own."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pipeline-model-")))
+        url = stack.enter_context(fresh_database(server.dsn, f"model_{uuid.uuid4().hex}", template))
+        found = local_settings(url, storage, f"bucket-{uuid.uuid4().hex}", folder / "home")
+        (folder / ".env.local").write_text(environment_file(found), encoding="utf-8")
+        yield found, Runner(fork_server, folder, {"PIPELINE_THREAD_COUNT": "1", "PIPELINE_BATCH_SIZE": "2"})
 
 
 def _serve() -> None:

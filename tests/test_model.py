@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,8 +31,8 @@ from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from pipeline.sample.writer import ANNOTATIONS, EXPORT
 from tests import world
-from tests.runner import ForkServer, Runner
-from tests.services import MakeDataset, StorageServer, environment_file, fresh_database, local_settings
+from tests.runner import ForkServer, Runner, placed_runner
+from tests.services import MakeDataset, StorageServer
 
 FIRST = 100_024
 #: Datasets that overlap: which of the recognitions from FIRST on, with the photos and papers of which seed.
@@ -353,19 +351,6 @@ def datasets(small_dataset: MakeDataset, tmp_path_factory: pytest.TempPathFactor
     return made
 
 
-@contextmanager
-def place(
-    server: EmbeddedPostgres, template: str, storage: StorageServer, fork_server: ForkServer
-) -> Iterator[tuple[Settings, Runner]]:
-    """A database, a bucket and a working directory for one sequence."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pipeline-model-")))
-        url = stack.enter_context(fresh_database(server.dsn, f"model_{uuid.uuid4().hex}", template))
-        found = local_settings(url, storage, f"bucket-{uuid.uuid4().hex}", folder / "home")
-        (folder / ".env.local").write_text(environment_file(found), encoding="utf-8")
-        yield found, Runner(fork_server, folder, {"PIPELINE_THREAD_COUNT": "1", "PIPELINE_BATCH_SIZE": "2"})
-
-
 @pytest.mark.slow
 def test_any_sequence_of_commands_does_what_the_model_says(
     postgres_server: EmbeddedPostgres,
@@ -375,7 +360,7 @@ def test_any_sequence_of_commands_does_what_the_model_says(
     datasets: dict[str, Path],
 ) -> None:
     class Placed(Machine):
-        place = partial(place, postgres_server, template_database, storage_server, fork_server)
+        place = partial(placed_runner, postgres_server, template_database, storage_server, fork_server)
 
     Placed.datasets = datasets
     run_state_machine_as_test(

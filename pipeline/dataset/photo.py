@@ -15,7 +15,7 @@ from pipeline.errors import BadInput
 #: A till photo has one or two megapixels.
 MAXIMUM_PIXELS = 120_000_000
 #: The decoder keeps all coefficients of a photo with several scans in memory, whatever the output scale.
-MAXIMUM_COEFFICIENT_BYTES = 100 << 20
+MAXIMUM_COEFFICIENT_BYTES = 48 << 20
 #: Each scan visits all pixels: about a second of processor time; padding makes four attempts at most.
 MAXIMUM_SCANNED_PIXELS = 1_000_000_000
 
