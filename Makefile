@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 PROCESSES ?= 3
 # Of the measurements: full takes twenty minutes, small one.
 SIZE ?= full
+# Of the fuzz: number of files; SEED repeats a run.
+COUNT ?= 20000
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-system check docs bench clean
+.PHONY: demo test test-slow test-system check docs bench fuzz clean
 
 demo: $(STAMP)
 	BIN=$(BIN) sh docs/demo.sh
@@ -37,6 +39,9 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --$(SIZE)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --count $(COUNT) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) .pipeline build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
