@@ -31,7 +31,7 @@ def mutant(seed: int, number: int) -> tuple[str, bytes]:
         mutations = (*_BYTES, *_PHOTOS, *_PHOTOS)
         limit = MAXIMUM_PHOTO_BYTES
     else:
-        content = json.dumps(_DOCUMENTS[kind](chance), ensure_ascii=chance.random() < 0.5).encode()
+        content = _as_document(chance, kind, _DOCUMENTS[kind](chance))
         mutations = (*_BYTES[:4], *_JSON, *_JSON)
         limit = MAXIMUM_DOCUMENT_BYTES * (1 if kind != ANNOTATIONS else 4)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
@@ -244,7 +244,21 @@ def _annotations(chance: random.Random) -> object:
     return found
 
 
-_DOCUMENTS = {MENU: _menu, RECEIPT: _receipt, ANNOTATIONS: _annotations}
+def _as_document(chance: random.Random, kind: str, value: Any) -> bytes:
+    """Return a value as JSON; annotations in each form that a load reads."""
+    is_ascii = chance.random() < 0.5
+    text = json.dumps(value, ensure_ascii=is_ascii)
+    form = chance.choice(("", "", "", "lines", "fenced", "nested", "gzip")) if kind == ANNOTATIONS else ""
+    if form == "lines":
+        text = "\n".join(json.dumps({key: one}, ensure_ascii=is_ascii) for key, one in value.items())
+    elif form == "fenced":
+        text = f"```json\n{text}\n```"
+    elif form == "nested":
+        text = json.dumps({key: json.dumps(one, ensure_ascii=is_ascii) for key, one in value.items()})
+    return gzip.compress(text.encode(), mtime=0) if form == "gzip" else text.encode()
+
+
+_DOCUMENTS: dict[str, Callable[[random.Random], Any]] = {MENU: _menu, RECEIPT: _receipt, ANNOTATIONS: _annotations}
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\s\[\]{},:"]+|[\[\]{},:]')
 #: Valid JSON, which a document may not have in this place or not at all.
 _VALUES = tuple(
@@ -304,7 +318,7 @@ def _many(chance: random.Random, content: bytes) -> bytes:
 def _encoded(chance: random.Random, content: bytes) -> bytes:
     text = content.decode("utf-8", "replace")
     encoding = chance.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp1251"))
-    return gzip.compress(content) if chance.random() < 0.1 else text.encode(encoding, "replace")
+    return gzip.compress(content, mtime=0) if chance.random() < 0.1 else text.encode(encoding, "replace")
 
 
 def _marked(chance: random.Random, content: bytes) -> bytes:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing, suppress
 
+import psycopg2
 import pytest
 
+from pipeline.dataset.documents import check_menu, check_receipt, json_of
+from pipeline.errors import BadInput
 from tests.fuzz import fuzz
 from tests.mutations import ANNOTATIONS, MENU, PHOTO, RECEIPT, mutant
 
@@ -57,3 +61,20 @@ def test_failures_crashes_time_and_memory_are_found() -> None:
 
 def test_a_file_is_made_again_from_its_seed_and_number() -> None:
     assert [mutant(3, number) for number in range(30)] == [mutant(3, number) for number in range(30)]
+
+
+@pytest.mark.slow
+def test_jsonb_takes_every_mutated_document_that_is_accepted(database_url: str) -> None:
+    seed = int(os.environ.get("FUZZ_SEED", "0"))
+    print(f"FUZZ_SEED={seed}")
+    taken = 0
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        for number in range(4000):
+            kind, content = mutant(seed, number)
+            if kind not in (MENU, RECEIPT):
+                continue
+            with suppress(BadInput):
+                check_menu(content) if kind == MENU else check_receipt(content)
+                cursor.execute("SELECT %s::jsonb IS NULL", (json_of(content).decode(),))
+                taken += 1
+    assert taken > 50
