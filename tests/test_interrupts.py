@@ -426,12 +426,12 @@ def test_photos_that_take_long_to_decode(
 ) -> None:
     dataset = own_dataset(6)
     stream = io.BytesIO()
-    Image.new("L", (7000, 7000), 3).save(stream, "JPEG", progressive=True, quality=60)
+    Image.new("L", (5000, 5000), 3).save(stream, "JPEG", progressive=True, quality=60)
     slow, before = stream.getvalue(), {}
     scan = slow[slow.rindex(b"\xff\xda") : -2]
     for photo in sorted(dataset.rglob("*.jpg")):
         before[photo] = photo.read_bytes()
-        photo.write_bytes(slow[:-2] + scan * 9 + slow[-2:])
+        photo.write_bytes(slow[:-2] + scan * 27 + slow[-2:])
     running = start(*LOAD, "--source", dataset, *LOCAL)
     marked = "SELECT count(*) > 0 FROM ingest.batch_state WHERE step = 'discover'"
     waits(running, lambda: world.query(settings.database_url.reveal(), marked)[0][0])

@@ -231,7 +231,7 @@ WORST: dict[str, Callable[[], bytes]] = {
     "pixels of four colours": lambda: flat("CMYK", 12_000, MAXIMUM_PIXELS // 12_000),
     "bytes": lambda: encoded("L", (5_000, 5_000), quality=97),
     "bytes of a progressive photo": lambda: encoded("L", (4_000, 4_000), quality=98, progressive=True),
-    "large scans": lambda: with_scans(flat("L", 7_000, 7_000, progressive=True), MAXIMUM_SCANNED_PIXELS // 7_000**2),
+    "large scans": lambda: with_scans(flat("L", 5_000, 5_000, progressive=True), MAXIMUM_SCANNED_PIXELS // 5_000**2),
     "many scans": lambda: with_scans(encoded("L", (700, 700), quality=10, progressive=True)),
     "many scans of little": lambda: with_scans(flat("L", 720, 720, progressive=True)),
 }

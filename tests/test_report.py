@@ -829,7 +829,7 @@ def test_the_largest_photos_there_may_be_fit_into_the_memory_of_a_process(
     load: LoadBatch, settings: Settings, start: Start, dsn: str, small_dataset: MakeDataset, tmp_path: Path
 ) -> None:
     load(small_dataset(2), "b1")
-    content = jpeg(4096, 4096, progressive=True, subsampling=0)
+    content = jpeg(2896, 2896, progressive=True, subsampling=0)
     with closing(Storage(settings)) as storage:
         for (key,) in world.query(dsn, "SELECT storage_path FROM public.images"):
             storage.upload(key, content + bytes(MAXIMUM_PHOTO_BYTES - len(content)))
