@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import Counter
 from datetime import date
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.dataset.documents import check_menu, check_receipt, json_of
-from pipeline.dataset.layout import find_source, inspect_folder, list_folders
+from pipeline.dataset.layout import find_source, list_folders
 from pipeline.dataset.photo import check_photo
+from pipeline.dataset.recognition import inspect_folder
 from pipeline.dataset.records import Folder, Recognition, Reject
 from pipeline.errors import BadInput, UsageError
 
@@ -42,14 +44,14 @@ GOOD = {
 
 def look(tmp_path: Path, files: dict[str, bytes], name: str = "recognition_7") -> Recognition | Reject:
     make(tmp_path / name, files)
-    return inspect_folder(tmp_path, Folder(7, name))
+    return inspect_folder(tmp_path, Folder(7, name)).result
 
 
 def test_both_layouts_and_names_are_found(tmp_path: Path) -> None:
     for path in ("recognition_1", "2", "export_b/recognition_3", "export_b/4", "export_a/3", "notes/x", ".git/5"):
         (tmp_path / path).mkdir(parents=True)
     (tmp_path / "recognition_6").write_text("a file")
-    found = {(one.recognition_id, one.path) for one in list_folders(tmp_path)}
+    found = {(one.recognition_id, one.path) for one in list_folders(tmp_path, Counter()) if isinstance(one, Folder)}
     assert found == {
         (1, "recognition_1"),
         (2, "2"),
@@ -63,7 +65,7 @@ def test_numbers_beyond_bigint_are_rejected(tmp_path: Path) -> None:
     (tmp_path / str(2**63 - 1)).mkdir()
     (tmp_path / f"recognition_{2**63}").mkdir()
     (tmp_path / ("9" * 250)).mkdir()
-    found = {one.path: one for one in list_folders(tmp_path)}
+    found = {one.path: one for one in list_folders(tmp_path, Counter())}
     assert isinstance(found[str(2**63 - 1)], Folder)
     for path in (f"recognition_{2**63}", "9" * 250):
         reject = found[path]
@@ -134,7 +136,7 @@ def test_a_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path / "recognition_7") + b"/caf\xe9.json"
     with open(name, "wb"):
         pass
-    found = inspect_folder(tmp_path, Folder(7, "recognition_7"))
+    found = inspect_folder(tmp_path, Folder(7, "recognition_7")).result
     assert isinstance(found, Reject)
     assert found.code == "path_encoding"
     found.message.encode()

@@ -24,6 +24,8 @@ from pipeline import cli, config
 from pipeline.cli import output
 from pipeline.cli.parser import examples
 from pipeline.config import Tuning
+from pipeline.dataset.clutter import CLUTTER
+from pipeline.dataset.records import FILE_CLASSES
 from pipeline.steps.discover import MAXIMUM_SHARDS
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,7 @@ LUIGI = (ROOT / "docs" / "guides" / "luigi.md").read_text(encoding="utf-8")
 TROUBLESHOOTING = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
 COMMANDS = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
 REJECTS = (ROOT / "docs" / "reference" / "rejects.md").read_text(encoding="utf-8")
+DATASET = (ROOT / "docs" / "reference" / "dataset.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
 EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -278,13 +281,13 @@ def codes_in_sql(insert: str) -> set[str]:
 
 def test_the_table_of_notices_has_exactly_the_codes_of_the_code() -> None:
     texts = [path.read_text(encoding="utf-8") for path in SOURCES]
-    in_sql = codes_in_sql("INSERT INTO ingest.notices")
+    in_sql = codes_in_sql("INSERT INTO ingest.notices") | codes_in_sql("message, is_notice)")
     assert listed_codes(section("Notices", REJECTS)) == in_sql | codes_given(texts, {"Deviation": 0, "Notice": 2})
 
 
 def test_the_table_of_rejects_has_exactly_the_codes_of_the_code() -> None:
     listed = listed_codes(REJECTS.partition("## Notices")[0])
-    in_sql = codes_in_sql("INSERT INTO pg_temp.found")
+    in_sql = codes_in_sql("INSERT INTO pg_temp.found (recognition_id, path, code, message)")
     assert listed == in_sql | reject_codes([path.read_text(encoding="utf-8") for path in SOURCES])
 
 
@@ -304,6 +307,13 @@ def work():
     assert reject_codes([text]) == {"from_helper", "one_formatted", "two_formatted", "constant", "local", "direct"}
     with pytest.raises(AssertionError, match="unknown form"):
         reject_codes(['raise BadInput(CODES[1], "a sentence")'])
+
+
+def test_the_reference_lists_all_clutter() -> None:
+    table = rows(section("Every file is accounted for", DATASET))
+    listed = {row[0]: tuple(re.findall(r"`([^`]+)`", row[1].replace(r"\r", "\r"))) for row in table}
+    assert {who: listed.get(who) for who in CLUTTER} == CLUTTER
+    assert {row[0].strip("`") for row in table} >= set(FILE_CLASSES)
 
 
 # Architecture, links

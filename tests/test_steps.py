@@ -24,9 +24,7 @@ from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.batches.state import COPY, UPLOAD
 from pipeline.config import Settings
-from pipeline.database import Connection, Database
-from pipeline.dataset.layout import inspect_folder, list_folders
-from pipeline.dataset.records import Folder, Recognition, Reject
+from pipeline.database import Database
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
 from pipeline.observe.metrics import Metrics
 from pipeline.steps import discover as discover_module
@@ -381,11 +379,9 @@ def test_a_recognition_is_in_one_unfinished_batch_at_most(load: Load) -> None:
 def test_what_another_discovery_took_meanwhile_is_told(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = discover_module._stage
 
-    def stage_and_lose(
-        connection: Connection, request: Request, source: Path, progress: Callable[[int], None]
-    ) -> int | None:
+    def stage_and_lose(*arguments: Any) -> int:
         monkeypatch.setattr(discover_module, "_stage", stage)
-        looked = stage(connection, request, source, progress)
+        looked = stage(*arguments)
         with closing(Database(load.settings)) as other:
             discover(other, Request("b1", str(load.dataset), load.settings.bucket, limit=4))
         return looked
@@ -393,6 +389,7 @@ def test_what_another_discovery_took_meanwhile_is_told(load: Load, monkeypatch: 
     monkeypatch.setattr(discover_module, "_stage", stage_and_lose)
     found = load.discover(batch_id="b2")
     assert (found.recognitions, found.held_elsewhere, found.held_by) == (2, 4, ["b1"])
+    assert (found.files["used"], found.files["not_taken"]) == (8, 16)
     assert load.query("SELECT held_elsewhere, held_by FROM ingest.batches WHERE id = 'b2'") == [(4, ["b1"])]
 
 
@@ -544,19 +541,16 @@ def test_what_was_sent_leaves_nothing_behind_that_only_a_collection_would_remove
     ("worked", "spread"), [(time.perf_counter, False), (lambda: 0.0, True)], ids=["works all the time", "waits"]
 )
 def test_folders_are_inspected_in_their_order_on_any_file_system(
-    load: Load, monkeypatch: pytest.MonkeyPatch, worked: Callable[[], float], spread: bool
+    monkeypatch: pytest.MonkeyPatch, worked: Callable[[], float], spread: bool
 ) -> None:
     threads: set[str] = set()
 
-    def inspect(source: Path, folder: Folder) -> Recognition | Reject:
+    def look(item: int) -> int:
         threads.add(threading.current_thread().name)
-        return inspect_folder(source, folder)
+        return item
 
-    folders = [folder for folder in list_folders(load.dataset) if isinstance(folder, Folder)]
     monkeypatch.setattr(discover_module, "_TRIED", 2)
-    monkeypatch.setattr(discover_module, "inspect_folder", inspect)
     monkeypatch.setattr(time, "thread_time", worked)
     with ThreadPoolExecutor(2) as executor:
-        found = list(discover_module._inspect(load.dataset, folders, executor))
-    assert [one.recognition_id for one in found] == [folder.recognition_id for folder in folders]
+        assert list(discover_module._spread(look, range(6), executor)) == [*range(6)]
     assert (threads != {threading.current_thread().name}) == spread

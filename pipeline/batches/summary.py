@@ -17,6 +17,7 @@ from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
+from pipeline.dataset.records import describe_files
 from pipeline.errors import PipelineError
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import merge
@@ -137,6 +138,8 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         twice = "Several keys name the same photo" if qwen else "Several exports hold the same recognition"
         copies = f"{summary['superseded_copies']} earlier copies"
         lines.append(f"{twice}: the one that sorts last was taken, {copies} were left.")
+    if files := summary.get("files"):  # earlier versions did not count them
+        lines.append(f"Files: {describe_files(files)}.")
     for what, table in (("rejected", "rejects"), ("noticed", "notices")):
         total = summary.get(what, 0)  # earlier versions recorded no notices
         if not total or not rejects:

@@ -19,6 +19,7 @@ from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
 from pipeline.database import Database
+from pipeline.dataset.records import describe_files
 from pipeline.errors import (
     ClaimedError,
     HeldError,
@@ -131,12 +132,14 @@ def _dry_run(options: argparse.Namespace) -> None:
 def _describe(found: Discovery) -> str:
     holders = f" {', '.join(found.held_by)}" if found.held_by else ""
     rejects = f"\nRejects seen so far: {describe_rejects(found.rejects)}." if found.rejects else ""
+    notices = f"\nNotices: {describe_rejects(found.notices)}." if found.notices else ""
     return (
         f"Would load {found.recognitions} recognitions, {found.photos} photos, {size(found.bytes)}, "
         f"in {found.shards} shards, as batch {found.batch_id}. Nothing was written.\n"
         f"Dataset: {found.source}: {found.found} recognitions, {found.already_loaded} already loaded, "
         f"{found.held_elsewhere} held by unfinished batches{holders}, {found.beyond_limit} beyond the limit, "
-        f"{found.superseded_copies} earlier copies in other exports.{rejects}"
+        f"{found.superseded_copies} earlier copies in other exports.\n"
+        f"Files: {describe_files(found.files)}.{rejects}{notices}"
     )
 
 

@@ -18,7 +18,8 @@ _DATE = re.compile(
 )
 #: What looks like a date or a time: three numbers, a year, or six digits and more.
 _NUMBERS = re.compile(r"(?<![0-9])(?:[0-9]{1,4}[-_.][0-9]{1,2}[-_.][0-9]{1,4}|(?:19|20)[0-9]{2}|[0-9]{6,})(?![0-9])")
-_RECOGNITION = re.compile(r"recognition[_-]?[0-9]+", re.IGNORECASE)
+#: Not the year in `7_recognition_2025-10-11`.
+_RECOGNITION = re.compile(r"recognition[_-]?[0-9]+(?![0-9]|([-_.])[0-9]{1,2}\1[0-9])", re.IGNORECASE)
 
 
 def captured_on(path: str, recognition_id: int) -> date | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.dataset.forms import unwrapped
-from pipeline.dataset.layout import camera_of
+from pipeline.dataset.names import camera_of
 from pipeline.dataset.records import MAXIMUM_BIGINT, Deviation, is_text
 from pipeline.errors import BadInput
 

@@ -1,4 +1,4 @@
-"""Find the recognitions of a dataset by the names and sizes of its folders and files.
+"""Find the dataset, and the folders of its recognitions by their names.
 
 <source>/[<export>/]recognition_<digits>/[photos/]*Main*.jpg, *Qualifying*.jpg, *AM.json, *correct_dishes.json
 """
@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.dataset.dates import captured_on
-from pipeline.dataset.records import MAXIMUM_BIGINT, File, Folder, Recognition, Reject, is_text
+from pipeline.dataset.clutter import is_clutter
+from pipeline.dataset.names import FOLDER, last, near_recognition
+from pipeline.dataset.passed import (
+    add_clutter,
+    as_text,
+    count_below,
+    is_folder,
+    is_regular,
+    is_searched,
+    pass_file,
+    pass_folder,
+    special,
+)
+from pipeline.dataset.records import MAXIMUM_BIGINT, REJECTED, Folder, Notice, Reject, is_text
 from pipeline.errors import UsageError
 
 MAXIMUM_PHOTO_BYTES = 32 << 20
 MAXIMUM_DOCUMENT_BYTES = 3 << 20
 
-_FOLDER = re.compile(r"(?:recognition_)?([0-9]+)")
-_MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
-_RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
-#: A byte that is not UTF-8, as Python decodes it in a path.
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 def find_source(given: str | None, setting: str | None) -> Path:
@@ -50,12 +58,12 @@ def accessing(what: str, name: str, hint: str) -> Iterator[Path]:
         path = Path(name).expanduser().resolve()
         for text in (name, str(path)):  # a link may lead to such a path
             if not is_text(text):
-                message = f"The path of the {what}, {_as_text(text)[:200]}, is not UTF-8."
+                message = f"The path of the {what}, {as_text(text)[:200]}, is not UTF-8."
                 raise UsageError(message, f"Rename it. {hint}")
         yield path
     except (OSError, RuntimeError, ValueError) as exc:
         why = (isinstance(exc, OSError) and exc.strerror) or str(exc).rstrip(".")
-        raise UsageError(f"The {what} {_as_text(name)[:200]} cannot be accessed: {why}.", hint) from exc
+        raise UsageError(f"The {what} {as_text(name)[:200]} cannot be accessed: {why}.", hint) from exc
 
 
 def usual_sources() -> Iterator[Path]:
@@ -66,123 +74,87 @@ def usual_sources() -> Iterator[Path]:
         yield from (path for path in sorted(folder.glob(pattern)) if path.is_dir())
 
 
-def list_folders(source: Path) -> Iterator[Folder | Reject]:
-    """Yield the folders of recognitions, unsorted; raise UsageError if the source or an export cannot be read."""
-    exports = []
-    for name in _folders(source):
-        if _FOLDER.fullmatch(name):
-            yield _folder(name)
-        elif not name.startswith(".") and name != "lost+found":  # of the file system; only root can read it
-            exports.append(name)
-    for export in sorted(exports):
-        for name in filter(_FOLDER.fullmatch, _folders(source / export)):
-            yield _folder(f"{export}/{name}")
+def list_folders(source: Path, files: Counter[str]) -> Iterator[Folder | Reject | Notice]:
+    """Yield the folders of recognitions, the newest export first, and what is rejected or passed over by its name.
 
-
-def _folders(directory: Path) -> Iterator[str]:
+    Exports are in natural order, and the source itself is newer than all. Add to `files` the number of files that are
+    clutter, rejected or passed over. Raises UsageError if the source cannot be read.
+    """
+    exports: list[str] = []
     try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                # Only isdir() returns False for a link to itself.
-                if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry)):
-                    yield entry.name
+        yield from _level(source, "", 0, files, exports)
     except OSError as exc:
-        message = f"The folder {directory} cannot be read: {exc.strerror}."
+        message = f"The folder {source} cannot be read: {exc.strerror}."
         raise UsageError(message, "Check its owner and mode, then run again.") from exc
+    for rank, export in enumerate(sorted(exports, key=_natural, reverse=True), 1):
+        try:
+            if _holds(source / export, near_recognition):
+                yield from _level(source, export, rank, files)
+            else:
+                yield pass_folder(source, export, files)
+        except OSError as exc:
+            yield Reject(None, as_text(export), "folder_unreadable", f"the folder cannot be read: {exc.strerror}")
+
+
+def _level(
+    source: Path, folder: str, rank: int, files: Counter[str], exports: list[str] | None = None
+) -> Iterator[Folder | Reject | Notice]:
+    """Yield what is in the source, and add its exports to the list; or yield what is in an export, without a list."""
+    with os.scandir(source / folder) as entries:
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if is_clutter(entry.name):
+                add_clutter(source, entry, path, files)
+            elif not is_folder(entry):
+                yield pass_file(path, files, one=None if is_regular(entry) else special(entry))
+            elif entry.is_symlink() and is_searched(source, entry):
+                yield Notice(None, as_text(path), "folder_link", "the link leads to a folder that is searched anyway")
+            elif FOLDER.fullmatch(entry.name):
+                found = _folder(path, rank)
+                if isinstance(found, Reject):
+                    files.update(count_below(source, path, REJECTED).files)
+                yield found
+            elif exports is None or entry.name.startswith("."):
+                yield pass_folder(source, path, files)
+            else:
+                exports.append(entry.name)
+
+
+def _natural(name: str) -> list[str | int]:
+    """Return the key of the natural order, in which export_10 follows export_9 and Export_9."""
+    parts = _DIGITS.split(name.casefold())  # of which every second one is a number
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)] + [name]
 
 
 def holder_of(path: str) -> str:
     """Return the export of a path relative to the source, empty if its recognition is in the source itself."""
     first, _, rest = path.partition("/")
-    return first if rest and not _FOLDER.fullmatch(first) else ""
+    return first if rest and not FOLDER.fullmatch(first) else ""
 
 
 def holds_recognitions(directory: Path) -> bool:
     """Return whether a folder can be listed and contains recognitions."""
     try:
-        return any(_FOLDER.fullmatch(name) for name in _folders(directory))
-    except UsageError:
+        return _holds(directory, FOLDER.fullmatch)
+    except OSError:
         return False
 
 
-def _folder(path: str) -> Folder | Reject:
+def _holds(directory: Path, is_wanted: Callable[[str], object]) -> bool:
+    with os.scandir(directory) as entries:
+        return any(is_wanted(entry.name) and is_folder(entry) for entry in entries)
+
+
+def _folder(path: str, rank: int) -> Folder | Reject:
     if not is_text(path):
-        return Reject(None, _as_text(path), "path_encoding", "the folder's name is not UTF-8")
-    digits = path.rsplit("/", 1)[-1].removeprefix("recognition_")
+        return Reject(None, as_text(path), "path_encoding", "the folder's name is not UTF-8")
+    digits = last(path).lower().removeprefix("recognition_")
     number = int(digits)  # which accepts up to 4,300 digits; a file name has at most 255
     if number > MAXIMUM_BIGINT:
         return Reject(None, path, "id_invalid", f"the number {digits} is too large for a bigint")
-    return Folder(number, path)
-
-
-def _as_text(path: str) -> str:
-    return _SURROGATE.sub("\ufffd", path)
-
-
-def inspect_folder(source: Path, folder: Folder) -> Recognition | Reject:
-    """Return a recognition by the names and sizes of its files, or the reason to reject it; open no file."""
-
-    def reject(code: str, message: str, path: str = folder.path) -> Reject:
-        return Reject(folder.recognition_id, path, code, message)
-
-    try:
-        files, folders = _list(source, folder.path)
-        below = _list(source, f"{folder.path}/photos")[0] if "photos" in folders else []
-    except OSError as exc:
-        return reject("folder_unreadable", f"the folder cannot be read: {exc.strerror}")
-    for file in (*files, *below):
-        if not is_text(file.path):
-            return reject("path_encoding", f"the name of {_as_text(file.path)} is not UTF-8")
-
-    photos = [file for file in (*files, *below) if file.path.lower().endswith((".jpg", ".jpeg"))]
-    if len(photos) != 2:
-        return reject("photo_count", f"{len(photos)} photos instead of two")
-    cameras = {camera_of(photo.path): photo for photo in photos}
-    if set(cameras) != {1, 2}:
-        return reject("photo_cameras", "the photos are not one Main and one Qualifying")
-    for photo in sorted(photos, key=lambda file: file.path):
-        if photo.size == 0:
-            return reject("photo_empty", "the file is empty", photo.path)
-        if photo.size > MAXIMUM_PHOTO_BYTES:
-            return reject("photo_too_large", f"the file has {photo.size} bytes", photo.path)
-
-    menu, receipt = _last(files, _MENU), _last(files, _RECEIPT)
-    for document in (menu, receipt):
-        if document is not None and document.size > MAXIMUM_DOCUMENT_BYTES:
-            return reject("json_too_large", f"the file has {document.size} bytes", document.path)
-    day = captured_on(cameras[1].path, folder.recognition_id)
-    return Recognition(folder.recognition_id, (cameras[1], cameras[2]), menu, receipt, day)
+    return Folder(number, path, rank)
 
 
 def modified(facts: os.stat_result) -> int:
     """Return the modification time in ns since 1970, clamped to a bigint."""
     return max(-MAXIMUM_BIGINT, min(MAXIMUM_BIGINT, facts.st_mtime_ns))
-
-
-def _list(source: Path, folder: str) -> tuple[list[File], set[str]]:
-    """Return the files and the folder names in a folder, without hidden ones."""
-    files, folders = [], set()
-    with os.scandir(source / folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            with suppress(FileNotFoundError):  # a dangling link, or a deleted file
-                facts = entry.stat()
-                if stat.S_ISREG(facts.st_mode):
-                    files.append(File(f"{folder}/{entry.name}", facts.st_size, modified(facts)))
-                elif stat.S_ISDIR(facts.st_mode):
-                    folders.add(entry.name)
-    return files, folders
-
-
-def camera_of(path: str) -> int | None:
-    """Return the camera in a photo's name, 1 for Main and 2 for Qualifying; None if it names neither or both."""
-    name = path.rsplit("/", 1)[-1].lower()
-    cameras = [camera for camera, word in enumerate(("main", "qualifying"), 1) if word in name]
-    return cameras[0] if len(cameras) == 1 else None
-
-
-def _last(files: list[File], pattern: re.Pattern[str]) -> File | None:
-    """Return the matching file that sorts last; of several exports, the last one is used as well."""
-    named = [file for file in files if pattern.fullmatch(file.path.rsplit("/", 1)[-1])]
-    return max(named, key=lambda file: file.path, default=None)

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple
 
 MAXIMUM_BIGINT = 2**63 - 1  # of PostgreSQL
 
+#: The classes of files: each file below the source is in one of them.
+USED, UNCHANGED, NOT_TAKEN, REJECTED, PASSED_OVER, CLUTTER = FILE_CLASSES = (
+    "used",
+    "unchanged",
+    "not_taken",
+    "rejected",
+    "passed_over",
+    "clutter",
+)
+
 
 @dataclass(frozen=True)
 class Folder:
-    """A recognition's folder: its number and its path relative to the source."""
+    """A recognition's folder: its number, its path relative to the source, and its rank: 0 is before older copies."""
 
     recognition_id: int
     path: str
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,26 @@ class Notice:
 
 
 class Deviation(NamedTuple):
-    """What is unusual about a document or a photo that is used, as a code and a sentence; it becomes a notice."""
+    """What is unusual about a file that is used, or why one is passed over: a code and a sentence for a notice."""
 
     code: str
     message: str
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What became of a folder of a recognition, what was noticed in it, and its files by class."""
+
+    result: Recognition | Reject
+    notices: list[Notice]
+    files: Counter[str]
+
+
+def describe_files(files: Mapping[str, int]) -> str:
+    """Return the number of files by class, without empty classes."""
+    total = sum(files.values())
+    parts = [f"{files[name]} {name.replace('_', ' ')}" for name in FILE_CLASSES if files.get(name)]
+    return f"{total} file{'' if total == 1 else 's'} below the source" + (f": {', '.join(parts)}" if parts else "")
 
 
 def is_text(path: str) -> bool:

@@ -10,8 +10,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,8 +20,18 @@ from urllib.parse import urlsplit
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
-from pipeline.dataset.layout import inspect_folder, list_folders
-from pipeline.dataset.records import Folder, Recognition
+from pipeline.dataset.layout import list_folders
+from pipeline.dataset.passed import count_below
+from pipeline.dataset.recognition import inspect_folder, is_incomplete
+from pipeline.dataset.records import (
+    NOT_TAKEN,
+    PASSED_OVER,
+    REJECTED,
+    Folder,
+    Recognition,
+    Reject,
+    describe_files,
+)
 from pipeline.doctor.finding import Finding, ok, problem, warning
 from pipeline.errors import PermanentError
 from pipeline.observe.logger import printable
@@ -206,6 +217,7 @@ class Dataset:
     largest_path: str = ""
     too_large: int = 0
     whole: bool = True
+    files: Counter[str] = field(default_factory=Counter)
 
 
 def look_at_dataset(source: Path, limit: int | None, seconds: float) -> Dataset:
@@ -220,22 +232,47 @@ def look_at_dataset(source: Path, limit: int | None, seconds: float) -> Dataset:
     """
     found = Dataset(source)
     deadline = time.monotonic() + seconds
-    for folder in list_folders(source):
+    settled: set[int] = set()
+    incomplete: dict[int, list[str]] = {}  # copies of a recognition without two photos, newest first
+    for folder in list_folders(source, found.files):
         if time.monotonic() > deadline:
             found.whole = False
             break
-        recognition = inspect_folder(source, folder) if isinstance(folder, Folder) else folder
-        if not isinstance(recognition, Recognition):
-            found.unusable += 1
+        if not isinstance(folder, Folder):
+            found.unusable += isinstance(folder, Reject)
             continue
-        found.recognitions += 1
-        for photo in recognition.photos:
-            found.photos += 1
-            found.bytes += photo.size
-            found.too_large += limit is not None and photo.size > limit
-            if photo.size > found.largest:
-                found.largest, found.largest_path = photo.size, printable(photo.path)
+        number, path = folder.recognition_id, folder.path
+        if number in settled:
+            found.files.update(count_below(source, path, NOT_TAKEN).files)
+            continue
+        inspected = inspect_folder(source, folder)
+        if is_incomplete(inspected):
+            incomplete.setdefault(number, []).append(path)
+            continue
+        settled.add(number)
+        found.files.update(inspected.files)
+        for newer in incomplete.pop(number, ()):
+            found.files.update(count_below(source, newer, PASSED_OVER).files)
+        _add(found, inspected.result, limit)
+    for newest, *older in incomplete.values():
+        found.unusable += 1
+        found.files.update(count_below(source, newest, REJECTED).files)
+        for path in older:
+            found.files.update(count_below(source, path, NOT_TAKEN).files)
     return found
+
+
+def _add(found: Dataset, recognition: Recognition | Reject, limit: int | None) -> None:
+    if isinstance(recognition, Reject):
+        found.unusable += 1
+        return
+    found.recognitions += 1
+    for photo in recognition.photos:
+        found.photos += 1
+        found.bytes += photo.size
+        found.too_large += limit is not None and photo.size > limit
+        if photo.size > found.largest:
+            found.largest, found.largest_path = photo.size, printable(photo.path)
 
 
 def dataset_finding(dataset: Dataset) -> Finding:
@@ -243,12 +280,13 @@ def dataset_finding(dataset: Dataset) -> Finding:
     if not dataset.recognitions and dataset.whole:
         return problem(
             "dataset",
-            f"The dataset {dataset.source} holds no usable recognition.",
+            f"The dataset {dataset.source} holds no usable recognition. {describe_files(dataset.files)}.",
             "Name the folder that contains the exports or the recognitions.",
         )
     seen = "" if dataset.whole else "; the time limit was reached, so there are more"
     return ok(
         "dataset",
         f"{dataset.source} holds {dataset.recognitions} usable recognitions, {dataset.photos} photos, "
-        f"{size(dataset.bytes)}, and {dataset.unusable} that are rejected by names and sizes{seen}.",
+        f"{size(dataset.bytes)}, and {dataset.unusable} that are rejected by names and sizes{seen}. "
+        f"{describe_files(dataset.files)}.",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
+from pipeline.dataset.records import describe_files
 from pipeline.observe.metrics import merge, quantile
 from pipeline.report import charts
 from pipeline.report.timeline import Clock, Span, rows, union
@@ -70,6 +71,8 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("already_loaded", "held_elsewhere", "superseded_copies", "beyond_limit"):
         if summary[name]:
             yield name.replace("_", " ").capitalize(), _grouped(summary[name])
+    if files := summary.get("files"):  # earlier versions did not count them
+        yield "Files", describe_files(files)
     if summary["held_by"]:
         yield "Held by", ", ".join(summary["held_by"])
 

@@ -113,11 +113,16 @@ def _check_frame(connection: Connection, path: Path, coordinates: str) -> tuple[
     return "", [Notice(None, str(path), "coordinates_suspect", why)] if why else []
 
 
-def copy_found(connection: Connection, inputs: Iterable[Folder | Reject]) -> int:
-    """Copy folders and rejects to pg_temp.found; return their number."""
-    columns = ("recognition_id", "path", "code", "message")
-    rows = ([getattr(one, column, None) for column in columns] for one in inputs)
-    return connection.copy_in("pg_temp.found", columns, rows)
+def copy_found(connection: Connection, inputs: Iterable[Folder | Reject | Notice]) -> None:
+    """Copy folders, rejects and notices to pg_temp.found."""
+    columns = ("recognition_id", "path", "code", "message", "is_notice", "rank")
+    rows = (
+        (one.recognition_id, one.path, None, None, False, one.rank)
+        if isinstance(one, Folder)
+        else (one.recognition_id, one.path, one.code, one.message, isinstance(one, Notice), 0)
+        for one in inputs
+    )
+    connection.copy_in("pg_temp.found", columns, rows)
 
 
 def _read(number: int, entry: Entry, forms: set[Deviation]) -> tuple[list[Sequence[object]], bytes, list[Reject]]:

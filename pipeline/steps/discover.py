@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -9,18 +10,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.frame import PIXELS
-from pipeline.dataset.layout import inspect_folder, list_folders
-from pipeline.dataset.records import Folder, Recognition, Reject
+from pipeline.dataset.layout import list_folders
+from pipeline.dataset.passed import Below, count_below, nested
+from pipeline.dataset.recognition import inspect_copies
+from pipeline.dataset.records import (
+    FILE_CLASSES,
+    NOT_TAKEN,
+    UNCHANGED,
+    Inspected,
+    Notice,
+    Recognition,
+    Reject,
+)
 from pipeline.errors import ClaimedError, RefusedError, UsageError
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import Metrics
@@ -36,6 +47,10 @@ _PAGE = 2000
 #: Folders inspected to measure whether the file system is slow.
 _TRIED = 20
 _SHOWN_REJECTS = 50
+
+_SHOWN_NEAR = 3
+
+Result = TypeVar("Result")
 
 #: Called with the total and the number done.
 Progress = Callable[[int, int], None]
@@ -88,6 +103,8 @@ class Discovery:
     bytes: int
     shards: int
     rejects: dict[str, int]
+    notices: dict[str, int]
+    files: dict[str, int]
 
 
 def discover(
@@ -120,8 +137,9 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     metrics = Metrics()
     batch_id, is_load, beyond = request.batch_id, request.kind == KIND_LOAD, 0
     staged: Staged | None = None
+    files = Counter(dict.fromkeys(FILE_CLASSES, 0))
     if is_load:
-        found, beyond = _stage_dataset(connection, request, metrics, progress)
+        found, beyond = _stage_dataset(connection, request, metrics, progress, files)
     else:
         with metrics.timed("discover_annotations"):
             staged = stage_annotations(
@@ -135,6 +153,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
             )
         found = staged.counts
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
+    notices = {row.code: row.notices for row in connection.execute("count_found_notices")}
     if request.strict and rejects:
         _refuse(connection, rejects)
 
@@ -150,7 +169,8 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
         insert_manifest = "insert_manifest" if is_load else "insert_manifest_annotations"
         connection.execute(insert_manifest, batch_id=batch_id, shard_size=shard_size(claimed, request.batch_size))
         connection.execute("insert_found_rejects", batch_id=batch_id)
-        counts = connection.one("update_batch_counts", batch_id=batch_id)
+        connection.execute("insert_found_notices", batch_id=batch_id)
+        counts = connection.one("update_batch_counts", batch_id=batch_id, files=json.dumps(files))
         if staged is not None:
             connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
             batch_state.add_notices(connection, batch_id, DISCOVER, WHOLE, staged.notices)
@@ -163,7 +183,8 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
         batch_state.mark(connection, batch_id, COPY, 1, copied_at, copied.as_dict())
     batch_state.mark(connection, batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
     numbers = {**found._asdict(), **lost._asdict(), **counts._asdict()}
-    return Discovery(batch_id=batch_id, source=request.source, beyond_limit=beyond, rejects=rejects, **numbers)
+    numbers |= {"rejects": rejects, "notices": notices}
+    return Discovery(batch_id=batch_id, source=request.source, beyond_limit=beyond, **numbers)
 
 
 def _require_unclaimed(connection: Connection, batch_id: str) -> None:
@@ -175,24 +196,38 @@ def _require_unclaimed(connection: Connection, batch_id: str) -> None:
         raise ClaimedError(message, hint)
 
 
-def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, progress: Progress) -> tuple[Any, int]:
-    """Fill pg_temp.staged with the inputs to load; return the row of counts, and the number beyond the limit."""
+def _stage_dataset(
+    connection: Connection, request: Request, metrics: Metrics, progress: Progress, files: Counter[str]
+) -> tuple[Any, int]:
+    """Fill pg_temp.staged with the inputs to load, and add the files below the source by class.
+
+    Return the row of counts, and the number beyond the limit.
+    """
     source = Path(request.source)
     with metrics.timed("discover_walk"):
         connection.execute("create_found")
-        if not copy_found(connection, list_folders(source)):
-            hint = (
-                "A recognition is a folder `recognition_<digits>` or `<digits>`, in the source or an export below it."
-            )
-            raise UsageError(f"The dataset {source} holds no recognition.", hint)
+        copy_found(connection, list_folders(source, files))
         connection.execute("analyze_found")
-        found = connection.one("count_found", batch_id=request.batch_id, force=request.force)
         connection.execute("create_candidates", batch_id=request.batch_id, force=request.force)
         connection.execute("index_candidates")
-    with metrics.timed("discover_inspect"):
+        found = connection.one("count_found")
+        rejected = {row.code for row in connection.execute("count_found_rejects")}
+        if not found.found and not rejected:
+            _refuse_empty(connection, source)
+        if "folder_unreadable" not in rejected:
+            connection.execute("add_vanished", source=request.source)
+    with metrics.timed("discover_inspect"), ThreadPoolExecutor(min(8, request.threads)) as executor:
         candidates = found.found - found.already_loaded - found.held_elsewhere
-        last = _stage(connection, request, source, partial(progress, candidates))
+        last = _stage(connection, request, executor, partial(progress, candidates), files)
+        _count_left(connection, source, last, executor, files)
         return found, connection.one("count_beyond", after=last).beyond
+
+
+def _refuse_empty(connection: Connection, source: Path) -> NoReturn:
+    hint = "A recognition is a folder `recognition_<digits>` or `<digits>`, in the source or an export below it."
+    near = connection.execute("list_near_notices", count=_SHOWN_NEAR)
+    hint = "\n".join([hint, *(printable(f"{row.path}: {row.message}.") for row in near)])
+    raise UsageError(f"The dataset {source} holds no recognition.", hint)
 
 
 def shard_size(recognitions: int, batch_size: int) -> int:
@@ -200,55 +235,90 @@ def shard_size(recognitions: int, batch_size: int) -> int:
     return max(batch_size, -(-recognitions // MAXIMUM_SHARDS))
 
 
-def _stage(connection: Connection, request: Request, source: Path, progress: Callable[[int], None]) -> int:
+def _stage(
+    connection: Connection,
+    request: Request,
+    executor: Executor,
+    progress: Callable[[int], None],
+    files: Counter[str],
+) -> int:
     """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, or -1."""
     connection.execute("create_staged")
+    source = Path(request.source)
     wanted = sys.maxsize if request.limit is None else request.limit
     strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
     last, inspected = -1, 0
-    with ThreadPoolExecutor(min(8, request.threads)) as executor:
-        # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
-        while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
-            last = page[-1].recognition_id
-            folders = [Folder(row.recognition_id, row.path) for row in page]
-            results = list(executor.map(strictly, folders) if request.strict else _inspect(source, folders, executor))
-            usable = [one for one in results if isinstance(one, Recognition)]
-            rejects = [one for one in results if isinstance(one, Reject)]
-            require_source(source, rejects)
-            connection.copy_in("pg_temp.staged", (*_STAGED, *_STAGED_DOCUMENTS), map(_staged_row, usable))
-            copy_found(connection, rejects)
-            inspected += len(page)
-            progress(inspected)
-            wanted -= len(usable)
+    # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
+    while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
+        last = page[-1].recognition_id
+        found = list(
+            executor.map(strictly, page) if request.strict else _spread(partial(_inspect, source), page, executor)
+        )
+        usable = [one.result for one in found if isinstance(one.result, Recognition)]
+        rejects = [one.result for one in found if isinstance(one.result, Reject)]
+        require_source(source, rejects)
+        connection.copy_in("pg_temp.staged", (*_STAGED, *_STAGED_DOCUMENTS), map(_staged_row, usable))
+        copy_found(connection, [*rejects, *(notice for one in found for notice in one.notices)])
+        for one in found:
+            files.update(one.files)
+        inspected += len(page)
+        progress(inspected)
+        wanted -= len(usable)
     return last
 
 
-def _inspect(source: Path, folders: Sequence[Folder], executor: Executor) -> Iterator[Recognition | Reject]:
-    """Inspect folders, in order; use threads only if the file system is slow.
+def _count_left(connection: Connection, source: Path, last: int, executor: Executor, files: Counter[str]) -> None:
+    """Add the files of recognitions that are loaded, held by another batch, or beyond the limit."""
+
+    def count(one: tuple[int, str, str]) -> Below:
+        return count_below(source, *one[1:])
+
+    after = -1
+    while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
+        after = page[-1].recognition_id
+        folders = [
+            (row.recognition_id, path, UNCHANGED if row.loaded and path == row.paths[0] else NOT_TAKEN)
+            for row in page
+            for path in row.paths
+        ]
+        notices = []
+        for (number, path, _), below in zip(folders, _spread(count, folders, executor), strict=True):
+            files.update(below.files)
+            if below.nested:
+                one = nested(below)
+                notices.append(Notice(number, path, *one))
+        copy_found(connection, notices)
+
+
+def _spread(work: Callable[[Any], Result], items: Sequence[Any], executor: Executor) -> Iterator[Result]:
+    """Look at folders, in order; use threads only if the file system is slow.
 
     On a local disk, switching the GIL between threads takes longer than inspecting a folder.
     """
-    inspect = partial(inspect_folder, source)
     begin, worked = time.perf_counter(), time.thread_time()
-    yield from map(inspect, folders[:_TRIED])
+    yield from map(work, items[:_TRIED])
     seconds, worked = time.perf_counter() - begin, time.thread_time() - worked
-    yield from (map if worked > seconds / 2 else executor.map)(inspect, folders[_TRIED:])
+    yield from (map if worked > seconds / 2 else executor.map)(work, items[_TRIED:])
+
+
+def _inspect(source: Path, row: Any) -> Inspected:
+    return inspect_copies(source, row.recognition_id, row.paths)
 
 
 def _inspect_strictly(
-    source: Path, budget: Budget, decoders: threading.Semaphore, valid_menus: ValidMenus, folder: Folder
-) -> Recognition | Reject:
+    source: Path, budget: Budget, decoders: threading.Semaphore, valid_menus: ValidMenus, row: Any
+) -> Inspected:
     """Inspect a folder; also read and check its files, which otherwise the upload does."""
-    result = inspect_folder(source, folder)
-    if isinstance(result, Reject):
-        return result
-    with budget.reserved(size_of(result)):
-        files = read_files(source, result, Metrics(), valid_menus)
+    found = _inspect(source, row)
+    if isinstance(found.result, Reject):
+        return found
+    with budget.reserved(size_of(found.result)):
+        files = read_files(source, found.result, Metrics(), valid_menus)
         if isinstance(files, Reject):
-            return files
+            return replace(found, result=files)
         with decoders:
-            photos = check_photos(result, files, Metrics())
-    return photos if isinstance(photos, Reject) else result
+            photos = check_photos(found.result, files, Metrics())
+    return replace(found, result=photos) if isinstance(photos, Reject) else found
 
 
 def _staged_row(recognition: Recognition) -> Sequence[object]:

@@ -51,6 +51,7 @@ def transform_batch(
             if missing:
                 message = f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet."
                 raise UnfinishedError(message, "Run the same command again.")
+        connection.execute("update_batch_files", batch_id=batch_id)
         connection.execute("delete_rejected", batch_id=batch_id)
         if reason := find_reason(connection, batch_id, max_rejects):
             hold_back(connection, batch_id, reason)

@@ -135,6 +135,22 @@ CREATE INDEX notices_batch ON ingest.notices (batch_id, step, shard);
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';
 
+-- The files of a batch by class. Until its commit, what discovery used and an upload or a copy rejected is rejected.
+CREATE FUNCTION ingest.files_of(batch ingest.batches) RETURNS jsonb
+LANGUAGE sql STABLE
+SET search_path = ''
+AS $$
+    SELECT CASE WHEN batch.state IN ('loading', 'held') AND batch.files ? 'used'
+        THEN batch.files || jsonb_build_object('used', m.files,
+            'rejected', (batch.files -> 'rejected')::bigint + (batch.files -> 'used')::bigint - m.files)
+        ELSE batch.files END
+    FROM (
+        SELECT coalesce(sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path)), 0)::bigint AS files
+        FROM ingest.manifest
+        WHERE batch_id = batch.id AND NOT rejected
+    ) m
+$$;
+
 CREATE TABLE raw.photos (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,

@@ -23,7 +23,9 @@ CROSS JOIN LATERAL (
 RETURNING sha256
 
 -- name: delete_notices_rejected
-DELETE FROM ingest.notices WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+-- Those of its photos and documents; what discovery passed over stays so.
+DELETE FROM ingest.notices
+WHERE batch_id = :batch_id AND step <> 'discover' AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
 
 -- name: delete_files_rejected
 DELETE FROM raw.photos

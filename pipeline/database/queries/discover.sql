@@ -17,6 +17,17 @@ FROM lost
 WHERE b.id = :batch_id
 RETURNING b.already_loaded, b.held_elsewhere, b.held_by
 
+-- name: add_vanished
+-- Recognitions that were loaded from this source; each is told once.
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT r.id, m.photo_paths[1], 'folder_vanished', 'the folder is gone from the dataset; what was loaded of it stays', true
+FROM ingest.batches b
+JOIN ingest.manifest m ON m.batch_id = b.id
+JOIN public.recognitions r ON r.id = m.recognition_id AND r.batch_id = b.id
+WHERE b.kind = 'load' AND b.source = :source
+    AND NOT EXISTS (SELECT FROM pg_temp.candidates c WHERE c.recognition_id = r.id)
+    AND NOT EXISTS (SELECT FROM ingest.notices n WHERE n.recognition_id = r.id AND n.code = 'folder_vanished')
+
 -- name: analyze_found
 ANALYZE pg_temp.found
 
@@ -24,53 +35,51 @@ ANALYZE pg_temp.found
 ANALYZE pg_temp.staged
 
 -- name: count_beyond
-SELECT count(*) AS beyond FROM pg_temp.candidates WHERE recognition_id > :after
+SELECT count(*) AS beyond FROM pg_temp.candidates WHERE recognition_id > :after AND NOT loaded AND holder IS NULL
 
 -- name: count_claims
 SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
 
 -- name: count_found
--- What the dataset holds, and why some of it is no candidate.
-WITH distinct_found AS (
-    SELECT recognition_id, count(*) AS copies FROM pg_temp.found WHERE code IS NULL GROUP BY recognition_id
-)
+-- What the dataset holds, and why some of it is not taken.
 SELECT count(*) AS found,
-    coalesce(sum(d.copies - 1), 0)::bigint AS superseded_copies,
-    count(*) FILTER (WHERE loaded.there) AS already_loaded,
-    count(*) FILTER (WHERE NOT loaded.there AND c.batch_id IS NOT NULL) AS held_elsewhere,
-    coalesce(array_agg(DISTINCT c.batch_id) FILTER (WHERE NOT loaded.there AND c.batch_id IS NOT NULL), '{}') AS held_by
-FROM distinct_found d
-LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = d.recognition_id AND c.batch_id <> :batch_id
-CROSS JOIN LATERAL (
-    SELECT NOT :force AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = d.recognition_id) AS there
-) loaded
+    coalesce(sum(cardinality(paths) - 1), 0)::bigint AS superseded_copies,
+    count(*) FILTER (WHERE loaded) AS already_loaded,
+    count(*) FILTER (WHERE NOT loaded AND holder IS NOT NULL) AS held_elsewhere,
+    coalesce(array_agg(DISTINCT holder) FILTER (WHERE NOT loaded AND holder IS NOT NULL), '{}') AS held_by
+FROM pg_temp.candidates
+
+-- name: count_found_notices
+SELECT code, count(*) AS notices FROM pg_temp.found WHERE is_notice GROUP BY code ORDER BY code
 
 -- name: count_found_rejects
-SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL GROUP BY code ORDER BY code
+SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL AND NOT is_notice GROUP BY code ORDER BY code
 
 -- name: create_candidates
--- Of a recognition in several exports, the one that sorts last; without what is loaded or held by another batch.
+-- Each recognition with its folders, the newest first, and what stands in the way of loading it.
 CREATE TEMP TABLE candidates ON COMMIT DROP AS
-SELECT f.recognition_id, f.path
+SELECT f.recognition_id, f.paths, known.loaded, c.batch_id AS holder
 FROM (
-    SELECT DISTINCT ON (recognition_id) recognition_id, path
+    SELECT recognition_id, array_agg(path ORDER BY rank, path COLLATE "C" DESC) AS paths
     FROM pg_temp.found
     WHERE code IS NULL
-    ORDER BY recognition_id, path COLLATE "C" DESC
+    GROUP BY recognition_id
 ) f
-WHERE (:force OR NOT EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.recognition_id))
-    AND NOT EXISTS (
-        SELECT FROM ingest.claims c
-        WHERE c.kind = 'load' AND c.recognition_id = f.recognition_id AND c.batch_id <> :batch_id
-    )
+LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = f.recognition_id AND c.batch_id <> :batch_id
+CROSS JOIN LATERAL (
+    SELECT NOT :force AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.recognition_id) AS loaded
+) known
 
 -- name: create_found
+-- Folders of recognitions, whose code is NULL, rejects and notices; a lower rank is a newer export.
 CREATE TEMP TABLE found (
     number bigint, -- of the entry of an annotations file
     recognition_id bigint,
     path text NOT NULL,
     code text,
-    message text
+    message text,
+    is_notice boolean NOT NULL DEFAULT false,
+    rank integer NOT NULL DEFAULT 0
 ) ON COMMIT DROP
 
 -- name: create_staged
@@ -124,7 +133,14 @@ ON CONFLICT (kind, recognition_id) DO NOTHING
 INSERT INTO ingest.rejects (batch_id, recognition_id, path, code, message, step)
 SELECT :batch_id, recognition_id, path, code, message, 'discover'
 FROM pg_temp.found
-WHERE code IS NOT NULL
+WHERE code IS NOT NULL AND NOT is_notice
+ORDER BY path COLLATE "C", message COLLATE "C"
+
+-- name: insert_found_notices
+INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
+SELECT :batch_id, recognition_id, path, code, message, 'discover'
+FROM pg_temp.found
+WHERE is_notice
 ORDER BY path COLLATE "C", message COLLATE "C"
 
 -- name: insert_manifest
@@ -141,16 +157,32 @@ FROM pg_temp.staged s
 JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
 
 -- name: list_candidates
-SELECT recognition_id, path
+SELECT recognition_id, paths
 FROM pg_temp.candidates
-WHERE recognition_id > :after
+WHERE recognition_id > :after AND NOT loaded AND holder IS NULL
 ORDER BY recognition_id
 LIMIT :count
 
 -- name: list_found_rejects
 SELECT recognition_id, path, code, message
 FROM pg_temp.found
-WHERE code IS NOT NULL
+WHERE code IS NOT NULL AND NOT is_notice
+ORDER BY path COLLATE "C"
+LIMIT :count
+
+-- name: list_left
+-- The recognitions that are not inspected: loaded, held by another batch, or beyond the limit.
+SELECT recognition_id, paths, loaded
+FROM pg_temp.candidates
+WHERE recognition_id > :after AND (loaded OR holder IS NOT NULL OR recognition_id > :last)
+ORDER BY recognition_id
+LIMIT :count
+
+-- name: list_near_notices
+-- What explains that no recognition was found.
+SELECT path, message
+FROM pg_temp.found
+WHERE is_notice AND code IN ('folder_name', 'folder_nested', 'file_archive')
 ORDER BY path COLLATE "C"
 LIMIT :count
 
@@ -162,14 +194,19 @@ WHERE batch_id = :batch_id AND shard = :shard
 LIMIT :count
 
 -- name: update_batch_counts
--- After discovery; the commit counts again, when shards may have rejected some.
+-- After discovery; the commit counts again, when shards may have rejected some. What another batch took in the meantime
+-- was not taken.
 UPDATE ingest.batches b
 SET shards = coalesce(m.shards, 0), recognitions = coalesce(m.recognitions, 0), photos = coalesce(m.photos, 0),
-    bytes = coalesce(m.bytes, 0), detections = 0
+    bytes = coalesce(m.bytes, 0), detections = 0,
+    files = CASE WHEN b.kind = 'load' THEN given.files || jsonb_build_object('used', m.files,
+        'not_taken', (given.files -> 'not_taken')::bigint + (given.files -> 'used')::bigint - m.files) ELSE '{}' END
 FROM (
     SELECT max(shard) AS shards, count(*) AS recognitions, sum(cardinality(photo_paths)) AS photos,
-        sum((SELECT sum(size) FROM unnest(photo_sizes) AS size))::bigint AS bytes
+        sum((SELECT sum(size) FROM unnest(photo_sizes) AS size))::bigint AS bytes,
+        coalesce(sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path)), 0)::bigint AS files
     FROM ingest.manifest WHERE batch_id = :batch_id
 ) m
+CROSS JOIN (SELECT CAST(:files AS jsonb) AS files) AS given
 WHERE b.id = :batch_id
-RETURNING b.shards, b.recognitions, b.photos, b.bytes
+RETURNING b.shards, b.recognitions, b.photos, b.bytes, b.files

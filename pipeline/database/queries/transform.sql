@@ -79,6 +79,9 @@ CROSS JOIN LATERAL (
 CROSS JOIN (SELECT count(*) AS rejected, count(*) FILTER (WHERE NOT known) AS fresh FROM rejected) r
 WHERE b.id = :batch_id
 
+-- name: update_batch_files
+UPDATE ingest.batches b SET files = ingest.files_of(b) WHERE id = :batch_id
+
 -- name: withdraw_shard
 -- Forget the upload and the copy of a shard, so that both are done anew, and what was rejected in between.
 WITH photos AS (

@@ -1,0 +1,89 @@
+"""What the names of files and folders say: recognition, camera, document, date, and what is nearly one of them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from pipeline.dataset.records import Deviation
+
+#: The folder of a recognition.
+FOLDER = re.compile(r"(?:recognition_)?([0-9]+)", re.IGNORECASE)
+MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
+RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
+
+_PHOTO = re.compile(r"[^.].*\.(jpe?g|jpe|jfif)", re.IGNORECASE | re.DOTALL)
+#: What systems add to the name of a copy: `x (1)`, `x - Copy`, `x copy 2`, `x - копия`.
+_COPY = re.compile(r"(?:\([0-9]+\)|[-_ ]\s*(?:copy|копия)\b.*)\Z", re.IGNORECASE)
+#: `recognition_7` and `7_recognition`, but not the year in `recognition_2025-10-11`.
+_NUMBER = re.compile(r"(?<![0-9])([0-9]+)_recognition|recognition_([0-9]+)(?![0-9]|[-_.][0-9]{2}[-_.][0-9]{2})", re.I)
+_COMPACT_DATE = re.compile(r"20[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])")
+_NEAR_FOLDER = re.compile(
+    r".*recogn[^0-9]*([0-9]+).*|\W*([0-9]+)(?:\s*\([0-9]+\)|[-_. ]*(?:copy|копия|bak|old)\b.*)?\W*",
+    re.IGNORECASE | re.DOTALL,
+)
+_LOOKALIKES = str.maketrans("амсе", "amce")  # Cyrillic letters that look like Latin ones
+_NEAR_MENU = re.compile(r"(?:.*[^a-z])?am(?:[^a-z].*)?|.*menu.*|.*меню.*", re.DOTALL)
+_NEAR_RECEIPT = re.compile(r"(?:.*[^a-z])?cd(?:[^a-z].*)?|.*(?:dishes|receipt|чек).*", re.DOTALL)
+_NEAR_DOCUMENT = re.compile(r".*\.json.*", re.DOTALL)
+_ARCHIVE = re.compile(r".*\.(?:zip|rar|7z|tar|tgz|tbz2?|txz|tar\.\w+)", re.IGNORECASE | re.DOTALL)
+_PARTIAL = re.compile(r".*\.(?:part|partial|crdownload|filepart|download|tmp)", re.IGNORECASE | re.DOTALL)
+_ANNOTATIONS = re.compile(r".*annotations.*\.json.*", re.IGNORECASE | re.DOTALL)
+
+
+def last(path: str) -> str:
+    """Return the last part of a path."""
+    return path.rsplit("/", 1)[-1]
+
+
+def is_photo(path: str) -> bool:
+    """Return whether a file is a photo by its name; a hidden one is not."""
+    return _PHOTO.fullmatch(last(path)) is not None
+
+
+def is_usual_photo(path: str) -> bool:
+    """Return whether a photo's name ends in .jpg or .jpeg."""
+    return path.lower().endswith((".jpg", ".jpeg"))
+
+
+def is_copy(path: str) -> bool:
+    """Return whether a file's name ends as systems name copies."""
+    return _COPY.search(os.path.splitext(last(path))[0]) is not None
+
+
+def camera_of(path: str) -> int | None:
+    """Return the camera in a photo's name, 1 for Main and 2 for Qualifying; None if it names neither or both."""
+    name = last(path).lower()
+    return {(True, False): 1, (False, True): 2}.get(("main" in name, "qualifying" in name))
+
+
+def other_recognition(path: str, number: int) -> str | None:
+    """Return the number of the recognition that a file names, None if it names no other one than this."""
+    named = [one or other for one, other in _NUMBER.findall(last(path)) if not _COMPACT_DATE.fullmatch(one or other)]
+    return named[0] if named and str(number) not in {digits.lstrip("0") or "0" for digits in named} else None
+
+
+def near_recognition(name: str) -> str | None:
+    """Return the number of the recognition that a folder's name nearly names."""
+    match = _NEAR_FOLDER.fullmatch(name)
+    return (match[1] or match[2]) if match else None
+
+
+def near_document(name: str) -> str | None:
+    """Return which document a file's name resembles: `menu`, `receipt`, or `document` for JSON that names neither."""
+    text = f"{name.casefold()} {name.casefold().translate(_LOOKALIKES)}"
+    for kind, pattern in (("receipt", _NEAR_RECEIPT), ("menu", _NEAR_MENU), ("document", _NEAR_DOCUMENT)):
+        if pattern.fullmatch(text):
+            return kind
+    return None
+
+
+def describe(name: str) -> Deviation:
+    """Return why a file that is neither a photo nor a document is passed over."""
+    if _ANNOTATIONS.fullmatch(name):
+        return Deviation("file_annotations", "annotations of a model are loaded by load-qwen")
+    if _ARCHIVE.fullmatch(name):
+        return Deviation("file_archive", "an archive is not opened: unpack it to load what is in it")
+    if _PARTIAL.fullmatch(name):
+        return Deviation("file_unknown", "the file seems to be an incomplete copy or download")
+    return Deviation("file_unknown", "the file is neither a photo nor a document of a recognition")

@@ -1,0 +1,253 @@
+"""What is used of a recognition's folder, and what becomes of everything else in it; no file is opened."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from pipeline.dataset.clutter import is_clutter
+from pipeline.dataset.layout import list_folders
+from pipeline.dataset.names import near_recognition
+from pipeline.dataset.recognition import inspect_folder
+from pipeline.dataset.records import Folder, Inspected, Notice, Recognition, Reject
+
+PAIR = ("photos/recognition_7_2025-10-11_Main.jpg", "photos/recognition_7_2025-10-11_Qualifying.jpg")
+DAY = "7_recognition_2025-10-11"
+
+
+def look(tmp_path: Path, *names: str) -> Inspected:
+    """Inspect a recognition of these files; all of them are in a class."""
+    folder = tmp_path / "recognition_7"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    found = inspect_folder(tmp_path, Folder(7, folder.name))
+    assert found.files.total() == sum(len(files) for _, _, files in os.walk(folder))
+    assert len(found.notices) <= found.files["passed_over"]
+    return found
+
+
+def used(found: Inspected) -> tuple[str | None, ...]:
+    assert isinstance(found.result, Recognition), found.result
+    files = (*found.result.photos, found.result.menu, found.result.receipt)
+    return tuple(file.path.removeprefix("recognition_7/") if file else None for file in files)
+
+
+def noticed(found: Inspected) -> list[tuple[str, str]]:
+    assert all(notice.recognition_id == 7 for notice in found.notices)
+    return [(notice.code, notice.path.removeprefix("recognition_7/")) for notice in found.notices]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Photos/x_Main.jpg", "Photos/x_Qualifying.jpg"),
+        ("PHOTOS/x_Main.JPEG", "x_Qualifying.JPG"),
+        ("photos/x_Main.jpe", "photos/x_Qualifying.JFIF"),
+        ("photos/x_Main (1).jpg", "photos/x_Qualifying - Copy.jpg"),
+        ("photos/7_recognition_2025-10-11_Main.jpg", "photos/7_recognition_20251011_Qualifying.jpg"),
+        ("photos/recognition_007_Main.jpg", "photos/recognition_2025-10-11_Qualifying.jpg"),
+    ],
+)
+def test_photos_under_usual_and_unusual_names_are_used(tmp_path: Path, names: tuple[str, str]) -> None:
+    found = look(tmp_path, *names)
+    assert used(found) == (*names, None, None)
+    assert noticed(found) == []
+
+
+def test_the_year_after_the_word_recognition_is_part_of_a_date(tmp_path: Path) -> None:
+    found = look(tmp_path, "7_recognition_2025-10-11_Main.jpg", "7_recognition_2025-10-11_Qualifying.jpg").result
+    assert isinstance(found, Recognition)
+    assert found.captured_on == date(2025, 10, 11)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "recognition_7_2025-10-11_Main (1).jpg",
+        "recognition_7_2025-10-11_Main(2).JPG",
+        "recognition_7_2025-10-11_Main - Copy.jpg",
+        "recognition_7_2025-10-11_Qualifying - Copy (3).jpg",
+        "recognition_7_2025-10-11_Qualifying copy 2.jpeg",
+        "recognition_7_2025-10-11_Main — копия.jpg",
+        "recognition_7_2025-10-11_Main - копия.jpg",
+        "recognition_7_2025-10-11_Main_copy.jpg",
+        "recognition_7_2025-10-11_Main.jfif",
+    ],
+)
+@pytest.mark.parametrize("folder", ["photos/", ""])
+def test_a_copy_besides_two_photos_is_passed_over(tmp_path: Path, folder: str, name: str) -> None:
+    found = look(tmp_path, *PAIR, folder + name)
+    assert used(found) == (*PAIR, None, None)
+    assert noticed(found) == [("photo_copy", folder + name)]
+    assert found.files == {"used": 2, "passed_over": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "told"),
+    [
+        (["photos/x_Main.jpg", "photos/x_Qualifying.png"], "photo_count", "1 photo instead of two; not used: x_Qualif"),
+        (
+            ["photos/x_Main.heic", "photos/x_Qualifying.webp"],
+            "photo_count",
+            "0 photos instead of two; not used: x_Main",
+        ),
+        (["images/x_Main.jpg", "images/x_Qualifying.jpg"], "photo_count", "not used: images/"),
+        ([PAIR[0], f"{PAIR[1]}.part"], "photo_count", "_Qualifying.jpg.part"),
+        ([*PAIR, "photos/recognition_7_Side.jpg"], "photo_count", "3 photos"),
+        ([PAIR[0], "photos/recognition_7_2025-10-11_Main (1).jpg"], "photo_cameras", "one Main and one Qualifying"),
+        ([PAIR[0], "photos/.x_Qualifying.jpg"], "photo_count", "not used: .x_Qualifying.jpg"),
+        ([PAIR[0], "photos/recognition_8_2025-10-11_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
+        ([PAIR[0], "photos/8_recognition_2025-10-11_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
+        ([*PAIR, "8_recognition_2025-10-11_AM.json"], "json_other_recognition", "recognition 8"),
+        ([*PAIR, "recognition_8_correct_dishes.json"], "json_other_recognition", "recognition 8"),
+        (["export_1/recognition_9/photos/x_Main.jpg"], "photo_count", "recognition_7/export_1/recognition_9 for one"),
+    ],
+)
+def test_what_is_rejected_says_what_lies_there(tmp_path: Path, names: list[str], code: str, told: str) -> None:
+    found = look(tmp_path, *names, "notes.txt", "photos/Thumbs.db")
+    assert isinstance(found.result, Reject)
+    assert found.result.code == code
+    assert told in found.result.message
+    assert found.files == {"rejected": len(names) + 1, "clutter": 1}
+    assert found.notices == []
+
+
+@pytest.mark.parametrize(
+    ("menu", "receipt"),
+    [
+        (f"{DAY}_AM.json", f"{DAY}_correct_dishes.json"),
+        ("am.JSON", "cd.Json"),
+        (f"photos/{DAY}_AM.json", f"photos/{DAY}_Correct_Dishes.JSON"),
+    ],
+)
+def test_documents_in_any_letter_case_and_in_photos_are_used(tmp_path: Path, menu: str, receipt: str) -> None:
+    found = look(tmp_path, *PAIR, menu, receipt)
+    assert used(found) == (*PAIR, menu, receipt)
+    assert found.notices == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (f"{DAY}_AM (1).json", "menu"),
+        (f"{DAY}_AM.json.gz", "menu"),
+        (f"{DAY}_AM.json.json", "menu"),
+        (f"{DAY}_AM .json", "menu"),
+        (f"{DAY}_AM.jsonl", "menu"),
+        (f"{DAY}_AM", "menu"),
+        (f"photos/{DAY}_AM.txt", "menu"),
+        ("7-AM.json", "menu"),
+        (f"{DAY}_АМ.json", "menu"),  # Cyrillic
+        (f"{DAY}_Меню.json", "menu"),
+        ("ActiveMenu.json", "menu"),
+        (f"{DAY}_correct_dishes (1).json", "receipt"),
+        (f"{DAY}_correct-dishes.json", "receipt"),
+        (f"{DAY}_correct dishes.json", "receipt"),
+        (f"{DAY}_correct_dishes.json.bak", "receipt"),
+        (f"{DAY}_correct_dishes.json.part", "receipt"),
+        ("7-CD.json", "receipt"),
+        (f"{DAY}_СD.json", "receipt"),  # Cyrillic
+        ("receipt.json", "receipt"),
+        ("data.json", "document"),
+    ],
+)
+def test_a_document_under_another_name_is_named_and_not_used(tmp_path: Path, name: str, kind: str) -> None:
+    found = look(tmp_path, *PAIR, name)
+    assert used(found) == (*PAIR, None, None)
+    assert noticed(found) == [("document_name", name)]
+    assert f"looks like a {kind}" in found.notices[0].message
+    assert (f"loaded without a {kind}" in found.notices[0].message) == (kind != "document")
+
+
+def test_of_two_documents_the_other_one_is_named(tmp_path: Path) -> None:
+    names = (f"{DAY}_AM.json", "7_recognition_2025-10-10_AM.json", f"photos/{DAY}_AM.json", f"{DAY}_AM (1).json")
+    found = look(tmp_path, *PAIR, *names)
+    assert used(found) == (*PAIR, names[0], None)
+    assert sorted(noticed(found)) == sorted(("document_copy", name) for name in names[1:])
+
+
+def test_other_files_and_folders_are_named_one_by_one(tmp_path: Path) -> None:
+    found = look(tmp_path, *PAIR, "notes.txt", "old.zip", ".hidden", "thumbs/a.jpg", "thumbs/b/c.jpg", "photos/x/y.jpg")
+    assert used(found) == (*PAIR, None, None)
+    assert sorted(noticed(found)) == [
+        ("file_archive", "old.zip"),
+        ("file_unknown", ".hidden"),
+        ("file_unknown", "notes.txt"),
+        ("folder_unknown", "photos/x"),
+        ("folder_unknown", "thumbs"),
+    ]
+    assert found.files == {"used": 2, "passed_over": 6}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".DS_Store", "._7_AM.json", "THUMBS.DB", "Desktop.ini", "__MACOSX", ".Trash-1000", "$Recycle.Bin", "@eaDir"],
+)
+def test_clutter_is_counted_as_a_file_and_as_a_folder(tmp_path: Path, name: str) -> None:
+    assert is_clutter(name)
+    found = look(tmp_path, *PAIR, name, f"photos/{name}/x_Main.jpg", f"photos/{name}/recognition_8/x_Main.jpg")
+    assert used(found) == (*PAIR, None, None)
+    assert found.notices == []
+    assert found.files == {"used": 2, "clutter": 3}
+
+
+@pytest.mark.parametrize(
+    "name", ["recognition_7", "photos", "DS_Store", "export_1", "Thumbs.db.jpg", "recycle", "a.part"]
+)
+def test_other_names_are_no_clutter(name: str) -> None:
+    assert not is_clutter(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("recognition_2043 (1)", "2043"),
+        ("recognition_2043 - Copy", "2043"),
+        ("recognition-2044", "2044"),
+        (" recognition_2045", "2045"),
+        ("recognition_2046.bak", "2046"),
+        ("recognition_2046_", "2046"),
+        ("Копия recognition_2047", "2047"),
+        ("recognition2048", "2048"),
+        ("recogniton_2049", "2049"),
+        ("2050 (2)", "2050"),
+        ("2051 - Copy", "2051"),
+        ("export_20251024_121255", None),
+        ("2025-10-24", None),
+        ("notes", None),
+    ],
+)
+def test_names_that_are_nearly_those_of_recognitions(tmp_path: Path, name: str, number: str | None) -> None:
+    assert near_recognition(name) == number
+    (tmp_path / "export" / name).mkdir(parents=True)
+    (tmp_path / "export" / "1").mkdir()
+    found = [one for one in list_folders(tmp_path, Counter()) if isinstance(one, Notice)]
+    assert [(one.code, one.path) for one in found] == [
+        ("folder_name" if number else "folder_unknown", f"export/{name}")
+    ]
+    assert (number or "holds no recognition") in found[0].message
+
+
+def test_recognition_folders_in_any_letter_case_are_found(tmp_path: Path) -> None:
+    for name in ("Recognition_1", "RECOGNITION_2", "a/reCognition_3"):
+        (tmp_path / name).mkdir(parents=True)
+    found = [one for one in list_folders(tmp_path, Counter()) if isinstance(one, Folder)]
+    assert sorted((one.recognition_id, one.path) for one in found) == [
+        (1, "Recognition_1"),
+        (2, "RECOGNITION_2"),
+        (3, "a/reCognition_3"),
+    ]
+
+
+def test_the_newest_export_has_the_lowest_rank_and_the_source_is_newer(tmp_path: Path) -> None:
+    order = ["5", "export_100/5", "Export_20/5", "export_10/5", "export_9/5", "2025-10-09/5", "2025-9-30/5"]
+    for name in order:
+        (tmp_path / name).mkdir(parents=True)
+    found = [one for one in list_folders(tmp_path, Counter()) if isinstance(one, Folder)]
+    assert [one.path for one in found] == order
+    assert [one.rank for one in found] == sorted({one.rank for one in found})
