@@ -217,9 +217,15 @@ def _stage_dataset(
         if "folder_unreadable" not in rejected:
             connection.execute("add_vanished", source=request.source)
     with metrics.timed("discover_inspect"), ThreadPoolExecutor(min(8, request.threads)) as executor:
-        candidates = found.found - found.already_loaded - found.held_elsewhere
-        last = _stage(connection, request, executor, partial(progress, candidates), files)
-        _count_left(connection, source, last, executor, files)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(found.found, done)
+
+        last = _stage(connection, request, executor, advance, files)
+        _count_left(connection, source, last, executor, advance, files)
         return found, connection.one("count_beyond", after=last).beyond
 
 
@@ -239,7 +245,7 @@ def _stage(
     connection: Connection,
     request: Request,
     executor: Executor,
-    progress: Callable[[int], None],
+    advance: Callable[[int], None],
     files: Counter[str],
 ) -> int:
     """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, or -1."""
@@ -247,7 +253,7 @@ def _stage(
     source = Path(request.source)
     wanted = sys.maxsize if request.limit is None else request.limit
     strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
-    last, inspected = -1, 0
+    last = -1
     # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
     while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
         last = page[-1].recognition_id
@@ -261,13 +267,19 @@ def _stage(
         copy_found(connection, [*rejects, *(notice for one in found for notice in one.notices)])
         for one in found:
             files.update(one.files)
-        inspected += len(page)
-        progress(inspected)
+        advance(len(page))
         wanted -= len(usable)
     return last
 
 
-def _count_left(connection: Connection, source: Path, last: int, executor: Executor, files: Counter[str]) -> None:
+def _count_left(
+    connection: Connection,
+    source: Path,
+    last: int,
+    executor: Executor,
+    advance: Callable[[int], None],
+    files: Counter[str],
+) -> None:
     """Add the files of recognitions that are loaded, held by another batch, or beyond the limit."""
 
     def count(one: tuple[int, str, str]) -> Below:
@@ -288,6 +300,7 @@ def _count_left(connection: Connection, source: Path, last: int, executor: Execu
                 one = nested(below)
                 notices.append(Notice(number, path, *one))
         copy_found(connection, notices)
+        advance(len(page))
 
 
 def _spread(work: Callable[[Any], Result], items: Sequence[Any], executor: Executor) -> Iterator[Result]:
