@@ -18,6 +18,7 @@ _DATE = re.compile(
 )
 #: What looks like a date or a time: three numbers, a year, or six digits and more.
 _NUMBERS = re.compile(r"(?<![0-9])(?:[0-9]{1,4}[-_.][0-9]{1,2}[-_.][0-9]{1,4}|(?:19|20)[0-9]{2}|[0-9]{6,})(?![0-9])")
+_NUMBER = re.compile(r"0*([0-9]+)_")
 #: Not the year in `7_recognition_2025-10-11`.
 _RECOGNITION = re.compile(r"recognition[_-]?[0-9]+(?![0-9]|([-_.])[0-9]{1,2}\1[0-9])", re.IGNORECASE)
 
@@ -46,4 +47,5 @@ def check_date(path: str, recognition_id: int) -> tuple[Deviation, ...]:
 def _name_of(path: str, recognition_id: int) -> str:
     """Return the name of a photo without the number of its recognition, which may look like a date."""
     name = _RECOGNITION.sub("", path.rsplit("/", 1)[-1])
-    return re.sub(rf"^0*{recognition_id}_", "", name)
+    number = _NUMBER.match(name)
+    return name[number.end() :] if number and number[1] == str(recognition_id) else name
