@@ -50,6 +50,7 @@ def noticed(found: Inspected) -> list[tuple[str, str]]:
         ("photos/x_Main.jpe", "photos/x_Qualifying.JFIF"),
         ("photos/x_Main (1).jpg", "photos/x_Qualifying - Copy.jpg"),
         ("photos/7_recognition_2025-10-11_Main.jpg", "photos/7_recognition_20251011_Qualifying.jpg"),
+        ("photos/2025-10-11_recognition_Main.jpg", "photos/20251011_recognition_Qualifying.jpg"),
         ("photos/recognition_007_Main.jpg", "photos/recognition_2025-10-11_Qualifying.jpg"),
     ],
 )
@@ -76,6 +77,8 @@ def test_the_year_after_the_word_recognition_is_part_of_a_date(tmp_path: Path) -
         "recognition_7_2025-10-11_Main — копия.jpg",
         "recognition_7_2025-10-11_Main - копия.jpg",
         "recognition_7_2025-10-11_Main_copy.jpg",
+        "Copy of recognition_7_2025-10-11_Main.jpg",
+        "Копия recognition_7_2025-10-11_Main.jpg",
         "recognition_7_2025-10-11_Main.jfif",
     ],
 )
@@ -102,10 +105,15 @@ def test_a_copy_besides_two_photos_is_passed_over(tmp_path: Path, folder: str, n
         ([PAIR[0], "photos/recognition_7_2025-10-11_Main (1).jpg"], "photo_cameras", "one Main and one Qualifying"),
         ([PAIR[0], "photos/.x_Qualifying.jpg"], "photo_count", "not used: .x_Qualifying.jpg"),
         ([PAIR[0], "photos/recognition_8_2025-10-11_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
+        ([PAIR[0], "photos/Recognition-8_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
         ([PAIR[0], "photos/8_recognition_2025-10-11_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
         ([*PAIR, "8_recognition_2025-10-11_AM.json"], "json_other_recognition", "recognition 8"),
         ([*PAIR, "recognition_8_correct_dishes.json"], "json_other_recognition", "recognition 8"),
-        (["export_1/recognition_9/photos/x_Main.jpg"], "photo_count", "recognition_7/export_1/recognition_9 for one"),
+        (
+            ["export_1/recognition_9/photos/x_Main.jpg"],
+            "photo_count",
+            "recognition_9 for one: name recognition_7 with --source",
+        ),
     ],
 )
 def test_what_is_rejected_says_what_lies_there(tmp_path: Path, names: list[str], code: str, told: str) -> None:

@@ -13,10 +13,15 @@ MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
 RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
 
 _PHOTO = re.compile(r"[^.].*\.(jpe?g|jpe|jfif)", re.IGNORECASE | re.DOTALL)
-#: What systems add to the name of a copy: `x (1)`, `x - Copy`, `x copy 2`, `x - копия`.
-_COPY = re.compile(r"(?:\([0-9]+\)|[-_ ]\s*(?:copy|копия)\b.*)\Z", re.IGNORECASE)
+#: What systems add to the name of a copy: `x (1)`, `x - Copy`, `x copy 2`, `x - копия`, `Copy of x`.
+_COPY = re.compile(
+    r"(?:\([0-9]+\)|[-_ ]\s*(?:copy|copie|copia|kopie|копия)\b.*)\Z|\A(?:copy of|копия)\b", re.IGNORECASE
+)
 #: `recognition_7` and `7_recognition`, but not the year in `recognition_2025-10-11`.
-_NUMBER = re.compile(r"(?<![0-9])([0-9]+)_recognition|recognition_([0-9]+)(?![0-9]|[-_.][0-9]{2}[-_.][0-9]{2})", re.I)
+_NUMBER = re.compile(
+    r"(?<![0-9])(?<![0-9][-_.])([0-9]+)[-_ ]recognition|recognition[-_ ]?([0-9]+)(?![0-9]|[-_.][0-9]{2}[-_.][0-9]{2})",
+    re.I,
+)
 _COMPACT_DATE = re.compile(r"20[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])")
 _NEAR_FOLDER = re.compile(
     r".*recogn[^0-9]*([0-9]+).*|\W*([0-9]+)(?:\s*\([0-9]+\)|[-_. ]*(?:copy|копия|bak|old)\b.*)?\W*",

@@ -119,6 +119,8 @@ def pass_folder(source: Path, path: str, files: Counter[str], number: int | None
 def nested(below: Below) -> Deviation:
     """Return what to do about recognitions that are in a folder where none is looked for."""
     outer = below.nested.split("/")[:-1]
+    if len(outer) > 1 and not FOLDER.fullmatch(outer[-1]):
+        del outer[-1]  # an export, beside which there may be others
     message = f"recognitions below it are not loaded, {as_text(below.nested)} for one"
     return Deviation("folder_nested", f"{message}: name {as_text('/'.join(outer))} with --source")
 

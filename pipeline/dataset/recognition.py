@@ -70,7 +70,7 @@ def inspect_copies(source: Path, recognition_id: int, paths: Sequence[str]) -> I
     for path, newer in zip(paths, incomplete, strict=False):
         chosen.files.update(count_below(source, path, PASSED_OVER).files)
         why = newer.result.message if isinstance(newer.result, Reject) else ""
-        message = f"the older copy {paths[len(incomplete)]} was taken instead of this one: {why}"
+        message = f"{why}; the older copy {paths[len(incomplete)]} takes its place"
         chosen.notices.append(Notice(recognition_id, path, "copy_incomplete", message))
     for path in paths[len(looked) :]:
         chosen.files.update(count_below(source, path, NOT_TAKEN).files)
@@ -84,7 +84,7 @@ def is_incomplete(found: Inspected) -> bool:
 
 @dataclass
 class _Content:
-    """What is in the folder of a recognition, but for clutter; `above` are the files that are not in `photos`."""
+    """What is in the folder of a recognition and in `photos`, and what is passed over or clutter there."""
 
     files: list[File] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)

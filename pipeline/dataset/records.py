@@ -11,14 +11,8 @@ from typing import NamedTuple
 MAXIMUM_BIGINT = 2**63 - 1  # of PostgreSQL
 
 #: The classes of files: each file below the source is in one of them.
-USED, UNCHANGED, NOT_TAKEN, REJECTED, PASSED_OVER, CLUTTER = FILE_CLASSES = (
-    "used",
-    "unchanged",
-    "not_taken",
-    "rejected",
-    "passed_over",
-    "clutter",
-)
+FILE_CLASSES = ("used", "unchanged", "not_taken", "rejected", "passed_over", "clutter")
+USED, UNCHANGED, NOT_TAKEN, REJECTED, PASSED_OVER, CLUTTER = FILE_CLASSES
 
 
 @dataclass(frozen=True)
