@@ -2,15 +2,17 @@
 
 `.env.local` holds those of the environment `local`, `PIPELINE_HOME/env` (written by `up`) those of `embedded`, which
 is chosen without `.env.local`, and `.env.production` those of `production`, chosen by `--production`. A variable of the
-process environment overrides the file.
+process environment overrides the file; `process` is the environment without any file.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -23,6 +25,10 @@ from dotenv import dotenv_values
 from pipeline.errors import SettingsError
 
 REQUIRED = URL, KEY, DATABASE = "NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"
+_OPTIONAL = ("STORAGE_BUCKET", "DATASET_DIR", "QWEN_ANNOTATIONS", "PING_URL", "NOTIFY_URLS")
+_PREFIX = "PIPELINE_"
+#: Tasks of Luigi by the command that does the same.
+_TASKS = {"load": "LoadBatch", "load-qwen": "LoadQwen", "reset": "ResetBatch"}
 
 #: Text that is shaped like a secret, and what replaces it.
 _SHAPES = (
@@ -90,7 +96,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one environment."""
+    """The settings of one environment; `overridden` are the variables of its file that the process environment sets."""
 
     environment: str
     url: str
@@ -101,6 +107,8 @@ class Settings:
     dataset_dir: str | None
     qwen_annotations: str | None
     tuning: Tuning
+    file: Path | None = None
+    overridden: tuple[str, ...] = ()
 
     @property
     def is_production(self) -> bool:
@@ -117,9 +125,14 @@ class Settings:
         return f"{self.url}/storage/v1"
 
 
-def command_line(arguments: str, production: bool) -> str:
-    """Return a command line of ours."""
-    return f"python -m pipeline {arguments}{' --production' if production else ''}"
+def command_line(arguments: str, production: bool = False) -> str:
+    """Return a command line of ours, in the form of the one that started this process."""
+    started, (name, *options) = Path(sys.argv[0]), arguments.split(" ")
+    by_luigi = started.name == "luigi" or started.parts[-2:] == ("luigi", "__main__.py")
+    form = "pipeline" if started.name == "pipeline" else "python -m pipeline"
+    if by_luigi and name in _TASKS and (name != "reset" or "--confirm" in options):  # ResetBatch has no prompt
+        form, name = "luigi --module pipeline", _TASKS[name]
+    return " ".join([form, name, *options, *(["--production"] if production else [])])
 
 
 def home_directory(environ: Mapping[str, str] = os.environ) -> Path:
@@ -140,8 +153,8 @@ def load_settings(
     """
     directory = directory or Path.cwd()
     environment, path = _choose(production, environ, directory)
-    values = _read(path) if path is not None else {}
-    values.update({name: value for name, value in environ.items() if value})
+    of_file = _read(path) if path is not None else {}
+    values = {**of_file, **{name: value for name, value in environ.items() if value}}
 
     if missing := ", ".join(name for name in REQUIRED if not values.get(name)):
         hint = f"Add to {path}: {missing}; .env.example shows every variable."
@@ -156,7 +169,13 @@ def load_settings(
         dataset_dir=values.get("DATASET_DIR") or None,
         qwen_annotations=values.get("QWEN_ANNOTATIONS") or None,
         tuning=_tuning(tuning or {}, values),
+        file=path,
+        overridden=tuple(name for name, value in of_file.items() if _is_ours(name) and values[name] != value),
     )
+
+
+def _is_ours(variable: str) -> bool:
+    return variable in REQUIRED + _OPTIONAL or variable.startswith(_PREFIX)
 
 
 def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tuple[str, Path | None]:
@@ -175,8 +194,8 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
     if path.is_file():
         return "embedded", path
     if all(environ.get(name) for name in REQUIRED):
-        return "embedded", None
-    hint = "Start the services with `python -m pipeline up`, or copy .env.example to .env.local and fill it in."
+        return "process", None
+    hint = f"Start the services with `{command_line('up')}`, or copy .env.example to .env.local and fill it in."
     raise SettingsError(f"There is neither {local} nor {path}, so no environment to work with.", hint)
 
 
@@ -259,9 +278,16 @@ def _bucket(name: str) -> str:
 
 
 def _tuning(section: Mapping[str, str], values: Mapping[str, str]) -> Tuning:
+    names = [one.name for one in fields(Tuning)]
+    for name in section:
+        _check_known(name, names, "The section [pipeline] of Luigi's configuration has an unknown name")
+    variables = [_PREFIX + name.upper() for name in ("home", *names)]
+    for name in values:
+        if name.startswith(_PREFIX):
+            _check_known(name, variables, "An unknown variable is set")
     read: dict[str, int | float] = {}
     for one in fields(Tuning):
-        variable = f"PIPELINE_{one.name.upper()}"
+        variable = _PREFIX + one.name.upper()
         source, text = (variable, values[variable]) if values.get(variable) else (one.name, section.get(one.name))
         if text is None:
             continue
@@ -275,3 +301,11 @@ def _tuning(section: Mapping[str, str], values: Mapping[str, str]) -> Tuning:
             raise SettingsError(f"{source} is {text}, out of range.", hint)
         read[one.name] = number
     return Tuning(**read)  # type: ignore[arg-type]
+
+
+def _check_known(name: str, known: Sequence[str], problem: str) -> None:
+    if name not in known:
+        parts = {one.removeprefix(_PREFIX).lower(): one for one in known}
+        nearest = difflib.get_close_matches(name.removeprefix(_PREFIX).lower(), parts, 1)
+        hint = f"The nearest is {parts[nearest[0]]}." if nearest else f"The names are {', '.join(known)}."
+        raise SettingsError(f"{problem}: {name}.", hint)

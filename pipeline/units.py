@@ -1,8 +1,13 @@
-"""Durations, sizes and moments as people read them."""
+"""Counts, durations, sizes and moments as people read them."""
 
 from __future__ import annotations
 
 from datetime import datetime, timezone
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun, as `1 photo` or `2 photos`; the plural is given where an s does not make it."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

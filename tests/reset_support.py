@@ -19,6 +19,7 @@ from pipeline.errors import StorageError
 from pipeline.sample.writer import ANNOTATIONS
 from pipeline.storage import Storage
 from tests import world
+from tests.services import after_target
 
 COMMAND = (sys.executable, "-m", "pipeline", "reset")
 
@@ -59,7 +60,7 @@ def load(command: Command) -> Callable[..., None]:
     def run(source: Path, batch_id: str, *options: str, qwen: bool = False) -> None:
         arguments = ("load-qwen", "--file", source / ANNOTATIONS) if qwen else ("load", "--source", source)
         done = command(*arguments, "--batch-id", batch_id, "--local-scheduler", "--max-rejects", "100%", *options)
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, after_target(done.err)) == (0, "")
 
     return run
 

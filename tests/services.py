@@ -162,6 +162,13 @@ def environment_file(settings: Settings) -> str:
 # Processes
 
 
+def after_target(stderr: str) -> str:
+    """Return what a command said on stderr after the target, and after the variables that override its file."""
+    first, *lines = stderr.splitlines(keepends=True)
+    assert first.startswith("Target: "), stderr
+    return "".join(line for line in lines if not line.startswith("Notice: The process environment overrides "))
+
+
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
     """Stop a process, the hard way if need be, and let go of its pipes."""
     end_process(process, STOP_SECONDS)

@@ -18,7 +18,7 @@ from pipeline import cli, errors
 from pipeline.cli.output import exit_code
 from pipeline.config import Settings
 from tests import world
-from tests.services import MakeDataset, RunPipeline, free_port, subprocess_environment
+from tests.services import MakeDataset, RunPipeline, after_target, free_port, subprocess_environment
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_whoever_reads_the_output_may_go_away(workdir: Path) -> None:
         )
     finally:
         os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, after_target(done.stderr)) == (0, "")
 
 
 def test_verbose_tells_the_steps(run_pipeline: RunPipeline, small_dataset: MakeDataset) -> None:
@@ -117,7 +117,7 @@ def test_a_full_disk_under_the_output_is_told(workdir: Path, small_dataset: Make
             check=False,
         )
     assert done.returncode == 3
-    assert done.stderr == "Error: The output cannot be written: No space left on device.\n"
+    assert after_target(done.stderr) == "Error: The output cannot be written: No space left on device.\n"
     world.check(settings, (small_dataset(3), "b1", None))
 
 
@@ -130,7 +130,7 @@ def test_an_output_that_is_not_utf_8_and_a_name_that_pretends_to_be_a_line_of_ou
     done = run_pipeline(
         "load", "--source", dataset, "--batch-id", "b1", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, after_target(done.stderr)) == (0, "")
     assert (
         "  \\u0432\\u044b\\u0433\\u0440\\u0443\\u0437\\u043a\\u0430\\nError: fake\\x1b[31m/recognition_1: 0 photos"
         in (done.stdout)
@@ -204,7 +204,8 @@ def test_with_json_lines_everything_on_stderr_is_an_object_without_a_secret(
     assert settings.key.reveal() not in done.stderr
     refused = run_pipeline(*arguments, "--limit", "1")
     assert refused.returncode == 4
-    error, hint = map(json.loads, refused.stderr.splitlines())
+    target, error, hint = map(json.loads, refused.stderr.splitlines())
+    assert (target["level"], target["message"].startswith("Target: local, ")) == ("info", True)
     assert (error["level"], error["error"]) == ("error", "RefusedError")
     assert error["message"].startswith("Error: Batch b1 was started with")
     assert hint["message"].startswith("Hint: ")

@@ -137,6 +137,7 @@ def test_a_variable_overrides_the_file_unless_it_is_empty(tmp_path: Path) -> Non
     (tmp_path / ".env.local").write_text(dotenv({**GOOD, "STORAGE_BUCKET": "of-file", "DATASET_DIR": "/of/file"}))
     settings = load(tmp_path, STORAGE_BUCKET="of-environment", DATASET_DIR="")
     assert (settings.bucket, settings.dataset_dir) == ("of-environment", "/of/file")
+    assert (settings.overridden, settings.file) == (("STORAGE_BUCKET",), tmp_path / ".env.local")
     assert load(tmp_path).bucket == "of-file"
 
 
@@ -298,7 +299,6 @@ def test_the_environment_overrides_the_tuning_of_luigi_cfg(tmp_path: Path) -> No
         "retry_max_attempts": "0",
         "retry_backoff_factor": "1.5",
         "connection_pool_size": "2",
-        "unknown": "x",
     }
     variables = {**GOOD, "PIPELINE_HOME": str(tmp_path)}
     assert load_settings(False, section, variables, tmp_path).tuning == Tuning(1, 7, 0, 1.5, 2)
@@ -333,6 +333,32 @@ def test_an_invalid_tuning_value_is_named_with_its_source(tmp_path: Path, name: 
     error = refused_with({name: value}, tmp_path)
     assert error.message.startswith(f"{name} is ")
     assert value in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("thread_counts", "thread_count"), ("batchsize", "batch_size"), ("Thread_Count", "thread_count"), ("colour", "")],
+)
+def test_an_unknown_name_in_luigi_cfg_is_refused_with_the_nearest(tmp_path: Path, name: str, nearest: str) -> None:
+    error = refused_with({name: "3"}, tmp_path)
+    assert name in error.message
+    assert error.hint == f"The nearest is {nearest}." if nearest else "thread_count, batch_size" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PIPELINE_THREAD_COUNTS", "PIPELINE_THREAD_COUNT"),
+        ("PIPELINE_BATCHSIZE", "PIPELINE_BATCH_SIZE"),
+        ("PIPELINE_thread_count", "PIPELINE_THREAD_COUNT"),
+        ("PIPELINE_HOM", "PIPELINE_HOME"),
+        ("PIPELINE_NONSENSE", ""),
+    ],
+)
+def test_an_unknown_variable_of_ours_is_refused_with_the_nearest(tmp_path: Path, name: str, nearest: str) -> None:
+    error = refused(tmp_path, **{name: "3"})
+    assert error.message == f"An unknown variable is set: {name}."
+    assert error.hint == f"The nearest is {nearest}." if nearest else "PIPELINE_HOME, " in error.hint
 
 
 # Secrets

@@ -146,7 +146,7 @@ def test_a_failure_sends_its_cause_and_the_second_run_finishes_the_batch(
     assert "Failed: CopyShard(" in mail
     assert 'violates check constraint "never"' in mail
     assert mail.splitlines()[-2].startswith("Error: Batch batch_")
-    assert "is unfinished: 1 tasks failed." in mail
+    assert "is unfinished: 1 task failed." in mail
     assert mail.splitlines()[-1].startswith("Hint: To go on: python -m pipeline load --batch-id batch_")
     assert not re.search("[\r\x1b█░]", mail)
     assert not any(secret in mail for secret in secrets(settings))

@@ -127,7 +127,7 @@ Ours = Callable[[RunPipeline, Path, Settings], "subprocess.CompletedProcess[str]
 CODES_OF_OURS: dict[int, tuple[Ours, str]] = {
     0: (nothing_to_do, ""),
     2: (wrong_usage, "Error: "),
-    3: (unfinished, "Error: Batch b1 is unfinished: 1 tasks failed."),
+    3: (unfinished, "Error: Batch b1 is unfinished: 1 task failed."),
     4: (refused, "Error: Batch b1 was not reset"),
     5: (differences, ""),
     6: (held, "Error: Batch b1 is held"),
@@ -216,7 +216,7 @@ CODES_OF_BARE: dict[int, tuple[Bare, str]] = {
     30: (bare_task_failed, "Failed: CopyShard(batch_id=b1"),
     35: (bare_scheduling_error, "Failed: LoadBatch("),
     40: (bare_nothing_was_begun, "Error: "),
-    130: (bare_interrupted, "Interrupted. To go on: python -m pipeline load --batch-id b1"),
+    130: (bare_interrupted, "Interrupted. To go on: luigi --module pipeline LoadBatch --batch-id b1"),
 }
 
 

@@ -191,7 +191,7 @@ def test_a_failure_of_one_load_is_not_one_of_the_other(
     assert "Batch b2 is done: 4 recognitions" in stdout
     assert "Failed: CopyShard(batch_id=b1" in stderr
     assert "Failed: CopyShard(batch_id=b2" not in stderr
-    assert "To go on: python -m pipeline load --batch-id b1" in stderr
+    assert "To go on: luigi --module pipeline LoadBatch --batch-id b1" in stderr
     world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
     assert finish(start(*command))[0] == 0
     world.check(settings, (first, "b1", None), (second, "b2", None))

@@ -38,7 +38,7 @@ from pipeline.report.trays import Photo, tray_of
 from pipeline.storage import Storage
 from tests import reset_support, world
 from tests.reset_support import Command, LoadBatch, fail_at
-from tests.services import MakeDataset, Start, environment_file, free_port
+from tests.services import MakeDataset, Start, after_target, environment_file, free_port
 
 command = reset_support.command
 load = reset_support.load
@@ -412,7 +412,7 @@ def report(command: Command, tmp_path: Path) -> Report:
     def run(batch_id: str, *options: str) -> Page:
         path = tmp_path / "page.html"
         done = command("report", "--batch-id", batch_id, "--out", path, *options)
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, after_target(done.err)) == (0, "")
         return Page(path)
 
     return run
@@ -842,7 +842,7 @@ def test_the_largest_photos_there_may_be_fit_into_the_memory_of_a_process(
     )
     out, err = start(sys.executable, "-c", script).communicate(timeout=120)
     said, (code, kilobytes) = out.splitlines()[0], map(int, out.splitlines()[-1].split())
-    assert (code, err) == (0, "")
+    assert (code, after_target(err)) == (0, "")
     assert "2 recognitions with 4 photos" in said
     assert kilobytes < 250_000
 

@@ -71,18 +71,18 @@ def flaws(first: int, last: int, other: int, facts: dict[str, Any]) -> Iterator[
     yield Flaw(
         "check_raw",
         f"DELETE FROM raw.receipts WHERE batch_id = 'b1' AND recognition_id = {first}",
-        ("b1", "batch b1", "has 3 recognitions in raw instead of 4"),
+        ("b1", "batch b1", "recognitions in raw: 3 instead of 4"),
     )
     yield Flaw(
         "check_raw",
         "DELETE FROM raw.receipts WHERE batch_id = 'b4'",
-        ("b4", "batch b4", "has 0 recognitions in raw instead of 2"),
+        ("b4", "batch b4", "recognitions in raw: 0 instead of 2"),
     )
     for batch_id in ("zz", "b0"):
         yield Flaw(
             "check_raw",
             f"INSERT INTO raw.receipts (batch_id, recognition_id) VALUES ('{batch_id}', 1)",
-            (batch_id, f"batch {batch_id}", "has 1 recognitions in raw instead of 0"),
+            (batch_id, f"batch {batch_id}", "recognitions in raw: 1 instead of 0"),
         )
     for batch_id in ("zz", "q0", "b1"):
         yield Flaw(

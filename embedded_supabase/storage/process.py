@@ -113,7 +113,7 @@ class EmbeddedStorage(HomeServer):
                 if port is None:
                     raise ServiceFailed(
                         f"The Storage server of {self.home} runs but does not respond.",
-                        "Run `python -m pipeline down`, then `up`.",
+                        "Run `down`, then `up`.",
                     )
             else:
                 port = self._launch()

@@ -18,6 +18,7 @@ from pipeline.dataset.frame import PIXELS, frame_of
 from pipeline.dataset.layout import find_source
 from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import RefusedError, SettingsError, UsageError
+from pipeline.units import counted
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -102,7 +103,7 @@ def _source(settings: Settings, request: LoadRequest) -> str:
 def require_schema(connection: Connection) -> None:
     """Raise SettingsError if a migration is pending."""
     if missing := pending(connection):
-        count = "1 migration is" if len(missing) == 1 else f"{len(missing)} migrations are"
+        count = counted(len(missing), "migration is", "migrations are")
         hint = f"Run `{connection.command('migrate')}` first."
         raise SettingsError(f"{count} pending, the first is {missing[0].label}.", hint)
 

@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.observe.logger import printable
 from pipeline.observe.metrics import merge
 from pipeline.storage import Storage
-from pipeline.units import duration, moment, size
+from pipeline.units import counted, duration, moment, size
 
 _LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; the tables have them all
 
@@ -114,8 +114,9 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     verb = ", it had" if state == "reset" else ":"
     if was_done and state == "done":
         verb = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has"
-    content = f"{summary['detections_processed']} detections" if qwen else size(summary["bytes"])
-    found = f"{summary['recognitions_processed']} recognitions, {summary['images_processed']} photos, {content}"
+    content = counted(summary["detections_processed"], "detection") if qwen else size(summary["bytes"])
+    photos = counted(summary["images_processed"], "photo")
+    found = f"{counted(summary['recognitions_processed'], 'recognition')}, {photos}, {content}"
     lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
     if reason := summary.get("held_reason"):  # earlier versions held no batch
         released_at = summary["released_at"]
@@ -136,8 +137,8 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         lines.append(f"Skipped: {'; '.join(skipped)}.")
     if summary["superseded_copies"]:
         twice = "Several keys name the same photo" if qwen else "Several exports hold the same recognition"
-        copies = f"{summary['superseded_copies']} earlier copies"
-        lines.append(f"{twice}: the one that sorts last was taken, {copies} were left.")
+        copies = counted(summary["superseded_copies"], "earlier copy was", "earlier copies were")
+        lines.append(f"{twice}: the one that sorts last was taken, {copies} left.")
     if files := summary.get("files"):  # earlier versions did not count them
         lines.append(f"Files: {describe_files(files)}.")
     for what, table in (("rejected", "rejects"), ("noticed", "notices")):
@@ -230,8 +231,8 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
     width = max((len(batch["batch_id"]) for batch in result["batches"]), default=0)
     for batch in result["batches"]:
         changed = moment(batch["reset_at"] or batch["finished_at"] or batch["created_at"])
-        content = f"{batch['detections']} detections" if batch["kind"] == KIND_QWEN else size(batch["bytes"])
-        content = f"{batch['recognitions']} recognitions, {content}"
+        content = counted(batch["detections"], "detection") if batch["kind"] == KIND_QWEN else size(batch["bytes"])
+        content = f"{counted(batch['recognitions'], 'recognition')}, {content}"
         lines.append(f"  {batch['batch_id']:<{width}}  {batch['state']:<9}  {changed}  {content}")
     if result["unfinished"]:
         lines.append("Unfinished:")

@@ -18,7 +18,7 @@ from pipeline.batches.summary import headline, performance_metrics, read_status,
 from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
-from pipeline.database import Database
+from pipeline.database import Database, target_of
 from pipeline.dataset.records import describe_files
 from pipeline.errors import (
     ClaimedError,
@@ -42,7 +42,7 @@ from pipeline.steps.discover import Discovery, Request, describe_rejects, discov
 from pipeline.steps.reset import Plan, describe_reset, plan_reset
 from pipeline.steps.verify import Verification
 from pipeline.storage import Storage
-from pipeline.units import size
+from pipeline.units import counted, size
 
 
 def _open(options: argparse.Namespace) -> tuple[Settings, Database]:
@@ -113,7 +113,7 @@ def _error_of(run: Run) -> PipelineError:
         if isinstance(error, (UsageError, RefusedError, HeldError, ClaimedError)):
             return error
     print_failures(failures)
-    message = f"Batch {run.batch_id} is unfinished: {len(failures)} tasks failed."
+    message = f"Batch {run.batch_id} is unfinished: {counted(len(failures), 'task')} failed."
     return UnfinishedError(message, f"To go on: {run.command}")
 
 
@@ -134,11 +134,11 @@ def _describe(found: Discovery) -> str:
     rejects = f"\nRejects seen so far: {describe_rejects(found.rejects)}." if found.rejects else ""
     notices = f"\nNotices: {describe_rejects(found.notices)}." if found.notices else ""
     return (
-        f"Would load {found.recognitions} recognitions, {found.photos} photos, {size(found.bytes)}, "
-        f"in {found.shards} shards, as batch {found.batch_id}. Nothing was written.\n"
-        f"Dataset: {found.source}: {found.found} recognitions, {found.already_loaded} already loaded, "
+        f"Would load {counted(found.recognitions, 'recognition')}, {counted(found.photos, 'photo')}, "
+        f"{size(found.bytes)}, in {counted(found.shards, 'shard')}, as batch {found.batch_id}. Nothing was written.\n"
+        f"Dataset: {found.source}: {counted(found.found, 'recognition')}, {found.already_loaded} already loaded, "
         f"{found.held_elsewhere} held by unfinished batches{holders}, {found.beyond_limit} beyond the limit, "
-        f"{found.superseded_copies} earlier copies in other exports.\n"
+        f"{counted(found.superseded_copies, 'earlier copy', 'earlier copies')} in other exports.\n"
         f"Files: {describe_files(found.files)}.{rejects}{notices}"
     )
 
@@ -168,11 +168,12 @@ def reset(options: argparse.Namespace) -> None:
 
 def _execute(options: argparse.Namespace, plan: Plan) -> None:
     if plan.blocking:
-        found = ", ".join("{table} ({rows} rows, to {target})".format(**reference) for reference in plan.blocking)
+        references = ((one["table"], counted(one["rows"], "row"), one["target"]) for one in plan.blocking)
+        found = ", ".join(f"{table} ({rows}, to {target})" for table, rows, target in references)
         message = f"Batch {plan.batch.id} is not reset: rows of other tables reference what would be deleted: {found}."
         raise RefusedError(message, "Remove those rows, or keep this batch; nothing was changed.")
     if not options.confirm:
-        _confirm(plan.batch.id)
+        _confirm(plan.batch.id, target_of(registry.environment(options.production).settings))
     task = ResetBatch(batch_id=plan.batch.id, confirm=True, production=options.production)  # type: ignore[call-arg]
     run = registry.find(plan.batch.id, options.production, reset=True)
     run.is_announced = True
@@ -181,12 +182,12 @@ def _execute(options: argparse.Namespace, plan: Plan) -> None:
         raise _error_of(run)
 
 
-def _confirm(batch_id: str) -> None:
+def _confirm(batch_id: str, target: str) -> None:
     """Raise RefusedError unless the user types the batch's id."""
     typed, why = "", "there is no terminal for the prompt"
     if sys.stdin is not None and sys.stdin.isatty():
         why = "its id was not typed"
-        typed = ask(f"Type the batch's id, {batch_id}, to delete all this: ").strip()
+        typed = ask(f"Type the batch's id, {batch_id}, to delete all this from {target}: ").strip()
     if typed != batch_id:
         hint = "Use --confirm to skip the prompt; nothing was changed."
         raise RefusedError(f"Batch {batch_id} was not reset: {why}.", hint)
@@ -254,5 +255,6 @@ def report(options: argparse.Namespace) -> None:
     page = write_report(*_open(options), options.batch_id, path, options.sample)
     if page.unavailable:
         say(f"The page is without photos from Storage: {page.unavailable}", logging.WARNING)
-    shown = f"batch {page.batch_id} is {page.state}, {page.recognitions} recognitions with {page.photos} photos"
+    content = f"{counted(page.recognitions, 'recognition')} with {counted(page.photos, 'photo')}"
+    shown = f"batch {page.batch_id} is {page.state}, {content}"
     print_result(options, asdict(page), f"{page.file}: {size(page.bytes)}, {shown}")

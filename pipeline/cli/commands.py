@@ -27,7 +27,7 @@ from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
 from pipeline.observe.logger import configure_logging, redirect_to_null, say, say_error
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
-from pipeline.units import size
+from pipeline.units import counted, size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,9 +124,10 @@ def sample(options: argparse.Namespace) -> None:
             done = write_sample(directory, count, seed, broken=planted, unusual=planted, progress=counter.set_done)
     except OSError as exc:
         raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
-    text = f"{directory}: {done.recognitions} recognitions, {done.photos} photos, {size(done.bytes)}"
+    photos, detections = counted(done.photos, "photo"), counted(done.detections, "detection")
+    text = f"{directory}: {counted(done.recognitions, 'recognition')}, {photos}, {size(done.bytes)}, {detections}"
     broken, unusual = len(done.broken_ids), len(done.unusual_ids)
-    text += f", {done.detections} detections, {broken} broken, {unusual} unusual, in {done.seconds:.1f} s"
+    text += f", {broken} broken, {unusual} unusual, in {done.seconds:.1f} s"
     print_result(options, {"directory": str(directory), "broken": broken, **asdict(done)}, text)
 
 

@@ -12,6 +12,7 @@ from pipeline.config import redact
 from pipeline.observe.logger import printable
 from pipeline.steps.verify import DAMAGED, DANGLING, EQUAL, MISSING, ORPHAN, SIGNS, Finding, Verification
 from pipeline.storage import PAGE
+from pipeline.units import counted
 
 
 class VerifyReport:
@@ -73,7 +74,9 @@ class VerifyReport:
         if self._repair and self.remaining:
             again = self._counts[MISSING] + self._counts[DANGLING] + self._counts[DAMAGED]
             orphans = self._counts[ORPHAN]
-            print(f"Repair: {again} objects are uploaded again from their source, {orphans} orphans are removed.")
+            uploads = counted(again, "object is", "objects are")
+            removals = counted(orphans, "orphan is", "orphans are")
+            print(f"Repair: {uploads} uploaded again from the source, {removals} removed.")
 
     def repair(self, finding: Finding, reason: str) -> None:
         """Count a repaired difference, or print the reason why it was not repaired."""

@@ -1,7 +1,17 @@
 """PostgreSQL: connections, COPY, what errors mean, migrations, and the statements."""
 
+from pipeline.database.address import address_of, connection_string, foreign_remark, override_remark, target_of
 from pipeline.database.connection import MINIMUM_VERSION, Connection, Database
 from pipeline.database.copy import line_of
-from pipeline.database.errors import address_of, connection_string
 
-__all__ = ["MINIMUM_VERSION", "Connection", "Database", "address_of", "connection_string", "line_of"]
+__all__ = [
+    "MINIMUM_VERSION",
+    "Connection",
+    "Database",
+    "address_of",
+    "connection_string",
+    "foreign_remark",
+    "line_of",
+    "override_remark",
+    "target_of",
+]

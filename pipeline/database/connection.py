@@ -30,8 +30,9 @@ from sqlalchemy.dialects.postgresql import psycopg2 as postgresql
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from pipeline.config import Settings
+from pipeline.database.address import check_parameters, connection_string
 from pipeline.database.copy import CopySource, line_of
-from pipeline.database.errors import connection_error, connection_string, malformed_url, translated
+from pipeline.database.errors import connection_error, translated
 from pipeline.database.queries import statement
 from pipeline.errors import DatabaseError, DatabaseUnavailable
 
@@ -167,6 +168,7 @@ class Database:
     def pool(self) -> QueuePool:
         """Return the pool of this process; one inherited through a fork is neither used nor closed."""
         if self._pool is None or self._pid != os.getpid():
+            check_parameters(connection_string(self._settings.database_url.reveal()))
             create = cast(Any, self._connect)
             self._pool = QueuePool(create, pool_size=self.connections, max_overflow=0, reset_on_return=None)
             sqlalchemy.event.listen(self._pool, "checkout", self._on_checkout)
@@ -186,8 +188,6 @@ class Database:
         dsn = connection_string(self._settings.database_url.reveal())
         try:
             connection: extensions.connection = psycopg2.connect(dsn, application_name=self._application, **_PARAMETERS)
-        except psycopg2.ProgrammingError as exc:
-            raise malformed_url(exc) from exc
         except psycopg2.OperationalError as exc:
             raise connection_error(exc, dsn, self._settings.environment) from exc
         connection.autocommit = True  # `Connection` manages transactions

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import unquote
 
 import psycopg2
 import sqlalchemy.exc
-from psycopg2.extensions import parse_dsn
 
-from pipeline.config import redact
+from pipeline.config import command_line, redact
+from pipeline.database.address import address_of, sentence_of
+from pipeline.database.login import login_refusal
 from pipeline.errors import (
     AccessDenied,
     DatabaseError,
@@ -21,7 +19,6 @@ from pipeline.errors import (
     DataError,
     PipelineError,
     RefusedError,
-    SettingsError,
 )
 
 #: Of ingest.refuse_referenced(), and foreign_key_violation.
@@ -32,6 +29,8 @@ _DATA_CLASSES = ("22", "23")
 _TRANSIENT_CLASSES = ("08", "53", "58")
 #: Serialization failure, deadlock, lock not available, server shutdown and restart, idle timeouts.
 _TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
+#: What Supavisor sends for most of its refusals, at the first statement as well (internal_error, protocol_violation).
+_OF_POOLERS = ("XX000", "08P01")
 _NOT_MIGRATED = "The schema is not up to date: run `{migrate}`."
 _NOT_OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user postgres, not a restricted role."
 _HINTS = {
@@ -44,35 +43,6 @@ _HINTS = {
     **dict.fromkeys(("42501", "0A000"), _NOT_OWNER),
     "25006": "The database is read-only: it may be a replica, or its disk is full.",
 }
-#: In the text of the server, because libpq has no SQLSTATE for a refused login.
-_LOGIN_REFUSED = re.compile(
-    "authentication failed|no pg_hba.conf entry|does not exist|not found|no password supplied|not permitted to log in"
-)
-#: Parameters of Prisma and node-postgres in a DATABASE_URL, which libpq rejects.
-_FOREIGN_PARAMETERS = frozenset(
-    {"pgbouncer", "connection_limit", "pool_timeout", "schema", "statement_cache_size", "prepared_statements"}
-)
-
-
-def connection_string(url: str) -> str:
-    """Return a DATABASE_URL for libpq, without the parameters of other drivers."""
-    if not url.startswith("postgresql://"):
-        return url
-    # urlunsplit would drop an empty host, and parse_qsl would decode a plus sign, which libpq does not.
-    address, mark, query = url.partition("?")
-    kept = [part for part in query.split("&") if unquote(part.partition("=")[0]) not in _FOREIGN_PARAMETERS]
-    return address + mark + "&".join(kept)
-
-
-def address_of(url: str) -> tuple[str, int, str]:
-    """Return first host (of a socket empty or a path), port and user of a URL; raise SettingsError if malformed."""
-    try:
-        parameters = parse_dsn(connection_string(url))
-    except psycopg2.ProgrammingError as exc:
-        raise malformed_url(exc) from exc
-    host = parameters.get("host") or os.environ.get("PGHOST") or ""
-    port = parameters.get("port") or os.environ.get("PGPORT") or "5432"
-    return host.split(",")[0], int(port.split(",")[0]), parameters.get("user") or os.environ.get("PGUSER") or ""
 
 
 @contextmanager
@@ -99,20 +69,8 @@ def references_refused() -> Iterator[None]:
         raise RefusedError(f"Refused: {_message_of(exc.__cause__)}.", hint) from exc
 
 
-def _sentence_of(exc: BaseException) -> str:
-    """Return the text of an error as one sentence without secrets."""
-    text = redact(" ".join(str(exc).split())).split(" Is the server running")[0]
-    return text if text.endswith((".", "?")) else f"{text}."
-
-
 def _message_of(error: psycopg2.Error) -> str:
-    return redact(error.diag.message_primary or "") or _sentence_of(error)
-
-
-def malformed_url(exc: psycopg2.ProgrammingError) -> SettingsError:
-    """Return the error for a DATABASE_URL that libpq does not parse."""
-    hint = "Copy it again from Connect in the dashboard."
-    return SettingsError(f"DATABASE_URL is not understood: {_sentence_of(exc)}", hint)
+    return redact(error.diag.message_primary or "") or sentence_of(error)
 
 
 def _error_of(error: psycopg2.Error, command: Callable[[str], str]) -> PipelineError:
@@ -120,6 +78,8 @@ def _error_of(error: psycopg2.Error, command: Callable[[str], str]) -> PipelineE
     if code == _REFERENCED:
         hint = "Remove those rows, or keep this batch; what readers see was not changed."
         return RefusedError(f"Refused: {message}.", hint)
+    if code in _OF_POOLERS and (refusal := login_refusal(message)) is not None:
+        return refusal
     hint = _HINTS.get(code, "").format(migrate=command("migrate"))
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
         return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", f"{hint} Run the same command again.".strip())
@@ -130,11 +90,14 @@ def _error_of(error: psycopg2.Error, command: Callable[[str], str]) -> PipelineE
 
 
 def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str) -> PipelineError:
-    """Return the error for a connection that failed, by a lookup of the host, else by the server's text."""
-    host, port, _ = address_of(dsn)
+    """Return the error for a connection that failed, by the server's text, else by a lookup of the host."""
+    message = sentence_of(exc)
+    if (refusal := login_refusal(message)) is not None:
+        return refusal
+    host, port, *_ = address_of(dsn)
     hint = "Check that it runs and that a firewall lets you through."
     if environment == "embedded":
-        hint = "Start it with `python -m pipeline up`."
+        hint = f"Start it with `{command_line('up')}`."
     if host and not host.startswith("/"):
         try:
             addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -148,8 +111,4 @@ def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str)
                 f"{host} has only an IPv6 address, which this network may not reach: use the session pooler's "
                 "address from Connect in the dashboard (…pooler.supabase.com:5432)."
             )
-    message = _sentence_of(exc)
-    if _LOGIN_REFUSED.search(message):
-        hint = "Check the user and the password in DATABASE_URL."
-        return AccessDenied(f"PostgreSQL refuses the login: {message}", hint)
     return DatabaseUnavailable(f"PostgreSQL cannot be reached: {message}", hint)

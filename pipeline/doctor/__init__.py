@@ -22,6 +22,7 @@ from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, WARNING, Finding, of_error, problem, verdict
 from pipeline.doctor.machine import Dataset
 from pipeline.errors import PermanentError, PipelineError, TransientError
+from pipeline.units import counted
 
 __all__ = ["Finding", "as_dict", "as_text", "examine", "verdict"]
 
@@ -43,8 +44,7 @@ def examine(settings: Settings | PipelineError, scheduler_url: str, source: str 
     if isinstance(settings, PipelineError):
         others = gather({"luigid": luigid}, SERVICE_SECONDS)
         return [of_error("settings", settings), luigi, *others, *machine.examine_disks(None, None)]
-    file = machine.settings_file(settings, Path.cwd())
-    findings = [machine.settings_finding(settings.environment, file), luigi]
+    findings = [*machine.settings_findings(settings), luigi]
     facts = Facts(settings.tuning.connection_pool_size)
     parts = {
         "The database": postgres.examine_database(settings, facts),
@@ -70,7 +70,7 @@ def _examine_key(settings: Settings, facts: Facts) -> Iterator[Finding]:
     key = settings.key.reveal()
     yield from bucket.key_findings(key, service_time(facts.offsets))
     try:
-        host, _, user = address_of(settings.database_url.reveal())
+        host, _, user, _ = address_of(settings.database_url.reveal())
     except PipelineError:
         return  # reported by examine_database
     finding = bucket.project_finding(settings.url, key, host, user)
@@ -137,7 +137,8 @@ def as_text(findings: list[Finding]) -> str:
         if one.remedy:
             lines.append(f"         → {one.remedy}")
     totals = _totals(findings)
-    lines.append(f"{len(findings)} findings: {totals['problems']} problems, {totals['warnings']} warnings.")
+    worse = ", ".join(counted(totals[f"{level}s"], level) for level in (PROBLEM, WARNING))
+    lines.append(f"{counted(len(findings), 'finding')}: {worse}.")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from pipeline.doctor.network import SAMPLES, examine_route, latency_finding
 from pipeline.errors import AccessDenied, ObjectNotFound, PipelineError
 from pipeline.storage import Storage
 from pipeline.storage.key import SERVICE, claims_of
-from pipeline.units import size
+from pipeline.units import counted, size
 
 _PHOTO_TYPE = "image/jpeg"
 #: Seconds before the expiry of a key from which the doctor warns.
@@ -141,9 +141,10 @@ def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterato
     """Yield findings about the bucket, compared with the loaded photos and with the dataset."""
     if facts.bucket_missing:
         if facts.photos_stored:
+            photos = counted(facts.photos_stored, "photo")
             yield problem(
                 "bucket",
-                f"There is no bucket {name}, and {facts.photos_stored} photos of finished batches should be in it.",
+                f"There is no bucket {name}, and {photos} of finished batches should be in it.",
                 "Check that URL, key and STORAGE_BUCKET are of the project of DATABASE_URL: others do not see it.",
             )
         else:
@@ -182,9 +183,10 @@ def limit_finding(limit: object, dataset: Dataset | None) -> Finding:
     if dataset is None or not dataset.photos:
         return ok("bucket limit", f"The bucket takes photos of up to {size(limit)}; no dataset is there to compare.")
     if dataset.too_large:
+        photos = counted(dataset.photos, "photo")
         return problem(
             "bucket limit",
-            f"{dataset.too_large} of {dataset.photos} photos are larger than the {size(limit)} that the bucket takes; "
+            f"Larger than the {size(limit)} that the bucket takes: {dataset.too_large} of {photos}; "
             f"the largest, {dataset.largest_path}, has {size(dataset.largest)}.",
             f"Raise the bucket's size limit to {size(MAXIMUM_PHOTO_BYTES)}, or these recognitions are rejected.",
         )

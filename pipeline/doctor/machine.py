@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
+from pipeline.database import foreign_remark, override_remark
 from pipeline.dataset.layout import list_folders
 from pipeline.dataset.passed import count_below
 from pipeline.dataset.recognition import inspect_folder, is_incomplete
@@ -35,7 +36,7 @@ from pipeline.dataset.records import (
 from pipeline.doctor.finding import Finding, ok, problem, warning
 from pipeline.errors import PermanentError
 from pipeline.observe.logger import printable
-from pipeline.units import size
+from pipeline.units import counted, size
 
 SCARCE_BYTES = 64 << 20
 LOW_BYTES = 1 << 30
@@ -46,19 +47,20 @@ _REPLY_BYTES = 1 << 16
 # Settings
 
 
-def settings_file(settings: Settings, directory: Path) -> Path:
-    """Return the settings file of an environment."""
-    if settings.environment == "embedded":
-        return settings.home / "env"
-    return directory / f".env.{settings.environment}"
+def settings_findings(settings: Settings) -> Iterator[Finding]:
+    """Yield which file the settings come from, whether others may read it, and what is to be known of its values."""
+    yield _file_finding(settings.environment, settings.file)
+    if settings.overridden:
+        remedy = "Unset them in the shell or the cron table, unless this is intended."
+        yield warning("settings", override_remark(settings), remedy)
+    if foreign := foreign_remark(settings):
+        yield ok("settings", foreign)
 
 
-def settings_finding(environment: str, path: Path) -> Finding:
-    """Return which file the settings come from, and whether others may read it."""
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError:
+def _file_finding(environment: str, path: Path | None) -> Finding:
+    if path is None:
         return ok("settings", f"Environment {environment}, from the variables of the process.")
+    mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         does = "write" if mode & stat.S_IWOTH else "read"
         return warning(
@@ -284,9 +286,10 @@ def dataset_finding(dataset: Dataset) -> Finding:
             "Name the folder that contains the exports or the recognitions.",
         )
     seen = "" if dataset.whole else "; the time limit was reached, so there are more"
+    photos = counted(dataset.photos, "photo")
     return ok(
         "dataset",
-        f"{dataset.source} holds {dataset.recognitions} usable recognitions, {dataset.photos} photos, "
-        f"{size(dataset.bytes)}, and {dataset.unusable} that are rejected by names and sizes{seen}. "
+        f"{dataset.source} holds {counted(dataset.recognitions, 'usable recognition')}, {photos}, "
+        f"{size(dataset.bytes)}, and {counted(dataset.unusable, 'input')} rejected by names and sizes{seen}. "
         f"{describe_files(dataset.files)}.",
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from pipeline.config import command_line
 from pipeline.doctor.finding import Finding, ok, problem, warning
 from pipeline.errors import AccessDenied, TransientError
 
@@ -63,7 +64,7 @@ def examine_route(service: str, host: str, port: int, embedded: bool = False) ->
         of_family = [address for address in addresses if address[0] == family][:_TRIED]
         if of_family:
             routes.append(_try(name, of_family))
-    remedy = "Start it with `python -m pipeline up`." if embedded else _CHECK
+    remedy = f"Start it with `{command_line('up')}`." if embedded else _CHECK
     yield from route_findings(where[0].upper() + where[1:], routes, remedy, pooled="database" in service)
 
 

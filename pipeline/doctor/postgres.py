@@ -22,7 +22,7 @@ from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
 from pipeline.doctor.network import SAMPLES, examine_route, latency_finding
 from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError
-from pipeline.units import duration, size
+from pipeline.units import counted, duration, size
 
 #: Time limit of a statement.
 _SECONDS = 10.0
@@ -38,7 +38,7 @@ _OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user p
 def examine_database(settings: Settings, facts: Facts) -> Iterator[Finding]:
     """Yield findings about the database; only one problem if it does not respond."""
     try:
-        host, port, _ = address_of(settings.database_url.reveal())
+        host, port, *_ = address_of(settings.database_url.reveal())
     except PipelineError as exc:
         yield of_error("database", exc)
         return
@@ -228,7 +228,8 @@ def role_finding(role: str, temporary: bool, tables: Sequence[Any]) -> Finding:
         ("may not write", [table.name for table in tables if not table.writable]),
     ):
         if bad:
-            wrong.append(f"{name} {bad[0]}{f' and {len(bad) - 1} more tables' if len(bad) > 1 else ''}")
+            more = f" and {counted(len(bad) - 1, 'more table')}" if len(bad) > 1 else ""
+            wrong.append(f"{name} {bad[0]}{more}")
     if wrong:
         return problem("role", f"The role {role} {', '.join(wrong)}.", _OWNER)
     return ok("role", f"The role {role} may do all that a load does.")
@@ -241,7 +242,7 @@ def migrations_finding(missing: Sequence[str], creates: bool, production: bool) 
     may = "" if creates else f" The role of DATABASE_URL may not create schemas; {_OWNER}"
     return problem(
         "migrations",
-        f"{len(missing)} migrations are pending, the first is {missing[0]}.",
+        f"{counted(len(missing), 'migration is', 'migrations are')} pending, the first is {missing[0]}.",
         f"Run `{command_line('migrate', production)}`.{may}",
     )
 
@@ -260,14 +261,15 @@ def connections_finding(bounds: Sequence[tuple[str, int, int]], pool_size: int) 
     """Return the number of worker processes that the strictest connection limit allows."""
     name, slots, used = min(bounds, key=lambda bound: bound[1] - bound[2])
     workers = max(0, (slots - used) // pool_size)  # the doctor's own connection is left for the lock of the run
-    message = f"Of the {slots} connections that the {name} takes, {used} are in use"
+    message = f"Of the {slots} connections that the {name} takes, {used} {'is' if used == 1 else 'are'} in use"
     if not workers:
         return warning(
             "connections",
             f"{message}: too few for one worker, which opens up to {pool_size}, and the lock of its run.",
             "Lower connection_pool_size, close idle clients, or use the pooler's address.",
         )
-    return ok("connections", f"{message}: there is room for {workers} workers of up to {pool_size} connections.")
+    room = counted(workers, "worker")
+    return ok("connections", f"{message}: there is room for {room} of up to {counted(pool_size, 'connection')}.")
 
 
 def timeouts_finding(statement: int | None, transaction: int | None) -> Finding:
@@ -304,7 +306,9 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
     if facts.unfinished > len(batches):
         more = facts.unfinished - len(batches)
         yield warning(
-            "batches", f"{more} more batches are unfinished.", f"`{settings.command('status')}` lists them all."
+            "batches",
+            f"{counted(more, 'more batch is', 'more batches are')} unfinished.",
+            f"`{settings.command('status')}` lists them all.",
         )
 
 

@@ -35,6 +35,7 @@ from pipeline.graph.worker import PooledWorker
 from pipeline.observe.logger import say
 from pipeline.steps.source import has_source
 from pipeline.storage import Storage
+from pipeline.units import counted
 
 _FAMILIES: Mapping[str, type[ShardTask]] = {kind.__name__: kind for kind in (UploadShard, CopyShard)}
 _TOGETHER = 8  # tasks; one that another worker did meanwhile is run once more, without effect
@@ -214,15 +215,15 @@ def assist(
             return {"tasks": help.done.total(), "failed": len(help.failed), "batches": batches}
         fruitless = 0 if help.done.total() > done else fruitless + (len(help.failed) > failed)
     last = failures[-1]
-    raise UnfinishedError(f"{fruitless} shards in a row failed here, the last: {last.message}", last.hint)
+    raise UnfinishedError(f"{counted(fruitless, 'shard')} in a row failed here, the last: {last.message}", last.hint)
 
 
 def describe(result: Mapping[str, Any]) -> str:
     """Return a result of `assist` as text."""
     lines = []
     for batch_id, steps in result["batches"].items():
-        done = ", ".join(f"{count} shards: {step}" for step, count in steps.items() if count)
+        done = ", ".join(f"{counted(count, 'shard')}: {step}" for step, count in steps.items() if count)
         lines.append(f"Batch {batch_id}: {done}.")
     if result["failed"]:
-        lines.append(f"{result['failed']} tasks failed here and were left to others.")
+        lines.append(f"{counted(result['failed'], 'task')} failed here and left to others.")
     return "\n".join(lines) or "There was nothing to help with."

@@ -22,11 +22,11 @@ from luigi.worker import KeepAliveThread
 from pipeline.batches.bucket import open_bucket
 from pipeline.batches.held import release
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.resolve import LoadRequest, ResolvedBatch, reset_command, resolve_batch, resume_command
+from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch, resume_command
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE, Batch, held_hint
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.config import Settings, command_line, load_settings
-from pipeline.database import Database
+from pipeline.database import Database, foreign_remark, override_remark, target_of
 from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.luigid import StatusReporter, use_packaged_settings
@@ -47,8 +47,11 @@ class Environment:
 
     def __init__(self, production: bool) -> None:
         configuration = luigi.configuration.get_config()
+        defaults = configuration.defaults()  # configparser shows them in every section
         try:
-            tuning = dict(configuration.items("pipeline")) if configuration.has_section("pipeline") else {}
+            tuning = {name: str(value) for name, value in configuration["pipeline"].items() if name not in defaults}
+        except KeyError:
+            tuning = {}
         except configparser.Error as exc:
             message = f"The section [pipeline] of luigi.cfg cannot be read: {exc.message}."
             raise SettingsError(message, "A percent sign is written twice.") from exc
@@ -86,7 +89,7 @@ class Run:
         production = environment.settings.is_production
         if request is None:
             kind, step = "", RESET
-            self.command = f"{reset_command(batch_id, production)} --confirm"
+            self.command = environment.settings.command(f"reset --batch-id {batch_id} --confirm")
         else:
             kind, step = request.kind, LOAD
             options = (request.limit, request.force, production, request.coordinates, request.exif_turned)
@@ -184,10 +187,15 @@ class RunRegistry:
         self._runs: dict[tuple[str, str, bool], Run] = {}
 
     def environment(self, production: bool) -> Environment:
-        """Return an environment; its settings are read once."""
+        """Return an environment; its settings are read once, and name the target on stderr."""
         if production not in self.environments:
-            self.environments[production] = Environment(production)
-            self.watch(self.environments[production].database)
+            environment = Environment(production)
+            settings = environment.settings
+            say(f"Target: {target_of(settings)}", logging.INFO)
+            for remark in filter(None, (override_remark(settings), foreign_remark(settings))):
+                say(f"Notice: {remark}", logging.WARNING)
+            self.environments[production] = environment
+            self.watch(environment.database)
         return self.environments[production]
 
     def watch(self, database: Database) -> Database:

@@ -18,9 +18,10 @@ from luigi.task import DynamicRequirements
 
 from pipeline.batches import state
 from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
-from pipeline.batches.resolve import LoadRequest, reset_command
+from pipeline.batches.resolve import LoadRequest
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
+from pipeline.config import command_line
 from pipeline.database import Connection
 from pipeline.dataset.frame import PIXELS
 from pipeline.errors import DataError, RefusedError, UnfinishedError
@@ -34,6 +35,7 @@ from pipeline.steps.discover import Request, discover
 from pipeline.steps.reset import describe_reset, find_batch_to_reset, plan_reset, reset_batch
 from pipeline.steps.transform import transform_batch, withdraw_lost_shards
 from pipeline.storage import Storage
+from pipeline.units import counted
 
 #: The parameters of a load that are part of its request.
 _OPTIONS = frozenset({"limit", "force", "strict", "coordinates", "exif_turned"})
@@ -135,8 +137,9 @@ class Discover(RequestTask):
         with self.reporting(lambda: progress[0]):
             found = discover(run.database, request, progress=show)
             if found is not None:
-                rejects = sum(found.rejects.values())
-                progress[0] = f"{found.recognitions} recognitions in {found.shards} shards, {rejects} rejects", 100
+                rejects = counted(sum(found.rejects.values()), "reject")
+                shards = counted(found.shards, "shard")
+                progress[0] = f"{counted(found.recognitions, 'recognition')} in {shards}, {rejects}", 100
 
 
 class DiscoverBatch(Discover, LoadParameters):
@@ -170,7 +173,7 @@ class Transform(RequestTask):
         shards, (total, done) = run.database.run(look)
         run.counter.start(total, done if self.kind == KIND_LOAD else 0)
         if shards:
-            self.report(f"waiting for {len(shards)} shards", 0)
+            self.report(f"waiting for {counted(len(shards), 'shard')}", 0)
             copies = [self.clone(CopyShard, shard=shard) for shard in shards]  # type: ignore[no-untyped-call]
             yield DynamicRequirements(copies, custom_complete=lambda _: not run.database.run(pending))
         messages, percents, metrics = ["beginning"], [0], Metrics()
@@ -285,7 +288,8 @@ class ResetBatch(RootTask):
         """Refuse what is not confirmed, and what is no batch, before anything is scheduled."""
         batch_id, production = values["batch_id"], values["production"]
         if not values["confirm"]:
-            hint = f"See what would go with `{reset_command(batch_id, production)} --dry-run`."
+            command = command_line(f"reset --batch-id {batch_id} --dry-run", production)
+            hint = f"See what would go with `{command}`."
             raise RefusedError(f"Batch {batch_id} is not reset without --confirm.", hint)
         run = registry.find(batch_id, production, reset=True)
         run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))

@@ -14,7 +14,7 @@ from itertools import accumulate
 from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
 from pipeline.observe.metrics import bound_of, quantile
 from pipeline.report.timeline import Clock, Row, Span, rates
-from pipeline.units import duration, size
+from pipeline.units import counted, duration, size
 
 STEPS = (DISCOVER, UPLOAD, COPY, TRANSFORM, LOAD)
 #: Workers shown in the timeline and in the table.
@@ -198,7 +198,7 @@ def _text_of(span: Span) -> str:
     parts = [f"{span.step}, shard {span.shard}" if span.shard else span.step, span.worker]
     parts.append(f"{begin} to {end} UTC, {duration(span.seconds)}")
     if span.counter("bytes_uploaded"):
-        parts.append(f"{span.counter('objects_uploaded')} photos, {size(span.counter('bytes_uploaded'))}")
+        parts.append(f"{counted(span.counter('objects_uploaded'), 'photo')}, {size(span.counter('bytes_uploaded'))}")
     if span.retries:
         parts.append(f"{span.retries} retries")
     return "; ".join(parts)

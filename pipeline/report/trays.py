@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.thumbnail import Thumbnail
+from pipeline.units import counted
 
 #: Font size on a photo, as a share of its longer side.
 _LETTER = 1 / 26
@@ -109,7 +110,8 @@ def _drawn(photo: Photo, labels: Mapping[int, tuple[str, str, str]]) -> Drawn:
     letter = max(photo.picture.width, photo.picture.height) * _LETTER
     boxes = list(_boxes(photo, photo.picture, labels, letter))
     left_out = len(photo.boxes) - len(boxes)
-    note = f"{photo.note} {left_out} boxes have invalid coordinates.".strip() if left_out else photo.note
+    invalid = f" {counted(left_out, 'box has', 'boxes have')} invalid coordinates." if left_out else ""
+    note = f"{photo.note}{invalid}".strip()
     return Drawn(photo.camera, photo.picture, note, boxes, round(letter, 2))
 
 

@@ -23,6 +23,7 @@ from pipeline.steps.read import read_up_to
 from pipeline.steps.source import require_source
 from pipeline.steps.upload import roll_back_upload
 from pipeline.storage import Storage
+from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def copy_shard(
         metrics.add("db_bulk_copy", time.perf_counter() - begin)
         batch_state.mark(connection, batch_id, COPY, shard, batch.now, metrics.as_dict())
         logger.info("copy: shard %d: %d recognitions, %d rejects", shard, len(listed), rejects)
-        report(f"{len(listed)} recognitions copied, {rejects} rejects")
+        report(f"{counted(len(listed), 'recognition')} copied, {counted(rejects, 'reject')}")
 
     try:
         database.run(work, timeout=_TIMEOUT)

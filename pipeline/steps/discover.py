@@ -38,6 +38,7 @@ from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import Staged, copy_found, stage_annotations
 from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
+from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -349,7 +350,7 @@ def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
     lines = [printable(f"  {row.code}: {row.path}: {row.message}") for row in shown]
     if total > len(lines):
         lines.append(f"  … and {total - len(lines)} more")
-    what = f"{total} of its inputs {'is' if total == 1 else 'are'} not usable ({describe_rejects(rejects)})"
+    what = f"{counted(total, 'input is', 'inputs are')} not usable ({describe_rejects(rejects)})"
     message = "\n".join([f"--strict refuses the batch, {what}:", *lines])
     raise RefusedError(message, "Correct or remove them, or load without --strict, which leaves them out.")
 

@@ -28,7 +28,7 @@ from pipeline.observe.logger import say
 from pipeline.observe.progress import ProgressCounter
 from pipeline.steps.parallel import in_threads, pages
 from pipeline.storage import PAGE, Storage, StoredObject
-from pipeline.units import size
+from pipeline.units import counted, size
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +98,16 @@ def describe_reset(plan: Plan) -> str:
     lines = [f"Reset of batch {batch.id}, {batch.kind}, {batch.state}, started {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
     if batch.state == "resetting":
         lines.append("  its rows are deleted already; the rest is removed now")
-    lines += [f"  {name}: {rows} rows are deleted" for name, rows in sorted(plan.rows.items())]
+    lines += [f"  {name}: {counted(rows, 'row is', 'rows are')} deleted" for name, rows in sorted(plan.rows.items())]
     if batch.kind == KIND_LOAD:
-        lines.append(f"  bucket {batch.bucket}: {plan.objects} objects are deleted, {size(plan.bytes)}")
+        objects = counted(plan.objects, "object is", "objects are")
+        lines.append(f"  bucket {batch.bucket}: {objects} deleted, {size(plan.bytes)}")
     what = "the former annotations of" if batch.kind != KIND_LOAD else "the former version of"
-    lines += [f"  batch {name}: {what} {count} recognitions is restored" for name, count in plan.returning.items()]
-    blocked = "  blocked by {table}: {rows} rows reference rows of {target} that would be deleted"
-    lines += [blocked.format(**reference) for reference in plan.blocking]
+    for name, count in plan.returning.items():
+        lines.append(f"  batch {name}: {what} {counted(count, 'recognition')} is restored")
+    for one in plan.blocking:
+        rows = counted(one["rows"], "row references", "rows reference")
+        lines.append(f"  blocked by {one['table']}: {rows} rows of {one['target']} that would be deleted")
     return "\n".join(lines)
 
 

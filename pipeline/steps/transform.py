@@ -16,6 +16,7 @@ from pipeline.database.errors import references_refused
 from pipeline.errors import HeldError, RefusedError, UnfinishedError
 from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
+from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +62,14 @@ def transform_batch(
         with metrics.timed("transform"):
             for row in connection.execute("transform_batch", batch_id=batch_id):
                 metrics.add(row.operation, row.seconds)
-                parts.append(f"{row.operation}: {row.rows_written} rows in {row.seconds:.2f} s")
+                parts.append(f"{row.operation}: {counted(row.rows_written, 'row')} in {row.seconds:.2f} s")
                 logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
         report("committing")
         connection.execute("delete_claims", batch_id=batch_id)
         done = connection.one("update_batch_complete", batch_id=batch_id, state="done", reason=None)
         batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, metrics.as_dict())
         logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
-        report("\n".join([f"{done.recognitions} recognitions", *parts]))
+        report("\n".join([counted(done.recognitions, "recognition"), *parts]))
         return None
 
     with references_refused():

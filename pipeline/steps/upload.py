@@ -20,6 +20,7 @@ from pipeline.observe.metrics import Metrics
 from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadThreads
 from pipeline.steps.source import require_source
 from pipeline.storage import Storage, StoredObject
+from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,8 @@ class Uploader:
             logger.warning("upload: %d objects in the bucket differ from what was sent", len(wrong))
             started.metrics.count("objects_resent", len(wrong))
             entries = [entry for entry in started.entries if wrong.intersection(entry.keys)]
-        message = f"Storage does not keep what it was sent: {len(wrong)} objects differ after {_ROUNDS} more rounds."
+        objects = counted(len(wrong), "object differs", "objects differ")
+        message = f"Storage does not keep what it was sent: {objects} after {_ROUNDS} more rounds."
         raise StorageError(message, "Look at the Storage server's log and disk.")
 
     def _verify_and_mark(self, started: _StartedShard, facts: list[Facts], rejects: list[Reject]) -> set[str]:

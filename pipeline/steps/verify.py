@@ -26,6 +26,7 @@ from pipeline.database import Connection, Database
 from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
 from pipeline.steps.parallel import in_threads, pages
 from pipeline.storage import PAGE, Storage, StoredObject
+from pipeline.units import counted
 
 #: The kinds of findings, and the sign that a line begins with. A missing object is `dangling` if readers see a row that
 #: names it, and `missing` if they see another version; a row that contradicts others is `inconsistent`.
@@ -149,7 +150,7 @@ class Verification:
             return None
         else:
             owner, message = batch.id, "that no row names"
-        return Finding(ORPHAN, stored.key, f"{stored.size} bytes, {message}", owner, size=stored.size)
+        return Finding(ORPHAN, stored.key, f"{counted(stored.size, 'byte')}, {message}", owner, size=stored.size)
 
     def _read(self, finding: Finding) -> Finding:
         """Read an object that seems equal and compare its content."""
@@ -164,7 +165,7 @@ class Verification:
                 return replace(finding, kind=DAMAGED, message=f"it is listed and cannot be read: {exc.message}")
             if (size, digest) == (finding.size, finding.sha256):
                 return finding
-        return replace(finding, kind=DAMAGED, message=f"its content differs, {size} bytes")
+        return replace(finding, kind=DAMAGED, message=f"its content differs, {counted(size, 'byte')}")
 
     def _request(self, finding: Finding) -> Finding:
         """Request an object that the list lacks by its key."""
@@ -214,7 +215,7 @@ class Verification:
             is_ours = any(self._is_here(self._batches.get(stored.key.partition("/")[0])) for stored in first)
             self._foreign = 0 if is_ours else len(first)
         if self._foreign and not self._equal:
-            held = f"{self._foreign} objects of no batch on record, and none that this database has loaded"
+            held = f"{counted(self._foreign, 'object')} of no batch on record, and none that this database has loaded"
             hint = "Check that DATABASE_URL and NEXT_PUBLIC_SUPABASE_URL belong together; nothing was changed."
             raise RefusedError(f"The bucket holds {held}.", hint)
         for page in pages(findings, PAGE):
@@ -281,7 +282,7 @@ def _found(wanted: Any, stored: StoredObject | None = None) -> Finding:
     elif stored is None:
         kind, message = MISSING, "the object of a version that a later one superseded"
     elif stored.size != wanted.size:
-        kind, message = DAMAGED, f"{stored.size} bytes instead of {wanted.size}"
+        kind, message = DAMAGED, f"{counted(stored.size, 'byte')} instead of {wanted.size}"
     elif stored.md5 not in (None, wanted.md5):
         kind, message = DAMAGED, "its MD5 differs"
     return Finding(kind, wanted.key, message, wanted.batch_id, wanted.path, wanted.size, wanted.sha256)

@@ -25,7 +25,7 @@ import urllib3.util
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.response import BaseHTTPResponse as Response
 
-from pipeline.config import Settings, redact
+from pipeline.config import Settings, command_line, redact
 from pipeline.errors import SettingsError, StorageError, StorageUnavailable
 
 #: Seconds to connect, with the TLS handshake, and to send a block of a body; bytes in a block.
@@ -122,7 +122,7 @@ class Transport:
         #: What to do when there is no response.
         self.hint_unreachable = "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
         if settings.environment == "embedded":
-            self.hint_unreachable = "Start it with `python -m pipeline up`."
+            self.hint_unreachable = f"Start it with `{command_line('up')}`."
         key = settings.key.reveal()
         # The gateway reads the key from `apikey`, the server from `Authorization`.
         credentials = {"apikey": key, "Authorization": f"Bearer {key}"}

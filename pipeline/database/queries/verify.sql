@@ -67,8 +67,8 @@ WHERE NOT EXISTS (SELECT FROM public.recognitions r WHERE r.menu_id = m.id)
 -- The raw schema holds what finished batches have, and of unfinished ones what their markers say.
 SELECT b.id AS batch_id, 'batch ' || b.id AS what,
     CASE WHEN b.recognitions <> b.wanted
-        THEN 'has ' || b.recognitions || ' recognitions in raw instead of ' || b.wanted
-        ELSE 'has ' || b.photos || ' photos in raw instead of ' || 2 * b.wanted END AS message
+        THEN 'recognitions in raw: ' || b.recognitions || ' instead of ' || b.wanted
+        ELSE 'photos in raw: ' || b.photos || ' instead of ' || 2 * b.wanted END AS message
 FROM (
     SELECT batch_id AS id, sum(recognitions) AS recognitions, sum(photos) AS photos, sum(wanted) AS wanted
     FROM (
