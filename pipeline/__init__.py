@@ -5,12 +5,29 @@ ingest.batch_state, and a step whose marker is there is skipped. `luigi --module
 LoadQwen adds the annotations of a vision model, ResetBatch takes a batch out again.
 """
 
-from pipeline.graph.tasks import CopyShard as CopyShard
-from pipeline.graph.tasks import DiscoverBatch as DiscoverBatch
-from pipeline.graph.tasks import DiscoverQwen as DiscoverQwen
-from pipeline.graph.tasks import LoadBatch as LoadBatch
-from pipeline.graph.tasks import LoadQwen as LoadQwen
-from pipeline.graph.tasks import ResetBatch as ResetBatch
-from pipeline.graph.tasks import TransformBatch as TransformBatch
-from pipeline.graph.tasks import TransformQwen as TransformQwen
-from pipeline.graph.tasks import UploadShard as UploadShard
+import configparser
+import sys
+from pathlib import Path
+
+_SAVE = "Save it as UTF-8 without a byte order mark, each section once, under its header in brackets."
+_FREE = "Free space there, raise the limit of `ulimit -f`, or set TMPDIR to another folder."
+
+try:
+    from pipeline.graph.tasks import CopyShard as CopyShard
+    from pipeline.graph.tasks import DiscoverBatch as DiscoverBatch
+    from pipeline.graph.tasks import DiscoverQwen as DiscoverQwen
+    from pipeline.graph.tasks import LoadBatch as LoadBatch
+    from pipeline.graph.tasks import LoadQwen as LoadQwen
+    from pipeline.graph.tasks import ResetBatch as ResetBatch
+    from pipeline.graph.tasks import TransformBatch as TransformBatch
+    from pipeline.graph.tasks import TransformQwen as TransformQwen
+    from pipeline.graph.tasks import UploadShard as UploadShard
+except (configparser.Error, UnicodeDecodeError, FileNotFoundError) as exc:
+    # Luigi reads its configuration and looks for TMPDIR at its import. In a program of others, the error is theirs.
+    if Path(sys.argv[0]).name not in ("-m", "pipeline"):
+        raise
+    what, hint, code = f"Luigi's configuration, luigi.cfg, cannot be read: {' '.join(str(exc).split())}", _SAVE, 2
+    if isinstance(exc, FileNotFoundError):
+        what, hint, code = f"{exc.strerror}.", _FREE, 3
+    sys.stderr.write(f"Error: {what}\nHint: {hint}\n")
+    raise SystemExit(code) from exc

@@ -21,6 +21,7 @@ from pipeline.steps.discover import Discovery, Request, discover
 from pipeline.steps.transform import transform_batch
 from pipeline.storage import Storage
 from tests import world
+from tests.services import after_target
 
 Value = dict[str, Any]
 Annotations = dict[str, Any]
@@ -46,7 +47,7 @@ def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         capsys.readouterr()
         code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        return Done(code, captured.out, captured.err)
+        return Done(code, captured.out, after_target(captured.err))
 
     return command
 

@@ -43,7 +43,8 @@ def command(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*arguments: str | Path) -> Done:
         capsys.readouterr()
         code = main([str(one) for one in arguments])
-        return Done(code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Done(code, out, after_target(err))
 
     return run
 
@@ -60,7 +61,7 @@ def load(command: Command) -> Callable[..., None]:
     def run(source: Path, batch_id: str, *options: str, qwen: bool = False) -> None:
         arguments = ("load-qwen", "--file", source / ANNOTATIONS) if qwen else ("load", "--source", source)
         done = command(*arguments, "--batch-id", batch_id, "--local-scheduler", "--max-rejects", "100%", *options)
-        assert (done.code, after_target(done.err)) == (0, "")
+        assert (done.code, done.err) == (0, "")
 
     return run
 
@@ -98,7 +99,9 @@ def everything(settings: Settings) -> tuple[object, ...]:
 
 def planned(out: str) -> tuple[dict[str, int], int]:
     """Return what a plan says: the rows by table, and the objects."""
-    rows = {name: int(count) for name, count in re.findall(r"^  (\S+): (\d+) rows are deleted$", out, re.MULTILINE)}
+    rows = {
+        name: int(count) for name, count in re.findall(r"^  (\S+): (\d+) rows? (?:is|are) deleted$", out, re.MULTILINE)
+    }
     objects = re.findall(r"^  bucket \S+: (\d+) objects are deleted, ", out, re.MULTILINE)
     return rows, int(objects[0]) if objects else 0
 

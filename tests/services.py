@@ -163,10 +163,9 @@ def environment_file(settings: Settings) -> str:
 
 
 def after_target(stderr: str) -> str:
-    """Return what a command said on stderr after the target, and after the variables that override its file."""
-    first, *lines = stderr.splitlines(keepends=True)
-    assert first.startswith("Target: "), stderr
-    return "".join(line for line in lines if not line.startswith("Notice: The process environment overrides "))
+    """Return what a command said on stderr besides its target and the variables that override its file."""
+    about_target = ("Target: ", "Notice: The process environment overrides ")
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(about_target))
 
 
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:

@@ -32,7 +32,7 @@ from tests.services import (
 
 def complains(stderr: str, *words: str) -> bool:
     """After the target one sentence and one hint that name these words, and neither a traceback nor a secret."""
-    lines = (after_target(stderr) if stderr.startswith("Target: ") else stderr).strip().splitlines()
+    lines = after_target(stderr).strip().splitlines()
     return (
         len(lines) == 2
         and lines[0].startswith("Error: ")

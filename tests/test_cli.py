@@ -117,7 +117,9 @@ def test_a_full_disk_under_the_output_is_told(workdir: Path, small_dataset: Make
             check=False,
         )
     assert done.returncode == 3
-    assert after_target(done.stderr) == "Error: The output cannot be written: No space left on device.\n"
+    error, hint = after_target(done.stderr).splitlines()
+    assert error == "Error: The output cannot be written: No space left on device."
+    assert hint.startswith("Hint: Free space ")
     world.check(settings, (small_dataset(3), "b1", None))
 
 

@@ -28,7 +28,7 @@ from tests.annotating import (
     value_of,
     write,
 )
-from tests.services import MakeDataset, after_target
+from tests.services import MakeDataset
 
 run = annotating.run
 dsn = annotating.dsn
@@ -45,7 +45,7 @@ def test_annotations_become_rows_as_the_file_says(
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
     before = world.dump(dsn)
     done = run("load-qwen", "--file", file, "--batch-id", "q1")
-    assert (done.code, after_target(done.err)) == (0, "")
+    assert (done.code, done.err) == (0, "")
     detections = len(world.expected(dataset, "b1", qwen=file).annotations)
     assert done.out.startswith(f"Batch q1 is done: 12 recognitions, 24 photos, {detections} detections.\n")
     assert "Rejected" not in done.out

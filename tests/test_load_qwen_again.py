@@ -32,7 +32,7 @@ from tests.annotating import (
     value_of,
     write,
 )
-from tests.services import MakeDataset, after_target, free_port
+from tests.services import MakeDataset, free_port
 from tests.test_luigi import as_first
 
 run = annotating.run
@@ -297,7 +297,7 @@ def test_a_forced_file_that_would_delete_a_referenced_item_is_refused_and_change
         dsn, "DELETE FROM public.app_marks WHERE item IN (SELECT id FROM public.initial_tray_items WHERE ordinal > 1)"
     )
     done = run(*arguments)
-    assert (done.code, after_target(done.err)) == (0, "")
+    assert (done.code, done.err) == (0, "")
     world.check(settings, (dataset, "b1", None), qwen=latter)
     assert world.query(dsn, "SELECT count(*) FROM public.app_marks") == [(2,)]
 

@@ -571,7 +571,7 @@ def test_a_database_that_is_not_there_is_asked_so_often(
     assert load(dataset) == 3
     assert network.database.count(lambda message: message.is_connect) == TRIES
     told = capsys.readouterr().err
-    assert "Error: PostgreSQL cannot be reached: " in told
+    assert "Error: PostgreSQL cannot be reached: " in told or "Error: PostgreSQL takes no connection now: " in told
     assert "Traceback" not in told
     network.calm()
     assert load(dataset) == 0

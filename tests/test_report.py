@@ -37,6 +37,7 @@ from pipeline.report.timeline import Clock, Span, rates, rows, union
 from pipeline.report.trays import Photo, tray_of
 from pipeline.storage import Storage
 from tests import reset_support, world
+from tests.proxies import BAD_GATEWAY, INTERNAL, NO_SERVICE, Fault, StorageProxy
 from tests.reset_support import Command, LoadBatch, fail_at
 from tests.services import MakeDataset, Start, after_target, environment_file, free_port
 
@@ -412,7 +413,7 @@ def report(command: Command, tmp_path: Path) -> Report:
     def run(batch_id: str, *options: str) -> Page:
         path = tmp_path / "page.html"
         done = command("report", "--batch-id", batch_id, "--out", path, *options)
-        assert (done.code, after_target(done.err)) == (0, "")
+        assert (done.code, done.err) == (0, "")
         return Page(path)
 
     return run
@@ -710,6 +711,26 @@ def test_without_storage_there_is_a_page_without_photos(
     page = Page(workdir / "report-b1.html")
     assert page.text.count("Storage was not available.") == 6
     assert "latency" in page.charts
+
+
+@pytest.mark.parametrize("fault", [INTERNAL, BAD_GATEWAY, NO_SERVICE], ids=str)
+def test_one_object_that_cannot_be_read_costs_the_page_that_photo_alone(
+    fault: Fault,
+    load: LoadBatch,
+    report: Report,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    small_dataset: MakeDataset,
+) -> None:
+    load(small_dataset(3), "b1")
+    [(broken,)] = world.query(settings.database_url.reveal(), "SELECT min(storage_path) FROM images")
+    monkeypatch.setenv("PIPELINE_RETRY_MAX_ATTEMPTS", "1")
+    with StorageProxy(settings.url, lambda one: fault if one.path.endswith(f"/{broken}") else None) as proxy:
+        monkeypatch.setenv("NEXT_PUBLIC_SUPABASE_URL", proxy.url)
+        page = report("b1")
+    assert "Storage was not available." not in page.text
+    assert page.text.count("Reading it from the bucket failed: ") == 1
+    assert len(page.all("image")) == 5
 
 
 def test_without_the_source_folder_there_are_no_pictures_of_rejects(

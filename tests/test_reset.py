@@ -53,7 +53,7 @@ def test_reset_is_as_if_the_batch_had_never_been_loaded(
     loaded = state(settings)
     for batch_id in order:
         done = command("reset", "--batch-id", batch_id, "--confirm")
-        assert (done.code, after_target(done.err)) == (0, "")
+        assert (done.code, done.err) == (0, "")
         assert done.out.endswith(f"\nBatch {batch_id} is reset.\n")
         assert world.inconsistencies(settings) == []
     assert state(settings) == before
@@ -113,7 +113,7 @@ def test_a_second_reset_is_nothing_to_do(
     before = everything(settings)
     for options in (["--confirm"], [], ["--dry-run"]):
         again = command("reset", "--batch-id", "b1", *options)
-        assert (again.code, after_target(again.err)) == (0, "")
+        assert (again.code, again.err) == (0, "")
         assert again.out == "Batch b1 was reset before; nothing of it is left.\n"
     assert everything(settings) == before
 

@@ -11,7 +11,7 @@ from pipeline.config import Settings
 from pipeline.sample.writer import ANNOTATIONS
 from tests import reset_support, world
 from tests.reset_support import Command, LoadBatch, batch_states, edit, fail_at, state, stop_failing, vary
-from tests.services import MakeDataset, after_target
+from tests.services import MakeDataset
 
 command = reset_support.command
 dsn = reset_support.dsn
@@ -70,7 +70,7 @@ def test_a_forced_version_that_is_reset_gives_back_the_former_one_with_the_ids_t
         " ADD FOREIGN KEY (recognition) REFERENCES public.recognitions",
     )
     done = command("reset", "--batch-id", "b2", "--confirm")
-    assert (done.code, after_target(done.err)) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert "\n  batch b1: the former version of 6 recognitions is restored\n" in done.out
     assert state(settings) == before
     world.check(settings, (former, "b1", None), qwen=former / ANNOTATIONS)

@@ -19,7 +19,7 @@ from pipeline.steps.verify import Verification
 from pipeline.storage import Storage, StoredObject
 from tests import reset_support, test_luigi, verify_support, world
 from tests.reset_support import Command, Done, LoadBatch, fail_at, stop_failing
-from tests.services import MakeDataset, Start, after_target, environment_file
+from tests.services import MakeDataset, Start, environment_file
 from tests.verify_support import Bucket, photo_of, put_fewer_bytes, put_stranger, totals
 
 command = reset_support.command
@@ -269,7 +269,7 @@ def test_verify_beside_a_load_and_a_reset_in_other_processes(
     def look() -> None:
         for options in ((), ("--deep", "--repair")):
             done = command("verify", "--quiet", *options)
-            assert (done.code, after_target(done.err)) == (0, ""), done.out
+            assert (done.code, done.err) == (0, ""), done.out
 
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("LOCK TABLE public.recognitions IN SHARE MODE")  # neither is done before we have looked

@@ -16,7 +16,7 @@ from types import ModuleType
 import shtab
 
 from pipeline.cli import batches
-from pipeline.cli.output import DONE, UNFINISHED, exit_code, print_result
+from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result, remedy_of
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
@@ -25,7 +25,7 @@ from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, 
 from pipeline.extras import extra
 from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
-from pipeline.observe.logger import configure_logging, redirect_to_null, say, say_error
+from pipeline.observe.logger import configure_logging, say, say_error
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.units import counted, size
 
@@ -37,19 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     options = parser().parse_args(arguments)
     bound_memory()
-    configure_logging(options.verbose, options.log_format)
-    code = UNFINISHED  # if writing the output fails
+    code = UNFINISHED  # if the operating system refuses something
     with Interrupts(registry.cancel_statements, registry.resume_hint) as options.interrupts:
         try:
+            configure_logging(options.verbose, options.log_format)
             code = _run_command(options)
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except OSError as exc:  # without a file's name: the reader closed the pipe, or the disk of the output is full
-            if exc.filename is not None:
+        except OSError as exc:
+            cause, hint = os_error(exc)
+            if not cause:
                 raise
-            redirect_to_null(sys.stdout)
-            if not isinstance(exc, BrokenPipeError):
-                say(f"Error: The output cannot be written: {exc.strerror}.")
+            if not isinstance(exc, BrokenPipeError):  # the reader of the output left
+                say(f"Error: {cause}")
+                say(f"Hint: {hint}")
                 code = code or UNFINISHED
         except KeyboardInterrupt:
             options.interrupts.announce()
@@ -123,7 +124,8 @@ def sample(options: argparse.Namespace) -> None:
             planted = options.broken
             done = write_sample(directory, count, seed, broken=planted, unusual=planted, progress=counter.set_done)
     except OSError as exc:
-        raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", "Choose another folder.") from exc
+        hint = remedy_of(exc) or "Choose another folder."
+        raise UsageError(f"{exc.filename or directory}: {exc.strerror}.", hint) from exc
     photos, detections = counted(done.photos, "photo"), counted(done.detections, "detection")
     text = f"{directory}: {counted(done.recognitions, 'recognition')}, {photos}, {size(done.bytes)}, {detections}"
     broken, unusual = len(done.broken_ids), len(done.unusual_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,10 +32,14 @@ _TRANSIENT_CLASSES = ("08", "53", "58")
 _TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})
 #: What Supavisor sends for most of its refusals, at the first statement as well (internal_error, protocol_violation).
 _OF_POOLERS = ("XX000", "08P01")
+#: The file of the server that raises disk_full or out_of_memory where a segment of shared memory is what is full.
+_SHARED_MEMORY = "dsm_impl.c"
+_OURS = "ingest."  # the schema of all functions of the pipeline
 _NOT_MIGRATED = "The schema is not up to date: run `{migrate}`."
 _NOT_OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user postgres, not a restricted role."
 _HINTS = {
     "53100": "The disk of the database is full: free some space.",
+    _SHARED_MEMORY: "Enlarge /dev/shm on the database's server (Docker: --shm-size), or lower max_parallel_workers.",
     "53200": "The server of the database is out of memory.",
     "53300": "The database takes no more connections: lower connection_pool_size, or use the pooler.",
     "55P03": "Another transaction holds what this one needs, such as the commit of a large batch.",
@@ -80,13 +85,24 @@ def _error_of(error: psycopg2.Error, command: Callable[[str], str]) -> PipelineE
         return RefusedError(f"Refused: {message}.", hint)
     if code in _OF_POOLERS and (refusal := login_refusal(message)) is not None:
         return refusal
-    hint = _HINTS.get(code, "").format(migrate=command("migrate"))
+    hint = _HINTS.get(error.diag.source_file or "") or _HINTS.get(code, "").format(migrate=command("migrate"))
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
         return DatabaseUnavailable(f"PostgreSQL: {message} ({code}).", f"{hint} Run the same command again.".strip())
     if not code and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
         return DatabaseUnavailable(f"The connection to PostgreSQL broke: {message}", "Run the same command again.")
+    if function := _foreign_function(error.diag.context or ""):
+        hint = f"The function {function} of the database, which is not one of the pipeline's, fails: correct it."
     kind = DataError if code.startswith(_DATA_CLASSES) else DatabaseError
     return kind(f"PostgreSQL: {message} ({code or type(error).__name__}).", hint, code)
+
+
+def _foreign_function(context: str) -> str:
+    """Return the innermost function of an error's context if it is not ours, such as a trigger function of the app.
+
+    The lines are `PL/pgSQL function name(types) line 1 at …` in the language of the server, and quoted statements.
+    """
+    found = re.search(r"[\w.]+(?=\()", re.sub(r'"[^"]*"', "", context))
+    return found[0] if found and not found[0].startswith(_OURS) else ""
 
 
 def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str) -> PipelineError:

@@ -113,12 +113,12 @@ class RootTask(BatchTask):
     def _take_over(cls, values: dict[str, Any]) -> None:
         """Let Luigi's command use our scheduler and our worker; it has no public way to name their factory."""
         bound_memory()
-        use_packaged_settings()
         if not logging.getLogger().handlers:
             configure_logging()
         interrupts = Interrupts(registry.cancel_statements, registry.resume_hint)
         interrupts.__enter__()  # until the process ends
         with exit_on_error(interrupts):
+            use_packaged_settings()
             run = cls.resolve(values)
         registry.owns_worker = True
         factory = partial(SchedulerFactory, registry, run, interrupts, bare=True)

@@ -16,9 +16,14 @@ from importlib import resources
 from typing import Any, TypeVar
 
 import luigi.interface
+from luigi.execution_summary import execution_summary
+from luigi.retcodes import retcode
 from luigi.rpc import RemoteScheduler, RPCError
+from luigi.scheduler import scheduler
+from luigi.worker import worker
 
 from pipeline.config import redact
+from pipeline.errors import SettingsError
 from pipeline.observe.progress import StatusMessage
 
 logger = logging.getLogger(__name__)
@@ -32,7 +37,10 @@ _MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret thes
 
 
 def use_packaged_settings() -> None:
-    """Let Luigi use the packaged luigi.cfg where the user's has nothing: by default most failures exit with 0."""
+    """Let Luigi use the packaged luigi.cfg where the user's has nothing: by default most failures exit with 0.
+
+    Raises SettingsError if a value of a section that Luigi reads is malformed.
+    """
     packaged = configparser.ConfigParser(interpolation=None)
     packaged.read_string(resources.files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8"))
     packaged.remove_option("core", "scheduler_url")  # it would win over a `scheduler_host` of the user
@@ -43,6 +51,14 @@ def use_packaged_settings() -> None:
                 configuration.set(section, option, value)
     # Luigi reads these two without its parameter classes, and would warn that they are unused.
     luigi.interface.core.ignore_unconsumed |= {"rpc_retry_attempts", "rpc_retry_wait"}
+    for settings in (luigi.interface.core, worker, retcode, execution_summary, scheduler):
+        section = settings.get_task_family()  # type: ignore[no-untyped-call]
+        for option, parameter in settings.get_params():  # type: ignore[no-untyped-call]
+            try:
+                parameter.task_value(section, option)
+            except (ValueError, configparser.Error) as exc:
+                message = f"Luigi's configuration has a wrong value of {option} in [{section}]: {exc.__cause__ or exc}."
+                raise SettingsError(" ".join(message.split()), "Correct it in luigi.cfg, or remove it.") from exc
 
 
 def scheduler_url() -> str:

@@ -30,6 +30,12 @@ class Metrics:
         self._lock = threading.Lock()
         self._total: dict[str, Any] = {"operations": {}, "counters": {}, "gauges": {}}
 
+    def copy(self) -> Metrics:
+        """Return metrics with the same numbers, for an attempt that may be repeated."""
+        copied = Metrics()
+        copied._merge(self.as_dict())
+        return copied
+
     @contextmanager
     def timed(self, operation: str) -> Iterator[None]:
         """Add the duration of the block to the operation, unless it raises."""

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
-from pipeline.errors import AccessDenied, ObjectNotFound, StorageError, TransientError
+from pipeline.errors import AccessDenied, ObjectNotFound, PipelineError, StorageError, TransientError
 from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.trays import Photo, Tray, tray_of
 from pipeline.storage import Storage
@@ -139,9 +139,13 @@ class Trays:
             return None, "Storage was not available."
         try:
             content = self._storage.read(row.object_key, MAXIMUM_PHOTO_BYTES)
-        except (TransientError, AccessDenied) as exc:  # every further read would fail alike
-            self._report.unavailable = exc.message
-            return None, "Storage was not available."
+        except (TransientError, AccessDenied) as exc:
+            try:
+                self._storage.find_bucket()
+            except PipelineError:  # every further read would fail alike
+                self._report.unavailable = exc.message
+                return None, "Storage was not available."
+            return None, f"Reading it from the bucket failed: {exc.message}"
         except ObjectNotFound:
             return None, "The bucket has no object for this photo."
         except StorageError as exc:

@@ -66,8 +66,9 @@ def copy_shard(
         if not batch.uploaded:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
         rejects = _copy_documents(connection, batch_id, shard, batch.source, listed, may_reject=may_reject)
-        metrics.add("db_bulk_copy", time.perf_counter() - begin)
-        batch_state.mark(connection, batch_id, COPY, shard, batch.now, metrics.as_dict())
+        numbers = metrics.copy()
+        numbers.add("db_bulk_copy", time.perf_counter() - begin)
+        batch_state.mark(connection, batch_id, COPY, shard, batch.now, numbers.as_dict())
         logger.info("copy: shard %d: %d recognitions, %d rejects", shard, len(listed), rejects)
         report(f"{counted(len(listed), 'recognition')} copied, {counted(rejects, 'reject')}")
 

@@ -58,16 +58,16 @@ def transform_batch(
             hold_back(connection, batch_id, reason)
             return batch_state.held_error(connection, batch_id)
         report("publishing the rows of the batch, all in one transaction")
-        parts = []
-        with metrics.timed("transform"):
+        parts, numbers = [], metrics.copy()
+        with numbers.timed("transform"):
             for row in connection.execute("transform_batch", batch_id=batch_id):
-                metrics.add(row.operation, row.seconds)
+                numbers.add(row.operation, row.seconds)
                 parts.append(f"{row.operation}: {counted(row.rows_written, 'row')} in {row.seconds:.2f} s")
                 logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
         report("committing")
         connection.execute("delete_claims", batch_id=batch_id)
         done = connection.one("update_batch_complete", batch_id=batch_id, state="done", reason=None)
-        batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, metrics.as_dict())
+        batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, numbers.as_dict())
         logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
         report("\n".join([counted(done.recognitions, "recognition"), *parts]))
         return None
