@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -179,7 +179,7 @@ def failing_server(fields: bytes) -> Iterator[str]:
 
         def serve() -> None:
             peer, _ = listener.accept()
-            with peer:
+            with peer, suppress(ConnectionError):
                 peer.recv(4096)
                 told = (b"client_encoding\0UTF8\0", b"DateStyle\0ISO, MDY\0", b"standard_conforming_strings\0on\0")
                 peer.sendall(message(b"R", bytes(4)) + b"".join(message(b"S", one) for one in told) + ready)
