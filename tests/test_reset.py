@@ -227,7 +227,7 @@ def test_without_a_terminal_it_is_refused_unless_it_is_confirmed(
     assert "no terminal" in refused.err
     assert "--confirm" in refused.err
     piped = run_pipeline("reset", "--batch-id", "b1")
-    assert (piped.returncode, piped.stdout, piped.stderr) == (4, refused.out, refused.err)
+    assert (piped.returncode, piped.stdout, after_target(piped.stderr)) == (4, refused.out, refused.err)
     assert everything(settings) == before
 
 

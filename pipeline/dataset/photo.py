@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pipeline.dataset.jpeg import Structure, is_shown_by_browsers, kind_of, read_structure, without
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
+from pipeline.units import counted
 
 #: A till photo has one or two megapixels.
 MAXIMUM_PIXELS = 120_000_000
@@ -69,7 +70,8 @@ def check_photo(content: bytes) -> CheckedPhoto:
         whole = content
         if len(content) > found.end:
             count = len(content) - found.end
-            deviations.append(Deviation("photo_trailing_bytes", f"{count} bytes follow the end of the picture"))
+            trailing = counted(count, "byte follows", "bytes follow")
+            deviations.append(Deviation("photo_trailing_bytes", f"{trailing} the end of the picture"))
     with _coefficients if several_scans else contextlib.nullcontext():
         colorspace = "CMYK" if components == 4 else "GRAY"
         cuts = next((cuts for cuts in _cuts(found) if _is_decodable(without(whole, cuts), colorspace)), None)
@@ -77,7 +79,7 @@ def check_photo(content: bytes) -> CheckedPhoto:
         raise _damaged(content, found, "its data is damaged")
     if cuts:
         count = sum(end - start for start, end in cuts)
-        deviations.append(Deviation("photo_padding", f"{count} bytes of padding lie between the segments"))
+        deviations.append(Deviation("photo_padding", f"{counted(count, 'byte')} of padding between the segments"))
     return CheckedPhoto(dimensions, tuple(deviations))
 
 
