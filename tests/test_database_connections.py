@@ -19,6 +19,7 @@ from embedded_supabase.files import wait_until
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Secret
 from pipeline.database import Connection, Database, connection_string
+from pipeline.database.address import foreign_parameters
 from pipeline.errors import AccessDenied, DatabaseUnavailable, PipelineError, SettingsError, StorageUnavailable
 from tests import database_support
 from tests.database_support import PASSWORD, SECONDS, ask, backend, door, numbers, transact
@@ -379,3 +380,145 @@ def test_libpq_gets_what_it_knows_and_nothing_of_other_drivers(url: str, expecte
 def test_spaces_and_an_empty_host_of_the_address_reach_libpq(url: str, expected: dict[str, str]) -> None:
     parameters = psycopg2.extensions.parse_dsn(connection_string(url))
     assert {name: parameters.get(name) for name in expected} == expected
+
+
+# Refused logins: real ones above; below what poolers and servers say in words (see pipeline/database/login.py)
+
+
+def error_response(message: str, code: str = "XX000") -> bytes:
+    """Return an ErrorResponse of the protocol (PostgreSQL manual, Message Formats)."""
+    fields = f"SFATAL\0VFATAL\0C{code}\0M{message}\0\0".encode()
+    return b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind", "hint"),
+    [
+        ("XX000", "Tenant or user not found", AccessDenied, "postgres.<project>"),
+        ("XX000", "(ENOTFOUND) tenant/user postgres.abc not found", AccessDenied, "postgres.<project>"),
+        ("XX000", "SSL connection is required", AccessDenied, "sslmode=require"),
+        ("XX000", "(ESSLREQUIRED) SSL connection is required for user: postgres", AccessDenied, "sslmode=require"),
+        (
+            "28000",
+            'no pg_hba.conf entry for host "192.0.2.1", user "u", database "d", no encryption',
+            AccessDenied,
+            "sslmode=require",
+        ),
+        (
+            "28000",
+            'no pg_hba.conf entry for host "192.0.2.1", user "u", database "d", SSL encryption',
+            AccessDenied,
+            "Network Restrictions",
+        ),
+        ("XX000", "Address not in tenant allow_list: {192, 0, 2, 1}", AccessDenied, "Network Restrictions"),
+        ("28P01", 'password authentication failed for user "postgres"', AccessDenied, "password"),
+        ("3D000", 'database "nowhere" does not exist', AccessDenied, "name of the database"),
+        ("08P01", "no such database: nowhere", AccessDenied, "name of the database"),
+        ("28000", 'role "carol" is not permitted to log in', AccessDenied, "LOGIN"),
+        ("28000", 'role "carol" does not exist', AccessDenied, "user"),
+        ("42501", 'permission denied for database "postgres"', AccessDenied, "GRANT CONNECT"),
+        ("55000", 'database "d" is not currently accepting connections', AccessDenied, "ALLOW_CONNECTIONS"),
+        ("53300", "sorry, too many clients already", DatabaseUnavailable, "connection_pool_size"),
+        (
+            "53300",
+            "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+            DatabaseUnavailable,
+            "connection_pool_size",
+        ),
+        ("XX000", "Max client connections reached", DatabaseUnavailable, "port 6543"),
+        (
+            "XX000",
+            "MaxClientsInSessionMode: max clients reached - in Session mode max clients are limited to pool_size",
+            DatabaseUnavailable,
+            "port 6543",
+        ),
+        ("XX000", "(EMAXCONN) max client connections reached, limit: 200", DatabaseUnavailable, "port 6543"),
+        ("08P01", "no more connections allowed (max_client_conn)", DatabaseUnavailable, "connection_pool_size"),
+        ("XX000", "Circuit breaker open: Too many authentication errors", DatabaseUnavailable, "check the password"),
+        (
+            "XX000",
+            "(ECIRCUITBREAKER) too many authentication failures, new connections are temporarily blocked",
+            DatabaseUnavailable,
+            "check the password",
+        ),
+        ("57P03", "the database system is starting up", DatabaseUnavailable, "started"),
+    ],
+)
+def test_a_refused_login_has_the_remedy_of_its_reason(
+    code: str, message: str, kind: type[PipelineError], hint: str
+) -> None:
+    with answering(error_response(message, code)) as port:
+        error = connection_error(f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/postgres?sslmode=disable")
+    assert type(error) is kind
+    assert message in error.message
+    assert hint in error.hint
+    assert "firewall" not in error.hint
+
+
+def test_a_refusal_that_a_pooler_sends_at_the_first_statement_is_told_alike(database: Database) -> None:
+    statement = "DO $$ BEGIN RAISE EXCEPTION 'Tenant or user not found' USING ERRCODE = 'XX000'; END $$"
+    with pytest.raises(AccessDenied) as caught, database.transaction() as connection:
+        connection.run_script(statement)
+    assert "postgres.<project>" in caught.value.hint
+
+
+def test_a_server_without_ssl_that_is_asked_for_it_is_a_wrong_setting() -> None:
+    with answering(b"N") as port:
+        error = connection_error(f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/postgres?sslmode=require")
+    assert isinstance(error, AccessDenied)
+    assert "Remove sslmode" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("parameter", "named"),
+    [
+        ("sslmode=no-verify", "sslmode"),
+        ("channel_binding=maybe", "channel_binding"),
+        ("connect_timeout=abc", "connect_timeout"),
+        ("target_session_attrs=x", "target_session_attrs"),
+        ("keepalives_idle=soon", "keepalives_idle"),
+        ("tcp_user_timeout=x", "tcp_user_timeout"),
+        ("gssencmode=maybe", "gssencmode"),
+        ("ssl_min_protocol_version=9", "ssl_min_protocol_version"),
+        ("load_balance_hosts=x", "load_balance_hosts"),
+        ("require_auth=magic", "require_auth"),
+        ("sslnegotiation=direct&sslmode=prefer", "sslnegotiation"),
+    ],
+)
+def test_a_value_that_libpq_refuses_is_a_wrong_setting_and_is_named(parameter: str, named: str) -> None:
+    error = connection_error(f"postgresql://postgres:{PASSWORD}@127.0.0.1:{free_port()}/postgres?{parameter}")
+    assert type(error) is SettingsError
+    assert named in error.message
+    assert "127.0.0.1" not in error.message
+
+
+@pytest.mark.parametrize("parameter", ["sslmode=require", "sslmode=verify-full", "target_session_attrs=read-write"])
+def test_a_value_that_libpq_takes_is_an_outage_where_nobody_answers(parameter: str) -> None:
+    error = connection_error(f"postgresql://postgres:{PASSWORD}@127.0.0.1:{free_port()}/postgres?{parameter}")
+    assert isinstance(error, DatabaseUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("query", "left_out", "kept"),
+    [
+        ("supa=base-pooler.x", ["supa"], {}),
+        ("workaround=supabase-pooler.vercel&sslmode=require", ["workaround"], {"sslmode": "require"}),
+        (
+            "uselibpqcompat=true&sslaccept=strict&prepareThreshold=0",
+            ["prepareThreshold", "sslaccept", "uselibpqcompat"],
+            {},
+        ),
+        ("pool_max_conns=1&pgbouncer=true&schema=x&connection_limit=1", None, {}),
+        ("ssl=true&nonsense=%zz&flag", ["flag", "nonsense"], {"sslmode": "require"}),
+        ("ssl=no-verify", ["ssl"], {}),
+        ("options=-c%20search_path%3Dx&connect_timeout=3", [], {"options": "-c search_path=x", "connect_timeout": "3"}),
+    ],
+)
+def test_parameters_that_libpq_does_not_know_are_left_out_and_named(
+    query: str, left_out: list[str] | None, kept: dict[str, str]
+) -> None:
+    url = f"postgresql://u@h/db?{query}"
+    parameters = psycopg2.extensions.parse_dsn(connection_string(url))
+    assert parameters == {"user": "u", "host": "h", "dbname": "db", **kept}
+    names = sorted(part.partition("=")[0] for part in query.split("&")) if left_out is None else left_out
+    assert foreign_parameters(url) == names

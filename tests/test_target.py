@@ -6,18 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from pipeline.config import Settings, command_line
+from pipeline.config import Secret, Settings, command_line
 from pipeline.units import counted
 from tests.services import (
     MakeDataset,
     RunPipeline,
     Start,
     StorageServer,
+    after_target,
     environment_file,
     subprocess_environment,
 )
@@ -77,6 +79,18 @@ def test_a_variable_that_overrides_the_file_is_named(
     assert run_pipeline("status", env=env).stderr.splitlines()[1] == f"Notice: {remark}"
     assert f"warning  settings: {remark}" in run_pipeline("status", "--check", env=env).stdout
     assert "Notice" not in run_pipeline("status").stderr
+
+
+def test_parameters_that_are_left_out_are_named_and_the_command_works(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings, workdir: Path
+) -> None:
+    url = settings.database_url.reveal()
+    url += f"{'&' if '?' in url else '?'}pgbouncer=true&supa=base-pooler.x"
+    (workdir / ".env.local").write_text(environment_file(replace(settings, database_url=Secret(url))), encoding="utf-8")
+    remark = "Parameters of DATABASE_URL that libpq does not know are left out: pgbouncer, supa."
+    done = run_pipeline("load", "--source", small_dataset(2), "--batch-id", "b1", "--workers", "2")
+    assert (done.returncode, after_target(done.stderr)) == (0, f"Notice: {remark}\n")
+    assert f"ok       settings: {remark}" in run_pipeline("status", "--check").stdout
 
 
 def test_settings_without_a_file_are_of_the_environment_process(
