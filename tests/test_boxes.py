@@ -349,7 +349,7 @@ def test_a_batch_is_resumed_with_the_same_frame_only(run: Run, loaded: list[int]
     other = run("load-qwen", "--file", file)
     assert (other.code, "held by unfinished q1" in other.err) == (3, True)
     done = run("load-qwen", "--file", file, *options)
-    assert done.out.startswith("Batch q1 is done: 1 recognitions")
+    assert done.out.startswith("Batch q1 is done: 1 recognition")
     assert stored(dsn, loaded[0]) == [("16", "24", "64", "48")]
 
 

@@ -20,6 +20,7 @@ from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Secret
 from pipeline.database import Connection, Database, connection_string
 from pipeline.database.address import foreign_parameters
+from pipeline.database.login import login_refusal
 from pipeline.errors import AccessDenied, DatabaseUnavailable, PipelineError, SettingsError, StorageUnavailable
 from tests import database_support
 from tests.database_support import PASSWORD, SECONDS, ask, backend, door, numbers, transact
@@ -460,6 +461,19 @@ def test_a_refusal_that_a_pooler_sends_at_the_first_statement_is_told_alike(data
     with pytest.raises(AccessDenied) as caught, database.transaction() as connection:
         connection.run_script(statement)
     assert "postgres.<project>" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'connection to server at "password.certificate.example" (192.0.2.1), port 5432 failed: Connection refused',
+        'could not translate host name "no-such-user.pg_hba.conf" to address: Name or service not known',
+        'connection to server at "db.example" (192.0.2.1), port 5432 failed: timeout expired',
+        "server closed the connection unexpectedly",
+    ],
+)
+def test_an_outage_is_no_refusal_whatever_the_names_in_it(message: str) -> None:
+    assert login_refusal(message) is None
 
 
 def test_a_server_without_ssl_that_is_asked_for_it_is_a_wrong_setting() -> None:

@@ -186,7 +186,7 @@ def typed(workdir: Path, letters: bytes) -> tuple[int, str]:
                 if not chunk:
                     break
                 shown += chunk
-                if not asked and b"to delete all this: " in shown:
+                if not asked and b"to delete all this from " in shown and shown.endswith(b": "):
                     asked = True
                     os.write(ours, letters)
         finally:
@@ -203,7 +203,7 @@ def test_at_a_terminal_the_id_has_to_be_typed(
         code, shown = typed(workdir, letters)
         assert code == 4, shown
         assert "  public.recognitions: 3 rows are deleted\n" in shown
-        assert "Type the batch's id, b1, to delete all this: " in shown
+        assert "Type the batch's id, b1, to delete all this from local, http://" in shown
         assert "Error: Batch b1 was not reset" in shown
         assert everything(settings) == before
     code, shown = typed(workdir, b"\x03")

@@ -168,7 +168,6 @@ class Database:
     def pool(self) -> QueuePool:
         """Return the pool of this process; one inherited through a fork is neither used nor closed."""
         if self._pool is None or self._pid != os.getpid():
-            check_parameters(connection_string(self._settings.database_url.reveal()))
             create = cast(Any, self._connect)
             self._pool = QueuePool(create, pool_size=self.connections, max_overflow=0, reset_on_return=None)
             sqlalchemy.event.listen(self._pool, "checkout", self._on_checkout)
@@ -186,6 +185,7 @@ class Database:
 
     def _connect(self) -> extensions.connection:
         dsn = connection_string(self._settings.database_url.reveal())
+        check_parameters(dsn)
         try:
             connection: extensions.connection = psycopg2.connect(dsn, application_name=self._application, **_PARAMETERS)
         except psycopg2.OperationalError as exc:

@@ -25,6 +25,7 @@ _ENCRYPT = "Add sslmode=require to DATABASE_URL; if it is there, let this machin
 _ADDRESS = "Let the address of this machine in: Network Restrictions in the dashboard, else pg_hba.conf."
 _NO_SSL = "Remove sslmode from DATABASE_URL, or set up SSL on the server."
 _CERTIFICATE = "Name the root certificate of the server with sslrootcert, or use sslmode=require, in DATABASE_URL."
+_CLIENT = "Name the certificate and key of the user with sslcert and sslkey in DATABASE_URL."
 _DEMAND = "Remove the parameter of DATABASE_URL that demands it."
 _DATABASE = "Correct the name of the database in DATABASE_URL; on Supabase it is postgres."
 _CLOSED = "Use another database, or let connections in: ALTER DATABASE … ALLOW_CONNECTIONS true."
@@ -46,21 +47,23 @@ _REFUSALS: tuple[tuple[str, type[PipelineError], str], ...] = (
     ("ESSLREQUIRED|SSL connection is required|SSL required|no encryption|SSL off", AccessDenied, _ENCRYPT),
     ("EADDRNOTALLOWED|not in tenant allow_list|pg_hba.conf", AccessDenied, _ADDRESS),
     ("server does not support SSL", AccessDenied, _NO_SSL),
+    ("client certificate", AccessDenied, _CLIENT),
     ("certificate", AccessDenied, _CERTIFICATE),
     ("channel binding|authentication method|GSSAPI encryption required", AccessDenied, _DEMAND),
-    ('database ".*" does not exist|no such database', AccessDenied, _DATABASE),
+    ('database "" does not exist|no such database', AccessDenied, _DATABASE),
     ("not currently accepting connections", AccessDenied, _CLOSED),
     ("permission denied for database", AccessDenied, _CONNECT),
     ("is not permitted to log in", AccessDenied, _LOGIN),
     ("authentication failed|password|no such user|user not found", AccessDenied, _PASSWORD),
-    ('role ".*" does not exist', AccessDenied, _PASSWORD),
+    ('role "" does not exist', AccessDenied, _PASSWORD),
 )
 
 
 def login_refusal(message: str) -> PipelineError | None:
     """Return the error for what a server says to a login, None if it says something else."""
+    words = re.sub('"[^"]*"', '""', message)  # without the names of hosts, users and databases
     for pattern, kind, hint in _REFUSALS:
-        if re.search(pattern, message, re.IGNORECASE):
+        if re.search(pattern, words, re.IGNORECASE):
             what = "PostgreSQL refuses the login" if kind is AccessDenied else "PostgreSQL takes no connection now"
             return kind(f"{what}: {message}", hint)
     return None

@@ -131,7 +131,8 @@ AS $$
 DECLARE
     found text;
 BEGIN
-    SELECT string_agg(format('%s (%s rows, to %s)', r.app, r.referencing, r.target), ', ')
+    SELECT string_agg(format('%s (%s %s, to %s)', r.app, r.referencing,
+        CASE r.referencing WHEN 1 THEN 'row' ELSE 'rows' END, r.target), ', ')
     INTO found
     FROM ingest.find_references(true) r;
     IF found IS NOT NULL THEN
