@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import partial
@@ -141,17 +141,22 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         lines.append(f"{twice}: the one that sorts last was taken, {copies} left.")
     if files := summary.get("files"):  # earlier versions did not count them
         lines.append(f"Files: {describe_files(files)}.")
+    lines += _inputs(summary, rejects) if rejects else ()
+    return "\n".join(lines)
+
+
+def _inputs(summary: Mapping[str, Any], limit: int) -> Iterator[str]:
+    """Yield lines about rejects and notices, and the first of them."""
     for what, table in (("rejected", "rejects"), ("noticed", "notices")):
         total = summary.get(what, 0)  # earlier versions recorded no notices
-        if not total or not rejects:
+        if not total:
             continue
         codes = ", ".join(f"{code} {count}" for code, count in summary[table].items())
-        lines.append(f"{what.capitalize()}: {total} ({codes}).")
-        shown = summary[f"{what}_inputs"][:rejects]
-        lines += [printable(f"  {one['path']}: {one['message']}") for one in shown]
-        if len(shown) < total and state != "reset":  # which empties the table
-            lines.append(f"  … and {total - len(shown)} more, in the table ingest.{table}")
-    return "\n".join(lines)
+        yield f"{what.capitalize()}: {total} ({codes})."
+        shown = summary[f"{what}_inputs"][:limit]
+        yield from (printable(f"  {one['path']}: {one['message']}") for one in shown)
+        if len(shown) < total and summary["state"] != "reset":  # which empties the table
+            yield f"  … and {total - len(shown)} more, in the table ingest.{table}"
 
 
 def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any], list[PipelineError]]:
