@@ -80,7 +80,7 @@ def test_a_photo_that_changed_since_is_rejected_when_its_object_is_lost(
     world.check(settings, (dataset, "b1", [one for one in world.folders(dataset) if one != number]))
 
 
-def test_a_lost_object_that_cannot_be_sent_again_leaves_the_batch_unfinished(
+def test_a_lost_object_that_cannot_be_sent_leaves_the_batch_unfinished(
     command: Command, dsn: str, own_dataset: MakeDataset, settings: Settings, stored: Bucket, tmp_path: Path
 ) -> None:
     dataset = own_dataset(6)
@@ -107,7 +107,7 @@ def proxy(settings: Settings, workdir: Path) -> StorageProxy:
     return StorageProxy(settings.url)
 
 
-def test_a_reset_takes_keys_of_the_form_of_a_batch_and_nothing_else_below_its_prefix(
+def test_a_reset_takes_nothing_but_keys_of_the_form_of_its_batch(
     load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, stored: Bucket
 ) -> None:
     load(small_dataset(3), "b1")
@@ -137,7 +137,7 @@ def test_a_reset_says_how_many_objects_were_missing_already(
     world.nothing(settings)
 
 
-def test_a_key_that_sees_the_bucket_and_no_object_is_told_what_was_missing(
+def test_a_key_that_sees_the_bucket_and_no_object_is_told_so(
     load: LoadBatch,
     command: Command,
     small_dataset: MakeDataset,
@@ -206,3 +206,19 @@ def test_a_bucket_that_no_batch_uses_may_be_absent(command: Command, settings: S
     assert done.code == 0
     assert f"bucket {settings.bucket} does not exist yet" in done.out
     assert command("verify").code == 0
+
+
+def test_an_upload_leaves_alone_what_others_have_in_the_range_of_its_shard(
+    command: Command, dsn: str, small_dataset: MakeDataset, stored: Bucket
+) -> None:
+    dataset = small_dataset(3)
+    numbers = sorted(world.folders(dataset))
+    uncommitted(command, dsn, dataset)
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+    others = f"b1/recognitions/{numbers[0]}/thumbnail.jpg"
+    ours = f"b1/recognitions/{numbers[0]}0/camera1.jpg"
+    for key in (others, ours):
+        put_stranger(stored, key)
+    assert command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler").code == 0
+    assert others in stored.listed()
+    assert ours not in stored.listed()

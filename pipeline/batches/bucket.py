@@ -6,6 +6,7 @@ time at which the bucket was created tells it from one with the same name in ano
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,11 @@ def prove_bucket(
         message = f"The bucket {storage.bucket} was created at {created_at(found)}, that of batch {batch_id} at {time}"
         raise RefusedError(f"{message}: it is another bucket.", _OTHER_HINT)
     return found
+
+
+def key_form(batch_id: str) -> re.Pattern[str]:
+    """Return the form of the keys of a batch: other objects below its prefix are left alone."""
+    return re.compile(rf"{re.escape(batch_id)}/recognitions/[0-9]+/camera[12]\.jpg")
 
 
 def created_at(bucket: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from operator import methodcaller
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import prove_bucket
+from pipeline.batches.bucket import key_form, prove_bucket
 from pipeline.batches.resolve import check_batch_id, require_schema
 from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.batches.summary import summarise
@@ -160,7 +159,7 @@ def _prove(storage: Storage, batch: Batch) -> None:
 
 def _list_objects(storage: Storage, batch_id: str) -> Iterator[StoredObject]:
     """Yield the objects that a batch may have sent, and no other object below its prefix."""
-    form = re.compile(rf"{re.escape(batch_id)}/recognitions/[0-9]+/camera[12]\.jpg")
+    form = key_form(batch_id)
     return (found for found in storage.list_objects(f"{batch_id}/recognitions/") if form.fullmatch(found.key))
 
 

@@ -86,6 +86,7 @@ def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) ->
     batch = database.run(lambda connection: batch_state.require_batch(connection, batch_id))
     if batch.kind != KIND_LOAD or batch.state == "done":
         return []
+    _remove_rejected(database, storage, batch_id)  # whose rows in the manifest go with their shard
     prove_bucket(storage, {batch_id: batch.bucket_created_at}, RefusedError)
     stored = storage.list_objects(f"{batch_id}/recognitions/")
     found = next(stored, None)

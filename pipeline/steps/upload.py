@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import prove_bucket, record_bucket
+from pipeline.batches.bucket import key_form, prove_bucket, record_bucket
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
@@ -19,12 +19,13 @@ from pipeline.errors import DataError, PipelineError, RefusedError, SettingsErro
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadThreads
 from pipeline.steps.source import require_source
-from pipeline.storage import Storage, StoredObject
+from pipeline.storage import PAGE, Storage, StoredObject
 from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 3
+_LISTED_HINT = "Look at what is between this machine and Storage."
 
 #: Called with a shard and its number of recognitions; returns what is called with 1 for each completed one.
 ProgressOf = Callable[[int, int], Callable[[int], None]]
@@ -251,14 +252,20 @@ def _entries(connection: Connection, batch_id: str, shard: int) -> list[Entry]:
 
 
 def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[StoredObject]:
-    """Yield the shard's objects in the bucket; a shard is a range of keys, in which others may have objects as well."""
+    """Yield the objects of the batch from the shard's first key to its last; a shard is a range of keys.
+
+    Raises StorageError if they are far more than the shard has.
+    """
     if not entries:
         return
-    keys = {key for entry in entries for key in entry.keys}
     first, last = entries[0].keys[0], entries[-1].keys[1]
     prefix = commonprefix((first, last))  # noqa: RUF071 (any prefix of the keys, not a folder)
     listed = storage.list_objects(prefix, after=first.removesuffix("camera1.jpg"), last=last)
-    yield from (one for one in listed if one.key in keys)
+    form, most = key_form(first.partition("/")[0]), 2 * len(entries) + PAGE
+    for count, one in enumerate(one for one in listed if form.fullmatch(one.key)):
+        if count > most:
+            raise StorageError(f"Storage lists far more objects below {prefix} than were sent.", _LISTED_HINT)
+        yield one
 
 
 def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts], rejects: list[Reject]) -> None:

@@ -241,14 +241,10 @@ class Storage:
             found = self._send("GET", self._path("/bucket"))
         except ObjectNotFound:
             return None
-        return self._bucket_of(found)
-
-    def _bucket_of(self, found: Any) -> dict[str, Any]:
         if isinstance(found, dict) and found.get("id") == self.bucket:
             return found
-        raise StorageError(
-            f"Storage answers a request for the bucket {self.bucket} in an unknown format.", _FORMAT_HINT
-        )
+        message = f"Storage answers a request for the bucket {self.bucket} in an unknown format."
+        raise StorageError(message, _FORMAT_HINT)
 
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
         """Request the bucket, without retries; return its settings or the response's error, and the header Date."""
@@ -257,7 +253,8 @@ class Storage:
             date = response.headers.get("Date", "")
             if not 200 <= response.status < 300:
                 return error_of(response, f"GET {path}"), date
-            return self._bucket_of(json_of(response, JSON_LIMIT, f"GET {path}")), date
+            found = json_of(response, JSON_LIMIT, f"GET {path}")
+            return found if isinstance(found, dict) else {}, date
 
     def check_host(self) -> None:
         """Raise AccessDenied if the host of the project's URL has no address."""
