@@ -28,6 +28,7 @@ from pipeline.dataset.annotations import read_entries
 from pipeline.dataset.detections import detections_of, photo_of
 from pipeline.dataset.documents import check_menu, check_receipt
 from pipeline.dataset.photo import check_photo
+from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput, PipelineError
 from tests.mutations import ANNOTATIONS, MENU, PHOTO, RECEIPT, mutant
 
@@ -40,11 +41,12 @@ _UNIT = 1 if sys.platform == "darwin" else 1024
 
 def check_annotations(content: bytes) -> None:
     """Read an annotations file as discovery does."""
-    for entry in read_entries(BytesIO(content)):
+    forms: set[Deviation] = set()
+    for entry in read_entries(BytesIO(content), forms):
         try:
             photo_of(entry.key)
             if entry.problem is None:
-                detections_of(entry.value)
+                detections_of(entry.value, forms)
         except BadInput:
             pass
 
