@@ -172,6 +172,8 @@ def test_one_of_every_kind_of_reject_is_left_out_and_the_rest_is_loaded(
         "json_nul",
         "json_shape",
         "json_too_large",
+        "json_other_recognition",
+        "photo_other_recognition",
         "photo_cameras",
         "photo_count",
         "photo_empty",
@@ -205,7 +207,7 @@ def test_strict_refuses_all_of_it_before_anything_is_written(
     done = run_pipeline("load", "--source", small_dataset(6, broken=True), "--batch-id", "b1", "--strict")
     assert done.returncode == 4
     assert f"--strict refuses the batch, {len(BROKEN)} of its inputs are not usable" in done.stderr
-    assert done.stderr.count("\n  photo_") == 10
+    assert done.stderr.count("\n  photo_") == 11
     assert "Traceback" not in done.stderr
     assert set(world.counts(settings.database_url.reveal()).values()) == {0}
     assert world.objects(settings) == {}

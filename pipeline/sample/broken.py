@@ -22,6 +22,8 @@ BROKEN: dict[str, str] = {
     "photo_png": "a PNG named .jpg",
     "photo_arithmetic": "a JPEG whose header says that it is arithmetic-coded",
     "photo_dimensions": "a JPEG whose header says that it is 65,535 pixels wide and high",
+    "photo_other": "a photo whose name has the number of another recognition",
+    "menu_other": "AM.json whose name has the number of another recognition",
     "menu_broken": "AM.json ends in the middle",
     "menu_shape": "AM.json is an object, not an array",
     "menu_entry": "an entry of AM.json has no ExternalId",
@@ -41,6 +43,7 @@ UNUSUAL: dict[str, str] = {
     "photo_no_end": "a JPEG without its end marker",
     "photo_trailing_bytes": "a JPEG that is followed by other bytes",
     "photo_padding": "a JPEG with zero bytes between its segments",
+    "photo_copy": "a third photo that is a copy by its name",
     "photo_date_unknown": "photos with a date of two-digit years in their names",
     "photo_date_unlikely": "photos with a date of 1970 in their names",
     "menu_single": "AM.json is one entry, not an array",
@@ -83,6 +86,8 @@ def spoil(kind: str, files: dict[str, bytes], main: str, menu: str, receipt: str
     """
     if kind.startswith("photo_"):
         _spoil_photos(kind, files, main)
+    elif kind == "menu_other":
+        files[f"9{menu}"] = files.pop(menu)
     elif kind.startswith("menu_"):
         files[menu] = _spoil_menu(kind, files[menu])
     elif kind.startswith("receipt_"):
@@ -109,6 +114,10 @@ def _spoil_photos(kind: str, files: dict[str, bytes], main: str) -> None:
         files[second] = files[main]
     elif kind == "photo_cameras":
         files[second] = files.pop(qualifying)
+    elif kind == "photo_copy":
+        files[main.replace("_Main.jpg", "_Main (1).jpg")] = files[main]
+    elif kind == "photo_other":
+        files["recognition_9".join(main.rsplit("recognition_", 1))] = files.pop(main)
     elif kind in _DATES:
         for path in (main, qualifying):
             files[re.sub(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", _DATES[kind], path)] = files.pop(path)
