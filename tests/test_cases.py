@@ -207,7 +207,6 @@ def test_every_case_is_in_the_table() -> None:
     assert {case.name for case in TABLE} == {path.name for path in CASES.iterdir()}
 
 
-@pytest.mark.xfail(strict=True, reason="files are counted by class on another branch")
 @pytest.mark.parametrize("case", TABLE, ids=name_of)
 def test_a_case_has_its_right_outcome(case: Case, run_pipeline: RunPipeline, settings: Settings) -> None:
     folder = CASES / case.name
