@@ -18,7 +18,7 @@ from pipeline.config import Settings
 from pipeline.graph.luigid import LuigidUnavailable, SharedScheduler, answers, call
 from tests import world
 from tests.services import REPOSITORY, MakeDataset, RunPipeline, Start, running_luigid
-from tests.test_interrupts import BARE, LOAD, OURS, SMALL, stopped, waits
+from tests.test_interrupts import BARE, LOAD, OURS, SMALL, read_until, stopped, waits
 from tests.test_worker import holding
 
 #: For how long a luigid may be silent in these tests.
@@ -229,8 +229,7 @@ def test_a_worker_whose_luigid_is_lost_between_two_questions_ends_with_3(
     with running_luigid(tmp_path) as url:
         configure(workdir, url)
         running = start(*OURS, "worker", "--idle", idle, "--verbose")
-        assert running.stderr is not None
-        assert "Running Worker" in running.stderr.readline()
+        read_until(running, "Running Worker")
         if how == "SIGSTOP":
             with stopped(url):
                 stdout, stderr = running.communicate(timeout=60)
@@ -247,8 +246,7 @@ def test_with_the_settings_of_the_repository_a_silent_luigid_is_waited_for_a_min
     with running_luigid(tmp_path) as url:
         configure(workdir, url, attempts=30, wait=2)
         running = start(*OURS, "worker", "--verbose")
-        assert running.stderr is not None
-        assert "Running Worker" in running.stderr.readline()
+        read_until(running, "Running Worker")
         with stopped(url):
             began = time.monotonic()
             _, stderr = running.communicate(timeout=120)
