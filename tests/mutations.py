@@ -13,23 +13,25 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, MAXIMUM_PHOTO_BYTES
+from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES
 
 PHOTO, MENU, RECEIPT, ANNOTATIONS = "photo", "menu", "receipt", "annotations"
 _WEIGHTS = {PHOTO: 60, MENU: 13, RECEIPT: 12, ANNOTATIONS: 15}
 _LARGE = 500_000
+#: Less than a load reads, because mutations are in the same memory; tests/test_memory.py has the largest photos.
+_LARGEST_PHOTO = 20_000_000
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
 
 def mutant(seed: int, number: int) -> tuple[str, bytes]:
-    """Return the kind and the content of a file; larger ones than a load reads are cut."""
+    """Return the kind and the content of a file, which is cut where it is too large."""
     chance = random.Random(f"{seed}:{number}")
     kind = chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     if kind == PHOTO:
         content = chance.choice(_photos())
         mutations = (*_BYTES, *_PHOTOS, *_PHOTOS)
-        limit = MAXIMUM_PHOTO_BYTES
+        limit = _LARGEST_PHOTO
     else:
         content = _as_document(chance, kind, _DOCUMENTS[kind](chance))
         mutations = (*_BYTES[:4], *_JSON, *_JSON)
