@@ -191,7 +191,8 @@ def _remove_objects(database: Database, storage: Storage, batch: Batch, progress
     threads = min(_THREADS, database.connections)
     missing = sum(in_threads(storage, threads, remove_sent, pages(_list_keys(database, batch.id, sent=True), PAGE)))
     if missing:
-        say(f"{missing} objects of batch {batch.id} were missing from the bucket already.", logging.WARNING)
+        gone = f"{counted(missing, 'object')} of batch {batch.id} {'was' if missing == 1 else 'were'}"
+        say(f"{gone} missing from the bucket already.", logging.WARNING)
     sum(in_threads(storage, threads, remove, pages(_list_keys(database, batch.id, sent=False), PAGE)))
     for _ in range(_ROUNDS):
         listed = pages((found.key for found in _list_objects(storage, batch.id)), PAGE)

@@ -100,7 +100,7 @@ def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) ->
             is_there = found is not None and (found.key, found.size) == (wanted.key, wanted.size)
             differ += not (is_there and found is not None and found.md5 in (None, wanted.md5))
         if differ:
-            logger.warning("transform: %d objects of shard %d are missing or differ: sending it again", differ, shard)
+            logger.warning("transform: shard %d lost objects (%d) and is sent again", shard, differ)
             database.run(partial(_withdraw, batch_id=batch_id, shard=shard))
             lost.append(shard)
     return lost
