@@ -47,8 +47,10 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     noticed = connection.execute("list_notices", batch_id=batch_id, count=_LISTED_REJECTS)
     detections = batch.pop("detections_processed")
     counts = {name: batch[name] for name in ("recognitions_processed", "images_processed")}
-    sent = {"bytes_uploaded": counters.get("bytes_uploaded", 0)}
-    counts |= {"detections_processed": detections} if batch["kind"] == KIND_QWEN else sent
+    if batch["kind"] == KIND_QWEN:
+        counts["detections_processed"] = detections
+    else:
+        counts["bytes_uploaded"] = counters.get("bytes_uploaded", 0)
 
     def timing(ops: int, seconds: float) -> dict[str, Any]:
         average = round(seconds / max(1, ops), 6)

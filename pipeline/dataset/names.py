@@ -59,7 +59,10 @@ def is_copy(path: str) -> bool:
 def camera_of(path: str) -> int | None:
     """Return the camera in a photo's name, 1 for Main and 2 for Qualifying; None if it names neither or both."""
     name = last(path).lower()
-    return {(True, False): 1, (False, True): 2}.get(("main" in name, "qualifying" in name))
+    is_main, is_qualifying = "main" in name, "qualifying" in name
+    if is_main == is_qualifying:
+        return None
+    return 1 if is_main else 2
 
 
 def other_recognition(path: str, number: int) -> str | None:

@@ -109,20 +109,20 @@ class Run:
         self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
 
     def claim(self) -> None:
-        """Make the bucket and take the batch's lock, once; raise RefusedError where another run goes on."""
+        """Take the batch's lock and make the bucket, once; raise RefusedError where another run goes on."""
         if self.lock is not None:
             return
-        if self._needs_bucket:
-            with closing(Storage(self.environment.settings)) as storage:
-                self.bucket_created_at = open_bucket(self.database, storage, self.batch_id)
-        self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost)
-        if self.releases:
-            production = self.environment.settings.is_production
-            try:
-                self.database.run(lambda connection: release(connection, self.batch_id, production))
-            except BaseException:
-                self.release()
-                raise
+        settings = self.environment.settings
+        self.lock = BatchLock(settings, self.batch_id, self._on_lost)
+        try:
+            if self._needs_bucket:
+                with closing(Storage(settings)) as storage:
+                    self.bucket_created_at = open_bucket(self.database, storage, self.batch_id)
+            if self.releases:
+                self.database.run(lambda connection: release(connection, self.batch_id, settings.is_production))
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Release the lock."""

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def write_report(
     summary, spans, sizes, chosen = database.run(gather, read_only=True)
     report = Report(batch_id, summary["state"], str(path))
     # STORAGE_BUCKET may have changed since the load; the photos are in the bucket on record.
-    with closing(Storage(replace(settings, bucket=summary["bucket"]))) as storage:
+    with closing(Storage(settings, bucket=summary["bucket"])) as storage:
         trays = Trays(database, storage, report)
         page = {
             **numbers(summary, spans),

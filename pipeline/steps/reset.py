@@ -82,7 +82,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
     if plan.batch.kind != KIND_LOAD or plan.batch.state == "reset":
         return plan
     count = total = 0
-    with closing(Storage(replace(settings, bucket=plan.batch.bucket))) as storage:
+    with closing(Storage(settings, bucket=plan.batch.bucket)) as storage:
         _prove(storage, plan.batch)
         for found in _list_objects(storage, batch_id):
             count, total = count + 1, total + found.size
@@ -118,7 +118,7 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
     """
     batch = database.run(lambda connection: find_batch_to_reset(connection, batch_id))
     if batch.kind == KIND_LOAD and batch.state != "reset":
-        with closing(Storage(replace(settings, bucket=batch.bucket))) as storage:
+        with closing(Storage(settings, bucket=batch.bucket)) as storage:
             _prove(storage, batch)
     with references_refused():
         going = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
@@ -128,7 +128,7 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
     if batch.kind == KIND_LOAD:
         counter = counter or ProgressCounter()
         counter.start(batch.photos, 0)
-        with closing(Storage(replace(settings, bucket=batch.bucket))) as storage:
+        with closing(Storage(settings, bucket=batch.bucket)) as storage:
             _remove_objects(database, storage, batch, counter.start_shard(1))
     database.run(lambda connection: _delete_manifest(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)

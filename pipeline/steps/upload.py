@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from os.path import commonprefix
 from pathlib import Path
@@ -274,7 +274,11 @@ def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts
     rows = [
         (
             fact.entry.recognition.recognition_id,
-            *zip(*((*astuple(photo.dimensions), photo.sha256, photo.md5) for photo in fact.photos), strict=True),
+            [photo.dimensions.width for photo in fact.photos],
+            [photo.dimensions.height for photo in fact.photos],
+            [photo.dimensions.orientation for photo in fact.photos],
+            [photo.sha256 for photo in fact.photos],
+            [photo.md5 for photo in fact.photos],
             fact.menu_sha256,
             fact.receipt_sha256,
         )

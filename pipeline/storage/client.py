@@ -93,11 +93,11 @@ def _waits(base: float, tries: int) -> Generator[float, Any, None]:
 
 
 class Storage:
-    """A client for one bucket."""
+    """A client for one bucket, by default that of the settings; a batch keeps the one that is on record."""
 
-    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None, bucket: str | None = None) -> None:
         self._settings = settings
-        self.bucket = settings.bucket
+        self.bucket = bucket or settings.bucket
         self._metrics = metrics or Metrics()
         self.threads = settings.tuning.thread_count
         self._transport = Transport(settings, self.threads)
