@@ -177,7 +177,7 @@ def stop_in_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the first call remove two objects, and no other call any."""
     remove, first = Storage.remove, iter([True])
 
-    def refuse(self: Storage, keys: Sequence[str]) -> int:
+    def refuse(self: Storage, keys: Sequence[str]) -> list[str]:
         if next(first, False):
             return remove(self, keys)
         raise StorageError("Storage refuses, on purpose.")

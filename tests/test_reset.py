@@ -249,7 +249,7 @@ def test_objects_go_in_calls_of_at_most_a_page_several_at_once(
     together = threading.Barrier(4)
     remove = Storage.remove
 
-    def noted(self: Storage, keys: Sequence[str]) -> int:
+    def noted(self: Storage, keys: Sequence[str]) -> list[str]:
         calls.append(list(keys))
         together.wait(30)  # breaks unless four calls are under way at the same time
         return remove(self, keys)
@@ -276,7 +276,7 @@ def test_objects_that_arrive_while_others_go_are_removed_as_well(
     remove = Storage.remove
     late = itertools.repeat("b1/recognitions/1/camera1.jpg")
 
-    def overtaken(self: Storage, keys: Sequence[str]) -> int:
+    def overtaken(self: Storage, keys: Sequence[str]) -> list[str]:
         gone = remove(self, keys)
         for key in itertools.islice(late, 1):
             self.upload(key, b"of a run that was overtaken")

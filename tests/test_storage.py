@@ -163,7 +163,7 @@ def test_several_at_once_make_the_bucket_together(storage_server: StorageServer,
 def test_an_object_comes_back_under_its_very_key_with_its_size_and_digest(real: Storage, key: str) -> None:
     real.upload(key, PHOTO)
     assert list(real.list_objects(key)) == [StoredObject(key, len(PHOTO), md5(PHOTO))]
-    assert real.remove([key]) == 1
+    assert real.remove([key]) == []
     assert list(real.list_objects("")) == []
 
 
@@ -208,12 +208,12 @@ def test_a_list_of_many_pages_is_complete_and_in_byte_order(real: Storage, monke
     assert [one.key for one in real.list_objects("a/", after="a/10", last="a/b")] == ["a/2", "a/B", "a/b"]
 
 
-def test_removing_counts_what_was_there(real: Storage) -> None:
+def test_removing_returns_the_keys_that_were_not_there(real: Storage) -> None:
     for key in ("a", "b", "c"):
         real.upload(key, PHOTO)
-    assert real.remove(["a", "b", "never", "a"]) == 2
-    assert real.remove(["a", "b"]) == 0
-    assert real.remove([]) == 0
+    assert real.remove(["a", "b", "never", "a"]) == ["never"]
+    assert real.remove(["a", "b"]) == ["a", "b"]
+    assert real.remove([]) == []
     assert [one.key for one in real.list_objects("")] == ["c"]
 
 

@@ -193,7 +193,7 @@ def _examine_storage(settings: Settings) -> dict[str, Any]:
     return {"latency_ms": latency, "bucket_exists": bucket is not None, "bucket_public": public}
 
 
-def _prove_bucket(settings: Settings, recorded: Mapping[str, str]) -> dict[str, Any]:
+def _prove_bucket(settings: Settings, recorded: Mapping[str, str | None]) -> dict[str, Any]:
     with closing(Storage(settings)) as storage:
         prove_bucket(storage, recorded)
     return {}

@@ -15,7 +15,7 @@ from operator import methodcaller
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import key_form, prove_bucket
+from pipeline.batches.bucket import KEY_FORM, prove_bucket
 from pipeline.batches.resolve import check_batch_id, require_schema
 from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.batches.summary import summarise
@@ -159,8 +159,7 @@ def _prove(storage: Storage, batch: Batch) -> None:
 
 def _list_objects(storage: Storage, batch_id: str) -> Iterator[StoredObject]:
     """Yield the objects that a batch may have sent, and no other object below its prefix."""
-    form = key_form(batch_id)
-    return (found for found in storage.list_objects(f"{batch_id}/recognitions/") if form.fullmatch(found.key))
+    return (found for found in storage.list_objects(f"{batch_id}/recognitions/") if KEY_FORM.fullmatch(found.key))
 
 
 def _remove_objects(database: Database, storage: Storage, batch: Batch, progress: Callable[[int], None]) -> None:
@@ -170,39 +169,35 @@ def _remove_objects(database: Database, storage: Storage, batch: Batch, progress
     not delete objects of a new load.
     """
 
-    def remove_sent(keys: Sequence[str]) -> int:
-        return len(keys) - remove(keys, sent=True)
-
-    def remove(keys: Sequence[str], *, sent: bool = False) -> int:
+    def remove(keys: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
             if not batch_state.is_gone(connection, batch.id, batch.created_at):
                 message = f"Batch {batch.id} was started anew in the meantime: this reset removes nothing more."
                 raise RefusedError(message, f"Look at it with `{connection.command('status')}`.")
-            removed = storage.remove(keys)
-            # Neither a list nor this response proves that an object is gone: each that was there once is requested.
-            if sent and removed < len(keys) and any(storage.find(key) is not None for key in keys):
+            remaining = storage.remove(keys)
+            # Neither a list nor this response proves that an object is gone: each is requested.
+            if any(storage.find(key) is not None for key in remaining):
                 raise StorageError(f"Storage still holds objects of batch {batch.id} that it did not delete.", _HINT)
-            return removed
+            return len(remaining)
 
-        removed = database.run(work, timeout=0)
+        missing = database.run(work, timeout=0)
         progress(len(keys))
-        return removed
+        return missing
 
     threads = min(_THREADS, database.connections)
-    missing = sum(in_threads(storage, threads, remove_sent, pages(_list_keys(database, batch.id, sent=True), PAGE)))
+    missing = sum(in_threads(storage, threads, remove, pages(_list_keys(database, batch.id, sent=True), PAGE)))
     if missing:
         gone = f"{counted(missing, 'object')} of batch {batch.id} {'was' if missing == 1 else 'were'}"
         say(f"{gone} missing from the bucket already.", logging.WARNING)
     sum(in_threads(storage, threads, remove, pages(_list_keys(database, batch.id, sent=False), PAGE)))
     for _ in range(_ROUNDS):
+        if next(_list_objects(storage, batch.id), None) is None:
+            return
         listed = pages((found.key for found in _list_objects(storage, batch.id)), PAGE)
-        removed = sum(in_threads(storage, threads, remove, listed))
-        logger.info("reset: %d further objects", removed)
-        if not removed:
-            break
-    if next(_list_objects(storage, batch.id), None) is not None:
-        message = f"Storage still holds objects of batch {batch.id} after {_ROUNDS} rounds of deleting."
-        raise StorageError(message, _HINT)
+        late = sum(in_threads(storage, threads, remove, listed))
+        logger.info("reset: %d listed objects were gone before their delete", late)
+    message = f"Storage still holds objects of batch {batch.id} after {_ROUNDS} rounds of deleting."
+    raise StorageError(message, _HINT)
 
 
 def _list_keys(database: Database, batch_id: str, *, sent: bool) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import key_form, prove_bucket, record_bucket
+from pipeline.batches.bucket import KEY_FORM, prove_bucket, record_bucket
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
@@ -261,8 +261,8 @@ def _stored_range(storage: Storage, entries: Sequence[Entry]) -> Iterator[Stored
     first, last = entries[0].keys[0], entries[-1].keys[1]
     prefix = commonprefix((first, last))  # noqa: RUF071 (any prefix of the keys, not a folder)
     listed = storage.list_objects(prefix, after=first.removesuffix("camera1.jpg"), last=last)
-    form, most = key_form(first.partition("/")[0]), 2 * len(entries) + PAGE
-    for count, one in enumerate(one for one in listed if form.fullmatch(one.key)):
+    most = 2 * len(entries) + PAGE
+    for count, one in enumerate(one for one in listed if KEY_FORM.fullmatch(one.key)):
         if count > most:
             raise StorageError(f"Storage lists far more objects below {prefix} than were sent.", _LISTED_HINT)
         yield one

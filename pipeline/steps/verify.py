@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import created_at, prove_bucket
+from pipeline.batches.bucket import KEY_FORM, created_at, prove_bucket
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
@@ -139,7 +139,9 @@ class Verification:
         return self._is_here(batch) and batch.state == "done" and self._batch_id in (None, batch.id)
 
     def _unexpected(self, stored: StoredObject) -> Finding | None:
-        """Return a finding for an object that no finished batch names; None if an unfinished batch may name it."""
+        """Return a finding for an object that no finished batch names; None if another one may, or somebody else."""
+        if not KEY_FORM.fullmatch(stored.key):
+            return None
         batch = self._batches.get(stored.key.partition("/")[0])
         owner = None
         if batch is None or batch.kind != KIND_LOAD:
@@ -234,11 +236,8 @@ class Verification:
             batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
             if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
                 return [(finding, f"batch {batch_id} was changed in the meantime") for finding in group]
-            if (
-                before
-                and self._is_here(before)
-                and before.bucket_created_at not in (None, created_at(self._found or {}))
-            ):
+            found_at = created_at(self._found or {})
+            if before and self._is_here(before) and before.bucket_created_at not in (None, found_at):
                 why = f"batch {batch_id} was loaded into another bucket, created at {before.bucket_created_at}"
                 return [(finding, why) for finding in group]
             known: set[str] = set()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -49,6 +50,7 @@ _LONGEST_WAIT, OPERATION_TIMEOUT = 30.0, 600.0
 _OVERLOAD_TRIES = 6
 
 _MD5 = re.compile("[0-9a-f]{32}")
+_TIME = re.compile("[0-9]{4}-[0-9T:.+Z -]{6,30}")
 _PHOTO_TYPE = "image/jpeg"
 _FORMAT_HINT = "Check NEXT_PUBLIC_SUPABASE_URL, and what is between this machine and Storage."
 
@@ -197,17 +199,15 @@ class Storage:
                 break
         raise StorageError(f"The list of objects below {prefix!r} does not end.", _FORMAT_HINT)
 
-    def remove(self, keys: Sequence[str]) -> int:
-        """Delete objects by their exact keys, a thousand a request; return the number of deleted objects."""
-        removed = 0
+    def remove(self, keys: Sequence[str]) -> list[str]:
+        """Delete objects by their exact keys, a thousand a request; return the keys that were not deleted."""
+        deleted: set[str] = set()
         for start in range(0, len(keys), PAGE):
             body = {"prefixes": list(keys[start : start + PAGE])}
             with self._metrics.timed("storage_remove"):
                 gone = self._send("DELETE", self._path("/object"), body, most=_PAGE_LIMIT)
-            if not isinstance(gone, list):
-                raise StorageError("Storage answers a delete in an unknown format.", _FORMAT_HINT)
-            removed += len(gone)
-        return removed
+            deleted.update(_parsed(partial(_names, gone)))
+        return [key for key in keys if key not in deleted]
 
     def ensure_bucket(self) -> bool:
         """Create the bucket, private, if it does not exist; return whether it was created.
@@ -241,7 +241,7 @@ class Storage:
             found = self._send("GET", self._path("/bucket"))
         except ObjectNotFound:
             return None
-        if isinstance(found, dict) and found.get("id") == self.bucket:
+        if isinstance(found, dict) and found.get("id") == self.bucket and _TIME.fullmatch(str(found.get("created_at"))):
             return found
         message = f"Storage answers a request for the bucket {self.bucket} in an unknown format."
         raise StorageError(message, _FORMAT_HINT)
@@ -318,6 +318,10 @@ def _on_backoff(details: Any) -> None:
     logger.info("storage: %s Trying again in %.1f s.", exc.message, details["wait"])
 
 
+def _names(entries: Any) -> list[str]:
+    return [one["name"] for one in entries]
+
+
 def _page(body: Any) -> tuple[list[StoredObject], str | None]:
     """Return the objects of a page of a list, and the cursor of the next page if there is one."""
     entries = _parsed(lambda: [_stored(one["name"], one.get("metadata") or {}) for one in body["objects"]])
@@ -328,7 +332,7 @@ def _parsed(read: Callable[[], Parsed]) -> Parsed:
     """Return what `read` makes of a response; raise StorageError if that has another format."""
     try:
         return read()
-    except (TypeError, KeyError, AttributeError, ValueError) as exc:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as exc:
         raise StorageError("Storage answers with a list of an unknown format.", _FORMAT_HINT) from exc
 
 

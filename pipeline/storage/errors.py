@@ -101,7 +101,8 @@ def error_of(response: Response, request: str) -> PipelineError:
     if not isinstance(body, dict):
         text = f"{_sender(response, content)} answers {response.status} to {request}."
         return _error_of_status(response, response.status, text, "", _HINTS.get(response.status, ""))
-    status = int(body["statusCode"]) if str(body.get("statusCode", "")).isdigit() else response.status
+    given = str(body.get("statusCode", ""))
+    status = int(given) if re.fullmatch("[1-5][0-9]{2}", given) else response.status
     code = str(body.get("code") or "")
     message = redact(str(body.get("message") or response.reason or "no message"))
     text = f"Storage answers {code or status} to {request}: {message}"

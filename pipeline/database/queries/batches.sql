@@ -158,7 +158,7 @@ ORDER BY created_at, id
 -- A batch for each bucket of a name that objects were sent to.
 SELECT DISTINCT ON (bucket_created_at) id, bucket_created_at
 FROM ingest.batches
-WHERE kind = 'load' AND bucket = :bucket AND state <> 'reset' AND bucket_created_at IS NOT NULL
+WHERE kind = 'load' AND bucket = :bucket AND state <> 'reset'
 
 -- name: lock_batch
 SELECT kind, state, source, bucket, bucket_created_at, shards, created_at, clock_timestamp() AS now
