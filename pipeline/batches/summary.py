@@ -138,9 +138,11 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     if skipped:
         lines.append(f"Skipped: {'; '.join(skipped)}.")
     if summary["superseded_copies"]:
-        twice = "Several keys name the same photo" if qwen else "Several exports hold the same recognition"
+        twice = "Several keys name the same photo: the one that sorts last"
+        if not qwen:
+            twice = "Several folders hold the same recognition: the newest with two photos"
         copies = counted(summary["superseded_copies"], "earlier copy was", "earlier copies were")
-        lines.append(f"{twice}: the one that sorts last was taken, {copies} left.")
+        lines.append(f"{twice} was taken, {copies} left.")
     if files := summary.get("files"):  # earlier versions did not count them
         lines.append(f"Files: {describe_files(files)}.")
     lines += _inputs(summary, rejects) if rejects else ()

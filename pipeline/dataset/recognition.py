@@ -108,7 +108,8 @@ def inspect_folder(source: Path, folder: Folder) -> Inspected:
             return Inspected(result, content.notices, content.counts)
     except OSError as exc:
         message = f"the folder cannot be read: {exc.strerror}"
-        result = Reject(folder.recognition_id, folder.path, "folder_unreadable", message)
+        path = os.path.relpath(exc.filename, source) if exc.filename else folder.path  # photos/, or a file in it
+        result = Reject(folder.recognition_id, path, "folder_unreadable", message)
     below = count_below(source, folder.path, REJECTED)
     if below.nested and result.code == "photo_count":
         result = replace(result, message=f"{result.message}; {nested(below).message}")
@@ -140,9 +141,6 @@ def _choose(folder: Folder, content: _Content) -> Recognition | Reject:
         return Reject(folder.recognition_id, folder.path, code, message)
 
     files = content.files
-    for file in files:
-        if not is_text(file.path):
-            return reject("path_encoding", f"the name of {as_text(file.path)} is not UTF-8")
     photos = [file for file in files if is_photo(file.path)]
     pair = _by_camera(photos)
     if pair is None:
@@ -162,8 +160,11 @@ def _unusable(found: Recognition) -> Reject | None:
     """Return the reason to reject a recognition by the names or sizes of its files."""
 
     def reject(code: str, message: str) -> Reject:
-        return Reject(found.recognition_id, file.path, code, message)
+        return Reject(found.recognition_id, as_text(file.path), code, message)
 
+    for file in filter(None, (*found.photos, found.menu, found.receipt)):
+        if not is_text(file.path):
+            return reject("path_encoding", f"the name of {as_text(file.path)} is not UTF-8")
     for file in sorted(found.photos, key=attrgetter("path")):
         if other := other_recognition(file.path, found.recognition_id):
             return reject("photo_other_recognition", f"the photo's name is that of recognition {other}")

@@ -215,8 +215,7 @@ def _stage_dataset(
         rejected = {row.code for row in connection.execute("count_found_rejects")}
         if not found.found and not rejected:
             _refuse_empty(connection, source)
-        if "folder_unreadable" not in rejected:
-            connection.execute("add_vanished", source=request.source)
+        connection.execute("add_vanished", source=request.source)
     with metrics.timed("discover_inspect"), ThreadPoolExecutor(min(8, request.threads)) as executor:
         done = 0
 

@@ -39,14 +39,26 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
             message = f"The dataset's folder {source / folder} is gone, or has no recognition in it any more."
             hint = "Mount or restore it, then run the same command again; nothing was rejected."
             raise SourceUnavailable(message, hint)
-    for path in (source / one.path for one in gone):
-        with suppress(OSError):
-            if path.is_dir():
-                os.listdir(path)
-            else:
-                with open(path, "rb") as stream:
-                    stream.read(1)
-            raise SourceUnavailable(f"{path} was temporarily unavailable.", "Run the same command again.")
+    for one in gone:
+        if _is_available(source / one.path, one.code):
+            message = f"{source / one.path} was temporarily unavailable."
+            raise SourceUnavailable(message, "Run the same command again.")
+
+
+def _is_available(path: Path, code: str) -> bool:
+    """Return whether a folder, or a file to its end, can be read after all."""
+    try:
+        if code == "folder_unreadable":
+            os.listdir(path)
+            return True
+        if not path.is_file():  # a named pipe would block
+            return False
+        with open(path, "rb") as stream:
+            while stream.read(1 << 20):
+                pass
+        return True
+    except OSError:
+        return False
 
 
 def has_source(connection: Connection, batch: Batch, shard: int) -> bool:

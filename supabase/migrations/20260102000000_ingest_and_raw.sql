@@ -116,8 +116,8 @@ CREATE TABLE ingest.rejects (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX rejects_batch ON ingest.rejects (batch_id, step, shard);
--- By hash, since a path may be longer than an entry of a B-tree.
-CREATE INDEX rejects_path ON ingest.rejects USING hash (path);
+-- Equal rejects of earlier batches. By hash, since a path may be longer than an entry of a B-tree.
+CREATE INDEX rejects_content ON ingest.rejects USING hash ((path || code || message));
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
 CREATE TABLE ingest.notices (

@@ -140,9 +140,8 @@ CROSS JOIN LATERAL (
 CREATE TEMP TABLE staged ON COMMIT DROP AS
 SELECT p.recognition_id, p.camera_number, p.number, p.path, p.size
 FROM pg_temp.photos p
-WHERE p.is_free AND (
-    (:force AND p.detections = 0) OR p.number IN (SELECT b.number FROM pg_temp.boxes b WHERE b.is_usable)
-)
+LEFT JOIN (SELECT DISTINCT b.number FROM pg_temp.boxes b WHERE b.is_usable) usable USING (number)
+WHERE p.is_free AND (usable.number IS NOT NULL OR (:force AND p.detections = 0))
 
 -- name: drop_late_annotations
 -- Another batch may have committed since the candidates were chosen. A recognition without any photo left is given up.
@@ -182,7 +181,11 @@ FROM (
     GROUP BY number
 ) unusual
 JOIN pg_temp.staged s USING (number)
-JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
+-- OFFSET 0: a look-up in an index, since there are no statistics of these claims yet.
+CROSS JOIN LATERAL (
+    SELECT FROM ingest.claims c
+    WHERE c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id OFFSET 0
+) mine
 CROSS JOIN LATERAL (
     SELECT 'box_clipped', 'boxes that reach over the edge of the photo by 2 % of its side or less, and were clipped: '
         || clipped

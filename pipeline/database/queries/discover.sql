@@ -18,7 +18,7 @@ WHERE b.id = :batch_id
 RETURNING b.already_loaded, b.held_elsewhere, b.held_by
 
 -- name: add_vanished
--- Recognitions that were loaded from this source; each is told once.
+-- Recognitions that were loaded from this source and are not in a folder that cannot be read; each is told once.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT r.id, m.photo_paths[1], 'folder_vanished', 'the folder is gone from the dataset; what was loaded of it stays', true
 FROM ingest.batches b
@@ -26,6 +26,10 @@ JOIN ingest.manifest m ON m.batch_id = b.id
 JOIN public.recognitions r ON r.id = m.recognition_id AND r.batch_id = b.id
 WHERE b.kind = 'load' AND b.source = :source
     AND NOT EXISTS (SELECT FROM pg_temp.candidates c WHERE c.recognition_id = r.id)
+    AND NOT EXISTS (
+        SELECT FROM pg_temp.found f
+        WHERE f.code = 'folder_unreadable' AND starts_with(m.photo_paths[1], f.path || '/')
+    )
     AND NOT EXISTS (SELECT FROM ingest.notices n WHERE n.recognition_id = r.id AND n.code = 'folder_vanished')
 
 -- name: analyze_found

@@ -47,7 +47,7 @@ WITH rejected AS (
     SELECT bool_and(EXISTS (
             SELECT FROM ingest.rejects e
             JOIN ingest.batches f ON f.id = e.batch_id
-            WHERE e.path = r.path AND e.code = r.code AND e.message = r.message
+            WHERE e.path || e.code || e.message = r.path || r.code || r.message
                 AND e.recognition_id IS NOT DISTINCT FROM r.recognition_id
                 AND f.kind = b.kind AND f.source = b.source AND f.created_at < b.created_at
         )) AS known
