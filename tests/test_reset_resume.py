@@ -88,7 +88,7 @@ def test_a_delete_that_deletes_nothing_is_not_believed(
 ) -> None:
     load(small_dataset(1), "b1")
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "remove", lambda self, keys: 0)
+        patch.setattr(Storage, "remove", lambda self, keys: list(keys))
         done = command("reset", "--batch-id", "b1", "--confirm")
     assert done.code == 3
     assert "Storage still holds objects of batch b1" in done.err

@@ -681,7 +681,7 @@ def test_a_host_that_only_the_proxy_can_look_up_is_not_looked_up_here(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", server.url)
-    server.will(Answer(body={"id": "photos"}))
+    server.will(Answer(body={"id": "photos", "created_at": "2025-01-01T00:00:00.000Z"}))
     with closing(Storage(settings_for("http://a..supabase.invalid"))) as storage:
         assert storage.ensure_bucket() is False
 

@@ -77,10 +77,12 @@ def test_a_type_that_the_bucket_does_not_allow_is_a_setting(server: ScriptedServ
 
 @pytest.mark.parametrize("types", [["image/png"], ["application/*"], ["*"]])
 def test_a_bucket_without_photos_is_a_setting(server: ScriptedServer, storage: Storage, types: list[str]) -> None:
-    server.will(Answer(body={"id": "photos", "allowed_mime_types": types}))
+    server.will(Answer(body={"id": "photos", "created_at": "2025-01-01T00:00:00.000Z", "allowed_mime_types": types}))
     assert isinstance(failure(storage, Storage.ensure_bucket), SettingsError)
     for allowed in (None, [], ["image/*"], ["image/png", "image/jpeg"]):
-        server.will(Answer(body={"id": "photos", "allowed_mime_types": allowed}))
+        server.will(
+            Answer(body={"id": "photos", "created_at": "2025-01-01T00:00:00.000Z", "allowed_mime_types": allowed})
+        )
         assert storage.ensure_bucket() is False
 
 
@@ -211,7 +213,7 @@ def test_a_bucket_of_another_form_is_no_proof(server: ScriptedServer, storage: S
     assert "unknown format" in failure(storage, Storage.find_bucket).message
 
 
-@pytest.mark.parametrize("body", [{}, None, 7, "gone"])
+@pytest.mark.parametrize("body", [None, 7, "gone", [{}], [7], [{"name": []}]])
 def test_a_delete_answered_in_another_form_is_an_error(server: ScriptedServer, storage: Storage, body: object) -> None:
     server.will(Answer(200, body))
     assert "unknown format" in failure(storage, lambda storage: storage.remove(["a"])).message

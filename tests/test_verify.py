@@ -99,9 +99,17 @@ def test_many_pages_and_many_shards_are_merged_without_a_slip(
     monkeypatch.setattr("pipeline.steps.verify.PAGE", 2)
     assert command("verify") == Done(0, equal(keys) + totals(settings, equal=40), "")
     lost = keys[::3]
-    strangers = ["a/first", "b1/recognitions/0", "b1/zz", "b2/recognitions/103/camera3.jpg", "zz/last"]
+    names = (
+        "a/recognitions/1",
+        "b1/recognitions/0",
+        "b1/recognitions/999",
+        "b2/recognitions/1039",
+        "zz/recognitions/1",
+    )
+    strangers = [f"{name}/camera2.jpg" for name in names]
+    foreign = ["a", "b1/recognitions/100/thumbnail.jpg", "b1/zz"]  # of others, and of no concern here
     stored.remove(*lost)
-    for key in strangers:
+    for key in (*strangers, *foreign):
         stored.put(key, b"1")
     done = command("verify")
     assert done.code == 5
@@ -110,7 +118,7 @@ def test_many_pages_and_many_shards_are_merged_without_a_slip(
     assert [line[1] for line in told if line[0] == "-"] == lost
     assert [line[1] for line in told if line[0] == "+"] == strangers
     assert command("verify", "--repair", "--quiet").code == 0
-    assert stored.listed() == keys
+    assert stored.listed() == sorted([*keys, *foreign])
     assert command("verify") == Done(0, equal(keys) + totals(settings, equal=40), "")
 
 
@@ -157,13 +165,12 @@ def plants(dataset: Path) -> list[Plant]:
         Plant(other, put_fewer_bytes, "*", "damaged", f"{whole - 1} bytes instead of {whole}"),
         Plant(other, put_other_bytes, "*", "damaged", "its MD5 differs"),
         Plant(other, flip, "*", "damaged", f"its content differs, {whole} bytes", deep=True),
-        Plant("0/first.jpg", put_stranger, "+", "orphan", stranger),
-        Plant("file", put_stranger, "+", "orphan", stranger),
+        Plant("0/recognitions/1/camera2.jpg", put_stranger, "+", "orphan", stranger),
         Plant("b/recognitions/1/camera1.jpg", put_stranger, "+", "orphan", stranger),
-        Plant("zz/last", put_stranger, "+", "orphan", stranger),
+        Plant("zz/recognitions/9/camera2.jpg", put_stranger, "+", "orphan", stranger),
         Plant("b1/recognitions/1/camera1.jpg", put_stranger, "+", "orphan", unnamed),
-        Plant(f"b2/recognitions/{last}/camera3.jpg", put_stranger, "+", "orphan", unnamed),
-        Plant("b2/other", put_stranger, "+", "orphan", unnamed),
+        Plant(f"b2/recognitions/{last}9/camera2.jpg", put_stranger, "+", "orphan", unnamed),
+        Plant("b2/recognitions/2/camera2.jpg", put_stranger, "+", "orphan", unnamed),
         Plant("b0/recognitions/1/camera1.jpg", put_stranger, "+", "orphan", unnamed),
     ]
 
@@ -355,17 +362,19 @@ def test_one_batch_alone_is_looked_at_and_mended(
     keys = stored.listed()
     lost = [keys[0], keys[-1]]
     stored.remove(*lost)
-    extra = ["b0/x", "b1/x", "b10/x", "stranger"]
+    extra = ["b0/recognitions/7/camera1.jpg", "b1/recognitions/7/camera1.jpg", "b10/x", "stranger"]
     for key in extra:
         put_stranger(stored, key)
     world.query(dsn, "UPDATE public.images SET width = 1 WHERE id IN (SELECT max(id) FROM public.images)")
     found = command("verify", "--batch-id", "b1", "--repair", "--quiet")
     assert found.code == 0
-    assert found.out.startswith(f"- {lost[0]} dangling: readers see its row, and there is no object\n+ b1/x orphan: ")
+    assert found.out.startswith(
+        f"- {lost[0]} dangling: readers see its row, and there is no object\n+ b1/recognitions/7/camera1.jpg orphan: "
+    )
     assert totals(settings, equal=3, dangling=1, orphan=1) in found.out
     assert found.out.endswith("Repaired: 2; remaining: 0.\n")
-    assert stored.listed() == sorted({*keys, *extra} - {lost[1], "b1/x"})
-    assert command("verify", "--batch-id", "b0", "--quiet").out.startswith("+ b0/x orphan: ")
+    assert stored.listed() == sorted({*keys, *extra} - {lost[1], "b1/recognitions/7/camera1.jpg"})
+    assert command("verify", "--batch-id", "b0", "--quiet").out.startswith("+ b0/recognitions/7/camera1.jpg orphan: ")
     found = command("verify", "--batch-id", "b10", "--quiet")
     assert (found.code, found.out.count("\n")) == (5, 4)
     assert found.out.endswith(totals(settings, equal=3, dangling=1, orphan=1, inconsistent=1))

@@ -43,7 +43,7 @@ def test_what_its_source_no_longer_has_is_not_mended_and_repair_says_why(
     stored.remove(changed, gone, whole)
     put_fewer_bytes(stored, spoiled)
     before = stored.read(spoiled)
-    put_stranger(stored, "stranger")
+    put_stranger(stored, "zz/recognitions/9/camera1.jpg")
     for key in (changed, spoiled):
         photos[key].write_bytes(contents[photos[key]][:-1] + b"?")  # of the same size
     photos[gone].unlink()
@@ -97,7 +97,7 @@ def test_a_bucket_of_strangers_is_left_alone(
     load(small_dataset(1, seed=9), "b2")
     other = Bucket(elsewhere, stored.server)
     ours = other.listed()
-    strangers = ["b1/recognitions/1/camera1.jpg", "stranger"]
+    strangers = ["b1/recognitions/1/camera1.jpg", "zz/recognitions/9/camera1.jpg"]
     for key in strangers:
         put_stranger(other, key)
     other.remove(*ours)  # nothing shows that this bucket is the database's
@@ -164,15 +164,15 @@ def test_a_batch_that_is_being_run_is_not_mended(
     sound = world.objects(settings)
     lost = min(sound), max(sound)
     stored.remove(*lost)
-    for key in ("b1/x", "b2/x", "stranger"):
+    for key in ("b1/recognitions/7/camera1.jpg", "b2/recognitions/7/camera1.jpg", "zz/recognitions/9/camera1.jpg"):
         put_stranger(stored, key)
     running = BatchLock(settings, "b1", print, patience=0)
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
-    for key in (lost[0], "b1/x"):
+    for key in (lost[0], "b1/recognitions/7/camera1.jpg"):
         assert f"Not repaired: {key}: a run of batch b1 is going on\n" in done.out
     assert done.out.endswith("Repaired: 3; remaining: 2.\n")
-    assert stored.listed() == sorted([*(sound.keys() - {lost[0]}), "b1/x"])
+    assert stored.listed() == sorted([*(sound.keys() - {lost[0]}), "b1/recognitions/7/camera1.jpg"])
     running.release()
     assert command("verify", "--repair", "--quiet").code == 0
     assert world.objects(settings) == sound
@@ -306,17 +306,20 @@ def test_repair_leaves_alone_what_was_changed_since_it_was_looked_at(
     assert command("reset", "--batch-id", "b2", "--confirm").code == 0
     left = f"b2/recognitions/{number}/camera1.jpg"
     put_stranger(stored, left)
-    put_stranger(stored, "b1/x")
+    put_stranger(stored, "b1/recognitions/7/camera1.jpg")
     with closing(Storage(settings)) as storage:
         verification = Verification(database, storage, settings.bucket)
         found = [finding for finding in verification.run() if finding.kind != "equal"]
-        assert [(finding.key, finding.kind) for finding in found] == [("b1/x", "orphan"), (left, "orphan")]
+        assert [(finding.key, finding.kind) for finding in found] == [
+            ("b1/recognitions/7/camera1.jpg", "orphan"),
+            (left, "orphan"),
+        ]
         load(other, "b2")
         assert command("reset", "--batch-id", "b1", "--confirm").code == 0
         load(dataset, "b1")
         mended = list(verification.repair(iter(found)))
     assert [(finding.key, why) for finding, why in mended] == [
-        ("b1/x", "batch b1 was changed in the meantime"),
+        ("b1/recognitions/7/camera1.jpg", "batch b1 was changed in the meantime"),
         (left, "batch b2 was changed in the meantime"),
     ]
     assert command("verify", "--repair", "--quiet").code == 0

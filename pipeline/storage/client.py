@@ -319,7 +319,7 @@ def _on_backoff(details: Any) -> None:
 
 
 def _names(entries: Any) -> list[str]:
-    return [one["name"] for one in entries]
+    return [str(one["name"]) for one in entries]
 
 
 def _page(body: Any) -> tuple[list[StoredObject], str | None]:

@@ -28,7 +28,7 @@ WHERE b.kind = 'load' AND b.source = :source
     AND NOT EXISTS (SELECT FROM pg_temp.candidates c WHERE c.recognition_id = r.id)
     AND NOT EXISTS (
         SELECT FROM pg_temp.found f
-        WHERE f.code = 'folder_unreadable' AND starts_with(m.photo_paths[1], f.path || '/')
+        WHERE f.code IS NOT NULL AND NOT f.is_notice AND starts_with(m.photo_paths[1], f.path || '/')
     )
     AND NOT EXISTS (SELECT FROM ingest.notices n WHERE n.recognition_id = r.id AND n.code = 'folder_vanished')
 
