@@ -138,9 +138,9 @@ class Refusing(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.send_response(self.status)
-        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Type", "application/json")
         self.end_headers()
-        self.wfile.write(b"<html>no</html>")
+        self.wfile.write(b'{"message": "Invalid authentication credentials"}')
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -282,7 +282,7 @@ def test_strict_regards_rejects_and_no_notices(
     (dataset / "recognition_9").mkdir()
     refused = run_pipeline("load", "--source", dataset, "--strict", "--force")
     assert refused.returncode == 4
-    assert "1 of its inputs" in refused.stderr
+    assert "1 input is not usable" in refused.stderr
 
 
 def test_an_export_that_cannot_be_read_is_one_reject(

@@ -333,7 +333,7 @@ def test_the_bare_command_resets_what_is_confirmed(
     assert plan.startswith("Reset of batch b1, load, done, started ")
     assert "\n  public.images: 6 rows are deleted\n" in plan
     assert f"\n  bucket {settings.bucket}: 6 objects are deleted, " in plan
-    assert "eject" not in summary
+    assert "Rejected" not in summary
     world.nothing(settings)
     again = finish(start(*BARE, "--batch-id", "b1", "--confirm"))
     assert again[:2] == (0, f"Batch b1 is reset, it had 3 recognitions, 6 photos, {summary}")

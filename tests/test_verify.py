@@ -362,7 +362,12 @@ def test_one_batch_alone_is_looked_at_and_mended(
     keys = stored.listed()
     lost = [keys[0], keys[-1]]
     stored.remove(*lost)
-    extra = ["b0/recognitions/7/camera1.jpg", "b1/recognitions/7/camera1.jpg", "b10/x", "stranger"]
+    extra = [
+        "b0/recognitions/7/camera1.jpg",
+        "b1/recognitions/7/camera1.jpg",
+        "b10/recognitions/7/camera1.jpg",
+        "stranger",
+    ]
     for key in extra:
         put_stranger(stored, key)
     world.query(dsn, "UPDATE public.images SET width = 1 WHERE id IN (SELECT max(id) FROM public.images)")
