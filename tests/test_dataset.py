@@ -131,15 +131,22 @@ def test_rejects_that_need_no_reading(tmp_path: Path, files: dict[str, bytes], c
     assert found.message
 
 
-def test_a_name_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"), [(b"caf\xe9_AM.json", "path_encoding"), (b"caf\xe9.json", ""), (b"caf\xe9.txt", "")]
+)
+def test_a_name_that_is_not_utf8_rejects_only_what_would_use_it(tmp_path: Path, name: bytes, code: str) -> None:
     make(tmp_path / "recognition_7", GOOD)
-    name = os.fsencode(tmp_path / "recognition_7") + b"/caf\xe9.json"
-    with open(name, "wb"):
+    with open(os.path.join(os.fsencode(tmp_path / "recognition_7"), name), "wb"):
         pass
-    found = inspect_folder(tmp_path, Folder(7, "recognition_7")).result
-    assert isinstance(found, Reject)
-    assert found.code == "path_encoding"
-    found.message.encode()
+    inspected = inspect_folder(tmp_path, Folder(7, "recognition_7"))
+    if code:
+        assert isinstance(inspected.result, Reject)
+        assert inspected.result.code == code
+        inspected.result.message.encode()
+    else:
+        assert isinstance(inspected.result, Recognition)
+        (notice,) = inspected.notices
+        assert "caf\ufffd" in notice.path
 
 
 def test_the_source_given_the_setting_and_the_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

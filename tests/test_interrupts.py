@@ -131,7 +131,8 @@ def test_an_upload_without_a_whole_response(
         env = {**SMALL, "NEXT_PUBLIC_SUPABASE_URL": proxy.url}
         running = start(*form, "--source", small_dataset(6), *LOCAL, env=env)
         waits(running, met)
-        assert "load --batch-id b1" in ended(running, how)
+        typed = "python -m pipeline load" if form is LOAD else "luigi --module pipeline LoadBatch"
+        assert f"To go on: {typed} --batch-id b1" in ended(running, how)
     resumes(run_pipeline, settings, small_dataset(6))
 
 

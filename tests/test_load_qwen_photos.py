@@ -47,7 +47,7 @@ def test_a_second_file_adds_the_photos_of_the_other_camera(
     before = annotating.annotation_ids(dsn)
     done = run("load-qwen", "--file", write(tmp_path / "2.json", {**main, **other}), "--batch-id", "q2")
     assert done.code == 0
-    assert done.out.startswith("Batch q2 is done: 1 recognitions, 1 photos, 3 detections.")
+    assert done.out.startswith("Batch q2 is done: 1 recognition, 1 photo, 3 detections.")
     assert "Skipped: 2 photos already annotated." in done.out
     check(settings, dataset, tmp_path, {**main, **other})
     assert annotating.annotation_ids(dsn).items() > before.items()
@@ -107,7 +107,7 @@ def test_a_photo_of_which_nothing_was_usable_is_taken_once_it_is_mended(
     # With --force as well, a photo of which nothing is usable stays as it is.
     mended = {**good, key_of(first, QUALIFYING): value_of("dish_0", "plate", left=20)}
     done = run("load-qwen", "--file", write(file, mended), "--batch-id", "q2")
-    assert done.out.startswith("Batch q2 is done: 1 recognitions, 1 photos, 2 detections.")
+    assert done.out.startswith("Batch q2 is done: 1 recognition, 1 photo, 2 detections.")
     check(settings, dataset, tmp_path, mended)
     assert run("load-qwen", "--file", write(file, {key_of(first): bad}), "--batch-id", "q3", "--force").code == 6
     check(settings, dataset, tmp_path, mended)

@@ -202,7 +202,8 @@ def test_a_load_whose_luigid_hangs_ends_unfinished_and_is_resumed(
             assert PATIENCE - 2 < time.monotonic() - began < PATIENCE + 15
         assert running.returncode == code, stderr
         assert f"luigid was lost: {url} has not responded for" in stderr
-        assert "To go on: python -m pipeline load --batch-id b1" in stderr
+        typed = "luigi --module pipeline LoadBatch" if form is not LOAD else "python -m pipeline load"
+        assert f"To go on: {typed} --batch-id b1" in stderr
         assert "Traceback" not in stderr
     # Without luigid, and with what was marked.
     done = run_pipeline("load", "--batch-id", "b1", *arguments)

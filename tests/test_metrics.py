@@ -310,7 +310,7 @@ def test_the_headline_tells_what_was_skipped_superseded_and_rejected() -> None:
     }
     assert headline(summary).splitlines()[1:] == [
         "Skipped: 3 already loaded; 2 held by unfinished batch_a, batch_b; 5 beyond the limit.",
-        "Several exports hold the same recognition: the one that sorts last was taken, 4 earlier copies were left.",
+        "Several folders hold the same recognition: the newest with two photos was taken, 4 earlier copies were left.",
         "Rejected: 6 (json_broken 2, photo_truncated 4).",
         *(f"  a/{number}.jpg: reason {number}" for number in range(5)),
         "  … and 1 more, in the table ingest.rejects",

@@ -129,11 +129,12 @@ def test_a_bucket_of_strangers_is_left_alone(
     assert refused.code == 4
     assert "The bucket holds 2 objects of no batch on record" in refused.err
     assert other.listed() == strangers
-    put_stranger(other, f"{ours[0]}.txt")  # below the prefix of a batch that is in this bucket
+    theirs = f"{ours[0]}.txt"  # below the prefix of a batch, and no key of ours
+    put_stranger(other, theirs)
     assert command("verify", "--repair", "--batch-id", "b2").code == 0
-    assert other.listed() == sorted([*strangers, *ours])
+    assert other.listed() == sorted([*strangers, *ours, theirs])
     assert command("verify", "--repair").code == 0
-    assert other.listed() == ours
+    assert other.listed() == sorted([*ours, theirs])
 
 
 def test_a_batch_whose_objects_are_all_gone_is_mended_in_an_empty_bucket(
