@@ -359,6 +359,7 @@ def test_a_signal_stops_the_other_commands_in_good_order(
         code, stdout, stderr = finish(running, 30)
         connection.rollback()
     assert code == 130, stderr
+    stderr = after_target(stderr)
     assert stderr.startswith("Interrupted. ")
     assert stderr.count("\n") == 1
     assert going_on in stderr

@@ -149,7 +149,8 @@ def test_stopped_in_the_middle_the_same_command_finishes_it(
         assert code == -signal.SIGKILL
     else:
         assert code == 130
-        assert "Interrupted. To go on: luigi --module pipeline LoadBatch --batch-id b1" in stderr
+        typed = "luigi --module pipeline LoadBatch" if form is BARE else "python -m pipeline load"
+        assert f"Interrupted. To go on: {typed} --batch-id b1" in stderr
         assert "Traceback" not in stderr
     assert "Performance Metrics" not in stdout
     assert world.domain(settings.database_url.reveal()).images == []  # all or nothing

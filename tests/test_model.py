@@ -30,6 +30,7 @@ from hypothesis.stateful import (
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from pipeline.sample.writer import ANNOTATIONS, EXPORT
+from pipeline.units import counted
 from tests import world
 from tests.runner import ForkServer, Runner, placed_runner
 from tests.services import MakeDataset, StorageServer
@@ -244,7 +245,7 @@ class Machine(RuleBasedStateMachine):
         if referenced:
             ended = self.runner(*command)
             assert ended.code == 4, ended
-            assert f"public.notes ({len(referenced)} rows, to public.recognitions)" in ended.stderr
+            assert f"public.notes ({counted(len(referenced), 'row')}, to public.recognitions)" in ended.stderr
             assert self._before() == before
             return
         if kill_after is not None:
