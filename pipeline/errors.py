@@ -29,17 +29,24 @@ Only a TransientError is retried. The table in `cli/output.py` maps errors to ex
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Return the text with its control characters escaped, so that a file name cannot forge a line of output."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class PipelineError(Exception):
     """The root of the errors that a user may see: what happened, and what to do, each in one sentence without secrets.
 
+    Control characters other than line feeds are escaped: names of files and texts of servers may have them.
     `code` is the SQLSTATE, or the error code in a response of Storage; empty if there is none.
     """
 
     is_recorded = False  # as the failure of a task
 
     def __init__(self, message: str, hint: str = "", code: str = "") -> None:
-        super().__init__(message)
-        self.message, self.hint, self.code = message, hint, code
+        self.message, self.hint = ("\n".join(map(printable, text.split("\n"))) for text in (message, hint))
+        super().__init__(self.message)
+        self.code = code
 
     def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str, str]]:
         return (type(self), (self.message, self.hint, self.code))

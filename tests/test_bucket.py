@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Settings
 from pipeline.storage import Storage
 from tests import reset_support, verify_support, world
 from tests.proxies import Fault, Request, StorageProxy, error, first
 from tests.reset_support import Command, LoadBatch, fail_at, stop_failing
-from tests.services import MakeDataset
-from tests.test_storage_answers import listed, said
+from tests.services import MakeDataset, StorageServer
+from tests.test_storage_answers import bucket_request, listed, make_anew, said
 from tests.verify_support import Bucket, photo_of, put_fewer_bytes, put_stranger
 
 command = reset_support.command
@@ -185,6 +186,115 @@ def test_an_unfinished_batch_is_not_forgotten_by_a_key_that_sees_nothing(
     assert len(world.objects(settings)) == 6
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0
     world.nothing(settings)
+
+
+# What each command says of a bucket that is hidden, gone, or another one
+
+
+def delete(settings: Settings) -> None:
+    bucket_request(settings, "POST", "/empty")
+    bucket_request(settings, "DELETE")
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["done", "unfinished"])
+@pytest.mark.parametrize(("harm", "code"), [(delete, 2), (make_anew, 4)], ids=["deleted", "made anew"])
+def test_every_look_at_the_bucket_ends_alike(
+    command: Command,
+    load: LoadBatch,
+    dsn: str,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    harm: Callable[[Settings], None],
+    code: int,
+    is_done: bool,
+) -> None:
+    if is_done:
+        load(small_dataset(2), "b1")
+    else:
+        uncommitted(command, dsn, small_dataset(2))
+    harm(settings)
+    for look in (["status"], ["status", "--check"], ["verify"], ["verify", "--repair"], ["reset", "--batch-id", "b1"]):
+        done = command(*look)
+        assert done.code == code, (look, done.out, done.err)
+        assert "storage-answers.md" in done.out + done.err
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["no batch", "an unfinished batch"])
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+def test_a_key_from_which_objects_are_hidden_is_refused_before_a_load_is_done(
+    command: Command,
+    dsn: str,
+    small_dataset: MakeDataset,
+    storage_server: StorageServer,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: bool,
+    role: str,
+) -> None:
+    if begun:
+        uncommitted(command, dsn, small_dataset(2))
+    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", mint_key(storage_server.secret, role))
+    for look in (["status"], ["status", "--check"], ["verify"], ["verify", "--repair"]):
+        done = command(*look)
+        assert done.code == 2, (look, done.out)
+        assert f"of the role {role}" in done.out + done.err
+
+
+@pytest.mark.parametrize("another", ["b1", "b2"])
+def test_one_batch_of_another_bucket_is_enough_to_refuse(
+    command: Command, load: LoadBatch, dsn: str, small_dataset: MakeDataset, settings: Settings, another: str
+) -> None:
+    for number, batch in enumerate(("b1", "b2")):
+        load(small_dataset(2, seed=number), batch)
+    world.query(dsn, f"UPDATE ingest.batches SET bucket_created_at = '2020-01-01' WHERE id = '{another}'")
+    stored = world.objects(settings)
+    source = small_dataset(2, seed=5)
+    for look in (
+        ["status"],
+        ["status", "--check"],
+        ["verify", "--repair"],
+        ["load", "--source", source, "--batch-id", "b3"],
+    ):
+        done = command(*look)
+        assert done.code == 4, (look, done.out, done.err)
+        assert f"that of batch {another} at 2020-01-01" in done.out + done.err
+    assert world.objects(settings) == stored
+    assert command("verify", "--batch-id", "b1" if another == "b2" else "b2").code == 0
+
+
+@pytest.mark.parametrize("kind", ["load", "load-qwen"])
+def test_a_report_does_not_call_photos_missing_that_its_key_does_not_see(
+    command: Command,
+    load: LoadBatch,
+    small_dataset: MakeDataset,
+    storage_server: StorageServer,
+    monkeypatch: pytest.MonkeyPatch,
+    workdir: Path,
+    kind: str,
+) -> None:
+    dataset = small_dataset(2)
+    load(dataset, "b1")
+    if kind == "load-qwen":
+        load(dataset, "q1", qwen=True)
+    monkeypatch.setenv("SUPABASE_SERVICE_ROLE_KEY", mint_key(storage_server.secret, "anon"))
+    done = command("report", "--batch-id", "b1" if kind == "load" else "q1", "--out", "page.html")
+    assert done.code == 0
+    assert "The page is without photos from Storage: The key is one of the role anon" in done.err
+    page = (workdir / "page.html").read_text(encoding="utf-8")
+    assert "Storage was not available." in page
+    assert "has no object for this photo" not in page
+
+
+def test_the_plan_of_a_reset_names_photos_that_the_list_lacks(
+    command: Command, load: LoadBatch, small_dataset: MakeDataset, settings: Settings, stored: Bucket
+) -> None:
+    load(small_dataset(2), "b1")
+    line = f"  bucket {settings.bucket}: 4 objects are deleted, "
+    plan = command("reset", "--batch-id", "b1", "--dry-run").out
+    assert line in plan
+    assert "on record" not in plan
+    stored.remove(*stored.listed())
+    plan = command("reset", "--batch-id", "b1", "--dry-run").out
+    assert f"  bucket {settings.bucket}: 0 objects are deleted, 0 B; 4 photos are on record\n" in f"{plan}\n"
 
 
 # What is on record

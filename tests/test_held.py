@@ -17,6 +17,7 @@ from pipeline.database import Database
 from pipeline.sample.writer import ANNOTATIONS
 from tests import annotating, test_luigi, world
 from tests.annotating import Run, ids_of, key_of, value_of, write
+from tests.proxies import Fault, Request, StorageProxy, page
 from tests.services import MakeDataset, Start
 from tests.test_luigi import BARE, finish
 
@@ -81,11 +82,31 @@ def test_too_many_rejects_hold_a_batch_and_publish_releases_it(
     done = run("publish", "--batch-id", "b1")
     assert done.code == 0
     assert "Batch b1 is done: 6 recognitions" in done.out
-    assert re.search(rf"^Held, until it was released at .* UTC: {re.escape(reason)}$", done.out, re.MULTILINE)
+    assert re.search(
+        rf"^Held, until it was released at .* UTC: {re.escape(reason)} Most often ", done.out, re.MULTILINE
+    )
     world.check(settings, (dataset, "b1", ids[10:]))
     once_more = run("publish", "--batch-id", "b1")
     assert once_more.code == 0
     assert "Batch b1 is done already" in once_more.out
+
+
+def test_the_reason_of_a_hold_names_a_gateway_that_refuses_most_photos(
+    run: Run, own_dataset: MakeDataset, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = own_dataset(16)
+    strip(dataset, ids_of(dataset)[:2])
+    refused = iter(range(12))
+
+    def plan(request: Request) -> Fault | None:
+        return page(413, "Request Entity Too Large") if request.is_upload and next(refused, None) is not None else None
+
+    with StorageProxy(settings.url, plan) as proxy, monkeypatch.context() as patch:
+        patch.setenv("NEXT_PUBLIC_SUPABASE_URL", proxy.url)
+        held = run("load", "--source", dataset, "--batch-id", "b1")
+    assert held.code == 6
+    for said in (held.err, run("load", "--source", dataset, "--batch-id", "b1").err, run("status").out):
+        assert re.search(r"rejected, more than .* Most often photo_too_large: .*`client_max_body_size` of nginx", said)
 
 
 @pytest.mark.parametrize(

@@ -526,11 +526,34 @@ def test_a_redirect_is_not_followed_for_our_key_would_go_with_it(
     assert [request.path for request in server.requests] == ["/storage/v1/object/photos/a/b.jpg"]
 
 
-def test_an_address_without_a_storage_api_is_told(server: ScriptedServer, storage: Storage) -> None:
-    server.will(Answer(404, {"message": "Route POST:/x not found", "error": "Not Found", "statusCode": 404}))
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(404, {"message": "Route POST:/x not found", "error": "Not Found", "statusCode": 404}),
+        Answer(404, {"message": "Route POST:/x not found", "statusCode": "404", "code": "InvalidRequest"}),
+        Answer(404, {"message": "no Route matched with those values"}),
+        Answer(404, b"<html>Not Found</html>", {"Content-Type": "text/html"}),
+    ],
+)
+def test_an_address_without_a_storage_api_is_a_wrong_setting(
+    server: ScriptedServer, storage: Storage, answer: Answer
+) -> None:
+    server.will(answer)
     found = failure(storage)
-    assert isinstance(found, StorageError)
+    assert isinstance(found, SettingsError)
     assert "NEXT_PUBLIC_SUPABASE_URL" in found.hint
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("begin", ["https://127.0.0.1", "https://abc.example/storage/v1", "https://user:secret@host"])
+def test_an_api_that_has_moved_is_a_wrong_setting(
+    server: ScriptedServer, storage: Storage, status: int, begin: str
+) -> None:
+    server.will(Answer(status, b"", {"Location": f"{begin}/object/photos/a/b.jpg"}))
+    found = failure(storage)
+    assert isinstance(found, SettingsError)
+    assert begin.rpartition("@")[2] in found.message
+    assert "secret" not in found.message
 
 
 @pytest.mark.parametrize("body", [b"<html>the dashboard</html>", b"", b"\xff\xfe", b"{"])
@@ -755,7 +778,9 @@ def test_a_server_that_takes_no_cursor_at_all_is_not_asked_for_ever(server: Scri
     assert len(server.requests) <= 3
 
 
-@pytest.mark.parametrize("body", [[], {}, None, {"objects": [{}]}, {"objects": [], "hasNext": True}])
+@pytest.mark.parametrize(
+    "body", [[], {}, None, {"objects": [{}]}, {"objects": [], "hasNext": True}, {"objects": []}, {"hasNext": False}]
+)
 def test_a_list_of_another_shape_is_an_error_of_ours(server: ScriptedServer, storage: Storage, body: object) -> None:
     server.will(Answer(200, body))
     assert isinstance(failure(storage, lambda storage: list(storage.list_objects(""))), PipelineError)

@@ -99,6 +99,14 @@ def too_many(request: Request) -> Fault | None:
     return slow if "/bucket/" in request.path and request.nth == 1 else None
 
 
+def moved(request: Request) -> Fault | None:
+    return Fault("moved", answer=Answer(308, b"", headers=(("Location", f"https://storage.invalid{request.path}"),)))
+
+
+def no_route(request: Request) -> Fault | None:
+    return said({"message": f"Route {request.path} not found", "error": "Not Found", "statusCode": 404}, 404)
+
+
 def nothing_seen(request: Request) -> Fault | None:
     hidden = error(404, "Bucket not found", "NoSuchBucket", "Bucket not found")
     return hidden if "/bucket/" in request.path and request.method == "GET" else None
@@ -171,6 +179,8 @@ PLANS: dict[str, Callable[[World], Plan]] = {
     "200, a page of a captive portal": lambda scene: always(PORTAL),
     "511, a page of a captive portal": lambda scene: html(511, "Network Authentication Required"),
     "302, a redirect": lambda scene: html(302, "Found", ("Location", "http://login.invalid/")),
+    "308, a redirect to `https`": lambda scene: moved,
+    "404, an address without a Storage API": lambda scene: no_route,
     "empty lists": lambda scene: always(listed(), is_list),
     "lists without the last object": lambda scene: always(Fault("partial", edit=without_last), is_list),
     "empty lists, and empty responses to deletes": lambda scene: lists_and_deletes_empty,

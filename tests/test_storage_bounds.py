@@ -6,14 +6,16 @@ import io
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing, suppress
+from datetime import datetime, timezone
 from email.utils import formatdate
 
 import pytest
 import urllib3
 
-from pipeline.errors import SettingsError, StorageError, StorageOverloaded, StorageUnavailable
+from pipeline.errors import PipelineError, SettingsError, StorageError, StorageOverloaded, StorageUnavailable
 from pipeline.storage import Storage, StoredObject
 from pipeline.storage.errors import error_of
 from tests import test_storage
@@ -43,7 +45,6 @@ def page_of(status: int, title: str = "", **headers: str) -> Answer:
         (page_of(413, "413 Request Entity Too Large"), ["413", "client_max_body_size"]),
         (page_of(400, "Bad Request"), ["not Storage", "400"]),
         (page_of(403), ["not Storage", "403"]),
-        (page_of(404, "Not Found", Via="1.1 squid"), ["not Storage", "NEXT_PUBLIC_SUPABASE_URL"]),
         (page_of(302, Location="http://login.invalid"), ["redirects", "captive portal"]),
     ],
 )
@@ -84,6 +85,66 @@ def test_a_bucket_without_photos_is_a_setting(server: ScriptedServer, storage: S
             Answer(body={"id": "photos", "created_at": "2025-01-01T00:00:00.000Z", "allowed_mime_types": allowed})
         )
         assert storage.ensure_bucket() is False
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(400, "Bad\x1b[31m\nError: ", message="a\x1b[2Jb\nError: forged"),
+        error(400, "x" * 100_000, message="y" * 900_000),
+        error(403, message="\u202etxt.exe\r\n" * 1000),
+        error(503, "z\x07" * 1000, message="\x9b2J"),
+        Answer(200, {"Key": "\x1b[2J\n" * 1000}),
+        page_of(404, "\x1b]0;title\x07", Server="\x1b[31mnginx" * 50),
+        page_of(302, Location="http://login.invalid/\x1b[2J" + "x" * 5000),
+    ],
+)
+def test_what_a_server_says_is_shown_in_one_short_line(
+    server: ScriptedServer, storage: Storage, answer: Answer
+) -> None:
+    server.will(answer)
+    found = failure(storage)
+    assert found.message.isprintable()
+    assert found.code.isprintable()
+    assert len(found.message) < 700
+
+
+@pytest.mark.parametrize("text", ["a\x1b[2J.jpg", "a\x07\r", "\x9b", "\u202e", "\udcff"])
+def test_an_error_has_no_control_characters_of_a_file_name(text: str) -> None:
+    found = PipelineError(f"{text} is broken.\n  It is.", f"Remove {text}.")
+    for part in (found.message, found.hint, str(found)):
+        assert part.replace("\n", "").isprintable()
+    assert found.message.endswith(" is broken.\n  It is.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-29T12:50:25.308Z",
+        "2026-11-29T12:50:25.308000+00:00",
+        "2026-11-29 12:50:25.308+00",
+        "2026-11-29T14:50:25.308+02:00",
+        "2026-11-29T12:50:25.308",
+    ],
+)
+def test_the_time_of_a_bucket_is_the_same_in_any_form(server: ScriptedServer, storage: Storage, text: str) -> None:
+    server.will(Answer(body={"id": "photos", "created_at": text}))
+    found = storage.find_bucket()
+    assert found is not None
+    assert found["created_at"] == datetime(2026, 11, 29, 12, 50, 25, 308_000, timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "text", [None, 7, "", "now", "2026-13-01", "2026-01-01T00:00:00\x00", "\ud800", "9" * 5000, []]
+)
+def test_a_bucket_without_the_time_of_its_creation_is_no_proof(
+    server: ScriptedServer, storage: Storage, text: object
+) -> None:
+    for body in ({"id": "photos", "created_at": text}, {"id": "photos"}):
+        server.will(Answer(body=body))
+        assert "unknown format" in failure(storage, Storage.find_bucket).message
+        with pytest.raises(StorageError, match="unknown format"):
+            storage.ask_for_bucket()
 
 
 # Bounds
@@ -168,6 +229,40 @@ def test_retry_after_as_a_date_goes_by_the_clock_of_the_server(ahead: int) -> No
     found = error_of(urllib3.HTTPResponse(io.BytesIO(b"{}"), headers, 429, preload_content=False), "GET /bucket/b")
     assert isinstance(found, StorageOverloaded)
     assert found.retry_after == 7
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Sun, 29 Nov 99999999999 12:00:00 GMT", "Sun, 29 Nov 2026 12:00:00", "1e999", "-5", "soon", "\u00b2", "1.5", ""],
+)
+def test_a_retry_after_that_is_no_time_is_left_out(value: str) -> None:
+    headers = {"Retry-After": value}
+    found = error_of(urllib3.HTTPResponse(io.BytesIO(b"{}"), headers, 429, preload_content=False), "GET /bucket/b")
+    assert isinstance(found, StorageOverloaded)
+    assert found.retry_after == 0
+
+
+@pytest.mark.parametrize("status", ["\u00b2", "9" * 5000, "-1", "4e2", "99", None, [400], {}])
+def test_a_status_in_a_body_that_is_none_is_left_out(server: ScriptedServer, storage: Storage, status: object) -> None:
+    server.will(Answer(409, {"statusCode": status, "code": "", "message": "m"}))
+    assert failure(storage).code == "409"
+
+
+@pytest.mark.parametrize("entry", ["{}", "[]", '""', "1e9"])
+def test_a_page_of_a_list_takes_little_memory_whatever_it_holds(
+    server: ScriptedServer, storage: Storage, entry: str
+) -> None:
+    count = (1 << 22) // (len(entry) + 1) - 20
+    content = b'{"hasNext":false,"objects":[' + b",".join([entry.encode()] * count) + b"]}"
+    server.will(Answer(200, content))
+    tracemalloc.start()
+    try:
+        found = failure(storage, lambda storage: list(storage.list_objects("")))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "unknown format" in found.message
+    assert peak - 2 * len(content) < 150_000_000  # the server of the test is in this process
 
 
 @pytest.mark.parametrize(

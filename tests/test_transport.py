@@ -17,6 +17,7 @@ import trustme
 from pipeline.errors import PipelineError, StorageError, StorageUnavailable
 from pipeline.storage.transport import Transport
 from tests.scripted import KEY, SECONDS, Answer, ScriptedServer, leave_surroundings, settings_for
+from tests.services import free_port
 
 #: More than one piece, and no whole number of them.
 LARGE = bytes(range(256)) * 10_000 + b"end"
@@ -277,6 +278,19 @@ def test_a_proxy_that_opens_no_tunnel_is_a_bad_moment(
     with Tunnels(port_of(elsewhere), b"HTTP/1.1 503 Service Unavailable\r\n\r\n") as tunnels:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{tunnels.port}")
         assert isinstance(failure("https://abc.supabase.invalid"), StorageUnavailable)
+
+
+@pytest.mark.parametrize("environment", ["embedded", "local"])
+def test_a_proxy_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, environment: str) -> None:
+    monkeypatch.setenv("http_proxy", f"http://user:pa55word@127.0.0.1:{free_port()}")
+    settings = settings_for("http://127.0.0.1:9", environment)
+    with closing(Transport(settings, 1)) as transport, pytest.raises(StorageUnavailable) as caught:
+        ask(transport)
+    message, hint = caught.value.message, caught.value.hint
+    assert message.startswith("Storage at http://127.0.0.1:9/storage/v1, through the proxy 127.0.0.1:")
+    assert "cannot be reached (ConnectionRefusedError)" in message
+    assert "pa55word" not in message
+    assert "HTTP_PROXY" in hint
 
 
 def test_a_proxy_that_does_not_speak_tls_is_not_said_to_have_storages_certificate(

@@ -195,10 +195,8 @@ def test_each_kind_of_difference_is_told_by_its_line_and_mended(
         wanted = "".join(lines[key] for key in sorted(lines)) + totals(settings, equal=same, **{plant.kind: 1})
         assert found == Done(5, wanted, "")
         quiet = plant.line() + totals(settings, equal=same, **{plant.kind: 1})
-        objects, orphans = "1 object is", "0 orphans are"
-        if plant.kind == "orphan":
-            objects, orphans = "0 objects are", "1 orphan is"
-        plan = f"Repair: {objects} uploaded again from the source, {orphans} removed.\n"
+        objects, orphans = ("0 objects", "1 orphan") if plant.kind == "orphan" else ("1 object", "0 orphans")
+        plan = f"Repair: {objects} to upload again, {orphans} to remove.\n"
         mended = command("verify", "--repair", "--quiet", *options)
         assert mended == Done(0, f"{quiet}{plan}Repaired: 1; remaining: 0.\n", "")
         assert world.objects(settings) == sound, plant

@@ -55,7 +55,7 @@ def test_what_its_source_no_longer_has_is_not_mended_and_repair_says_why(
     done = command("verify", "--repair", "--quiet")
     assert done.code == 5
     assert done.out.endswith(
-        "Repair: 4 objects are uploaded again from the source, 1 orphan is removed.\n"
+        "Repair: 4 objects to upload again, 1 orphan to remove.\n"
         + "".join(f"Not repaired: {reason}\n" for reason in reasons)
         + "Repaired: 2; remaining: 3.\n"
     )

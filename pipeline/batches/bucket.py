@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from pipeline.batches import state as batch_state
@@ -17,49 +18,52 @@ from pipeline.storage import Storage
 
 #: The keys of objects that batches send; others in a bucket are left alone.
 KEY_FORM = re.compile(r"[^/]+/recognitions/[0-9]+/camera[12]\.jpg")
-_HINT = "Check NEXT_PUBLIC_SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY: both must be of the project of these batches."
-_OTHER_HINT = (
-    "Set NEXT_PUBLIC_SUPABASE_URL and the key to the project that the batch was started in. "
-    "If its bucket was deleted, see docs/reference/storage-answers.md."
+_HINT = (
+    "NEXT_PUBLIC_SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY must be of the project that the batch was started in. "
+    "If its bucket was deleted, docs/reference/storage-answers.md says how to go on."
 )
 
 
 def prove_bucket(
-    storage: Storage, recorded: Mapping[str, str | None], missing: type[PipelineError] = AccessDenied
+    storage: Storage, recorded: Mapping[str, datetime | None], missing: type[PipelineError] = AccessDenied
 ) -> dict[str, Any] | None:
     """Return the settings of the bucket, None if there is none and no batch needs it.
 
-    `recorded` has the time at which the bucket was created, if that is known, by batches that sent objects there.
-    Raises AccessDenied (`missing`) if the key does not see the bucket, and RefusedError if it is another one than that
-    of every batch.
+    Raises AccessDenied for a key from which Storage hides objects, and what `check_bucket` raises.
     """
-    if not recorded:
-        return storage.find_bucket()
     storage.require_service_key()
     found = storage.find_bucket()
-    times = {batch_id: time for batch_id, time in recorded.items() if time is not None}
-    batch_id, time = next(iter((times or recorded).items()))
-    if found is None:
-        message = f"The key does not see the bucket {storage.bucket}, which has objects of batch {batch_id}."
-        raise missing(message, _HINT)
-    if times and created_at(found) not in times.values():
-        message = f"The bucket {storage.bucket} was created at {created_at(found)}, that of batch {batch_id} at {time}"
-        raise RefusedError(f"{message}: it is another bucket.", _OTHER_HINT)
+    check_bucket(storage.bucket, found, recorded, missing)
     return found
 
 
-def created_at(bucket: Mapping[str, Any]) -> str | None:
-    """Return the time at which Storage created a bucket, as it writes it."""
-    return str(bucket["created_at"]) if bucket.get("created_at") else None
+def check_bucket(
+    name: str,
+    found: Mapping[str, Any] | None,
+    recorded: Mapping[str, datetime | None],
+    missing: type[PipelineError] = AccessDenied,
+) -> None:
+    """Compare the bucket that the key sees with that of batches which sent objects there.
+
+    `recorded` has the time at which it was created, if that is known, by batch. Raises AccessDenied (`missing`) if the
+    key does not see the bucket, and RefusedError if it is another one than that of any batch.
+    """
+    for batch_id, time in recorded.items():
+        if found is None:
+            message = f"The key does not see the bucket {name}, or it was deleted: batch {batch_id} has objects in it."
+            raise missing(message, _HINT)
+        if time not in (None, found["created_at"]):
+            message = f"The bucket {name} was created at {found['created_at']}, that of batch {batch_id} at {time}"
+            raise RefusedError(f"{message}: it is another bucket.", _HINT)
 
 
-def open_bucket(database: Database, storage: Storage, batch_id: str) -> str | None:
+def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime | None:
     """Create the first batch's bucket, or prove that it is that of this batch or of others; return its creation time.
 
     Raises RefusedError if it is another one, and what `Storage.ensure_bucket` raises.
     """
 
-    def recorded(connection: Connection) -> Mapping[str, str | None]:
+    def recorded(connection: Connection) -> Mapping[str, datetime | None]:
         batch = batch_state.find_batch(connection, batch_id)
         if batch is not None and batch.state != "reset":
             return {batch_id: batch.bucket_created_at}
@@ -68,15 +72,15 @@ def open_bucket(database: Database, storage: Storage, batch_id: str) -> str | No
     prove_bucket(storage, database.run(recorded, read_only=True), RefusedError)
     storage.ensure_bucket()
     found = storage.find_bucket()
-    return created_at(found) if found is not None else None
+    return found["created_at"] if found is not None else None
 
 
 def record_bucket(connection: Connection, batch_id: str, bucket: Mapping[str, Any]) -> None:
     """Record the bucket of a batch, unless that is done."""
-    connection.execute("record_bucket", batch_id=batch_id, bucket_created_at=created_at(bucket))
+    connection.execute("record_bucket", batch_id=batch_id, bucket_created_at=bucket["created_at"])
 
 
-def list_recorded(connection: Connection, bucket: str) -> dict[str, str | None]:
+def list_recorded(connection: Connection, bucket: str) -> dict[str, datetime | None]:
     """Return a batch for each bucket of a name that objects were sent to, and the time of its creation."""
     rows = connection.execute("list_recorded_buckets", bucket=bucket)
     return {row.id: row.bucket_created_at for row in rows}

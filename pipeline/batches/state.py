@@ -35,7 +35,7 @@ class Batch:
     limit: int | None
     force: bool
     bucket: str
-    bucket_created_at: str | None
+    bucket_created_at: datetime | None
     coordinates: str
     exif_turned: bool
     shards: int
@@ -56,7 +56,7 @@ class LockedBatch:
     state: str
     source: str
     bucket: str
-    bucket_created_at: str | None
+    bucket_created_at: datetime | None
     shards: int
     created_at: datetime
     now: datetime

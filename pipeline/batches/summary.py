@@ -18,8 +18,7 @@ from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
 from pipeline.dataset.records import describe_files
-from pipeline.errors import PipelineError
-from pipeline.observe.logger import printable
+from pipeline.errors import PipelineError, printable
 from pipeline.observe.metrics import merge
 from pipeline.storage import Storage
 from pipeline.units import counted, duration, moment, size
@@ -180,7 +179,7 @@ def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any],
     if result["database"]["ok"] and not result["database"]["migrations_pending"]:
         result.update(database.run(_read_tables, read_only=True))
         recorded = database.run(lambda connection: list_recorded(connection, settings.bucket), read_only=True)
-        if result["storage"]["ok"] and recorded:
+        if result["storage"]["ok"]:
             examine("storage", lambda: {**result["storage"], **_prove_bucket(settings, recorded)})
     return result, failures
 
@@ -195,7 +194,7 @@ def _examine_storage(settings: Settings) -> dict[str, Any]:
     return {"latency_ms": latency, "bucket_exists": bucket is not None, "bucket_public": public}
 
 
-def _prove_bucket(settings: Settings, recorded: Mapping[str, str | None]) -> dict[str, Any]:
+def _prove_bucket(settings: Settings, recorded: Mapping[str, datetime | None]) -> dict[str, Any]:
     with closing(Storage(settings)) as storage:
         prove_bucket(storage, recorded)
     return {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from pipeline.config import redact
-from pipeline.observe.logger import printable
+from pipeline.errors import printable
 from pipeline.steps.verify import DAMAGED, DANGLING, EQUAL, MISSING, ORPHAN, SIGNS, Finding, Verification
 from pipeline.storage import PAGE
 from pipeline.units import counted
@@ -72,11 +72,8 @@ class VerifyReport:
         for bucket, batches in self._elsewhere.items():
             print(f"Skipped, because they are in the bucket {bucket}: {', '.join(batches)}.")
         if self._repair and self.remaining:
-            again = self._counts[MISSING] + self._counts[DANGLING] + self._counts[DAMAGED]
-            orphans = self._counts[ORPHAN]
-            uploads = counted(again, "object is", "objects are")
-            removals = counted(orphans, "orphan is", "orphans are")
-            print(f"Repair: {uploads} uploaded again from the source, {removals} removed.")
+            again = counted(self._counts[MISSING] + self._counts[DANGLING] + self._counts[DAMAGED], "object")
+            print(f"Repair: {again} to upload again, {counted(self._counts[ORPHAN], 'orphan')} to remove.")
 
     def repair(self, finding: Finding, reason: str) -> None:
         """Count a repaired difference, or print the reason why it was not repaired."""

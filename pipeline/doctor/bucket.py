@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.batches.bucket import check_bucket
 from pipeline.config import Settings
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.doctor.clock import moment, offset_of_header
@@ -138,20 +139,17 @@ def project_finding(url: str, key: str, host: str, user: str) -> Finding | None:
 
 
 def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterator[Finding]:
-    """Yield findings about the bucket, compared with the loaded photos and with the dataset."""
-    if facts.bucket_missing:
-        if facts.photos_stored:
-            photos = counted(facts.photos_stored, "photo")
-            yield problem(
-                "bucket",
-                f"There is no bucket {name}, and {photos} of finished batches should be in it.",
-                "Check that URL, key and STORAGE_BUCKET are of the project of DATABASE_URL: others do not see it.",
-            )
-        else:
-            remedy = "Nothing if the name is right: the first load creates it, private. Else correct STORAGE_BUCKET."
-            yield warning("bucket", f"There is no bucket {name} yet.", remedy)
+    """Yield findings about the bucket, compared with that of the batches on record and with the dataset."""
+    if facts.bucket is None and not facts.bucket_missing:
+        return
+    try:
+        check_bucket(name, facts.bucket, facts.recorded)
+    except PipelineError as exc:
+        yield of_error("bucket", exc)
         return
     if facts.bucket is None:
+        remedy = "Nothing if the name is right: the first load creates it, private. Else correct STORAGE_BUCKET."
+        yield warning("bucket", f"There is no bucket {name} yet.", remedy)
         return
     if facts.bucket.get("public"):
         message = f"The bucket {name} is public: anyone with the path of a photo can read it without a key."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from pipeline.doctor.clock import Offset
@@ -17,7 +18,7 @@ class Facts:
         offsets: of the services' clocks.
         bucket: the bucket's settings, None if it does not exist or is unknown.
         bucket_missing: the bucket does not exist.
-        photos_stored: photos of finished batches that should be in the bucket.
+        recorded: batches with objects in the bucket, and when it was created.
         unfinished: number of unfinished batches.
     """
 
@@ -25,5 +26,5 @@ class Facts:
     offsets: dict[str, Offset] = field(default_factory=dict)
     bucket: dict[str, Any] | None = None
     bucket_missing: bool = False
-    photos_stored: int = 0
+    recorded: dict[str, datetime | None] = field(default_factory=dict)
     unfinished: int = 0

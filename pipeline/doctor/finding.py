@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import redact
-from pipeline.errors import PipelineError, SettingsError, UsageError
+from pipeline.errors import PipelineError, RefusedError, SettingsError, UsageError
 
 OK = "ok"
 WARNING = "warning"
@@ -58,7 +58,8 @@ def of_error(check: str, error: PipelineError) -> Finding:
 
 
 def verdict(findings: Iterable[Finding]) -> PipelineError | None:
-    """Return the most important problem as an error: one of the settings first, since retrying does not help."""
+    """Return the most important problem as an error: one that retrying does not solve first."""
     problems = [one for one in findings if one.level == PROBLEM]
-    worst = next((one for one in problems if issubclass(one.kind, UsageError)), problems[0] if problems else None)
+    lasting = [one for one in problems if issubclass(one.kind, (UsageError, RefusedError))]
+    worst = next(iter(lasting or problems), None)
     return worst.kind(worst.message, worst.remedy) if worst is not None else None

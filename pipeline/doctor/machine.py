@@ -34,8 +34,7 @@ from pipeline.dataset.records import (
     describe_files,
 )
 from pipeline.doctor.finding import Finding, ok, problem, warning
-from pipeline.errors import PermanentError
-from pipeline.observe.logger import printable
+from pipeline.errors import PermanentError, printable
 from pipeline.units import counted, size
 
 SCARCE_BYTES = 64 << 20

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.bucket import list_recorded
 from pipeline.batches.resolve import reset_command, resume_command
 from pipeline.batches.state import Batch, held_hint
 from pipeline.config import Settings, command_line
@@ -291,7 +292,7 @@ def timeouts_finding(statement: int | None, transaction: int | None) -> Finding:
 
 def _examine_batches(settings: Settings, database: Database, facts: Facts) -> Iterator[Finding]:
     def ask(connection: Connection) -> tuple[datetime, list[tuple[Batch, bool]]]:
-        facts.photos_stored = connection.one("count_stored", bucket=settings.bucket).photos
+        facts.recorded = list_recorded(connection, settings.bucket)
         batches = [Batch(**row._asdict()) for row in connection.execute("list_unfinished")]
         # A run holds the lock of its batch; the end of this transaction releases a lock that was free.
         found = [(batch, not batch_state.try_lock(connection, batch.id)) for batch in batches[:_SHOWN]]

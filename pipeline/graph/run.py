@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
+from datetime import datetime
 
 import luigi
 from luigi.worker import KeepAliveThread
@@ -97,7 +98,7 @@ class Run:
         self.target = BatchStateTarget(self.markers, batch_id, step)  # exists once nothing is left to do
         self.counted = COPY if kind == KIND_QWEN else UPLOAD  # its marker completes the recognitions of a shard
         self._needs_bucket = kind == KIND_LOAD
-        self.bucket_created_at: str | None = None  # known once the run has its lock
+        self.bucket_created_at: datetime | None = None  # known once the run has its lock
         self.counter, self.failures = ProgressCounter(), FailureLog()
         self.unavailable = multiprocessing.RawValue("i", 0)  # failures in a row because a service was away
         self.lock: BatchLock | None = None

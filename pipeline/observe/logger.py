@@ -85,11 +85,6 @@ class _BriefFilter(logging.Filter):
         return True
 
 
-def printable(text: str) -> str:
-    """Return the text with its control characters escaped, so that a file name cannot forge a line of output."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
     """Print a message for the user on stderr, or with `--log-format json` log it with its fields."""
     if writes_json():

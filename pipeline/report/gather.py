@@ -10,12 +10,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pipeline.batches.bucket import list_recorded, prove_bucket
 from pipeline.batches.resolve import require_schema
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD
 from pipeline.batches.summary import summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.errors import SettingsError
+from pipeline.errors import PipelineError, SettingsError
 from pipeline.report.page import write_page
 from pipeline.report.pictures import Report, Trays, read_rejects
 from pipeline.report.sections import no_trays, numbers, requests, time, trays_words
@@ -42,7 +43,7 @@ def write_report(
         SettingsError: the file cannot be written.
     """
 
-    def gather(connection: Connection) -> tuple[dict[str, Any], list[Span], dict[int, int], list[int]]:
+    def gather(connection: Connection) -> tuple[Any, ...]:
         require_schema(connection)
         summary = summarise(connection, batch_id)
         spans = [
@@ -52,13 +53,19 @@ def write_report(
         sizes = {one.shard: one.recognitions for one in connection.execute("count_shards", batch_id=batch_id)}
         step = UPLOAD if summary["kind"] == KIND_LOAD else COPY
         chosen = connection.execute("list_sample", batch_id=batch_id, step=step, count=sample)
-        return summary, spans, sizes, [one.recognition_id for one in chosen]
+        recorded = list_recorded(connection, summary["bucket"])
+        return summary, spans, sizes, [one.recognition_id for one in chosen], recorded
 
-    summary, spans, sizes, chosen = database.run(gather, read_only=True)
+    summary, spans, sizes, chosen, recorded = database.run(gather, read_only=True)
     report = Report(batch_id, summary["state"], str(path))
     # STORAGE_BUCKET may have changed since the load; the photos are in the bucket on record.
     with closing(Storage(settings, bucket=summary["bucket"])) as storage:
         trays = Trays(database, storage, report)
+        try:
+            if chosen:
+                prove_bucket(storage, recorded)
+        except PipelineError as exc:  # the photos may be there, hidden from the key
+            report.unavailable = exc.message
         page = {
             **numbers(summary, spans),
             **time(summary, spans, sizes),

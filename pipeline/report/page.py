@@ -10,7 +10,7 @@ from typing import IO, Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.observe.logger import printable
+from pipeline.errors import printable
 from pipeline.report.charts import Chart, milliseconds
 from pipeline.units import duration, moment
 

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
-from pipeline.errors import AccessDenied, ObjectNotFound, PipelineError, StorageError, TransientError
+from pipeline.errors import ObjectNotFound, PipelineError, StorageError, TransientError, UsageError
 from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.trays import Photo, Tray, tray_of
 from pipeline.storage import Storage
@@ -139,7 +139,7 @@ class Trays:
             return None, "Storage was not available."
         try:
             content = self._storage.read(row.object_key, MAXIMUM_PHOTO_BYTES)
-        except (TransientError, AccessDenied) as exc:
+        except (TransientError, UsageError) as exc:
             try:
                 self._storage.find_bucket()
             except PipelineError:  # every further read would fail alike

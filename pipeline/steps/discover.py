@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -32,8 +33,7 @@ from pipeline.dataset.records import (
     Recognition,
     Reject,
 )
-from pipeline.errors import ClaimedError, RefusedError, UsageError
-from pipeline.observe.logger import printable
+from pipeline.errors import ClaimedError, RefusedError, UsageError, printable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import Staged, copy_found, stage_annotations
 from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
@@ -75,7 +75,7 @@ class Request:
     exif_turned: bool = False
     batch_size: int = 100
     threads: int = 16
-    bucket_created_at: str | None = None
+    bucket_created_at: datetime | None = None
 
     @classmethod
     def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:

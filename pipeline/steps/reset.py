@@ -100,7 +100,8 @@ def describe_reset(plan: Plan) -> str:
     lines += [f"  {name}: {counted(rows, 'row is', 'rows are')} deleted" for name, rows in sorted(plan.rows.items())]
     if batch.kind == KIND_LOAD:
         objects = counted(plan.objects, "object is", "objects are")
-        lines.append(f"  bucket {batch.bucket}: {objects} deleted, {size(plan.bytes)}")
+        more = f"; {counted(batch.photos, 'photo is', 'photos are')} on record" if plan.objects < batch.photos else ""
+        lines.append(f"  bucket {batch.bucket}: {objects} deleted, {size(plan.bytes)}{more}")
     what = "the former annotations of" if batch.kind != KIND_LOAD else "the former version of"
     for name, count in plan.returning.items():
         lines.append(f"  batch {name}: {what} {counted(count, 'recognition')} is restored")

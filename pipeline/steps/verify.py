@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import KEY_FORM, created_at, prove_bucket
+from pipeline.batches.bucket import KEY_FORM, prove_bucket
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
@@ -88,8 +88,8 @@ class Verification:
             if batch_id in self.unfinished:
                 message = f"Batch {batch_id} is {batch.state}: only a finished batch can be verified."
                 raise UnfinishedError(message, f"Finish it first: `{database.command('status')}` has the command.")
-        wanted = [one for one in self._batches.values() if self._is_wanted(one)]
-        self._found = prove_bucket(storage, {one.id: one.bucket_created_at for one in wanted})
+        here = [one for one in self._batches.values() if self._is_here(one) and batch_id in (None, one.id)]
+        prove_bucket(storage, {one.id: one.bucket_created_at for one in here if one.state != "reset"})
         if batch_id is not None:
             return
         for one in self._batches.values():
@@ -236,10 +236,6 @@ class Verification:
             batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
             if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
                 return [(finding, f"batch {batch_id} was changed in the meantime") for finding in group]
-            found_at = created_at(self._found or {})
-            if before and self._is_here(before) and before.bucket_created_at not in (None, found_at):
-                why = f"batch {batch_id} was loaded into another bucket, created at {before.bucket_created_at}"
-                return [(finding, why) for finding in group]
             known: set[str] = set()
             if before is not None and before.bucket == self._bucket:
                 keys = [finding.key for finding in group]

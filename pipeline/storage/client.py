@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timezone
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import backoff
+from dateutil.parser import isoparse
 from urllib3.response import BaseHTTPResponse as Response
 
 from pipeline.config import Settings
@@ -43,14 +45,13 @@ logger = logging.getLogger(__name__)
 #: The API's limit of keys in a bulk delete and of entries in a page of a list.
 PAGE = 1000
 #: Bytes of a response about a page of objects, and pages of a list.
-_PAGE_LIMIT, _MOST_PAGES = 1 << 23, 20_000
+_PAGE_LIMIT, _MOST_PAGES = 1 << 22, 20_000
 #: Seconds: the maximum of our own waits, and of an operation from which no attempt begins any more.
 _LONGEST_WAIT, OPERATION_TIMEOUT = 30.0, 600.0
 #: Additional attempts after an overload, compared with other transient errors.
 _OVERLOAD_TRIES = 6
 
 _MD5 = re.compile("[0-9a-f]{32}")
-_TIME = re.compile("[0-9]{4}-[0-9T:.+Z -]{6,30}")
 _PHOTO_TYPE = "image/jpeg"
 _FORMAT_HINT = "Check NEXT_PUBLIC_SUPABASE_URL, and what is between this machine and Storage."
 
@@ -132,7 +133,7 @@ class Storage:
             stored = self._send("POST", self._path("/object", key), content, headers)
         name = stored.get("Key") if isinstance(stored, dict) else None
         if name != f"{self.bucket}/{key}":
-            raise StorageError(f"Storage stored {key} under another key, {name}.")
+            raise StorageError(f"Storage stored {key} under another key, {str(name)[:200]!r}.")
         self._metrics.count("bytes_uploaded", len(content))
         self._metrics.count("objects_uploaded")
 
@@ -235,16 +236,22 @@ class Storage:
             raise AccessDenied(message, "Set SUPABASE_SERVICE_ROLE_KEY to the service role key of this very project.")
 
     def find_bucket(self) -> dict[str, Any] | None:
-        """Return the bucket's settings, None if it does not exist; raise AccessDenied if key or host is refused."""
+        """Return the bucket's settings, None if it does not exist; raise AccessDenied if key or host is refused.
+
+        `created_at` is a datetime: servers write the same time in several forms.
+        """
         self.check_host()
         try:
-            found = self._send("GET", self._path("/bucket"))
+            return self._bucket_of(self._send("GET", self._path("/bucket")))
         except ObjectNotFound:
             return None
-        if isinstance(found, dict) and found.get("id") == self.bucket and _TIME.fullmatch(str(found.get("created_at"))):
-            return found
-        message = f"Storage answers a request for the bucket {self.bucket} in an unknown format."
-        raise StorageError(message, _FORMAT_HINT)
+
+    def _bucket_of(self, found: Any) -> dict[str, Any]:
+        """Return the settings in a response about the bucket."""
+        if not isinstance(found, dict) or found.get("id") != self.bucket:
+            found = {}  # something else answers
+        created = _parsed(lambda: isoparse(found["created_at"]))
+        return {**found, "created_at": created.replace(tzinfo=created.tzinfo or timezone.utc)}
 
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
         """Request the bucket, without retries; return its settings or the response's error, and the header Date."""
@@ -253,8 +260,7 @@ class Storage:
             date = response.headers.get("Date", "")
             if not 200 <= response.status < 300:
                 return error_of(response, f"GET {path}"), date
-            found = json_of(response, JSON_LIMIT, f"GET {path}")
-            return found if isinstance(found, dict) else {}, date
+            return self._bucket_of(json_of(response, JSON_LIMIT, f"GET {path}")), date
 
     def check_host(self) -> None:
         """Raise AccessDenied if the host of the project's URL has no address."""
@@ -325,7 +331,7 @@ def _names(entries: Any) -> list[str]:
 def _page(body: Any) -> tuple[list[StoredObject], str | None]:
     """Return the objects of a page of a list, and the cursor of the next page if there is one."""
     entries = _parsed(lambda: [_stored(one["name"], one.get("metadata") or {}) for one in body["objects"]])
-    return entries, _parsed(lambda: str(body["nextCursor"]) if body.get("hasNext") else None)
+    return entries, _parsed(lambda: str(body["nextCursor"]) if body["hasNext"] else None)
 
 
 def _parsed(read: Callable[[], Parsed]) -> Parsed:
@@ -333,7 +339,7 @@ def _parsed(read: Callable[[], Parsed]) -> Parsed:
     try:
         return read()
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as exc:
-        raise StorageError("Storage answers with a list of an unknown format.", _FORMAT_HINT) from exc
+        raise StorageError("Storage answers in an unknown format.", _FORMAT_HINT) from exc
 
 
 def _stored(key: str, metadata: dict[str, Any]) -> StoredObject:

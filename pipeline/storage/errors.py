@@ -37,13 +37,15 @@ _TRANSIENT = _ABORTED | {"ResourceLocked", "InternalError", "DatabaseError", "No
 _OVERLOAD_STATUS = frozenset({429, 503, 544})
 _TRANSIENT_STATUS = frozenset({408, 423, 425, 499})
 _PAUSED = 540
-#: Bytes of a response that is neither a page of a list nor an object; its title that is shown.
+#: Bytes of a response that is neither a page of a list nor an object.
 JSON_LIMIT = 1 << 20
 _TITLE = re.compile(rb"<title[^>]*>(.{0,300}?)</title", re.IGNORECASE | re.DOTALL)
-_SHOWN = 80
+#: Characters that are shown of a name or a code, and of a message or an address.
+_NAME, _MESSAGE = 80, 300
 
 _AGAIN = "Run the same command again."
 _CHECK_URL = "Check NEXT_PUBLIC_SUPABASE_URL: there is no Storage API at that address."
+_MOVED = "Set NEXT_PUBLIC_SUPABASE_URL to the beginning of that address, up to the host."
 PORTAL = (
     "Log in to the network, if it has a login page (a captive portal). "
     "Else check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?"
@@ -53,7 +55,6 @@ _BLOCKED = "A firewall or proxy refuses this machine or request, and the key was
 _HINTS = {
     401: _BLOCKED,
     403: _BLOCKED,
-    404: _CHECK_URL,
     413: "Raise the limit of a request's body there, `client_max_body_size` of nginx.",
     511: PORTAL,
 }
@@ -86,14 +87,20 @@ def _sender(response: Response, content: bytes) -> str:
         "Cloudflare" if "CF-RAY" in response.headers else response.headers.get("Server") or response.headers.get("Via")
     )
     found = _TITLE.search(content)
-    title = " ".join(found[1].decode(errors="replace").split())[:_SHOWN] if found else ""
-    shown = f"{(name or 'Something')[:_SHOWN]}, not Storage," + (f' ("{title}")' if title else "")
-    return redact(shown)
+    title = f' ("{_line(found[1].decode(errors="replace"), _NAME)}")' if found and found[1].strip() else ""
+    return f"{_line(name or 'Something', _NAME)}, not Storage,{title}"
+
+
+def _line(text: str, most: int) -> str:
+    """Return the beginning of a text of the server in one line, without secrets."""
+    return redact(" ".join(text.split()))[:most]
 
 
 def error_of(response: Response, request: str) -> PipelineError:
     """Return the error that a response means: by the code in its body, else by its status."""
     content = read_up_to(response, JSON_LIMIT)
+    if 300 <= response.status < 400:
+        return _error_of_redirect(response, content, request)
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -103,9 +110,9 @@ def error_of(response: Response, request: str) -> PipelineError:
         return _error_of_status(response, response.status, text, "", _HINTS.get(response.status, ""))
     given = str(body.get("statusCode", ""))
     status = int(given) if re.fullmatch("[1-5][0-9]{2}", given) else response.status
-    code = str(body.get("code") or "")
-    message = redact(str(body.get("message") or response.reason or "no message"))
-    text = f"Storage answers {code or status} to {request}: {message}"
+    code = re.sub(r"\W", "", str(body.get("code") or ""))[:_NAME]
+    message = _line(str(body.get("message") or response.reason or "no message"), _MESSAGE).rstrip(".")
+    text = f"Storage answers {code or status} to {request}: {message}."
 
     if code in _EXISTS:
         return ObjectExists(text, "", code)
@@ -136,11 +143,20 @@ def _error_of_status(response: Response, status: int, text: str, code: str, hint
     if error is not None:
         error.code, error.retry_after = code or str(status), _retry_after(response)
         return error
-    if 300 <= status < 400:
-        return StorageError(f"{text} It redirects to another address.", PORTAL, code or str(status))
-    if status == 404 and code in ("", "404"):
-        hint = _CHECK_URL
+    if status == 404:  # and not of an object or a bucket
+        return SettingsError(text, _CHECK_URL, code or str(status))
     return StorageError(text, hint, code or str(status))
+
+
+def _error_of_redirect(response: Response, content: bytes, request: str) -> PipelineError:
+    """Return the error for a redirect: the API itself has moved where the path is the same, as from http to https."""
+    to = response.headers.get("Location", "")
+    text = (
+        f"{_sender(response, content)} answers {response.status} to {request} and redirects to {_line(to, _MESSAGE)}."
+    )
+    if to.endswith(request.partition(" ")[2]):
+        return SettingsError(text, _MOVED)
+    return StorageError(text, PORTAL, str(response.status))
 
 
 def _retry_after(response: Response) -> float:
@@ -153,5 +169,5 @@ def _retry_after(response: Response) -> float:
         date = response.headers.get("Date")
         now = parsedate_to_datetime(date) if date is not None else datetime.now(timezone.utc)
         return max(0.0, (moment - now).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without a time zone
+    except (ValueError, TypeError, OverflowError):  # no date, one without a time zone, or beyond the year 9999
         return 0.0

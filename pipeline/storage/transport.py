@@ -117,11 +117,18 @@ class Transport:
     def __init__(self, settings: Settings, connections: int) -> None:
         self._base, self._connections = settings.storage_url, connections
         self._proxies = dict(requests.utils.get_environ_proxies(self._base))
+        proxy = requests.utils.select_proxy(self._base, self._proxies)
         #: Whether requests go through a proxy, which then resolves the host name.
-        self.proxied = requests.utils.select_proxy(self._base, self._proxies) is not None
+        self.proxied = proxy is not None
+        self._where = f"Storage at {self._base}"
         #: What to do when there is no response.
         self.hint_unreachable = "Check the network and NEXT_PUBLIC_SUPABASE_URL, then run the same command again."
-        if settings.environment == "embedded":
+        if proxy is not None:
+            self._where += f", through the proxy {proxy.rpartition('@')[2]},"
+            self.hint_unreachable = (
+                "Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, then run the same command again."
+            )
+        elif settings.environment == "embedded":
             self.hint_unreachable = f"Start it with `{command_line('up')}`."
         key = settings.key.reveal()
         # The gateway reads the key from `apikey`, the server from `Authorization`.
@@ -183,7 +190,7 @@ class Transport:
     def _unreachable(self, exc: BaseException) -> StorageUnavailable:
         cause = _cause(exc)
         what = "does not respond in time" if isinstance(cause, _TIMEOUTS) else "cannot be reached"
-        return StorageUnavailable(f"Storage at {self._base} {what} ({type(cause).__name__}).", self.hint_unreachable)
+        return StorageUnavailable(f"{self._where} {what} ({type(cause).__name__}).", self.hint_unreachable)
 
     def close(self) -> None:
         """Close the connections of this process; a further request opens new ones."""

@@ -16,7 +16,7 @@ CREATE TABLE ingest.batches (
     strict boolean NOT NULL DEFAULT false,
     bucket text NOT NULL,
     -- As Storage says it: with the bucket's id it tells one project's bucket from another's.
-    bucket_created_at text,
+    bucket_created_at timestamptz,
     -- What the model's numbers mean, for annotations.
     coordinates text NOT NULL DEFAULT 'pixels',
     exif_turned boolean NOT NULL DEFAULT false,

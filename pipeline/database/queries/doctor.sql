@@ -1,11 +1,5 @@
 -- What `status --check` asks PostgreSQL.
 
--- name: count_stored
--- Photos that finished batches have in a bucket.
-SELECT coalesce(sum(photos), 0)::bigint AS photos
-FROM ingest.batches
-WHERE state = 'done' AND kind = 'load' AND bucket = :bucket
-
 -- name: examine_backend
 -- The server's process behind this transaction, and what it takes the client's name to be.
 SELECT pg_backend_pid() AS pid, current_setting('application_name') AS application

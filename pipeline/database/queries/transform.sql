@@ -40,6 +40,15 @@ FROM (
 WHERE b.id = :batch_id
 RETURNING b.version, b.recognitions
 
+-- name: find_main_reject
+-- The code that most of a batch's rejects have, and the message of one of them.
+SELECT code, min(message) AS message
+FROM ingest.rejects
+WHERE batch_id = :batch_id
+GROUP BY code
+ORDER BY count(*) DESC, code
+LIMIT 1
+
 -- name: count_usable
 -- How much of a batch can be used and how much is rejected, in recognitions, or in photos of annotations. Fresh is a
 -- reject unless an earlier batch from the same source has recorded the same. A photo is rejected if no box of it is left.
