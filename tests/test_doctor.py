@@ -511,7 +511,8 @@ def test_a_clock_that_differs_is_told_from_the_date_of_an_answer(
         return format_datetime(datetime.now(timezone.utc) + timedelta(hours=2), usegmt=True)
 
     key = sign(storage_server.secret, {"role": "service_role"}, 3600)
-    with scripted(lambda _: (200, {"id": "b", "public": False}), date) as (url, asked):
+    bucket = {"id": settings.bucket, "public": False, "created_at": "2026-01-02T12:00:00Z"}
+    with scripted(lambda _: (200, bucket), date) as (url, asked):
         found = check(url=url, key=Secret(key))
     assert len(asked) > 3
     ahead = next(one for one in of(found, "clock") if "of Storage" in one.message)

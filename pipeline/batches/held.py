@@ -37,16 +37,15 @@ def find_reason(connection: Connection, batch_id: str, max_rejects: str) -> str 
     total = weight.usable + weight.fresh
     is_first = not weight.already_loaded and not weight.held_elsewhere
     is_empty = weight.rejected or (weight.found and not weight.listed)
-    if not weight.usable and (weight.fresh or (is_first and is_empty)):
-        new = unit if is_first else f"new {unit}"
-        return f"No {new} of {weight.source} can be used ({weight.rejected} rejected)."
     main = connection.execute("find_main_reject", batch_id=batch_id)
     most_often = "".join(f" Most often {row.code}: {row.message}." for row in main)
+    if not weight.usable and (weight.fresh or (is_first and is_empty)):
+        new = unit if is_first else f"new {unit}"
+        return f"No {new} of {weight.source} can be used ({weight.rejected} rejected).{most_often}"
     excess = weight.fresh * 100 > limit * total if is_percentage else weight.fresh > limit
     if weight.fresh >= _FEWEST and excess:
-        return (
-            f"{weight.fresh} of {total} {unit}s are rejected, more than --max-rejects {max_rejects} allows.{most_often}"
-        )
+        reason = f"{weight.fresh} of {total} {unit}s are rejected, more than --max-rejects {max_rejects} allows."
+        return reason + most_often
     return None
 
 

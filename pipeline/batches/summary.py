@@ -174,30 +174,25 @@ def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any],
             failures.append(exc)
             result[name] = {"ok": False, "error": exc.message, "hint": exc.hint}
 
-    examine("storage", lambda: _examine_storage(settings))
-    examine("database", lambda: database.run(_examine_database, read_only=True))
-    if result["database"]["ok"] and not result["database"]["migrations_pending"]:
-        result.update(database.run(_read_tables, read_only=True))
-        recorded = database.run(lambda connection: list_recorded(connection, settings.bucket), read_only=True)
-        if result["storage"]["ok"]:
-            examine("storage", lambda: {**result["storage"], **_prove_bucket(settings, recorded)})
+    with closing(Storage(settings)) as storage:
+        examine("storage", lambda: _examine_storage(storage))
+        examine("database", lambda: database.run(_examine_database, read_only=True))
+        if result["database"]["ok"] and not result["database"]["migrations_pending"]:
+            result.update(database.run(_read_tables, read_only=True))
+            recorded = database.run(lambda connection: list_recorded(connection, settings.bucket), read_only=True)
+            if result["storage"]["ok"]:
+                before = result["storage"]
+                examine("storage", lambda: {**before, "bucket_exists": bool(prove_bucket(storage, recorded))})
     return result, failures
 
 
-def _examine_storage(settings: Settings) -> dict[str, Any]:
-    with closing(Storage(settings)) as storage:
-        storage.find_bucket()  # opens the connection, so that the second call measures only the response
-        started = time.perf_counter()
-        bucket = storage.find_bucket()
-        latency = round((time.perf_counter() - started) * 1000, 2)
+def _examine_storage(storage: Storage) -> dict[str, Any]:
+    storage.find_bucket()  # opens the connection, so that the second call measures only the response
+    started = time.perf_counter()
+    bucket = storage.find_bucket()
+    latency = round((time.perf_counter() - started) * 1000, 2)
     public = bool(bucket and bucket.get("public"))
     return {"latency_ms": latency, "bucket_exists": bucket is not None, "bucket_public": public}
-
-
-def _prove_bucket(settings: Settings, recorded: Mapping[str, datetime | None]) -> dict[str, Any]:
-    with closing(Storage(settings)) as storage:
-        prove_bucket(storage, recorded)
-    return {}
 
 
 def _examine_database(connection: Connection) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class Storage:
         if not isinstance(found, dict) or found.get("id") != self.bucket:
             found = {}  # something else answers
         created = _parsed(lambda: isoparse(found["created_at"]))
-        return {**found, "created_at": created.replace(tzinfo=created.tzinfo or timezone.utc)}
+        return {**found, "created_at": created if created.tzinfo else created.replace(tzinfo=timezone.utc)}
 
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
         """Request the bucket, without retries; return its settings or the response's error, and the header Date."""
