@@ -164,6 +164,67 @@ def test_a_key_that_sees_the_bucket_and_no_object_is_told_so(
     assert len(asked) == 12
 
 
+@pytest.mark.parametrize("gone", [[], ["k0", "k1"] * 500, ["recognitions"]], ids=["nothing", "others", "no key"])
+@pytest.mark.parametrize("is_marked", [True, False], ids=["marked", "unmarked"])
+def test_a_delete_that_deletes_nothing_forgets_nothing_whatever_it_answers(
+    load: LoadBatch,
+    command: Command,
+    dsn: str,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    proxy: StorageProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    gone: list[str],
+    is_marked: bool,
+) -> None:
+    load(small_dataset(3), "b1")
+    if not is_marked:
+        world.query(dsn, "DELETE FROM ingest.batch_state WHERE step = 'upload'")
+    answer = said([{"name": name} for name in gone])
+
+    def plan(request: Request) -> Fault | None:
+        return listed() if "/list-v2/" in request.path else answer if request.method == "DELETE" else None
+
+    proxy.plan = plan
+    with proxy, monkeypatch.context() as patch:
+        patch.setenv("NEXT_PUBLIC_SUPABASE_URL", proxy.url)
+        assert command("reset", "--batch-id", "b1", "--confirm").code == 3
+    assert reset_support.batch_states(dsn) == {"b1": "resetting"}
+    assert len(world.objects(settings)) == 6
+    assert world.counts(dsn)["ingest.manifest"] == 3
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+    world.nothing(settings)
+
+
+def test_a_bucket_whose_time_is_not_on_record_is_proved_as_well(
+    load: LoadBatch,
+    command: Command,
+    dsn: str,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    proxy: StorageProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(small_dataset(3), "b1")
+    world.query(dsn, "UPDATE ingest.batches SET bucket_created_at = NULL")
+    hidden = error(404, "Bucket not found", "NoSuchBucket", "Bucket not found")
+
+    def plan(request: Request) -> Fault | None:
+        if request.method == "DELETE":
+            return said([])
+        return hidden if "/bucket/" in request.path else listed() if "/list-v2/" in request.path else None
+
+    proxy.plan = plan
+    with proxy, monkeypatch.context() as patch:
+        patch.setenv("NEXT_PUBLIC_SUPABASE_URL", proxy.url)
+        for look in (["status"], ["status", "--check"], ["verify"], ["reset", "--batch-id", "b1", "--confirm"]):
+            assert command(*look).code == 2, look
+        again = command("load", "--source", small_dataset(2, seed=7), "--batch-id", "b2")
+        assert again.code == 4
+    assert len(world.objects(settings)) == 6
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
+
+
 @pytest.mark.parametrize("options", [("--dry-run",), ("--confirm",)], ids=" ".join)
 def test_an_unfinished_batch_is_not_forgotten_by_a_key_that_sees_nothing(
     command: Command,
