@@ -166,7 +166,7 @@ def test_a_key_that_sees_the_bucket_and_no_object_is_told_so(
 
 @pytest.mark.parametrize("gone", [[], ["k0", "k1"] * 500, ["recognitions"]], ids=["nothing", "others", "no key"])
 @pytest.mark.parametrize("is_marked", [True, False], ids=["marked", "unmarked"])
-def test_a_delete_that_deletes_nothing_forgets_nothing_whatever_it_answers(
+def test_a_delete_that_deletes_nothing_forgets_nothing(
     load: LoadBatch,
     command: Command,
     dsn: str,
@@ -282,7 +282,7 @@ def test_every_look_at_the_bucket_ends_alike(
 
 @pytest.mark.parametrize("begun", [False, True], ids=["no batch", "an unfinished batch"])
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_a_key_from_which_objects_are_hidden_is_refused_before_a_load_is_done(
+def test_a_key_from_which_objects_are_hidden_is_refused_early(
     command: Command,
     dsn: str,
     small_dataset: MakeDataset,
