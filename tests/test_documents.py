@@ -131,6 +131,9 @@ LIST = f"[{ENTRY}]"
         (menu(ExternalId=True), "json_shape", "entry 1 of the menu has true as ExternalId"),
         (menu(ExternalId="  "), "json_shape", 'entry 1 of the menu has "  " as ExternalId'),
         (menu(Name=5), "json_shape", "entry 1 of the menu has 5 as Name"),
+        (menu(Name="n" * 1001), "json_shape", "entry 1 of the menu has a Name of more than 1,000 characters"),
+        (menu().replace(b'"n"', b'"n", "x": 1e-100'), "json_shape", "the number 1e-100 is too large or has too many"),
+        (menu().replace(b'"n"', b'"n", "x": -1E+0100'), "json_shape", "the number -1E+0100 is too large"),
         (menu(Name=["x" * 500]), "json_shape", 'entry 1 of the menu has ["xxxx'),
         (menu(Name={"x": "\ud83d"}).replace(b"\\ud83d", b"\\\\"), "json_shape", "entry 1 of the menu has {"),
         (b'[{"ExternalId": "1", "Name": "\\udc00"}]', "json_broken", "a string contains half a surrogate pair"),
@@ -158,6 +161,7 @@ def test_a_refusal_says_what_the_document_is(content: bytes, code: str, sentence
         (receipt(None), "json_shape", "line 1 of the receipt has null as Count"),
         (receipt(True), "json_shape", "line 1 of the receipt has true as Count"),
         (b'[{"count": 1, "Dishes": []}]', "json_shape", "line 1 of the receipt has the field count, which is not C"),
+        (receipt(Dishes=[{**DISH, "Name": "n" * 1001}]), "json_shape", "dish 1 of line 1 of the receipt has a Name of m"),
         (receipt(Dishes=[]), "json_shape", "line 1 of the receipt has [] as Dishes"),
         (receipt(Dishes="System.Object[]"), "json_shape", 'line 1 of the receipt has "System.Object'),
         (receipt(Dishes=["@{Name=n}"]), "json_shape", 'line 1 of the receipt has "@{Name=n}" as a dish, not an object'),
@@ -179,6 +183,7 @@ def codes(check: Any, value: object) -> list[str]:
 def test_a_document_as_the_till_writes_it_has_no_notice() -> None:
     whole = [{"ExternalId": 5, "Name": "n", "Category": None, "Price": price} for price in (None, 0, 12.5, "12.50")]
     assert check_menu(json.dumps(whole).encode()) == ()
+    assert check_menu(menu(Name="n" * 1000).replace(b"}", b', "x": [1e99, -1E-99, 0e5]}')) == ()
     assert check_receipt(receipt(2)) == check_receipt(receipt(2.0)) == check_receipt(b"[]") == ()
 
 
@@ -231,7 +236,9 @@ PRICES: dict[object, str | None] = {
     "-12,50": "-12.50",
     "+5": "5",
     "007": "7",
-    "12.345": "12.345",
+    "0.345": "0.345",
+    "12.3456": "12.3456",
+    "1234.567": "1234.567",
     "9999999.99": "9999999.99",
     5: "5",
     -1: "-1",
@@ -241,6 +248,11 @@ PRICES: dict[object, str | None] = {
     " ": None,
     "по запросу": None,
     "1,234": None,
+    "1.234": None,
+    "1.234 €": None,
+    "-12.500": None,
+    "uſd 5": None,
+    "5 \u212azt": None,
     "12,500": None,
     "1.234.567": None,
     "12 50": None,
@@ -346,6 +358,29 @@ def test_a_name_without_a_date_or_with_the_recognition_for_one_is_not_noticed() 
         assert (captured_on(name, number), check_date(name, number)) == (None, ())
     assert (captured_on("20251011_Main.jpg", 20251011), check_date("20251011_Main.jpg", 20251011)) == (None, ())
     assert captured_on("11.10.2025_Main.jpg", 11) == date(2025, 10, 11)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("recognition_2024_10_11_2025_Main.jpg", 2024),
+        ("recognition_4045_10_11_2025_Main.jpg", 4045),
+        ("recognition_4045-10-11-2025_Main.jpg", 4045),
+        ("4045_10_11_2025_recognition_Main.jpg", 4045),
+        ("recognition_0007_10_11_2025_Main.jpg", 7),
+        ("recognition_2025_2025-11-10_Main.jpg", 2025),
+        ("recognition_2025-11-10_Main.jpg", 2025),
+        ("2025-11-10_recognition_2025_Main.jpg", 2025),
+        ("recognition_10_11_2025_Main.jpg", 10),
+        ("10.11.2025_12.30_Main.jpg", 10),
+        ("20240102-recognition_2025-11-10_Main.jpg", 20240102),
+        ("20240102_10.11.2025_Main.jpg", 20240102),
+        ("Main_20251110_4045.jpg", 4045),
+    ],
+)
+def test_the_number_of_the_recognition_is_no_part_of_the_date(name: str, number: int) -> None:
+    assert captured_on(name, number) == date(2025, 11, 10)
+    assert check_date(name, number) == ()
 
 
 def test_a_date_before_2000_or_in_the_future_is_used_and_noticed() -> None:

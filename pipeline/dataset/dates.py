@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from datetime import date, datetime, timedelta, timezone
 
+from pipeline.dataset.names import last
 from pipeline.dataset.records import Deviation
 
 _FIRST_DAY = date(2000, 1, 1)
@@ -18,14 +19,14 @@ _DATE = re.compile(
 )
 #: What looks like a date or a time: three numbers, a year, or six digits and more.
 _NUMBERS = re.compile(r"(?<![0-9])(?:[0-9]{1,4}[-_.][0-9]{1,2}[-_.][0-9]{1,4}|(?:19|20)[0-9]{2}|[0-9]{6,})(?![0-9])")
-_NUMBER = re.compile(r"0*([0-9]+)_")
-#: Not the year in `7_recognition_2025-10-11`.
-_RECOGNITION = re.compile(r"recognition[_-]?[0-9]+(?![0-9]|([-_.])[0-9]{1,2}\1[0-9])", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]+")
+#: Digits of a year, and of a whole date.
+_YEAR, _DAY = 4, 8
 
 
 def captured_on(path: str, recognition_id: int) -> date | None:
     """Return the first date in the name of a photo, None if there is none."""
-    for match in _DATE.finditer(_name_of(path, recognition_id)):
+    for match in (match for name in _names(path, recognition_id) for match in _DATE.finditer(name)):
         found = {key[0]: int(value) for key, value in match.groupdict().items() if value and key[0] != "s"}
         with suppress(ValueError):
             return date(found["y"], found["m"], found["d"])
@@ -36,7 +37,7 @@ def check_date(path: str, recognition_id: int) -> tuple[Deviation, ...]:
     """Return what is unusual about the date in the name of a photo; a name without one is not unusual."""
     found = captured_on(path, recognition_id)
     if found is None:
-        numbers = _NUMBERS.search(_name_of(path, recognition_id))
+        numbers = _NUMBERS.search(min(_names(path, recognition_id), key=len))
         if numbers is not None:
             return (Deviation("date_unknown", f"the name has {numbers[0]}, which is no known form of a date"),)
     elif not _FIRST_DAY <= found <= datetime.now(timezone.utc).date() + timedelta(days=1):
@@ -44,8 +45,13 @@ def check_date(path: str, recognition_id: int) -> tuple[Deviation, ...]:
     return ()
 
 
-def _name_of(path: str, recognition_id: int) -> str:
-    """Return the name of a photo without the number of its recognition, which may look like a date."""
-    name = _RECOGNITION.sub("", path.rsplit("/", 1)[-1])
-    number = _NUMBER.match(name)
-    return name[number.end() :] if number and number[1] == str(recognition_id) else name
+def _names(path: str, recognition_id: int) -> list[str]:
+    """Return the name of a photo without the number of its recognition, and as it is: what has the date comes first."""
+    name = last(path)
+    own = next((one for one in _NUMBER.finditer(name) if int(one[0]) == recognition_id), None)
+    if own is None:
+        return [name]
+    rest = name[: own.start()] + name[own.end() :]
+    if len(own[0]) >= _DAY:
+        return [rest]
+    return [rest, name] if len(own[0]) >= _YEAR else [name, rest]

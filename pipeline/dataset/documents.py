@@ -20,6 +20,8 @@ MAXIMUM_COUNT = 1000
 MAXIMUM_ITEMS = 10_000
 #: Maximum characters of an ExternalId, since a B-tree entry has at most 2,704 bytes.
 MAXIMUM_EXTERNAL_ID = 500
+#: Maximum characters of a Name, which each item of a receipt line is stored with.
+MAXIMUM_NAME = 1000
 MAXIMUM_DEPTH = 100
 
 #: Maximum characters of a value that a message shows.
@@ -41,7 +43,7 @@ def check_menu(content: bytes) -> tuple[Deviation, ...]:
     with _parsing:
         for where, entry in _parse(content, "menu", "entry", ("ExternalId", "Name"), found):
             _check_id(entry, where, found)
-            _require_text(entry, "Name", where)
+            _check_name(entry, where)
             for field in ("Category", "Price"):
                 if isinstance(entry.get(field), (dict, list)):
                     raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
@@ -73,7 +75,7 @@ def check_receipt(content: bytes) -> tuple[Deviation, ...]:
                 if not isinstance(dish, dict):
                     raise BadInput("json_shape", f"{where} has {_shown(dish)} as a dish, not an object")
                 what = f"dish {number} of {where}"
-                _require_text(dish, "Name", what)
+                _check_name(dish, what)
                 _check_id(dish, what, found)
     return _merged(found)
 
@@ -116,9 +118,12 @@ def _check_id(entry: dict[str, object], where: str, found: list[Deviation]) -> N
         found.append(Deviation("json_id_spaces", message))
 
 
-def _require_text(entry: dict[str, object], field: str, where: str) -> None:
-    if not isinstance(entry.get(field), str):
-        raise _unusable(entry, field, where)
+def _check_name(entry: dict[str, object], where: str) -> None:
+    name = entry.get("Name")
+    if not isinstance(name, str):
+        raise _unusable(entry, "Name", where)
+    if len(name) > MAXIMUM_NAME:
+        raise BadInput("json_shape", f"{where} has a Name of more than {MAXIMUM_NAME:,} characters")
 
 
 def _unusable(entry: dict[str, object], field: str, where: str) -> BadInput:
@@ -234,10 +239,10 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _number(text: str) -> float:
-    # PostgreSQL's numeric has at most 131,072 digits before and 16,383 after the point; readers use 64-bit floats.
+    # jsonb stores all digits that an exponent stands for, and readers use 64-bit floats.
     exponent = _EXPONENT.search(text)
     value = float(text)
-    if len(text) > 1000 or (exponent and len(exponent[1]) > 3) or math.isinf(value):
+    if len(text) > 1000 or (exponent and len(exponent[1]) > 2) or math.isinf(value):
         shown = text if len(text) <= 20 else f"{text[:20]}…"
         raise BadInput("json_shape", f"the number {shown} is too large or has too many digits")
     return int(text) if text.removeprefix("-").isdigit() else value

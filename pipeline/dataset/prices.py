@@ -9,13 +9,16 @@ MAXIMUM_PRICE = 10_000_000
 
 _SPACE = r"[ \u00a0\u2009\u202f]"
 _CURRENCY = r"(?:₽|€|[$]|£|₸|₴|₺|rub|eur|usd|gbp|kzt|[рР](?:[уУ][бБ])?[.]?)"
-#: A decimal point, or a comma before one or two digits; groups of three digits only where they cannot be decimals.
+#: A decimal point or comma, but not before three digits that may be a group; groups only where they are no decimals.
 _AMOUNT = (
-    r"[+-]?(?:[0-9]{1,100}(?:[.][0-9]{1,100})?|[0-9]{1,100},[0-9]{1,2}|0,[0-9]{1,100}"
+    r"[+-]?(?:[0-9]{1,100}(?:[.](?:[0-9]{1,2}|[0-9]{4,100}))?"
+    r"|(?:0|[0-9]{4,100})[.][0-9]{3}|[0-9]{1,100},[0-9]{1,2}|0,[0-9]{1,100}"
     rf"|[0-9]{{1,3}}(?:(?:{_SPACE}|['’])[0-9]{{3}})+(?:[.,][0-9]{{1,2}})?"
     r"|[0-9]{1,3}(?:,[0-9]{3})+[.][0-9]{1,2}|[0-9]{1,3}(?:[.][0-9]{3})+,[0-9]{1,2})"
 )
-_PRICE = re.compile(rf"{_SPACE}*(?:{_CURRENCY}{_SPACE}*)?({_AMOUNT})(?:{_SPACE}*{_CURRENCY})?{_SPACE}*", re.IGNORECASE)
+_PRICE = re.compile(
+    rf"{_SPACE}*(?:{_CURRENCY}{_SPACE}*)?({_AMOUNT})(?:{_SPACE}*{_CURRENCY})?{_SPACE}*", re.IGNORECASE | re.ASCII
+)
 _GROUPING = re.compile(rf"{_SPACE}|['’]|[.,](?=.*[.,])")
 
 

@@ -44,7 +44,8 @@ AS $$
             SELECT CASE WHEN jsonb_typeof(price) = 'string' THEN (regexp_match(
                 translate(price #>> '{}', U&'\00a0\2009\202f', '   '),
                 '^ *(?:(?:₽|€|[$]|£|₸|₴|₺|rub|eur|usd|gbp|kzt|[рР](?:[уУ][бБ])?[.]?) *)?'
-                '([+-]?(?:[0-9]{1,100}(?:[.][0-9]{1,100})?|[0-9]{1,100},[0-9]{1,2}|0,[0-9]{1,100}'
+                '([+-]?(?:[0-9]{1,100}(?:[.](?:[0-9]{1,2}|[0-9]{4,100}))?'
+                '|(?:0|[0-9]{4,100})[.][0-9]{3}|[0-9]{1,100},[0-9]{1,2}|0,[0-9]{1,100}'
                 '|[0-9]{1,3}(?:[ ''’][0-9]{3})+(?:[.,][0-9]{1,2})?'
                 '|[0-9]{1,3}(?:,[0-9]{3})+[.][0-9]{1,2}|[0-9]{1,3}(?:[.][0-9]{3})+,[0-9]{1,2}))'
                 '(?: *(?:₽|€|[$]|£|₸|₴|₺|rub|eur|usd|gbp|kzt|[рР](?:[уУ][бБ])?[.]?))? *$', 'i'))[1] END AS written
@@ -165,7 +166,9 @@ BEGIN
 
     CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
     SELECT t.recognition_id, l.line_number::integer AS line_number, ingest.quantity_of(l.line -> 'Count') AS quantity,
-        nullif(l.line -> 'Count', to_jsonb(ingest.quantity_of(l.line -> 'Count'))) AS amount,
+        -- Compared as floats, as quantity_of does: 0.99999999999999999999 is a whole item.
+        CASE WHEN (l.line -> 'Count')::double precision <> ingest.quantity_of(l.line -> 'Count')
+            THEN l.line -> 'Count' END AS amount,
         ingest.array_of(l.line -> 'Dishes') AS dishes
     FROM pg_temp.affected t
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
