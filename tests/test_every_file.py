@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -77,6 +78,7 @@ def test_a_load_counts_each_file_once_and_names_what_it_passes_over(
     assert classes(settings, mixed) == {"used": 8, "not_taken": 4, "rejected": 7, "passed_over": 7, "clutter": 10}
     assert noticed(settings) == [
         ("folder_unknown", "empty"),
+        ("folder_nested", "export_10/2025"),
         ("folder_name", "export_10/recognition_4 (1)"),
         ("file_unknown", "notes.txt"),
         ("file_archive", "old.zip"),
@@ -161,6 +163,31 @@ def test_exports_are_in_natural_order_and_a_copy_without_two_photos_hides_none(
     assert world.query(settings.database_url.reveal(), "SELECT count(*) FROM ingest.rejects") == [(0,)]
 
 
+def test_of_copies_in_one_folder_the_others_are_named(
+    run_pipeline: RunPipeline, settings: Settings, own_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    for name in ("export_1/recognition_203", "export_1/203", "export_1/recognition_0203", "export_0/203"):
+        tray(own_dataset, source / name, 203, seed=len(name))
+    assert run_pipeline("load", "--source", source, "--batch-id", "b1").returncode == 0
+    assert classes(settings, source) == {"used": 4, "not_taken": 12}
+    assert noticed(settings) == [("copy_beside", "export_1/203"), ("copy_beside", "export_1/recognition_0203")]
+
+
+def test_of_a_loaded_recognition_the_copy_that_was_loaded_is_unchanged(
+    run_pipeline: RunPipeline, settings: Settings, own_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    for export in ("export_1", "export_2"):
+        tray(own_dataset, source / export / "recognition_7", 7)
+    next((source / "export_2").rglob("*_Main.jpg")).unlink()
+    assert run_pipeline("load", "--source", source, "--batch-id", "b1").returncode == 0
+    tray(own_dataset, source / "export_2" / "recognition_8", 8)
+    tray(own_dataset, source / "export_3" / "recognition_7", 7)
+    assert run_pipeline("load", "--source", source, "--batch-id", "b2").returncode == 0
+    assert classes(settings, source, "b2") == {"used": 4, "unchanged": 4, "not_taken": 7}
+
+
 def test_of_copies_without_two_photos_the_newest_is_rejected(
     run_pipeline: RunPipeline, settings: Settings, own_dataset: MakeDataset, tmp_path: Path
 ) -> None:
@@ -233,7 +260,7 @@ def test_a_source_whose_recognitions_are_elsewhere_says_where(
     done = run_pipeline("load", "--source", source)
     if path.startswith("2025/"):  # the name of a recognition
         assert done.returncode == 6
-        ((message,),) = world.query(settings.database_url.reveal(), "SELECT message FROM ingest.rejects")
+        ((message,),) = world.query(settings.database_url.reveal(), "SELECT message FROM ingest.notices")
     else:
         assert done.returncode == 2
         message = done.stderr
@@ -249,7 +276,7 @@ def test_a_nested_export_is_named_once_and_its_files_are_passed_over(
     tray(own_dataset, source / "export_1/recognition_7/recognition_9", 9)
     assert run_pipeline("load", "--source", source, "--batch-id", "b1").returncode == 0
     assert loaded(settings) == [7]
-    wanted = [("folder_nested", "export_1/export_2"), ("folder_name", "export_1/recognition_7/recognition_9")]
+    wanted = [("folder_nested", "export_1/export_2"), ("folder_nested", "export_1/recognition_7/recognition_9")]
     assert noticed(settings) == wanted
     assert classes(settings, source) == {"used": 4, "passed_over": 8}
     assert run_pipeline("load", "--source", source, "--batch-id", "b2").returncode == 0
@@ -300,3 +327,36 @@ def test_an_export_that_cannot_be_read_is_one_reject(
     rejects = world.query(settings.database_url.reveal(), "SELECT code, path FROM ingest.rejects")
     assert rejects == [("folder_unreadable", "export_closed")]
     assert len(loaded(settings)) == 2
+
+
+def test_folders_that_cannot_be_read_are_named_whatever_becomes_of_the_recognition(
+    run_pipeline: RunPipeline,
+    settings: Settings,
+    own_dataset: MakeDataset,
+    tmp_path: Path,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tmp_path / "source"
+    for export, number in (("export_2", 1), ("export_2", 2), ("export_1", 2), ("export_2", 3), ("export_2", 4)):
+        (tray(own_dataset, source / export / f"recognition_{number}", number) / "deep").mkdir()
+    assert run_pipeline("load", "--source", source, "--batch-id", "b1", "--limit", "1").returncode == 0
+    shutil.rmtree(source / "export_2/recognition_4/photos")
+    scandir = os.scandir
+
+    def refusing(path: str | Path) -> object:
+        if str(path).endswith(("/deep", "export_1/recognition_2", "export_2/recognition_1/photos")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    discover(database, Request("b2", str(source), settings.bucket))
+    assert noticed(settings, "b2") == [
+        ("folder_unknown", "export_1/recognition_2"),  # an older copy
+        ("folder_unknown", "export_2/recognition_1"),  # loaded
+        ("folder_unknown", "export_2/recognition_2/deep"),
+        ("folder_unknown", "export_2/recognition_3/deep"),
+        ("folder_unknown", "export_2/recognition_4"),  # rejected
+    ]
+    rejects = world.query(settings.database_url.reveal(), "SELECT code, path FROM ingest.rejects")
+    assert rejects == [("photo_count", "export_2/recognition_4")]

@@ -11,12 +11,13 @@ import pytest
 
 from pipeline.dataset.clutter import is_clutter
 from pipeline.dataset.layout import list_folders
-from pipeline.dataset.names import near_recognition
+from pipeline.dataset.names import last, near_recognition
 from pipeline.dataset.recognition import inspect_folder
 from pipeline.dataset.records import Folder, Inspected, Notice, Recognition, Reject
 
 PAIR = ("photos/recognition_7_2025-10-11_Main.jpg", "photos/recognition_7_2025-10-11_Qualifying.jpg")
 DAY = "7_recognition_2025-10-11"
+LACKS = "recognition is loaded without it"
 
 
 def look(tmp_path: Path, *names: str) -> Inspected:
@@ -27,7 +28,7 @@ def look(tmp_path: Path, *names: str) -> Inspected:
         (folder / name).write_text("x")
     found = inspect_folder(tmp_path, Folder(7, folder.name))
     assert found.files.total() == sum(len(files) for _, _, files in os.walk(folder))
-    assert len(found.notices) <= found.files["passed_over"]
+    assert len(found.notices) <= found.files["passed_over"] + found.files["rejected"]
     return found
 
 
@@ -74,6 +75,8 @@ def test_the_year_after_the_word_recognition_is_part_of_a_date(tmp_path: Path) -
         "recognition_7_2025-10-11_Main - Copy.jpg",
         "recognition_7_2025-10-11_Qualifying - Copy (3).jpg",
         "recognition_7_2025-10-11_Qualifying copy 2.jpeg",
+        "recognition_7_2025-10-11_Main 2.jpg",
+        "recognition_7_2025-10-11_Main - Cópia.jpg",
         "recognition_7_2025-10-11_Main — копия.jpg",
         "recognition_7_2025-10-11_Main - копия.jpg",
         "recognition_7_2025-10-11_Main_copy.jpg",
@@ -93,27 +96,32 @@ def test_a_copy_besides_two_photos_is_passed_over(tmp_path: Path, folder: str, n
 @pytest.mark.parametrize(
     ("names", "code", "told"),
     [
-        (["photos/x_Main.jpg", "photos/x_Qualifying.png"], "photo_count", "1 photo instead of two; not used: x_Qualif"),
+        (
+            ["photos/x_Main.jpg", "photos/x_Qualifying.png"],
+            "photo_count",
+            "1 photo instead of two; in the folder: x_Main.jpg, x_Q",
+        ),
         (
             ["photos/x_Main.heic", "photos/x_Qualifying.webp"],
             "photo_count",
-            "0 photos instead of two; not used: x_Main",
+            "0 photos instead of two; in the folder: x_Main",
         ),
-        (["images/x_Main.jpg", "images/x_Qualifying.jpg"], "photo_count", "not used: images/"),
+        (["images/x_Main.jpg", "images/x_Qualifying.jpg"], "photo_count", "in the folder: images/"),
         ([PAIR[0], f"{PAIR[1]}.part"], "photo_count", "_Qualifying.jpg.part"),
-        ([*PAIR, "photos/recognition_7_Side.jpg"], "photo_count", "3 photos"),
-        ([PAIR[0], "photos/recognition_7_2025-10-11_Main (1).jpg"], "photo_cameras", "one Main and one Qualifying"),
-        ([PAIR[0], "photos/.x_Qualifying.jpg"], "photo_count", "not used: .x_Qualifying.jpg"),
+        (
+            [*PAIR, "photos/recognition_7_Side.jpg"],
+            "photo_count",
+            "3 photos instead of two; in the folder: recogn",
+        ),
+        ([*PAIR, "photos/recognition_7_Main_thumb.jpg"], "photo_count", "recognition_7_Main_thumb.jpg"),
+        ([PAIR[0], "photos/recognition_7_2025-10-11_Main (1).jpg"], "photo_cameras", "in the folder: recognition_7"),
+        ([PAIR[0], "photos/.x_Qualifying.jpg"], "photo_count", ".x_Qualifying.jpg"),
         ([PAIR[0], "photos/recognition_8_2025-10-11_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
         ([PAIR[0], "photos/Recognition-8_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
         ([PAIR[0], "photos/8_recognition_2025-10-11_Qualifying.jpg"], "photo_other_recognition", "recognition 8"),
         ([*PAIR, "8_recognition_2025-10-11_AM.json"], "json_other_recognition", "recognition 8"),
         ([*PAIR, "recognition_8_correct_dishes.json"], "json_other_recognition", "recognition 8"),
-        (
-            ["export_1/recognition_9/photos/x_Main.jpg"],
-            "photo_count",
-            "recognition_9 for one: name recognition_7 with --source",
-        ),
+        (["export_1/x/y/photos/x_Main.jpg"], "photo_count", "0 photos instead of two; in the folder: export_1/"),
     ],
 )
 def test_what_is_rejected_says_what_lies_there(tmp_path: Path, names: list[str], code: str, told: str) -> None:
@@ -123,6 +131,44 @@ def test_what_is_rejected_says_what_lies_there(tmp_path: Path, names: list[str],
     assert told in found.result.message
     assert found.files == {"rejected": len(names) + 1, "clutter": 1}
     assert found.notices == []
+
+
+@pytest.mark.parametrize("names", [[PAIR[0]], ["x_Main.jpg", "y_Main.jpg"], [*PAIR, "8_recognition_AM.json"], [*PAIR]])
+def test_recognitions_in_the_folder_of_another_one_are_named(tmp_path: Path, names: list[str]) -> None:
+    found = look(tmp_path, *names, *(f"export/recognition_9/{name}" for name in PAIR))
+    assert [one.code for one in found.notices] == ["folder_nested"]
+    assert "recognition_7/export/recognition_9 for one: name recognition_7 with" in found.notices[0].message
+
+
+def test_a_recognition_directly_in_another_one_is_nested(tmp_path: Path) -> None:
+    found = look(tmp_path, *PAIR, *(f"recognition_9/{name}" for name in PAIR))
+    assert noticed(found) == [("folder_nested", "recognition_9")]
+    assert found.notices[0].message == "a recognition in the folder of another one is not loaded; it has 2 files"
+
+
+@pytest.mark.parametrize("kind", ["dangling", "loop", "pipe"])
+@pytest.mark.parametrize("name", [PAIR[1], "AM.json"])
+def test_a_photo_or_document_that_is_no_regular_file_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    folder = tmp_path / "recognition_7"
+    (folder / "photos").mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("nowhere" if kind == "dangling" else last(name))
+    found = look(tmp_path, *(one for one in PAIR if one != name))
+    why = "a named pipe is not read" if kind == "pipe" else "the link leads to no regular file"
+    if name == "AM.json":
+        assert used(found) == (*PAIR, None, None)
+        assert found.notices == [Notice(7, f"recognition_7/{name}", "file_special", f"{why}; the {LACKS}")]
+    else:
+        assert isinstance(found.result, Reject)
+        assert f"recognition_7_2025-10-11_Qualifying.jpg ({why})" in found.result.message
+
+
+def test_a_folder_under_the_name_of_a_document_is_named(tmp_path: Path) -> None:
+    found = look(tmp_path, *PAIR, "AM.json/x.txt")
+    assert noticed(found) == [("folder_unknown", "AM.json")]
+    assert found.notices[0].message.endswith(LACKS)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +285,17 @@ def test_names_that_are_nearly_those_of_recognitions(tmp_path: Path, name: str, 
         ("folder_name" if number else "folder_unknown", f"export/{name}")
     ]
     assert (number or "holds no recognition") in found[0].message
+
+
+def test_photos_and_documents_outside_of_recognitions_are_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "export" / "1").mkdir(parents=True)
+    for name in ("recognition_400_Main.jpg", "export/AM.json", "export/1_recognition_correct_dishes.json"):
+        (tmp_path / name).write_text("x")
+    found = [one for one in list_folders(tmp_path, Counter()) if isinstance(one, Notice)]
+    assert {(one.code, one.message) for one in found} == {
+        ("file_unknown", "the file is not in the folder of a recognition, and is not used")
+    }
+    assert len(found) == 3
 
 
 def test_recognition_folders_in_any_letter_case_are_found(tmp_path: Path) -> None:

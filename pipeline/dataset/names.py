@@ -13,9 +13,10 @@ MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
 RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
 
 _PHOTO = re.compile(r"[^.].*\.(jpe?g|jpe|jfif)", re.IGNORECASE | re.DOTALL)
-#: What systems add to the name of a copy: `x (1)`, `x - Copy`, `x copy 2`, `x - копия`, `Copy of x`.
+#: What systems add to the name of a copy: `x (1)`, `x - Copy`, `x copy 2`, `x 2`, `x - копия`, `Copy of x`.
 _COPY = re.compile(
-    r"(?:\([0-9]+\)|[-_ ]\s*(?:copy|copie|copia|kopie|копия)\b.*)\Z|\A(?:copy of|копия)\b", re.IGNORECASE
+    r"(?:\([0-9]+\)|(?<=[a-z]) [0-9]+|[-_ ]\s*(?:copy|copie|c[oó]pia|kopie|копия)\b.*)\Z|\A(?:copy of|копия)\b",
+    re.IGNORECASE,
 )
 #: `recognition_7` and `7_recognition`, but not the date in `recognition_2025-10-11`, whose separators are equal.
 _NUMBER = re.compile(
@@ -97,4 +98,6 @@ def describe(name: str) -> Deviation:
         return Deviation("file_archive", "an archive is not opened: unpack it to load what is in it")
     if _PARTIAL.fullmatch(name):
         return Deviation("file_unknown", "the file seems to be an incomplete copy or download")
+    if is_photo(name) or (near_document(name) in ("menu", "receipt") and not name.startswith(".")):
+        return Deviation("file_unknown", "the file is not in the folder of a recognition, and is not used")
     return Deviation("file_unknown", "the file is neither a photo nor a document of a recognition")

@@ -116,7 +116,14 @@ def pass_folder(source: Path, path: str, files: Counter[str], number: int | None
     return Notice(number, as_text(path), *one)
 
 
-def nested(below: Below) -> Deviation:
+def uncounted(number: int, path: str, below: Below) -> list[Notice]:
+    """Return notices of folders below a recognition's that cannot be read, and of recognitions there."""
+    found = [Deviation("folder_unknown", as_text(below.unread))] if below.unread else []
+    found += [_nested(below)] if below.nested else []
+    return [Notice(number, as_text(path), *one) for one in found]
+
+
+def _nested(below: Below) -> Deviation:
     """Return what to do about recognitions that are in a folder where none is looked for."""
     outer = below.nested.split("/")[:-1]
     if len(outer) > 1 and not FOLDER.fullmatch(outer[-1]):
@@ -130,9 +137,11 @@ def _why(name: str, below: Below) -> Deviation:
         return Deviation("folder_unknown", as_text(below.unread))
     count = sum(below.files.values())
     content = f"it has {count} file{'' if count == 1 else 's'}"
+    if below.nested:
+        return _nested(below)
+    if FOLDER.fullmatch(name):
+        return Deviation("folder_nested", f"a recognition in the folder of another one is not loaded; {content}")
     if nearly := near_recognition(name):
         message = f"the name resembles recognition_{nearly}, and only a folder of exactly that name is loaded"
         return Deviation("folder_name", f"{message}; {content}")
-    if below.nested:
-        return nested(below)
     return Deviation("folder_unknown", f"the folder holds no recognition; {content}")

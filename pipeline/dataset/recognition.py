@@ -32,10 +32,10 @@ from pipeline.dataset.passed import (
     is_folder,
     is_photos,
     is_regular,
-    nested,
     pass_file,
     pass_folder,
     special,
+    uncounted,
 )
 from pipeline.dataset.records import (
     NOT_TAKEN,
@@ -51,9 +51,10 @@ from pipeline.dataset.records import (
     Reject,
     is_text,
 )
+from pipeline.units import counted
 
 #: Names that the message of a reject lists.
-_SHOWN = 3
+_SHOWN = 6
 
 
 def inspect_copies(source: Path, recognition_id: int, paths: Sequence[str]) -> Inspected:
@@ -67,13 +68,19 @@ def inspect_copies(source: Path, recognition_id: int, paths: Sequence[str]) -> I
     else:
         del looked[1:]
     *incomplete, chosen = looked
-    for path, newer in zip(paths, incomplete, strict=False):
-        chosen.files.update(count_below(source, path, PASSED_OVER).files)
-        why = newer.result.message if isinstance(newer.result, Reject) else ""
-        message = f"{why}; the older copy {paths[len(incomplete)]} takes its place"
-        chosen.notices.append(Notice(recognition_id, path, "copy_incomplete", message))
-    for path in paths[len(looked) :]:
-        chosen.files.update(count_below(source, path, NOT_TAKEN).files)
+    taken = paths[len(incomplete)]
+    for number, path in enumerate(paths):
+        if path == taken:
+            continue
+        below = count_below(source, path, PASSED_OVER if number < len(incomplete) else NOT_TAKEN)
+        chosen.files.update(below.files)
+        chosen.notices.extend(uncounted(recognition_id, path, below))
+        if number < len(incomplete) and isinstance(newer := looked[number].result, Reject):
+            message = f"{newer.message}; the copy {taken} takes its place"
+            chosen.notices.append(Notice(recognition_id, path, "copy_incomplete", message))
+        elif path.rpartition("/")[0] == taken.rpartition("/")[0]:
+            message = f"the same folder has {taken} as well, which takes its place"
+            chosen.notices.append(Notice(recognition_id, path, "copy_beside", message))
     return chosen
 
 
@@ -104,6 +111,11 @@ def inspect_folder(source: Path, folder: Folder) -> Inspected:
         if isinstance(result, Recognition):
             for path in content.folders:
                 content.notices.append(pass_folder(source, path, content.counts, folder.recognition_id))
+            without = "; the recognition is loaded without it"
+            content.notices = [
+                replace(one, message=one.message + without) if near_document(last(one.path)) else one
+                for one in content.notices
+            ]
             _pass_files(result, content)
             return Inspected(result, content.notices, content.counts)
     except OSError as exc:
@@ -111,9 +123,8 @@ def inspect_folder(source: Path, folder: Folder) -> Inspected:
         path = os.path.relpath(exc.filename, source) if exc.filename else folder.path  # photos/, or a file in it
         result = Reject(folder.recognition_id, path, "folder_unreadable", message)
     below = count_below(source, folder.path, REJECTED)
-    if below.nested and result.code == "photo_count":
-        result = replace(result, message=f"{result.message}; {nested(below).message}")
-    return Inspected(result, [], below.files)
+    below.unread = "" if result.code == "folder_unreadable" else below.unread  # which the reject names
+    return Inspected(result, uncounted(folder.recognition_id, folder.path, below), below.files)
 
 
 def _list(source: Path, number: int, folder: str, content: _Content) -> None:
@@ -148,8 +159,8 @@ def _choose(folder: Folder, content: _Content) -> Recognition | Reject:
         pair = _by_camera(whole) or _by_camera([file for file in whole if is_usual_photo(file.path)])
     if pair is None:
         if 2 in (len(photos), len(whole)):
-            return reject("photo_cameras", "the photos are not one Main and one Qualifying")
-        return reject("photo_count", _miscount(len(photos), content))
+            return reject("photo_cameras", f"the photos are not one Main and one Qualifying{_names(content)}")
+        return reject("photo_count", f"{counted(len(photos), 'photo')} instead of two{_names(content)}")
     menu, receipt = _last(folder, files, MENU), _last(folder, files, RECEIPT)
     day = captured_on(pair[0].path, folder.recognition_id)
     found = Recognition(folder.recognition_id, pair, menu, receipt, day)
@@ -186,14 +197,14 @@ def _by_camera(photos: Sequence[File]) -> tuple[File, File] | None:
     return (cameras[1], cameras[2]) if len(photos) == 2 and set(cameras) == {1, 2} else None
 
 
-def _miscount(count: int, content: _Content) -> str:
-    """Return the message about a number of photos, which names what may be one under another name."""
-    others = [file.path for file in content.files if not (is_photo(file.path) or near_document(last(file.path)))]
-    names = [last(path) for path in others] + [f"{last(path)}/" for path in content.folders]
+def _names(content: _Content) -> str:
+    """Return the end of a message that names what may be a photo: all but documents, cameras first."""
+    names = [last(file.path) for file in content.files if not near_document(last(file.path))]
+    names += [f"{last(path)}/" for path in content.folders]
+    names += [f"{last(one.path)} ({one.message})" for one in content.notices]
     names.sort(key=lambda name: (camera_of(name) is None, name))
     rest = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    there = f"; not used: {', '.join(map(as_text, names[:_SHOWN]))}{rest}" if names else ""
-    return f"{count} photo{'' if count == 1 else 's'} instead of two{there}"
+    return f"; in the folder: {', '.join(map(as_text, names[:_SHOWN]))}{rest}" if names else ""
 
 
 def _last(folder: Folder, files: list[File], pattern: re.Pattern[str]) -> File | None:

@@ -22,14 +22,13 @@ from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.frame import PIXELS
 from pipeline.dataset.layout import list_folders
-from pipeline.dataset.passed import Below, count_below, nested
+from pipeline.dataset.passed import Below, count_below, uncounted
 from pipeline.dataset.recognition import inspect_copies
 from pipeline.dataset.records import (
     FILE_CLASSES,
     NOT_TAKEN,
     UNCHANGED,
     Inspected,
-    Notice,
     Recognition,
     Reject,
 )
@@ -288,17 +287,15 @@ def _count_left(
     after = -1
     while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
         after = page[-1].recognition_id
-        folders = [
-            (row.recognition_id, path, UNCHANGED if row.loaded and path == row.paths[0] else NOT_TAKEN)
-            for row in page
-            for path in row.paths
-        ]
+        folders = []
+        for row in page:
+            unchanged = next((path for path in row.paths if (row.photo or "").startswith(f"{path}/")), row.paths[0])
+            for path in row.paths:
+                folders.append((row.recognition_id, path, UNCHANGED if row.loaded and path == unchanged else NOT_TAKEN))
         notices = []
         for (number, path, _), below in zip(folders, _spread(count, folders, executor), strict=True):
             files.update(below.files)
-            if below.nested:
-                one = nested(below)
-                notices.append(Notice(number, path, *one))
+            notices += uncounted(number, path, below)
         copy_found(connection, notices)
         advance(len(page))
 

@@ -175,11 +175,13 @@ ORDER BY path COLLATE "C"
 LIMIT :count
 
 -- name: list_left
--- The recognitions that are not inspected: loaded, held by another batch, or beyond the limit.
-SELECT recognition_id, paths, loaded
-FROM pg_temp.candidates
-WHERE recognition_id > :after AND (loaded OR holder IS NOT NULL OR recognition_id > :last)
-ORDER BY recognition_id
+-- The recognitions that are not inspected: loaded, held by another batch, or beyond the limit; and a photo as loaded.
+SELECT c.recognition_id, c.paths, c.loaded, m.photo_paths[1] AS photo
+FROM pg_temp.candidates c
+LEFT JOIN public.recognitions r ON r.id = c.recognition_id
+LEFT JOIN ingest.manifest m ON m.batch_id = r.batch_id AND m.recognition_id = r.id
+WHERE c.recognition_id > :after AND (c.loaded OR c.holder IS NOT NULL OR c.recognition_id > :last)
+ORDER BY c.recognition_id
 LIMIT :count
 
 -- name: list_near_notices
