@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import date, datetime, timedelta, timezone
@@ -16,12 +15,11 @@ import psycopg2
 import pytest
 
 from pipeline.config import Settings
-from pipeline.dataset.annotations import ANNOTATIONS, read_entries
+from pipeline.dataset.annotations import read_entries
 from pipeline.dataset.dates import captured_on, check_date
 from pipeline.dataset.documents import check_menu, check_receipt
 from pipeline.dataset.prices import is_price
 from pipeline.errors import BadInput
-from pipeline.sample import write_sample
 from tests import world
 from tests.services import MakeDataset, RunPipeline
 
@@ -501,29 +499,6 @@ def test_a_recognition_that_is_rejected_has_no_notice(
     assert world.query(dsn, "SELECT recognition_id, code FROM ingest.rejects") == [(first, "receipt_count")]
     assert world.query(dsn, "SELECT * FROM ingest.notices WHERE shard > 0") == []
     world.check(settings, (dataset, "b1", [second]))
-
-
-#: Codes of photos, documents and boxes, without those of what happens during a load.
-PLANTED = re.compile(r"^\| `((?:photo|json|receipt|price|date|box|label)_(?!vanished|changed|unreadable)\w+)` \|", re.M)
-
-
-def test_the_sample_has_each_code_of_photos_documents_and_boxes(
-    run_pipeline: RunPipeline, settings: Settings, tmp_path: Path
-) -> None:
-    summary = write_sample(tmp_path / "dataset", 220, broken=True, unusual=True, size=SMALL_PHOTO, workers=1)
-    dataset, dsn = tmp_path / "dataset", settings.database_url.reveal()
-    assert run_pipeline("load", "--source", dataset, "--batch-id", "b1").returncode == 0
-    assert run_pipeline("load-qwen", "--file", dataset / ANNOTATIONS, "--batch-id", "q1").returncode == 0
-    reference = (ROOT / "docs" / "reference" / "rejects.md").read_text(encoding="utf-8")
-    for table, text in zip(("rejects", "notices"), reference.split("## Notices"), strict=True):
-        found = {code for (code,) in world.query(dsn, f"SELECT code FROM ingest.{table}")}
-        assert set(PLANTED.findall(text)) - found == set()
-    noticed = world.query(
-        dsn, "SELECT recognition_id FROM ingest.notices WHERE batch_id = 'b1' AND recognition_id > 0 ORDER BY 1"
-    )
-    assert noticed == [(identifier,) for identifier in summary.unusual_ids.values()]
-    assert len(summary.broken_ids) < (220 + len(summary.broken_ids) + len(summary.unusual_ids)) / 10
-    assert world.query(dsn, "SELECT count(*) FROM public.recognitions") == [(220 + len(summary.unusual_ids),)]
 
 
 def document(dataset: Path, number: int, kind: str, value: object) -> str:

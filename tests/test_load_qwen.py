@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import Settings
 from pipeline.dataset.annotations import ANNOTATIONS
-from pipeline.sample.broken import BROKEN_ANNOTATIONS
+from pipeline.sample.entries import BROKEN_ANNOTATIONS
 from pipeline.steps import annotations as annotations_module
 from tests import annotating, world
 from tests.annotating import (

@@ -147,6 +147,47 @@ def test_zeros_between_coded_data_and_end_marker_are_noticed(progressive: bool) 
     assert codes(check_photo(content[:-2] + bytes(1000) + END)) == ["photo_padding"]
 
 
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_version_of_jfif_is_noticed(version: int) -> None:
+    content = encoded()
+    start = segment(content, 0xE0) + 9
+    assert codes(check_photo(content[:start] + bytes([version]) + content[start + 1 :])) == ["photo_header"]
+
+
+def test_scan_parameters_without_a_meaning_are_noticed() -> None:
+    for mode in ("RGB", "L"):
+        for values in (b"\0\0\0", b"\0\x3f\x12", b"\1\5\0"):
+            content = encoded(mode)
+            start = segment(content, 0xDA)
+            end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+            wrong = content[: end - 3] + values + content[end:]
+            assert codes(check_photo(wrong)) == ["photo_header"]
+            assert codes(check_photo(wrong[:-2] + bytes(99) + END)) == ["photo_padding", "photo_header"]
+            assert refusal(wrong[: len(wrong) * 2 // 3] + END) == "photo_undecodable"
+
+
+def test_a_progressive_scan_with_wrong_parameters_is_rejected() -> None:
+    content = encoded(progressive=True)
+    last = content.rindex(b"\xff\xda")
+    end = last + 2 + int.from_bytes(content[last + 2 : last + 4], "big")
+    assert refusal(content[: end - 3] + b"\0\0\0" + content[end:]) == "photo_undecodable"
+
+
+def test_sampling_factors_that_the_decoder_does_not_know_are_named() -> None:
+    content = bytearray(encoded(subsampling=0))
+    frame = segment(bytes(content), 0xC0)
+    for place, factors in zip((11, 14, 17), (0x21, 0x12, 0x11), strict=True):
+        content[frame + place] = factors
+    with pytest.raises(BadInput, match="sampling factors"):
+        check_photo(bytes(content))
+
+
+def test_a_table_of_zeros_is_damaged() -> None:
+    content = encoded()
+    start = segment(content, 0xDB) + 5
+    assert refusal(content[:start] + bytes(64) + content[start + 64 :]) == "photo_undecodable"
+
+
 def test_a_photo_without_deviation_has_no_notice() -> None:
     for base in BASES:
         assert check_photo(base).deviations == ()
@@ -157,6 +198,9 @@ def test_a_photo_without_deviation_has_no_notice() -> None:
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC image"),
         (b"\0\0\0\x1cftypavif\0\0\0\0", "an AVIF image"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "an AVIF image"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf", "a HEIC image"),
+        (b"/annex/objects/SHA256E-s9--0.jpg\n", "a git-annex pointer"),
         (b"RIFF\x24\0\0\0WEBPVP8 ", "a WebP image"),
         (b"\x89PNG\r\n\x1a\n", "a PNG image"),
         (b"II*\0\x08\0\0\0", "a TIFF image or a camera's raw file"),

@@ -21,7 +21,9 @@ from PIL import Image, ImageStat
 
 from pipeline.errors import UsageError
 from pipeline.sample import write_sample
-from pipeline.sample.writer import ANNOTATIONS, BROKEN, BROKEN_ANNOTATIONS, EXPORT, UNUSUAL, SampleSummary
+from pipeline.sample.broken import LATER
+from pipeline.sample.entries import BROKEN_ANNOTATIONS
+from pipeline.sample.writer import ANNOTATION_LINES, ANNOTATIONS, BROKEN, EXPORT, UNUSUAL, SampleSummary
 
 SMALL = (160, 120)
 FULL = (1280, 720)
@@ -281,10 +283,10 @@ def test_broken_recognitions_follow_the_good_ones(small: Written) -> None:
     broken_ids = small.summary.broken_ids
     assert list(broken_ids) == list(BROKEN)
     assert [broken_ids[kind] for kind in BROKEN if kind != "id_too_large"] == list(
-        range(100_334, 100_334 + len(BROKEN) - 1)
+        range(100_334, 100_333 + len(BROKEN))
     )
     assert broken_ids["id_too_large"] == 0
-    assert small.ids()[310:] == [*range(100_334, 100_334 + len(BROKEN) - 1), 99_999_999_999_999_999_999]
+    assert small.ids()[310:] == [*range(100_334, 100_333 + len(BROKEN)), 99_999_999_999_999_999_999]
 
 
 def test_broken_recognitions_alone(tmp_path: Path) -> None:
@@ -297,11 +299,15 @@ def test_unusual_recognitions_follow_the_broken_ones_and_change_nothing_else(sma
     written = write(tmp_path / "both", 310, size=SMALL, broken=True, unusual=True, workers=1)
     ids = written.summary.unusual_ids
     assert list(ids) == list(UNUSUAL)
-    assert written.ids()[310 + len(BROKEN) - 1 : -1] == list(ids.values())
+    assert written.ids()[309 + len(BROKEN) : -1] == list(ids.values())
     added = {
         path for identifier in ids.values() for path in digests(written.directory, f"**/recognition_{identifier}/**/*")
     }
+    added |= {ANNOTATION_LINES, *digests(written.directory, f"{LATER}/**/*")}
     common = {path: digest for path, digest in digests(written.directory).items() if path not in added}
+    assert written.summary.bytes == sum(
+        path.stat().st_size for path in written.directory.glob("**/*") if path.is_file() and not path.is_symlink()
+    )
     former = digests(small.directory)
     assert {path for path, digest in common.items() if former[path] != digest} <= {ANNOTATIONS}
     assert common.keys() == former.keys()

@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 #: A photo has about ten scans, two segments for each, and up to 255 segments of a colour profile.
 MAXIMUM_SEGMENTS = 2000
 
-_TEM, _SOI, _EOI, _SOS, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xE1
+_TEM, _SOI, _EOI, _SOS, _DQT, _APP0, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xDB, 0xE0, 0xE1
 _WITHOUT_LENGTH = frozenset((_TEM, *range(0xD0, 0xD9)))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 #: Frames that browsers show: baseline, extended sequential and progressive, with Huffman coding.
-_SHOWN = frozenset((0xC0, 0xC1, 0xC2))
+_SEQUENTIAL = frozenset((0xC0, 0xC1))
+_SHOWN = _SEQUENTIAL | {0xC2}
 #: A marker inside coded data: neither a stuffed byte (FF 00) nor a restart marker nor a fill byte.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_EXIF = b"Exif\0\0"
+_JFIF, _EXIF = b"JFIF\0", b"Exif\0\0"
+#: What a scan header of a sequential frame ends with: all coefficients, with all their bits.
+_ALL = b"\0\x3f\0"
 _ORIENTATION, _SHORT = 0x0112, 3
 
 #: The first bytes of what is found under the name of a photo, and what it is.
@@ -32,13 +35,14 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"BM.{12}", "a BMP image"),
         (rb"II\*\0|MM\0\*", "a TIFF image or a camera's raw file"),
         (rb"RIFF....WEBP", "a WebP image"),
+        (rb"....ftyp(?:avi[fs]|mif1(?:.{4}){1,8}?avif)", "an AVIF image"),
         (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC image"),
-        (rb"....ftypavi[fs]", "an AVIF image"),
         (rb"....ftyp", "a video"),
         (rb"\xff\x0a|....JXL ", "a JPEG XL image"),
         (rb"....jP  |\xff\x4f\xff\x51", "a JPEG 2000 image"),
         (rb"%PDF", "a PDF document"),
         (rb"version https://git-lfs", "a Git LFS pointer, whose content was not fetched"),
+        (rb"/annex/objects/", "a git-annex pointer, whose content was not fetched"),
         (rb"\x1f\x8b", "gzip data"),
         (rb"PK\x03\x04", "a ZIP archive"),
         (rb"\0\x05\x16\x07", "macOS metadata (AppleDouble)"),
@@ -54,6 +58,9 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 _PADDING = re.compile(rb"[\0\xff]*")
 
+#: The bytes from start to end are replaced.
+Edit = tuple[int, int, bytes]
+
 
 @dataclass
 class Structure:
@@ -64,20 +71,23 @@ class Structure:
         header: its payload: precision, height, width, and the components.
         scans: the payloads of the scan headers (SOS) of the first picture.
         orientation: of the first EXIF block, 1 to 8; 1 if there is none.
-        padding: positions (start, end) of zero and fill bytes between segments.
+        edits: what browsers pass over (start, end, replacement): zero and fill bytes between segments, a version of
+            JFIF other than 1, parameters that have no meaning in a sequential frame.
         coded_padding: the same of zero bytes at the end of a scan, which may also be coded data.
         end: position after the marker EOI, None if it is missing.
         is_whole: all segments were read, no more than `MAXIMUM_SEGMENTS`.
+        has_tables: no quantization table is filled with zeros.
     """
 
     frame: int = 0
     header: bytes = b""
     scans: list[bytes] = field(default_factory=list)
     orientation: int = 1
-    padding: list[tuple[int, int]] = field(default_factory=list)
-    coded_padding: list[tuple[int, int]] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    coded_padding: list[Edit] = field(default_factory=list)
     end: int | None = None
     is_whole: bool = True
+    has_tables: bool = True
 
     def has_all_scans(self) -> bool:
         """Return whether every coefficient of every component is coded to its last bit (T.81, annex G)."""
@@ -94,12 +104,14 @@ class Structure:
         return not any(missing.values())
 
 
-def without(content: bytes, cuts: list[tuple[int, int]]) -> bytes:
-    """Return the content without the bytes between the positions (start, end) of each cut; a copy if there is one."""
-    if not cuts:
-        return content
-    positions = [0, *(position for cut in sorted(cuts) for position in cut), len(content)]
-    return b"".join(content[start:end] for start, end in zip(positions[::2], positions[1::2], strict=True))
+def edited(content: bytes, edits: list[Edit]) -> bytes:
+    """Return the content with these edits; a copy if there is one."""
+    parts: list[bytes] = []
+    position = 0
+    for start, end, replacement in sorted(edits):
+        parts += (content[position:start], replacement)
+        position = end
+    return b"".join((*parts, content[position:])) if edits else content
 
 
 def kind_of(content: bytes) -> str:
@@ -141,14 +153,21 @@ def read_structure(content: bytes) -> Structure:
             found.frame, found.header = marker, payload
         elif marker == _APP1 and not has_exif and payload.startswith(_EXIF):
             has_exif, found.orientation = True, _orientation(payload[len(_EXIF) :])
+        elif marker == _APP0 and payload.startswith(_JFIF) and payload[5:6] != b"\1":
+            found.edits.append((position - len(payload) + 5, position - len(payload) + 6, b"\1"))
+        elif marker == _DQT:
+            found.has_tables &= bytes(64) not in payload
         elif marker == _SOS:
+            if found.frame in _SEQUENTIAL and payload[-3:] != _ALL and len(payload) == 4 + 2 * payload[0]:
+                found.edits.append((position - 3, position, _ALL))
+                payload = payload[:-3] + _ALL
             found.scans.append(payload)
             following = _MARKER.search(content, position)
             start, position = position, following.start() if following is not None else len(content)
             if content[position - 1] == 0:
                 data = content[start:position].rstrip(b"\0")
                 last = start + len(data) + data.endswith(b"\xff")  # FF 00 is a coded FF
-                found.coded_padding += [(last, position)] if last < position else []
+                found.coded_padding += [(last, position, b"")] if last < position else []
     found.is_whole = False
     return found
 
@@ -160,7 +179,7 @@ def _skip_padding(content: bytes, position: int, found: Structure) -> int:
     if content[end - 1 : end] == b"\xff" and end > position:
         end -= 1  # it begins the marker
     if end > position:
-        found.padding.append((position, end))
+        found.edits.append((position, end, b""))
     return end
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.dataset.jpeg import Structure, is_shown_by_browsers, kind_of, read_structure, without
+from pipeline.dataset.jpeg import Edit, Structure, edited, is_shown_by_browsers, kind_of, read_structure
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
 from pipeline.units import counted
@@ -74,22 +74,23 @@ def check_photo(content: bytes) -> CheckedPhoto:
             deviations.append(Deviation("photo_trailing_bytes", f"{trailing} the end of the picture"))
     with _coefficients if several_scans else contextlib.nullcontext():
         colorspace = "CMYK" if components == 4 else "GRAY"
-        cuts = next((cuts for cuts in _cuts(found) if _is_decodable(without(whole, cuts), colorspace)), None)
-    if cuts is None:
-        raise _damaged(content, found, "its data is damaged")
-    if cuts:
-        count = sum(end - start for start, end in cuts)
+        edits = next((edits for edits in _edits(found) if _is_decodable(edited(whole, edits), colorspace)), None)
+    if edits is None:
+        raise _damaged(content, found, _fault(edited(whole, found.edits)))
+    if count := sum(end - start for start, end, replacement in edits if not replacement):
         deviations.append(Deviation("photo_padding", f"{counted(count, 'byte')} of padding between the segments"))
+    if any(replacement for _, _, replacement in edits):
+        deviations.append(Deviation("photo_header", "its header has values that every decoder passes over"))
     return CheckedPhoto(dimensions, tuple(deviations))
 
 
-def _cuts(found: Structure) -> Iterator[list[tuple[int, int]]]:
-    """Yield what may be padding: zeros at the end of a scan are, but the first of them may be its last coded byte."""
-    yield found.padding
+def _edits(found: Structure) -> Iterator[list[Edit]]:
+    """Yield what browsers pass over: also zeros at the end of a scan, of which the first may be its last coded byte."""
+    yield found.edits
     for kept, least in ((0, 1), (1, 2), (0, 2)):
-        coded = [(start + kept, end) for start, end in found.coded_padding if end - start >= least]
+        coded = [(start + kept, end, new) for start, end, new in found.coded_padding if end - start >= least]
         if coded:
-            yield found.padding + coded
+            yield found.edits + coded
 
 
 def _is_decodable(content: bytes, colorspace: str) -> bool:
@@ -102,6 +103,17 @@ def _is_decodable(content: bytes, colorspace: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _fault(content: bytes) -> str:
+    """Return why a picture whose header was read cannot be decoded."""
+    import simplejpeg
+
+    try:
+        simplejpeg.decode_jpeg_header(content, strict=False)
+    except ValueError:
+        return "its sampling factors or tables are none that the check can decode"
+    return "its data is damaged"
 
 
 def _damaged(content: bytes, found: Structure, why: str) -> BadInput:
@@ -127,7 +139,7 @@ def _read_frame(content: bytes, found: Structure) -> tuple[Dimensions, int, bool
         raise _damaged(content, found, "its header is damaged")
     precision, height, width = struct.unpack_from(">BHH", header)
     factors = [(factor >> 4) * (factor & 15) for factor in header[7 : 6 + 3 * components : 3]]
-    if not (width and height and all(factors)):
+    if not (width and height and all(factors) and found.has_tables):
         raise _damaged(content, found, "its header is damaged")
     if precision != 8:
         raise BadInput("photo_undecodable", f"the picture has {precision} bits a sample, which browsers do not show")

@@ -43,6 +43,7 @@ UNUSUAL: dict[str, str] = {
     "photo_no_end": "a JPEG without its end marker",
     "photo_trailing_bytes": "a JPEG that is followed by other bytes",
     "photo_padding": "a JPEG with zero bytes between its segments",
+    "photo_header": "a JPEG of version 2 of JFIF",
     "photo_copy": "a third photo that is a copy by its name",
     "photo_date_unknown": "photos with a date of two-digit years in their names",
     "photo_date_unlikely": "photos with a date of 1970 in their names",
@@ -51,30 +52,20 @@ UNUSUAL: dict[str, str] = {
     "menu_spaces": "an ExternalId of AM.json ends with spaces",
     "menu_price": "a Price of AM.json is no amount",
     "receipt_fraction": "a line of the receipt has Count 0.35",
+    "menu_name": "AM.json has the name of a copy",
+    "menu_copy": "another AM.json is in photos",
+    "copy_incomplete": "a copy with one photo in the later export",
+    "copy_beside": "two whole copies in the later export",
+    "entry_special": "a link that leads nowhere",
+    "entry_folder": "a folder of thumbnails",
+    "entry_strays": "an archive, notes, and folders and a link in the later export that are not searched",
 }
-
-# What is wrong in qwen_annotations.json. The first seven are with the last good recognition, if there is one.
-BROKEN_ANNOTATIONS: dict[str, str] = {
-    "box_three_numbers": "a box of three numbers",
-    "box_text": "a box that is a string",
-    "box_inverted": "a box whose right edge is left of its left edge",
-    "box_null": "a box with null for a number",
-    "box_outside": "a box beyond the edge of its photo",
-    "label_unknown": "a label that is neither dish_<k> nor plate",
-    "value_shape": "the value of a photo is an array, not an object",
-    "key_without_camera": "a key that names neither Main nor Qualifying",
-    "unknown_recognition": "a key that names a recognition that is not in the dataset",
-}
+#: The export that has copies of unusual recognitions and what is not searched.
+LATER = "export_20251025_090000"
+#: Links of unusual recognitions, and where they lead; paths are relative to the folder of the recognition.
+LINKS = {"entry_special": ("photos/till.log", "nowhere"), "entry_strays": (f"../../{LATER}/again", ".")}
 
 TOO_LARGE = "99999999999999999999"
-
-_BAD_BOXES: tuple[object, ...] = (
-    [10, 20, 30],
-    "10, 20, 60, 80",
-    [60, 20, 10, 80],
-    [10, 20, None, 80],
-    [90_000, 20, 90_050, 80],
-)
 
 
 def spoil(kind: str, files: dict[str, bytes], main: str, menu: str, receipt: str) -> None:
@@ -83,8 +74,15 @@ def spoil(kind: str, files: dict[str, bytes], main: str, menu: str, receipt: str
     Arguments:
         kind: a name of `BROKEN` or `UNUSUAL`.
         files: path to content, changed in place; `main`, `menu` and `receipt` are among its paths.
+            New paths may lead out of the recognition's folder, into `LATER`.
     """
-    if kind.startswith("photo_"):
+    if kind.startswith(("copy_", "entry_")):
+        files.update(_beside(kind, files, main))
+    elif kind == "menu_name":
+        files["AM (1).json"] = files.pop(menu)
+    elif kind == "menu_copy":
+        files[f"photos/{menu}"] = files[menu]
+    elif kind.startswith("photo_"):
         _spoil_photos(kind, files, main)
     elif kind == "menu_other":
         files[f"9{menu}"] = files.pop(menu)
@@ -92,17 +90,6 @@ def spoil(kind: str, files: dict[str, bytes], main: str, menu: str, receipt: str
         files[menu] = _spoil_menu(kind, files[menu])
     elif kind.startswith("receipt_"):
         files[receipt] = _spoil_receipt(kind, files[receipt])
-
-
-def bad_detections() -> list[dict[str, object]]:
-    """Return detections that are not usable, one for each kind of bad box, and one with an unknown label."""
-    boxes = [{"bbox_2d": box, "label": "dish_0"} for box in _BAD_BOXES]
-    return [*boxes, {"bbox_2d": [10, 20, 60, 80], "label": "tray"}]
-
-
-def unusual_detections() -> list[dict[str, object]]:
-    """Return detections that are used and noticed: one overhangs its photo by a pixel, another is there thrice."""
-    return [{"bbox_2d": box, "label": "plate"} for box in ([-1, 10, 60, 40], *[[70, 10, 90, 40]] * 3)]
 
 
 def _spoil_photos(kind: str, files: dict[str, bytes], main: str) -> None:
@@ -125,6 +112,26 @@ def _spoil_photos(kind: str, files: dict[str, bytes], main: str) -> None:
         files[main] = _PHOTOS[kind](files[main])
 
 
+def _beside(kind: str, files: dict[str, bytes], main: str) -> dict[str, bytes]:
+    """Return what is in the folder of a recognition, or in the later export, besides the files of the recognition."""
+    number, later = main.split("_")[1], f"../../{LATER}"
+    if kind == "copy_incomplete":
+        return {f"{later}/recognition_{number}/{main}": files[main]}
+    if kind == "copy_beside":
+        folders = (f"{later}/{number}", f"{later}/recognition_{number}")
+        return {f"{folder}/{path}": content for folder in folders for path, content in files.items()}
+    if kind == "entry_folder":
+        return {"thumbs/Main.jpg": files[main]}
+    if kind == "entry_strays":
+        folders = (f"{later}/recognition_{number} (1)", f"{later}/export_20240101/recognition_{number}")
+        return {
+            "old.zip": b"PK\5\6" + bytes(18),
+            "notes.txt": b"-",
+            **{f"{one}/{main}": files[main] for one in folders},
+        }
+    return {}
+
+
 def _too_large(content: bytes) -> bytes:
     start = content.index(_FRAME) + len(_FRAME)
     return content[:start] + b"\xff" * 4 + content[start + 4 :]
@@ -143,6 +150,7 @@ _PHOTOS: dict[str, Callable[[bytes], bytes]] = {
     "photo_no_end": lambda content: content[:-2],
     "photo_trailing_bytes": lambda content: content + b"made by the till",
     "photo_padding": lambda content: content.replace(_FRAME, bytes(16) + _FRAME, 1),
+    "photo_header": lambda content: content.replace(b"JFIF\0\1", b"JFIF\0\2", 1),
 }
 _DATES = {"photo_date_unknown": "11.10.25", "photo_date_unlikely": "1970-01-01"}
 

@@ -6,6 +6,7 @@ the beginning of one of 4,000. Nothing depends on how many processes write it.
 
 from __future__ import annotations
 
+import gzip
 import multiprocessing
 import os
 import signal
@@ -22,22 +23,16 @@ from random import Random
 
 from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import UsageError
-from pipeline.sample.broken import (
-    BROKEN,
-    BROKEN_ANNOTATIONS,
-    TOO_LARGE,
-    UNUSUAL,
-    bad_detections,
-    spoil,
-    unusual_detections,
-)
+from pipeline.sample.broken import BROKEN, LINKS, TOO_LARGE, UNUSUAL, spoil
+from pipeline.sample.entries import EXPORT, PLAIN, bad_detections, detections_of, entry_of, unusual_values, value_of
 from pipeline.sample.menu import Line, Menu, menu_of_day, receipt_json, to_json
-from pipeline.sample.photo import CAMERAS, Box, Camera, Layout, Photo, Place
+from pipeline.sample.photo import CAMERAS, Camera, Layout, Photo, Place
 
-__all__ = ["ANNOTATIONS", "BROKEN", "BROKEN_ANNOTATIONS", "EXPORT", "UNUSUAL", "SampleSummary", "write_sample"]
+__all__ = ["ANNOTATIONS", "ANNOTATION_LINES", "BROKEN", "EXPORT", "UNUSUAL", "SampleSummary", "write_sample"]
 
-EXPORT = "export_20251024_121255"
 ANNOTATIONS = "qwen_annotations.json"
+#: Annotations in JSON Lines and in gzip, which are written with unusual recognitions.
+ANNOTATION_LINES = "qwen_annotations.jsonl.gz"
 A_DAY = 150
 
 _CHUNK = 25
@@ -144,7 +139,8 @@ def write_sample(
         broken: add one recognition of every kind in `BROKEN`, ids following on, and the defects of
             `BROKEN_ANNOTATIONS`. Of those, `value_shape` takes the place of a photo's detections. With 200 good
             recognitions, less than a tenth is broken.
-        unusual: add one recognition of every kind in `UNUSUAL`, ids after the broken ones.
+        unusual: add one recognition of every kind in `UNUSUAL`, ids after the broken ones, a later export with copies
+            of some of them, and a second annotations file.
         first_id: id of the first recognition, 100024 + seed * 10,000,000 by default; the others ascend from it.
         size: width and height of the photos in pixels.
         workers: processes, as many as there are processors by default; 1 writes within this one. They are spawned:
@@ -182,7 +178,10 @@ def write_sample(
             progress(done + len(planted))
         more = _bad_entries(sample, recognitions + len(positions)) if broken else []
         if unusual:
-            more.append(_unusual_entry(sample, positions["photo_no_end"]))
+            more += [_unusual_entry(sample, positions[kind], 0, value) for kind, value in unusual_values().items()]
+            lines = [_unusual_entry(sample, positions["photo_header"], camera, PLAIN) for camera in (0, 1)]
+            content = gzip.compress(b"".join(b"{" + line + b"}\n" for line in lines), mtime=0)
+            counts.bytes += (directory / ANNOTATION_LINES).write_bytes(content)
         for entry in more:
             annotations.write(separator + entry)
             separator = b",\n"
@@ -288,16 +287,16 @@ def _write_chunk(sample: _Sample, positions: range) -> tuple[_Counts, list[bytes
         counts.receipts += paths.receipt in files
         spoilt = sample.broken and position == sample.recognitions - 1
         for path, photo in zip(paths.photos, tray.photos, strict=True):
-            dishes = _detections(tray.labels, photo.dishes)
-            plates = _detections(["plate"] * len(photo.plates), photo.plates)
-            value: object = _value(dishes, plates)
+            dishes = detections_of(tray.labels, photo.dishes)
+            plates = detections_of(["plate"] * len(photo.plates), photo.plates)
+            value: object = value_of(dishes, plates)
             if spoilt and path == paths.photos[1]:
                 value = [*dishes, *plates]
             else:
                 counts.detections += len(dishes) + len(plates)
                 if spoilt:
-                    value = _value(dishes + bad_detections(), plates)
-            entries.append(_entry(identifier, path, value))
+                    value = value_of(dishes + bad_detections(), plates)
+            entries.append(entry_of(identifier, path, value))
     return counts, entries
 
 
@@ -308,25 +307,28 @@ def _write_spoilt(sample: _Sample, position: int, kind: str) -> int:
     paths = _paths(identifier, tray.menu)
     files = _files(tray, paths)
     spoil(kind, files, paths.photos[0], paths.menu, paths.receipt)
-    return _write(sample.export, identifier, files)
+    size = _write(sample.export, identifier, files)
+    if kind in LINKS:
+        path, target = LINKS[kind]
+        os.symlink(target, f"{sample.export}/recognition_{identifier}/{path}")
+    return size
 
 
 def _bad_entries(sample: _Sample, position: int) -> list[bytes]:
     """Return entries whose key is of no use; the recognition at that position is not in the dataset."""
-    value = _value([{"bbox_2d": (16, 16, 64, 64), "label": "dish_0"}], [])
+    value = value_of([{"bbox_2d": (16, 16, 64, 64), "label": "dish_0"}], [])
     menu = menu_of_day(sample.seed, position // A_DAY)
     known, unknown = str(sample.first_id), str(sample.first_id + position)
     return [
-        _entry(known, _paths(known, menu).photos[0].replace(CAMERAS[0], "Side"), value),
-        _entry(unknown, _paths(unknown, menu).photos[0], value),
+        entry_of(known, _paths(known, menu).photos[0].replace(CAMERAS[0], "Side"), value),
+        entry_of(unknown, _paths(unknown, menu).photos[0], value),
     ]
 
 
-def _unusual_entry(sample: _Sample, position: int) -> bytes:
-    """Return detections of the recognition at that position that are used and noticed."""
+def _unusual_entry(sample: _Sample, position: int, camera: int, value: object) -> bytes:
+    """Return the entry of an unusual recognition, which is at that position."""
     identifier = str(sample.first_id + position)
-    paths = _paths(identifier, menu_of_day(sample.seed, position // A_DAY))
-    return _entry(identifier, paths.photos[0], _value([], unusual_detections()))
+    return entry_of(identifier, _paths(identifier, menu_of_day(sample.seed, position // A_DAY)).photos[camera], value)
 
 
 def _lay_tray(sample: _Sample, position: int, identifier: str, random: Random) -> _Tray:
@@ -370,20 +372,8 @@ def _files(tray: _Tray, paths: _Paths) -> dict[str, bytes]:
 def _write(export: Path, identifier: str, files: dict[str, bytes]) -> int:
     folder = f"{export}/recognition_{identifier}"
     os.mkdir(folder)
-    os.mkdir(f"{folder}/photos")
     for path, content in files.items():
+        os.makedirs(os.path.dirname(f"{folder}/{path}"), exist_ok=True)
         with open(f"{folder}/{path}", "wb") as file:
             file.write(content)
     return sum(map(len, files.values()))
-
-
-def _detections(labels: list[str], boxes: tuple[Box | None, ...]) -> list[dict[str, object]]:
-    return [{"bbox_2d": box, "label": label} for label, box in zip(labels, boxes, strict=True) if box]
-
-
-def _value(dishes: list[dict[str, object]], plates: list[dict[str, object]]) -> dict[str, object]:
-    return {"dishes": {"qwen_detections": dishes}, "plates": {"qwen_detections": plates}}
-
-
-def _entry(identifier: str, path: str, value: object) -> bytes:
-    return to_json(f"RRS_Dataset/{EXPORT}/recognition_{identifier}/{path}") + b": " + to_json(value)
