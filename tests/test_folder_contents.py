@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.dataset.clutter import is_clutter
 from pipeline.dataset.layout import list_folders
-from pipeline.dataset.names import last, near_recognition
+from pipeline.dataset.names import last, near_recognition, other_recognition
 from pipeline.dataset.recognition import inspect_folder
 from pipeline.dataset.records import Folder, Inspected, Notice, Recognition, Reject
 
@@ -65,6 +65,40 @@ def test_the_year_after_the_word_recognition_is_part_of_a_date(tmp_path: Path) -
     found = look(tmp_path, "7_recognition_2025-10-11_Main.jpg", "7_recognition_2025-10-11_Qualifying.jpg").result
     assert isinstance(found, Recognition)
     assert found.captured_on == date(2025, 10, 11)
+
+
+@pytest.mark.parametrize(
+    "date", ["2025-10-11", "2025_10_11", "11.10.2025", "11-10-2025", "1_1_2025", "20251011", "11.10.25"]
+)
+@pytest.mark.parametrize("separator", ["_", "-"])
+def test_the_number_beside_any_date_is_that_of_the_recognition(date: str, separator: str) -> None:
+    for number in ("3", "003", "4045", "100024"):
+        for name in (
+            f"recognition_{number}{separator}{date}_Main.jpg",
+            f"{date}{separator}{number}_recognition_AM.json",
+        ):
+            assert other_recognition(name, 2) == number, name
+            assert other_recognition(name, int(number)) is None
+    for name in (f"recognition{separator}{date}_Main.jpg", f"{date}{separator}recognition_12-30-45_Main.jpg"):
+        assert other_recognition(name, 2) is None, name
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("recognition_7_12-30-45_2025-10-11_Main.jpg", "7"),
+        ("recognition 3 2025 10 11 Main.jpg", "3"),
+        ("1_recognition_2_Main.jpg", None),
+        ("recognition_20251011123000_Main.jpg", None),
+        ("20251011123000_recognition_Main.jpg", None),
+        ("recognition_2025-13-45_Main.jpg", None),
+        ("recognition 2025 10 11_Main.jpg", None),
+        ("2_Main.jpg", None),
+        ("IMG_1234_Main.jpg", None),
+    ],
+)
+def test_a_date_is_no_number_of_a_recognition(name: str, other: str | None) -> None:
+    assert other_recognition(name, 2) == other
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,13 @@ _COPY = re.compile(
     r"(?:\([0-9]+\)|(?<=[a-z]) [0-9]+|[-_ ]\s*(?:copy|copie|c[oó]pia|kopie|копия)\b.*)\Z|\A(?:copy of|копия)\b",
     re.IGNORECASE,
 )
-#: `recognition_7` and `7_recognition`, but not the date in `recognition_2025-10-11`, whose separators are equal.
-_NUMBER = re.compile(
-    r"(?<![0-9])(?<![0-9][-_. ])(?P<before>[0-9]+)[-_ ]recognition"
-    r"|recognition[-_ ]?(?P<after>[0-9]+)(?![0-9]|(?P<separator>[-_. ])[0-9]{1,2}(?P=separator)[0-9])",
-    re.I,
+#: What may be a date: eight digits, also with a time, or three numbers of which the first or last may be a year.
+_DATE = re.compile(
+    r"(?<![0-9])(?:(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[0-9]{4}|[0-9]{6})?"
+    r"|(?:19|20)[0-9]{2}([-_. ])[0-9]{1,2}\1[0-9]{1,2}|[0-9]{1,2}([-_. ])[0-9]{1,2}\2(?:19|20)[0-9]{2}"
+    r"|[0-9]{1,2}([-_. ])[0-9]{1,2}\3[0-9]{1,2}(?!\3[0-9]))(?![0-9])"
 )
-#: Eight digits, also with a time.
-_COMPACT_DATE = re.compile(r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[0-9]{4}|[0-9]{6})?")
+_NUMBER = re.compile(r"([0-9]+)[-_ ](?=recognition)|recognition[-_ ]?([0-9]+)", re.IGNORECASE)
 _NEAR_FOLDER = re.compile(
     r".*recogn[^0-9]*([0-9]+).*|\W*([0-9]+)(?:\s*\([0-9]+\)|[-_. ]*(?:copy|копия|bak|old)\b.*)?\W*",
     re.IGNORECASE | re.DOTALL,
@@ -70,8 +69,7 @@ def camera_of(path: str) -> int | None:
 
 def other_recognition(path: str, number: int) -> str | None:
     """Return the number of the recognition that a file names, None if it names no other one than this."""
-    numbers = (match["before"] or match["after"] for match in _NUMBER.finditer(last(path)))
-    named = [number for number in numbers if not _COMPACT_DATE.fullmatch(number)]
+    named = [before or after for before, after in _NUMBER.findall(_DATE.sub("#", last(path)))]
     return named[0] if named and str(number) not in {digits.lstrip("0") or "0" for digits in named} else None
 
 
