@@ -138,7 +138,7 @@ def _describe(found: Discovery) -> str:
         f"{size(found.bytes)}, in {counted(found.shards, 'shard')}, as batch {found.batch_id}. Nothing was written.\n"
         f"Dataset: {found.source}: {counted(found.found, 'recognition')}, {found.already_loaded} already loaded, "
         f"{found.held_elsewhere} held by unfinished batches{holders}, {found.beyond_limit} beyond the limit, "
-        f"{counted(found.superseded_copies, 'earlier copy', 'earlier copies')} in other exports.\n"
+        f"{counted(found.superseded_copies, 'other copy', 'other copies')}.\n"
         f"Files: {describe_files(found.files)}.{rejects}{notices}"
     )
 

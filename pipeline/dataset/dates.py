@@ -20,8 +20,6 @@ _DATE = re.compile(
 #: What looks like a date or a time: three numbers, a year, or six digits and more.
 _NUMBERS = re.compile(r"(?<![0-9])(?:[0-9]{1,4}[-_.][0-9]{1,2}[-_.][0-9]{1,4}|(?:19|20)[0-9]{2}|[0-9]{6,})(?![0-9])")
 _NUMBER = re.compile(r"[0-9]+")
-#: Digits of a year, and of a whole date.
-_YEAR, _DAY = 4, 8
 
 
 def captured_on(path: str, recognition_id: int) -> date | None:
@@ -52,6 +50,6 @@ def _names(path: str, recognition_id: int) -> list[str]:
     if own is None:
         return [name]
     rest = name[: own.start()] + name[own.end() :]
-    if len(own[0]) >= _DAY:
+    if len(own[0]) >= len("20251011"):
         return [rest]
-    return [rest, name] if len(own[0]) >= _YEAR else [name, rest]
+    return [rest, name] if len(own[0]) >= len("2025") else [name, rest]

@@ -42,8 +42,7 @@ def check_menu(content: bytes) -> tuple[Deviation, ...]:
     found: list[Deviation] = []
     with _parsing:
         for where, entry in _parse(content, "menu", "entry", ("ExternalId", "Name"), found):
-            _check_id(entry, where, found)
-            _check_name(entry, where)
+            _check_dish(entry, where, found)
             for field in ("Category", "Price"):
                 if isinstance(entry.get(field), (dict, list)):
                     raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
@@ -75,8 +74,7 @@ def check_receipt(content: bytes) -> tuple[Deviation, ...]:
                 if not isinstance(dish, dict):
                     raise BadInput("json_shape", f"{where} has {_shown(dish)} as a dish, not an object")
                 what = f"dish {number} of {where}"
-                _check_name(dish, what)
-                _check_id(dish, what, found)
+                _check_dish(dish, what, found)
     return _merged(found)
 
 
@@ -107,7 +105,13 @@ def _check_count(line: dict[str, object], where: str, found: list[Deviation]) ->
     return 1
 
 
-def _check_id(entry: dict[str, object], where: str, found: list[Deviation]) -> None:
+def _check_dish(entry: dict[str, object], where: str, found: list[Deviation]) -> None:
+    """Check ExternalId and Name of an entry of a menu, or of a dish of a receipt."""
+    name = entry.get("Name")
+    if not isinstance(name, str):
+        raise _unusable(entry, "Name", where)
+    if len(name) > MAXIMUM_NAME:
+        raise BadInput("json_shape", f"{where} has a Name of more than {MAXIMUM_NAME:,} characters")
     external_id = entry.get("ExternalId")
     if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or not str(external_id).strip():
         raise _unusable(entry, "ExternalId", where)
@@ -116,14 +120,6 @@ def _check_id(entry: dict[str, object], where: str, found: list[Deviation]) -> N
     if isinstance(external_id, str) and external_id != external_id.strip():
         message = f"{where} has the ExternalId {_shown(external_id)}, and its spaces are kept"
         found.append(Deviation("json_id_spaces", message))
-
-
-def _check_name(entry: dict[str, object], where: str) -> None:
-    name = entry.get("Name")
-    if not isinstance(name, str):
-        raise _unusable(entry, "Name", where)
-    if len(name) > MAXIMUM_NAME:
-        raise BadInput("json_shape", f"{where} has a Name of more than {MAXIMUM_NAME:,} characters")
 
 
 def _unusable(entry: dict[str, object], field: str, where: str) -> BadInput:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 #: A photo has about ten scans, two segments for each, and up to 255 segments of a colour profile.
@@ -16,9 +17,9 @@ MAXIMUM_SEGMENTS = 2000
 _TEM, _SOI, _EOI, _SOS, _DQT, _APP0, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xDB, 0xE0, 0xE1
 _WITHOUT_LENGTH = frozenset((_TEM, *range(0xD0, 0xD9)))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-#: Frames that browsers show: baseline, extended sequential and progressive, with Huffman coding.
 _SEQUENTIAL = frozenset((0xC0, 0xC1))
-_SHOWN = _SEQUENTIAL | {0xC2}
+#: Frames that browsers show: baseline, extended sequential and progressive, with Huffman coding.
+SHOWN = _SEQUENTIAL | {0xC2}
 #: A marker inside coded data: neither a stuffed byte (FF 00) nor a restart marker nor a fill byte.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JFIF, _EXIF = b"JFIF\0", b"Exif\0\0"
@@ -58,7 +59,7 @@ _KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
 
 _PADDING = re.compile(rb"[\0\xff]*")
 
-#: The bytes from start to end are replaced.
+#: The bytes from a start to an end are replaced.
 Edit = tuple[int, int, bytes]
 
 
@@ -71,8 +72,8 @@ class Structure:
         header: its payload: precision, height, width, and the components.
         scans: the payloads of the scan headers (SOS) of the first picture.
         orientation: of the first EXIF block, 1 to 8; 1 if there is none.
-        edits: what browsers pass over (start, end, replacement): zero and fill bytes between segments, a version of
-            JFIF other than 1, parameters that have no meaning in a sequential frame.
+        edits: what browsers pass over: zero and fill bytes between segments, a version of JFIF other than 1, parameters
+            that have no meaning in a sequential frame.
         coded_padding: the same of zero bytes at the end of a scan, which may also be coded data.
         end: position after the marker EOI, None if it is missing.
         is_whole: all segments were read, no more than `MAXIMUM_SEGMENTS`.
@@ -125,11 +126,6 @@ def kind_of(content: bytes) -> str:
     return "not a JPEG"
 
 
-def is_shown_by_browsers(frame: int) -> bool:
-    """Return whether browsers show frames of a marker: they show neither arithmetic coding nor lossless frames."""
-    return frame in _SHOWN
-
-
 def read_structure(content: bytes) -> Structure:
     """Return the structure of a file that begins with the marker SOI."""
     found = Structure()
@@ -158,7 +154,7 @@ def read_structure(content: bytes) -> Structure:
         elif marker == _DQT:
             found.has_tables &= bytes(64) not in payload
         elif marker == _SOS:
-            if found.frame in _SEQUENTIAL and payload[-3:] != _ALL and len(payload) == 4 + 2 * payload[0]:
+            if found.frame in _SEQUENTIAL and payload[-3:] != _ALL and len(payload) == 4 + 2 * (payload or b"\0")[0]:
                 found.edits.append((position - 3, position, _ALL))
                 payload = payload[:-3] + _ALL
             found.scans.append(payload)
@@ -188,13 +184,11 @@ def _orientation(block: bytes) -> int:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:
         return 1
-    try:
+    with suppress(struct.error):  # the block ends too early
         (start,) = struct.unpack_from(f"{order}I", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, start)
         for offset in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind, values, value = struct.unpack_from(f"{order}HHIH", block, offset)
             if tag == _ORIENTATION:
                 return value if (kind, values) == (_SHORT, 1) and 1 <= value <= 8 else 1
-    except struct.error:  # the block ends too early
-        pass
     return 1

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.dataset.jpeg import Edit, Structure, edited, is_shown_by_browsers, kind_of, read_structure
+from pipeline.dataset.jpeg import SHOWN, Edit, Structure, edited, kind_of, read_structure
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
 from pipeline.units import counted
@@ -25,6 +25,8 @@ _coefficients = threading.Lock()
 
 _END = b"\xff\xd9"
 _PROGRESSIVE = 0xC2
+#: Sampling factors of the first component that the decoder knows; the second and third have 1 x 1.
+_SAMPLING = frozenset((0x11, 0x12, 0x14, 0x21, 0x22, 0x41))
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,11 @@ def check_photo(content: bytes) -> CheckedPhoto:
         colorspace = "CMYK" if components == 4 else "GRAY"
         edits = next((edits for edits in _edits(found) if _is_decodable(edited(whole, edits), colorspace)), None)
     if edits is None:
-        raise _damaged(content, found, _fault(edited(whole, found.edits)))
+        sampling = found.header[7::3]
+        is_usual = sampling[0] in _SAMPLING and not sampling[1:3].strip(b"\x11")
+        raise _damaged(
+            content, found, "its data is damaged" + ("" if is_usual else ", or its sampling factors unusual")
+        )
     if count := sum(end - start for start, end, replacement in edits if not replacement):
         deviations.append(Deviation("photo_padding", f"{counted(count, 'byte')} of padding between the segments"))
     if any(replacement for _, _, replacement in edits):
@@ -105,17 +111,6 @@ def _is_decodable(content: bytes, colorspace: str) -> bool:
     return True
 
 
-def _fault(content: bytes) -> str:
-    """Return why a picture whose header was read cannot be decoded."""
-    import simplejpeg
-
-    try:
-        simplejpeg.decode_jpeg_header(content, strict=False)
-    except ValueError:
-        return "its sampling factors or tables are none that the check can decode"
-    return "its data is damaged"
-
-
 def _damaged(content: bytes, found: Structure, why: str) -> BadInput:
     if found.end is None and not content.rstrip(b"\0").endswith(_END):
         return BadInput("photo_truncated", "the file ends before the picture does")
@@ -130,7 +125,7 @@ def _read_frame(content: bytes, found: Structure) -> tuple[Dimensions, int, bool
     """
     header = found.header
     components = header[5] if len(header) > 5 else 0
-    if found.frame and not is_shown_by_browsers(found.frame):
+    if found.frame and found.frame not in SHOWN:
         kind = "arithmetic-coded" if found.frame > 0xC8 else "lossless or hierarchical"
         raise BadInput("photo_undecodable", f"the picture is {kind}, which browsers do not show")
     if not found.is_whole:
