@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from datetime import date
@@ -270,6 +271,20 @@ def test_other_files_and_folders_are_named_one_by_one(tmp_path: Path) -> None:
         ("folder_unknown", "thumbs"),
     ]
     assert found.files == {"used": 2, "passed_over": 6}
+
+
+def test_the_path_that_cannot_be_read_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "recognition_7"
+    folder.mkdir()
+
+    def refusing(_: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"{folder}/caf\udce9.jpg")
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = inspect_folder(tmp_path, Folder(7, folder.name))
+    message = "the folder cannot be read: Permission denied"
+    assert found.result == Reject(7, "recognition_7/caf\ufffd.jpg", "folder_unreadable", message)
+    assert found.notices == []
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def inspect_folder(source: Path, folder: Folder) -> Inspected:
     except OSError as exc:
         message = f"the folder cannot be read: {exc.strerror}"
         path = os.path.relpath(exc.filename, source) if exc.filename else folder.path  # photos/, or a file in it
-        result = Reject(folder.recognition_id, path, "folder_unreadable", message)
+        result = Reject(folder.recognition_id, as_text(path), "folder_unreadable", message)
     below = count_below(source, folder.path, REJECTED)
     below.unread = "" if result.code == "folder_unreadable" else below.unread  # which the reject names
     return Inspected(result, uncounted(folder.recognition_id, folder.path, below), below.files)
