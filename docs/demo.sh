@@ -31,5 +31,6 @@ printf '\n%s\n' "--broken planted broken and unusual input of every kind; the re
 say load --source dataset --batch-id demo --workers 2
 say load --source dataset --batch-id demo
 say load-qwen --file dataset/qwen_annotations.json --batch-id demo-qwen
+say load-qwen --file dataset/qwen_annotations.jsonl.gz --batch-id demo-lines
 say verify --quiet
 say status

@@ -19,7 +19,6 @@ _DATE = re.compile(
 )
 #: What looks like a date or a time: three numbers, a year, or six digits and more.
 _NUMBERS = re.compile(r"(?<![0-9])(?:[0-9]{1,4}[-_.][0-9]{1,2}[-_.][0-9]{1,4}|(?:19|20)[0-9]{2}|[0-9]{6,})(?![0-9])")
-_NUMBER = re.compile(r"[0-9]+")
 
 
 def captured_on(path: str, recognition_id: int) -> date | None:
@@ -46,7 +45,7 @@ def check_date(path: str, recognition_id: int) -> tuple[Deviation, ...]:
 def _names(path: str, recognition_id: int) -> list[str]:
     """Return the name of a photo without the number of its recognition, and as it is: what has the date comes first."""
     name = last(path)
-    own = next((one for one in _NUMBER.finditer(name) if int(one[0]) == recognition_id), None)
+    own = next((one for one in re.finditer("[0-9]+", name) if int(one[0]) == recognition_id), None)
     if own is None:
         return [name]
     rest = name[: own.start()] + name[own.end() :]

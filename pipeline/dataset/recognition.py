@@ -69,9 +69,7 @@ def inspect_copies(source: Path, recognition_id: int, paths: Sequence[str]) -> I
         del looked[1:]
     *incomplete, chosen = looked
     taken = paths[len(incomplete)]
-    for number, path in enumerate(paths):
-        if path == taken:
-            continue
+    for number, path in enumerate(path for path in paths if path != taken):
         below = count_below(source, path, PASSED_OVER if number < len(incomplete) else NOT_TAKEN)
         chosen.files.update(below.files)
         chosen.notices.extend(uncounted(recognition_id, path, below))
