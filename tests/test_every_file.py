@@ -329,7 +329,7 @@ def test_an_export_that_cannot_be_read_is_one_reject(
     assert len(loaded(settings)) == 2
 
 
-def test_folders_that_cannot_be_read_are_named_whatever_becomes_of_the_recognition(
+def test_folders_that_cannot_be_read_are_named_in_every_class(
     run_pipeline: RunPipeline,
     settings: Settings,
     own_dataset: MakeDataset,
