@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedded_supabase.ports import free_port
 from pipeline.config import Settings
-from tests.services import REPOSITORY, environment_file, free_port
+from tests.services import REPOSITORY, environment_file
 
 EXAMPLE = REPOSITORY / "crontab.example"
 #: What cron itself gives to a command, besides HOME and LOGNAME.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ import psycopg2
 import requests
 
 from embedded_supabase.files import end_process, make_folder, make_home, wait_until
+from embedded_supabase.ports import free_port
 from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Secret, Settings, Tuning
 from pipeline.graph.luigid import answers
@@ -77,13 +77,6 @@ class StorageServer:
     secret: str
     key: str
     root: Path
-
-
-def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def is_foreign(variable: str) -> bool:

@@ -15,6 +15,7 @@ from threading import Thread
 
 import pytest
 
+from embedded_supabase.ports import free_port
 from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Secret, Settings
 from pipeline.database.migrate import migrations
@@ -25,7 +26,6 @@ from tests.services import (
     StorageServer,
     after_target,
     environment_file,
-    free_port,
     with_database,
 )
 

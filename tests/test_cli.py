@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from embedded_supabase.ports import free_port
 from pipeline import cli, errors
 from pipeline.cli.output import exit_code
 from pipeline.config import Settings
 from tests import world
-from tests.services import MakeDataset, RunPipeline, after_target, free_port, subprocess_environment
+from tests.services import MakeDataset, RunPipeline, after_target, subprocess_environment
 
 
 @pytest.mark.parametrize(

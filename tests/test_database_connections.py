@@ -16,6 +16,7 @@ import psycopg2.extensions
 import pytest
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Secret
 from pipeline.database import Connection, Database, connection_string
@@ -24,7 +25,7 @@ from pipeline.database.login import login_refusal
 from pipeline.errors import AccessDenied, DatabaseUnavailable, PipelineError, SettingsError, StorageUnavailable
 from tests import database_support
 from tests.database_support import PASSWORD, SECONDS, ask, backend, door, numbers, transact
-from tests.services import execute, free_port
+from tests.services import execute
 
 database = database_support.database
 waits = database_support.waits

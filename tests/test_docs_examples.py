@@ -21,6 +21,7 @@ import psycopg2
 import pytest
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from embedded_supabase.postgres.installation import binaries
 from pipeline import cli
 from pipeline.config import Settings
@@ -31,7 +32,6 @@ from tests.services import (
     MakeDataset,
     end_group,
     environment_file,
-    free_port,
     give_data,
     subprocess_environment,
 )
@@ -320,10 +320,9 @@ def shell(
 
 
 RUNS = {"sh", "sql", "python"}
-#: Documents whose lines take about ten seconds; those of the README run with every test.
-SLOW = ("docs/tutorial.md", "docs/reference/commands.md")
+#: The lines of the README run with every test, those of the other documents with the slow ones.
 RUNNING = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    name if name == "README.md" else pytest.param(name, marks=pytest.mark.slow)
     for name, text in DOCS.items()
     if not RUNS.isdisjoint(dict(blocks(text)))
 ]

@@ -24,6 +24,7 @@ import pytest
 import requests
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from embedded_supabase.storage.auth import mint_key, sign
 from pipeline import doctor
@@ -36,7 +37,7 @@ from pipeline.doctor.finding import OK, PROBLEM, WARNING, Finding
 from pipeline.errors import AccessDenied, SettingsError, TransientError, UsageError
 from pipeline.units import counted
 from tests.pooler import Pooler
-from tests.services import MakeDataset, StorageServer, end, environment_file, execute, free_port, subprocess_environment
+from tests.services import MakeDataset, StorageServer, end, environment_file, execute, subprocess_environment
 
 #: Nobody listens there, so that a luigid of this machine is none of a test's.
 NO_LUIGID = "http://127.0.0.1:1/"

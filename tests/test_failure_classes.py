@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from embedded_supabase.ports import free_port
 from pipeline.cli import main
 from pipeline.config import Settings
 from tests import world
@@ -24,7 +25,7 @@ from tests.proxies import (
     first,
     page,
 )
-from tests.services import MakeDataset, RunPipeline, free_port
+from tests.services import MakeDataset, RunPipeline
 
 ONCE = {"PIPELINE_RETRY_MAX_ATTEMPTS": "0", "PIPELINE_BATCH_SIZE": "2"}
 UPLOADED = "SELECT shard FROM ingest.batch_state WHERE step = 'upload' ORDER BY shard"

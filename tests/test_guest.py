@@ -158,7 +158,7 @@ def test_a_wrapper_of_two_loads_runs_both_and_prints_each_summary_once(
     assert (code, stdout) == (0, ""), stderr
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_load_beside_a_wrapper_of_the_same_batch_is_refused(
     workers: str, start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:

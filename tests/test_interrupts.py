@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from embedded_supabase.files import locked, make_home, wait_until
+from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from tests import world
 from tests.proxies import SILENT, SLOW_DOWN, STALLED, DatabaseProxy, Fault, StorageProxy, first
@@ -32,7 +33,6 @@ from tests.services import (
     RunPipeline,
     Start,
     close_pipes,
-    free_port,
     running_luigid,
     subprocess_environment,
 )
@@ -44,11 +44,12 @@ LOAD = (*OURS, "load", "--batch-id", "b1")
 LUIGI = (*BARE, "LoadBatch", "--batch-id", "b1")
 LOCAL = ("--local-scheduler",)
 SMALL = {"PIPELINE_BATCH_SIZE": "2", "PIPELINE_THREAD_COUNT": "2"}
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
 #: The contract's; a command takes seven seconds at most.
 SECONDS = 10.0
 
-signals = pytest.mark.parametrize("how", SIGNALS, ids=["SIGTERM", "SIGINT"])
+signals = pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+)
 
 
 def waits(running: subprocess.Popen[str], condition: Callable[[], object]) -> None:

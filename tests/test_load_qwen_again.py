@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from pipeline.database import Connection
 from pipeline.dataset.annotations import ANNOTATIONS
@@ -32,7 +33,7 @@ from tests.annotating import (
     value_of,
     write,
 )
-from tests.services import MakeDataset, free_port
+from tests.services import MakeDataset
 from tests.test_luigi import as_first
 
 run = annotating.run

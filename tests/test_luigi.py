@@ -16,9 +16,10 @@ import pytest
 import requests
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from tests import world
-from tests.services import MakeDataset, Start, after_target, free_port, running_luigid
+from tests.services import MakeDataset, Start, after_target, running_luigid
 
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch")
 COMMAND = (sys.executable, "-m", "pipeline", "load")

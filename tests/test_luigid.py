@@ -177,7 +177,7 @@ def configure(workdir: Path, url: str, *, attempts: int = 4, wait: int = 1) -> N
 
 
 @pytest.mark.parametrize(("form", "code"), [(LOAD, 3), ((*BARE, "LoadBatch", "--batch-id", "b1"), 40)])
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_load_whose_luigid_hangs_ends_unfinished_and_is_resumed(
     workers: str,
     form: tuple[str, ...],

@@ -131,6 +131,7 @@ def test_the_metadata_tells_what_it_is_and_what_it_needs(built: tuple[Path, Path
     assert set(told.get_all("Provides-Extra", [])) == {"all", "dev", "embedded", "report"}
 
 
+@pytest.mark.slow
 def test_all_of_it_is_imported_from_where_it_was_installed(library: Path, tmp_path: Path) -> None:
     told = json.loads(run(sys.executable, "-c", _ASK, cwd=tmp_path, library=library).stdout)
     assert len(told["modules"]) > 30
@@ -140,6 +141,7 @@ def test_all_of_it_is_imported_from_where_it_was_installed(library: Path, tmp_pa
     assert told["migrations"] == sorted(path.name for path in (REPOSITORY / "supabase/migrations").glob("*.sql"))
 
 
+@pytest.mark.slow
 def test_the_console_script_and_the_module_are_the_same_command(library: Path, tmp_path: Path) -> None:
     module = run(sys.executable, "-m", "pipeline", "--help", cwd=tmp_path, library=library)
     script = run(library / "bin" / "pipeline", "--help", cwd=tmp_path, library=library)

@@ -281,6 +281,7 @@ WORST: dict[str, Callable[[], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORST)
 def test_the_worst_photo_that_the_limits_let_pass_takes_less_than_ten_seconds(name: str) -> None:
     content = WORST[name]()

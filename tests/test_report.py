@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
@@ -39,7 +40,7 @@ from pipeline.storage import Storage
 from tests import reset_support, world
 from tests.proxies import BAD_GATEWAY, INTERNAL, NO_SERVICE, Fault, StorageProxy
 from tests.reset_support import Command, LoadBatch, fail_at
-from tests.services import MakeDataset, Start, after_target, environment_file, free_port
+from tests.services import MakeDataset, Start, after_target, environment_file
 
 command = reset_support.command
 load = reset_support.load

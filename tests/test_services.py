@@ -282,6 +282,7 @@ def test_up_migrates_its_own_database_whatever_other_settings_there_are(
     assert execute(empty_database_url, there) == [(False,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["postgres.json", "postgres/data/postmaster.pid", "storage.log"])
 def test_up_that_is_killed_at_any_moment_is_finished_by_the_next(new_home: Path, start: Start, moment: str) -> None:
     killed = start(sys.executable, "-m", "pipeline", "up", env={"PIPELINE_HOME": str(new_home)})

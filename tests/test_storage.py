@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Secret
 from pipeline.errors import (
@@ -46,7 +47,7 @@ from tests.scripted import (
     settings_for,
     stored,
 )
-from tests.services import StorageServer, free_port, local_settings
+from tests.services import StorageServer, local_settings
 
 PHOTO = b"\xff\xd8 not really a photo \xff\xd9"
 #: Further tries of an overloaded server, beyond those of another transient error.

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trustme
 
+from embedded_supabase.ports import free_port
 from pipeline.errors import PipelineError, StorageError, StorageUnavailable
 from pipeline.storage.transport import Transport
 from tests.scripted import KEY, SECONDS, Answer, ScriptedServer, leave_surroundings, settings_for
-from tests.services import free_port
 
 #: More than one piece, and no whole number of them.
 LARGE = bytes(range(256)) * 10_000 + b"end"

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from pipeline.storage import Storage
 from tests import reset_support, verify_support, world
 from tests.reset_support import Command, Done, LoadBatch, fail_at, stop_failing
-from tests.services import MakeDataset, environment_file, free_port
+from tests.services import MakeDataset, environment_file
 from tests.verify_support import KINDS, Bucket, photo_of, put_fewer_bytes, put_stranger, totals
 
 command = reset_support.command

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from pipeline.graph import luigid as luigid_calls
 from tests import world
@@ -27,7 +28,6 @@ from tests.services import (
     Start,
     after_target,
     end,
-    free_port,
     subprocess_environment,
 )
 

@@ -14,11 +14,12 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from pipeline import doctor
 from pipeline.config import Secret, Settings
 from pipeline.doctor.finding import OK, PROBLEM, Finding
 from pipeline.errors import TransientError
-from tests.services import end, free_port
+from tests.services import end
 from tests.system.conftest import require
 
 pytestmark = pytest.mark.system

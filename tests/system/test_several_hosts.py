@@ -20,6 +20,7 @@ import pytest
 import requests
 
 from embedded_supabase.files import wait_until
+from embedded_supabase.ports import free_port
 from embedded_supabase.postgres import server as postgres
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from embedded_supabase.services import create_roles
@@ -35,7 +36,6 @@ from tests.services import (
     end,
     end_group,
     environment_file,
-    free_port,
     give_data,
     local_settings,
     subprocess_environment,
