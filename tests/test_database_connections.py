@@ -19,10 +19,16 @@ from embedded_supabase.files import wait_until
 from embedded_supabase.ports import free_port
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Secret
-from pipeline.database import Connection, Database, connection_string
-from pipeline.database.address import foreign_parameters
+from pipeline.database import Connection, Database, split_parameters
 from pipeline.database.login import login_refusal
-from pipeline.errors import AccessDenied, DatabaseUnavailable, PipelineError, SettingsError, StorageUnavailable
+from pipeline.errors import (
+    AccessDenied,
+    DatabaseError,
+    DatabaseUnavailable,
+    PipelineError,
+    SettingsError,
+    StorageUnavailable,
+)
 from tests import database_support
 from tests.database_support import PASSWORD, SECONDS, ask, backend, door, numbers, transact
 from tests.services import execute
@@ -277,6 +283,19 @@ def test_a_host_that_has_an_ipv6_address_only_comes_with_the_advice_to_use_the_p
     assert "pooler" in error.hint
 
 
+def test_a_literal_ipv6_address_comes_without_that_advice() -> None:
+    error = connection_error(f"postgresql://postgres:{PASSWORD}@[::1]:{free_port()}/postgres")
+    assert isinstance(error, DatabaseUnavailable)
+    assert "pooler" not in error.hint
+
+
+def test_parameters_of_other_tools_are_for_a_url_only() -> None:
+    error = connection_error(f"host=127.0.0.1 dbname=postgres password={PASSWORD} pgbouncer=true")
+    assert type(error) is SettingsError
+    assert "pgbouncer" in error.message
+    assert "a URL only" in error.hint
+
+
 def test_an_unknown_database_is_a_wrong_setting(empty_database_url: str) -> None:
     error = connection_error(empty_database_url.replace("/empty_", "/no_"))
     assert isinstance(error, AccessDenied)
@@ -365,7 +384,7 @@ def test_no_connection_is_tried_again_as_often_as_the_tuning_says(waits: list[tu
     ],
 )
 def test_libpq_gets_what_it_knows_and_nothing_of_other_drivers(url: str, expected: dict[str, str]) -> None:
-    parameters = psycopg2.extensions.parse_dsn(connection_string(url))
+    parameters = psycopg2.extensions.parse_dsn(split_parameters(url)[0])
     assert {name: parameters.get(name) for name in expected} == expected
     assert parameters["dbname"] == "db"
 
@@ -380,16 +399,16 @@ def test_libpq_gets_what_it_knows_and_nothing_of_other_drivers(url: str, expecte
     ],
 )
 def test_spaces_and_an_empty_host_of_the_address_reach_libpq(url: str, expected: dict[str, str]) -> None:
-    parameters = psycopg2.extensions.parse_dsn(connection_string(url))
+    parameters = psycopg2.extensions.parse_dsn(split_parameters(url)[0])
     assert {name: parameters.get(name) for name in expected} == expected
 
 
 # Refused logins: real ones above; below what poolers and servers say in words (see pipeline/database/login.py)
 
 
-def error_response(message: str, code: str = "XX000") -> bytes:
+def error_response(message: str, code: str = "XX000", severity: str = "FATAL") -> bytes:
     """Return an ErrorResponse of the protocol (PostgreSQL manual, Message Formats)."""
-    fields = f"SFATAL\0VFATAL\0C{code}\0M{message}\0\0".encode()
+    fields = f"S{severity}\0VFATAL\0C{code}\0M{message}\0\0".encode()
     return b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
 
 
@@ -444,6 +463,22 @@ def error_response(message: str, code: str = "XX000") -> bytes:
             "check the password",
         ),
         ("57P03", "the database system is starting up", DatabaseUnavailable, "started"),
+        ("42704", 'unrecognized configuration parameter "foo"', SettingsError, "PGOPTIONS"),
+        ("22023", 'invalid value for parameter "work_mem": "abc"', SettingsError, "PGOPTIONS"),
+        ("42601", "invalid command-line argument for server process: junk", SettingsError, "PGOPTIONS"),
+        ("08P01", "unsupported startup parameter: options", SettingsError, "PGOPTIONS"),
+        ("08P01", "unsupported startup parameter in options: search_path", SettingsError, "PGOPTIONS"),
+        ("28000", "connection is insecure (try using `sslmode=require`)", AccessDenied, "sslmode=require"),
+        ("XX000", 'Authentication error, reason: "Wrong password"', AccessDenied, "password"),
+        ("XX000", "There is no user 'postgres' in the database", AccessDenied, "user"),
+        ("XX000", "(EAUTHQUERY) authentication query failed", AccessDenied, "user"),
+        ("08P01", "auth failed", AccessDenied, "password"),
+        ("XX000", "tenant identifier not found", AccessDenied, "postgres.<project>"),
+        ("08P01", 'database "d" is disabled', AccessDenied, "database"),
+        ("28000", 'certificate authentication failed for user "postgres"', AccessDenied, "sslcert"),
+        ("53200", "out of memory", DatabaseUnavailable, "The server answers"),
+        ("58P01", 'could not open file "global/pg_filenode.map"', DatabaseUnavailable, "The server answers"),
+        ("28P01", "Passwort-Authentifizierung für Benutzer »u« fehlgeschlagen", DatabaseUnavailable, "password"),
     ],
 )
 def test_a_refused_login_has_the_remedy_of_its_reason(
@@ -457,11 +492,48 @@ def test_a_refused_login_has_the_remedy_of_its_reason(
     assert "firewall" not in error.hint
 
 
-def test_a_refusal_that_a_pooler_sends_at_the_first_statement_is_told_alike(database: Database) -> None:
-    statement = "DO $$ BEGIN RAISE EXCEPTION 'Tenant or user not found' USING ERRCODE = 'XX000'; END $$"
-    with pytest.raises(AccessDenied) as caught, database.transaction() as connection:
-        connection.run_script(statement)
-    assert "postgres.<project>" in caught.value.hint
+@pytest.mark.parametrize("severity", ["FATAL", "ВАЖНО", "致命错误", "PANIC"])
+def test_an_answer_in_another_language_is_no_outage_of_the_network(severity: str) -> None:
+    with answering(error_response("роль не существует", "28000", severity)) as port:
+        error = connection_error(f"postgresql://postgres:{PASSWORD}@127.0.0.1:{port}/postgres?sslmode=disable")
+    assert type(error) is DatabaseUnavailable
+    assert "The server answers" in error.hint
+
+
+@pytest.mark.parametrize("demand", ["read-only", "standby"])
+def test_a_server_that_is_not_what_the_url_demands_is_a_wrong_setting(empty_database_url: str, demand: str) -> None:
+    joint = "&" if "?" in empty_database_url else "?"
+    error = connection_error(f"{empty_database_url}{joint}target_session_attrs={demand}")
+    assert isinstance(error, AccessDenied)
+    assert "demands" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PGSSLMODE", "no-verify"),
+        ("PGTARGETSESSIONATTRS", "x"),
+        ("PGSERVICE", "nosuch"),
+        ("PGPORT", "abc"),
+        ("PGHOSTADDR", "notanip"),
+    ],
+)
+def test_a_wrong_value_of_the_environment_is_not_blamed_on_the_url(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    error = connection_error(f"postgresql://postgres:{PASSWORD}@127.0.0.1/postgres")
+    assert type(error) is SettingsError
+    assert value in error.message
+    assert "DATABASE_URL" not in error.message
+    assert "environment" in error.hint
+
+
+def test_an_error_of_a_function_is_no_refused_login_whatever_its_words(database: Database) -> None:
+    for words in ("the password of this tray is wrong", "Tenant or user not found", "certificate expired"):
+        statement = f"DO $$ BEGIN RAISE EXCEPTION '{words}' USING ERRCODE = 'XX000'; END $$"
+        with pytest.raises(DatabaseError, match=words), database.transaction() as connection:
+            connection.run_script(statement)
 
 
 @pytest.mark.parametrize(
@@ -498,6 +570,15 @@ def test_a_server_without_ssl_that_is_asked_for_it_is_a_wrong_setting() -> None:
         ("load_balance_hosts=x", "load_balance_hosts"),
         ("require_auth=magic", "require_auth"),
         ("sslnegotiation=direct&sslmode=prefer", "sslnegotiation"),
+        ("port=1,2,3", "3 port numbers"),
+        ("port=0", "port"),
+        ("port=abc", "port"),
+        ("port=5432%23x", "port"),
+        ("hostaddr=notanip", "notanip"),
+        ("service=nosuch", "nosuch"),
+        ("SSLMODE=require", "SSLMODE"),
+        ("ssl=no-verify", "ssl"),
+        ("ssl=1", "ssl"),
     ],
 )
 def test_a_value_that_libpq_refuses_is_a_wrong_setting_and_is_named(parameter: str, named: str) -> None:
@@ -525,7 +606,8 @@ def test_a_value_that_libpq_takes_is_an_outage_where_nobody_answers(parameter: s
         ),
         ("pool_max_conns=1&pgbouncer=true&schema=x&connection_limit=1", None, {}),
         ("ssl=true&nonsense=%zz&flag", ["flag", "nonsense"], {"sslmode": "require"}),
-        ("ssl=no-verify", ["ssl"], {}),
+        ("ssl=false", ["ssl"], {}),
+        ("&sslmode=require&&supa=x&", ["supa"], {"sslmode": "require"}),
         ("options=-c%20search_path%3Dx&connect_timeout=3", [], {"options": "-c search_path=x", "connect_timeout": "3"}),
     ],
 )
@@ -533,7 +615,7 @@ def test_parameters_that_libpq_does_not_know_are_left_out_and_named(
     query: str, left_out: list[str] | None, kept: dict[str, str]
 ) -> None:
     url = f"postgresql://u@h/db?{query}"
-    parameters = psycopg2.extensions.parse_dsn(connection_string(url))
+    parameters = psycopg2.extensions.parse_dsn(split_parameters(url)[0])
     assert parameters == {"user": "u", "host": "h", "dbname": "db", **kept}
     names = sorted(part.partition("=")[0] for part in query.split("&")) if left_out is None else left_out
-    assert foreign_parameters(url) == names
+    assert split_parameters(url)[1] == names

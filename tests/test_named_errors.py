@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
-from pipeline.errors import DatabaseUnavailable
+from pipeline.errors import AccessDenied, DatabaseError, DatabaseUnavailable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.transform import transform_batch
 from pipeline.storage import Storage
@@ -160,6 +160,18 @@ def test_a_trigger_of_the_app_that_fails_in_a_reset_is_named(
     assert run_pipeline("reset", *LOAD, "--confirm").returncode == 0
 
 
+@pytest.mark.parametrize("name", ["public.goodbye", '"My App"."on del"', '"on(del)"', '"Ω".gone'])
+def test_a_function_of_the_app_is_named_whatever_its_name_is_made_of(name: str, database: Database) -> None:
+    schema = name.partition(".")[0] if "." in name else "public"
+    statement = (
+        f"CREATE SCHEMA IF NOT EXISTS {schema}; CREATE FUNCTION {name}() RETURNS void LANGUAGE plpgsql AS "
+        f'$$ BEGIN INSERT INTO "no(where)" VALUES (\'a "b" c(d)\'); END $$; SELECT {name}()'
+    )
+    with pytest.raises(DatabaseError) as caught, database.transaction() as connection:
+        connection.run_script(statement)
+    assert f"The function {name.removeprefix('public.')} of the database" in caught.value.hint
+
+
 def test_a_table_of_ours_that_is_gone_is_still_a_matter_of_migrations(database: Database, settings: Settings) -> None:
     execute(settings.database_url.reveal(), "ALTER TABLE raw.menus RENAME TO elsewhere")
     with pytest.raises(Exception, match=r"raw\.menus") as caught, database.transaction() as connection:
@@ -209,6 +221,18 @@ def test_full_shared_memory_of_the_server_is_not_a_full_disk(file: bytes, hint: 
     ):
         connection.run_script("SELECT 1")
     assert hint in caught.value.hint
+
+
+def test_a_pooler_may_refuse_the_login_at_the_first_statement() -> None:
+    fields = b"SERROR\0VERROR\0CXX000\0MTenant or user not found\0"
+    with (
+        failing_server(fields) as url,
+        closing(door(url, retry_max_attempts=0)) as database,
+        pytest.raises(AccessDenied) as caught,
+        database.transaction() as connection,
+    ):
+        connection.run_script("SELECT 1")
+    assert "postgres.<project>" in caught.value.hint
 
 
 # Counted once

@@ -13,6 +13,7 @@ import pytest
 from psycopg2.extensions import parse_dsn
 
 from pipeline.config import Secret, Settings, command_line
+from pipeline.database import target_of
 from pipeline.units import counted
 from tests.services import (
     MakeDataset,
@@ -91,6 +92,27 @@ def test_parameters_that_are_left_out_are_named_and_the_command_works(
     done = run_pipeline("load", "--source", small_dataset(2), "--batch-id", "b1", "--workers", "2")
     assert (done.returncode, after_target(done.stderr)) == (0, f"Notice: {remark}\n")
     assert f"ok       settings: {remark}" in run_pipeline("status", "--check").stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "expected"),
+    [
+        ("postgresql:///?service=x", {}, "database of the service x"),
+        ("postgresql:///db", {"PGSERVICE": "x", "PGHOST": "elsewhere"}, "database db of the service x"),
+        ("postgresql://u@h/db?service=x", {}, "database db at h"),
+        ("postgresql://u@h1,h2:6543/db", {}, "database db at h1,h2"),
+        ("postgresql://u@h/db", {"PGHOSTADDR": "192.0.2.1"}, "database db at h, 192.0.2.1"),
+        ("postgresql://u@/", {"PGHOST": "h", "PGDATABASE": "d"}, "database d at h"),
+        ("postgresql:///", {}, "database at the local socket"),
+        ("postgresql://u@[::1]:5433/db", {}, "database db at ::1"),
+    ],
+)
+def test_the_target_is_what_libpq_connects_to(
+    url: str, environ: dict[str, str], expected: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert target_of(replace(settings, database_url=Secret(url))).endswith(f", {expected}")
 
 
 def test_settings_without_a_file_are_of_the_environment_process(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -14,9 +12,11 @@ from psycopg2.extensions import parse_dsn
 from pipeline.config import Settings, redact
 from pipeline.errors import SettingsError
 
+_VARIABLES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
+
 
 class Address(NamedTuple):
-    """Where a database is; the host, of several the first, is empty or a path for a socket."""
+    """Where a database is; the host, of several the first, is empty or a path for a socket, or empty for a service."""
 
     host: str
     port: int
@@ -24,71 +24,52 @@ class Address(NamedTuple):
     database: str
 
 
-def connection_string(url: str) -> str:
-    """Return a DATABASE_URL for libpq, without the parameters of other tools."""
-    if not url.startswith("postgresql://"):
-        return url
+def split_parameters(url: str) -> tuple[str, list[str]]:
+    """Return a DATABASE_URL for libpq, and the names of the parameters that it does not know, which are left out."""
     # urlunsplit would drop an empty host, and parse_qsl would decode a plus sign, which libpq does not.
     address, mark, query = url.partition("?")
-    return address + mark + "&".join(part for part in query.split("&") if _is_for_libpq(part))
+    if not mark or not url.startswith("postgresql://"):
+        return url, []
+    known, foreign = [], set()
+    for part in filter(None, query.split("&")):
+        name = unquote(part.partition("=")[0])
+        try:
+            # libpq refuses `SSLMODE=require` and `ssl=no-verify` (it knows `ssl=true`): no demand for TLS is dropped.
+            if name != "ssl" or part in ("ssl=false", "ssl=0"):
+                parse_dsn(f"postgresql:///?{name.lower()}=")
+            known.append(part)
+        except psycopg2.ProgrammingError:
+            foreign.add(name)
+    return f"{address}?{'&'.join(known)}", sorted(foreign)
 
 
-def foreign_parameters(url: str) -> list[str]:
-    """Return the names of the parameters that `connection_string` leaves out."""
-    query = url.partition("?")[2] if url.startswith("postgresql://") else ""
-    return sorted({unquote(part.partition("=")[0]) for part in query.split("&") if not _is_for_libpq(part)})
-
-
-def _is_for_libpq(part: str) -> bool:
-    """Return whether libpq knows the name of a parameter; a malformed value is left for libpq to refuse."""
-    # `ssl` is known only with the value `true`.
-    return not part or any(_parses(f"postgresql:///?{one}") for one in (part, f"{part.partition('=')[0]}="))
-
-
-def _parses(url: str) -> bool:
+def _parameters(url: str) -> tuple[dict[str, str], str]:
+    """Return what URL and environment say, and the name of the service that says the rest."""
     try:
-        parse_dsn(url)
-    except psycopg2.ProgrammingError:
-        return False
-    return True
+        given = parse_dsn(split_parameters(url)[0])
+    except psycopg2.ProgrammingError as exc:
+        raise malformed_url(exc) from exc
+    service = given.get("service") or os.environ.get("PGSERVICE") or ""
+    environ = {} if service else os.environ  # a service takes precedence over the environment
+    return {name: given.get(name) or environ.get(one) or "" for name, one in _VARIABLES.items()}, service
 
 
 def address_of(url: str) -> Address:
     """Return the address in a URL; raise SettingsError if it is malformed."""
-    try:
-        parameters = parse_dsn(connection_string(url))
-        port = int((parameters.get("port") or os.environ.get("PGPORT") or "5432").split(",")[0])
-    except (psycopg2.ProgrammingError, ValueError) as exc:
-        raise malformed_url(exc) from exc
-    host = parameters.get("host") or parameters.get("hostaddr") or os.environ.get("PGHOST") or ""
-    user = parameters.get("user") or os.environ.get("PGUSER") or ""
-    return Address(host.split(",")[0], port, user, parameters.get("dbname") or os.environ.get("PGDATABASE") or user)
-
-
-def check_parameters(dsn: str) -> None:
-    """Raise SettingsError if libpq refuses the value of a parameter, which it tells from an outage by its text alone.
-
-    Therefore libpq connects to a port of this machine at which nothing listens: it checks the values before that.
-    """
-    with socket.socket() as nothing:
-        nothing.bind(("127.0.0.1", 0))
-        try:
-            parameters = {**parse_dsn(dsn), "host": "127.0.0.1", "port": nothing.getsockname()[1]}
-            parameters.pop("hostaddr", None)
-            psycopg2.connect(**parameters).close()
-        except psycopg2.ProgrammingError as exc:
-            raise malformed_url(exc) from exc
-        except psycopg2.OperationalError as exc:
-            if os.strerror(errno.ECONNREFUSED) in str(exc):
-                return
-            text = sentence_of(exc).rpartition(" failed: ")[2]
-            hint = "Correct it in DATABASE_URL, or remove it. sslmode=require encrypts without checking a certificate."
-            raise SettingsError(f"libpq refuses a parameter of DATABASE_URL: {text}", hint) from exc
+    found, _ = _parameters(url)
+    port = found["port"].split(",")[0] or "5432"
+    if not port.isdecimal():
+        raise SettingsError(f"The port of the database, {port}, is not a number.", "Correct DATABASE_URL or PGPORT.")
+    host = found["host"] or found["hostaddr"]
+    return Address(host.split(",")[0], int(port), found["user"], found["dbname"] or found["user"])
 
 
 def malformed_url(exc: Exception) -> SettingsError:
     """Return the error for a DATABASE_URL that libpq does not parse."""
-    hint = "Copy it again from Connect in the dashboard."
+    hint = (
+        "Copy it again from Connect in the dashboard. Parameters are in small letters, TLS is sslmode and not ssl, "
+        "and what libpq does not know is left out of a URL only."
+    )
     return SettingsError(f"DATABASE_URL is not understood: {sentence_of(exc)}", hint)
 
 
@@ -100,12 +81,14 @@ def sentence_of(exc: BaseException) -> str:
 
 def target_of(settings: Settings) -> str:
     """Return what a command reads or writes: environment, project and database, without user and password."""
+    target = f"{settings.environment}, {settings.url}"
     try:
-        address = address_of(settings.database_url.reveal())
+        found, service = _parameters(settings.database_url.reveal())
     except SettingsError:  # which the first connection raises
-        return f"{settings.environment}, {settings.url}"
-    where = f"database {address.database} at {address.host or 'the local socket'}"
-    return f"{settings.environment}, {settings.url}, {where}"
+        return target
+    hosts = ", ".join(filter(None, (found["host"], found["hostaddr"])))
+    where = f"at {hosts or 'the local socket'}" if hosts or not service else f"of the service {service}"
+    return " ".join(filter(None, (f"{target}, database", found["dbname"] or found["user"], where)))
 
 
 def override_remark(settings: Settings) -> str:
@@ -116,5 +99,5 @@ def override_remark(settings: Settings) -> str:
 
 def foreign_remark(settings: Settings) -> str:
     """Return which parameters of DATABASE_URL are left out, empty for none."""
-    names = ", ".join(foreign_parameters(settings.database_url.reveal()))
+    names = ", ".join(split_parameters(settings.database_url.reveal())[1])
     return f"Parameters of DATABASE_URL that libpq does not know are left out: {names}." if names else ""

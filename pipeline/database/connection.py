@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from sqlalchemy.dialects.postgresql import psycopg2 as postgresql
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from pipeline.config import Settings
-from pipeline.database.address import check_parameters, connection_string
+from pipeline.database.address import split_parameters
 from pipeline.database.copy import CopySource, line_of
 from pipeline.database.errors import connection_error, translated
 from pipeline.database.queries import statement
@@ -56,7 +57,7 @@ _LOCAL_SETTINGS = {
 
 #: Of each connection; the encoding is that of COPY lines, and overrides the URL and PGCLIENTENCODING.
 _KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
-_PARAMETERS: dict[str, Any] = {"connect_timeout": 10, "client_encoding": "UTF8", **_KEEPALIVES}
+_NUMBERS: dict[str, Any] = {"connect_timeout": 10, **_KEEPALIVES}
 
 
 class Connection:
@@ -184,11 +185,14 @@ class Database:
         _roll_back(cast(extensions.connection, record.driver_connection))
 
     def _connect(self) -> extensions.connection:
-        dsn = connection_string(self._settings.database_url.reveal())
-        check_parameters(dsn)
+        dsn, _ = split_parameters(self._settings.database_url.reveal())
+        ours: dict[str, Any] = {**_NUMBERS, "client_encoding": "UTF8", "application_name": self._application}
         try:
-            connection: extensions.connection = psycopg2.connect(dsn, application_name=self._application, **_PARAMETERS)
-        except psycopg2.OperationalError as exc:
+            for name, value in extensions.parse_dsn(dsn).items():
+                if name in _NUMBERS and not re.fullmatch(r"\s*[-+]?\d+\s*", value):  # which libpq does not see
+                    raise psycopg2.OperationalError(f'invalid integer value "{value}" for connection option "{name}"')
+            connection: extensions.connection = psycopg2.connect(dsn, **ours)
+        except (psycopg2.OperationalError, psycopg2.ProgrammingError) as exc:
             raise connection_error(exc, dsn, self._settings.environment) from exc
         connection.autocommit = True  # `Connection` manages transactions
         self._opened[connection] = time.monotonic()

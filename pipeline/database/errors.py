@@ -11,7 +11,7 @@ import psycopg2
 import sqlalchemy.exc
 
 from pipeline.config import command_line, redact
-from pipeline.database.address import address_of, sentence_of
+from pipeline.database.address import address_of, malformed_url, sentence_of
 from pipeline.database.login import login_refusal
 from pipeline.errors import (
     AccessDenied,
@@ -34,6 +34,8 @@ _TRANSIENT_CODES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P0
 _OF_POOLERS = ("XX000", "08P01")
 #: The file of the server that raises disk_full or out_of_memory where a segment of shared memory is what is full.
 _SHARED_MEMORY = "dsm_impl.c"
+#: How libpq shows what a server answers to a login: the severity is in the language of the server.
+_ANSWER = re.compile(r" failed: \w+:  ")
 _OURS = "ingest."  # the schema of all functions of the pipeline
 _NOT_MIGRATED = "The schema is not up to date: run `{migrate}`."
 _NOT_OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user postgres, not a restricted role."
@@ -83,7 +85,8 @@ def _error_of(error: psycopg2.Error, command: Callable[[str], str]) -> PipelineE
     if code == _REFERENCED:
         hint = "Remove those rows, or keep this batch; what readers see was not changed."
         return RefusedError(f"Refused: {message}.", hint)
-    if code in _OF_POOLERS and (refusal := login_refusal(message)) is not None:
+    # An error of the app, such as of a trigger, has a context.
+    if code in _OF_POOLERS and not error.diag.context and (refusal := login_refusal(message)) is not None:
         return refusal
     hint = _HINTS.get(error.diag.source_file or "") or _HINTS.get(code, "").format(migrate=command("migrate"))
     if code.startswith(_TRANSIENT_CLASSES) or code in _TRANSIENT_CODES:
@@ -101,14 +104,18 @@ def _foreign_function(context: str) -> str:
 
     The lines are `PL/pgSQL function name(types) line 1 at …` in the language of the server, and quoted statements.
     """
-    found = re.search(r"[\w.]+(?=\()", re.sub(r'"[^"]*"', "", context))
-    return found[0] if found and not found[0].startswith(_OURS) else ""
+    name = r'(?:"[^"]+"|\w+)'
+    found = re.finditer(rf'((?:{name}\.)?{name})\(|"[^"]*"', context)
+    function = next((one[1] for one in found if one[1]), "")
+    return "" if function.startswith(_OURS) else function
 
 
-def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str) -> PipelineError:
-    """Return the error for a connection that failed, by the server's text, else by a lookup of the host."""
+def connection_error(exc: psycopg2.Error, dsn: str, environment: str) -> PipelineError:
+    """Return the error for a connection that failed, by the text of libpq or the server, else by a lookup."""
+    if isinstance(exc, psycopg2.ProgrammingError):
+        return malformed_url(exc)
     message = sentence_of(exc)
-    if (refusal := login_refusal(message)) is not None:
+    if (refusal := login_refusal(message, is_answer=_ANSWER.search(str(exc)) is not None)) is not None:
         return refusal
     host, port, *_ = address_of(dsn)
     hint = "Check that it runs and that a firewall lets you through."
@@ -122,7 +129,7 @@ def connection_error(exc: psycopg2.OperationalError, dsn: str, environment: str)
                 return DatabaseUnavailable(f"The address of the database host {host} cannot be looked up now.", hint)
             hint = "Check DATABASE_URL for a typing error; a paused Supabase project loses its name as well."
             return AccessDenied(f"The database host {host} is unknown.", hint)
-        if all(family == socket.AF_INET6 for family, *_ in addresses):
+        if ":" not in host and all(family == socket.AF_INET6 for family, *_ in addresses):
             hint = (
                 f"{host} has only an IPv6 address, which this network may not reach: use the session pooler's "
                 "address from Connect in the dashboard (…pooler.supabase.com:5432)."
