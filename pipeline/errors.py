@@ -28,6 +28,22 @@ Only a TransientError is retried. The table in `cli/output.py` maps errors to ex
 
 from __future__ import annotations
 
+import errno
+
+_SPACE = "Free space for temporary files (TMPDIR), in /dev/shm and where logs are written."
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "Raise the limit for the size of a file: `ulimit -f unlimited`.",
+    errno.EMFILE: "Raise the limit for open files: `ulimit -n 4096`.",
+    errno.ENFILE: "Raise the limit for open files of all processes: fs.file-max.",
+}
+
+
+def remedy_of(error: OSError) -> str:
+    """Return what to do about an error of the operating system that its number explains, else nothing."""
+    return _REMEDIES.get(error.errno or 0, "")
+
 
 def printable(text: str) -> str:
     """Return the text with its control characters escaped, so that a file name cannot forge a line of output."""

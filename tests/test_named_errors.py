@@ -110,6 +110,68 @@ def test_the_limit_of_file_sizes_is_not_a_fault_of_the_output(blocks: int, workd
     assert "ulimit -f" in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status",),
+        ("status", "--json"),
+        ("verify",),
+        ("verify", "--json"),
+        ("load", "--source", "{dataset}", "--batch-id", "b2", "--force"),
+        ("reset", "--batch-id", "b1", "--dry-run"),
+    ],
+)
+def test_a_full_disk_under_stdout_is_a_fault_of_the_output(
+    command: tuple[str, ...],
+    unbuffered: str,
+    workdir: Path,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    run_pipeline: RunPipeline,
+) -> None:
+    dataset = small_dataset(2)
+    assert run_pipeline("load", "--source", dataset, *LOAD).returncode == 0
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *(one.format(dataset=dataset) for one in command)],
+            cwd=workdir,
+            env=subprocess_environment({"PYTHONUNBUFFERED": unbuffered}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+    error, hint = after_target(done.stderr).splitlines()[-2:]
+    assert done.returncode == 3
+    assert error == "Error: The output cannot be written: No space left on device."
+    assert hint.startswith("Hint: Send it elsewhere")
+
+
+def test_a_limit_of_open_files_does_not_make_the_dataset_vanish(
+    workdir: Path, small_dataset: MakeDataset, settings: Settings, run_pipeline: RunPipeline
+) -> None:
+    dataset = small_dataset(40)
+    for limit in (20, 28):
+        command = f'ulimit -n {limit}; exec "$@"'
+        done = subprocess.run(
+            ["bash", "-c", command, "bash", sys.executable, "-m", "pipeline", "load", "--source", str(dataset), *LOAD],
+            cwd=workdir,
+            env=subprocess_environment(),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 3
+        assert "Too many open files" in done.stderr
+        assert "is gone" not in done.stderr
+    assert execute(settings.database_url.reveal(), "SELECT count(*) FROM ingest.rejects") == [(0,)]
+    assert run_pipeline("load", "--source", dataset, *LOAD).returncode == 0
+    world.check(settings, (dataset, "b1", None))
+
+
 def test_a_full_disk_under_stderr_does_not_stop_a_load(
     workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:

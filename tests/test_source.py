@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -45,6 +47,31 @@ def test_where_the_source_or_an_export_is_gone_or_empty_nothing_is_rejected(sour
         (folder / "lost+found").mkdir()
         with pytest.raises(SourceUnavailable, match=f"{folder} is gone, or has no recognition in it"):
             require_source(source, lost("json_unreadable", path))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_an_export_that_cannot_be_listed_is_not_called_gone(
+    number: int, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SourceUnavailable, match=f"{source / 'export_1'} cannot be read: {os.strerror(number)}"):
+        require_source(source, lost())
+
+
+@pytest.mark.parametrize("code", ["photo_unreadable", "json_unreadable", "folder_unreadable"])
+def test_a_limit_of_the_machine_rejects_no_file(code: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object, *_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    path = PHOTO.replace("7", "8") if code != "folder_unreadable" else "export_1/recognition_8"
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(SourceUnavailable, match="Too many open files") as caught:
+        require_source(source, lost(code, path))
+    assert "ulimit -n" in caught.value.hint
 
 
 def test_a_file_that_can_be_read_again_was_away_for_a_moment(source: Path) -> None:

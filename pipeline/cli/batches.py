@@ -36,7 +36,7 @@ from pipeline.graph.luigid import scheduler_url
 from pipeline.graph.run import Run, registry
 from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch, load_of
 from pipeline.graph.worker import run_task
-from pipeline.observe.logger import say
+from pipeline.observe.logger import say, show
 from pipeline.observe.prometheus import require_writable, write_metrics
 from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
 from pipeline.steps.reset import Plan, describe_reset, plan_reset
@@ -156,7 +156,7 @@ def reset(options: argparse.Namespace) -> None:
     plan = plan_reset(database, settings, options.batch_id)
     executes = not options.dry_run and plan.batch.state != "reset"
     if not options.json:
-        print(describe_reset(plan), flush=True)
+        show(describe_reset(plan), flush=True)
     elif not (options.confirm or options.dry_run):
         say(describe_reset(plan), logging.INFO)  # show the plan before the prompt
     if executes:

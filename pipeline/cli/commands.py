@@ -16,16 +16,16 @@ from types import ModuleType
 import shtab
 
 from pipeline.cli import batches
-from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result, remedy_of
+from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
-from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, SettingsError, UsageError
+from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, SettingsError, UsageError, remedy_of
 from pipeline.extras import extra
 from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
-from pipeline.observe.logger import configure_logging, say, say_error
+from pipeline.observe.logger import configure_logging, say, say_error, show
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.units import counted, size
 
@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             configure_logging(options.verbose, options.log_format)
             code = _run_command(options)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            show("", end="", flush=True)
         except OSError as exc:
             cause, hint = os_error(exc)
             if not cause:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from pipeline.config import redact
 from pipeline.errors import printable
+from pipeline.observe.logger import show
 from pipeline.steps.verify import DAMAGED, DANGLING, EQUAL, MISSING, ORPHAN, SIGNS, Finding, Verification
 from pipeline.storage import PAGE
 from pipeline.units import counted
@@ -32,7 +33,7 @@ class VerifyReport:
     def __enter__(self) -> VerifyReport:
         if self._json:
             head = {"bucket": self._bucket, "unfinished": self._unfinished, "elsewhere": self._elsewhere}
-            print(json.dumps(head)[:-1] + ', "differences": [', end="")
+            show(json.dumps(head)[:-1] + ', "differences": [', end="")
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
@@ -40,18 +41,18 @@ class VerifyReport:
         if self._json:
             end: dict[str, object] = {"repaired": self._repaired, "remaining": self.remaining}
             end = {"error": redact(str(error))} if error is not None else {**end, "not_mended": self._failed}
-            print("], " + json.dumps({"totals": self._counts, **end}, ensure_ascii=False)[1:])
+            show("], " + json.dumps({"totals": self._counts, **end}, ensure_ascii=False)[1:])
         elif self._repair and error is None:
-            print(f"Repaired: {self._repaired}; remaining: {self.remaining}.")
+            show(f"Repaired: {self._repaired}; remaining: {self.remaining}.")
 
     def found(self, finding: Finding) -> None:
         """Print one finding."""
         self._counts[finding.kind] += 1
         if self._json and finding.kind != EQUAL:
             entry = {"sign": SIGNS[finding.kind], "kind": finding.kind, "key": finding.key, "message": finding.message}
-            print(", " if self.remaining else "", json.dumps(entry, ensure_ascii=False), sep="", end="")
+            show((", " if self.remaining else "") + json.dumps(entry, ensure_ascii=False), end="")
         elif not (self._quiet and finding.kind == EQUAL):
-            print(printable(finding.line()))
+            show(printable(finding.line()))
         if finding.kind != EQUAL:
             self.remaining += 1
             self._spool.write(json.dumps(asdict(finding)) + "\n")
@@ -66,14 +67,14 @@ class VerifyReport:
         if self._json:
             return
         counts = ", ".join(f"{count} {kind}" for kind, count in self._counts.items())
-        print(f"Verified bucket {self._bucket}: {counts}.")
+        show(f"Verified bucket {self._bucket}: {counts}.")
         if self._unfinished:
-            print(f"Skipped, because they are unfinished: {', '.join(self._unfinished)}.")
+            show(f"Skipped, because they are unfinished: {', '.join(self._unfinished)}.")
         for bucket, batches in self._elsewhere.items():
-            print(f"Skipped, because they are in the bucket {bucket}: {', '.join(batches)}.")
+            show(f"Skipped, because they are in the bucket {bucket}: {', '.join(batches)}.")
         if self._repair and self.remaining:
             again = counted(self._counts[MISSING] + self._counts[DANGLING] + self._counts[DAMAGED], "object")
-            print(f"Repair: {again} to upload again, {counted(self._counts[ORPHAN], 'orphan')} to remove.")
+            show(f"Repair: {again} to upload again, {counted(self._counts[ORPHAN], 'orphan')} to remove.")
 
     def repair(self, finding: Finding, reason: str) -> None:
         """Count a repaired difference, or print the reason why it was not repaired."""
@@ -81,6 +82,6 @@ class VerifyReport:
             self._repaired += 1
             self.remaining -= 1
         elif not self._json:
-            print(printable(f"Not repaired: {finding.key}: {reason}"))
+            show(printable(f"Not repaired: {finding.key}: {reason}"))
         elif len(self._failed) < PAGE:
             self._failed.append(f"{finding.key}: {reason}")

@@ -133,11 +133,8 @@ def holder_of(path: str) -> str:
 
 
 def holds_recognitions(directory: Path) -> bool:
-    """Return whether a folder can be listed and contains recognitions."""
-    try:
-        return _holds(directory, FOLDER.fullmatch)
-    except OSError:
-        return False
+    """Return whether a folder contains recognitions; raises OSError if it cannot be listed."""
+    return _holds(directory, FOLDER.fullmatch)
 
 
 def _holds(directory: Path, is_wanted: Callable[[str], object]) -> bool:

@@ -32,7 +32,7 @@ from pipeline.errors import PipelineError, RefusedError, SettingsError, Transien
 from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.luigid import StatusReporter, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget, MarkerCache
-from pipeline.observe.logger import say
+from pipeline.observe.logger import say, show
 from pipeline.observe.progress import ProgressCounter
 from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage
@@ -168,9 +168,9 @@ class Run:
         except PipelineError as exc:  # the failures above say why
             logger.info("no summary: %s", exc.message)
             return
-        print(headline(summary, 0 if self.target.step == RESET else 10, was_done=self.was_done))
+        show(headline(summary, 0 if self.target.step == RESET else 10, was_done=self.was_done))
         if summary["state"] == "done":
-            print(performance_metrics(summary))
+            show(performance_metrics(summary))
         elif summary["state"] == "held":
             say(held_hint(self.batch_id, self.environment.settings.command))
         elif not self.is_finished():

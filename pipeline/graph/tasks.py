@@ -28,6 +28,7 @@ from pipeline.errors import DataError, RefusedError, UnfinishedError
 from pipeline.graph.base import BatchTask, RootTask, ShardTask
 from pipeline.graph.luigid import percent
 from pipeline.graph.run import Run, registry
+from pipeline.observe.logger import show
 from pipeline.observe.metrics import Metrics
 from pipeline.observe.progress import StatusMessage
 from pipeline.steps.copy import copy_shard
@@ -299,6 +300,6 @@ class ResetBatch(RootTask):
         """Remove rows, then objects, then manifest and markers."""
         run, settings = self.active_run, self.active_run.environment.settings
         if not run.is_announced:
-            print(describe_reset(plan_reset(run.database, settings, self.batch_id)), flush=True)
+            show(describe_reset(plan_reset(run.database, settings, self.batch_id)), flush=True)
         reset_batch(run.database, settings, self.batch_id, run.counter)
         self.report(f"{self.batch_id} is reset")

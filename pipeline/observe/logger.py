@@ -96,6 +96,21 @@ def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
             redirect_to_null(sys.stderr)
 
 
+class OutputError(OSError):
+    """What goes to stdout cannot be written."""
+
+
+def show(text: str, end: str = "\n", *, flush: bool = False) -> None:
+    """Print a result on stdout; raise OutputError where it cannot be written, BrokenPipeError where nobody reads it."""
+    try:
+        print(text, end=end, flush=flush)
+    except OSError as exc:
+        redirect_to_null(sys.stdout)
+        if isinstance(exc, BrokenPipeError):
+            raise
+        raise OutputError(*exc.args) from exc
+
+
 def say_error(error: PipelineError) -> None:
     """Print an error, and its hint."""
     say(f"Error: {error.message}", error=type(error).__name__)

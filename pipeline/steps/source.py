@@ -16,7 +16,7 @@ from pipeline.batches.state import Batch
 from pipeline.database import Connection
 from pipeline.dataset.layout import holder_of, holds_recognitions, modified
 from pipeline.dataset.records import Reject
-from pipeline.errors import SourceUnavailable
+from pipeline.errors import SourceUnavailable, remedy_of
 
 _GONE = frozenset({"folder_unreadable", "photo_vanished", "photo_unreadable", "json_vanished", "json_unreadable"})
 _CHANGED = frozenset({"photo_changed", "json_changed"})
@@ -35,14 +35,24 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
         raise SourceUnavailable(message, "Mount the same dataset there, under the same path; nothing was rejected.")
     gone = [one for one in lost if one.code in _GONE]
     for folder in {holder_of(one.path) for one in gone}:
-        if not holds_recognitions(source / folder):
-            message = f"The dataset's folder {source / folder} is gone, or has no recognition in it any more."
-            hint = "Mount or restore it, then run the same command again; nothing was rejected."
-            raise SourceUnavailable(message, hint)
+        _require_folder(source / folder)
     for one in gone:
         if _is_available(source / one.path, one.code):
             message = f"{source / one.path} was temporarily unavailable."
             raise SourceUnavailable(message, "Run the same command again.")
+
+
+def _require_folder(folder: Path) -> None:
+    hint = "Mount or restore it, then run the same command again; nothing was rejected."
+    try:
+        if holds_recognitions(folder):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as exc:
+        message = f"The dataset's folder {folder} cannot be read: {exc.strerror}."
+        raise SourceUnavailable(message, remedy_of(exc) or hint) from exc
+    raise SourceUnavailable(f"The dataset's folder {folder} is gone, or has no recognition in it any more.", hint)
 
 
 def _is_available(path: Path, code: str) -> bool:
@@ -57,7 +67,9 @@ def _is_available(path: Path, code: str) -> bool:
             while stream.read(1 << 20):
                 pass
         return True
-    except OSError:
+    except OSError as exc:
+        if remedy := remedy_of(exc):  # a limit of this machine, which says nothing about the file
+            raise SourceUnavailable(f"{path} cannot be read: {exc.strerror}.", remedy) from exc
         return False
 
 
