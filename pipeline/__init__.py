@@ -9,10 +9,23 @@ import configparser
 import sys
 from pathlib import Path
 
-_SAVE = "Save it as UTF-8 without a byte order mark, each section once, under its header in brackets."
+_FILE = "Luigi's configuration (luigi.cfg, luigi.toml or LUIGI_CONFIG_PATH)"
+_SAVE = "Correct it: UTF-8 without a byte order mark, each section once, its header in brackets, then `name = value`."
 _FREE = "Free space there, raise the limit of `ulimit -f`, or set TMPDIR to another folder."
 
 try:
+    # It reads its configuration and looks for TMPDIR at its import. The errors of a luigi.toml are of many classes.
+    import luigi as luigi
+except (configparser.Error, ValueError, TypeError, AttributeError, LookupError, FileNotFoundError) as exc:
+    # In a program of others, the error is theirs.
+    if Path(sys.argv[0]).name not in ("-m", "pipeline"):
+        raise
+    what, hint, code = f"{_FILE} cannot be read: {' '.join(str(exc).split())}", _SAVE, 2
+    if isinstance(exc, FileNotFoundError):
+        what, hint, code = f"{exc.strerror}.", _FREE, 3
+    sys.stderr.write(f"Error: {what}\nHint: {hint}\n")
+    raise SystemExit(code) from exc
+else:
     from pipeline.graph.tasks import CopyShard as CopyShard
     from pipeline.graph.tasks import DiscoverBatch as DiscoverBatch
     from pipeline.graph.tasks import DiscoverQwen as DiscoverQwen
@@ -22,12 +35,3 @@ try:
     from pipeline.graph.tasks import TransformBatch as TransformBatch
     from pipeline.graph.tasks import TransformQwen as TransformQwen
     from pipeline.graph.tasks import UploadShard as UploadShard
-except (configparser.Error, UnicodeDecodeError, FileNotFoundError) as exc:
-    # Luigi reads its configuration and looks for TMPDIR at its import. In a program of others, the error is theirs.
-    if Path(sys.argv[0]).name not in ("-m", "pipeline"):
-        raise
-    what, hint, code = f"Luigi's configuration, luigi.cfg, cannot be read: {' '.join(str(exc).split())}", _SAVE, 2
-    if isinstance(exc, FileNotFoundError):
-        what, hint, code = f"{exc.strerror}.", _FREE, 3
-    sys.stderr.write(f"Error: {what}\nHint: {hint}\n")
-    raise SystemExit(code) from exc

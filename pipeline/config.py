@@ -2,7 +2,7 @@
 
 `.env.local` holds those of the environment `local`, `PIPELINE_HOME/env` (written by `up`) those of `embedded`, which
 is chosen without `.env.local`, and `.env.production` those of `production`, chosen by `--production`. A variable of the
-process environment overrides the file; `process` is the environment without any file.
+process environment overrides the file; `process` is the environment without any file, or with services of others.
 """
 
 from __future__ import annotations
@@ -159,6 +159,9 @@ def load_settings(
     if missing := ", ".join(name for name in REQUIRED if not values.get(name)):
         hint = f"Add to {path}: {missing}; .env.example shows every variable."
         raise SettingsError(f"Not set in {path} or the process environment: {missing}.", hint)
+    overridden = tuple(name for name, value in of_file.items() if _is_ours(name) and values[name] != value)
+    if environment == "embedded" and {URL, DATABASE} & set(overridden):
+        environment = "process"  # its services are not those that `up` started
     return Settings(
         environment=environment,
         url=_project_url(values[URL]),
@@ -170,7 +173,7 @@ def load_settings(
         qwen_annotations=values.get("QWEN_ANNOTATIONS") or None,
         tuning=_tuning(tuning or {}, values),
         file=path,
-        overridden=tuple(name for name, value in of_file.items() if _is_ours(name) and values[name] != value),
+        overridden=overridden,
     )
 
 
@@ -293,10 +296,12 @@ def _tuning(section: Mapping[str, str], values: Mapping[str, str]) -> Tuning:
             continue
         low, high = one.metadata["bounds"]
         hint = f"Use a number from {low} to {high}."
+        is_float = isinstance(one.default, float)
         try:
-            number = float(text) if isinstance(one.default, float) else int(text)
+            number = float(text) if is_float else int(text)
         except ValueError as exc:
-            raise SettingsError(f"{source} is {text!r}, not a number.", hint) from exc
+            kind = "a number" if is_float else "a whole number"
+            raise SettingsError(f"{source} is {text!r}, not {kind}.", hint) from exc
         if not low <= number <= high:
             raise SettingsError(f"{source} is {text}, out of range.", hint)
         read[one.name] = number

@@ -92,6 +92,29 @@ def test_embedded_is_chosen_without_env_local(tmp_path: Path) -> None:
     assert settings.home == home
 
 
+@pytest.mark.parametrize(
+    ("changed", "environment"),
+    [
+        ({URL: "https://other.supabase.co"}, "process"),
+        ({DATABASE: "postgresql://u@elsewhere/db"}, "process"),
+        ({URL: "https://other.supabase.co", KEY: "k2", DATABASE: "postgresql://u@elsewhere/db"}, "process"),
+        ({KEY: "k2"}, "embedded"),
+        ({"STORAGE_BUCKET": "other"}, "embedded"),
+        (GOOD, "embedded"),
+    ],
+)
+def test_services_that_up_did_not_start_are_not_called_embedded(
+    tmp_path: Path, changed: dict[str, str], environment: str
+) -> None:
+    (tmp_path / "env").touch(mode=0o600)
+    (tmp_path / "env").write_text(dotenv({**GOOD, "STORAGE_BUCKET": "ours"}))
+    settings = load(tmp_path, PIPELINE_HOME=str(tmp_path), **changed)
+    assert settings.environment == environment
+    assert settings.file == tmp_path / "env"
+    (tmp_path / "env").rename(tmp_path / ".env.production")
+    assert load_settings(True, None, {**changed, "PIPELINE_HOME": str(tmp_path)}, tmp_path).is_production
+
+
 def test_the_process_environment_alone_is_enough(tmp_path: Path) -> None:
     settings = load(tmp_path, PIPELINE_HOME=str(tmp_path), **GOOD)
     assert settings.key.reveal() == GOOD[KEY]

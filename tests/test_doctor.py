@@ -34,7 +34,7 @@ from pipeline.config import Secret, Settings
 from pipeline.doctor import bucket as bucket_part
 from pipeline.doctor import clock, machine, network, postgres
 from pipeline.doctor.finding import OK, PROBLEM, WARNING, Finding
-from pipeline.errors import AccessDenied, SettingsError, TransientError, UsageError
+from pipeline.errors import AccessDenied, DatabaseError, SettingsError, TransientError, UsageError
 from pipeline.units import counted
 from tests.pooler import Pooler
 from tests.services import MakeDataset, StorageServer, end, environment_file, execute, subprocess_environment
@@ -449,6 +449,7 @@ def test_a_database_that_takes_no_writes(check: Check, settings: Settings) -> No
     execute(url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     finding = only(check(), "writes")
     assert (finding.level, "read-only by default" in finding.message) == (PROBLEM, True)
+    assert finding.kind is DatabaseError, "as for a load, which may find the disk full in the middle"
     assert "replica" in postgres.writable_finding(replica=True, read_only=False).message
 
 
@@ -694,6 +695,10 @@ def test_luigi_cfg_is_found_or_not(tmp_path: Path) -> None:
     assert machine.luigi_finding(tmp_path, {}).message == f"Luigi reads {tmp_path / 'luigi.cfg'}."
     missing = machine.luigi_finding(tmp_path, {"LUIGI_CONFIG_PATH": str(tmp_path / "other")})
     assert (missing.level, "does not exist" in missing.message) == (WARNING, True)
+    environ = {"LUIGI_CONFIG_PARSER": "toml"}
+    assert "No luigi.toml" in machine.luigi_finding(tmp_path, environ).message
+    (tmp_path / "luigi.toml").touch()
+    assert machine.luigi_finding(tmp_path, environ).message == f"Luigi reads {tmp_path / 'luigi.toml'}."
 
 
 @contextmanager

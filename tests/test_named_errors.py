@@ -20,7 +20,7 @@ from pipeline.steps.transform import transform_batch
 from pipeline.storage import Storage
 from tests import world
 from tests.database_support import door
-from tests.services import MakeDataset, RunPipeline, after_target, execute, subprocess_environment
+from tests.services import MakeDataset, RunPipeline, Start, after_target, execute, subprocess_environment
 
 BIN = Path(sys.executable).parent
 LOAD = ("--batch-id", "b1")
@@ -41,6 +41,11 @@ _WRONG = {
     "a number": (b"[worker]\nwait_interval = soon\n", "wait_interval in [worker]"),
     "a name": (b"[pipeline]\nthread_cout = 3\n", "thread_cout"),
     "a bound": (b"[pipeline]\nthread_count = 9999\n", "thread_count is 9999"),
+    "a retry": (b"[core]\nrpc_retry_wait = soon\n", "rpc_retry_wait in [core]"),
+    "a fraction of retries": (b"[core]\nrpc_retry_attempts = 2.5\n", "rpc_retry_attempts in [core]"),
+    "a negative wait": (b"[core]\nrpc_retry_wait = -1\n", "rpc_retry_wait in [core]"),
+    "a timeout": (b"[core]\nrpc_connect_timeout = x\n", "rpc_connect_timeout in [core]"),
+    "a fraction": (b"[pipeline]\nthread_count = 4.0\n", "thread_count is '4.0', not a whole number"),
     "a reference": (b"[core]\nscheduler_url = %(nowhere)s\n", "scheduler_url in [core]"),
 }
 
@@ -68,7 +73,7 @@ def test_a_luigi_cfg_that_cannot_be_read_is_one_sentence(program: tuple[str, ...
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Luigi's configuration, luigi.cfg, cannot be read" in one_sentence(done.stderr)
+    assert "Luigi's configuration (luigi.cfg, luigi.toml or LUIGI_CONFIG_PATH) cannot be" in one_sentence(done.stderr)
 
 
 @pytest.mark.parametrize("kind", _WRONG)
@@ -78,6 +83,56 @@ def test_a_wrong_value_in_luigi_cfg_is_named(kind: str, run_pipeline: RunPipelin
     done = run_pipeline("status")
     assert (done.returncode, done.stdout) == (2, "")
     assert named in one_sentence(done.stderr)
+
+
+_TOML = {
+    "no section": ("thread_count = 3\n", "cannot be read"),
+    "no value": ("[pipeline]\nthread_count =\n", "cannot be read"),
+    "a section twice": ("[pipeline]\n[pipeline]\n", "cannot be read"),
+    "a list of sections": ("[[pipeline]]\nthread_count = 3\n", "cannot be read"),
+    "no date": ("a = 2020-13-45\n", "cannot be read"),
+    "a name": ("[pipeline]\nthread_cout = 3\n", "thread_cout"),
+    "a bound": ("[pipeline]\nthread_count = 0\n", "thread_count is 0"),
+    "a fraction": ("[pipeline]\nthread_count = 4.5\n", "thread_count is '4.5', not a whole number"),
+    "a table": ("[pipeline]\nthread_count = {a = 1}\n", "thread_count"),
+    "a list": ("[worker]\nwait_interval = [3]\n", "wait_interval in [worker]"),
+    "a retry": ('[core]\nrpc_retry_wait = "soon"\n', "rpc_retry_wait in [core]"),
+    "a level": ("[core]\nlog_level = 5\n", "log_level in [core]"),
+}
+
+
+@pytest.mark.parametrize("kind", _TOML)
+def test_a_fault_in_a_luigi_toml_is_one_sentence(kind: str, start: Start, workdir: Path) -> None:
+    content, named = _TOML[kind]
+    (workdir / "luigi.toml").write_text(content, encoding="utf-8")
+    command = (sys.executable, "-m", "pipeline", "status")
+    process = start(*command, env={"LUIGI_CONFIG_PARSER": "toml"})
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert named in one_sentence(told)
+
+
+def test_values_of_a_luigi_toml_are_used_by_both_forms_of_a_load(
+    start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    (workdir / "luigi.toml").write_text("[pipeline]\nbatch_size = 2\n[core]\nlog_level = 'INFO'\n", encoding="utf-8")
+    env, dataset = {"LUIGI_CONFIG_PARSER": "toml"}, str(small_dataset(5))
+    ours = start(sys.executable, "-m", "pipeline", "load", "--source", dataset, *LOAD, env=env)
+    assert (ours.communicate(timeout=60), ours.returncode)[1] == 0
+    bare = ("--source", dataset, "--batch-id", "b2", "--force", "--local-scheduler")
+    luigis = start(sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch", *bare, env=env)
+    assert (luigis.communicate(timeout=60), luigis.returncode)[1] == 0
+    shards = "SELECT batch_id, count(DISTINCT shard) FROM ingest.manifest GROUP BY 1 ORDER BY 1"
+    assert execute(settings.database_url.reveal(), shards) == [("b1", 3), ("b2", 3)]
+
+
+def test_a_luigi_toml_that_luigi_does_not_read_is_not_passed_over(run_pipeline: RunPipeline, workdir: Path) -> None:
+    (workdir / "luigi.toml").write_text("[pipeline]\nthread_count = 3\n", encoding="utf-8")
+    done = run_pipeline("status")
+    assert done.returncode == 2
+    assert "luigi.toml" in one_sentence(done.stderr)
+    assert "LUIGI_CONFIG_PARSER=toml" in done.stderr
+    assert run_pipeline("status", env={"LUIGI_CONFIG_PARSER": "cfg"}).returncode == 0
 
 
 def test_values_of_the_section_default_are_no_names_of_the_pipeline(run_pipeline: RunPipeline, workdir: Path) -> None:

@@ -69,7 +69,8 @@ def _file_finding(environment: str, path: Path | None) -> Finding:
 
 
 def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
-    """Return which luigi.cfg files Luigi reads; later ones override earlier ones."""
+    """Return which luigi.cfg or luigi.toml files Luigi reads; later ones override earlier ones."""
+    name = "luigi.toml" if environ.get("LUIGI_CONFIG_PARSER") == "toml" else "luigi.cfg"
     named = environ.get("LUIGI_CONFIG_PATH")
     if named and not Path(named).is_file():
         return warning(
@@ -77,12 +78,12 @@ def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
         )
     found = [
         str(path)
-        for path in (Path("/etc/luigi/luigi.cfg"), directory / "luigi.cfg", *([Path(named)] if named else []))
+        for path in (Path("/etc/luigi", name), directory / name, *([Path(named)] if named else []))
         if path.is_file()
     ]
     if found:
         return ok("luigi.cfg", f"Luigi reads {', then '.join(found)}.")
-    return ok("luigi.cfg", "No luigi.cfg was found, so the defaults apply; a cron job must `cd` to its folder.")
+    return ok("luigi.cfg", f"No {name} was found, so the defaults apply; a cron job must `cd` to its folder.")
 
 
 # luigid

@@ -214,6 +214,7 @@ def writable_finding(replica: bool, read_only: bool) -> Finding:
             "writes",
             "Transactions are read-only by default; on Supabase, the project's disk may be full.",
             "Free space or enlarge the disk; else ALTER ROLE … SET default_transaction_read_only = off.",
+            DatabaseError,
         )
     return ok("writes", "The database takes writes.")
 

@@ -6,6 +6,7 @@ import configparser
 import http.client
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar
 
 import luigi.interface
@@ -33,14 +35,24 @@ Response = TypeVar("Response")
 _STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
 #: For an attempt; for how long luigid may be silent before a run ends, unless Luigi's own retries would take less.
 _ATTEMPT_SECONDS, _SILENT_SECONDS = 10.0, 60.0
+#: What Luigi reads without its parameter classes, and would warn about as unused.
+_RPC = {
+    "rpc_retry_attempts": luigi.NumericalParameter(var_type=int, min_value=0, max_value=10_000),
+    "rpc_retry_wait": luigi.NumericalParameter(var_type=int, min_value=0, max_value=10_000),
+    "rpc_connect_timeout": luigi.FloatParameter(default=10.0),
+    "rpc_log_retries": luigi.BoolParameter(default=True),
+}
 _MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret these characters as HTML
 
 
 def use_packaged_settings() -> None:
     """Let Luigi use the packaged luigi.cfg where the user's has nothing: by default most failures exit with 0.
 
-    Raises SettingsError if a value of a section that Luigi reads is malformed.
+    Raises SettingsError if a value of a section that Luigi reads is malformed, or if it does not read a luigi.toml.
     """
+    if "LUIGI_CONFIG_PARSER" not in os.environ and Path("luigi.toml").is_file():
+        hint = "Set LUIGI_CONFIG_PARSER=toml; or cfg, if luigi.cfg is meant."
+        raise SettingsError("Luigi does not read the luigi.toml in this folder.", hint)
     packaged = configparser.ConfigParser(interpolation=None)
     packaged.read_string(resources.files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8"))
     packaged.remove_option("core", "scheduler_url")  # it would win over a `scheduler_host` of the user
@@ -49,16 +61,16 @@ def use_packaged_settings() -> None:
         for option, value in packaged.items(section):
             if not configuration.has_option(section, option):
                 configuration.set(section, option, value)
-    # Luigi reads these two without its parameter classes, and would warn that they are unused.
-    luigi.interface.core.ignore_unconsumed |= {"rpc_retry_attempts", "rpc_retry_wait"}
+    luigi.interface.core.ignore_unconsumed |= set(_RPC)
     for settings in (luigi.interface.core, worker, retcode, execution_summary, scheduler):
         section = settings.get_task_family()  # type: ignore[no-untyped-call]
-        for option, parameter in settings.get_params():  # type: ignore[no-untyped-call]
+        known = settings.get_params()  # type: ignore[no-untyped-call]
+        for option, parameter in [*known, *(_RPC.items() if section == "core" else ())]:
             try:
                 parameter.task_value(section, option)
-            except (ValueError, configparser.Error) as exc:
+            except (ValueError, TypeError, configparser.Error) as exc:
                 message = f"Luigi's configuration has a wrong value of {option} in [{section}]: {exc.__cause__ or exc}."
-                raise SettingsError(" ".join(message.split()), "Correct it in luigi.cfg, or remove it.") from exc
+                raise SettingsError(" ".join(message.split()), "Correct it there, or remove it.") from exc
 
 
 def scheduler_url() -> str:
@@ -127,9 +139,8 @@ class SharedScheduler(RemoteScheduler):
     def __init__(self, url: str) -> None:
         super().__init__(url)  # type: ignore[no-untyped-call]
         self._address = url.rstrip("/")
-        core = luigi.configuration.get_config()
-        self._pause = core.getfloat("core", "rpc_retry_wait")
-        self._patience = min(_SILENT_SECONDS, self._pause * core.getint("core", "rpc_retry_attempts"))
+        self._pause, attempts = (_RPC[one].task_value("core", one) for one in ("rpc_retry_wait", "rpc_retry_attempts"))
+        self._patience = min(_SILENT_SECONDS, self._pause * attempts)
         self._silent_since: float | None = None
 
     def _fetch(self, url_suffix: str, body: Any) -> str:
