@@ -201,7 +201,7 @@ def test_a_full_disk_under_stdout_is_a_fault_of_the_output(
     error, hint = after_target(done.stderr).splitlines()[-2:]
     assert done.returncode == 3
     assert error == "Error: The output cannot be written: No space left on device."
-    assert hint.startswith("Hint: Send it elsewhere")
+    assert hint.startswith("Hint: Free space there")
 
 
 def test_a_limit_of_open_files_does_not_make_the_dataset_vanish(

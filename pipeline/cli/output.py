@@ -43,7 +43,7 @@ def os_error(error: OSError) -> tuple[str, str]:
     """Return what an error of the operating system is about, and the remedy; empty for a defect of ours."""
     why = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     if isinstance(error, OutputError):
-        return f"The output cannot be written: {why}.", "Send it elsewhere, free space there, or raise `ulimit -f`."
+        return f"The output cannot be written: {why}.", "Free space there, raise `ulimit -f`, or send it elsewhere."
     hint = remedy_of(error)
     if not hint and error.filename is not None:
         return "", ""

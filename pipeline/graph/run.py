@@ -54,7 +54,7 @@ class Environment:
         except KeyError:
             tuning = {}
         except configparser.Error as exc:
-            message = f"The section [pipeline] of Luigi's configuration cannot be read: {exc.message}."
+            message = f"The section [pipeline] of luigi.cfg cannot be read: {exc.message}."
             raise SettingsError(message, "Write a percent sign twice.") from exc
         self.settings: Settings = load_settings(production, tuning)
         self.database = Database(self.settings)
