@@ -319,3 +319,22 @@ def test_any_value_is_boxes_and_rejects(value: Any) -> None:
         assert x1 < x2
         assert y1 < y2
         assert max(map(abs, one[1:])) <= 1_000_000
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "100024_recognition_2025-10-11_Main.jpg",
+        "recognition_100024/photos/100024_recognition_2025-10-11_Main.jpg",
+        "100024/photos/100024_recognition_2025-10-11_Main.jpg",
+        "recognition_2025-10-11/recognition_100024_2025-10-11_Main.jpg",
+        "100024_recognition_20251011_Main.jpg",
+    ],
+)
+def test_the_year_of_a_date_is_no_recognition(key: str) -> None:
+    assert photo_of(key) == (100024, 1)
+
+
+def test_a_date_alone_names_no_recognition() -> None:
+    with pytest.raises(BadInput, match="names no recognition"):
+        photo_of("recognition_2025-10-11_Main.jpg")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.dataset.forms import unwrapped
-from pipeline.dataset.names import camera_of
+from pipeline.dataset.names import camera_of, numbers_of
 from pipeline.dataset.records import MAXIMUM_BIGINT, Deviation, is_text
 from pipeline.errors import BadInput
 
@@ -18,7 +18,7 @@ MAXIMUM_DETECTIONS = 10_000
 _FARTHEST = 1_000_000
 _NUMBERS = frozenset((int, float))
 _SECTIONS = ("dishes", "plates")
-_ID = re.compile(r"recognition_([0-9]+)", re.IGNORECASE)
+_ID = re.compile(r"recognition_[0-9]", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]+")
 _DISH = re.compile(r"dish_([0-9]{1,6})")
 
@@ -41,7 +41,7 @@ def photo_of(key: str) -> tuple[int, int]:
     *folders, name = path.split("/")
     nearest = [folder for folder in folders[-2:] if folder.lower() != "photos"][-1:]
     in_folder = next(filter(None, map(_numbers, reversed(folders))), None) or set(filter(_DIGITS.fullmatch, nearest))
-    found = {digits.lstrip("0") or "0" for digits in (*in_folder, *_numbers(name))}
+    found = {digits.lstrip("0") or "0" for digits in (*in_folder, *numbers_of(name))}
     if not found:
         raise BadInput("annotation_key", "the key names no recognition")
     if len(found) > 1:
@@ -56,8 +56,8 @@ def photo_of(key: str) -> tuple[int, int]:
     return int(digits), camera
 
 
-def _numbers(name: str) -> set[str]:
-    return set(_ID.findall(name))
+def _numbers(folder: str) -> set[str]:
+    return set(numbers_of(folder)) if _ID.search(folder) else set()
 
 
 def rank_of(key: str) -> str:

@@ -67,9 +67,14 @@ def camera_of(path: str) -> int | None:
     return 1 if is_main else 2
 
 
+def numbers_of(name: str) -> list[str]:
+    """Return the numbers of recognitions that a name contains, but for dates."""
+    return [before or after for before, after in _NUMBER.findall(_DATE.sub("#", name))]
+
+
 def other_recognition(path: str, number: int) -> str | None:
     """Return the number of the recognition that a file names, None if it names no other one than this."""
-    named = [before or after for before, after in _NUMBER.findall(_DATE.sub("#", last(path)))]
+    named = numbers_of(last(path))
     return named[0] if named and str(number) not in {digits.lstrip("0") or "0" for digits in named} else None
 
 
