@@ -249,7 +249,8 @@ def test_equal_boxes_of_a_label_are_one_annotation_and_one_notice(
 
 def make_large(dsn: str) -> None:
     """Let all photos on record have the size that photos of a till have."""
-    world.query(dsn, "UPDATE public.images SET width = 1280, height = 960")
+    for table in ("public.images", "raw.photos"):
+        world.query(dsn, f"UPDATE {table} SET width = 1280, height = 960")
 
 
 def test_a_file_without_a_corner_beyond_1_is_held(run: Run, loaded: list[int], dsn: str, tmp_path: Path) -> None:
@@ -362,7 +363,8 @@ def test_luigi_takes_the_frame_as_parameters() -> None:
 def test_values_of_the_file_stay_in_one_frame_whatever_the_photo(
     run: Run, loaded: list[int], dsn: str, tmp_path: Path
 ) -> None:
-    world.query(dsn, "UPDATE public.images SET width = 120, height = 160 WHERE camera_number = 2")
+    for table in ("public.images", "raw.photos"):
+        world.query(dsn, f"UPDATE {table} SET width = 120, height = 160 WHERE camera_number = 2")
     content = {key_of(loaded[0], camera): value_of("plate") for camera in CAMERAS}
     for found in content.values():
         found["plates"]["qwen_detections"][0]["bbox_2d"] = [250, 500, 500, 1000]

@@ -779,7 +779,7 @@ def test_many_boxes_and_items_are_cut_and_counted(
         "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, line_number, ordinal)"
         " SELECT id, 'PLATE', 'MODEL', 0, n FROM public.recognitions, generate_series(1, 300) AS n;"
         "INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)"
-        """ SELECT i.id, t.id, 1000 + t.ordinal, '{"x": 1, "y": 1, "w": 1, "h": 1}', 'QWEN'"""
+        """ SELECT i.id, t.id, 1000 + t.ordinal, '{"x": 1, "y": 1, "w": 1, "h": 1}', 'MODEL'"""
         " FROM public.images i JOIN public.initial_tray_items t USING (recognition_id) WHERE t.item_type = 'PLATE'",
     )
     page = report("b1")

@@ -239,7 +239,7 @@ def _expect_annotations(result: Domain, number: int, annotations: dict[str, Any]
                 seen_by_model.add((number, *item, None, None))
             x1, y1, x2, y2 = box["bbox_2d"]
             bbox = {"x": x1, "y": y1, "w": round(x2 - x1, 3), "h": round(y2 - y1, 3)}
-            result.annotations.append((number, camera, detection, bbox, "QWEN", *item))
+            result.annotations.append((number, camera, detection, bbox, "MODEL", *item))
     result.items += sorted(seen_by_model)
 
 

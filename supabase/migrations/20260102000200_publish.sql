@@ -78,12 +78,21 @@ AS $$
                  (SELECT q FROM ingest.newest_version('qwen', recognition, 2::smallint, besides) q)]
 $$;
 
+CREATE FUNCTION ingest.is_same_photo(
+    m ingest.manifest, camera smallint, width integer, height integer, orientation integer) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+AS $$
+-- Whether a photo has the size and orientation for which the boxes of a batch of kind 'qwen' were worked out.
+    SELECT ARRAY[width, height, orientation] = ARRAY[m.widths[at], m.heights[at], m.orientations[at]]::integer[]
+    FROM array_position(m.cameras, camera) AS at
+$$;
+
 CREATE FUNCTION ingest.find_references(locking boolean)
 RETURNS TABLE (app regclass, target regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
--- Return which tables that are not ours reference rows of pg_temp.stale (relation, id), and by how many rows.
+-- Return which tables reference rows of pg_temp.stale (relation, id) with rows that others wrote, and how many.
 DECLARE
     ours CONSTANT regclass[] := ARRAY[
         'public.menus', 'public.menu_items', 'public.recognitions', 'public.images', 'public.recipes',
@@ -97,9 +106,13 @@ BEGIN
              FROM unnest(c.conkey, c.confkey) AS k (app_column, target_column)
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.app_column
              JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = k.target_column)
+            || CASE c.conrelid WHEN 'public.initial_annotations'::regclass THEN ' AND app.source IS DISTINCT FROM ''MODEL'''
+                WHEN 'public.initial_tray_items'::regclass
+                    THEN ' AND app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'')'
+                ELSE '' END
         FROM pg_catalog.pg_constraint c
         WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours::oid[])
-            AND c.conrelid <> ALL (ours::oid[])
+            AND c.conrelid <> ALL (ours[:7]::oid[])
             AND EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = c.confrelid)
         ORDER BY 1, 2
     LOOP
@@ -128,7 +141,7 @@ $$;
 CREATE FUNCTION ingest.refuse_referenced() RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Raise IN001 when a row of a table that is not ours references a row of pg_temp.stale.
+-- Raise IN001 when a row that others wrote references a row of pg_temp.stale.
 DECLARE
     found text;
 BEGIN
@@ -192,6 +205,9 @@ BEGIN
                 AS nth
         FROM pg_temp.affected t
         CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
+        JOIN raw.photos f ON f.batch_id = t.batch_id AND f.recognition_id = t.recognition_id
+            AND f.camera_number = newest.camera_number
+        JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = t.recognition_id
         -- OFFSET 0 keeps the planner from reading all detections of a batch at once for a camera.
         CROSS JOIN LATERAL (
             SELECT one.* FROM raw.detections one
@@ -199,7 +215,7 @@ BEGIN
                 AND one.camera_number = newest.camera_number
             OFFSET 0
         ) q
-        WHERE t.batch_id IS NOT NULL
+        WHERE ingest.is_same_photo(m, f.camera_number, f.width, f.height, f.orientation)
     ) d
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number;
     CREATE UNIQUE INDEX ON pg_temp.wanted_detections (recognition_id, camera_number, detection);
@@ -231,16 +247,20 @@ BEGIN
         WHERE one.image_id = i.id OFFSET 0
     ) a
     LEFT JOIN pg_temp.wanted_detections w ON w.recognition_id = t.recognition_id
-        AND w.camera_number = i.camera_number AND w.detection = a.detection AND a.source = 'QWEN'
-    WHERE t.existing AND w.recognition_id IS NULL;
+        AND w.camera_number = i.camera_number AND w.detection = a.detection
+    WHERE t.existing AND a.source = 'MODEL' AND w.recognition_id IS NULL;
 
+    -- What only the model saw stays while an annotation of others shows it.
     INSERT INTO pg_temp.stale
     SELECT 'public.initial_tray_items'::regclass, i.id
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
     ) i
-    WHERE t.existing
+    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
+        AND NOT (i.source = 'MODEL' AND t.batch_id IS NOT NULL AND EXISTS (
+            SELECT FROM public.initial_annotations a
+            WHERE a.initial_tray_item_id = i.id AND a.source IS DISTINCT FROM 'MODEL'))
         AND NOT EXISTS (
             SELECT FROM pg_temp.wanted_lines w
             WHERE i.item_type = 'FOOD' AND i.source = 'RECIPE_LINE_OPTION' AND w.recognition_id = i.recognition_id
@@ -507,7 +527,7 @@ DECLARE
 BEGIN
     INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)
     SELECT i.id, item.id, d.detection,
-        jsonb_build_object('x', d.x1, 'y', d.y1, 'w', trim_scale(d.x2 - d.x1), 'h', trim_scale(d.y2 - d.y1)), 'QWEN'
+        jsonb_build_object('x', d.x1, 'y', d.y1, 'w', trim_scale(d.x2 - d.x1), 'h', trim_scale(d.y2 - d.y1)), 'MODEL'
     FROM pg_temp.wanted_detections d
     JOIN public.images i ON i.recognition_id = d.recognition_id AND i.camera_number = d.camera_number
     JOIN public.initial_tray_items item ON item.recognition_id = d.recognition_id AND item.item_type = d.item_type
@@ -570,6 +590,30 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION ingest.notice_other_photos(batch text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Record which annotations are left out, since they are for another photo: in a batch, or if that is NULL in theirs.
+BEGIN
+    INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
+    SELECT coalesce(batch, m.batch_id), t.recognition_id, m.photo_paths[at], 'annotations_other_photo', format(
+        'the annotations of %s are left out: they are for a photo of %s x %s pixels and orientation %s, and it has %s x %s '
+        'and %s now', m.batch_id, m.widths[at], m.heights[at], m.orientations[at], f.width, f.height, f.orientation),
+        'transform'
+    FROM pg_temp.affected t
+    CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
+    JOIN raw.photos f ON f.batch_id = t.batch_id AND f.recognition_id = t.recognition_id
+        AND f.camera_number = newest.camera_number
+    JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = t.recognition_id
+    CROSS JOIN LATERAL array_position(m.cameras, f.camera_number) AS at
+    WHERE NOT ingest.is_same_photo(m, f.camera_number, f.width, f.height, f.orientation)
+        AND EXISTS (
+            SELECT FROM raw.detections d
+            WHERE d.batch_id = m.batch_id AND d.recognition_id = t.recognition_id AND d.camera_number = f.camera_number)
+    ORDER BY t.recognition_id, f.camera_number;
+END
+$$;
+
 -- Entry functions: the commit of a batch, and its reset
 
 CREATE FUNCTION ingest.transform_batch(batch text)
@@ -608,6 +652,7 @@ BEGIN
         WHERE m.batch_id = batch;
     END IF;
     PERFORM ingest.plan_affected();
+    PERFORM ingest.notice_other_photos(batch);
     operation := 'transform_plan';
     SELECT count(*) INTO rows_written FROM pg_temp.affected;
     seconds := extract(epoch FROM clock_timestamp() - started);
@@ -671,6 +716,7 @@ DECLARE
     name text;
 BEGIN
     PERFORM ingest.publish_affected(b.kind) FROM ingest.batches b WHERE b.id = batch;
+    PERFORM ingest.notice_other_photos(NULL);
     SELECT count(*) INTO removed FROM pg_temp.stale;
     FOREACH name IN ARRAY ARRAY['photos', 'receipts', 'menus', 'detections'] LOOP
         EXECUTE format('DELETE FROM raw.%I WHERE batch_id = $1', name) USING batch;

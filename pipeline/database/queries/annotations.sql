@@ -132,7 +132,8 @@ LEFT JOIN LATERAL (
     WHERE image.recognition_id = e.recognition_id AND image.camera_number = e.camera_number OFFSET 0
 ) i ON true
 CROSS JOIN LATERAL (
-    SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = i.id) AS there
+    SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a
+        WHERE a.image_id = i.id AND a.source = 'MODEL') AS there
 ) annotated
 
 -- name: create_staged_annotations
@@ -149,7 +150,8 @@ WITH late AS (
     DELETE FROM pg_temp.staged s
     USING pg_temp.photos p
     WHERE p.number = s.number AND NOT :force
-        AND EXISTS (SELECT FROM public.initial_annotations a WHERE a.image_id = p.image_id)
+        AND EXISTS (
+            SELECT FROM public.initial_annotations a WHERE a.image_id = p.image_id AND a.source = 'MODEL')
     RETURNING s.recognition_id, s.number
 ), counted AS (
     UPDATE ingest.batches SET already_loaded = already_loaded + (SELECT count(*) FROM late) WHERE id = :batch_id
@@ -208,12 +210,15 @@ JOIN pg_temp.boxes b USING (number)
 WHERE b.is_usable
 
 -- name: insert_manifest_annotations
--- All of a batch's annotations are one shard: discovery copies them itself.
+-- All of a batch's annotations are one shard: discovery copies them itself. They are for photos of this size.
 INSERT INTO ingest.manifest (batch_id, recognition_id, shard, cameras, photo_paths, photo_sizes, photo_mtimes,
-    object_keys)
+    object_keys, widths, heights, orientations)
 SELECT :batch_id, s.recognition_id, 1, array_agg(s.camera_number ORDER BY s.camera_number),
-    array_agg(s.path ORDER BY s.camera_number), array_agg(s.size ORDER BY s.camera_number), '{}', '{}'
+    array_agg(s.path ORDER BY s.camera_number), array_agg(s.size ORDER BY s.camera_number), '{}', '{}',
+    array_agg(p.width ORDER BY s.camera_number), array_agg(p.height ORDER BY s.camera_number),
+    array_agg(p.orientation ORDER BY s.camera_number)
 FROM pg_temp.staged s
+JOIN pg_temp.photos p USING (number)
 JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
 GROUP BY s.recognition_id
 

@@ -1,7 +1,7 @@
 -- Verification: what has to be there, and statements that find a broken promise.
 
 -- name: check_annotations
--- Each detection of the newest finished annotations of a photo is one annotation, and there is no other.
+-- Each detection of the newest finished annotations of a photo as it is is one annotation, and the model has no other.
 SELECT newest.batch_id, 'recognition ' || i.recognition_id || ', camera ' || i.camera_number AS what,
     'has ' || found.annotations || ' annotations instead of ' || wanted.detections AS message
 FROM public.images i
@@ -9,9 +9,13 @@ LEFT JOIN LATERAL ingest.newest_version('qwen', i.recognition_id, i.camera_numbe
 CROSS JOIN LATERAL (
     SELECT count(*) AS detections
     FROM raw.detections q
+    JOIN ingest.manifest m USING (batch_id, recognition_id)
     WHERE q.batch_id = newest.batch_id AND q.recognition_id = i.recognition_id AND q.camera_number = i.camera_number
+        AND ingest.is_same_photo(m, i.camera_number, i.width, i.height, i.orientation)
 ) wanted
-CROSS JOIN LATERAL (SELECT count(*) AS annotations FROM public.initial_annotations a WHERE a.image_id = i.id) found
+CROSS JOIN LATERAL (
+    SELECT count(*) AS annotations FROM public.initial_annotations a WHERE a.image_id = i.id AND a.source = 'MODEL'
+) found
 WHERE found.annotations <> wanted.detections
 UNION ALL
 SELECT r.batch_id, 'tray item ' || i.id, 'is of the model, and no annotation shows it'
