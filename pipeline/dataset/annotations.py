@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.dataset.detections import photo_of
 from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
 from pipeline.dataset.forms import FENCED, GZIP, LINES, what_it_is
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, accessing, usual_sources
@@ -162,13 +163,22 @@ def _read_line(number: int, line: bytes) -> Iterator[Entry]:
         return
     photos = [value[field] for field in _NAMES if isinstance(value.get(field), str)]
     rest = {field: one for field, one in value.items() if field not in _NAMES}
-    if not photos:
+    if not photos and len(value) > 1 and not any(map(_is_photo, value)):
+        yield Entry(name, 0, None, BadInput("annotation_key", "the line names no photo"))
+    elif not photos:
         yield from (Entry(key, size, one, None) for key, one in value.items())
     elif len(photos) > 1:
         yield Entry(name, 0, None, BadInput("annotation_key", "the line names its photo in several fields"))
     else:
         is_only = len(rest) == 1 and not _SECTIONS & rest.keys()  # a field that has the detections
         yield Entry(photos[0], size, next(iter(rest.values())) if is_only else rest, None)
+
+
+def _is_photo(key: str) -> bool:
+    try:
+        return bool(photo_of(key))
+    except BadInput:
+        return False
 
 
 class _Window:

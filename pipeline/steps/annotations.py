@@ -25,7 +25,7 @@ _PAGE_BYTES = 4 << 20
 _ENTRIES = ("number", "recognition_id", "camera_number", "path", "rank", "size", "detections")
 _DETECTIONS = ("number", "detection", "label", "x1", "y1", "x2", "y2")
 _FOUND = ("number", "recognition_id", "path", "code", "message")
-_LONGEST_PATH = 300
+_LONGEST_PATH = 300  # the end of a key names the photo
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def copy_found(connection: Connection, inputs: Iterable[Folder | Reject | Notice
 
 def _read(number: int, entry: Entry, forms: set[Deviation]) -> tuple[list[Sequence[object]], bytes, list[Reject]]:
     """Return the row (none if the key names no photo), the detections as COPY lines, and the rejects of an entry."""
-    shown = entry.key.encode(errors="replace").decode().replace("\0", "�")[:_LONGEST_PATH]
+    shown = entry.key.encode(errors="replace").decode().replace("\0", "�")[-_LONGEST_PATH:]
     try:
         recognition_id, camera = photo_of(entry.key)
     except BadInput as exc:

@@ -63,17 +63,18 @@ WITH rejected AS (
     FROM ingest.batches b
     JOIN ingest.rejects r ON r.batch_id = b.id
     CROSS JOIN LATERAL (SELECT regexp_replace(r.path, '.*[/\\]', '') AS name) last
+    CROSS JOIN LATERAL (SELECT CASE WHEN last.name ~* 'main' THEN 1 WHEN last.name ~* 'qualifying' THEN 2
+        WHEN r.path ~* 'main' THEN 1 ELSE 2 END AS camera) photo
     WHERE b.id = :batch_id AND CASE b.kind
         WHEN 'load' THEN NOT EXISTS (
             SELECT FROM ingest.manifest m
             WHERE m.batch_id = b.id AND m.recognition_id = r.recognition_id AND NOT m.rejected)
         ELSE NOT EXISTS (
             SELECT FROM raw.detections d
-            WHERE d.batch_id = b.id AND d.recognition_id = r.recognition_id
-                AND d.camera_number = CASE WHEN last.name ~* 'main' THEN 1 WHEN last.name ~* 'qualifying' THEN 2
-                    WHEN r.path ~* 'main' THEN 1 ELSE 2 END)
+            WHERE d.batch_id = b.id AND d.recognition_id = r.recognition_id AND d.camera_number = photo.camera)
         END
-    GROUP BY CASE b.kind WHEN 'load' THEN coalesce(r.recognition_id::text, r.path) ELSE r.path END
+    GROUP BY CASE b.kind WHEN 'load' THEN coalesce(r.recognition_id::text, r.path)
+        ELSE coalesce(r.recognition_id || '/' || photo.camera, '#' || r.id) END
 )
 SELECT b.kind, b.source, b.found, b.already_loaded, b.held_elsewhere, b.held_by, b.held_reason, b.released_at,
     manifest.listed, r.rejected, r.fresh,
