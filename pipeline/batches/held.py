@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.resolve import check_batch_id, require_schema, resume_command
 from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.database import Connection
-from pipeline.errors import RefusedError, UsageError
+from pipeline.errors import ClaimedError, RefusedError, UsageError
 
 #: The default of --max-rejects.
 MAXIMUM_REJECTS = "20%"
@@ -25,10 +26,20 @@ def check_max_rejects(text: str) -> tuple[int, bool]:
     return int(found[1]), bool(found[2])
 
 
-def find_reason(connection: Connection, batch_id: str, max_rejects: str) -> str | None:
-    """Return why a complete batch is not to be published, as one sentence; None if it is."""
+def find_claimed(connection: Connection, weight: Any) -> ClaimedError | None:
+    """Return the error of a batch whose inputs are all claimed by others, or rejected as before; None if one is not."""
+    if weight.usable or weight.fresh or not weight.held_elsewhere or weight.released_at is not None:
+        return None
+    message = f"All that is new is held by unfinished {', '.join(weight.held_by)}: nothing was loaded."
+    return ClaimedError(message, f"Finish, publish or reset them; `{connection.command('status')}` has the commands.")
+
+
+def find_reason(weight: Any, max_rejects: str) -> str | None:
+    """Return why a complete batch is not to be published, as one sentence; None if it is.
+
+    `weight` is the row of `count_usable`, here and above.
+    """
     limit, is_percentage = check_max_rejects(max_rejects)
-    weight = connection.one("count_usable", batch_id=batch_id)
     if weight.released_at is not None:
         return None
     if weight.held_reason is not None:  # set by an earlier step

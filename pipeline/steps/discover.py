@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.held import find_claimed
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
@@ -32,7 +33,7 @@ from pipeline.dataset.records import (
     Recognition,
     Reject,
 )
-from pipeline.errors import ClaimedError, RefusedError, UsageError, printable
+from pipeline.errors import RefusedError, UsageError, printable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import Staged, copy_found, stage_annotations
 from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
@@ -125,7 +126,9 @@ def discover(
             return None
         found = _discover(connection, request, progress)
         if not found.recognitions and found.held_elsewhere:
-            _require_unclaimed(connection, request.batch_id)
+            claimed = find_claimed(connection, connection.one("count_usable", batch_id=request.batch_id))
+            if claimed is not None:
+                raise claimed
         return found
 
     return database.run(work, timeout=0, keep=not dry_run)
@@ -185,15 +188,6 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     numbers = {**found._asdict(), **lost._asdict(), **counts._asdict()}
     numbers |= {"rejects": rejects, "notices": notices}
     return Discovery(batch_id=batch_id, source=request.source, beyond_limit=beyond, **numbers)
-
-
-def _require_unclaimed(connection: Connection, batch_id: str) -> None:
-    """Raise ClaimedError if a batch without recognitions has no new reject either."""
-    weight = connection.one("count_usable", batch_id=batch_id)
-    if not weight.fresh:
-        message = f"All that is new is held by unfinished {', '.join(weight.held_by)}: nothing was loaded."
-        hint = f"Finish, publish or reset them; `{connection.command('status')}` has the commands."
-        raise ClaimedError(message, hint)
 
 
 def _stage_dataset(

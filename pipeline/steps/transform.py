@@ -9,16 +9,22 @@ from operator import methodcaller
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import prove_bucket
-from pipeline.batches.held import MAXIMUM_REJECTS, find_reason, hold_back
+from pipeline.batches.held import MAXIMUM_REJECTS, find_claimed, find_reason, hold_back
 from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
-from pipeline.errors import HeldError, RefusedError, UnfinishedError
+from pipeline.errors import ClaimedError, HeldError, RefusedError, UnfinishedError
 from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
+
+#: Statements that forget a batch in which nothing can be used.
+_FORGET = (
+    *("plan_reset", "execute_reset", "delete_manifest", "delete_markers"),
+    *("delete_rejects", "delete_notices", "delete_batch"),
+)
 
 
 def transform_batch(
@@ -33,13 +39,14 @@ def transform_batch(
     """Publish the batch's raw rows in the domain and finish the batch; do nothing if the marker exists.
 
     `report` is called with a description of each part before it starts, and of the result. Raises UnfinishedError if a
-    shard is not copied yet, HeldError if the batch is held instead, for example because of `max_rejects`, RefusedError
-    if the batch is not being loaded or another table references a row to delete.
+    shard is not copied yet, HeldError if the batch is held instead, for example because of `max_rejects`, ClaimedError
+    if other batches have all that is new, and then forgets the batch, RefusedError if the batch is not being loaded or
+    another table references a row to delete.
     """
     report("removing what was rejected")
     _remove_rejected(database, storage, batch_id)
 
-    def work(connection: Connection) -> HeldError | None:
+    def work(connection: Connection) -> HeldError | ClaimedError | None:
         report("waiting for the commits of other batches")
         connection.enqueue("lock_batch", batch_id=batch_id)
         connection.enqueue("lock_commits")
@@ -54,7 +61,12 @@ def transform_batch(
                 raise UnfinishedError(message, "Run the same command again.")
         connection.execute("update_batch_files", batch_id=batch_id)
         connection.execute("delete_rejected", batch_id=batch_id)
-        if reason := find_reason(connection, batch_id, max_rejects):
+        weight = connection.one("count_usable", batch_id=batch_id)
+        if claimed := find_claimed(connection, weight):
+            for statement in _FORGET:
+                connection.execute(statement, batch_id=batch_id)
+            return claimed
+        if reason := find_reason(weight, max_rejects):
             hold_back(connection, batch_id, reason)
             return batch_state.held_error(connection, batch_id)
         report("publishing the rows of the batch, all in one transaction")

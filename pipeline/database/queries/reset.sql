@@ -7,6 +7,9 @@ SELECT
     (SELECT count(*) FROM raw.menus WHERE batch_id = :batch_id) AS menus,
     (SELECT count(*) FROM raw.detections WHERE batch_id = :batch_id) AS detections
 
+-- name: delete_batch
+DELETE FROM ingest.batches WHERE id = :batch_id
+
 -- name: delete_manifest
 DELETE FROM ingest.manifest WHERE batch_id = :batch_id
 
