@@ -335,6 +335,10 @@ def test_the_year_of_a_date_is_no_recognition(key: str) -> None:
     assert photo_of(key) == (100024, 1)
 
 
+def test_a_folder_whose_number_may_be_a_date_is_a_recognition() -> None:
+    assert photo_of("recognition_20251011/photos/recognition_20251011_2025-10-11_Main.jpg") == (20251011, 1)
+
+
 def test_a_date_alone_names_no_recognition() -> None:
     with pytest.raises(BadInput, match="names no recognition"):
         photo_of("recognition_2025-10-11_Main.jpg")

@@ -34,7 +34,7 @@ def find_claimed(connection: Connection, weight: Any) -> ClaimedError | None:
     return ClaimedError(message, f"Finish, publish or reset them; `{connection.command('status')}` has the commands.")
 
 
-def find_reason(weight: Any, max_rejects: str) -> str | None:
+def find_reason(connection: Connection, batch_id: str, weight: Any, max_rejects: str) -> str | None:
     """Return why a complete batch is not to be published, as one sentence; None if it is.
 
     `weight` is the row of `count_usable`, here and above.

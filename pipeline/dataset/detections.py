@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.dataset.forms import unwrapped
-from pipeline.dataset.names import camera_of, numbers_of
+from pipeline.dataset.names import FOLDER, camera_of, numbers_of
 from pipeline.dataset.records import MAXIMUM_BIGINT, Deviation, is_text
 from pipeline.errors import BadInput
 
@@ -18,7 +18,7 @@ MAXIMUM_DETECTIONS = 10_000
 _FARTHEST = 1_000_000
 _NUMBERS = frozenset((int, float))
 _SECTIONS = ("dishes", "plates")
-_ID = re.compile(r"recognition_[0-9]", re.IGNORECASE)
+_ID = re.compile(r"recognition_([0-9]+)", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]+")
 _DISH = re.compile(r"dish_([0-9]{1,6})")
 
@@ -57,7 +57,8 @@ def photo_of(key: str) -> tuple[int, int]:
 
 
 def _numbers(folder: str) -> set[str]:
-    return set(numbers_of(folder)) if _ID.search(folder) else set()
+    found = _ID.findall(folder)
+    return set(found if FOLDER.fullmatch(folder) else numbers_of(folder)) if found else set()
 
 
 def rank_of(key: str) -> str:

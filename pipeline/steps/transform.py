@@ -66,7 +66,7 @@ def transform_batch(
             for statement in _FORGET:
                 connection.execute(statement, batch_id=batch_id)
             return claimed
-        if reason := find_reason(weight, max_rejects):
+        if reason := find_reason(connection, batch_id, weight, max_rejects):
             hold_back(connection, batch_id, reason)
             return batch_state.held_error(connection, batch_id)
         report("publishing the rows of the batch, all in one transaction")
