@@ -272,8 +272,10 @@ def listed_codes(text: str) -> set[str]:
 def codes_in_sql(insert: str) -> set[str]:
     """The codes in the queries with such a statement."""
     found = set()
-    for path in (ROOT / "pipeline").rglob("*.sql"):
-        for query in re.split(r"^-- name: \w+$", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+    for path in (*(ROOT / "pipeline").rglob("*.sql"), *(ROOT / "supabase").rglob("*.sql")):
+        for query in re.split(
+            r"^-- name: \w+$|^CREATE FUNCTION ", path.read_text(encoding="utf-8"), flags=re.MULTILINE
+        ):
             if insert in query:
                 found |= set(re.findall(r"'([a-z]+_[a-z_]+)'", query))
     return found
