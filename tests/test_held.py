@@ -387,31 +387,3 @@ def test_a_night_whose_new_trays_are_all_claimed_makes_no_batch(run: Run, own_da
     assert world.query(dsn, "SELECT DISTINCT batch_id FROM ingest.claims") == [("b1",)]
     assert run("publish", "--batch-id", "b1").code == 0
     assert world.counts(dsn)["public.recognitions"] == 18
-
-
-FOREIGN = "".join(
-    json.dumps({"image_name": key_of(number), "dishes": {}, "plates": {}}) + "\n" for number in range(1, 40)
-)
-
-
-@pytest.mark.parametrize("kind", ["foreign fields", "a key", "long keys"])
-def test_rejects_of_annotations_are_counted_by_photo(
-    kind: str, run: Run, small_dataset: MakeDataset, dsn: str, tmp_path: Path
-) -> None:
-    dataset = small_dataset(12)
-    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
-    usable = {key_of(number): value_of("plate") for number in ids_of(dataset)}
-    lines = "".join(json.dumps({key: value}) + "\n" for key, value in usable.items())
-    pairs = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in usable.items()]
-    long = "x" * 400
-    content = {
-        "foreign fields": lines + FOREIGN,
-        "a key": "{" + ", ".join(pairs + ['"recognition_photo.jpg": {}'] * 24) + "}",
-        "long keys": "{" + ", ".join(pairs + [f'"{long}/{key_of(number)}": {{}}' for number in range(1, 25)]) + "}",
-    }[kind]
-    file = tmp_path / "annotations.json"
-    file.write_text(content)
-    held = run("load-qwen", "--file", file, "--batch-id", "q1")
-    rejected = 39 if kind == "foreign fields" else 24
-    assert held.code == 6
-    assert f"{rejected} of {rejected + 12} photos are rejected" in held.err
