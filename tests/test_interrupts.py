@@ -113,8 +113,8 @@ def resumes(run: RunPipeline, settings: Settings, dataset: Path, *arguments: str
     ("form", "fault", "how"),
     [
         (LOAD, SILENT, signal.SIGTERM),
-        (LOAD, STALLED, signal.SIGINT),
-        (LUIGI, SILENT, signal.SIGINT),
+        pytest.param(LOAD, STALLED, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(LUIGI, SILENT, signal.SIGINT, marks=pytest.mark.slow),
         (LUIGI, STALLED, signal.SIGTERM),
     ],
     ids=["load, headers", "load, body", "luigi, headers", "luigi, body"],
@@ -173,9 +173,9 @@ def test_a_wait_before_a_retry(
     ("command", "method", "part"),
     [
         (("verify",), "POST", "/list"),
-        (("verify", "--deep"), "GET", ".jpg"),
+        pytest.param(("verify", "--deep"), "GET", ".jpg", marks=pytest.mark.slow),
         (("reset", "--batch-id", "b1", "--confirm"), "DELETE", "/object"),
-        (("report", "--batch-id", "b1"), "GET", ".jpg"),
+        pytest.param(("report", "--batch-id", "b1"), "GET", ".jpg", marks=pytest.mark.slow),
         (("status",), "GET", "/bucket"),
     ],
     ids=["verify", "verify deep", "reset", "report", "status"],
@@ -246,7 +246,11 @@ def test_a_statement_that_waits_for_a_lock(
         ended(running, how)
 
 
-@pytest.mark.parametrize("command", [(*LOAD, *LOCAL), (*OURS, "verify"), LUIGI], ids=["load", "verify", "luigi"])
+@pytest.mark.parametrize(
+    "command",
+    [(*LOAD, *LOCAL), (*OURS, "verify"), pytest.param(LUIGI, marks=pytest.mark.slow)],
+    ids=["load", "verify", "luigi"],
+)
 def test_a_database_that_hangs_and_takes_no_cancellation(
     command: tuple[str, ...], start: Start, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
 ) -> None:

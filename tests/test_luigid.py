@@ -114,7 +114,11 @@ WRONG = {
 
 
 @pytest.mark.usefixtures("patience")
-@pytest.mark.parametrize("behave", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    "behave",
+    [value if name == "silent" else pytest.param(value, marks=pytest.mark.slow) for name, value in WRONG.items()],
+    ids=WRONG,
+)
 def test_a_call_fails_once_luigid_has_been_silent_for_too_long(
     behave: Callable[[socket.socket, threading.Event], None],
 ) -> None:
@@ -223,7 +227,7 @@ def test_a_load_whose_luigid_hangs_from_the_start_uses_its_own_scheduler(
 
 
 @pytest.mark.parametrize("how", ["SIGSTOP", "SIGTERM"])
-@pytest.mark.parametrize("idle", ["2", "60"])
+@pytest.mark.parametrize("idle", ["2", pytest.param("60", marks=pytest.mark.slow)])
 def test_a_worker_whose_luigid_is_lost_between_two_questions_ends_with_3(
     idle: str, how: str, workdir: Path, tmp_path: Path, start: Start
 ) -> None:

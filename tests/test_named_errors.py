@@ -165,7 +165,7 @@ def test_the_limit_of_file_sizes_is_not_a_fault_of_the_output(blocks: int, workd
     assert "ulimit -f" in done.stderr
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", [pytest.param("", marks=pytest.mark.slow), "1"])
 @pytest.mark.parametrize(
     "command",
     [

@@ -23,6 +23,7 @@ ABSENT = {
     "json_vanished": "a file is deleted during a load",
     "photo_changed": "a file is written during a load",
     "json_changed": "a file is written during a load",
+    "annotations_other_photo": "a photo is replaced after its annotations were loaded",
 }
 #: Wide enough that boxes in pixels are expected beyond 1000.
 SIZE = (1110, 96)
@@ -47,8 +48,8 @@ def test_the_sample_has_each_code_of_the_reference(
     assert run_pipeline("load", "--source", dataset, "--batch-id", "b2").returncode in (0, 6)
     rejects, notices = listed()
     assert {code for (code,) in world.query(dsn, "SELECT code FROM ingest.rejects")} == rejects - ABSENT.keys()
-    assert {code for (code,) in world.query(dsn, "SELECT code FROM ingest.notices")} == notices
-    assert rejects >= ABSENT.keys()
+    assert {code for (code,) in world.query(dsn, "SELECT code FROM ingest.notices")} == notices - ABSENT.keys()
+    assert rejects | notices >= ABSENT.keys()
 
 
 def test_each_planted_recognition_is_rejected_or_noticed_for_itself(

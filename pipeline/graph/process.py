@@ -73,7 +73,7 @@ class Interrupts:
     def __exit__(self, *exc_info: object) -> None:
         sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
-            signal.signal(number, signal.SIG_IGN if self._announced else handler)
+            signal.signal(number, handler)
         if self._writer is not None:
             signal.set_wakeup_fd(-1)
             self._writer.close()  # which ends the thread
@@ -92,6 +92,10 @@ class Interrupts:
     def announce(self) -> None:
         """Say once that the command was interrupted, and how it is resumed; a further signal changes nothing."""
         announced, self._announced = self._announced, True
+        if threading.current_thread() is threading.main_thread():
+            for number in self._former:  # Python restores the default of every other handler before it ends
+                signal.signal(number, signal.SIG_IGN)
+            self._former.clear()
         if not announced:
             say(f"Interrupted. {self._resume_hint()}")
 
