@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -259,3 +260,12 @@ def test_a_key_whose_folder_and_file_differ_annotates_neither(
     assert run("load-qwen", "--file", write(tmp_path / "a.json", content), "--batch-id", "q1").code == 0
     assert rejects(dsn) == [(None, "annotation_key", "discover")]
     assert annotating.annotated(dsn) == {third}
+
+
+@pytest.mark.parametrize("text", [b"[" * (8 << 20), b"\n" * (48 << 20), b'{"a": ' + b"[" * (8 << 20)])
+def test_a_small_compressed_file_does_not_cost_minutes(text: bytes) -> None:
+    packed = io.BytesIO(gzip.compress(text if text[:1] != b"[" else b'{"b": ' + text))
+    started = time.process_time()
+    with pytest.raises(UsageError, match=r"unpacks to more|too deeply"):
+        list(read_entries(packed, set()))
+    assert time.process_time() - started < 20

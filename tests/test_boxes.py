@@ -264,7 +264,7 @@ def test_a_file_without_a_corner_beyond_1_is_held(run: Run, loaded: list[int], d
     assert stored(dsn, loaded[0]) == [("16", "24", "64", "96")]
 
 
-@pytest.mark.parametrize("numbers", [[0.1, 0.2, 0.5, 1.001], [0, 0, 1, 2]])
+@pytest.mark.parametrize("numbers", [[0.1, 0.2, 0.5, 1.03], [0, 0, 1, 2]])
 def test_a_single_corner_beyond_1_is_enough_for_pixels(
     numbers: list[float], run: Run, loaded: list[int], dsn: str, tmp_path: Path
 ) -> None:
@@ -275,7 +275,7 @@ def test_a_single_corner_beyond_1_is_enough_for_pixels(
 
 @pytest.mark.parametrize(
     ("photos", "boxes", "farthest", "held"),
-    [(20, 10, 1000, True), (19, 11, 1000, False), (20, 9, 1000, False), (20, 10, 1000.5, False)],
+    [(20, 10, 1000, True), (19, 11, 1000, False), (20, 9, 1000, False), (20, 10, 1020.5, False)],
 )
 def test_a_file_without_a_corner_beyond_1000_on_large_photos_is_held_or_noticed(
     photos: int,
@@ -372,3 +372,39 @@ def test_values_of_the_file_stay_in_one_frame_whatever_the_photo(
     assert run("load-qwen", "--file", file, "--batch-id", "q1", "--coordinates", "1000").code == 0
     assert stored(dsn, loaded[0]) == [("40", "60", "40", "60")]
     assert stored(dsn, loaded[0], 2) == [("30", "80", "30", "80")]
+
+
+@pytest.mark.parametrize("coordinates", ["pixels", "1000", "1280x960"])
+def test_fractions_are_held_under_every_frame_but_1(
+    coordinates: str, run: Run, loaded: list[int], dsn: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.json", {key_of(loaded[0]): value([0.1, 0.2, 0.5, 1.02])})
+    assert run("load-qwen", "--file", file, "--batch-id", "q1", "--coordinates", coordinates).code == 6
+    done = run("load-qwen", "--file", file, "--batch-id", "q1", "--coordinates", "1")
+    assert done.code == 6
+    assert "--coordinates 1" in done.err
+    assert done.err.index("reset --batch-id q1") < done.err.index("publish --batch-id q1")
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_photos_without_detections_are_noticed_once_a_file(
+    force: tuple[str, ...], run: Run, loaded: list[int], dsn: str, tmp_path: Path
+) -> None:
+    content = {
+        key_of(one): {"dishes": {"qwen_detections": []}, "plates": {"qwen_detections": []}} for one in loaded[1:]
+    }
+    file = write(tmp_path / "a.json", {key_of(loaded[0]): value([1, 2, 100, 100])} | content)
+    assert run("load-qwen", "--file", file, "--batch-id", "q1", *force).code == 0
+    told = world.query(dsn, "SELECT code, message FROM ingest.notices WHERE batch_id = 'q1'")
+    assert [(code, message[-3:]) for code, message in told] == [("annotations_empty", ": 2")]
+
+
+def test_a_repeated_box_outside_its_photo_is_one_reject_in_numbers_of_the_file(
+    run: Run, loaded: list[int], dsn: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.json", {key_of(loaded[0]): value([1, 2, 100, 100], *[[1100, 2, 1200, 9]] * 40)})
+    assert run("load-qwen", "--file", file, "--batch-id", "q1", "--coordinates", "1000").code == 0
+    messages = world.query(dsn, "SELECT message FROM ingest.rejects WHERE batch_id = 'q1' AND code = 'box_outside'")
+    assert len(messages) == 1
+    assert "1100, 2, 1200, 9" in messages[0][0]
+    assert "40 times" in messages[0][0]

@@ -24,6 +24,7 @@ ABSENT = {
     "photo_changed": "a file is written during a load",
     "json_changed": "a file is written during a load",
     "annotations_other_photo": "a photo is replaced after its annotations were loaded",
+    "annotations_empty": "the sample has detections for each of its photos",
 }
 #: Wide enough that boxes in pixels are expected beyond 1000.
 SIZE = (1110, 96)

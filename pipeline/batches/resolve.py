@@ -81,9 +81,9 @@ def resolve_batch(
             batch = batch_state.find_batch(connection, request.batch_id)
             if batch is None or batch.state == "reset":
                 return ResolvedBatch(request.batch_id, _source(settings, request))
-            _require_same(connection, batch, settings, request)
-            if batch.state == "held":
+            if batch.state == "held" and batch.kind == request.kind:
                 raise batch_state.held_error(connection, batch.id)
+            _require_same(connection, batch, settings, request)
             if batch.state != "done":
                 _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
             return ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)

@@ -111,7 +111,8 @@ def held_hint(batch_id: str, command: Callable[[str], str]) -> str:
     """Return what to do about a held batch; `command` makes a command line of ours."""
     publish, reset = (command(f"{name} --batch-id {batch_id}") for name in ("publish", "reset"))
     return (
-        f"Publish it as it is: `{publish}`. Or remove it, then load again with input and options corrected: `{reset}`."
+        f"If options or input were wrong, remove it, then load again with them corrected: `{reset}`. "
+        f"If not, publish it as it is: `{publish}`."
     )
 
 

@@ -34,6 +34,10 @@ from pipeline.errors import BadInput, UsageError
 ANNOTATIONS = "qwen_annotations.json"
 
 _CHUNK = 1 << 20
+#: A compressed file may unpack to so many bytes, or to so many times its size if that is more.
+_UNPACKED, _RATIO = 32 << 20, 100
+#: Beyond this depth the file is refused; beyond MAXIMUM_DEPTH, one value is rejected.
+_DEEPEST = 1_000_000
 _NO_SPACE = re.compile(r"[^ \t\n\r]")
 #: The first characters of values that say themselves where they end, and what ends the others.
 _OPENING = '{["'
@@ -90,13 +94,33 @@ def read_entries(stream: BinaryIO, forms: set[Deviation]) -> Iterator[Entry]:
         stream.seek(0)
         forms.add(GZIP)
         try:
-            yield from _read_text(gzip.GzipFile(fileobj=stream), forms)
+            yield from _read_text(_Unpacked(stream), forms)
         except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
             why = str(exc).rstrip(".")
             raise UsageError(f"The annotations file is damaged gzip data: {why}.", _CORRECT) from exc
     else:
         stream.seek(0)
         yield from _read_text(stream, forms)
+
+
+class _Unpacked(gzip.GzipFile):
+    """A compressed file that raises UsageError once it unpacks to far more than it has bytes."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._limit = max(_UNPACKED, _RATIO * stream.seek(0, os.SEEK_END))
+        stream.seek(0)
+        super().__init__(fileobj=stream)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._checked(super().read(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._checked(super().readline(-1 if size is None else size))
+
+    def _checked(self, chunk: bytes) -> bytes:
+        if self.tell() > self._limit:
+            raise UsageError(f"The annotations file unpacks to more than {self._limit} bytes.", _CORRECT)
+        return chunk
 
 
 def _read_text(stream: BinaryIO | gzip.GzipFile, forms: set[Deviation]) -> Iterator[Entry]:
@@ -286,6 +310,8 @@ class _Window:
                 elif not in_string and token in "{[":
                     depth += 1
                     deepest = max(deepest, depth)
+                    if depth > _DEEPEST:
+                        raise self.broken("a value is nested too deeply")
                 elif not in_string and token in "}]":
                     depth -= 1
                 if not depth and not in_string:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from pipeline.errors import UsageError
 
@@ -13,6 +14,8 @@ LARGE = 1100
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 _ENOUGH_BOXES, _ENOUGH_PHOTOS = 200, 20
 _THOUSANDTHS = 1000
+#: Corners may overhang by 2 % of a side, as boxes that are clipped do.
+_OVERHANG = Decimal("1.02")
 
 
 def frame_of(coordinates: str) -> tuple[int | None, int | None]:
@@ -30,21 +33,21 @@ def frame_of(coordinates: str) -> tuple[int | None, int | None]:
     raise UsageError(f"--coordinates is {coordinates!r}.", hint)
 
 
-def contradiction(farthest: float, boxes: int, photos: int) -> tuple[str, bool]:
-    """Return why numbers are hardly pixels, empty if they may well be, and whether that is certain enough to stop.
+def contradiction(coordinates: str, farthest: float, boxes: int, photos: int) -> tuple[str, bool]:
+    """Return why numbers are hardly of a frame, empty if they may well be, and whether that is certain.
 
     Arguments:
+        coordinates: the frame, as `frame_of` takes it.
         farthest: the largest coordinate of all boxes of the file.
         boxes, photos: number of boxes on photos with a side larger than `LARGE`, and of such photos.
     """
-    if farthest <= 1:
-        return (
-            "no corner of a box lies beyond 1; if they are fractions of the photo, load it with --coordinates 1",
-            True,
-        )
-    if farthest <= _THOUSANDTHS and boxes:
+    if coordinates != "1" and farthest <= _OVERHANG:
+        why = f"no corner of a box lies beyond {_OVERHANG}"
+        return f"{why}; if they are fractions of the photo, load it with --coordinates 1", True
+    edge = _THOUSANDTHS * _OVERHANG
+    if coordinates == PIXELS and farthest <= edge and boxes:
         why = (
-            f"no corner of a box lies beyond {_THOUSANDTHS}, although there are photos larger than {LARGE} pixels "
+            f"no corner of a box lies beyond {edge:.0f}, although there are photos larger than {LARGE} pixels "
             f"(photos: {photos}, boxes on them: {boxes}); if they are thousandths, load it with --coordinates 1000"
         )
         return why, boxes >= _ENOUGH_BOXES and photos >= _ENOUGH_PHOTOS

@@ -43,7 +43,8 @@ def examine_database(settings: Settings, facts: Facts) -> Iterator[Finding]:
     except PipelineError as exc:
         yield of_error("database", exc)
         return
-    for finding in examine_route("the database", host, port, settings.environment == "embedded"):
+    # Without a host, libpq takes it from a service file or a default socket: the connection shows it.
+    for finding in examine_route("the database", host, port, settings.environment == "embedded") if host else ():
         yield finding
         if finding.level == PROBLEM:
             return

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
 from pipeline.dataset.detections import detections_of, photo_of, rank_of
-from pipeline.dataset.frame import LARGE, PIXELS, contradiction, frame_of
+from pipeline.dataset.frame import LARGE, contradiction, frame_of
 from pipeline.dataset.records import Deviation, Folder, Notice, Reject
 from pipeline.errors import BadInput, UnfinishedError
 
@@ -101,16 +101,17 @@ def stage_annotations(
 
 
 def _check_frame(connection: Connection, path: Path, coordinates: str) -> tuple[str, list[Notice]]:
-    """Return why the batch is to be held, empty if it is not, and notices on the numbers of the boxes."""
-    if coordinates != PIXELS:
-        return "", []
-    seen = connection.one("weigh_frame", large=LARGE)
+    """Return why the batch is to be held, empty if it is not, and notices on what the file has."""
+    seen, notices = connection.one("weigh_frame", large=LARGE), []
+    if seen.empty:
+        message = f"photos that the file has without any detection: {seen.empty}"
+        notices.append(Notice(None, str(path), "annotations_empty", message))
     if not seen.free or seen.farthest is None:
-        return "", []
-    why, is_certain = contradiction(seen.farthest, seen.boxes, seen.photos)
+        return "", notices
+    why, is_certain = contradiction(coordinates, seen.farthest, seen.boxes, seen.photos)
     if is_certain:
-        return f"The boxes of {path} are hardly in pixels: {why}.", []
-    return "", [Notice(None, str(path), "coordinates_suspect", why)] if why else []
+        return f"The boxes of {path} contradict --coordinates {coordinates}: {why}.", notices
+    return "", notices + ([Notice(None, str(path), "coordinates_suspect", why)] if why else [])
 
 
 def copy_found(connection: Connection, inputs: Iterable[Folder | Reject | Notice]) -> None:

@@ -9,15 +9,18 @@ JOIN pg_temp.photos p USING (recognition_id, camera_number)
 WHERE p.image_id IS NULL
 
 -- name: add_unusable_boxes
+-- The messages have the numbers of the file, where they can be searched for.
 INSERT INTO pg_temp.found (recognition_id, path, code, message)
 SELECT p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 'box_malformed' END,
-    'the box ' || concat_ws(', ', b.x1, b.y1, b.x2, b.y2) || ' of ' || b.label || CASE
+    'the box ' || concat_ws(', ', d.x1, d.y1, d.x2, d.y2) || ' of ' || b.label
+        || CASE WHEN b.repeats > 0 THEN ', which is there ' || b.repeats + 1 || ' times,' ELSE '' END || CASE
         WHEN b.is_outside THEN ' lies outside the photo of ' || p.width || ' x ' || p.height || ' pixels'
             || CASE WHEN p.orientation > 1 AND NOT :exif_turned THEN ', which its EXIF data turns: see --exif-turned'
                 ELSE '' END
         ELSE ' has no area in the photo' END
 FROM pg_temp.boxes b
 JOIN pg_temp.photos p USING (number)
+JOIN pg_temp.detections d USING (number, detection)
 WHERE NOT b.is_usable
 
 -- name: analyze_boxes
@@ -88,7 +91,7 @@ SELECT number, min(detection) AS detection, label, x1, y1, x2, y2, is_outside, b
     is_usable, count(*) - 1 AS repeats
 FROM clipped
 CROSS JOIN LATERAL (SELECT NOT is_outside AND x1 < x2 AND y1 < y2 AS is_usable) verdict
-GROUP BY number, label, x1, y1, x2, y2, is_outside, is_usable, CASE WHEN NOT is_usable THEN detection END
+GROUP BY number, label, x1, y1, x2, y2, is_outside, is_usable
 
 -- name: create_detections
 -- One row a usable detection, numbered from 1 in its entry.
@@ -223,10 +226,12 @@ JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id 
 GROUP BY s.recognition_id
 
 -- name: weigh_frame
--- The farthest corner of all boxes in the file, and those of them that are on large photos; `free` are photos to annotate.
+-- The farthest corner of all boxes in the file, and those of them that are on large photos; `free` are photos to annotate,
+-- `empty` those of them without any detection.
 SELECT max(greatest(d.x2, d.y2)) AS farthest,
     count(*) FILTER (WHERE greatest(p.width, p.height) > :large) AS boxes,
     count(DISTINCT p.number) FILTER (WHERE greatest(p.width, p.height) > :large) AS photos,
-    (SELECT count(*) FROM pg_temp.photos WHERE is_free) AS free
+    (SELECT count(*) FROM pg_temp.photos WHERE is_free) AS free,
+    (SELECT count(*) FROM pg_temp.photos WHERE is_free AND detections = 0) AS empty
 FROM pg_temp.detections d
 LEFT JOIN pg_temp.photos p USING (number)
