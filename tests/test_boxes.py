@@ -390,7 +390,7 @@ def test_fractions_are_held_under_every_frame_but_1(
 def test_photos_without_detections_are_noticed_once_a_file(
     force: tuple[str, ...], run: Run, loaded: list[int], dsn: str, tmp_path: Path
 ) -> None:
-    content = {
+    content: annotating.Annotations = {
         key_of(one): {"dishes": {"qwen_detections": []}, "plates": {"qwen_detections": []}} for one in loaded[1:]
     }
     file = write(tmp_path / "a.json", {key_of(loaded[0]): value([1, 2, 100, 100])} | content)
