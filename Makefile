@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests wait for servers as often as they compute: one process more than two processors have is the quickest.
-PROCESSES ?= 3
+# Tests wait for servers as often as they compute: two processes a processor are the quickest.
+PROCESSES ?= 4
 # Of the measurements: full takes twenty minutes, small one.
 SIZE ?= full
 # Of the fuzz: number of files; SEED repeats a run.

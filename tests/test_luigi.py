@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -204,3 +205,10 @@ def test_a_second_run_of_a_batch_waits_or_is_refused(
     code, _, stderr = finish(second)
     assert code == 0 or (code == 4 and "Another run of batch b1 is going on." in stderr)
     world.check(settings, (small_dataset(40), "b1", None))
+
+
+def test_an_error_of_the_system_in_a_task_comes_with_its_remedy() -> None:
+    failure = Failure.of("UploadShard", OSError(errno.EMFILE, "Too many open files"))
+    assert "ulimit -n" in failure.hint
+    assert failure.as_error() is None
+    assert Failure.of("UploadShard", ValueError("other")).hint == ""

@@ -15,7 +15,7 @@ import luigi.retcodes
 
 from pipeline import errors
 from pipeline.config import redact
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, remedy_of
 from pipeline.graph.process import INTERRUPTED, Interrupts
 from pipeline.observe.logger import say, say_error
 
@@ -36,7 +36,8 @@ class Failure:
         """Describe an exception of a task."""
         if isinstance(exception, PipelineError):
             return cls(str(task), type(exception).__name__, redact(exception.message), redact(exception.hint))
-        return cls(str(task), "", redact(f"{type(exception).__name__}: {exception}"), "")
+        hint = remedy_of(exception) if isinstance(exception, OSError) else ""
+        return cls(str(task), "", redact(f"{type(exception).__name__}: {exception}"), hint)
 
     def as_error(self) -> PipelineError | None:
         """Return the error again, None for an exception of any other class."""
