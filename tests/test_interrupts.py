@@ -138,7 +138,7 @@ def test_an_upload_without_a_whole_response(
 
 
 @pytest.mark.parametrize("form", [LOAD, LUIGI], ids=["load", "luigi"])
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_second_signal(
     workers: str, form: tuple[str, ...], start: Start, small_dataset: MakeDataset, settings: Settings
 ) -> None:
@@ -248,7 +248,11 @@ def test_a_statement_that_waits_for_a_lock(
 
 @pytest.mark.parametrize(
     "command",
-    [(*LOAD, *LOCAL), (*OURS, "verify"), pytest.param(LUIGI, marks=pytest.mark.slow)],
+    [
+        (*LOAD, *LOCAL),
+        pytest.param((*OURS, "verify"), marks=pytest.mark.slow),
+        pytest.param(LUIGI, marks=pytest.mark.slow),
+    ],
     ids=["load", "verify", "luigi"],
 )
 def test_a_database_that_hangs_and_takes_no_cancellation(
@@ -393,7 +397,14 @@ os.open = open_photo
 """
 
 
-@pytest.mark.parametrize(("workers", "how"), [("1", signal.SIGTERM), ("1", signal.SIGINT), ("2", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("workers", "how"),
+    [
+        ("1", signal.SIGTERM),
+        pytest.param("1", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("2", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_system_that_hangs(
     workers: str,
     how: signal.Signals,
@@ -475,6 +486,7 @@ def test_a_full_pipe(
         assert "Interrupted. " in stderr.read()
 
 
+@pytest.mark.slow
 @signals
 def test_a_full_pipe_of_both_outputs(how: signal.Signals, workdir: Path) -> None:
     reads, writes = os.pipe()

@@ -19,6 +19,7 @@ import requests
 from embedded_supabase.files import wait_until
 from embedded_supabase.ports import free_port
 from pipeline.config import Settings
+from pipeline.graph.failures import Failure
 from tests import world
 from tests.services import MakeDataset, Start, after_target, running_luigid
 
