@@ -348,7 +348,7 @@ def test_a_batch_is_resumed_with_the_same_frame_only(run: Run, loaded: list[int]
     refused = run("load-qwen", "--file", file, "--batch-id", "q1", *options[:2])
     assert refused.code == 4
     other = run("load-qwen", "--file", file)
-    assert (other.code, "held by unfinished q1" in other.err) == (3, True)
+    assert (other.code, "belongs to unfinished q1" in other.err) == (3, True)
     done = run("load-qwen", "--file", file, *options)
     assert done.out.startswith("Batch q1 is done: 1 recognition")
     assert stored(dsn, loaded[0]) == [("16", "24", "64", "48")]

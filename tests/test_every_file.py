@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import Settings
 from pipeline.database import Database
+from pipeline.dataset.layout import list_folders
+from pipeline.dataset.records import Folder
 from pipeline.steps.discover import Request, discover
 from tests import world
 from tests.services import MakeDataset, RunPipeline
@@ -360,3 +363,24 @@ def test_folders_that_cannot_be_read_are_named_in_every_class(
     ]
     rejects = world.query(settings.database_url.reveal(), "SELECT code, path FROM ingest.rejects")
     assert rejects == [("photo_count", "export_2/recognition_4")]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("export", "export2"),
+        ("ds", "ds10"),
+        ("export_9", "export_10"),
+        ("2025 a", "march"),
+        ("a1b", "a1b2"),
+        ("A", "a"),
+    ],
+)
+def test_exports_of_any_two_names_have_an_order(tmp_path: Path, earlier: str, later: str) -> None:
+    for name in (earlier, later):
+        (tmp_path / name / "recognition_7").mkdir(parents=True, exist_ok=True)
+    found = [one for one in list_folders(tmp_path, Counter()) if isinstance(one, Folder)]
+    assert [one.path for one in sorted(found, key=lambda one: one.rank)] == [
+        f"{later}/recognition_7",
+        f"{earlier}/recognition_7",
+    ]

@@ -236,7 +236,7 @@ def test_the_next_night_loads_what_a_held_batch_does_not_claim(
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 6
     claimed = run("load", "--source", dataset)
     assert claimed.code == 3
-    assert "Error: All that is new is held by unfinished b1: nothing was loaded." in claimed.err
+    assert "Error: All that is new belongs to unfinished b1: nothing was loaded." in claimed.err
     assert states(dsn) == {"b1": "held"}
     dry = run("load", "--source", dataset, "--dry-run")
     assert (dry.code, "5 held by unfinished batches b1" in dry.out) == (0, True)
@@ -382,7 +382,7 @@ def test_a_night_whose_new_trays_are_all_claimed_makes_no_batch(run: Run, own_da
     for _ in range(2):
         night = run("load", "--source", dataset)
         assert night.code == 3
-        assert "All that is new is held by unfinished b1" in night.err
+        assert "All that is new belongs to unfinished b1" in night.err
         assert states(dsn) == {"b1": "held"}
     assert world.query(dsn, "SELECT DISTINCT batch_id FROM ingest.claims") == [("b1",)]
     assert run("publish", "--batch-id", "b1").code == 0

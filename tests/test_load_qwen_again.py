@@ -388,7 +388,7 @@ def test_without_an_id_the_newest_unfinished_batch_like_it_is_resumed(
     newer = run("load-qwen", "--file", file, "--batch-id", "newer")
     forced = run("load-qwen", "--file", file, "--batch-id", "forced", "--force")
     assert (named.code, newer.code, forced.code) == (3, 3, 3)  # of the forced one nothing was left to hold
-    assert "Error: All that is new is held by unfinished another-file, newer, older" in forced.err
+    assert "Error: All that is new belongs to unfinished another-file, newer, older" in forced.err
     assert markers(dsn, "older") == [("copy", 1), ("discover", 0)]
     mend_transforms(dsn)
     for batch_id, numbers in (("newer", ids[2:4]), ("older", ids[:2])):
@@ -398,7 +398,7 @@ def test_without_an_id_the_newest_unfinished_batch_like_it_is_resumed(
         assert annotated(dsn) >= set(numbers)
     done = run("load-qwen", "--file", file)
     assert done.code == 3
-    assert "Error: All that is new is held by unfinished another-file:" in done.err
+    assert "Error: All that is new belongs to unfinished another-file:" in done.err
     assert run("load-qwen", "--batch-id", "another-file").code == 0
     world.check(settings, (dataset, "b1", ids[:2]), (dataset, "b2", ids[2:]), qwen=file)
 

@@ -306,23 +306,25 @@ def test_the_headline_tells_what_was_skipped_superseded_and_rejected() -> None:
         "superseded_copies": 4,
         "rejected": 6,
         "rejects": {"json_broken": 2, "photo_truncated": 4},
-        "rejected_inputs": [{"path": f"a/{number}.jpg", "message": f"reason {number}"} for number in range(5)],
+        "rejected_inputs": [
+            {"code": "photo_empty", "path": f"a/{number}.jpg", "message": f"reason {number}"} for number in range(5)
+        ],
     }
     assert headline(summary).splitlines()[1:] == [
         "Skipped: 3 already loaded; 2 held by unfinished batch_a, batch_b; 5 beyond the limit.",
         "Several folders hold the same recognition: the newest with two photos was taken, 4 earlier copies were left.",
-        "Rejected: 6 (json_broken 2, photo_truncated 4).",
-        *(f"  a/{number}.jpg: reason {number}" for number in range(5)),
+        "Rejected: 6 (photo_truncated 4, json_broken 2).",
+        *(f"  photo_empty: a/{number}.jpg: reason {number}" for number in range(5)),
         "  … and 1 more, in the table ingest.rejects",
     ]
     assert headline(summary, rejects=1).splitlines()[4:] == [
-        "  a/0.jpg: reason 0",
+        "  photo_empty: a/0.jpg: reason 0",
         "  … and 5 more, in the table ingest.rejects",
     ]
     assert "Rejected" not in headline(summary, rejects=0)
     assert "ingest.rejects" not in headline({**summary, "state": "reset"}, rejects=1)
     all_shown = {**summary, "rejected": 5}
-    assert headline(all_shown).splitlines()[-1] == "  a/4.jpg: reason 4"
+    assert headline(all_shown).splitlines()[-1] == "  photo_empty: a/4.jpg: reason 4"
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_an_unfinished_batch_goes_with_its_claims_so_that_another_takes_its_reco
     assert before_any["ingest.claims"] == 6
     held = command("load", "--source", dataset, "--batch-id", "b2", "--local-scheduler")
     assert held.code == 3
-    assert "All that is new is held by unfinished b1: nothing was loaded." in held.err
+    assert "All that is new belongs to unfinished b1: nothing was loaded." in held.err
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert done.code == 0
     assert planned(done.out) == ({"raw.photos": 4, "raw.receipts": 2, "raw.menus": 1}, 9)

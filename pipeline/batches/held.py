@@ -30,8 +30,9 @@ def find_claimed(connection: Connection, weight: Any) -> ClaimedError | None:
     """Return the error of a batch whose inputs are all claimed by others, or rejected as before; None if one is not."""
     if weight.usable or weight.fresh or not weight.held_elsewhere or weight.released_at is not None:
         return None
-    message = f"All that is new is held by unfinished {', '.join(weight.held_by)}: nothing was loaded."
-    return ClaimedError(message, f"Finish, publish or reset them; `{connection.command('status')}` has the commands.")
+    message = f"All that is new belongs to unfinished {', '.join(weight.held_by)}: nothing was loaded."
+    hint = f"Finish them; publish or reset what is held. `{connection.command('status')}` has the commands."
+    return ClaimedError(message, hint)
 
 
 def find_reason(connection: Connection, batch_id: str, weight: Any, max_rejects: str) -> str | None:

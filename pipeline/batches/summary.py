@@ -154,10 +154,11 @@ def _inputs(summary: Mapping[str, Any], limit: int) -> Iterator[str]:
         total = summary.get(what, 0)  # earlier versions recorded no notices
         if not total:
             continue
-        codes = ", ".join(f"{code} {count}" for code, count in summary[table].items())
+        counts = sorted(summary[table].items(), key=lambda one: (-one[1], one[0]))
+        codes = ", ".join(f"{code} {count}" for code, count in counts)
         yield f"{what.capitalize()}: {total} ({codes})."
         shown = summary[f"{what}_inputs"][:limit]
-        yield from (printable(f"  {one['path']}: {one['message']}") for one in shown)
+        yield from (printable(f"  {one['code']}: {one['path']}: {one['message']}") for one in shown)
         if len(shown) < total and summary["state"] != "reset":  # which empties the table
             yield f"  … and {total - len(shown)} more, in the table ingest.{table}"
 

@@ -90,7 +90,10 @@ def _print_load(run: Run, options: argparse.Namespace) -> None:
     try:
         summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
     except UsageError as exc:
-        raise _error_of(run) from exc  # discovery wrote nothing; its failure says why
+        error = _error_of(run)  # discovery wrote nothing; its failure says why
+        if isinstance(error, UnfinishedError):
+            error.hint = "Nothing is on record yet: repeat the whole command."
+        raise error from exc
     done = summary["state"] == "done"
     if done or options.json:
         text = f"{headline(summary, was_done=run.was_done)}\n{performance_metrics(summary)}"

@@ -90,7 +90,7 @@ def up(options: argparse.Namespace) -> None:
     with closing(registry.watch(Database(settings))) as database:
         applied = [one.label for one in migrate(database)]
     migrations = f"Migrations: {len(applied)} applied" if applied else "Migrations: up to date"
-    tools = f"For other tools: set -a; . {shlex.quote(str(home / 'env'))}; set +a"
+    tools = f"For other tools: (set -a; . {shlex.quote(str(home / 'env'))}; COMMAND)"
     text = f"{started.describe()}\n{migrations}\n{tools}"
     print_result(options, {**asdict(started), "migrations_applied": applied}, text)
 

@@ -48,7 +48,8 @@ def contradiction(coordinates: str, farthest: float, boxes: int, photos: int) ->
     if coordinates == PIXELS and farthest <= edge and boxes:
         why = (
             f"no corner of a box lies beyond {edge:.0f}, although there are photos larger than {LARGE} pixels "
-            f"(photos: {photos}, boxes on them: {boxes}); if they are thousandths, load it with --coordinates 1000"
+            f"(photos: {photos}, boxes on them: {boxes}); if they are thousandths, reset the batch and load it with "
+            "--coordinates 1000"
         )
         return why, boxes >= _ENOUGH_BOXES and photos >= _ENOUGH_PHOTOS
     return "", False

@@ -120,10 +120,10 @@ def _level(
                 exports.append(entry.name)
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural(name: str) -> tuple[list[str | int], str]:
     """Return the key of the natural order, in which export_10 follows export_9 and Export_9."""
     parts = _DIGITS.split(name.casefold())  # of which every second one is a number
-    return [int(part) if number % 2 else part for number, part in enumerate(parts)] + [name]
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], name
 
 
 def holder_of(path: str) -> str:

@@ -21,6 +21,8 @@ from pipeline.storage import Storage
 
 #: Pixels of the longer side of a thumbnail.
 _PHOTO, _REJECT = 720, 240
+#: The end marker of a JPEG.
+_END = b"\xff\xd9"
 #: Recognitions per query.
 _CHUNK = 10
 MAXIMUM_ITEMS = 100
@@ -150,11 +152,11 @@ class Trays:
             return None, "The bucket has no object for this photo."
         except StorageError as exc:
             return None, f"Reading it from the bucket failed: {exc.message}"
-        picture = thumbnail(content, _PHOTO)
+        differs = row.sha256 is not None and hashlib.sha256(content).hexdigest() != row.sha256
+        picture = thumbnail(content if differs else content + _END, _PHOTO)  # a photo that was loaded may lack its end
         if picture is None:
             return None, "The stored object cannot be decoded as a picture."
         self._report.photos += 1
-        differs = row.sha256 is not None and hashlib.sha256(content).hexdigest() != row.sha256
         return (
             picture,
             "The stored object differs from the loaded photo: its SHA-256 does not match." if differs else "",

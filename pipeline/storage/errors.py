@@ -44,7 +44,7 @@ _TITLE = re.compile(rb"<title[^>]*>(.{0,300}?)</title", re.IGNORECASE | re.DOTAL
 _NAME, _MESSAGE = 80, 300
 
 _AGAIN = "Run the same command again."
-_CHECK_URL = "Check NEXT_PUBLIC_SUPABASE_URL: there is no Storage API at that address."
+_CHECK_URL = "There is no Storage API there: set NEXT_PUBLIC_SUPABASE_URL to https://<project>.supabase.co, no path."
 _MOVED = "Set NEXT_PUBLIC_SUPABASE_URL to the beginning of that address, up to the host."
 PORTAL = (
     "Log in to the network, if it has a login page (a captive portal). "
