@@ -250,7 +250,7 @@ def _database_url(text: str) -> Secret:
         try:
             password = _password_of(url)
         except ValueError as exc:
-            hint = "Percent-encode special characters in the password, such as @ / ? and [."
+            hint = "Percent-encode special characters in the password, such as @ / ? # and [."
             raise SettingsError(f"{DATABASE} is not a valid URL.", hint) from exc
         for secret in (password, unquote(password)):
             Secret(secret)

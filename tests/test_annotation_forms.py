@@ -186,6 +186,8 @@ WRONG = {
     "zeros": (bytes(5000), "filled with zero bytes"),
     "UTF-16": (TEXT.encode("utf-16"), "UTF-16 text"),
     "UTF-16, big end first": (TEXT.encode("utf-16-be"), "UTF-16 text"),
+    "UTF-16 without a mark": (TEXT.encode("utf-16-le"), "UTF-16 text"),
+    "text before a block": (f"Here are the boxes:\n{fence(TEXT)}".encode(), "text around a block of Markdown"),
     "UTF-32": (TEXT.encode("utf-32"), "UTF-32 text"),
     "two marks": (b"\xef\xbb\xbf" * 2 + TEXT.encode(), "two byte order marks"),
     "HTML": (b"<!DOCTYPE html><html><body>Sign in</body></html>", "an HTML page"),
@@ -223,6 +225,16 @@ def test_a_broken_object_is_not_said_to_be_something_else() -> None:
         with pytest.raises(UsageError) as caught:
             list(read_entries(io.BytesIO(content), set()))
         assert "the file is" not in caught.value.message
+
+
+@pytest.mark.parametrize(("first", "broken"), [("", []), (" \r", []), ('{"image": "recog', ["line 1"])])
+def test_lines_may_begin_with_an_empty_or_a_cut_one(first: str, broken: list[str]) -> None:
+    forms: set[Deviation] = set()
+    lines = [first, *(json.dumps({key: value}) for key, value in PLAIN.items())]
+    entries = list(read_entries(io.BytesIO("\n".join(lines).encode()), forms))
+    assert {form.code for form in forms} == {LINES}
+    assert [entry.key for entry in entries] == [*broken, *PLAIN]
+    assert [entry.key for entry in entries if entry.problem is not None] == broken
 
 
 @pytest.mark.parametrize("name", ["a.json.gz", "a.json", "a.jsonl"])

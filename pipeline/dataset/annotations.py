@@ -15,6 +15,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pipeline.dataset.detections import photo_of
 from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
@@ -44,6 +45,8 @@ _OPENING = '{["'
 _DELIMITER = re.compile(r'[\s,{}\[\]"]')
 _TOKEN = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
 _HEAD = 4096
+#: So many lines may be empty before and between the first two objects of a file of lines.
+_EMPTY_LINES = 1000
 #: Fields of a line that name its photo, and those of a photo's detections.
 _NAMES = ("image", "path", "key", "image_path", "file", "photo")
 _SECTIONS = frozenset({"dishes", "plates"})
@@ -152,18 +155,23 @@ def _read_text(stream: BinaryIO | gzip.GzipFile, forms: set[Deviation]) -> Itera
 
 
 def _is_lines(stream: BinaryIO | gzip.GzipFile) -> bool:
-    """Return whether the first line is a whole object, and another one follows or it names its photo in a field."""
-    first = stream.readline(MAXIMUM_DOCUMENT_BYTES)
-    text = first.decode("utf-8-sig", "surrogateescape").strip()
-    if not (text.startswith("{") and text.endswith("}")):
-        return False
-    value, end, problem = _parse(text, 0)
-    if problem is not None or end != len(text) or not isinstance(value, dict):
-        return False
-    following = next((line for line in iter(lambda: stream.readline(_HEAD), b"") if line.strip()), b"")
-    if following:
-        return following.lstrip().startswith(b"{")
+    """Return whether each line is an object: one of the first two is, and there are two or it names its photo."""
+    head = itertools.islice(iter(lambda: stream.readline(MAXIMUM_DOCUMENT_BYTES), b""), _EMPTY_LINES)
+    lines = filter(bytes.strip, head)
+    first, second = (next(lines, b"").decode("utf-8-sig", "surrogateescape").strip() for _ in range(2))
+    value = _object_of(first)
+    if value is None:  # which may be cut
+        return first.startswith("{") and _object_of(second) is not None
+    if second:
+        return second.startswith("{")
     return bool(_SECTIONS & value.keys()) and any(isinstance(value.get(name), str) for name in _NAMES)
+
+
+def _object_of(line: str) -> dict[str, Any] | None:
+    if not (line.startswith("{") and line.endswith("}")):
+        return None
+    value, end, problem = _parse(line, 0)
+    return value if problem is None and end == len(line) and isinstance(value, dict) else None
 
 
 def _read_line(number: int, line: bytes) -> Iterator[Entry]:
@@ -242,7 +250,6 @@ class _Window:
         if self.peek() != letter:
             raise self._missing(what)
         self._at += 1
-        self._is_begun = True
 
     def expect_fence(self) -> None:
         """Consume an outer line of a block of Markdown: three backquotes, and perhaps the name of a language."""
@@ -269,6 +276,7 @@ class _Window:
         if problem is not None or not isinstance(key, str):
             raise self.broken("a key is broken")
         self.expect(":", "a colon")
+        self._is_begun = True
         return Entry(key, *self.value())
 
     def value(self) -> tuple[int, object, BadInput | None]:

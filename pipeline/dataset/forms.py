@@ -61,4 +61,6 @@ def what_it_is(head: bytes) -> str:
         return "a JPEG image"
     if text.startswith(b"["):
         return "a JSON array"
+    if b"```" in text and not text.startswith((b"```", b"{")):
+        return "text around a block of Markdown, which has to be removed"
     return "a table of text (CSV)" if _TABLE.match(text) else ""
