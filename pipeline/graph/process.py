@@ -96,6 +96,9 @@ class Interrupts:
             for number in self._former:  # Python restores the default of every other handler before it ends
                 signal.signal(number, signal.SIG_IGN)
             self._former.clear()
+            # Python ends by the signal, and not with our code, if its exception left a string that eval() ran, as that
+            # of a namedtuple, even if it was caught then; another string clears that.
+            exec("")
         if not announced:
             say(f"Interrupted. {self._resume_hint()}")
 
