@@ -61,7 +61,7 @@ def test_batches_over_the_same_dataset_at_once_share_it_out(
     for running in started:
         ended = running.finish()
         # One that finds all recognitions in unfinished batches has nothing to load.
-        assert ended.code == 0 or (ended.code == 3 and "All that is new is held by" in ended.stderr), ended.stderr
+        assert ended.code == 0 or (ended.code == 3 and "All that is new belongs to" in ended.stderr), ended.stderr
     held = query(settings, "SELECT recognition_id FROM ingest.manifest WHERE batch_id = ANY (%s)", names)
     assert len(held) == len(set(held)) == 12
     qwen = dataset / ANNOTATIONS if kind == "load-qwen" else None

@@ -24,6 +24,9 @@ from embedded_supabase.postgres import server as postgres
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from tests.services import end_group, execute, give_data, subprocess_environment
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server to another user")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="root hands the server to another user")
 with_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")

@@ -431,3 +431,24 @@ def test_a_reader_that_has_gone_does_not_change_what_came_of_it(
     assert done.returncode == (3 if command == ("verify",) and not buffered else code), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+IN_A_STRING = """
+import os, signal, sys
+from pipeline.graph.process import Interrupts
+with Interrupts(lambda: None, lambda: "Again.") as interrupts:
+    try:
+        eval("os.kill(os.getpid(), signal.SIGINT) or sum(range(10 ** 8))")
+    except KeyboardInterrupt:
+        interrupts.announce()
+sys.exit(130)
+"""
+
+
+def test_a_string_that_python_compiles_and_runs(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(IN_A_STRING, encoding="utf-8")
+    environment = subprocess_environment({"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"})
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "Interrupted. Again.\n")

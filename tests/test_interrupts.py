@@ -38,6 +38,9 @@ from tests.services import (
 )
 from tests.test_worker import holding
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 OURS = (sys.executable, "-m", "pipeline")
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline")
 LOAD = (*OURS, "load", "--batch-id", "b1")
@@ -505,27 +508,6 @@ def test_a_full_pipe_of_both_outputs(how: signal.Signals, workdir: Path) -> None
         running.wait()
         os.close(reads)
         os.close(writes)
-
-
-IN_A_STRING = """
-import os, signal, sys
-from pipeline.graph.process import Interrupts
-with Interrupts(lambda: None, lambda: "Again.") as interrupts:
-    try:
-        eval("os.kill(os.getpid(), signal.SIGINT) or sum(range(10 ** 8))")
-    except KeyboardInterrupt:
-        interrupts.announce()
-sys.exit(130)
-"""
-
-
-def test_a_string_that_python_compiles_and_runs(tmp_path: Path) -> None:
-    (tmp_path / "interrupted.py").write_text(IN_A_STRING, encoding="utf-8")
-    environment = subprocess_environment({"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"})
-    done = subprocess.run(
-        [sys.executable, "-m", "interrupted"], env=environment, capture_output=True, encoding="utf-8", check=False
-    )
-    assert (done.returncode, done.stderr) == (130, "Interrupted. Again.\n")
 
 
 @signals

@@ -53,6 +53,9 @@ from tests.proxies import (
 )
 from tests.services import MakeDataset, RunPipeline
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 #: More tries than there will ever be.
 ALWAYS = 1_000_000
 #: Tries of a request that fails again and again, and of one that is put off.

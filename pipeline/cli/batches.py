@@ -91,7 +91,7 @@ def _print_load(run: Run, options: argparse.Namespace) -> None:
         summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
     except UsageError as exc:
         error = _error_of(run)  # discovery wrote nothing; its failure says why
-        if isinstance(error, UnfinishedError):
+        if type(error) is UnfinishedError:
             error.hint = "Nothing is on record yet: repeat the whole command."
         raise error from exc
     done = summary["state"] == "done"
