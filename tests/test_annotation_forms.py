@@ -227,14 +227,13 @@ def test_a_broken_object_is_not_said_to_be_something_else() -> None:
         assert "the file is" not in caught.value.message
 
 
-@pytest.mark.parametrize(("first", "broken"), [("", []), (" \r", []), ('{"image": "recog', ["line 1"])])
-def test_lines_may_begin_with_an_empty_or_a_cut_one(first: str, broken: list[str]) -> None:
+@pytest.mark.parametrize("first", ["", " \r", "\n\n"])
+def test_lines_may_begin_with_empty_ones(first: str) -> None:
     forms: set[Deviation] = set()
     lines = [first, *(json.dumps({key: value}) for key, value in PLAIN.items())]
     entries = list(read_entries(io.BytesIO("\n".join(lines).encode()), forms))
     assert {form.code for form in forms} == {LINES}
-    assert [entry.key for entry in entries] == [*broken, *PLAIN]
-    assert [entry.key for entry in entries if entry.problem is not None] == broken
+    assert [(entry.key, entry.problem) for entry in entries] == [(key, None) for key in PLAIN]
 
 
 @pytest.mark.parametrize("name", ["a.json.gz", "a.json", "a.jsonl"])

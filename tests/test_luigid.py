@@ -21,6 +21,9 @@ from tests.services import REPOSITORY, MakeDataset, RunPipeline, Start, running_
 from tests.test_interrupts import BARE, LOAD, OURS, SMALL, read_until, stopped, waits
 from tests.test_worker import holding
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 #: For how long a luigid may be silent in these tests.
 PATIENCE = 4.0
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"

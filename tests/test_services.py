@@ -28,6 +28,9 @@ from embedded_supabase.storage import process as storage_process
 from pipeline.database.migrate import migrations
 from tests.services import RunPipeline, Start, execute, give_data
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 NAMES = {"NEXT_PUBLIC_SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "DATABASE_URL"}
 
 

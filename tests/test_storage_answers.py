@@ -35,6 +35,9 @@ from tests.proxies import (
 )
 from tests.services import REPOSITORY, MakeDataset, StorageServer, running_storage
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 ALWAYS = 1_000_000
 DOCUMENT = (REPOSITORY / "docs/reference/storage-answers.md").read_text(encoding="utf-8")
 COMMANDS = ("load", "status", "verify", "reset")

@@ -31,6 +31,9 @@ from tests.services import (
     subprocess_environment,
 )
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 LOAD = (sys.executable, "-m", "pipeline", "load", "--batch-id", "b1")
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch", "--batch-id", "b1")
 HELP = (sys.executable, "-m", "pipeline", "worker")

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pipeline.dataset.detections import photo_of
 from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
@@ -155,23 +155,18 @@ def _read_text(stream: BinaryIO | gzip.GzipFile, forms: set[Deviation]) -> Itera
 
 
 def _is_lines(stream: BinaryIO | gzip.GzipFile) -> bool:
-    """Return whether each line is an object: one of the first two is, and there are two or it names its photo."""
+    """Return whether the first line is a whole object, and another one follows or it names its photo in a field."""
     head = itertools.islice(iter(lambda: stream.readline(MAXIMUM_DOCUMENT_BYTES), b""), _EMPTY_LINES)
     lines = filter(bytes.strip, head)
-    first, second = (next(lines, b"").decode("utf-8-sig", "surrogateescape").strip() for _ in range(2))
-    value = _object_of(first)
-    if value is None:  # which may be cut
-        return first.startswith("{") and _object_of(second) is not None
-    if second:
-        return second.startswith("{")
+    text = next(lines, b"").decode("utf-8-sig", "surrogateescape").strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return False
+    value, end, problem = _parse(text, 0)
+    if problem is not None or end != len(text) or not isinstance(value, dict):
+        return False
+    if following := next(lines, b""):
+        return following.lstrip().startswith(b"{")
     return bool(_SECTIONS & value.keys()) and any(isinstance(value.get(name), str) for name in _NAMES)
-
-
-def _object_of(line: str) -> dict[str, Any] | None:
-    if not (line.startswith("{") and line.endswith("}")):
-        return None
-    value, end, problem = _parse(line, 0)
-    return value if problem is None and end == len(line) and isinstance(value, dict) else None
 
 
 def _read_line(number: int, line: bytes) -> Iterator[Entry]:
