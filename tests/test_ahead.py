@@ -23,6 +23,9 @@ from pipeline.storage import Storage
 from tests import world
 from tests.services import MakeDataset
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 SECONDS = 20.0
 
 

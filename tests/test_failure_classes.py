@@ -27,6 +27,9 @@ from tests.proxies import (
 )
 from tests.services import MakeDataset, RunPipeline
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 ONCE = {"PIPELINE_RETRY_MAX_ATTEMPTS": "0", "PIPELINE_BATCH_SIZE": "2"}
 UPLOADED = "SELECT shard FROM ingest.batch_state WHERE step = 'upload' ORDER BY shard"
 SENT = "SELECT coalesce(sum((metrics -> 'counters' ->> 'objects_uploaded')::int), 0) FROM ingest.batch_state"

@@ -16,6 +16,9 @@ from pipeline.config import Settings
 from tests import world
 from tests.services import MakeDataset, Start
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 SECONDS = 60
 #: Luigi's own lock is a file in a folder that the first user of the machine owns.
 LUIGI = (sys.executable, "-m", "luigi", "--local-scheduler", "--no-lock", "--module")

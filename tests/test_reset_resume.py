@@ -40,6 +40,9 @@ from tests.services import MakeDataset, Start
 from tests.test_luigi import finish
 from tests.test_steps import Load
 
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
 command = reset_support.command
 dsn = reset_support.dsn
 load = reset_support.load
