@@ -69,9 +69,9 @@ def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime
             return {batch_id: batch.bucket_created_at}
         return list_recorded(connection, storage.bucket)
 
-    prove_bucket(storage, database.run(recorded, read_only=True), RefusedError)
+    found = prove_bucket(storage, database.run(recorded, read_only=True), RefusedError)
     storage.ensure_bucket()
-    found = storage.find_bucket()
+    found = found or storage.find_bucket()
     return found["created_at"] if found is not None else None
 
 

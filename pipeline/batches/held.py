@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.resolve import check_batch_id, require_schema, resume_command
+from pipeline.batches.resolve import LoadRequest, check_batch_id, require_schema
 from pipeline.batches.state import KIND_LOAD, Batch
 from pipeline.database import Connection
 from pipeline.errors import ClaimedError, RefusedError, UsageError
@@ -72,9 +72,8 @@ def require_publishable(connection: Connection, batch_id: str, production: bool)
     require_schema(connection)
     batch = batch_state.require_batch(connection, batch_id)
     if batch.state == "loading" and batch.released_at is None:
-        options = (batch.limit, batch.force, production, batch.coordinates, batch.exif_turned)
-        command = resume_command(batch_id, batch.kind, *options)
-        raise RefusedError(f"Batch {batch_id} is not complete, so it cannot be published.", f"To go on: {command}")
+        hint = f"To go on: {LoadRequest.of(batch).command(production)}"
+        raise RefusedError(f"Batch {batch_id} is not complete, so it cannot be published.", hint)
     if batch.state in ("resetting", "reset"):
         hint = f"See `{connection.command('status')}`."
         raise RefusedError(f"Batch {batch_id} is {batch.state}, so it cannot be published.", hint)

@@ -41,6 +41,15 @@ class LoadRequest:
         names = ("source", "limit", "force", "kind", "coordinates", "exif_turned")
         return cls(batch.id, **{name: getattr(batch, name) for name in names})
 
+    def command(self, production: bool) -> str:
+        """Return the command that resumes the batch; its source is on record."""
+        name = "load-qwen" if self.kind == KIND_QWEN else "load"
+        options = f" --limit {self.limit}" if self.limit is not None else ""
+        options += " --force" if self.force else ""
+        options += f" --coordinates {self.coordinates}" if self.coordinates != PIXELS else ""
+        options += " --exif-turned" if self.exif_turned else ""
+        return command_line(f"{name} --batch-id {self.batch_id}{options}", production)
+
 
 @dataclass(frozen=True)
 class ResolvedBatch:
@@ -148,23 +157,6 @@ def _new_id(connection: Connection, kind: str, taken: Collection[str]) -> str:
         if batch_id not in taken and batch_state.find_batch(connection, batch_id) is None:
             return batch_id
         moment += timedelta(seconds=1)
-
-
-def resume_command(
-    batch_id: str,
-    kind: str,
-    limit: int | None,
-    force: bool,
-    production: bool,
-    coordinates: str = PIXELS,
-    exif_turned: bool = False,
-) -> str:
-    """Return the command that resumes a batch; its source is on record."""
-    name = "load-qwen" if kind == KIND_QWEN else "load"
-    options = f"{f' --limit {limit}' if limit is not None else ''}{' --force' if force else ''}"
-    options += f"{f' --coordinates {coordinates}' if coordinates != PIXELS else ''}"
-    options += " --exif-turned" if exif_turned else ""
-    return command_line(f"{name} --batch-id {batch_id}{options}", production)
 
 
 def reset_command(batch_id: str, production: bool) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
-from pipeline.batches.resolve import reset_command, resume_command
+from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
-from pipeline.dataset.records import describe_files
+from pipeline.dataset.records import describe_codes, describe_files
 from pipeline.errors import PipelineError, printable
 from pipeline.observe.metrics import merge
 from pipeline.storage import Storage
@@ -126,7 +126,7 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     skipped = []
 
     def unit(count: int) -> str:
-        return f"{count} photo{'' if count == 1 else 's'}" if qwen else str(count)
+        return counted(count, "photo") if qwen else str(count)
 
     if summary["already_loaded"]:
         skipped.append(f"{unit(summary['already_loaded'])} already {'annotated' if qwen else 'loaded'}")
@@ -154,9 +154,7 @@ def _inputs(summary: Mapping[str, Any], limit: int) -> Iterator[str]:
         total = summary.get(what, 0)  # earlier versions recorded no notices
         if not total:
             continue
-        counts = sorted(summary[table].items(), key=lambda one: (-one[1], one[0]))
-        codes = ", ".join(f"{code} {count}" for code, count in counts)
-        yield f"{what.capitalize()}: {total} ({codes})."
+        yield f"{what.capitalize()}: {total} ({describe_codes(summary[table])})."
         shown = summary[f"{what}_inputs"][:limit]
         yield from (printable(f"  {one['code']}: {one['path']}: {one['message']}") for one in shown)
         if len(shown) < total and summary["state"] != "reset":  # which empties the table
@@ -247,7 +245,7 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
         elif batch["state"] == "resetting":
             command = reset_command(batch["batch_id"], production)
         else:
-            options = (batch["limit"], batch["force"], production, batch["coordinates"], batch["exif_turned"])
-            command = resume_command(batch["batch_id"], batch["kind"], *options)
+            names = ("batch_id", "kind", "limit", "force", "coordinates", "exif_turned")
+            command = LoadRequest(**{name: batch[name] for name in names}).command(production)
         lines.append(f"  {batch['batch_id']} is {batch['state']}: {command}")
     return "\n".join(lines)

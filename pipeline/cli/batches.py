@@ -19,7 +19,7 @@ from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
 from pipeline.database import Database, target_of
-from pipeline.dataset.records import describe_files
+from pipeline.dataset.records import describe_codes, describe_files
 from pipeline.errors import (
     ClaimedError,
     HeldError,
@@ -38,7 +38,7 @@ from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch, load_of
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say, show
 from pipeline.observe.prometheus import require_writable, write_metrics
-from pipeline.steps.discover import Discovery, Request, describe_rejects, discover
+from pipeline.steps.discover import Discovery, Request, discover
 from pipeline.steps.reset import Plan, describe_reset, plan_reset
 from pipeline.steps.verify import Verification
 from pipeline.storage import Storage
@@ -134,8 +134,8 @@ def _dry_run(options: argparse.Namespace) -> None:
 
 def _describe(found: Discovery) -> str:
     holders = f" {', '.join(found.held_by)}" if found.held_by else ""
-    rejects = f"\nRejects seen so far: {describe_rejects(found.rejects)}." if found.rejects else ""
-    notices = f"\nNotices: {describe_rejects(found.notices)}." if found.notices else ""
+    rejects = f"\nRejects seen so far: {describe_codes(found.rejects)}." if found.rejects else ""
+    notices = f"\nNotices: {describe_codes(found.notices)}." if found.notices else ""
     return (
         f"Would load {counted(found.recognitions, 'recognition')}, {counted(found.photos, 'photo')}, "
         f"{size(found.bytes)}, in {counted(found.shards, 'shard')}, as batch {found.batch_id}. Nothing was written.\n"

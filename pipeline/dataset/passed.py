@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.dataset.clutter import is_clutter
 from pipeline.dataset.names import FOLDER, describe, last, near_recognition
 from pipeline.dataset.records import CLUTTER, PASSED_OVER, Deviation, Notice
+from pipeline.units import counted
 
 #: A byte that is not UTF-8, as Python decodes it in a path.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -135,8 +136,7 @@ def _nested(below: Below) -> Deviation:
 def _why(name: str, below: Below) -> Deviation:
     if below.unread:
         return Deviation("folder_unknown", as_text(below.unread))
-    count = sum(below.files.values())
-    content = f"it has {count} file{'' if count == 1 else 's'}"
+    content = f"it has {counted(sum(below.files.values()), 'file')}"
     if below.nested:
         return _nested(below)
     if FOLDER.fullmatch(name):

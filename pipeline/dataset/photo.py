@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.dataset.jpeg import SHOWN, Edit, Structure, edited, kind_of, read_structure
+from pipeline.dataset.jpeg import END, SHOWN, Edit, Structure, edited, kind_of, read_structure
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
 from pipeline.units import counted
@@ -23,7 +23,6 @@ MAXIMUM_SCANNED_PIXELS = 1_000_000_000
 # One photo with several scans is decoded at a time, because the limit above is for the process.
 _coefficients = threading.Lock()
 
-_END = b"\xff\xd9"
 _PROGRESSIVE = 0xC2
 #: Sampling factors of the first component that the decoder knows; the second and third have 1 x 1.
 _SAMPLING = frozenset((0x11, 0x12, 0x14, 0x21, 0x22, 0x41))
@@ -67,7 +66,7 @@ def check_photo(content: bytes) -> CheckedPhoto:
     if found.end is None:
         deviations.append(Deviation("photo_no_end", "the end marker is missing"))
         # A marker that was cut in half is no coded data.
-        whole = content.removesuffix(b"\xff") + _END
+        whole = content.removesuffix(b"\xff") + END
     else:
         whole = content
         if len(content) > found.end:
@@ -112,7 +111,7 @@ def _is_decodable(content: bytes, colorspace: str) -> bool:
 
 
 def _damaged(content: bytes, found: Structure, why: str) -> BadInput:
-    if found.end is None and not content.rstrip(b"\0").endswith(_END):
+    if found.end is None and not content.rstrip(b"\0").endswith(END):
         return BadInput("photo_truncated", "the file ends before the picture does")
     return BadInput("photo_undecodable", f"the picture cannot be shown: {why}")
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple
 
+from pipeline.units import counted
+
 MAXIMUM_BIGINT = 2**63 - 1  # of PostgreSQL
 
 #: The classes of files: each file below the source is in one of them.
@@ -82,9 +84,13 @@ class Inspected:
 
 def describe_files(files: Mapping[str, int]) -> str:
     """Return the number of files by class, without empty classes."""
-    total = sum(files.values())
     parts = [f"{files[name]} {name.replace('_', ' ')}" for name in FILE_CLASSES if files.get(name)]
-    return f"{total} file{'' if total == 1 else 's'} below the source" + (f": {', '.join(parts)}" if parts else "")
+    return f"{counted(sum(files.values()), 'file')} below the source" + (f": {', '.join(parts)}" if parts else "")
+
+
+def describe_codes(counts: Mapping[str, int]) -> str:
+    """Return numbers of rejects or notices by code, the most frequent first."""
+    return ", ".join(f"{code} {count}" for code, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def is_text(path: str) -> bool:

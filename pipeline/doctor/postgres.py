@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded
-from pipeline.batches.resolve import reset_command, resume_command
+from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import Batch, held_hint
 from pipeline.config import Settings, command_line
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
@@ -327,8 +327,7 @@ def batch_finding(batch: Batch, now: datetime, *, running: bool, production: boo
         return warning("batches", f"{message}. {batch.held_reason}", remedy)
     if batch.state == "resetting":
         return warning("batches", f"{message}.", f"Finish it: {reset_command(batch.id, production)}")
-    options = (batch.limit, batch.force, production, batch.coordinates, batch.exif_turned)
-    remedy = f"Finish it: {resume_command(batch.id, batch.kind, *options)}"
+    remedy = f"Finish it: {LoadRequest.of(batch).command(production)}"
     if age > _OLD:
         remedy += f", or remove it: {reset_command(batch.id, production)}"
         message += "; it holds its recognitions, and its objects are in the bucket"

@@ -23,7 +23,7 @@ from luigi.worker import KeepAliveThread
 from pipeline.batches.bucket import open_bucket
 from pipeline.batches.held import release
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch, resume_command
+from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE, Batch, held_hint
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.config import Settings, command_line, load_settings
@@ -87,14 +87,12 @@ class Run:
         self.database: Database = environment.database
         self.requests: set[LoadRequest] = set()  # those that resolve to this run
         self.markers = MarkerCache(self.database, batch_id, schedules=ours)
-        production = environment.settings.is_production
         if request is None:
             kind, step = "", RESET
             self.command = environment.settings.command(f"reset --batch-id {batch_id} --confirm")
         else:
             kind, step = request.kind, LOAD
-            options = (request.limit, request.force, production, request.coordinates, request.exif_turned)
-            self.command = resume_command(batch_id, kind, *options)
+            self.command = replace(request, batch_id=batch_id).command(environment.settings.is_production)
         self.target = BatchStateTarget(self.markers, batch_id, step)  # exists once nothing is left to do
         self.counted = COPY if kind == KIND_QWEN else UPLOAD  # its marker completes the recognitions of a shard
         self._needs_bucket = kind == KIND_LOAD

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
+from pipeline.dataset.jpeg import END
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.errors import ObjectNotFound, PipelineError, StorageError, TransientError, UsageError
 from pipeline.report.thumbnail import Thumbnail, thumbnail
@@ -21,8 +22,6 @@ from pipeline.storage import Storage
 
 #: Pixels of the longer side of a thumbnail.
 _PHOTO, _REJECT = 720, 240
-#: The end marker of a JPEG.
-_END = b"\xff\xd9"
 #: Recognitions per query.
 _CHUNK = 10
 MAXIMUM_ITEMS = 100
@@ -153,7 +152,7 @@ class Trays:
         except StorageError as exc:
             return None, f"Reading it from the bucket failed: {exc.message}"
         differs = row.sha256 is not None and hashlib.sha256(content).hexdigest() != row.sha256
-        picture = thumbnail(content if differs else content + _END, _PHOTO)  # a photo that was loaded may lack its end
+        picture = thumbnail(content if differs else content + END, _PHOTO)  # a photo that was loaded may lack its end
         if picture is None:
             return None, "The stored object cannot be decoded as a picture."
         self._report.photos += 1

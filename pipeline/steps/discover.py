@@ -32,6 +32,7 @@ from pipeline.dataset.records import (
     Inspected,
     Recognition,
     Reject,
+    describe_codes,
 )
 from pipeline.errors import RefusedError, UsageError, printable
 from pipeline.observe.metrics import Metrics
@@ -340,11 +341,6 @@ def _refuse(connection: Connection, rejects: dict[str, int]) -> None:
     lines = [printable(f"  {row.code}: {row.path}: {row.message}") for row in shown]
     if total > len(lines):
         lines.append(f"  … and {total - len(lines)} more")
-    what = f"{counted(total, 'input is', 'inputs are')} not usable ({describe_rejects(rejects)})"
+    what = f"{counted(total, 'input is', 'inputs are')} not usable ({describe_codes(rejects)})"
     message = "\n".join([f"--strict refuses the batch, {what}:", *lines])
     raise RefusedError(message, "Correct or remove them, or load without --strict, which leaves them out.")
-
-
-def describe_rejects(rejects: dict[str, int]) -> str:
-    """Return counts by code as one line, the most frequent first."""
-    return ", ".join(f"{code} {count}" for code, count in Counter(rejects).most_common())
