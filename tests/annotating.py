@@ -109,14 +109,14 @@ def annotated(dsn: str) -> set[int]:
     return {row[0] for row in world.domain(dsn).annotations}
 
 
-def annotation_ids(dsn: str) -> dict[tuple[int, int, int], int]:
-    """Return (recognition, camera, detection) -> id."""
+def annotation_ids(dsn: str) -> dict[tuple[int, int, str, str], int]:
+    """Return (recognition, camera, label, box) -> id."""
     rows = world.query(
         dsn,
-        "SELECT i.recognition_id, i.camera_number, a.detection, a.id"
+        "SELECT i.recognition_id, i.camera_number, a.label, a.bbox::text, a.id"
         " FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id",
     )
-    return {row[:3]: row[3] for row in rows}
+    return {row[:4]: row[4] for row in rows}
 
 
 def item_ids(dsn: str) -> dict[tuple[Any, ...], int]:

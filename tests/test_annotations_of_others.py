@@ -32,7 +32,7 @@ def annotate(dsn: str, source: str = "HUMAN") -> None:
         "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, ordinal)"
         " SELECT id, 'PLATE', 'MANUAL', 7 FROM public.recognitions ON CONFLICT DO NOTHING;"
         "INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)"
-        " SELECT i.id, (SELECT t.id FROM public.initial_tray_items t ORDER BY source DESC LIMIT 1), 77, '{}',"
+        " SELECT i.id, (SELECT t.id FROM public.initial_tray_items t ORDER BY source::text DESC LIMIT 1), 77, '{}',"
         f" '{source}'"
         " FROM public.images i WHERE i.camera_number = 1",
     )
@@ -43,7 +43,7 @@ def of_others(dsn: str) -> list[tuple[object, ...]]:
         dsn,
         "SELECT 'box', id, initial_tray_item_id, source FROM public.initial_annotations WHERE source <> 'MODEL'"
         " UNION ALL"
-        " SELECT 'item', id, NULL, source FROM public.initial_tray_items WHERE source = 'MANUAL' ORDER BY 1, 2",
+        " SELECT 'item', id, NULL, source::text FROM public.initial_tray_items WHERE source = 'MANUAL' ORDER BY 1, 2",
     )
 
 

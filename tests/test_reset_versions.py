@@ -31,9 +31,11 @@ def thin_out(annotations: dict[str, Any], turn: int) -> None:
 NATURAL_KEYS = (
     "SELECT recognition_id, camera_number, id FROM public.images",
     "SELECT recognition_id, 0, id FROM public.recipes",
-    "SELECT p.recognition_id, l.line_number, l.id FROM public.recipe_lines l JOIN public.recipes p ON p.id = recipe_id",
-    "SELECT recognition_id, (item_type, source, line_number, ordinal)::text, id FROM public.initial_tray_items",
-    "SELECT i.recognition_id, (i.camera_number, a.source, a.detection)::text, a.id"
+    "SELECT p.recognition_id, (l.line_number, l.quantity, l.raw_name)::text, l.id"
+    " FROM public.recipe_lines l JOIN public.recipes p ON p.id = recipe_id",
+    "SELECT recognition_id, (item_type, source, line_number, ordinal, metadata)::text, id"
+    " FROM public.initial_tray_items",
+    "SELECT i.recognition_id, (i.camera_number, a.label, a.bbox)::text, a.id"
     " FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id",
 )
 

@@ -61,20 +61,19 @@ _IMAGES = """
 """
 _LINES = """
     SELECT p.recognition_id, l.line_number, l.quantity, l.has_ambiguity, l.raw_name,
-        (SELECT array_agg(o.external_id ORDER BY o.option_number) FROM public.recipe_line_options o
-         WHERE o.recipe_line_id = l.id),
-        (SELECT array_agg(o.name ORDER BY o.option_number) FROM public.recipe_line_options o
-         WHERE o.recipe_line_id = l.id)
+        (SELECT array_agg(o.external_id ORDER BY o.id) FROM public.recipe_line_options o WHERE o.recipe_line_id = l.id),
+        (SELECT array_agg(o.name ORDER BY o.id) FROM public.recipe_line_options o WHERE o.recipe_line_id = l.id)
     FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id ORDER BY 1, 2
 """
 _ITEMS = """
-    SELECT i.recognition_id, i.item_type, i.source, i.line_number, i.ordinal, i.menu_item_external_id, o.external_id
+    SELECT i.recognition_id, i.item_type::text, i.source::text, i.line_number, i.ordinal, i.menu_item_external_id,
+        o.external_id
     FROM public.initial_tray_items i LEFT JOIN public.recipe_line_options o ON o.id = i.recipe_line_option_id
-    ORDER BY i.recognition_id, i.item_type, i.source, i.line_number, i.ordinal
+    ORDER BY i.recognition_id, i.item_type::text, i.source::text, i.line_number, i.ordinal
 """
 _ANNOTATIONS = """
-    SELECT p.recognition_id, p.camera_number, a.detection, a.bbox, a.source, i.item_type, i.source, i.line_number,
-        i.ordinal
+    SELECT p.recognition_id, p.camera_number, a.detection, a.bbox, a.source, i.item_type::text, i.source::text,
+        i.line_number, i.ordinal
     FROM public.initial_annotations a
     JOIN public.images p ON p.id = a.image_id
     JOIN public.initial_tray_items i ON i.id = a.initial_tray_item_id AND i.recognition_id = p.recognition_id
@@ -195,6 +194,7 @@ def expected(dataset: Path, batch_id: str, ids: Iterable[int] | None = None, qwe
 def _expect_documents(result: Domain, number: int, folder: Path) -> None:
     menu = _document(folder, "AM.json")
     entries = []
+    known = {str(entry["ExternalId"]) for entry in menu or []}
     for entry in menu or []:
         price = entry.pop("Price", None)
         external_id, name = str(entry.pop("ExternalId")), entry.pop("Name")
@@ -207,9 +207,10 @@ def _expect_documents(result: Domain, number: int, folder: Path) -> None:
         external_ids = [str(dish["ExternalId"]) for dish in dishes]
         raw_name = " / ".join(names)
         result.lines.append((number, line_number, quantity, len(dishes) > 1, raw_name, external_ids, names))
+        option = external_ids[0] if len(external_ids) == 1 else None  # of several, a person chooses one later
+        item = (option if option in known else None, option)
         result.items += [
-            (number, "FOOD", "RECIPE_LINE_OPTION", line_number, nth, external_ids[0], external_ids[0])
-            for nth in range(1, quantity + 1)
+            (number, "FOOD", "RECIPE_LINE_OPTION", line_number, nth, *item) for nth in range(1, quantity + 1)
         ]
 
 

@@ -55,7 +55,7 @@ $$;
 
 -- What readers see, and what stands in the way
 
-CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, camera smallint, besides text)
+CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, camera integer, besides text)
 RETURNS SETOF text
 LANGUAGE sql STABLE
 AS $$
@@ -74,12 +74,12 @@ CREATE FUNCTION ingest.newest_annotations(recognition bigint, besides text) RETU
 LANGUAGE sql STABLE
 AS $$
 -- The batches whose annotations of camera 1 and 2 readers see, were it not for the batch `besides`.
-    SELECT ARRAY[(SELECT q FROM ingest.newest_version('qwen', recognition, 1::smallint, besides) q),
-                 (SELECT q FROM ingest.newest_version('qwen', recognition, 2::smallint, besides) q)]
+    SELECT ARRAY[(SELECT q FROM ingest.newest_version('qwen', recognition, 1, besides) q),
+                 (SELECT q FROM ingest.newest_version('qwen', recognition, 2, besides) q)]
 $$;
 
 CREATE FUNCTION ingest.is_same_photo(
-    m ingest.manifest, camera smallint, width integer, height integer, orientation integer) RETURNS boolean
+    m ingest.manifest, camera integer, width integer, height integer, orientation integer) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
 -- Whether a photo has the size and orientation for which the boxes of a batch of kind 'qwen' were worked out.
@@ -87,17 +87,46 @@ AS $$
     FROM array_position(m.cameras, camera) AS at
 $$;
 
+CREATE FUNCTION ingest.options_of(dishes jsonb) RETURNS jsonb
+LANGUAGE sql STABLE
+AS $$
+-- The distinct options of a receipt line, each as [external id, name], in the order of the receipt.
+    SELECT coalesce(jsonb_agg(jsonb_build_array(external_id, name) ORDER BY n), '[]')
+    FROM (
+        SELECT dish ->> 'ExternalId' AS external_id, dish ->> 'Name' AS name, min(n) AS n
+        FROM jsonb_array_elements(ingest.array_of(dishes)) WITH ORDINALITY AS d (dish, n)
+        GROUP BY 1, 2
+    ) option
+$$;
+
+CREATE FUNCTION ingest.meaning_of(quantity integer, options jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+-- What makes a receipt line the same line: its quantity and its options, in any order.
+    SELECT md5(quantity || ' ' || (SELECT coalesce(jsonb_agg(option ORDER BY option), '[]')
+                                   FROM jsonb_array_elements(options) AS option))
+$$;
+
+CREATE FUNCTION ingest.line_of(label text) RETURNS integer
+LANGUAGE sql IMMUTABLE
+AS $$
+-- The receipt line that a detection's label names: k + 1 for dish_k, 0 for a plate.
+    SELECT CASE WHEN label = 'plate' THEN 0 ELSE substring(label FROM '^dish_([0-9]{1,9})$')::integer + 1 END
+$$;
+
 CREATE FUNCTION ingest.find_references(locking boolean)
-RETURNS TABLE (app regclass, target regclass, referencing bigint)
+RETURNS TABLE (recognition_id bigint, app regclass, target regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
 AS $$
--- Return which tables reference rows of pg_temp.stale (relation, id) with rows that others wrote, and how many.
+-- Return, of each recognition, which tables reference its rows in pg_temp.stale (relation, id, recognition_id) with rows
+-- that others wrote, and how many. What a person set in an item counts as a reference of the items.
+#variable_conflict use_column
 DECLARE
     ours CONSTANT regclass[] := ARRAY[
         'public.menus', 'public.menu_items', 'public.recognitions', 'public.images', 'public.recipes',
         'public.recipe_lines', 'public.recipe_line_options', 'public.initial_tray_items',
-        'public.initial_annotations']::regclass[];
+        'public.initial_annotations', 'public.recognition_active_menu_items']::regclass[];
     condition text;
 BEGIN
     FOR app, target, condition IN
@@ -106,13 +135,15 @@ BEGIN
              FROM unnest(c.conkey, c.confkey) AS k (app_column, target_column)
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.app_column
              JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = k.target_column)
-            || CASE c.conrelid WHEN 'public.initial_annotations'::regclass THEN ' AND app.source IS DISTINCT FROM ''MODEL'''
+            || CASE c.conrelid
+                WHEN 'public.initial_annotations'::regclass THEN ' AND app.source IS DISTINCT FROM ''MODEL'''
                 WHEN 'public.initial_tray_items'::regclass
                     THEN ' AND app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'')'
                 ELSE '' END
         FROM pg_catalog.pg_constraint c
-        WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours::oid[])
-            AND c.conrelid <> ALL (ours[:7]::oid[])
+        WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours[:9]::oid[])
+            AND (c.conrelid <> ALL (ours::oid[])
+                OR c.conrelid IN ('public.initial_tray_items'::regclass, 'public.initial_annotations'::regclass))
             AND EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = c.confrelid)
         ORDER BY 1, 2
     LOOP
@@ -126,14 +157,25 @@ BEGIN
                 target, target::text)
             INTO referencing;
         END IF;
-        EXECUTE format(
-            'SELECT count(*) FROM %1$s target '
-            'JOIN pg_temp.stale d ON d.relation = %2$L::regclass AND d.id = target.id JOIN %3$s app ON %4$s',
+        FOR recognition_id, referencing IN EXECUTE format(
+            'SELECT d.recognition_id, count(*) FROM %1$s target '
+            'JOIN pg_temp.stale d ON d.relation = %2$L::regclass AND d.id = target.id JOIN %3$s app ON %4$s '
+            'GROUP BY d.recognition_id ORDER BY d.recognition_id',
             target, target::text, app, condition)
-        INTO referencing;
-        IF referencing > 0 THEN
+        LOOP
             RETURN NEXT;
-        END IF;
+        END LOOP;
+    END LOOP;
+    app := 'public.initial_tray_items';
+    target := 'public.recipe_lines';
+    FOR recognition_id, referencing IN
+        SELECT d.recognition_id, count(*)
+        FROM pg_temp.stale d
+        JOIN pg_temp.present_items p ON p.id = d.id
+        WHERE d.relation = 'public.initial_tray_items'::regclass AND p.is_decided
+        GROUP BY d.recognition_id
+    LOOP
+        RETURN NEXT;
     END LOOP;
 END
 $$;
@@ -146,9 +188,13 @@ DECLARE
     found text;
 BEGIN
     SELECT string_agg(format('%s (%s %s, to %s)', r.app, r.referencing,
-        CASE r.referencing WHEN 1 THEN 'row' ELSE 'rows' END, r.target), ', ')
+        CASE r.referencing WHEN 1 THEN 'row' ELSE 'rows' END, r.target), ', ' ORDER BY r.app, r.target)
     INTO found
-    FROM ingest.find_references(true) r;
+    FROM (
+        SELECT f.app, f.target, sum(f.referencing) AS referencing
+        FROM ingest.find_references(true) f
+        GROUP BY f.app, f.target
+    ) r;
     IF found IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'IN001',
             MESSAGE = 'rows of other tables reference what would be deleted: ' || found;
@@ -156,12 +202,13 @@ BEGIN
 END
 $$;
 
--- What is wanted, what is stale
+-- What is there, what is wanted, what is stale
 
-CREATE FUNCTION ingest.plan_wanted() RETURNS void
+CREATE FUNCTION ingest.plan_lines() RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Work out menu_of, wanted_lines and wanted_detections (all in pg_temp) from the raw rows of pg_temp.affected.
+-- Work out menu_of and wanted_lines; line_id is that of the line that is there already and means the same. What an
+-- adopted batch holds has no raw rows: it stays as it is.
 BEGIN
     CREATE TEMP TABLE menu_of ON COMMIT DROP AS
     SELECT DISTINCT ON (m.batch_id, m.sha256)
@@ -178,29 +225,141 @@ BEGIN
     ANALYZE pg_temp.menu_of;
 
     CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
-    SELECT t.recognition_id, l.line_number::integer AS line_number, ingest.quantity_of(l.line -> 'Count') AS quantity,
-        -- Compared as floats, as quantity_of does: 0.99999999999999999999 is a whole item.
-        CASE WHEN (l.line -> 'Count')::double precision <> ingest.quantity_of(l.line -> 'Count')
-            THEN l.line -> 'Count' END AS amount,
-        ingest.array_of(l.line -> 'Dishes') AS dishes
+    SELECT t.recognition_id, t.existing, l.line_number::integer AS line_number,
+        ingest.quantity_of(l.line -> 'Count') AS quantity,
+        nullif(l.line -> 'Count', to_jsonb(ingest.quantity_of(l.line -> 'Count'))) AS amount,
+        ingest.options_of(l.line -> 'Dishes') AS options, NULL::bigint AS line_id, NULL::integer AS former_number
     FROM pg_temp.affected t
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number);
     CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
     ANALYZE pg_temp.wanted_lines;
 
-    -- The j-th dish_k of a photo belongs to item min(j, n) of receipt line k + 1 of quantity n; without such a line,
-    -- to the j-th item that the model alone saw there. The j-th plate belongs to the j-th PLATE item.
+    CREATE TEMP TABLE present_lines ON COMMIT DROP AS
+    SELECT t.recognition_id, l.id, l.line_number, ingest.meaning_of(l.quantity, o.options) AS meaning
+    FROM pg_temp.affected t
+    JOIN public.recipes p ON p.recognition_id = t.recognition_id
+    CROSS JOIN LATERAL (
+        SELECT line.id, line.line_number, line.quantity
+        FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
+    ) l
+    CROSS JOIN LATERAL (
+        SELECT coalesce(jsonb_agg(jsonb_build_array(option.external_id, option.name)), '[]') AS options
+        FROM public.recipe_line_options option WHERE option.recipe_line_id = l.id
+    ) o
+    WHERE t.existing;
+    CREATE UNIQUE INDEX ON pg_temp.present_lines (id);
+    CREATE INDEX ON pg_temp.present_lines (recognition_id);
+    ANALYZE pg_temp.present_lines;
+
+    UPDATE pg_temp.wanted_lines w
+    SET line_id = p.id, former_number = p.line_number
+    FROM (
+        SELECT recognition_id, line_number, meaning,
+            row_number() OVER (PARTITION BY recognition_id, meaning ORDER BY line_number) AS nth
+        FROM pg_temp.wanted_lines
+        CROSS JOIN LATERAL (SELECT ingest.meaning_of(quantity, options) AS meaning) m
+        WHERE existing
+    ) a
+    JOIN (
+        SELECT recognition_id, id, line_number, meaning,
+            row_number() OVER (PARTITION BY recognition_id, meaning ORDER BY line_number) AS nth
+        FROM pg_temp.present_lines
+    ) p USING (recognition_id, meaning, nth)
+    WHERE w.recognition_id = a.recognition_id AND w.line_number = a.line_number;
+    CREATE INDEX ON pg_temp.wanted_lines (line_id);
+END
+$$;
+
+CREATE FUNCTION ingest.plan_items() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out present_items and wanted_items; item_id is that of the item that is there already. `is_decided` says that a
+-- person has chosen what the receipt leaves open.
+BEGIN
+    CREATE TEMP TABLE present_items ON COMMIT DROP AS
+    SELECT i.recognition_id, i.id, i.item_type::text AS item_type, i.source::text AS source, place.line_id,
+        place.line_number,
+        coalesce(i.ordinal, row_number() OVER (
+            PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number
+            ORDER BY i.ordinal, i.id))::integer AS nth,
+        i.line_number AS stored_number, i.ordinal AS stored_ordinal,
+        CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
+            (i.recipe_line_option_id IS NOT NULL AND line.has_ambiguity)
+            OR (i.menu_item_external_id IS NOT NULL AND i.menu_item_external_id IS DISTINCT FROM o.external_id)
+            ELSE i.menu_item_external_id IS NOT NULL OR i.recipe_line_option_id IS NOT NULL END AS is_decided
+    FROM pg_temp.affected t
+    CROSS JOIN LATERAL (
+        SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
+    ) i
+    LEFT JOIN public.recipe_line_options o ON o.id = i.recipe_line_option_id
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN coalesce(i.recipe_line_id, o.recipe_line_id) END AS line_id,
+            CASE WHEN i.source = 'MODEL'
+                THEN coalesce(i.line_number, ingest.line_of(i.metadata ->> 'qwen_label')) END AS line_number
+    ) place
+    LEFT JOIN public.recipe_lines line ON line.id = place.line_id
+    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE');
+    CREATE UNIQUE INDEX ON pg_temp.present_items (id);
+    CREATE INDEX ON pg_temp.present_items (line_id, nth);
+    CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);
+    ANALYZE pg_temp.present_items;
+
+    CREATE TEMP TABLE wanted_items ON COMMIT DROP AS
+    SELECT w.recognition_id, 'FOOD' AS item_type, 'RECIPE_LINE_OPTION' AS source, w.line_number, n.ordinal,
+        jsonb_strip_nulls(jsonb_build_object('amount', w.amount, 'item_number', n.ordinal,
+            'qwen_label', CASE n.ordinal WHEN 1 THEN 'dish_' || w.line_number - 1 END))
+            || jsonb_build_object('name', CASE jsonb_array_length(w.options) WHEN 1 THEN w.options -> 0 -> 1 END)
+            AS metadata,
+        CASE jsonb_array_length(w.options) WHEN 1 THEN w.options -> 0 END AS option, NULL::integer AS nth,
+        p.id AS item_id
+    FROM pg_temp.wanted_lines w
+    CROSS JOIN LATERAL generate_series(1, w.quantity) AS n (ordinal)
+    LEFT JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.nth = n.ordinal;
+    CREATE UNIQUE INDEX ON pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal);
+    CREATE INDEX ON pg_temp.wanted_items (item_id);
+    ANALYZE pg_temp.wanted_items;
+END
+$$;
+
+CREATE FUNCTION ingest.plan_detections() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out wanted_detections, and add to wanted_items what only the model saw. An annotation is the same while its
+-- photo, label and box are (annotation_id), and keeps its item (item_id) while that stays. For others, the j-th dish_k of
+-- a photo belongs to item min(j, n) of receipt line k + 1 of quantity n; without such a line, to the j-th item that the
+-- model alone saw there. The j-th plate belongs to the j-th PLATE item.
+BEGIN
+    CREATE TEMP TABLE present_annotations ON COMMIT DROP AS
+    SELECT DISTINCT ON (i.recognition_id, i.camera_number, label.label, a.bbox)
+        i.recognition_id, i.camera_number, label.label, a.bbox, a.id, a.initial_tray_item_id AS item_id
+    FROM pg_temp.affected t
+    CROSS JOIN LATERAL (
+        SELECT image.id, image.recognition_id, image.camera_number FROM public.images image
+        WHERE image.recognition_id = t.recognition_id OFFSET 0
+    ) i
+    CROSS JOIN LATERAL (
+        SELECT one.* FROM public.initial_annotations one WHERE one.image_id = i.id OFFSET 0
+    ) a
+    JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
+    CROSS JOIN LATERAL (SELECT coalesce(a.label, item.metadata ->> 'qwen_label', '') AS label) label
+    WHERE t.existing AND a.source = 'MODEL'
+    ORDER BY i.recognition_id, i.camera_number, label.label, a.bbox, a.id;
+    CREATE INDEX ON pg_temp.present_annotations (recognition_id, camera_number, label, bbox);
+    CREATE UNIQUE INDEX ON pg_temp.present_annotations (id);
+    ANALYZE pg_temp.present_annotations;
+
     CREATE TEMP TABLE wanted_detections ON COMMIT DROP AS
-    SELECT d.recognition_id, d.camera_number, d.detection, d.label, d.x1, d.y1, d.x2, d.y2,
+    SELECT d.recognition_id, d.camera_number, d.detection, d.label, d.bbox, a.id AS annotation_id,
+        CASE WHEN kept.id IS NULL OR (kept.source = 'MODEL' AND w.quantity IS NULL)
+            OR EXISTS (SELECT FROM pg_temp.wanted_items o WHERE o.item_id = kept.id) THEN a.item_id END AS item_id,
         CASE WHEN d.line_number = 0 THEN 'PLATE' ELSE 'FOOD' END AS item_type,
         CASE WHEN w.quantity IS NULL THEN 'MODEL' ELSE 'RECIPE_LINE_OPTION' END AS source,
-        d.line_number,
-        least(d.nth, coalesce(w.quantity, d.nth)) AS ordinal
+        d.line_number, d.nth, least(d.nth, coalesce(w.quantity, d.nth)) AS ordinal
     FROM (
-        SELECT q.recognition_id, q.camera_number, q.detection, q.label, q.x1, q.y1, q.x2, q.y2,
-            CASE WHEN q.label = 'plate' THEN 0 ELSE substring(q.label FROM 'dish_([0-9]+)')::integer + 1 END
-                AS line_number,
+        SELECT q.recognition_id, q.camera_number, q.detection, q.label, ingest.line_of(q.label) AS line_number,
+            jsonb_build_object('x', q.x1, 'y', q.y1, 'w', trim_scale(q.x2 - q.x1), 'h', trim_scale(q.y2 - q.y1))
+                AS bbox,
             (row_number() OVER (PARTITION BY q.recognition_id, q.camera_number, q.label ORDER BY q.detection))::integer
                 AS nth
         FROM pg_temp.affected t
@@ -217,10 +376,55 @@ BEGIN
         ) q
         WHERE ingest.is_same_photo(m, f.camera_number, f.width, f.height, f.orientation)
     ) d
-    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number;
+    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number
+    LEFT JOIN pg_temp.present_annotations a ON a.recognition_id = d.recognition_id
+        AND a.camera_number = d.camera_number AND a.label = d.label AND a.bbox = d.bbox
+    LEFT JOIN pg_temp.present_items kept ON kept.id = a.item_id;
     CREATE UNIQUE INDEX ON pg_temp.wanted_detections (recognition_id, camera_number, detection);
-    CREATE INDEX ON pg_temp.wanted_detections (recognition_id, item_type, source, line_number, ordinal);
+    CREATE INDEX ON pg_temp.wanted_detections (annotation_id);
+    CREATE INDEX ON pg_temp.wanted_detections (item_id);
     ANALYZE pg_temp.wanted_detections;
+
+    -- What the model alone saw: the items that annotations keep, each at the first place where one of them has it, and
+    -- one for each place that has none; the n-th item that is there already is used again for the n-th place.
+    CREATE TEMP TABLE model_items ON COMMIT DROP AS
+    SELECT p.recognition_id, p.item_type, p.line_number, min(d.nth) AS nth, p.id AS item_id, p.nth AS former
+    FROM pg_temp.wanted_detections d
+    JOIN pg_temp.present_items p ON p.id = d.item_id AND p.source = 'MODEL'
+    GROUP BY p.recognition_id, p.item_type, p.line_number, p.id, p.nth;
+    CREATE INDEX ON pg_temp.model_items (recognition_id, item_type, line_number, nth);
+    CREATE INDEX ON pg_temp.model_items (item_id);
+    ANALYZE pg_temp.model_items;
+    INSERT INTO pg_temp.model_items
+    SELECT DISTINCT d.recognition_id, d.item_type, d.line_number, d.nth, p.id, d.nth
+    FROM pg_temp.wanted_detections d
+    LEFT JOIN pg_temp.present_items p ON p.recognition_id = d.recognition_id AND p.item_type = d.item_type
+        AND p.line_number = d.line_number AND p.nth = d.nth
+        AND NOT EXISTS (SELECT FROM pg_temp.model_items m WHERE m.item_id = p.id)
+    WHERE d.source = 'MODEL' AND d.item_id IS NULL AND NOT EXISTS (
+        SELECT FROM pg_temp.model_items m
+        WHERE m.recognition_id = d.recognition_id AND m.item_type = d.item_type AND m.line_number = d.line_number
+            AND m.nth = d.nth);
+    ANALYZE pg_temp.model_items;
+
+    INSERT INTO pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal, nth, metadata, item_id)
+    SELECT m.recognition_id, m.item_type, 'MODEL', m.line_number, m.ordinal, m.nth,
+        CASE m.ordinal WHEN 1 THEN jsonb_build_object('qwen_label',
+            CASE m.line_number WHEN 0 THEN 'plate' ELSE 'dish_' || m.line_number - 1 END) ELSE '{}' END
+            || jsonb_build_object('item_number', m.ordinal), m.item_id
+    FROM (
+        SELECT recognition_id, item_type, line_number, nth, item_id, (row_number() OVER (
+            PARTITION BY recognition_id, item_type, line_number ORDER BY nth, former, item_id))::integer AS ordinal
+        FROM pg_temp.model_items
+    ) m;
+    CREATE INDEX ON pg_temp.wanted_items (recognition_id, item_type, line_number, nth);
+    ANALYZE pg_temp.wanted_items;
+    UPDATE pg_temp.wanted_detections d
+    SET ordinal = (
+        SELECT min(w.ordinal) FROM pg_temp.wanted_items w
+        WHERE w.recognition_id = d.recognition_id AND w.item_type = d.item_type AND w.line_number = d.line_number
+            AND w.nth = d.nth AND w.source = 'MODEL')
+    WHERE d.source = 'MODEL' AND d.item_id IS NULL;
 END
 $$;
 
@@ -230,80 +434,54 @@ AS $$
 -- Work out pg_temp.stale: what the domain has of pg_temp.affected, and is wanted no more. OFFSET 0 keeps the planner
 -- from beginning with a table of the domain.
 BEGIN
-    CREATE TEMP TABLE stale (relation oid NOT NULL, id bigint NOT NULL) ON COMMIT DROP;
+    CREATE TEMP TABLE stale (relation oid NOT NULL, id bigint NOT NULL, recognition_id bigint) ON COMMIT DROP;
     IF NOT EXISTS (SELECT FROM pg_temp.affected WHERE existing) THEN
         RETURN;
     END IF;
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.initial_annotations'::regclass, a.id
+    SELECT 'public.initial_annotations'::regclass, a.id, t.recognition_id
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
-        SELECT image.id, image.camera_number FROM public.images image
-        WHERE image.recognition_id = t.recognition_id OFFSET 0
+        SELECT image.id FROM public.images image WHERE image.recognition_id = t.recognition_id OFFSET 0
     ) i
     CROSS JOIN LATERAL (
-        SELECT one.id, one.detection, one.source FROM public.initial_annotations one
-        WHERE one.image_id = i.id OFFSET 0
+        SELECT one.id, one.source FROM public.initial_annotations one WHERE one.image_id = i.id OFFSET 0
     ) a
-    LEFT JOIN pg_temp.wanted_detections w ON w.recognition_id = t.recognition_id
-        AND w.camera_number = i.camera_number AND w.detection = a.detection
-    WHERE t.existing AND a.source = 'MODEL' AND w.recognition_id IS NULL;
+    WHERE t.existing AND a.source = 'MODEL'
+        AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections w WHERE w.annotation_id = a.id);
 
     -- What only the model saw stays while an annotation of others shows it.
     INSERT INTO pg_temp.stale
-    SELECT 'public.initial_tray_items'::regclass, i.id
-    FROM pg_temp.affected t
-    CROSS JOIN LATERAL (
-        SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
-    ) i
-    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
+    SELECT 'public.initial_tray_items'::regclass, i.id, i.recognition_id
+    FROM pg_temp.present_items i
+    JOIN pg_temp.affected t USING (recognition_id)
+    WHERE NOT EXISTS (SELECT FROM pg_temp.wanted_items w WHERE w.item_id = i.id)
+        AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections d WHERE d.item_id = i.id)
         AND NOT (i.source = 'MODEL' AND t.batch_id IS NOT NULL AND EXISTS (
             SELECT FROM public.initial_annotations a
-            WHERE a.initial_tray_item_id = i.id AND a.source IS DISTINCT FROM 'MODEL'))
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.wanted_lines w
-            WHERE i.item_type = 'FOOD' AND i.source = 'RECIPE_LINE_OPTION' AND w.recognition_id = i.recognition_id
-                AND w.line_number = i.line_number AND i.ordinal <= w.quantity)
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.wanted_detections d
-            WHERE d.recognition_id = i.recognition_id AND d.item_type = i.item_type AND d.source = i.source
-                AND d.line_number = i.line_number AND d.ordinal = i.ordinal);
+            WHERE a.initial_tray_item_id = i.id AND a.source IS DISTINCT FROM 'MODEL'));
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.recipe_line_options'::regclass, o.id
-    FROM pg_temp.affected t
-    JOIN public.recipes p ON p.recognition_id = t.recognition_id
-    CROSS JOIN LATERAL (
-        SELECT line.id, line.line_number FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
-    ) l
-    CROSS JOIN LATERAL (
-        SELECT option.id, option.option_number FROM public.recipe_line_options option
-        WHERE option.recipe_line_id = l.id OFFSET 0
-    ) o
-    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = t.recognition_id AND w.line_number = l.line_number
-        AND o.option_number <= jsonb_array_length(w.dishes)
-    WHERE t.existing AND w.recognition_id IS NULL;
+    SELECT 'public.recipe_lines'::regclass, l.id, l.recognition_id
+    FROM pg_temp.present_lines l
+    WHERE NOT EXISTS (SELECT FROM pg_temp.wanted_lines w WHERE w.line_id = l.id);
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.recipe_lines'::regclass, l.id
-    FROM pg_temp.affected t
-    JOIN public.recipes p ON p.recognition_id = t.recognition_id
-    CROSS JOIN LATERAL (
-        SELECT line.id, line.line_number FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
-    ) l
-    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = t.recognition_id AND w.line_number = l.line_number
-    WHERE t.existing AND w.recognition_id IS NULL;
+    SELECT 'public.recipe_line_options'::regclass, o.id, d.recognition_id
+    FROM pg_temp.stale d
+    JOIN public.recipe_line_options o ON o.recipe_line_id = d.id
+    WHERE d.relation = 'public.recipe_lines'::regclass;
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.recipes'::regclass, p.id
+    SELECT 'public.recipes'::regclass, p.id, t.recognition_id
     FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     WHERE t.existing AND r.receipt IS NULL;
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.images'::regclass, i.id
+    SELECT 'public.images'::regclass, i.id, t.recognition_id
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT image.id FROM public.images image WHERE image.recognition_id = t.recognition_id OFFSET 0
@@ -311,13 +489,13 @@ BEGIN
     WHERE t.existing AND t.batch_id IS NULL;
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.recognitions'::regclass, t.recognition_id
+    SELECT 'public.recognitions'::regclass, t.recognition_id, t.recognition_id
     FROM pg_temp.affected t
     WHERE t.existing AND t.batch_id IS NULL;
 
     -- A menu goes with the last recognition that had it.
     INSERT INTO pg_temp.stale
-    SELECT 'public.menus'::regclass, m.id
+    SELECT 'public.menus'::regclass, m.id, NULL
     FROM (SELECT DISTINCT p.menu_id
           FROM pg_temp.affected t
           JOIN public.recognitions p ON p.id = t.recognition_id
@@ -329,10 +507,11 @@ BEGIN
             WHERE p.menu_id = m.id AND NOT EXISTS (SELECT FROM pg_temp.affected t WHERE t.recognition_id = p.id));
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.menu_items'::regclass, i.id
+    SELECT 'public.menu_items'::regclass, i.id, NULL
     FROM pg_temp.stale d
     JOIN public.menu_items i ON i.menu_id = d.id
     WHERE d.relation = 'public.menus'::regclass;
+    CREATE INDEX ON pg_temp.stale (relation, id);
     ANALYZE pg_temp.stale;
 END
 $$;
@@ -343,12 +522,42 @@ AS $$
 BEGIN
     CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
     ANALYZE pg_temp.affected;
-    PERFORM ingest.plan_wanted();
+    PERFORM ingest.plan_lines();
+    PERFORM ingest.plan_items();
+    PERFORM ingest.plan_detections();
     PERFORM ingest.plan_stale();
 END
 $$;
 
 -- Writing it
+
+CREATE FUNCTION ingest.publish_way() RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+-- Free the numbers of lines and the places of items that move or go, since others may take them.
+DECLARE
+    lines bigint;
+    items bigint;
+BEGIN
+    UPDATE public.recipe_lines l
+    SET line_number = -1000000 - l.line_number
+    FROM pg_temp.present_lines p
+    LEFT JOIN pg_temp.wanted_lines w ON w.line_id = p.id
+    WHERE l.id = p.id AND w.line_number IS DISTINCT FROM p.line_number;
+    GET DIAGNOSTICS lines = ROW_COUNT;
+
+    UPDATE public.initial_tray_items i
+    SET line_number = NULL, metadata = i.metadata - 'qwen_label'
+    FROM pg_temp.present_items p
+    LEFT JOIN pg_temp.wanted_items w ON w.item_id = p.id
+    WHERE i.id = p.id
+        AND (w.item_id IS NOT NULL OR EXISTS (
+            SELECT FROM pg_temp.stale d WHERE d.relation = 'public.initial_tray_items'::regclass AND d.id = p.id))
+        AND (w.line_number, w.ordinal) IS DISTINCT FROM (p.stored_number, p.stored_ordinal);
+    GET DIAGNOSTICS items = ROW_COUNT;
+    RETURN lines + items;
+END
+$$;
 
 CREATE FUNCTION ingest.publish_menus() RETURNS bigint
 LANGUAGE plpgsql
@@ -425,7 +634,7 @@ $$;
 CREATE FUNCTION ingest.publish_recipes() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Write recipes, their lines and options.
+-- Write recipes, their lines and options. A line that stays keeps all but its number.
 DECLARE
     written bigint;
     lines bigint;
@@ -439,82 +648,90 @@ BEGIN
     ON CONFLICT (recognition_id) DO NOTHING;
     GET DIAGNOSTICS written = ROW_COUNT;
 
-    INSERT INTO public.recipe_lines (recipe_id, line_number, quantity, has_ambiguity, raw_name)
-    SELECT p.id, w.line_number, w.quantity, jsonb_array_length(w.dishes) > 1,
-        (SELECT string_agg(d.dish ->> 'Name', ' / ' ORDER BY d.n)
-         FROM jsonb_array_elements(w.dishes) WITH ORDINALITY AS d (dish, n))
+    UPDATE public.recipe_lines l
+    SET line_number = w.line_number
     FROM pg_temp.wanted_lines w
-    JOIN public.recipes p ON p.recognition_id = w.recognition_id
-    ORDER BY p.id, w.line_number
-    ON CONFLICT (recipe_id, line_number) DO UPDATE
-        SET quantity = excluded.quantity, has_ambiguity = excluded.has_ambiguity, raw_name = excluded.raw_name
-        WHERE (recipe_lines.quantity, recipe_lines.has_ambiguity, recipe_lines.raw_name)
-            IS DISTINCT FROM (excluded.quantity, excluded.has_ambiguity, excluded.raw_name);
+    WHERE w.line_id = l.id AND w.line_number <> w.former_number;
     GET DIAGNOSTICS lines = ROW_COUNT;
     written := written + lines;
 
-    INSERT INTO public.recipe_line_options (recipe_line_id, option_number, external_id, name)
-    SELECT l.id, d.n, d.dish ->> 'ExternalId', d.dish ->> 'Name'
+    INSERT INTO public.recipe_lines (recipe_id, line_number, quantity, has_ambiguity, raw_name)
+    SELECT p.id, w.line_number, w.quantity, jsonb_array_length(w.options) > 1,
+        (SELECT string_agg(o.option ->> 1, ' / ' ORDER BY o.n)
+         FROM jsonb_array_elements(w.options) WITH ORDINALITY AS o (option, n))
+    FROM pg_temp.wanted_lines w
+    JOIN public.recipes p ON p.recognition_id = w.recognition_id
+    WHERE w.line_id IS NULL
+    ORDER BY p.id, w.line_number;
+    GET DIAGNOSTICS lines = ROW_COUNT;
+    written := written + lines;
+
+    -- The only option is selected; of several, a person selects one later.
+    INSERT INTO public.recipe_line_options (recipe_line_id, external_id, name, is_selected)
+    SELECT l.id, o.option ->> 0, o.option ->> 1, jsonb_array_length(w.options) = 1
     FROM pg_temp.wanted_lines w
     JOIN public.recipes p ON p.recognition_id = w.recognition_id
     JOIN public.recipe_lines l ON l.recipe_id = p.id AND l.line_number = w.line_number
-    CROSS JOIN LATERAL jsonb_array_elements(w.dishes) WITH ORDINALITY AS d (dish, n)
-    ORDER BY l.id, d.n
-    ON CONFLICT (recipe_line_id, option_number) DO UPDATE
-        SET external_id = excluded.external_id, name = excluded.name
-        WHERE (recipe_line_options.external_id, recipe_line_options.name)
-            IS DISTINCT FROM (excluded.external_id, excluded.name);
+    CROSS JOIN LATERAL jsonb_array_elements(w.options) WITH ORDINALITY AS o (option, n)
+    WHERE w.line_id IS NULL
+    ORDER BY l.id, o.n;
     GET DIAGNOSTICS lines = ROW_COUNT;
     RETURN written + lines;
-END
-$$;
-
-CREATE FUNCTION ingest.publish_model_items() RETURNS bigint
-LANGUAGE plpgsql
-AS $$
--- What only the model saw: plates, and dishes that are on no line of the receipt.
-DECLARE
-    written bigint;
-BEGIN
-    INSERT INTO public.initial_tray_items (recognition_id, item_type, source, line_number, ordinal, metadata)
-    SELECT d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal, jsonb_build_object('label', min(d.label))
-    FROM pg_temp.wanted_detections d
-    WHERE d.source = 'MODEL'
-    GROUP BY d.recognition_id, d.item_type, d.source, d.line_number, d.ordinal
-    ORDER BY d.recognition_id, d.item_type, d.line_number, d.ordinal
-    ON CONFLICT (recognition_id, item_type, source, line_number, ordinal) DO UPDATE
-        SET metadata = excluded.metadata
-        WHERE initial_tray_items.metadata IS DISTINCT FROM excluded.metadata;
-    GET DIAGNOSTICS written = ROW_COUNT;
-    RETURN written;
 END
 $$;
 
 CREATE FUNCTION ingest.publish_tray_items() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- A line of quantity n gives n FOOD items, of its first option; the model may add others.
+-- A line of quantity n gives n FOOD items, of its option if it has only one; the model may add others. An item that
+-- stays keeps all but its place, and the entry of the menu, unless a person chose that.
 DECLARE
     written bigint;
+    moved bigint;
+    chosen bigint;
 BEGIN
-    INSERT INTO public.initial_tray_items
-        (recognition_id, item_type, source, recipe_line_option_id, menu_item_external_id, line_number, ordinal, metadata)
-    SELECT w.recognition_id, 'FOOD', 'RECIPE_LINE_OPTION', o.id, o.external_id, w.line_number, n.ordinal,
-        jsonb_strip_nulls(jsonb_build_object('name', o.name, 'amount', w.amount))
-    FROM pg_temp.wanted_lines w
-    JOIN public.recipes p ON p.recognition_id = w.recognition_id
-    JOIN public.recipe_lines l ON l.recipe_id = p.id AND l.line_number = w.line_number
-    JOIN public.recipe_line_options o ON o.recipe_line_id = l.id AND o.option_number = 1
-    CROSS JOIN LATERAL generate_series(1, w.quantity) AS n (ordinal)
-    ORDER BY w.recognition_id, w.line_number, n.ordinal
-    ON CONFLICT (recognition_id, item_type, source, line_number, ordinal) DO UPDATE
-        SET recipe_line_option_id = excluded.recipe_line_option_id,
-            menu_item_external_id = excluded.menu_item_external_id, metadata = excluded.metadata
-        WHERE (initial_tray_items.recipe_line_option_id, initial_tray_items.menu_item_external_id,
-               initial_tray_items.metadata)
-            IS DISTINCT FROM (excluded.recipe_line_option_id, excluded.menu_item_external_id, excluded.metadata);
+    UPDATE public.initial_tray_items i
+    SET menu_item_external_id = menu.external_id
+    FROM pg_temp.wanted_items w
+    JOIN pg_temp.present_items p ON p.id = w.item_id AND NOT p.is_decided
+    LEFT JOIN LATERAL (
+        SELECT m.external_id
+        FROM public.recognitions r
+        JOIN public.menu_items m ON m.menu_id = r.menu_id AND m.external_id = w.option ->> 0
+        WHERE r.id = w.recognition_id
+        LIMIT 1
+    ) menu ON true
+    WHERE i.id = w.item_id AND w.source = 'RECIPE_LINE_OPTION'
+        AND i.menu_item_external_id IS DISTINCT FROM menu.external_id;
+    GET DIAGNOSTICS chosen = ROW_COUNT;
+
+    UPDATE public.initial_tray_items i
+    SET line_number = w.line_number, ordinal = w.ordinal,
+        metadata = i.metadata || jsonb_strip_nulls(jsonb_build_object('qwen_label', w.metadata -> 'qwen_label'))
+    FROM pg_temp.wanted_items w
+    WHERE w.item_id = i.id AND (i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal);
+    GET DIAGNOSTICS moved = ROW_COUNT;
+
+    INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_id, recipe_line_option_id,
+        menu_item_external_id, line_number, ordinal, metadata)
+    SELECT w.recognition_id, w.item_type::public.item_type, w.source::public.tray_item_source, l.id, o.id, menu.external_id,
+        w.line_number, w.ordinal, w.metadata
+    FROM pg_temp.wanted_items w
+    LEFT JOIN public.recipes p ON p.recognition_id = w.recognition_id AND w.source = 'RECIPE_LINE_OPTION'
+    LEFT JOIN public.recipe_lines l ON l.recipe_id = p.id AND l.line_number = w.line_number
+    LEFT JOIN public.recipe_line_options o
+        ON o.recipe_line_id = l.id AND o.external_id = w.option ->> 0 AND o.name = w.option ->> 1
+    LEFT JOIN LATERAL (
+        SELECT i.external_id
+        FROM public.recognitions r
+        JOIN public.menu_items i ON i.menu_id = r.menu_id AND i.external_id = w.option ->> 0
+        WHERE r.id = w.recognition_id
+        LIMIT 1
+    ) menu ON true
+    WHERE w.item_id IS NULL
+    ORDER BY w.recognition_id, w.source DESC, w.item_type, w.line_number, w.ordinal;
     GET DIAGNOSTICS written = ROW_COUNT;
-    RETURN written + ingest.publish_model_items();
+    RETURN written + moved + chosen;
 END
 $$;
 
@@ -524,21 +741,30 @@ AS $$
 -- Write one annotation for each detection; the items that they belong to are there.
 DECLARE
     written bigint;
+    moved bigint;
 BEGIN
-    INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)
-    SELECT i.id, item.id, d.detection,
-        jsonb_build_object('x', d.x1, 'y', d.y1, 'w', trim_scale(d.x2 - d.x1), 'h', trim_scale(d.y2 - d.y1)), 'MODEL'
+    UPDATE public.initial_annotations a
+    SET detection = d.detection, label = d.label,
+        initial_tray_item_id = coalesce(d.item_id, item.id)
+    FROM pg_temp.wanted_detections d
+    LEFT JOIN public.initial_tray_items item ON d.item_id IS NULL AND item.recognition_id = d.recognition_id
+        AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
+        AND item.line_number = d.line_number AND item.ordinal = d.ordinal
+    WHERE a.id = d.annotation_id AND (a.detection, a.label, a.initial_tray_item_id)
+        IS DISTINCT FROM (d.detection, d.label, coalesce(d.item_id, item.id));
+    GET DIAGNOSTICS moved = ROW_COUNT;
+
+    INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, label, bbox, source)
+    SELECT i.id, item.id, d.detection, d.label, d.bbox, 'MODEL'
     FROM pg_temp.wanted_detections d
     JOIN public.images i ON i.recognition_id = d.recognition_id AND i.camera_number = d.camera_number
-    JOIN public.initial_tray_items item ON item.recognition_id = d.recognition_id AND item.item_type = d.item_type
-        AND item.source = d.source AND item.line_number = d.line_number AND item.ordinal = d.ordinal
-    ORDER BY i.id, d.detection
-    ON CONFLICT (image_id, source, detection) DO UPDATE
-        SET initial_tray_item_id = excluded.initial_tray_item_id, bbox = excluded.bbox
-        WHERE (initial_annotations.initial_tray_item_id, initial_annotations.bbox)
-            IS DISTINCT FROM (excluded.initial_tray_item_id, excluded.bbox);
+    JOIN public.initial_tray_items item ON item.recognition_id = d.recognition_id
+        AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
+        AND item.line_number = d.line_number AND item.ordinal = d.ordinal
+    WHERE d.annotation_id IS NULL
+    ORDER BY i.id, d.detection;
     GET DIAGNOSTICS written = ROW_COUNT;
-    RETURN written;
+    RETURN written + moved;
 END
 $$;
 
@@ -576,9 +802,9 @@ DECLARE
     started timestamptz;
 BEGIN
     PERFORM ingest.refuse_referenced();
-    -- Items and annotations before removals: what stays moves to its item, and an item to its option, before any goes.
+    -- Items and annotations before removals: an annotation that stays moves to its item before the former one goes.
     FOREACH part IN ARRAY
-        CASE WHEN kind = 'load' THEN ARRAY['menus', 'recognitions', 'images', 'recipes'] ELSE ARRAY[]::text[] END
+        CASE WHEN kind = 'load' THEN ARRAY['way', 'menus', 'recognitions', 'images', 'recipes'] ELSE ARRAY['way'] END
             || ARRAY['tray_items', 'annotations', 'removals']
     LOOP
         started := clock_timestamp();

@@ -27,8 +27,10 @@ SELECT ingest.execute_reset(:batch_id) AS removed
 
 -- name: find_references
 SELECT a.relnamespace::regnamespace || '.' || quote_ident(a.relname) AS "table",
-    t.relnamespace::regnamespace || '.' || quote_ident(t.relname) AS target, r.referencing AS rows
-FROM ingest.find_references(false) r
+    t.relnamespace::regnamespace || '.' || quote_ident(t.relname) AS target, r.rows
+FROM (
+    SELECT app, target, sum(referencing)::bigint AS rows FROM ingest.find_references(false) GROUP BY app, target
+) r
 JOIN pg_class a ON a.oid = r.app
 JOIN pg_class t ON t.oid = r.target
 ORDER BY 1, 2
