@@ -466,9 +466,9 @@ def test_prices_that_are_numbers_count_and_others_are_kept_as_they_are(
         (None, {"Price": "1e3"}),
         (None, {"Price": True}),
         (None, {}),
-        ("-1", {}),
-        ("1000.0", {}),
-        ("0", {}),
+        ("-1.00", {}),
+        ("1000.00", {}),
+        ("0.00", {"Price": "0"}),
         (None, {"Price": ""}),
         (None, {}),
     ]

@@ -33,8 +33,8 @@ NATURAL_KEYS = (
     "SELECT recognition_id, 0, id FROM public.recipes",
     "SELECT p.recognition_id, (l.line_number, l.quantity, l.raw_name)::text, l.id"
     " FROM public.recipe_lines l JOIN public.recipes p ON p.id = recipe_id",
-    "SELECT recognition_id, (item_type, source, line_number, ordinal, metadata)::text, id"
-    " FROM public.initial_tray_items",
+    "SELECT t.recognition_id, (t.item_type, t.source, l.quantity, l.raw_name, t.line_number, t.ordinal)::text, t.id"
+    " FROM public.initial_tray_items t LEFT JOIN public.recipe_lines l ON l.id = t.recipe_line_id",
     "SELECT i.recognition_id, (i.camera_number, a.label, a.bbox)::text, a.id"
     " FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id",
 )

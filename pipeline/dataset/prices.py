@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 #: An app's column has ten digits, two of them after the point.
 MAXIMUM_PRICE = 10_000_000
@@ -23,8 +24,11 @@ _GROUPING = re.compile(rf"{_SPACE}|['’]|[.,](?=.*[.,])")
 
 
 def is_price(value: object) -> bool:
-    """Return whether a value of JSON is a price: a number, or a text such as "12,50", "1 234.50 ₽" or "$3.20"."""
+    """Return whether a value of JSON is a price of at most two decimals: a number, or a text such as "1 234,50 ₽"."""
     if isinstance(value, str):
         found = _PRICE.fullmatch(value)
         value = float(_GROUPING.sub("", found[1]).replace(",", ".")) if found else None
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAXIMUM_PRICE
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) >= MAXIMUM_PRICE:
+        return False
+    amount = Decimal(f"{value:.15g}")
+    return amount == round(amount, 2)

@@ -34,7 +34,8 @@ CREATE FUNCTION ingest.price_of(price jsonb) RETURNS numeric
 LANGUAGE sql IMMUTABLE
 AS $$
 -- The amount of a price, NULL if there is none. pipeline/dataset/prices.py has the same rule.
-    SELECT CASE WHEN abs(amount) < 10000000 THEN amount END
+    SELECT CASE WHEN abs(amount) < 10000000
+        AND round(amount::double precision::numeric, 2) = amount::double precision::numeric THEN round(amount, 2) END
     FROM (
         SELECT CASE WHEN jsonb_typeof(price) = 'number' THEN price::numeric
             WHEN written IS NOT NULL
@@ -227,7 +228,9 @@ BEGIN
     CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
     SELECT t.recognition_id, t.existing, l.line_number::integer AS line_number,
         ingest.quantity_of(l.line -> 'Count') AS quantity,
-        nullif(l.line -> 'Count', to_jsonb(ingest.quantity_of(l.line -> 'Count'))) AS amount,
+        -- Compared as floats, as quantity_of does: 0.99999999999999999999 is a whole item.
+        CASE WHEN (l.line -> 'Count')::double precision <> ingest.quantity_of(l.line -> 'Count')
+            THEN l.line -> 'Count' END AS amount,
         ingest.options_of(l.line -> 'Dishes') AS options, NULL::bigint AS line_id, NULL::integer AS former_number
     FROM pg_temp.affected t
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
@@ -582,8 +585,9 @@ BEGIN
     JOIN (SELECT DISTINCT ON (content_sha256) content_sha256, content FROM pg_temp.menu_of ORDER BY content_sha256) c
         USING (content_sha256)
     CROSS JOIN LATERAL jsonb_array_elements(c.content) WITH ORDINALITY AS i (item, position)
-    CROSS JOIN LATERAL (SELECT ingest.price_of(i.item -> 'Price')::text = i.item ->> 'Price'
-        OR jsonb_typeof(i.item -> 'Price') = 'null') AS p (is_plain);
+    CROSS JOIN LATERAL (SELECT CASE jsonb_typeof(i.item -> 'Price') WHEN 'null' THEN true
+        WHEN 'number' THEN ingest.price_of(i.item -> 'Price') IS NOT NULL
+        ELSE ingest.price_of(i.item -> 'Price')::text = i.item ->> 'Price' END) AS p (is_plain);
     GET DIAGNOSTICS stored = ROW_COUNT;
     RETURN stored;
 END

@@ -1,0 +1,164 @@
+"""The id of a row that others may reference never comes to mean another thing, whatever is loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from pipeline.config import Settings
+from tests import annotating, world
+from tests.annotating import RECEIPT, Run, Value, give_receipt, ids_of, key_of, value_of, write
+from tests.services import MakeDataset
+
+run = annotating.run
+dsn = annotating.dsn
+
+MEANINGS = {
+    "annotation": """
+        SELECT a.id, i.recognition_id, i.camera_number, a.label, a.bbox::text
+        FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id""",
+    "pairing": "SELECT id, initial_tray_item_id FROM public.initial_annotations",
+    "item": """
+        SELECT t.id, t.recognition_id, t.item_type, t.source, t.metadata ->> 'name',
+            (SELECT array_agg(o.name ORDER BY o.name) FROM public.recipe_line_options o
+             WHERE o.recipe_line_id = t.recipe_line_id)
+        FROM public.initial_tray_items t""",
+    "line": """
+        SELECT l.id, p.recognition_id, l.quantity,
+            (SELECT array_agg(o.external_id || o.name ORDER BY o.name) FROM public.recipe_line_options o
+             WHERE o.recipe_line_id = l.id)
+        FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id""",
+    "option": "SELECT id, recipe_line_id, external_id, name FROM public.recipe_line_options",
+}
+
+
+def meanings(dsn: str) -> dict[str, dict[int, tuple[object, ...]]]:
+    """Return what each id means, by kind of row."""
+    return {
+        kind: {row[0]: tuple(map(str, row[1:])) for row in world.query(dsn, text)} for kind, text in MEANINGS.items()
+    }
+
+
+def in_front(values: dict[str, Value]) -> None:
+    for value in values.values():
+        value["dishes"]["qwen_detections"].insert(0, {"bbox_2d": [1, 1, 9, 9], "label": "dish_0"})
+        value["plates"]["qwen_detections"].insert(0, {"bbox_2d": [2, 2, 9, 9], "label": "plate"})
+
+
+def shuffled(values: dict[str, Value]) -> None:
+    random = Random(7)
+    for value in values.values():
+        for kind in value.values():
+            random.shuffle(kind["qwen_detections"])
+
+
+def fewer(values: dict[str, Value]) -> None:
+    for value in values.values():
+        for kind in value.values():
+            del kind["qwen_detections"][:1]
+
+
+@pytest.mark.parametrize("change", [in_front, shuffled, fewer])
+def test_no_annotation_comes_to_mean_another_box(
+    run: Run,
+    own_dataset: MakeDataset,
+    settings: Settings,
+    dsn: str,
+    tmp_path: Path,
+    change: Callable[[dict[str, Value]], None],
+) -> None:
+    dataset = own_dataset(3)
+    for number in ids_of(dataset):
+        give_receipt(dataset, number, RECEIPT)
+    labels = ("dish_0", "dish_0", "dish_0", "dish_1", "dish_2", "dish_5", "dish_5", "plate", "plate")
+    values: dict[str, Value] = {
+        key_of(number, camera): value_of(*labels, left=10 + number % 7)
+        for number in ids_of(dataset)
+        for camera in ("Main", "Qualifying")
+    }
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    first = meanings(dsn)
+    change(values)
+    done = run("load-qwen", "--file", write(tmp_path / "2.json", values), "--batch-id", "q2", "--force")
+    assert done.code == 0, done.err
+    second = meanings(dsn)
+    for kind, meaning in second.items():
+        kept = meaning.keys() & first[kind].keys()
+        assert kept or not meaning, kind
+        assert {one: meaning[one] for one in kept} == {one: first[kind][one] for one in kept}
+    assert len(second["annotation"]) == sum(
+        len(kind["qwen_detections"]) for v in values.values() for kind in v.values()
+    )
+    if change is shuffled:
+        assert second == first
+    assert world.inconsistencies(settings) == []
+    assert run("reset", "--batch-id", "q2", "--confirm").code == 0
+    third = meanings(dsn)
+    assert sorted(third["annotation"].values()) == sorted(first["annotation"].values())
+    for kind, meaning in third.items():
+        kept = meaning.keys() & second[kind].keys()
+        assert {one: meaning[one] for one in kept} == {one: second[kind][one] for one in kept}
+    assert world.inconsistencies(settings) == []
+
+
+NEW = {"Count": 1, "Dishes": [{"Name": "Чай", "ExternalId": "900001"}]}
+RECEIPTS: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "one more in front": lambda lines: [NEW, *lines],
+    "the other way round": lambda lines: lines[::-1],
+    "the first twice": lambda lines: [lines[0], *lines],
+    "without the first": lambda lines: lines[1:],
+    "another quantity": lambda lines: [{**lines[0], "Count": lines[0]["Count"] + 1}, *lines[1:]],
+    "options in another order": lambda lines: [{**line, "Dishes": line["Dishes"][::-1]} for line in lines],
+}
+
+
+@pytest.mark.parametrize("change", RECEIPTS.values(), ids=RECEIPTS)
+def test_no_line_option_or_item_comes_to_mean_another_dish(
+    run: Run,
+    own_dataset: MakeDataset,
+    settings: Settings,
+    dsn: str,
+    tmp_path: Path,
+    change: Callable[[list[Any]], list[Any]],
+) -> None:
+    dataset = own_dataset(2)
+    for number in ids_of(dataset):
+        give_receipt(dataset, number, RECEIPT)
+    values = {key_of(number): value_of("dish_0", "dish_1", "dish_2", "plate") for number in ids_of(dataset)}
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    world.query(dsn, "UPDATE public.recipe_line_options SET model_score = id")
+    world.query(dsn, "UPDATE public.initial_annotations SET is_occluded = true")
+    world.query(dsn, "UPDATE public.initial_tray_items SET bottle_orientation = 'vertical'")
+    first, receipt = meanings(dsn), change(RECEIPT)
+    for number in ids_of(dataset):
+        give_receipt(dataset, number, receipt)
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert done.code == 0, done.err
+    second = meanings(dsn)
+    for kind, meaning in second.items():
+        kept = meaning.keys() & first[kind].keys()
+        if kind != "pairing":
+            assert {one: meaning[one] for one in kept} == {one: first[kind][one] for one in kept}
+    assert second["annotation"] == first["annotation"]
+    numbers = world.query(
+        dsn,
+        "SELECT count(*), count(DISTINCT (recipe_id, line_number)), max(line_number), min(line_number) FROM public.recipe_lines",
+    )
+    assert numbers == [(2 * len(receipt), 2 * len(receipt), len(receipt), 1)]
+    stayed = [line for line in second["line"] if line in first["line"]]
+    assert stayed
+    kept_lines = f"SELECT count(*) FROM public.recipe_line_options WHERE recipe_line_id = ANY ('{{{','.join(map(str, stayed))}}}')"
+    assert world.query(dsn, kept_lines + " AND model_score IS DISTINCT FROM id") == [(0,)]
+    assert world.query(dsn, "SELECT bool_and(is_occluded) FROM public.initial_annotations") == [(True,)]
+    assert world.inconsistencies(settings) == []
+    assert run("reset", "--batch-id", "b2", "--confirm").code == 0
+    third = meanings(dsn)
+    assert sorted(value for _, value in third["line"].items()) == sorted(first["line"].values())
+    assert third["annotation"] == first["annotation"]
+    assert world.inconsistencies(settings) == []
