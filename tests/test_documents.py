@@ -239,9 +239,13 @@ PRICES: dict[object, str | None] = {
     "-12,50": "-12.50",
     "+5": "5",
     "007": "7",
-    "0.345": "0.345",
-    "12.3456": "12.3456",
-    "1234.567": "1234.567",
+    "0.340": "0.34",
+    12.340000000000001: None,
+    12.3400000000000001: "12.34",
+    "0.345": None,
+    0.345: None,
+    "12.3456": None,
+    "1234.567": None,
     "9999999.99": "9999999.99",
     5: "5",
     -1: "-1",
@@ -436,7 +440,8 @@ def test_unusual_documents_are_loaded_and_noticed_with_their_recognition(
     ]
     items = world.query(
         dsn,
-        "SELECT recognition_id, line_number, ordinal, metadata ->> 'name', metadata ->> 'amount' FROM public.initial_tray_items"
+        "SELECT recognition_id, line_number, ordinal, metadata ->> 'name', metadata ->> 'amount'"
+        " FROM public.initial_tray_items"
         f" WHERE recognition_id IN ({first}, {second}) ORDER BY 1, 2, 3",
     )
     assert items == [

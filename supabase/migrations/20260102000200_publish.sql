@@ -34,8 +34,10 @@ CREATE FUNCTION ingest.price_of(price jsonb) RETURNS numeric
 LANGUAGE sql IMMUTABLE
 AS $$
 -- The amount of a price, NULL if there is none. pipeline/dataset/prices.py has the same rule.
-    SELECT CASE WHEN abs(amount) < 10000000
-        AND round(amount::double precision::numeric, 2) = amount::double precision::numeric THEN round(amount, 2) END
+    SELECT CASE WHEN abs(amount) < 10000000 THEN
+        CASE WHEN round(amount::double precision::numeric, 2) = amount::double precision::numeric
+            THEN round(amount, 2) END
+        END
     FROM (
         SELECT CASE WHEN jsonb_typeof(price) = 'number' THEN price::numeric
             WHEN written IS NOT NULL
