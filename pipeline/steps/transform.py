@@ -13,7 +13,7 @@ from pipeline.batches.held import MAXIMUM_REJECTS, find_claimed, find_reason, ho
 from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
-from pipeline.errors import ClaimedError, HeldError, RefusedError, UnfinishedError
+from pipeline.errors import ClaimedError, HeldError, PipelineError, RefusedError, UnfinishedError
 from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 from pipeline.units import counted
@@ -43,10 +43,8 @@ def transform_batch(
     if other batches have all that is new, and then forgets the batch, RefusedError if the batch is not being loaded or
     another table references a row to delete.
     """
-    report("removing what was rejected")
-    _remove_rejected(database, storage, batch_id)
 
-    def work(connection: Connection) -> HeldError | ClaimedError | None:
+    def work(connection: Connection) -> HeldError | ClaimedError | bool | None:
         report("waiting for the commits of other batches")
         connection.enqueue("lock_batch", batch_id=batch_id)
         connection.enqueue("lock_commits")
@@ -69,6 +67,8 @@ def transform_batch(
         if reason := find_reason(connection, batch_id, weight, max_rejects):
             hold_back(connection, batch_id, reason)
             return batch_state.held_error(connection, batch_id)
+        if _set_aside(connection, batch_id):
+            return True
         report("publishing the rows of the batch, all in one transaction")
         parts, numbers = [], metrics.copy()
         with numbers.timed("transform"):
@@ -84,10 +84,26 @@ def transform_batch(
         report("\n".join([counted(done.recognitions, "recognition"), *parts]))
         return None
 
-    with references_refused():
-        error = database.run(work, timeout=0)
-    if error is not None:
-        raise error
+    outcome: HeldError | ClaimedError | bool | None = True
+    while outcome is True:
+        report("removing what was rejected")
+        _remove_rejected(database, storage, batch_id)
+        with references_refused():
+            outcome = database.run(work, timeout=0)
+    if isinstance(outcome, PipelineError):
+        raise outcome
+
+
+def _set_aside(connection: Connection, batch_id: str) -> bool:
+    """Plan the commit, and leave out recognitions that are in use; return whether there are any."""
+    used: dict[int, list[str]] = {}
+    for row in connection.execute("plan_batch", batch_id=batch_id):
+        used.setdefault(row.recognition_id, []).append(f"{row.table} ({counted(row.referencing, 'row')})")
+    if used:
+        why = "the recognition stays as it is, since rows of others reference what would be deleted: "
+        messages = [why + ", ".join(tables) for tables in used.values()]
+        connection.execute("set_aside", batch_id=batch_id, recognition_ids=list(used), messages=messages)
+    return bool(used)
 
 
 def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) -> list[int]:

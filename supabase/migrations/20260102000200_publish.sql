@@ -117,6 +117,14 @@ AS $$
     SELECT CASE WHEN label = 'plate' THEN 0 ELSE substring(label FROM '^dish_([0-9]{1,9})$')::integer + 1 END
 $$;
 
+CREATE FUNCTION ingest.has_menu_table() RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether the app has a table of menu entries; else there is a view.
+    SELECT relkind IN ('r', 'p') FROM pg_catalog.pg_class
+    WHERE oid = 'public.recognition_active_menu_items'::regclass
+$$;
+
 CREATE FUNCTION ingest.find_references(locking boolean)
 RETURNS TABLE (recognition_id bigint, app regclass, target regclass, referencing bigint)
 LANGUAGE plpgsql
@@ -144,7 +152,7 @@ BEGIN
                     THEN ' AND app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'')'
                 ELSE '' END
         FROM pg_catalog.pg_constraint c
-        WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours[:9]::oid[])
+        WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours::oid[])
             AND (c.conrelid <> ALL (ours::oid[])
                 OR c.conrelid IN ('public.initial_tray_items'::regclass, 'public.initial_annotations'::regclass))
             AND EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = c.confrelid)
@@ -498,6 +506,23 @@ BEGIN
     FROM pg_temp.affected t
     WHERE t.existing AND t.batch_id IS NULL;
 
+    -- Entries of the former menu that the new one has not, in a table of the app; those that others added stay.
+    IF ingest.has_menu_table() THEN
+        INSERT INTO pg_temp.stale
+        SELECT 'public.recognition_active_menu_items'::regclass, e.id, t.recognition_id
+        FROM pg_temp.affected t
+        JOIN public.recognitions p ON p.id = t.recognition_id
+        JOIN public.menu_items f ON f.menu_id = p.menu_id
+        JOIN public.recognition_active_menu_items e ON e.recognition_id = p.id AND e.external_id = f.external_id
+        LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+        LEFT JOIN pg_temp.menu_of o ON o.batch_id = r.batch_id AND o.sha256 = r.menu_sha256
+        LEFT JOIN public.menus m ON m.id = p.menu_id
+        WHERE t.existing AND m.content_sha256 IS DISTINCT FROM o.content_sha256
+            AND NOT EXISTS (
+                SELECT FROM jsonb_array_elements(o.content) AS entry WHERE entry ->> 'ExternalId' = f.external_id)
+        GROUP BY e.id, t.recognition_id;
+    END IF;
+
     -- A menu goes with the last recognition that had it.
     INSERT INTO pg_temp.stale
     SELECT 'public.menus'::regclass, m.id, NULL
@@ -527,6 +552,10 @@ AS $$
 BEGIN
     CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
     ANALYZE pg_temp.affected;
+    -- Work on a recognition that begins now waits for the commit, and then finds its new rows.
+    PERFORM FROM public.recognitions r
+    WHERE r.id IN (SELECT t.recognition_id FROM pg_temp.affected t WHERE t.existing)
+    ORDER BY r.id FOR UPDATE;
     PERFORM ingest.plan_lines();
     PERFORM ingest.plan_items();
     PERFORM ingest.plan_detections();
@@ -612,6 +641,35 @@ BEGIN
     ORDER BY t.recognition_id
     ON CONFLICT (id) DO UPDATE
         SET batch_id = excluded.batch_id, menu_id = excluded.menu_id, captured_on = excluded.captured_on;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
+CREATE FUNCTION ingest.publish_menu_entries() RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+-- Fill the app's table of menu entries, if there is one; of an entry that a menu has twice, the first counts.
+DECLARE
+    written bigint;
+BEGIN
+    IF NOT ingest.has_menu_table() THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO public.recognition_active_menu_items (recognition_id, external_id, name, category, price, metadata)
+    SELECT t.recognition_id, i.external_id, i.name, i.category, i.price, i.metadata
+    FROM pg_temp.affected t
+    JOIN public.recognitions r ON r.id = t.recognition_id
+    JOIN public.menu_items i ON i.menu_id = r.menu_id
+    WHERE NOT EXISTS (
+        SELECT FROM public.menu_items former
+        WHERE former.menu_id = i.menu_id AND former.external_id = i.external_id AND former.position < i.position)
+    ORDER BY t.recognition_id, i.position
+    ON CONFLICT (recognition_id, external_id) DO UPDATE
+        SET name = excluded.name, category = excluded.category, price = excluded.price, metadata = excluded.metadata
+        WHERE (recognition_active_menu_items.name, recognition_active_menu_items.category,
+               recognition_active_menu_items.price, recognition_active_menu_items.metadata)
+            IS DISTINCT FROM (excluded.name, excluded.category, excluded.price, excluded.metadata);
     GET DIAGNOSTICS written = ROW_COUNT;
     RETURN written;
 END
@@ -785,8 +843,9 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY[
         'initial_annotations', 'initial_tray_items', 'recipe_line_options', 'recipe_lines', 'recipes', 'images',
-        'recognitions', 'menu_items', 'menus']
+        'recognition_active_menu_items', 'recognitions', 'menu_items', 'menus']
     LOOP
+        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = to_regclass('public.' || name));
         EXECUTE format(
             'DELETE FROM public.%1$I x USING pg_temp.stale d WHERE d.relation = %2$L::regclass AND x.id = d.id',
             name, 'public.' || name);
@@ -810,7 +869,7 @@ BEGIN
     PERFORM ingest.refuse_referenced();
     -- Items and annotations before removals: an annotation that stays moves to its item before the former one goes.
     FOREACH part IN ARRAY
-        CASE WHEN kind = 'load' THEN ARRAY['way', 'menus', 'recognitions', 'images', 'recipes'] ELSE ARRAY['way'] END
+        CASE WHEN kind = 'load' THEN ARRAY['way', 'menus', 'recognitions', 'menu_entries', 'images', 'recipes'] ELSE ARRAY['way'] END
             || ARRAY['tray_items', 'annotations', 'removals']
     LOOP
         started := clock_timestamp();
@@ -848,8 +907,8 @@ $$;
 
 -- Entry functions: the commit of a batch, and its reset
 
-CREATE FUNCTION ingest.transform_batch(batch text)
-RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+CREATE FUNCTION ingest.plan_batch(batch text)
+RETURNS TABLE (recognition_id bigint, app regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
@@ -858,12 +917,12 @@ SET enable_hashjoin = off
 SET enable_mergejoin = off
 SET join_collapse_limit = 1
 AS $$
--- Make the domain show every recognition of a batch of kind 'load' in the batch's version, or the annotations of a batch
--- of kind 'qwen'; a recognition that is not there (its batch was reset meanwhile) gets those when it is loaded again.
+-- Plan to make the domain show every recognition of a batch of kind 'load' in the batch's version, or the annotations of
+-- a batch of kind 'qwen'; a recognition that is not there (its batch was reset meanwhile) gets those when it is loaded
+-- again. Return which recognitions are in use: rows that others wrote reference what would be deleted.
 DECLARE
     kind CONSTANT text := (SELECT b.kind FROM ingest.batches b WHERE b.id = batch);
     annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
-    started CONSTANT timestamptz := clock_timestamp();
 BEGIN
     IF kind = 'load' THEN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
@@ -881,15 +940,31 @@ BEGIN
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
         CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
-        WHERE m.batch_id = batch;
+        WHERE m.batch_id = batch AND NOT m.rejected;
     END IF;
     PERFORM ingest.plan_affected();
+    RETURN QUERY
+    SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
+    FROM ingest.find_references(true) f
+    GROUP BY f.recognition_id, f.app
+    ORDER BY f.recognition_id, f.app;
+END
+$$;
+
+CREATE FUNCTION ingest.transform_batch(batch text)
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
+AS $$
+-- Carry out what ingest.plan_batch() worked out.
+BEGIN
     PERFORM ingest.notice_other_photos(batch);
-    operation := 'transform_plan';
-    SELECT count(*) INTO rows_written FROM pg_temp.affected;
-    seconds := extract(epoch FROM clock_timestamp() - started);
-    RETURN NEXT;
-    RETURN QUERY SELECT * FROM ingest.publish_affected(kind);
+    RETURN QUERY SELECT p.* FROM ingest.batches b CROSS JOIN LATERAL ingest.publish_affected(b.kind) p WHERE b.id = batch;
 END
 $$;
 

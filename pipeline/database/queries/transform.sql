@@ -21,6 +21,32 @@ CROSS JOIN generate_series(1, 2) AS c
 WHERE m.batch_id = :batch_id AND m.shard = :shard AND NOT m.rejected
 ORDER BY m.recognition_id::text COLLATE "C", c
 
+-- name: plan_batch
+-- The recognitions of a batch whose change would delete rows that others reference, with table and number of rows.
+SELECT p.recognition_id, n.nspname || '.' || c.relname AS "table", p.referencing
+FROM ingest.plan_batch(:batch_id) p
+JOIN pg_class c ON c.oid = p.app
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY p.recognition_id, 2
+
+-- name: set_aside
+-- Leave recognitions out of a batch, since they are in use; their objects are removed with those of rejects.
+WITH noticed AS (
+    INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
+    SELECT m.batch_id, m.recognition_id, regexp_replace(m.photo_paths[1], '(/photos)?/[^/]*$', ''), 'in_use', u.message,
+        'transform'
+    FROM unnest(CAST(:recognition_ids AS bigint[]), CAST(:messages AS text[])) AS u (recognition_id, message)
+    JOIN ingest.manifest m ON m.batch_id = :batch_id AND m.recognition_id = u.recognition_id
+), photos AS (
+    DELETE FROM raw.photos WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+), receipts AS (
+    DELETE FROM raw.receipts WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+), detections AS (
+    DELETE FROM raw.detections WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+)
+UPDATE ingest.manifest SET rejected = true
+WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+
 -- name: transform_batch
 SELECT operation, rows_written, seconds FROM ingest.transform_batch(:batch_id)
 
