@@ -175,7 +175,8 @@ BEGIN
     END LOOP;
     IF to_regrole('service_role') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA ingest, raw TO service_role;
-        GRANT ALL ON ALL TABLES IN SCHEMA ingest, raw TO service_role;
+        GRANT ALL ON ALL TABLES IN SCHEMA ingest TO service_role;
+        GRANT ALL ON raw.photos, raw.receipts, raw.menus, raw.detections TO service_role;
         GRANT USAGE ON ALL SEQUENCES IN SCHEMA ingest TO service_role;
     END IF;
 END
