@@ -88,6 +88,8 @@ def test_a_load_beside_the_trays_of_the_app_leaves_them_as_they_are(
     assert done.code == 0, done.err
     done = run("load-qwen", "--file", dataset / "qwen_annotations.json", "--batch-id", "q1")
     assert done.code == 0, done.err
+    assert run("verify").code == 0
+    assert world.inconsistencies(settings) == []
     menus = "SELECT count(*) FROM public.recognition_active_menu_items WHERE recognition_id = ANY (%s)"
     assert world.query(dsn, menus, (ids_of(dataset),))[0][0] > 100
     assert run("reset", "--batch-id", "q1", "--confirm").code == 0

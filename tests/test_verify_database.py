@@ -44,12 +44,11 @@ def flaws(first: int, last: int, other: int, facts: dict[str, Any]) -> Iterator[
         f"UPDATE public.recognitions SET batch_id = 'b1' WHERE id = {first}",
         ("b2", f"recognition {first}", "is shown as batch b1 has it, not as batch b2"),
     )
-    for batch_id, number in (("zz", 1), ("b4", facts["unfinished"])):
-        yield Flaw(
-            "check_versions",
-            f"INSERT INTO public.recognitions (id, batch_id) VALUES ({number}, '{batch_id}')",
-            (batch_id, f"recognition {number}", "is in the domain and in no finished batch"),
-        )
+    yield Flaw(
+        "check_versions",
+        f"INSERT INTO public.recognitions (id, batch_id) VALUES ({facts['unfinished']}, 'b4')",
+        ("b4", f"recognition {facts['unfinished']}", "is in the domain and in no finished batch"),
+    )
     yield Flaw(
         "check_images",
         f"DELETE FROM public.images WHERE recognition_id = {first} AND camera_number = 2",
@@ -212,7 +211,8 @@ INCONSISTENT = {
     "of a batch": "UPDATE public.images SET width = 1 WHERE camera_number = 1",
     "of annotations": "DELETE FROM public.initial_annotations WHERE id = (SELECT min(id) FROM"
     " public.initial_annotations WHERE image_id = (SELECT min(id) FROM public.images))",
-    "of a batch that is not there": "INSERT INTO public.recognitions (id, batch_id) VALUES (1, 'zz')",
+    "of a batch that was reset": "INSERT INTO ingest.batches (id, kind, state, source, bucket)"
+    " VALUES ('zz', 'load', 'reset', '/', 'x'); INSERT INTO public.recognitions (id, batch_id) VALUES (1, 'zz')",
     "of a batch in another bucket": "UPDATE ingest.batches SET bucket = 'another' WHERE id = 'b2';"
     "UPDATE public.images SET width = 1 WHERE camera_number = 1 AND storage_path LIKE 'b2/%'",
 }

@@ -1,10 +1,13 @@
--- Verification: what has to be there, and statements that find a broken promise.
+-- Verification: what has to be there, and statements that find a broken promise. They pass over recognitions that no
+-- batch on record has: the app had them before, or another tool loaded them.
 
 -- name: check_annotations
 -- Each detection of the newest finished annotations of a photo as it is is one annotation, and the model has no other.
 SELECT newest.batch_id, 'recognition ' || i.recognition_id || ', camera ' || i.camera_number AS what,
     'has ' || found.annotations || ' annotations instead of ' || wanted.detections AS message
 FROM public.images i
+JOIN public.recognitions r ON r.id = i.recognition_id
+JOIN ingest.batches shown ON shown.id = r.batch_id
 LEFT JOIN LATERAL ingest.newest_version('qwen', i.recognition_id, i.camera_number, '') newest (batch_id) ON true
 CROSS JOIN LATERAL (
     SELECT count(*) AS detections
@@ -21,6 +24,7 @@ UNION ALL
 SELECT r.batch_id, 'tray item ' || i.id, 'is of the model, and no annotation shows it'
 FROM public.initial_tray_items i
 JOIN public.recognitions r ON r.id = i.recognition_id
+JOIN ingest.batches shown ON shown.id = r.batch_id
 WHERE i.source = 'MODEL'
     AND NOT EXISTS (SELECT FROM public.initial_annotations a WHERE a.initial_tray_item_id = i.id)
 
@@ -30,6 +34,7 @@ SELECT r.batch_id, 'recognition ' || r.id || ', camera ' || c AS what,
     CASE WHEN i.id IS NULL THEN 'has no image'
         ELSE 'names ' || i.storage_path || ', which is not what batch ' || r.batch_id || ' sent' END AS message
 FROM public.recognitions r
+JOIN ingest.batches shown ON shown.id = r.batch_id
 CROSS JOIN generate_series(1, 2) AS c
 LEFT JOIN public.images i ON i.recognition_id = r.id AND i.camera_number = c
 LEFT JOIN ingest.manifest m ON m.batch_id = r.batch_id AND m.recognition_id = r.id
@@ -107,6 +112,7 @@ SELECT r.batch_id, 'recognition ' || r.id AS what,
     'has ' || found.lines || ' receipt lines with ' || found.items || ' items instead of ' || wanted.lines || ' with '
         || wanted.items AS message
 FROM public.recognitions r
+JOIN ingest.batches shown ON shown.id = r.batch_id
 CROSS JOIN LATERAL (
     SELECT count(*) AS lines, coalesce(sum(ingest.quantity_of(line -> 'Count')), 0) AS items
     FROM raw.receipts w CROSS JOIN jsonb_array_elements(ingest.array_of(w.receipt)) AS line
@@ -136,6 +142,7 @@ FROM (
 ) newest
 FULL JOIN public.recognitions r ON r.id = newest.recognition_id
 WHERE r.batch_id IS DISTINCT FROM newest.batch_id
+    AND (newest.batch_id IS NOT NULL OR EXISTS (SELECT FROM ingest.batches b WHERE b.id = r.batch_id))
 
 -- name: list_expected
 -- The objects that a shard of a finished batch has, in the order of their keys; named says that readers see them.
