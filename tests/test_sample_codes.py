@@ -23,6 +23,7 @@ ABSENT = {
     "json_vanished": "a file is deleted during a load",
     "photo_changed": "a file is written during a load",
     "json_changed": "a file is written during a load",
+    "in_use": "an app works with what was loaded",
     "annotations_other_photo": "a photo is replaced after its annotations were loaded",
     "annotations_empty": "the sample has detections for each of its photos",
 }
