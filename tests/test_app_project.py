@@ -28,14 +28,16 @@ CATALOGUE = {
     "constraints": """
         SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
         WHERE connamespace IN ('public'::regnamespace, 'raw'::regnamespace) ORDER BY 1, 2""",
-    "indexes": "SELECT schemaname, indexname, indexdef FROM pg_indexes WHERE schemaname IN ('public', 'raw') ORDER BY 1, 2",
+    "indexes": """
+        SELECT schemaname, indexname, indexdef FROM pg_indexes WHERE schemaname IN ('public', 'raw') ORDER BY 1, 2""",
     "policies": "SELECT tablename, policyname, roles::text, qual, with_check FROM pg_policies ORDER BY 1, 2",
     "triggers": "SELECT tgrelid::regclass::text, tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
     "security": """
         SELECT oid::regclass::text, relrowsecurity, relforcerowsecurity, relacl::text FROM pg_class
         WHERE relnamespace IN ('public'::regnamespace, 'raw'::regnamespace) AND relkind IN ('r', 'v') ORDER BY 1""",
     "types": """
-        SELECT t.typname, e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid ORDER BY 1, e.enumsortorder""",
+        SELECT t.typname, e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid
+        ORDER BY 1, e.enumsortorder""",
     "functions": "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1",
 }
 
