@@ -12,8 +12,7 @@ from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
-from tests.conftest import fresh_database
-from tests.services import MakeDataset
+from tests.services import MakeDataset, fresh_database
 
 run = annotating.run
 dsn = annotating.dsn
