@@ -61,6 +61,7 @@ SELECT %(batch)s, t.step, CASE WHEN t.shard = 0 THEN 0 ELSE t.shard + (n - %(fir
 FROM generate_series(%(first)s, %(last)s) n
 JOIN ingest.batch_state t ON t.batch_id = %(template)s AND (t.shard > 0 OR n = %(first)s)
 """
+_PLAN = "SELECT count(*) FROM ingest.plan_batch(%(batch)s)"
 _PUBLISH = "SELECT count(*) FROM ingest.transform_batch(%(batch)s)"
 _FINISH = """
 UPDATE ingest.batches
@@ -82,6 +83,6 @@ def seed(world: World, template: Path, copies: int) -> int:
         values |= {"count": count, "shards": shards, "copies": last - first + 1}
         world.transact((_BATCH, _MANIFEST), values)
         world.maintain("ANALYZE ingest.manifest")
-        world.transact((_FILES, _RECIPES, _MENUS, _MARKERS, _PUBLISH, _FINISH), values)
+        world.transact((_FILES, _RECIPES, _MENUS, _MARKERS, _PLAN, _PUBLISH, _FINISH), values)
     world.maintain("VACUUM (ANALYZE)")
     return int(count * (copies + 1))

@@ -326,7 +326,7 @@ def test_the_architecture_names_every_task_and_every_table() -> None:
     assert len(families) >= 5
     assert [name for name in families if not re.search(rf"\b{name}\b", ARCHITECTURE)] == []
     migrations = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "supabase").rglob("*.sql")))
-    tables = re.findall(r"^CREATE (?:TABLE|VIEW) [a-z]+\.([a-z_]+)", migrations, re.MULTILINE)
+    tables = re.findall(r"^ *CREATE (?:TABLE|VIEW)(?: IF NOT EXISTS)? [a-z]+\.([a-z_]+)", migrations, re.MULTILINE)
     assert len(tables) >= 15
     assert [name for name in tables if name not in words(section("The tables", ARCHITECTURE))] == []
 
