@@ -42,6 +42,9 @@ CREATE TABLE ingest.batches (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz,
     reset_at timestamptz,
+    -- Whether another tool loaded it, and the id that it had there, if any.
+    adopted boolean NOT NULL DEFAULT false,
+    adopted_from text,
     metrics jsonb NOT NULL DEFAULT '{}'
 );
 CREATE INDEX batches_created_at ON ingest.batches (created_at);
@@ -65,7 +68,8 @@ CREATE TABLE ingest.manifest (
     recognition_id bigint NOT NULL CHECK (recognition_id >= 0),
     shard integer NOT NULL CHECK (shard > 0),
     captured_on date,
-    -- Arrays of two: camera 1, camera 2. Paths are relative to the batch's source.
+    -- Arrays of two: camera 1, camera 2. Paths are relative to the batch's source; an adopted batch has none, and NULL
+    -- where a photo is missing.
     photo_paths text[] NOT NULL,
     photo_sizes bigint[] NOT NULL,
     photo_mtimes bigint[] NOT NULL,
@@ -93,6 +97,7 @@ CREATE TABLE ingest.manifest (
 CREATE INDEX manifest_shard ON ingest.manifest (batch_id, shard);
 CREATE INDEX manifest_recognition ON ingest.manifest (recognition_id);
 CREATE INDEX manifest_rejected ON ingest.manifest (batch_id) WHERE rejected;
+CREATE INDEX manifest_adopted ON ingest.manifest ((recognition_id::text) COLLATE "C") WHERE photo_paths = '{}';
 COMMENT ON TABLE ingest.manifest IS 'What a batch contains, written before any upload. Times are nanoseconds since 1970.';
 
 CREATE TABLE ingest.claims (
@@ -134,6 +139,19 @@ CREATE TABLE ingest.notices (
 CREATE INDEX notices_batch ON ingest.notices (batch_id, step, shard);
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';
+
+CREATE TABLE ingest.adopted_rows (
+    relation text NOT NULL,
+    id bigint NOT NULL,
+    recognition_id bigint NOT NULL,
+    -- NULL for a row that was not there.
+    content jsonb,
+    deleted boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (relation, id)
+);
+CREATE INDEX adopted_rows_recognition ON ingest.adopted_rows (recognition_id);
+COMMENT ON TABLE ingest.adopted_rows IS
+    'What adopted recognitions looked like before a batch of ours changed them, for the reset of that batch.';
 
 -- The files of a batch by class. Until its commit, what discovery used and an upload or a copy rejected is rejected.
 CREATE FUNCTION ingest.files_of(batch ingest.batches) RETURNS jsonb
@@ -207,6 +225,7 @@ ALTER TABLE ingest.manifest ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.claims ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.notices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.adopted_rows ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.menus ENABLE ROW LEVEL SECURITY;

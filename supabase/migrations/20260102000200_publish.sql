@@ -3,7 +3,9 @@
 -- They list the recognitions that they affect in the temporary table pg_temp.affected:
 --
 --     recognition_id, batch_id (of its photos; NULL when none is left, so that its rows go), qwen_batch_ids (of the
---     annotations of camera 1 and 2; NULL where there are none), existing (whether the domain has it already)
+--     annotations of camera 1 and 2; NULL where there are none), existing (whether the domain has it already),
+--     is_adopted (batch_id is an adopted batch, whose rows stay as they are), was_adopted (an adopted batch has it, whose
+--     annotations stay on photos of the same size until others take their place)
 --
 -- ingest.plan_affected() works out from the raw rows what is wanted, and which rows are stale (pg_temp.stale), and
 -- changes nothing; ingest.publish_affected() writes the one and deletes the other. Rows go by natural key: those that
@@ -81,13 +83,39 @@ AS $$
                  (SELECT q FROM ingest.newest_version('qwen', recognition, 2, besides) q)]
 $$;
 
+CREATE FUNCTION ingest.was_adopted(recognition bigint, besides text) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether an adopted batch holds a recognition, other than the batch `besides`.
+    SELECT EXISTS (
+        SELECT FROM ingest.manifest m
+        JOIN ingest.batches b ON b.id = m.batch_id
+        WHERE m.recognition_id = recognition AND b.adopted AND b.state = 'done' AND b.id <> besides)
+$$;
+
 CREATE FUNCTION ingest.is_same_photo(
     m ingest.manifest, camera integer, width integer, height integer, orientation integer) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
--- Whether a photo has the size and orientation for which the boxes of a batch of kind 'qwen' were worked out.
-    SELECT ARRAY[width, height, orientation] = ARRAY[m.widths[at], m.heights[at], m.orientations[at]]::integer[]
+-- Whether a photo has the size and orientation for which the boxes of a batch of kind 'qwen' were worked out. Of an
+-- adopted photo the orientation is not known: the tool that loaded it encoded it anew.
+    SELECT (width, height, coalesce(orientation, 1))
+        = (m.widths[at], m.heights[at], coalesce(m.orientations[at]::integer, 1))
     FROM array_position(m.cameras, camera) AS at
+$$;
+
+CREATE FUNCTION ingest.photo_of(batch text, is_adopted boolean, recognition bigint, camera integer)
+RETURNS TABLE (width integer, height integer, orientation integer)
+LANGUAGE sql STABLE
+AS $$
+-- A photo as a batch has it; what an adopted batch has is in the domain alone.
+    SELECT f.width, f.height, f.orientation::integer
+    FROM raw.photos f
+    WHERE NOT is_adopted AND f.batch_id = batch AND f.recognition_id = recognition AND f.camera_number = camera
+    UNION ALL
+    SELECT i.width, i.height, i.orientation::integer
+    FROM public.images i
+    WHERE is_adopted AND i.recognition_id = recognition AND i.camera_number = camera
 $$;
 
 CREATE FUNCTION ingest.options_of(dishes jsonb) RETURNS jsonb
@@ -241,7 +269,8 @@ BEGIN
         -- Compared as floats, as quantity_of does: 0.99999999999999999999 is a whole item.
         CASE WHEN (l.line -> 'Count')::double precision <> ingest.quantity_of(l.line -> 'Count')
             THEN l.line -> 'Count' END AS amount,
-        ingest.options_of(l.line -> 'Dishes') AS options, NULL::bigint AS line_id, NULL::integer AS former_number
+        ingest.options_of(l.line -> 'Dishes') AS options, NULL::bigint AS line_id, NULL::integer AS former_number,
+        t.is_adopted
     FROM pg_temp.affected t
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number);
@@ -249,7 +278,8 @@ BEGIN
     ANALYZE pg_temp.wanted_lines;
 
     CREATE TEMP TABLE present_lines ON COMMIT DROP AS
-    SELECT t.recognition_id, l.id, l.line_number, ingest.meaning_of(l.quantity, o.options) AS meaning
+    SELECT t.recognition_id, l.id, l.line_number, ingest.meaning_of(l.quantity, o.options) AS meaning,
+        t.is_adopted AND ingest.is_adopted_row('public.recipe_lines', l.id, t.recognition_id) AS stays
     FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     CROSS JOIN LATERAL (
@@ -280,6 +310,10 @@ BEGIN
         FROM pg_temp.present_lines
     ) p USING (recognition_id, meaning, nth)
     WHERE w.recognition_id = a.recognition_id AND w.line_number = a.line_number;
+    INSERT INTO pg_temp.wanted_lines (recognition_id, existing, line_number, quantity, line_id, former_number, is_adopted)
+    SELECT p.recognition_id, true, p.line_number, 0, p.id, p.line_number, true
+    FROM pg_temp.present_lines p
+    WHERE p.stays;
     CREATE INDEX ON pg_temp.wanted_lines (line_id);
 END
 $$;
@@ -295,8 +329,10 @@ BEGIN
         place.line_number,
         coalesce(i.ordinal, row_number() OVER (
             PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number
-            ORDER BY i.ordinal, i.id))::integer AS nth,
+            ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
         i.line_number AS stored_number, i.ordinal AS stored_ordinal,
+        t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id, t.recognition_id) AS stays,
+        i.metadata ->> 'qwen_label' AS label,
         CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
             (i.recipe_line_option_id IS NOT NULL AND line.has_ambiguity)
             OR (i.menu_item_external_id IS NOT NULL AND i.menu_item_external_id IS DISTINCT FROM o.external_id)
@@ -325,10 +361,18 @@ BEGIN
             || jsonb_build_object('name', CASE jsonb_array_length(w.options) WHEN 1 THEN w.options -> 0 -> 1 END)
             AS metadata,
         CASE jsonb_array_length(w.options) WHEN 1 THEN w.options -> 0 END AS option, NULL::integer AS nth,
-        p.id AS item_id
+        p.id AS item_id, false AS stays
     FROM pg_temp.wanted_lines w
     CROSS JOIN LATERAL generate_series(1, w.quantity) AS n (ordinal)
-    LEFT JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.nth = n.ordinal;
+    LEFT JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.nth = n.ordinal
+    WHERE NOT w.is_adopted;
+    INSERT INTO pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal, item_id, stays)
+    SELECT p.recognition_id, p.item_type, p.source, p.stored_number, p.stored_ordinal, p.id, true
+    FROM pg_temp.present_items p
+    WHERE p.stays;
+    UPDATE pg_temp.wanted_lines w
+    SET quantity = (SELECT count(*) FROM pg_temp.present_items p WHERE p.line_id = w.line_id AND p.stays)
+    WHERE w.is_adopted;
     CREATE UNIQUE INDEX ON pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal);
     CREATE INDEX ON pg_temp.wanted_items (item_id);
     ANALYZE pg_temp.wanted_items;
@@ -355,7 +399,11 @@ BEGIN
         SELECT one.* FROM public.initial_annotations one WHERE one.image_id = i.id OFFSET 0
     ) a
     JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
-    CROSS JOIN LATERAL (SELECT coalesce(a.label, item.metadata ->> 'qwen_label', '') AS label) label
+    LEFT JOIN pg_temp.present_items place ON place.id = item.id
+    LEFT JOIN pg_temp.present_lines line ON line.id = place.line_id
+    -- What another tool loaded has the label on the first item of a line alone.
+    CROSS JOIN LATERAL (SELECT coalesce(a.label, place.label, 'dish_' || line.line_number - 1,
+        CASE place.item_type WHEN 'PLATE' THEN 'plate' END, '') AS label) label
     WHERE t.existing AND a.source = 'MODEL'
     ORDER BY i.recognition_id, i.camera_number, label.label, a.bbox, a.id;
     CREATE INDEX ON pg_temp.present_annotations (recognition_id, camera_number, label, bbox);
@@ -377,8 +425,8 @@ BEGIN
                 AS nth
         FROM pg_temp.affected t
         CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
-        JOIN raw.photos f ON f.batch_id = t.batch_id AND f.recognition_id = t.recognition_id
-            AND f.camera_number = newest.camera_number
+        CROSS JOIN LATERAL ingest.photo_of(
+            t.batch_id, t.is_adopted, t.recognition_id, newest.camera_number::integer) f
         JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = t.recognition_id
         -- OFFSET 0 keeps the planner from reading all detections of a batch at once for a camera.
         CROSS JOIN LATERAL (
@@ -387,15 +435,33 @@ BEGIN
                 AND one.camera_number = newest.camera_number
             OFFSET 0
         ) q
-        WHERE ingest.is_same_photo(m, f.camera_number, f.width, f.height, f.orientation)
+        WHERE ingest.is_same_photo(m, newest.camera_number::integer, f.width, f.height, f.orientation)
+        UNION ALL
+        SELECT a.recognition_id, a.camera_number,
+            row_number() OVER (PARTITION BY a.recognition_id, a.camera_number ORDER BY a.id), a.label,
+            ingest.line_of(a.label), a.bbox,
+            (row_number() OVER (PARTITION BY a.recognition_id, a.camera_number, a.label ORDER BY a.id))::integer
+        FROM pg_temp.affected t
+        JOIN pg_temp.present_annotations a USING (recognition_id)
+        JOIN public.images i ON i.recognition_id = a.recognition_id AND i.camera_number = a.camera_number
+        CROSS JOIN LATERAL ingest.photo_of(t.batch_id, false, t.recognition_id, a.camera_number) f
+        WHERE t.was_adopted AND NOT t.is_adopted AND t.qwen_batch_ids[a.camera_number] IS NULL
+            AND (f.width, f.height, f.orientation) = (i.width, i.height, coalesce(i.orientation, 1))
     ) d
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number
+        AND w.quantity > 0
     LEFT JOIN pg_temp.present_annotations a ON a.recognition_id = d.recognition_id
         AND a.camera_number = d.camera_number AND a.label = d.label AND a.bbox = d.bbox
     LEFT JOIN pg_temp.present_items kept ON kept.id = a.item_id;
     CREATE UNIQUE INDEX ON pg_temp.wanted_detections (recognition_id, camera_number, detection);
     CREATE INDEX ON pg_temp.wanted_detections (annotation_id);
     CREATE INDEX ON pg_temp.wanted_detections (item_id);
+    UPDATE pg_temp.wanted_detections d
+    SET item_id = p.id
+    FROM pg_temp.wanted_lines w
+    JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.stays
+    WHERE w.is_adopted AND w.recognition_id = d.recognition_id AND w.line_number = d.line_number
+        AND d.item_id IS NULL AND d.source = 'RECIPE_LINE_OPTION' AND p.nth = d.ordinal;
     ANALYZE pg_temp.wanted_detections;
 
     -- What the model alone saw: the items that annotations keep, each at the first place where one of them has it, and
@@ -422,16 +488,29 @@ BEGIN
 
     INSERT INTO pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal, nth, metadata, item_id)
     SELECT m.recognition_id, m.item_type, 'MODEL', m.line_number, m.ordinal, m.nth,
-        CASE m.ordinal WHEN 1 THEN jsonb_build_object('qwen_label',
-            CASE m.line_number WHEN 0 THEN 'plate' ELSE 'dish_' || m.line_number - 1 END) ELSE '{}' END
+        CASE WHEN m.ordinal = 1 AND NOT EXISTS (
+            SELECT FROM pg_temp.present_items p
+            WHERE p.recognition_id = m.recognition_id AND p.source = 'MODEL' AND p.item_type = m.item_type
+                AND p.label = name.label AND p.stays
+        ) THEN jsonb_build_object('qwen_label', name.label) ELSE '{}' END
             || jsonb_build_object('item_number', m.ordinal), m.item_id
     FROM (
         SELECT recognition_id, item_type, line_number, nth, item_id, (row_number() OVER (
             PARTITION BY recognition_id, item_type, line_number ORDER BY nth, former, item_id))::integer AS ordinal
         FROM pg_temp.model_items
-    ) m;
+    ) m
+    CROSS JOIN LATERAL (
+        SELECT CASE m.line_number WHEN 0 THEN 'plate' ELSE 'dish_' || m.line_number - 1 END AS label
+    ) name
+    WHERE NOT EXISTS (SELECT FROM pg_temp.present_items p WHERE p.id = m.item_id AND p.stays);
     CREATE INDEX ON pg_temp.wanted_items (recognition_id, item_type, line_number, nth);
     ANALYZE pg_temp.wanted_items;
+    UPDATE pg_temp.wanted_detections d
+    SET item_id = p.id
+    FROM pg_temp.present_items p
+    WHERE p.stays AND p.source = 'MODEL' AND d.source = 'MODEL' AND d.item_id IS NULL
+        AND p.recognition_id = d.recognition_id AND p.item_type = d.item_type AND p.line_number = d.line_number
+        AND p.nth = d.nth;
     UPDATE pg_temp.wanted_detections d
     SET ordinal = (
         SELECT min(w.ordinal) FROM pg_temp.wanted_items w
@@ -456,13 +535,16 @@ BEGIN
     SELECT 'public.initial_annotations'::regclass, a.id, t.recognition_id
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
-        SELECT image.id FROM public.images image WHERE image.recognition_id = t.recognition_id OFFSET 0
+        SELECT image.id, image.camera_number FROM public.images image
+        WHERE image.recognition_id = t.recognition_id OFFSET 0
     ) i
     CROSS JOIN LATERAL (
         SELECT one.id, one.source FROM public.initial_annotations one WHERE one.image_id = i.id OFFSET 0
     ) a
     WHERE t.existing AND a.source = 'MODEL'
-        AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections w WHERE w.annotation_id = a.id);
+        AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections w WHERE w.annotation_id = a.id)
+        AND NOT (t.is_adopted AND t.qwen_batch_ids[i.camera_number] IS NULL
+            AND ingest.is_adopted_row('public.initial_annotations', a.id, t.recognition_id));
 
     -- What only the model saw stays while an annotation of others shows it.
     INSERT INTO pg_temp.stale
@@ -491,7 +573,8 @@ BEGIN
     FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
-    WHERE t.existing AND r.receipt IS NULL;
+    WHERE t.existing AND r.receipt IS NULL
+        AND NOT (t.is_adopted AND ingest.is_adopted_row('public.recipes', p.id, t.recognition_id));
 
     INSERT INTO pg_temp.stale
     SELECT 'public.images'::regclass, i.id, t.recognition_id
@@ -499,7 +582,8 @@ BEGIN
     CROSS JOIN LATERAL (
         SELECT image.id FROM public.images image WHERE image.recognition_id = t.recognition_id OFFSET 0
     ) i
-    WHERE t.existing AND t.batch_id IS NULL;
+    WHERE t.existing AND (t.batch_id IS NULL
+        OR (t.is_adopted AND NOT ingest.is_adopted_row('public.images', i.id, t.recognition_id)));
 
     INSERT INTO pg_temp.stale
     SELECT 'public.recognitions'::regclass, t.recognition_id, t.recognition_id
@@ -520,6 +604,10 @@ BEGIN
         WHERE t.existing AND m.content_sha256 IS DISTINCT FROM o.content_sha256
             AND NOT EXISTS (
                 SELECT FROM jsonb_array_elements(o.content) AS entry WHERE entry ->> 'ExternalId' = f.external_id)
+            -- An adopted recognition keeps the entries that it had.
+            AND NOT (t.was_adopted AND NOT EXISTS (
+                SELECT FROM ingest.adopted_rows k
+                WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = e.id AND k.content IS NULL))
         GROUP BY e.id, t.recognition_id;
     END IF;
 
@@ -587,7 +675,7 @@ BEGIN
     WHERE i.id = p.id
         AND (w.item_id IS NOT NULL OR EXISTS (
             SELECT FROM pg_temp.stale d WHERE d.relation = 'public.initial_tray_items'::regclass AND d.id = p.id))
-        AND (w.line_number, w.ordinal) IS DISTINCT FROM (p.stored_number, p.stored_ordinal);
+        AND w.stays IS NOT true AND (w.line_number, w.ordinal) IS DISTINCT FROM (p.stored_number, p.stored_ordinal);
     GET DIAGNOSTICS items = ROW_COUNT;
     RETURN lines + items;
 END
@@ -642,7 +730,7 @@ BEGIN
     ON CONFLICT (id) DO UPDATE
         SET batch_id = excluded.batch_id, menu_id = excluded.menu_id, captured_on = excluded.captured_on;
     GET DIAGNOSTICS written = ROW_COUNT;
-    RETURN written;
+    RETURN written + ingest.restore_adopted_recognitions();
 END
 $$;
 
@@ -656,12 +744,13 @@ BEGIN
     IF NOT ingest.has_menu_table() THEN
         RETURN 0;
     END IF;
+    PERFORM ingest.keep_adopted_entries();
     INSERT INTO public.recognition_active_menu_items (recognition_id, external_id, name, category, price, metadata)
     SELECT t.recognition_id, i.external_id, i.name, i.category, i.price, i.metadata
     FROM pg_temp.affected t
     JOIN public.recognitions r ON r.id = t.recognition_id
     JOIN public.menu_items i ON i.menu_id = r.menu_id
-    WHERE NOT EXISTS (
+    WHERE NOT t.is_adopted AND NOT EXISTS (
         SELECT FROM public.menu_items former
         WHERE former.menu_id = i.menu_id AND former.external_id = i.external_id AND former.position < i.position)
     ORDER BY t.recognition_id, i.position
@@ -671,6 +760,7 @@ BEGIN
                recognition_active_menu_items.price, recognition_active_menu_items.metadata)
             IS DISTINCT FROM (excluded.name, excluded.category, excluded.price, excluded.metadata);
     GET DIAGNOSTICS written = ROW_COUNT;
+    PERFORM ingest.note_added_entries();
     RETURN written;
 END
 $$;
@@ -765,7 +855,7 @@ BEGIN
         WHERE r.id = w.recognition_id
         LIMIT 1
     ) menu ON true
-    WHERE i.id = w.item_id AND w.source = 'RECIPE_LINE_OPTION'
+    WHERE i.id = w.item_id AND w.source = 'RECIPE_LINE_OPTION' AND NOT w.stays
         AND i.menu_item_external_id IS DISTINCT FROM menu.external_id;
     GET DIAGNOSTICS chosen = ROW_COUNT;
 
@@ -773,7 +863,7 @@ BEGIN
     SET line_number = w.line_number, ordinal = w.ordinal,
         metadata = i.metadata || jsonb_strip_nulls(jsonb_build_object('qwen_label', w.metadata -> 'qwen_label'))
     FROM pg_temp.wanted_items w
-    WHERE w.item_id = i.id AND (i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal);
+    WHERE w.item_id = i.id AND NOT w.stays AND (i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal);
     GET DIAGNOSTICS moved = ROW_COUNT;
 
     INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_id, recipe_line_option_id,
@@ -846,12 +936,17 @@ BEGIN
         'recognition_active_menu_items', 'recognitions', 'menu_items', 'menus']
     LOOP
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = to_regclass('public.' || name));
+        UPDATE ingest.adopted_rows k
+        SET deleted = true
+        FROM pg_temp.stale d
+        WHERE d.relation = to_regclass('public.' || name) AND k.relation = 'public.' || name AND k.id = d.id;
         EXECUTE format(
             'DELETE FROM public.%1$I x USING pg_temp.stale d WHERE d.relation = %2$L::regclass AND x.id = d.id',
             name, 'public.' || name);
         GET DIAGNOSTICS n = ROW_COUNT;
         removed := removed + n;
     END LOOP;
+    PERFORM ingest.restore_adopted_annotations();
     RETURN removed;
 END
 $$;
@@ -867,6 +962,7 @@ DECLARE
     started timestamptz;
 BEGIN
     PERFORM ingest.refuse_referenced();
+    PERFORM ingest.keep_adopted();
     -- Items and annotations before removals: an annotation that stays moves to its item before the former one goes.
     FOREACH part IN ARRAY
         CASE WHEN kind = 'load' THEN ARRAY['way', 'menus', 'recognitions', 'menu_entries', 'images', 'recipes'] ELSE ARRAY['way'] END
@@ -889,19 +985,19 @@ BEGIN
     INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
     SELECT coalesce(batch, m.batch_id), t.recognition_id, m.photo_paths[at], 'annotations_other_photo', format(
         'the annotations of %s are left out: they are for a photo of %s x %s pixels and orientation %s, and it has %s x %s '
-        'and %s now', m.batch_id, m.widths[at], m.heights[at], m.orientations[at], f.width, f.height, f.orientation),
-        'transform'
+        'and %s now', m.batch_id, m.widths[at], m.heights[at], coalesce(m.orientations[at], 1), f.width, f.height,
+        coalesce(f.orientation, 1)), 'transform'
     FROM pg_temp.affected t
     CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
-    JOIN raw.photos f ON f.batch_id = t.batch_id AND f.recognition_id = t.recognition_id
-        AND f.camera_number = newest.camera_number
+    CROSS JOIN LATERAL ingest.photo_of(t.batch_id, t.is_adopted, t.recognition_id, newest.camera_number::integer) f
     JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = t.recognition_id
-    CROSS JOIN LATERAL array_position(m.cameras, f.camera_number) AS at
-    WHERE NOT ingest.is_same_photo(m, f.camera_number, f.width, f.height, f.orientation)
+    CROSS JOIN LATERAL array_position(m.cameras, newest.camera_number::smallint) AS at
+    WHERE NOT ingest.is_same_photo(m, newest.camera_number::integer, f.width, f.height, f.orientation)
         AND EXISTS (
             SELECT FROM raw.detections d
-            WHERE d.batch_id = m.batch_id AND d.recognition_id = t.recognition_id AND d.camera_number = f.camera_number)
-    ORDER BY t.recognition_id, f.camera_number;
+            WHERE d.batch_id = m.batch_id AND d.recognition_id = t.recognition_id
+                AND d.camera_number = newest.camera_number)
+    ORDER BY t.recognition_id, newest.camera_number;
 END
 $$;
 
@@ -923,22 +1019,27 @@ AS $$
 DECLARE
     kind CONSTANT text := (SELECT b.kind FROM ingest.batches b WHERE b.id = batch);
     annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
+    adopting CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.adopted);
 BEGIN
     IF kind = 'load' THEN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT r.recognition_id, r.batch_id,
             CASE WHEN annotated THEN ingest.newest_annotations(r.recognition_id, batch) END AS qwen_batch_ids,
-            EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing
+            EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing, false AS is_adopted,
+            adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted
         FROM raw.receipts r
         WHERE r.batch_id = batch;
     ELSE
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, p.batch_id, ARRAY[
+        SELECT p.id AS recognition_id, shown.id AS batch_id, ARRAY[
                 CASE WHEN 1 = ANY (m.cameras) THEN m.batch_id ELSE former[1] END,
                 CASE WHEN 2 = ANY (m.cameras) THEN m.batch_id ELSE former[2] END] AS qwen_batch_ids,
-            true AS existing
+            true AS existing, shown.adopted AS is_adopted,
+            adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
+        JOIN ingest.batches shown ON shown.id = CASE WHEN adopting
+            THEN (SELECT v FROM ingest.newest_version('load', p.id, NULL, batch) v) ELSE p.batch_id END
         CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
         WHERE m.batch_id = batch AND NOT m.rejected;
     END IF;
@@ -984,24 +1085,33 @@ DECLARE
 BEGIN
     SELECT * INTO STRICT target FROM ingest.batches b WHERE b.id = batch;
     IF target.kind = 'load' THEN
+        -- An adopted version may have given annotations to those that came after it.
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, former AS batch_id,
-            CASE WHEN former IS NOT NULL THEN ingest.newest_annotations(p.id, batch) END AS qwen_batch_ids,
-            true AS existing
-        FROM public.recognitions p
-        LEFT JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) former ON true
-        WHERE p.batch_id = batch;
-    ELSE
-        CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, p.batch_id, former AS qwen_batch_ids, true AS existing
+        SELECT p.id AS recognition_id, former.id AS batch_id,
+            CASE WHEN former.id IS NOT NULL THEN ingest.newest_annotations(p.id, batch) END AS qwen_batch_ids,
+            true AS existing, coalesce(former.adopted, false) AS is_adopted,
+            ingest.was_adopted(p.id, batch) AS was_adopted
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
+        LEFT JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) newest (id) ON true
+        LEFT JOIN ingest.batches former ON former.id = newest.id
+        WHERE m.batch_id = batch AND target.state = 'done' AND NOT m.rejected
+            AND (target.adopted OR p.batch_id = batch);
+    ELSE
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, shown.id AS batch_id, former AS qwen_batch_ids, true AS existing,
+            shown.adopted AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        CROSS JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) newest (id)
+        JOIN ingest.batches shown ON shown.id = newest.id
         CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
         WHERE m.batch_id = batch AND target.state = 'done' AND EXISTS (
             SELECT FROM unnest(m.cameras) AS camera
             LEFT JOIN ingest.batches f ON f.id = former[camera]
             WHERE f.version IS NULL OR f.version < target.version);
     END IF;
+    PERFORM ingest.restore_adopted();
     PERFORM ingest.plan_affected();
 END
 $$;
@@ -1031,6 +1141,11 @@ BEGIN
         removed := removed + n;
     END LOOP;
     DELETE FROM ingest.claims WHERE batch_id = batch;
+    -- What is as it was when it was adopted needs no copy any more.
+    DELETE FROM ingest.adopted_rows k
+    USING pg_temp.affected t
+    WHERE k.recognition_id = t.recognition_id AND (NOT t.was_adopted
+        OR (t.is_adopted AND num_nonnulls(t.qwen_batch_ids[1], t.qwen_batch_ids[2]) = 0));
     RETURN removed;
 END
 $$;

@@ -1,0 +1,219 @@
+-- Recognitions that another tool loaded. An adopted batch has no raw rows: what it holds is what the domain had. Before a
+-- batch of ours first changes such a recognition, its rows are copied to ingest.adopted_rows; a reset that makes the
+-- domain show the adopted version again gives them back, with their ids.
+
+CREATE FUNCTION ingest.is_adopted_row(relation text, row_id bigint, recognition bigint) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether a row of an adopted recognition was there when it was adopted. All were, while nothing of it was copied.
+    SELECT EXISTS (
+        SELECT FROM ingest.adopted_rows k WHERE k.relation = $1 AND k.id = row_id AND k.content IS NOT NULL
+    ) OR NOT EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = recognition)
+$$;
+
+CREATE FUNCTION ingest.keep_adopted() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Copy the rows of adopted recognitions in pg_temp.affected that are to change, unless that is done.
+BEGIN
+    CREATE TEMP TABLE to_keep ON COMMIT DROP AS
+    SELECT t.recognition_id
+    FROM pg_temp.affected t
+    WHERE t.existing AND t.was_adopted
+        AND NOT EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id);
+    INSERT INTO ingest.adopted_rows (relation, id, recognition_id, content)
+    SELECT row.relation, row.id, k.recognition_id, row.content
+    FROM pg_temp.to_keep k
+    CROSS JOIN LATERAL (
+        SELECT 'public.recognitions' AS relation, r.id, to_jsonb(r) AS content
+        FROM public.recognitions r WHERE r.id = k.recognition_id
+        UNION ALL
+        SELECT 'public.images', i.id, to_jsonb(i) FROM public.images i WHERE i.recognition_id = k.recognition_id
+        UNION ALL
+        SELECT 'public.recipes', p.id, to_jsonb(p) FROM public.recipes p WHERE p.recognition_id = k.recognition_id
+        UNION ALL
+        SELECT 'public.recipe_lines', l.id, to_jsonb(l)
+        FROM public.recipes p JOIN public.recipe_lines l ON l.recipe_id = p.id
+        WHERE p.recognition_id = k.recognition_id
+        UNION ALL
+        SELECT 'public.recipe_line_options', o.id, to_jsonb(o)
+        FROM public.recipes p
+        JOIN public.recipe_lines l ON l.recipe_id = p.id
+        JOIN public.recipe_line_options o ON o.recipe_line_id = l.id
+        WHERE p.recognition_id = k.recognition_id
+        UNION ALL
+        SELECT 'public.initial_tray_items', i.id, to_jsonb(i)
+        FROM public.initial_tray_items i WHERE i.recognition_id = k.recognition_id
+        UNION ALL
+        SELECT 'public.initial_annotations', a.id, to_jsonb(a)
+        FROM public.images i JOIN public.initial_annotations a ON a.image_id = i.id
+        WHERE i.recognition_id = k.recognition_id
+    ) row;
+END
+$$;
+
+CREATE FUNCTION ingest.keep_adopted_entries() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Copy the menu entries of adopted recognitions that the next statement overwrites.
+BEGIN
+    INSERT INTO ingest.adopted_rows (relation, id, recognition_id, content)
+    SELECT 'public.recognition_active_menu_items', e.id, t.recognition_id, to_jsonb(e)
+    FROM pg_temp.affected t
+    JOIN public.recognitions r ON r.id = t.recognition_id
+    JOIN public.menu_items i ON i.menu_id = r.menu_id
+    JOIN public.recognition_active_menu_items e ON e.recognition_id = r.id AND e.external_id = i.external_id
+    WHERE t.was_adopted AND NOT t.is_adopted
+        AND (e.name, e.category, e.price, e.metadata) IS DISTINCT FROM (i.name, i.category, i.price, i.metadata)
+    ON CONFLICT (relation, id) DO NOTHING;
+END
+$$;
+
+CREATE FUNCTION ingest.insert_adopted(wanted text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Insert the rows of a relation that batches of ours deleted; of annotations those of photos that no batch annotates.
+DECLARE
+    columns CONSTANT text := (
+        SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+        FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = wanted::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '');
+BEGIN
+    CREATE TEMP TABLE missing ON COMMIT DROP AS
+    SELECT k.id, k.content
+    FROM pg_temp.affected t
+    JOIN ingest.adopted_rows k ON k.recognition_id = t.recognition_id
+    LEFT JOIN public.images i ON wanted = 'public.initial_annotations' AND i.id = (k.content ->> 'image_id')::bigint
+    WHERE t.is_adopted AND k.relation = wanted AND k.deleted
+        AND (i.id IS NULL OR t.qwen_batch_ids[i.camera_number] IS NULL);
+    EXECUTE format(
+        'INSERT INTO %1$s (%2$s) OVERRIDING SYSTEM VALUE SELECT %2$s FROM (SELECT r.* FROM pg_temp.missing m '
+        'CROSS JOIN LATERAL jsonb_populate_record(NULL::%1$s, m.content) r) back ORDER BY id', wanted, columns);
+    UPDATE ingest.adopted_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
+    DROP TABLE pg_temp.missing;
+END
+$$;
+
+CREATE FUNCTION ingest.restore_adopted() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Give back photos, lines and items of pg_temp.affected as they were when they were adopted, so that the plan finds them.
+-- What batches of ours added makes way, and is stale in the plan.
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_temp.affected WHERE is_adopted) THEN
+        RETURN;
+    END IF;
+    CREATE TEMP TABLE restored ON COMMIT DROP AS
+    SELECT k.relation, k.id, k.content
+    FROM pg_temp.affected t
+    JOIN ingest.adopted_rows k ON k.recognition_id = t.recognition_id
+    WHERE t.is_adopted AND k.content IS NOT NULL;
+    CREATE UNIQUE INDEX ON pg_temp.restored (relation, id);
+    ANALYZE pg_temp.restored;
+
+    UPDATE public.images i
+    SET storage_path = s.storage_path, width = s.width, height = s.height, byte_size = s.byte_size, sha256 = s.sha256,
+        orientation = s.orientation
+    FROM pg_temp.restored k
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::public.images, k.content) s
+    WHERE k.relation = 'public.images' AND i.id = k.id;
+
+    PERFORM ingest.insert_adopted('public.recipes');
+    UPDATE public.recipe_lines l
+    SET line_number = -1000000 - l.line_number
+    FROM pg_temp.affected t
+    JOIN public.recipes p ON p.recognition_id = t.recognition_id
+    WHERE t.is_adopted AND l.recipe_id = p.id AND l.line_number >= 0
+        AND EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id);
+    UPDATE public.recipe_lines l
+    SET line_number = (k.content ->> 'line_number')::integer
+    FROM pg_temp.restored k
+    WHERE k.relation = 'public.recipe_lines' AND l.id = k.id;
+    PERFORM ingest.insert_adopted('public.recipe_lines');
+    PERFORM ingest.insert_adopted('public.recipe_line_options');
+
+    UPDATE public.initial_tray_items i
+    SET line_number = NULL, metadata = i.metadata - 'qwen_label'
+    FROM pg_temp.affected t
+    WHERE t.is_adopted AND i.recognition_id = t.recognition_id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
+        AND EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id)
+        AND (i.line_number IS NOT NULL OR NOT ingest.is_adopted_row('public.initial_tray_items', i.id, i.recognition_id));
+    -- What a person chose since stays chosen.
+    UPDATE public.initial_tray_items i
+    SET line_number = s.line_number, ordinal = s.ordinal,
+        metadata = i.metadata - 'qwen_label'
+            || jsonb_strip_nulls(jsonb_build_object('qwen_label', s.metadata -> 'qwen_label')),
+        menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND (i.menu_item_external_id IS NULL
+            OR i.menu_item_external_id = o.external_id AND NOT coalesce(l.has_ambiguity, false))
+            THEN s.menu_item_external_id ELSE i.menu_item_external_id END
+    FROM pg_temp.restored k
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::public.initial_tray_items, k.content) s
+    LEFT JOIN public.recipe_line_options o ON o.id = s.recipe_line_option_id
+    LEFT JOIN public.recipe_lines l ON l.id = o.recipe_line_id
+    WHERE k.relation = 'public.initial_tray_items' AND i.id = k.id
+        AND (i.line_number, i.ordinal, i.metadata ->> 'qwen_label', i.menu_item_external_id)
+            IS DISTINCT FROM (s.line_number, s.ordinal, s.metadata ->> 'qwen_label', s.menu_item_external_id);
+    PERFORM ingest.insert_adopted('public.initial_tray_items');
+
+    IF ingest.has_menu_table() THEN
+        UPDATE public.recognition_active_menu_items e
+        SET name = s.name, category = s.category, price = s.price, metadata = s.metadata
+        FROM pg_temp.restored k
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.recognition_active_menu_items, k.content) s
+        WHERE k.relation = 'public.recognition_active_menu_items' AND e.id = k.id;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION ingest.note_added_entries() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Note which menu entries of adopted recognitions this transaction inserted.
+BEGIN
+    INSERT INTO ingest.adopted_rows (relation, id, recognition_id)
+    SELECT 'public.recognition_active_menu_items', e.id, e.recognition_id
+    FROM pg_temp.affected t
+    JOIN public.recognition_active_menu_items e ON e.recognition_id = t.recognition_id
+    WHERE t.was_adopted AND NOT t.is_adopted AND e.created_at = now()
+    ON CONFLICT (relation, id) DO NOTHING;
+END
+$$;
+
+CREATE FUNCTION ingest.restore_adopted_recognitions() RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+-- Give back what restore_adopted() leaves to the time after the plan, which reads the menu that goes.
+DECLARE
+    written bigint := 0;
+BEGIN
+    IF to_regclass('pg_temp.restored') IS NOT NULL THEN
+        UPDATE public.recognitions r
+        SET batch_id = s.batch_id, menu_id = s.menu_id, captured_on = s.captured_on
+        FROM pg_temp.restored k
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.recognitions, k.content) s
+        WHERE k.relation = 'public.recognitions' AND r.id = k.id;
+        GET DIAGNOSTICS written = ROW_COUNT;
+    END IF;
+    RETURN written;
+END
+$$;
+
+CREATE FUNCTION ingest.restore_adopted_annotations() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Give back the annotations of photos that no batch of ours annotates, once those of ours are gone.
+BEGIN
+    IF to_regclass('pg_temp.restored') IS NOT NULL THEN
+        UPDATE public.initial_annotations a
+        SET initial_tray_item_id = s.initial_tray_item_id, detection = s.detection, label = s.label
+        FROM pg_temp.restored k
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.initial_annotations, k.content) s
+        JOIN public.images i ON i.id = s.image_id
+        JOIN pg_temp.affected t ON t.recognition_id = i.recognition_id AND t.qwen_batch_ids[i.camera_number] IS NULL
+        WHERE k.relation = 'public.initial_annotations' AND a.id = k.id
+            AND (a.initial_tray_item_id, a.detection, a.label)
+                IS DISTINCT FROM (s.initial_tray_item_id, s.detection, s.label);
+        PERFORM ingest.insert_adopted('public.initial_annotations');
+    END IF;
+END
+$$;
