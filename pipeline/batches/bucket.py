@@ -18,6 +18,8 @@ from pipeline.storage import Storage
 
 #: The keys of objects that batches send; others in a bucket are left alone.
 KEY_FORM = re.compile(r"[^/]+/recognitions/[0-9]+/camera[12]\.jpg")
+#: The prefix of the objects of adopted batches.
+ADOPTED_PREFIX = "recognitions/"
 _HINT = (
     "NEXT_PUBLIC_SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY must be of the project that the batch was started in. "
     "If its bucket was deleted, docs/reference/storage-answers.md says how to go on."

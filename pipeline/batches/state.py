@@ -44,6 +44,7 @@ class Batch:
     reset_at: datetime | None
     held_reason: str | None
     released_at: datetime | None
+    adopted: bool
     metrics: dict[str, Any]
     marked: bool
 

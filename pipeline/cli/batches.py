@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +14,7 @@ from pipeline.batches.held import require_publishable
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.state import held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
-from pipeline.cli.output import DIFFERENCES, DONE, ask, exit_code, print_result
+from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
 from pipeline.database import Database, target_of
@@ -38,6 +37,8 @@ from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch, load_of
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say, show
 from pipeline.observe.prometheus import require_writable, write_metrics
+from pipeline.steps.adopt import Adoption, Forgotten, forget
+from pipeline.steps.adopt import adopt as put_on_record
 from pipeline.steps.discover import Discovery, Request, discover
 from pipeline.steps.reset import Plan, describe_reset, plan_reset
 from pipeline.steps.verify import Verification
@@ -176,7 +177,9 @@ def _execute(options: argparse.Namespace, plan: Plan) -> None:
         message = f"Batch {plan.batch.id} is not reset: rows of other tables reference what would be deleted: {found}."
         raise RefusedError(message, "Remove those rows, or keep this batch; nothing was changed.")
     if not options.confirm:
-        _confirm(plan.batch.id, target_of(registry.environment(options.production).settings))
+        target = target_of(registry.environment(options.production).settings)
+        question = f"Type the batch's id, {plan.batch.id}, to delete all this from {target}: "
+        require_typed(plan.batch.id, question, f"Batch {plan.batch.id} was not reset", "its id was not typed")
     task = ResetBatch(batch_id=plan.batch.id, confirm=True, production=options.production)  # type: ignore[call-arg]
     run = registry.find(plan.batch.id, options.production, reset=True)
     run.is_announced = True
@@ -185,15 +188,27 @@ def _execute(options: argparse.Namespace, plan: Plan) -> None:
         raise _error_of(run)
 
 
-def _confirm(batch_id: str, target: str) -> None:
-    """Raise RefusedError unless the user types the batch's id."""
-    typed, why = "", "there is no terminal for the prompt"
-    if sys.stdin is not None and sys.stdin.isatty():
-        why = "its id was not typed"
-        typed = ask(f"Type the batch's id, {batch_id}, to delete all this from {target}: ").strip()
-    if typed != batch_id:
-        hint = "Use --confirm to skip the prompt; nothing was changed."
-        raise RefusedError(f"Batch {batch_id} was not reset: {why}.", hint)
+def adopt(options: argparse.Namespace) -> None:
+    """Put on record what another tool loaded, or forget it."""
+    settings, database = _open(options)
+    with closing(Storage(settings)) as storage:
+
+        def work(*, keep: bool) -> Adoption | Forgotten:
+            return forget(database, keep=keep) if options.undo else put_on_record(database, storage, keep=keep)
+
+        plan = work(keep=options.confirm and not options.dry_run)
+        if not options.json:
+            show(plan.describe(), flush=True)
+        if not (options.confirm or options.dry_run) and plan.batches:
+            if options.json:
+                say(plan.describe(), logging.INFO)
+            word = "forget" if options.undo else "adopt"
+            question = f"Type {word} to write this to {target_of(settings)}: "
+            require_typed(word, question, "Nothing was written", f"{word} was not typed")
+            plan = work(keep=True)
+    wrote = plan.batches and not options.dry_run
+    text = ("Forgotten." if options.undo else "Adopted.") if wrote else "Nothing was written."
+    print_result(options, {"dry_run": options.dry_run, **asdict(plan)}, text)
 
 
 def status(options: argparse.Namespace) -> int:

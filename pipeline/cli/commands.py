@@ -150,6 +150,7 @@ COMMANDS: Mapping[str, Command] = {
     "sample": sample,
     "load": batches.load,
     "load-qwen": batches.load_qwen,
+    "adopt": batches.adopt,
     "publish": batches.publish,
     "worker": batches.worker,
     "reset": batches.reset,

@@ -50,6 +50,15 @@ def os_error(error: OSError) -> tuple[str, str]:
     return f"The operating system refuses what the pipeline needs: {why}.", hint or "Run it again with --verbose."
 
 
+def require_typed(word: str, question: str, failed: str, why: str) -> None:
+    """Raise RefusedError unless the user types a word in response to a question; `failed` and `why` are its message."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        why = "there is no terminal for the prompt"
+    elif ask(question).strip() == word:
+        return
+    raise RefusedError(f"{failed}: {why}.", "Use --confirm to skip the prompt; nothing was changed.")
+
+
 def ask(question: str) -> str:
     """Print a question and return the line typed in response, empty at the end of input.
 

@@ -97,6 +97,11 @@ def _add_loads(add: _Add) -> None:
 
 
 def _add_batches(add: _Add) -> None:
+    one = add("adopt", "Put on record what another tool loaded, as finished batches.")
+    one.add_argument("--undo", action="store_true", help="forget adopted batches instead; delete nothing")
+    one.add_argument("--confirm", action="store_true", help="do not prompt")
+    one.add_argument("--dry-run", action="store_true", help="print what would be put on record; change nothing")
+
     one = add("publish", "Publish a batch that is held.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
     one.set_defaults(metrics_file=None)

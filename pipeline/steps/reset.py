@@ -76,7 +76,8 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
         rows.update({row.name: row.going for row in connection.execute("list_stale")})
         returning = {row.batch_id: row.recognitions for row in connection.execute("list_returning", batch_id=batch_id)}
         blocking = [row._asdict() for row in connection.execute("find_references")]
-        return Plan(batch, rows, 0, 0, returning, blocking)
+        objects, total = connection.one("count_objects", batch_id=batch_id) if batch.adopted else (0, 0)
+        return Plan(batch, rows, objects, total, returning, blocking)
 
     plan = database.run(work, timeout=0, keep=False)
     if plan.batch.kind != KIND_LOAD or plan.batch.state == "reset":
@@ -84,6 +85,8 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
     count = total = 0
     with closing(Storage(settings, bucket=plan.batch.bucket)) as storage:
         _prove(storage, plan.batch)
+        if plan.batch.adopted:
+            return plan
         for found in _list_objects(storage, batch_id):
             count, total = count + 1, total + found.size
     return replace(plan, objects=count, bytes=total)

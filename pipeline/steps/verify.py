@@ -12,7 +12,7 @@ import heapq
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter, methodcaller
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import KEY_FORM, prove_bucket
+from pipeline.batches.bucket import ADOPTED_PREFIX, KEY_FORM, prove_bucket
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
@@ -41,7 +41,8 @@ CHECKS = [f"check_{what}" for what in ("versions", "images", "raw", "receipts", 
 class Finding:
     """The state of the object or the row that `key` names.
 
-    An object without a photo on record has no `path` (in the batch's source) and `sha256`; its `size` is its own.
+    An object without a photo on record has no `path` (in the batch's source) and `sha256`; its `size` is its own. The
+    `sha256` of an adopted object is None until it is read, and then learned.
     """
 
     kind: str
@@ -50,7 +51,8 @@ class Finding:
     batch_id: str | None = None
     path: str = ""
     size: int = 0
-    sha256: str = ""
+    sha256: str | None = ""
+    is_learned: bool = False
 
     def line(self) -> str:
         """Return the finding as one line."""
@@ -106,6 +108,10 @@ class Verification:
         if self._deep:
             findings = in_threads(self._storage, self._storage.threads, self._read, findings)
         for page in pages(findings, PAGE):
+            if learned := [one for one in page if one.is_learned]:
+                columns = {"batch_ids": "batch_id", "keys": "key", "digests": "sha256"}
+                values = {name: [getattr(one, field) for one in learned] for name, field in columns.items()}
+                self._database.run(methodcaller("execute", "record_digests", **values))
             for finding in self._confirmed(page):
                 self._equal += finding.kind == EQUAL
                 self._foreign += finding.kind == ORPHAN and finding.batch_id is None
@@ -115,7 +121,10 @@ class Verification:
 
     def _compare(self) -> Iterator[Finding]:
         """Merge the expected keys with the stored ones; both are sorted."""
-        stored = self._storage.list_objects(f"{self._batch_id}/" if self._batch_id is not None else "")
+        prefix = ""
+        if self._batch_id is not None:
+            prefix = ADOPTED_PREFIX if self._batches[self._batch_id].adopted else f"{self._batch_id}/"
+        stored = self._storage.list_objects(prefix)
         merged = heapq.merge(self._expected(), stored, key=attrgetter("key"))
         for _, same in itertools.groupby(merged, key=attrgetter("key")):
             first, *stored_too = same  # of an expected key and its object, the key comes first
@@ -125,10 +134,28 @@ class Verification:
                 yield finding
 
     def _expected(self) -> Iterator[Any]:
-        for batch in self._batches.values():
-            for shard in range(1, batch.shards + 1) if self._is_wanted(batch) else ():
+        """Yield the expected objects; the adopted ones come where a batch named as their prefix would."""
+        wanted = [one for one in self._batches.values() if self._is_wanted(one) and not one.adopted]
+        is_before = [f"{one.id}/" < ADOPTED_PREFIX for one in wanted]
+        yield from self._expected_of(itertools.compress(wanted, is_before))
+        yield from self._expected_adopted()
+        yield from self._expected_of(one for one, before in zip(wanted, is_before, strict=True) if not before)
+
+    def _expected_of(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            for shard in range(1, batch.shards + 1):
                 work = methodcaller("execute", "list_expected", batch_id=batch.id, shard=shard)
                 yield from self._database.run(work, timeout=0, read_only=True)
+
+    def _expected_adopted(self) -> Iterator[Any]:
+        if not any(self._is_wanted(one) and one.adopted for one in self._batches.values()):
+            return
+        filters, after = {"bucket": self._bucket, "batch_id": self._batch_id}, ""
+        while rows := self._database.run(
+            methodcaller("execute", "list_expected_adopted", after=after, count=PAGE, **filters), read_only=True
+        ):
+            after = str(rows[-1].recognition_id)
+            yield from (row for row in rows if row.key is not None)
 
     def _is_here(self, batch: Any) -> bool:
         """Return whether a batch, if there is one, has its objects in this bucket."""
@@ -165,8 +192,8 @@ class Verification:
             except (StorageError, StorageUnavailable) as exc:
                 self._storage.find_bucket()  # raises if Storage as a whole is the problem
                 return replace(finding, kind=DAMAGED, message=f"it is listed and cannot be read: {exc.message}")
-            if (size, digest) == (finding.size, finding.sha256):
-                return finding
+            if size == finding.size and finding.sha256 in (None, digest):
+                return replace(finding, sha256=digest, is_learned=finding.sha256 is None)
         return replace(finding, kind=DAMAGED, message=f"its content differs, {counted(size, 'byte')}")
 
     def _request(self, finding: Finding) -> Finding:
@@ -251,6 +278,8 @@ class Verification:
         """Upload an object again; return the reason why it is not repaired, empty if it is."""
         if finding.kind == ORPHAN:
             return f"batch {_batch_of(finding)} has it on record" if finding.key in known else ""
+        if not finding.path:
+            return f"batch {finding.batch_id} was adopted, so that its source is not known"
         try:
             content = (source / finding.path).read_bytes()
         except OSError as exc:
@@ -278,6 +307,6 @@ def _found(wanted: Any, stored: StoredObject | None = None) -> Finding:
         kind, message = MISSING, "the object of a version that a later one superseded"
     elif stored.size != wanted.size:
         kind, message = DAMAGED, f"{counted(stored.size, 'byte')} instead of {wanted.size}"
-    elif stored.md5 not in (None, wanted.md5):
+    elif stored.md5 != wanted.md5 and None not in (stored.md5, wanted.md5):
         kind, message = DAMAGED, "its MD5 differs"
     return Finding(kind, wanted.key, message, wanted.batch_id, wanted.path, wanted.size, wanted.sha256)

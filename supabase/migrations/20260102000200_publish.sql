@@ -665,7 +665,7 @@ BEGIN
     SET line_number = -1000000 - l.line_number
     FROM pg_temp.present_lines p
     LEFT JOIN pg_temp.wanted_lines w ON w.line_id = p.id
-    WHERE l.id = p.id AND w.line_number IS DISTINCT FROM p.line_number;
+    WHERE l.id = p.id AND l.line_number >= 0 AND w.line_number IS DISTINCT FROM p.line_number;
     GET DIAGNOSTICS lines = ROW_COUNT;
 
     UPDATE public.initial_tray_items i
@@ -909,10 +909,10 @@ BEGIN
     GET DIAGNOSTICS moved = ROW_COUNT;
 
     INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, label, bbox, source)
-    SELECT i.id, item.id, d.detection, d.label, d.bbox, 'MODEL'
+    SELECT i.id, coalesce(d.item_id, item.id), d.detection, d.label, d.bbox, 'MODEL'
     FROM pg_temp.wanted_detections d
     JOIN public.images i ON i.recognition_id = d.recognition_id AND i.camera_number = d.camera_number
-    JOIN public.initial_tray_items item ON item.recognition_id = d.recognition_id
+    LEFT JOIN public.initial_tray_items item ON d.item_id IS NULL AND item.recognition_id = d.recognition_id
         AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
         AND item.line_number = d.line_number AND item.ordinal = d.ordinal
     WHERE d.annotation_id IS NULL

@@ -59,7 +59,7 @@ SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
 SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
-    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, metrics,
+    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics,
     EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked
 FROM ingest.batches b
 WHERE id = :batch_id
@@ -149,7 +149,7 @@ ORDER BY b.created_at
 
 -- name: list_unfinished
 SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
-    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, metrics, false AS marked
+    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics, false AS marked
 FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting')
 ORDER BY created_at, id

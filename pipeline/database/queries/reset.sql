@@ -7,6 +7,12 @@ SELECT
     (SELECT count(*) FROM raw.menus WHERE batch_id = :batch_id) AS menus,
     (SELECT count(*) FROM raw.detections WHERE batch_id = :batch_id) AS detections
 
+-- name: count_objects
+-- Of an adopted batch, whose objects have no prefix of their own.
+SELECT coalesce(sum(num_nonnulls(object_keys[1], object_keys[2])), 0)::bigint AS objects,
+    coalesce(sum(coalesce(photo_sizes[1], 0) + coalesce(photo_sizes[2], 0)), 0)::bigint AS bytes
+FROM ingest.manifest WHERE batch_id = :batch_id
+
 -- name: delete_batch
 DELETE FROM ingest.batches WHERE id = :batch_id
 
@@ -37,7 +43,7 @@ ORDER BY 1, 2
 
 -- name: list_keys
 -- Keys of the manifest: of the shards whose upload is marked, or of the others.
-SELECT m.recognition_id, m.object_keys AS keys_of_photos
+SELECT m.recognition_id, array_remove(m.object_keys, NULL) AS keys_of_photos
 FROM ingest.manifest m
 WHERE m.batch_id = :batch_id AND m.recognition_id > :after AND :sent = EXISTS (
     SELECT FROM ingest.batch_state s WHERE s.batch_id = m.batch_id AND s.step = 'upload' AND s.shard = m.shard

@@ -7,7 +7,7 @@ SELECT newest.batch_id, 'recognition ' || i.recognition_id || ', camera ' || i.c
     'has ' || found.annotations || ' annotations instead of ' || wanted.detections AS message
 FROM public.images i
 JOIN public.recognitions r ON r.id = i.recognition_id
-JOIN ingest.batches shown ON shown.id = r.batch_id
+JOIN LATERAL ingest.newest_version('load', r.id, NULL, '') shown (batch_id) ON true
 LEFT JOIN LATERAL ingest.newest_version('qwen', i.recognition_id, i.camera_number, '') newest (batch_id) ON true
 CROSS JOIN LATERAL (
     SELECT count(*) AS detections
@@ -20,27 +20,33 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS annotations FROM public.initial_annotations a WHERE a.image_id = i.id AND a.source = 'MODEL'
 ) found
 WHERE found.annotations <> wanted.detections
+    -- Photos that no batch annotates have the annotations of the adopted version, if there is one.
+    AND (newest.batch_id IS NOT NULL OR NOT ingest.was_adopted(r.id, ''))
 UNION ALL
 SELECT r.batch_id, 'tray item ' || i.id, 'is of the model, and no annotation shows it'
 FROM public.initial_tray_items i
 JOIN public.recognitions r ON r.id = i.recognition_id
-JOIN ingest.batches shown ON shown.id = r.batch_id
+JOIN ingest.batches shown ON shown.id = r.batch_id AND NOT shown.adopted
 WHERE i.source = 'MODEL'
     AND NOT EXISTS (SELECT FROM public.initial_annotations a WHERE a.initial_tray_item_id = i.id)
 
 -- name: check_images
--- Each recognition has two images, and each image is the object that its batch has on record.
-SELECT r.batch_id, 'recognition ' || r.id || ', camera ' || c AS what,
+-- Each recognition has two images, and each image is the object that its batch has on record; of what was adopted, as
+-- many as were there.
+SELECT shown.id AS batch_id, 'recognition ' || r.id || ', camera ' || c AS what,
     CASE WHEN i.id IS NULL THEN 'has no image'
-        ELSE 'names ' || i.storage_path || ', which is not what batch ' || r.batch_id || ' sent' END AS message
+        ELSE 'names ' || i.storage_path || ', which is not what batch ' || shown.id || ' sent' END AS message
 FROM public.recognitions r
-JOIN ingest.batches shown ON shown.id = r.batch_id
+JOIN LATERAL ingest.newest_version('load', r.id, NULL, '') newest (batch_id) ON true
+JOIN ingest.batches shown ON shown.id = newest.batch_id
 CROSS JOIN generate_series(1, 2) AS c
 LEFT JOIN public.images i ON i.recognition_id = r.id AND i.camera_number = c
-LEFT JOIN ingest.manifest m ON m.batch_id = r.batch_id AND m.recognition_id = r.id
-WHERE (i.storage_path, i.byte_size, i.sha256, i.width, i.height)
-    IS DISTINCT FROM (m.object_keys[c], m.photo_sizes[c], m.sha256s[c], m.widths[c], m.heights[c])
-    OR i.id IS NULL
+LEFT JOIN ingest.manifest m ON m.batch_id = shown.id AND m.recognition_id = r.id
+WHERE CASE WHEN shown.adopted
+    THEN m.object_keys[c] IS NOT NULL
+        AND (i.storage_path, i.width, i.height) IS DISTINCT FROM (m.object_keys[c], m.widths[c], m.heights[c])
+    ELSE i.id IS NULL OR (i.storage_path, i.byte_size, i.sha256, i.width, i.height)
+        IS DISTINCT FROM (m.object_keys[c], m.photo_sizes[c], m.sha256s[c], m.widths[c], m.heights[c]) END
 
 -- name: check_markers
 -- A finished batch has all its markers and no claim; a batch that was reset has left nothing but its own row.
@@ -88,7 +94,7 @@ FROM (
         SELECT m.batch_id, 0, 0, count(*)
         FROM ingest.manifest m
         JOIN ingest.batch_state s ON s.batch_id = m.batch_id AND s.step = 'copy' AND s.shard = m.shard
-        JOIN ingest.batches k ON k.id = m.batch_id AND k.kind = 'load' AND k.state <> 'resetting'
+        JOIN ingest.batches k ON k.id = m.batch_id AND k.kind = 'load' AND k.state <> 'resetting' AND NOT k.adopted
         WHERE NOT m.rejected
         GROUP BY m.batch_id
     ) counted
@@ -112,7 +118,7 @@ SELECT r.batch_id, 'recognition ' || r.id AS what,
     'has ' || found.lines || ' receipt lines with ' || found.items || ' items instead of ' || wanted.lines || ' with '
         || wanted.items AS message
 FROM public.recognitions r
-JOIN ingest.batches shown ON shown.id = r.batch_id
+JOIN ingest.batches shown ON shown.id = r.batch_id AND NOT shown.adopted
 CROSS JOIN LATERAL (
     SELECT count(*) AS lines, coalesce(sum(ingest.quantity_of(line -> 'Count')), 0) AS items
     FROM raw.receipts w CROSS JOIN jsonb_array_elements(ingest.array_of(w.receipt)) AS line
@@ -134,14 +140,15 @@ SELECT coalesce(newest.batch_id, r.batch_id) AS batch_id, 'recognition ' || coal
         WHEN newest.batch_id IS NULL THEN 'is in the domain and in no finished batch'
         ELSE 'is shown as batch ' || r.batch_id || ' has it, not as batch ' || newest.batch_id END AS message
 FROM (
-    SELECT DISTINCT ON (m.recognition_id) m.recognition_id, m.batch_id
+    SELECT DISTINCT ON (m.recognition_id) m.recognition_id, m.batch_id,
+        CASE WHEN b.adopted THEN b.adopted_from ELSE b.id END AS shown_as
     FROM ingest.manifest m
     JOIN ingest.batches b ON b.id = m.batch_id
     WHERE b.kind = 'load' AND b.state = 'done'
     ORDER BY m.recognition_id, b.version DESC
 ) newest
 FULL JOIN public.recognitions r ON r.id = newest.recognition_id
-WHERE r.batch_id IS DISTINCT FROM newest.batch_id
+WHERE (r.id IS NULL OR newest.batch_id IS NULL OR coalesce(r.batch_id, '') <> coalesce(newest.shown_as, ''))
     AND (newest.batch_id IS NOT NULL OR EXISTS (SELECT FROM ingest.batches b WHERE b.id = r.batch_id))
 
 -- name: list_expected
@@ -154,6 +161,37 @@ LEFT JOIN public.images i ON i.recognition_id = m.recognition_id AND i.camera_nu
 WHERE m.batch_id = :batch_id AND m.shard = :shard
 ORDER BY m.recognition_id::text COLLATE "C", c
 
+-- name: list_expected_adopted
+-- As list_expected, a page of the adopted batches in a bucket, whose keys follow each other.
+SELECT m.batch_id, m.object_keys[c] AS key, '' AS path, m.photo_sizes[c] AS size, m.sha256s[c] AS sha256,
+    m.md5s[c] AS md5, coalesce(i.storage_path = m.object_keys[c], false) AS named, m.recognition_id
+FROM (
+    SELECT f.*
+    FROM ingest.manifest f
+    JOIN ingest.batches b ON b.id = f.batch_id
+    WHERE f.photo_paths = '{}' AND f.recognition_id::text COLLATE "C" > :after AND b.adopted AND b.state = 'done'
+        AND b.bucket = :bucket AND (CAST(:batch_id AS text) IS NULL OR b.id = :batch_id)
+    ORDER BY f.recognition_id::text COLLATE "C"
+    LIMIT :count
+) m
+CROSS JOIN generate_series(1, 2) AS c
+LEFT JOIN public.images i ON i.recognition_id = m.recognition_id AND i.camera_number = c
+ORDER BY m.recognition_id::text COLLATE "C", c
+
+-- name: record_digests
+-- Of adopted objects, whose content was not known.
+UPDATE ingest.manifest m
+SET sha256s = ARRAY[coalesce(d.digests[1], m.sha256s[1]), coalesce(d.digests[2], m.sha256s[2])]
+FROM (
+    SELECT batch_id, recognition_id, ARRAY[max(digest) FILTER (WHERE camera = 1), max(digest) FILTER (WHERE camera = 2)]
+        AS digests
+    FROM unnest(CAST(:batch_ids AS text[]), CAST(:keys AS text[]), CAST(:digests AS text[])) AS u (batch_id, key, digest)
+    CROSS JOIN LATERAL (SELECT split_part(key, '/', 2)::bigint AS recognition_id,
+        CASE WHEN key LIKE '%camera1.jpg' THEN 1 ELSE 2 END AS camera) place
+    GROUP BY batch_id, recognition_id
+) d
+WHERE m.batch_id = d.batch_id AND m.recognition_id = d.recognition_id
+
 -- name: list_known_keys
 -- Which of these keys a batch's manifest has now.
 SELECT key FROM ingest.manifest m CROSS JOIN unnest(m.object_keys) AS key
@@ -161,6 +199,6 @@ WHERE m.batch_id = :batch_id AND key = ANY (CAST(:keys AS text[]))
 
 -- name: list_verifiable
 -- All batches, in the order of their keys.
-SELECT id, kind, state, source, bucket, bucket_created_at, shards, created_at
+SELECT id, kind, state, source, bucket, bucket_created_at, shards, created_at, adopted
 FROM ingest.batches
 ORDER BY (id || '/') COLLATE "C"

@@ -1,0 +1,263 @@
+"""`adopt` puts on record what the older script loaded, and a team can go back from every step."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedded_supabase.postgres.server import EmbeddedPostgres
+from pipeline.config import Settings
+from pipeline.storage import Storage
+from tests import annotating, older_script, world
+from tests.annotating import Run, give_receipt, ids_of, key_of, value_of, write
+from tests.services import MakeDataset, fresh_database
+from tests.test_app_project import APP, COLUMNS, rows_of
+
+run = annotating.run
+dsn = annotating.dsn
+
+RECEIPT = [
+    {"Count": 2, "Dishes": [{"Name": "soup", "ExternalId": "1"}]},
+    {"Count": 1, "Dishes": [{"Name": "tea", "ExternalId": "2"}, {"Name": "juice", "ExternalId": "3"}]},
+    {"Count": 1, "Dishes": [{"Name": "bread", "ExternalId": "4"}]},
+]
+#: What the older script kept of the model's boxes, of camera 1.
+BOXES = (("dish_0", 10, 20.5, 50, 40), ("dish_1", 60.125, 20, 30, 30), ("dish_7", 5, 5, 9, 9), ("plate", 1, 1, 99, 88))
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The address of a database as the app has it, without rows, not migrated yet."""
+    with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}") as url:
+        world.query(url, APP.read_text(encoding="utf-8"))
+        world.query(url, "TRUNCATE public.recognitions, public.recipes CASCADE")
+        yield url
+
+
+class Project:
+    """The app's project, with recognitions that the older script loaded; `then` is what it was like."""
+
+    def __init__(self, settings: Settings, dataset: Path) -> None:
+        self.settings, self.dataset, self.numbers = settings, dataset, ids_of(dataset)
+        self.dsn = settings.database_url.reveal()
+        for number in self.numbers:
+            give_receipt(dataset, number, RECEIPT)
+        boxes = {(number, 1): BOXES for number in self.numbers}
+        for number, batch_id in zip(self.numbers, ["manual_load", "batch_20250601_021500", None, "a b"], strict=True):
+            older_script.load(settings, dataset, [number], batch_id, boxes)
+        self.columns = world.query(self.dsn, COLUMNS)
+        self.then = self.now()
+
+    def now(self) -> tuple[dict[str, list[tuple[object, ...]]], dict[str, str]]:
+        return rows_of(self.dsn, self.columns), world.objects(self.settings)
+
+    def added(self) -> list[list[tuple[object, ...]]]:
+        """Return what is in the columns that the loader added, of rows that the older script wrote."""
+        return world.queries(
+            self.dsn,
+            (
+                "SELECT menu_id, captured_on FROM public.recognitions",
+                "SELECT byte_size, sha256, orientation FROM public.images",
+                "SELECT line_number, ordinal FROM public.initial_tray_items",
+                "SELECT detection, label FROM public.initial_annotations",
+            ),
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError unless all is as it was."""
+        assert self.now() == self.then
+        assert {value for rows in self.added() for row in rows for value in row} == {None}
+        assert world.query(self.dsn, "SELECT * FROM ingest.adopted_rows") == []
+
+
+@pytest.fixture
+def project(settings: Settings, own_dataset: MakeDataset) -> Project:
+    return Project(settings, own_dataset(4))
+
+
+def test_an_afternoon_and_the_way_back(run: Run, project: Project, tmp_path: Path, dsn: str) -> None:
+    assert run("migrate").code == 0
+    planned = run("adopt", "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    plan = json.loads(planned.out)
+    assert [one["id"] for one in plan["batches"]] == ["adopted_1", "adopted_2", "batch_20250601_021500", "manual_load"]
+    assert [one["former_id"] for one in plan["batches"]] == [None, "a b", "batch_20250601_021500", "manual_load"]
+    assert (plan["recognitions"], plan["photos"], plan["photos_missing"], plan["objects_without_row"]) == (4, 8, 0, 0)
+    assert world.query(dsn, "SELECT * FROM ingest.batches") == []
+    refused = run("adopt")
+    assert (refused.code, world.query(dsn, "SELECT * FROM ingest.batches")) == (4, [])
+    assert "4 recognitions" in refused.out
+    for _ in range(2):
+        done = run("adopt", "--confirm")
+        assert done.code == 0, done.err
+    assert "Nothing to adopt" in done.out
+    project.check()
+    assert run("verify").code == 0
+    assert world.inconsistencies(project.settings) == []
+    # A load and an annotations file of the same dataset: nothing new but photos without boxes.
+    done = run("load", "--source", project.dataset, "--batch-id", "b1")
+    assert done.code == 0, done.err
+    assert "0 recognitions" in done.out
+    file = write(
+        tmp_path / "1.json",
+        {
+            key_of(one, camera): value_of("dish_0", "dish_0", "plate", "plate", "dish_9")
+            for one in project.numbers
+            for camera in ("Main", "Qualifying")
+        },
+    )
+    done = run("load-qwen", "--file", file, "--batch-id", "q1")
+    assert done.code == 0, done.err
+    assert "4 photos" in done.out
+    assert world.inconsistencies(project.settings) == []
+    assert run("verify").code == 0
+    refused = run("adopt", "--undo", "--confirm")
+    assert refused.code == 4
+    assert "q1" in refused.err
+    assert run("reset", "--batch-id", "q1", "--confirm").code == 0
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    project.check()
+    done = run("adopt", "--undo", "--confirm")
+    assert done.code == 0, done.err
+    project.check()
+    assert world.query(dsn, "SELECT * FROM ingest.manifest") == []
+    assert run("verify").code == 0
+
+
+CHANGED: list[list[Any] | None] = [
+    RECEIPT,
+    [{"Count": 1, "Dishes": [{"Name": "salad", "ExternalId": "9"}]}, *RECEIPT],
+    RECEIPT[1:],
+    [RECEIPT[2], RECEIPT[0]],
+    [{**RECEIPT[0], "Count": 1}, *RECEIPT[1:]],
+    None,
+]
+
+
+@pytest.mark.parametrize("receipt", CHANGED)
+def test_a_forced_reload_over_an_adopted_tray_goes_back_row_by_row(
+    run: Run, project: Project, receipt: list[object] | None, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    boxes = "SELECT id, image_id, bbox FROM public.initial_annotations ORDER BY id"
+    before = world.query(dsn, boxes)
+    for number in project.numbers:
+        give_receipt(project.dataset, number, receipt)
+    done = run("load", "--source", project.dataset, "--batch-id", "b1", "--force")
+    assert done.code == 0, done.err
+    assert world.inconsistencies(project.settings) == []
+    assert run("verify").code == 0
+    assert world.query(dsn, boxes) == before  # the photos have the same size
+    keys = "SELECT DISTINCT split_part(storage_path, '/', 1) FROM public.images"
+    assert world.query(dsn, keys) == [("b1",)]
+    # Twice, and annotations over it.
+    assert run("load", "--source", project.dataset, "--batch-id", "b2", "--force").code == 0
+    values = {key_of(number): value_of("dish_0", "dish_1", "dish_2", "plate", "plate") for number in project.numbers}
+    done = run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1", "--force")
+    assert done.code == 0, done.err
+    assert world.inconsistencies(project.settings) == []
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert run("reset", "--batch-id", "b2", "--confirm").code == 0
+    assert world.inconsistencies(project.settings) == []
+    assert run("reset", "--batch-id", "q1", "--confirm").code == 0
+    project.check()
+    assert run("verify").code == 0
+
+
+def test_forced_annotations_of_an_adopted_tray_go_back_row_by_row(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    for at, labels in enumerate((("dish_0", "plate"), ("plate", "dish_7", "dish_7", "dish_1"), ()), start=1):
+        values = {key_of(number): value_of(*labels) for number in project.numbers}
+        file = write(tmp_path / f"{at}.json", values)
+        done = run("load-qwen", "--file", file, "--batch-id", f"q{at}", "--force", "--max-rejects", "100%")
+        assert done.code == 0, done.err
+        assert world.inconsistencies(project.settings) == []
+    for batch in ("q2", "q1", "q3"):
+        assert run("reset", "--batch-id", batch, "--confirm").code == 0
+        assert world.inconsistencies(project.settings) == []
+    project.check()
+
+
+def test_what_people_set_on_rows_that_stay_survives_the_way_back(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    for number in project.numbers:
+        give_receipt(project.dataset, number, [*RECEIPT[2:], *RECEIPT])
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    world.query(dsn, "UPDATE public.recipe_line_options SET is_selected = true, model_score = 0.5 WHERE name = 'juice'")
+    world.query(dsn, "UPDATE public.initial_annotations SET is_occluded = true")
+    world.query(dsn, "UPDATE public.initial_tray_items SET bottle_orientation = 'vertical' WHERE source = 'MODEL'")
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert world.query(
+        dsn, "SELECT DISTINCT is_selected, model_score FROM public.recipe_line_options WHERE name = 'juice'"
+    ) == [(True, 0.5)]
+    assert world.query(dsn, "SELECT DISTINCT is_occluded FROM public.initial_annotations") == [(True,)]
+    world.query(
+        dsn, "UPDATE public.recipe_line_options SET is_selected = false, model_score = NULL WHERE name = 'juice'"
+    )
+    world.query(dsn, "UPDATE public.initial_annotations SET is_occluded = false")
+    world.query(dsn, "UPDATE public.initial_tray_items SET bottle_orientation = NULL")
+    project.check()
+
+
+def test_a_reset_of_an_adopted_batch_removes_its_rows_and_objects_alone(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *others = project.numbers
+    world.query(dsn, "INSERT INTO public.validation_work_log (recognition_id) VALUES (%s)", (first,))
+    refused = run("reset", "--batch-id", "manual_load", "--confirm")
+    assert refused.code == 4
+    assert "work_items" in refused.err
+    assert world.objects(project.settings) == project.then[1]
+    world.query(dsn, "TRUNCATE public.validation_work_log CASCADE")
+    done = run("reset", "--batch-id", "manual_load", "--confirm")
+    assert done.code == 0, done.err
+    assert world.query(dsn, "SELECT id FROM public.recognitions ORDER BY id") == [(one,) for one in sorted(others)]
+    left = {key: one for key, one in project.then[1].items() if f"/{first}/" not in key}
+    assert world.objects(project.settings) == left
+    assert run("verify").code == 0
+    assert world.query(dsn, "SELECT count(*) FROM public.recipes") == [(3,)]
+    # A version of ours over an adopted one stays without it, and the annotations of the older script go with theirs.
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    for batch in ("batch_20250601_021500", "adopted_1", "adopted_2"):
+        assert run("reset", "--batch-id", batch, "--confirm").code == 0
+    assert world.query(dsn, "SELECT * FROM public.initial_annotations") == []
+    assert world.query(dsn, "SELECT * FROM ingest.adopted_rows") == []
+    assert run("verify").code == 0
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert world.objects(project.settings) == {}
+    assert world.query(dsn, "SELECT * FROM public.recognitions") == []
+
+
+def test_what_an_adopted_tray_lacks_is_noticed_and_no_difference(run: Run, project: Project, dsn: str) -> None:
+    first, second, *_ = project.numbers
+    with closing(Storage(project.settings)) as storage:
+        storage.remove([f"recognitions/{first}/camera2.jpg"])
+        storage.upload("recognitions/777/camera1.jpg", b"another")
+    world.query(dsn, "DELETE FROM public.images WHERE recognition_id = %s AND camera_number = 1", (second,))
+    assert run("migrate").code == 0
+    done = run("adopt", "--confirm", "--json")
+    assert done.code == 0, done.err
+    plan = json.loads(done.out)
+    assert (plan["photos"], plan["photos_missing"], plan["rows_without_photo"]) == (6, 1, 1)
+    assert plan["objects_without_row"] == 2
+    assert world.query(dsn, "SELECT recognition_id, code FROM ingest.notices ORDER BY 1") == sorted(
+        [(first, "adopted_without_photo"), (second, "adopted_without_photo")]
+    )
+    assert run("verify").code == 0
+    assert run("verify", "--deep").code == 0
+    known = "SELECT count(*) FROM ingest.manifest CROSS JOIN unnest(sha256s) AS one WHERE one IS NOT NULL"
+    assert world.query(dsn, known) == [(6,)]
+    with closing(Storage(project.settings)) as storage:
+        storage.upload(f"recognitions/{first}/camera1.jpg", b"damaged")
+    assert run("verify").code == 5
