@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -71,7 +72,10 @@ class Project:
 
     def check(self) -> None:
         """Raise AssertionError unless all is as it was."""
-        assert self.now() == self.then
+        (rows, objects), (former_rows, former_objects) = self.now(), self.then
+        for name, former in former_rows.items():
+            assert rows[name] == former, name
+        assert objects == former_objects
         assert {value for rows in self.added() for row in rows for value in row} == {None}
         assert world.query(self.dsn, "SELECT * FROM ingest.adopted_rows") == []
 
@@ -261,3 +265,60 @@ def test_what_an_adopted_tray_lacks_is_noticed_and_no_difference(run: Run, proje
     with closing(Storage(project.settings)) as storage:
         storage.upload(f"recognitions/{first}/camera1.jpg", b"damaged")
     assert run("verify").code == 5
+
+
+DISHES = [{"Name": name, "ExternalId": str(at)} for at, name in enumerate(["soup", "tea", "juice", "bread", "pie"], 1)]
+
+
+def random_receipt(chosen: random.Random) -> list[Any] | None:
+    if chosen.random() < 0.15:
+        return None
+    lines = [
+        {"Count": chosen.randint(1, 3), "Dishes": chosen.sample(DISHES, chosen.choice([1, 1, 2]))}
+        for _ in range(chosen.randint(1, 4))
+    ]
+    return [*lines, *RECEIPT] if chosen.random() < 0.5 else lines
+
+
+def random_boxes(chosen: random.Random) -> dict[str, Any]:
+    """The older script's boxes or others, of labels that lines have or not; the same box for two labels, too."""
+    labels = chosen.choices(["dish_0", "dish_1", "dish_2", "dish_7", "plate"], k=chosen.randint(1, 5))
+    value = value_of(*labels, left=chosen.choice([10, 30]))
+    for label, x, y, w, h in chosen.sample(BOXES, 2):
+        kind = "plates" if label == "plate" else "dishes"
+        value[kind]["qwen_detections"].append({"bbox_2d": [x, y, x + w, y + h], "label": label})
+    return value
+
+
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow) if n > 2 else n for n in range(1, 25)])
+def test_any_history_over_adopted_trays_can_be_undone(
+    run: Run, project: Project, tmp_path: Path, dsn: str, seed: int
+) -> None:
+    chosen = random.Random(seed)
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    batches: list[str] = []
+    for at in range(6):
+        kind = chosen.choice(["load", "load", "qwen", "qwen", "reset"])
+        some = chosen.sample(project.numbers, chosen.randint(1, 4))
+        if kind == "reset" and batches:
+            done = run("reset", "--batch-id", batches.pop(chosen.randrange(len(batches))), "--confirm")
+        elif kind == "load":
+            for number in some:
+                give_receipt(project.dataset, number, random_receipt(chosen))
+            batches.append(f"b{at}")
+            done = run("load", "--source", project.dataset, "--batch-id", f"b{at}", "--force")
+        else:
+            keys = [key_of(number, camera) for number in some for camera in ("Main", "Qualifying")]
+            values = {key: random_boxes(chosen) for key in chosen.sample(keys, chosen.randint(1, len(keys)))}
+            batches.append(f"q{at}")
+            force = ["--force"] if chosen.random() < 0.7 else []
+            done = run("load-qwen", "--file", write(tmp_path / f"{at}.json", values), "--batch-id", f"q{at}", *force)
+        assert done.code == 0, done.err
+        assert world.inconsistencies(project.settings) == []
+    chosen.shuffle(batches)
+    for batch in batches:
+        done = run("reset", "--batch-id", batch, "--confirm")
+        assert done.code == 0, done.err
+        assert world.inconsistencies(project.settings) == []
+    project.check()

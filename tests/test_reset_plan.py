@@ -172,7 +172,7 @@ def test_a_reference_that_arrives_after_the_plan_refuses_the_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(small_dataset(3), "b1")
-    monkeypatch.setattr("pipeline.cli.batches._confirm", lambda *_: world.query(dsn, NOTES.create))
+    monkeypatch.setattr("pipeline.cli.batches.require_typed", lambda *_: world.query(dsn, NOTES.create))
     before = state(settings)
     refused = command("reset", "--batch-id", "b1")
     assert refused.code == 4

@@ -146,6 +146,8 @@ CREATE TABLE ingest.adopted_rows (
     recognition_id bigint NOT NULL,
     -- NULL for a row that was not there.
     content jsonb,
+    -- Of an annotation, which belongs to an item that may be gone.
+    label text,
     deleted boolean NOT NULL DEFAULT false,
     PRIMARY KEY (relation, id)
 );

@@ -279,7 +279,7 @@ BEGIN
 
     CREATE TEMP TABLE present_lines ON COMMIT DROP AS
     SELECT t.recognition_id, l.id, l.line_number, ingest.meaning_of(l.quantity, o.options) AS meaning,
-        t.is_adopted AND ingest.is_adopted_row('public.recipe_lines', l.id, t.recognition_id) AS stays
+        t.is_adopted AND ingest.is_adopted_row('public.recipe_lines', l.id) AS stays
     FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     CROSS JOIN LATERAL (
@@ -331,7 +331,7 @@ BEGIN
             PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number
             ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
         i.line_number AS stored_number, i.ordinal AS stored_ordinal,
-        t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id, t.recognition_id) AS stays,
+        t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id) AS stays,
         i.metadata ->> 'qwen_label' AS label,
         CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
             (i.recipe_line_option_id IS NOT NULL AND line.has_ambiguity)
@@ -399,11 +399,10 @@ BEGIN
         SELECT one.* FROM public.initial_annotations one WHERE one.image_id = i.id OFFSET 0
     ) a
     JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
-    LEFT JOIN pg_temp.present_items place ON place.id = item.id
-    LEFT JOIN pg_temp.present_lines line ON line.id = place.line_id
-    -- What another tool loaded has the label on the first item of a line alone.
-    CROSS JOIN LATERAL (SELECT coalesce(a.label, place.label, 'dish_' || line.line_number - 1,
-        CASE place.item_type WHEN 'PLATE' THEN 'plate' END, '') AS label) label
+    LEFT JOIN pg_temp.kept_rows kept ON kept.relation = 'public.initial_annotations' AND kept.id = a.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(a.label, kept.label, item.metadata ->> 'qwen_label', '') AS label
+    ) label
     WHERE t.existing AND a.source = 'MODEL'
     ORDER BY i.recognition_id, i.camera_number, label.label, a.bbox, a.id;
     CREATE INDEX ON pg_temp.present_annotations (recognition_id, camera_number, label, bbox);
@@ -411,9 +410,10 @@ BEGIN
     ANALYZE pg_temp.present_annotations;
 
     CREATE TEMP TABLE wanted_detections ON COMMIT DROP AS
-    SELECT d.recognition_id, d.camera_number, d.detection, d.label, d.bbox, a.id AS annotation_id,
+    SELECT d.recognition_id, d.camera_number, d.detection, d.label, d.bbox, d.adopted_id, a.id AS annotation_id,
         CASE WHEN kept.id IS NULL OR (kept.source = 'MODEL' AND w.quantity IS NULL)
-            OR EXISTS (SELECT FROM pg_temp.wanted_items o WHERE o.item_id = kept.id) THEN a.item_id END AS item_id,
+            OR EXISTS (SELECT FROM pg_temp.wanted_items o WHERE o.item_id = kept.id)
+            THEN place.item_id END AS item_id,
         CASE WHEN d.line_number = 0 THEN 'PLATE' ELSE 'FOOD' END AS item_type,
         CASE WHEN w.quantity IS NULL THEN 'MODEL' ELSE 'RECIPE_LINE_OPTION' END AS source,
         d.line_number, d.nth, least(d.nth, coalesce(w.quantity, d.nth)) AS ordinal
@@ -422,7 +422,7 @@ BEGIN
             jsonb_build_object('x', q.x1, 'y', q.y1, 'w', trim_scale(q.x2 - q.x1), 'h', trim_scale(q.y2 - q.y1))
                 AS bbox,
             (row_number() OVER (PARTITION BY q.recognition_id, q.camera_number, q.label ORDER BY q.detection))::integer
-                AS nth
+                AS nth, NULL::bigint AS adopted_id, NULL::bigint AS adopted_item_id
         FROM pg_temp.affected t
         CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
         CROSS JOIN LATERAL ingest.photo_of(
@@ -437,22 +437,29 @@ BEGIN
         ) q
         WHERE ingest.is_same_photo(m, newest.camera_number::integer, f.width, f.height, f.orientation)
         UNION ALL
-        SELECT a.recognition_id, a.camera_number,
-            row_number() OVER (PARTITION BY a.recognition_id, a.camera_number ORDER BY a.id), a.label,
-            ingest.line_of(a.label), a.bbox,
-            (row_number() OVER (PARTITION BY a.recognition_id, a.camera_number, a.label ORDER BY a.id))::integer
+        SELECT k.recognition_id, i.camera_number,
+            row_number() OVER (PARTITION BY k.recognition_id, i.camera_number ORDER BY k.id), k.label,
+            ingest.line_of(k.label), k.content -> 'bbox',
+            (row_number() OVER (PARTITION BY k.recognition_id, i.camera_number, k.label ORDER BY k.id))::integer,
+            k.id, (k.content ->> 'initial_tray_item_id')::bigint
         FROM pg_temp.affected t
-        JOIN pg_temp.present_annotations a USING (recognition_id)
-        JOIN public.images i ON i.recognition_id = a.recognition_id AND i.camera_number = a.camera_number
-        CROSS JOIN LATERAL ingest.photo_of(t.batch_id, false, t.recognition_id, a.camera_number) f
-        WHERE t.was_adopted AND NOT t.is_adopted AND t.qwen_batch_ids[a.camera_number] IS NULL
+        JOIN pg_temp.kept_rows k
+            ON k.recognition_id = t.recognition_id AND k.relation = 'public.initial_annotations'
+        JOIN pg_temp.kept_rows o ON o.relation = 'public.images' AND o.id = (k.content ->> 'image_id')::bigint
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.images, o.content) i
+        CROSS JOIN LATERAL ingest.photo_of(t.batch_id, false, t.recognition_id, i.camera_number) f
+        WHERE t.was_adopted AND NOT t.is_adopted AND t.qwen_batch_ids[i.camera_number] IS NULL
+            AND k.content ->> 'source' = 'MODEL'
             AND (f.width, f.height, f.orientation) = (i.width, i.height, coalesce(i.orientation, 1))
     ) d
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number
         AND w.quantity > 0
     LEFT JOIN pg_temp.present_annotations a ON a.recognition_id = d.recognition_id
         AND a.camera_number = d.camera_number AND a.label = d.label AND a.bbox = d.bbox
-    LEFT JOIN pg_temp.present_items kept ON kept.id = a.item_id;
+    -- An item that is not there counts as one that goes.
+    LEFT JOIN public.initial_tray_items adopted ON adopted.id = d.adopted_item_id
+    CROSS JOIN LATERAL (SELECT coalesce(adopted.id, a.item_id) AS item_id) place
+    LEFT JOIN pg_temp.present_items kept ON kept.id = place.item_id;
     CREATE UNIQUE INDEX ON pg_temp.wanted_detections (recognition_id, camera_number, detection);
     CREATE INDEX ON pg_temp.wanted_detections (annotation_id);
     CREATE INDEX ON pg_temp.wanted_detections (item_id);
@@ -506,11 +513,11 @@ BEGIN
     CREATE INDEX ON pg_temp.wanted_items (recognition_id, item_type, line_number, nth);
     ANALYZE pg_temp.wanted_items;
     UPDATE pg_temp.wanted_detections d
-    SET item_id = p.id
-    FROM pg_temp.present_items p
-    WHERE p.stays AND p.source = 'MODEL' AND d.source = 'MODEL' AND d.item_id IS NULL
-        AND p.recognition_id = d.recognition_id AND p.item_type = d.item_type AND p.line_number = d.line_number
-        AND p.nth = d.nth;
+    SET item_id = m.item_id
+    FROM pg_temp.model_items m
+    JOIN pg_temp.present_items p ON p.id = m.item_id AND p.stays
+    WHERE d.source = 'MODEL' AND d.item_id IS NULL AND m.recognition_id = d.recognition_id
+        AND m.item_type = d.item_type AND m.line_number = d.line_number AND m.nth = d.nth;
     UPDATE pg_temp.wanted_detections d
     SET ordinal = (
         SELECT min(w.ordinal) FROM pg_temp.wanted_items w
@@ -544,7 +551,7 @@ BEGIN
     WHERE t.existing AND a.source = 'MODEL'
         AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections w WHERE w.annotation_id = a.id)
         AND NOT (t.is_adopted AND t.qwen_batch_ids[i.camera_number] IS NULL
-            AND ingest.is_adopted_row('public.initial_annotations', a.id, t.recognition_id));
+            AND ingest.is_adopted_row('public.initial_annotations', a.id));
 
     -- What only the model saw stays while an annotation of others shows it.
     INSERT INTO pg_temp.stale
@@ -573,8 +580,9 @@ BEGIN
     FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    -- That of an adopted recognition stays without lines, so that those can come back to it.
     WHERE t.existing AND r.receipt IS NULL
-        AND NOT (t.is_adopted AND ingest.is_adopted_row('public.recipes', p.id, t.recognition_id));
+        AND NOT (t.was_adopted AND ingest.is_adopted_row('public.recipes', p.id));
 
     INSERT INTO pg_temp.stale
     SELECT 'public.images'::regclass, i.id, t.recognition_id
@@ -583,7 +591,7 @@ BEGIN
         SELECT image.id FROM public.images image WHERE image.recognition_id = t.recognition_id OFFSET 0
     ) i
     WHERE t.existing AND (t.batch_id IS NULL
-        OR (t.is_adopted AND NOT ingest.is_adopted_row('public.images', i.id, t.recognition_id)));
+        OR (t.is_adopted AND NOT ingest.is_adopted_row('public.images', i.id)));
 
     INSERT INTO pg_temp.stale
     SELECT 'public.recognitions'::regclass, t.recognition_id, t.recognition_id
@@ -606,7 +614,7 @@ BEGIN
                 SELECT FROM jsonb_array_elements(o.content) AS entry WHERE entry ->> 'ExternalId' = f.external_id)
             -- An adopted recognition keeps the entries that it had.
             AND NOT (t.was_adopted AND NOT EXISTS (
-                SELECT FROM ingest.adopted_rows k
+                SELECT FROM pg_temp.kept_rows k
                 WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = e.id AND k.content IS NULL))
         GROUP BY e.id, t.recognition_id;
     END IF;
@@ -656,11 +664,15 @@ $$;
 CREATE FUNCTION ingest.publish_way() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Free the numbers of lines and the places of items that move or go, since others may take them.
+-- Remove annotations that go, and free the numbers of lines and the places of items that move or go.
 DECLARE
     lines bigint;
     items bigint;
 BEGIN
+    DELETE FROM public.initial_annotations a
+    USING pg_temp.stale d
+    WHERE d.relation = 'public.initial_annotations'::regclass AND a.id = d.id;
+
     UPDATE public.recipe_lines l
     SET line_number = -1000000 - l.line_number
     FROM pg_temp.present_lines p
@@ -908,6 +920,7 @@ BEGIN
         IS DISTINCT FROM (d.detection, d.label, coalesce(d.item_id, item.id));
     GET DIAGNOSTICS moved = ROW_COUNT;
 
+    PERFORM ingest.restore_adopted_annotations();
     INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, label, bbox, source)
     SELECT i.id, coalesce(d.item_id, item.id), d.detection, d.label, d.bbox, 'MODEL'
     FROM pg_temp.wanted_detections d
@@ -915,7 +928,7 @@ BEGIN
     LEFT JOIN public.initial_tray_items item ON d.item_id IS NULL AND item.recognition_id = d.recognition_id
         AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
         AND item.line_number = d.line_number AND item.ordinal = d.ordinal
-    WHERE d.annotation_id IS NULL
+    WHERE d.annotation_id IS NULL AND d.adopted_id IS NULL
     ORDER BY i.id, d.detection;
     GET DIAGNOSTICS written = ROW_COUNT;
     RETURN written + moved;
@@ -932,21 +945,16 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY[
-        'initial_annotations', 'initial_tray_items', 'recipe_line_options', 'recipe_lines', 'recipes', 'images',
+        'initial_tray_items', 'recipe_line_options', 'recipe_lines', 'recipes', 'images',
         'recognition_active_menu_items', 'recognitions', 'menu_items', 'menus']
     LOOP
         CONTINUE WHEN NOT EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = to_regclass('public.' || name));
-        UPDATE ingest.adopted_rows k
-        SET deleted = true
-        FROM pg_temp.stale d
-        WHERE d.relation = to_regclass('public.' || name) AND k.relation = 'public.' || name AND k.id = d.id;
         EXECUTE format(
             'DELETE FROM public.%1$I x USING pg_temp.stale d WHERE d.relation = %2$L::regclass AND x.id = d.id',
             name, 'public.' || name);
         GET DIAGNOSTICS n = ROW_COUNT;
         removed := removed + n;
     END LOOP;
-    PERFORM ingest.restore_adopted_annotations();
     RETURN removed;
 END
 $$;
@@ -1043,6 +1051,7 @@ BEGIN
         CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
         WHERE m.batch_id = batch AND NOT m.rejected;
     END IF;
+    PERFORM ingest.plan_adopted();
     PERFORM ingest.plan_affected();
     RETURN QUERY
     SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
@@ -1111,6 +1120,7 @@ BEGIN
             LEFT JOIN ingest.batches f ON f.id = former[camera]
             WHERE f.version IS NULL OR f.version < target.version);
     END IF;
+    PERFORM ingest.plan_adopted();
     PERFORM ingest.restore_adopted();
     PERFORM ingest.plan_affected();
 END

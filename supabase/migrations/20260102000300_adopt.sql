@@ -1,54 +1,85 @@
--- Recognitions that another tool loaded. An adopted batch has no raw rows: what it holds is what the domain had. Before a
+-- Recognitions that another tool loaded. An adopted batch has no raw rows: what it holds is what the domain had. When a
 -- batch of ours first changes such a recognition, its rows are copied to ingest.adopted_rows; a reset that makes the
 -- domain show the adopted version again gives them back, with their ids.
 
-CREATE FUNCTION ingest.is_adopted_row(relation text, row_id bigint, recognition bigint) RETURNS boolean
-LANGUAGE sql STABLE
+CREATE FUNCTION ingest.plan_adopted() RETURNS void
+LANGUAGE plpgsql
 AS $$
--- Whether a row of an adopted recognition was there when it was adopted. All were, while nothing of it was copied.
-    SELECT EXISTS (
-        SELECT FROM ingest.adopted_rows k WHERE k.relation = $1 AND k.id = row_id AND k.content IS NOT NULL
-    ) OR NOT EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = recognition)
+-- Work out kept_rows: what the adopted recognitions in pg_temp.affected looked like before a batch of ours changed them,
+-- which is how they look now if none has (`is_new`).
+BEGIN
+    CREATE TEMP TABLE kept_rows ON COMMIT DROP AS
+    SELECT k.*, false AS is_new
+    FROM pg_temp.affected t
+    JOIN ingest.adopted_rows k ON k.recognition_id = t.recognition_id
+    WHERE t.was_adopted;
+    CREATE UNIQUE INDEX ON pg_temp.kept_rows (relation, id);
+    CREATE INDEX ON pg_temp.kept_rows (recognition_id, relation);
+    IF NOT EXISTS (SELECT FROM pg_temp.affected WHERE was_adopted) THEN
+        RETURN;
+    END IF;
+    INSERT INTO pg_temp.kept_rows (relation, id, recognition_id, content, label, deleted, is_new)
+    SELECT row.relation, row.id, t.recognition_id, row.content, row.label, false, true
+    FROM pg_temp.affected t
+    CROSS JOIN LATERAL (
+        SELECT 'public.recognitions' AS relation, r.id, to_jsonb(r) AS content, NULL::text AS label
+        FROM public.recognitions r WHERE r.id = t.recognition_id
+        UNION ALL
+        SELECT 'public.images', i.id, to_jsonb(i), NULL FROM public.images i WHERE i.recognition_id = t.recognition_id
+        UNION ALL
+        SELECT 'public.recipes', p.id, to_jsonb(p), NULL FROM public.recipes p WHERE p.recognition_id = t.recognition_id
+        UNION ALL
+        SELECT 'public.recipe_lines', l.id, to_jsonb(l), NULL
+        FROM public.recipes p JOIN public.recipe_lines l ON l.recipe_id = p.id
+        WHERE p.recognition_id = t.recognition_id
+        UNION ALL
+        SELECT 'public.recipe_line_options', o.id, to_jsonb(o), NULL
+        FROM public.recipes p
+        JOIN public.recipe_lines l ON l.recipe_id = p.id
+        JOIN public.recipe_line_options o ON o.recipe_line_id = l.id
+        WHERE p.recognition_id = t.recognition_id
+        UNION ALL
+        SELECT 'public.initial_tray_items', i.id, to_jsonb(i), NULL
+        FROM public.initial_tray_items i WHERE i.recognition_id = t.recognition_id
+        UNION ALL
+        -- What another tool loaded has the label on the first item of a line alone.
+        SELECT 'public.initial_annotations', a.id, to_jsonb(a), coalesce(a.label, item.metadata ->> 'qwen_label',
+            'dish_' || line.line_number - 1, CASE item.item_type WHEN 'PLATE' THEN 'plate' END, '')
+        FROM public.images i
+        JOIN public.initial_annotations a ON a.image_id = i.id
+        JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
+        LEFT JOIN public.recipe_line_options option ON option.id = item.recipe_line_option_id
+        LEFT JOIN public.recipe_lines line ON line.id = coalesce(item.recipe_line_id, option.recipe_line_id)
+        WHERE i.recognition_id = t.recognition_id
+    ) row
+    WHERE t.existing AND t.was_adopted
+        AND NOT EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id);
+    ANALYZE pg_temp.kept_rows;
+END
+$$;
+
+CREATE FUNCTION ingest.is_adopted_row(wanted text, row_id bigint) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+-- Whether a row of a recognition in pg_temp.affected was there when it was adopted.
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM pg_temp.kept_rows k WHERE k.relation = wanted AND k.id = row_id AND k.content IS NOT NULL);
+END
 $$;
 
 CREATE FUNCTION ingest.keep_adopted() RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Copy the rows of adopted recognitions in pg_temp.affected that are to change, unless that is done.
+-- Copy the rows that are to change for the first time, and note which of all the copied ones go.
 BEGIN
-    CREATE TEMP TABLE to_keep ON COMMIT DROP AS
-    SELECT t.recognition_id
-    FROM pg_temp.affected t
-    WHERE t.existing AND t.was_adopted
-        AND NOT EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id);
-    INSERT INTO ingest.adopted_rows (relation, id, recognition_id, content)
-    SELECT row.relation, row.id, k.recognition_id, row.content
-    FROM pg_temp.to_keep k
-    CROSS JOIN LATERAL (
-        SELECT 'public.recognitions' AS relation, r.id, to_jsonb(r) AS content
-        FROM public.recognitions r WHERE r.id = k.recognition_id
-        UNION ALL
-        SELECT 'public.images', i.id, to_jsonb(i) FROM public.images i WHERE i.recognition_id = k.recognition_id
-        UNION ALL
-        SELECT 'public.recipes', p.id, to_jsonb(p) FROM public.recipes p WHERE p.recognition_id = k.recognition_id
-        UNION ALL
-        SELECT 'public.recipe_lines', l.id, to_jsonb(l)
-        FROM public.recipes p JOIN public.recipe_lines l ON l.recipe_id = p.id
-        WHERE p.recognition_id = k.recognition_id
-        UNION ALL
-        SELECT 'public.recipe_line_options', o.id, to_jsonb(o)
-        FROM public.recipes p
-        JOIN public.recipe_lines l ON l.recipe_id = p.id
-        JOIN public.recipe_line_options o ON o.recipe_line_id = l.id
-        WHERE p.recognition_id = k.recognition_id
-        UNION ALL
-        SELECT 'public.initial_tray_items', i.id, to_jsonb(i)
-        FROM public.initial_tray_items i WHERE i.recognition_id = k.recognition_id
-        UNION ALL
-        SELECT 'public.initial_annotations', a.id, to_jsonb(a)
-        FROM public.images i JOIN public.initial_annotations a ON a.image_id = i.id
-        WHERE i.recognition_id = k.recognition_id
-    ) row;
+    INSERT INTO ingest.adopted_rows (relation, id, recognition_id, content, label)
+    SELECT relation, id, recognition_id, content, label FROM pg_temp.kept_rows WHERE is_new;
+    UPDATE ingest.adopted_rows k
+    SET deleted = true
+    FROM pg_temp.stale d
+    JOIN pg_catalog.pg_class c ON c.oid = d.relation
+    WHERE k.relation = 'public.' || c.relname AND k.id = d.id;
 END
 $$;
 
@@ -69,28 +100,40 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.insert_adopted(wanted text) RETURNS void
+CREATE FUNCTION ingest.insert_missing(wanted text) RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Insert the rows of a relation that batches of ours deleted; of annotations those of photos that no batch annotates.
+-- Insert the rows of pg_temp.missing (id, content) into a table, and note that they are there again.
 DECLARE
     columns CONSTANT text := (
         SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute a
         WHERE a.attrelid = wanted::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '');
+    n bigint;
+BEGIN
+    EXECUTE format(
+        'INSERT INTO %1$s (%2$s) OVERRIDING SYSTEM VALUE SELECT %2$s FROM (SELECT r.* FROM pg_temp.missing m '
+        'CROSS JOIN LATERAL jsonb_populate_record(NULL::%1$s, m.content) r) back ORDER BY id', wanted, columns);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    UPDATE ingest.adopted_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
+    UPDATE pg_temp.kept_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
+    DROP TABLE pg_temp.missing;
+    RETURN n;
+END
+$$;
+
+CREATE FUNCTION ingest.insert_adopted(wanted text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Insert the rows that batches of ours deleted; of annotations those of photos that no batch annotates.
 BEGIN
     CREATE TEMP TABLE missing ON COMMIT DROP AS
     SELECT k.id, k.content
     FROM pg_temp.affected t
-    JOIN ingest.adopted_rows k ON k.recognition_id = t.recognition_id
+    JOIN pg_temp.kept_rows k ON k.recognition_id = t.recognition_id AND k.relation = wanted AND k.deleted
     LEFT JOIN public.images i ON wanted = 'public.initial_annotations' AND i.id = (k.content ->> 'image_id')::bigint
-    WHERE t.is_adopted AND k.relation = wanted AND k.deleted
-        AND (i.id IS NULL OR t.qwen_batch_ids[i.camera_number] IS NULL);
-    EXECUTE format(
-        'INSERT INTO %1$s (%2$s) OVERRIDING SYSTEM VALUE SELECT %2$s FROM (SELECT r.* FROM pg_temp.missing m '
-        'CROSS JOIN LATERAL jsonb_populate_record(NULL::%1$s, m.content) r) back ORDER BY id', wanted, columns);
-    UPDATE ingest.adopted_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
-    DROP TABLE pg_temp.missing;
+    WHERE t.is_adopted AND k.content IS NOT NULL AND (i.id IS NULL OR t.qwen_batch_ids[i.camera_number] IS NULL);
+    PERFORM ingest.insert_missing(wanted);
 END
 $$;
 
@@ -100,14 +143,11 @@ AS $$
 -- Give back photos, lines and items of pg_temp.affected as they were when they were adopted, so that the plan finds them.
 -- What batches of ours added makes way, and is stale in the plan.
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_temp.affected WHERE is_adopted) THEN
-        RETURN;
-    END IF;
     CREATE TEMP TABLE restored ON COMMIT DROP AS
-    SELECT k.relation, k.id, k.content
+    SELECT k.recognition_id, k.relation, k.id, k.content
     FROM pg_temp.affected t
-    JOIN ingest.adopted_rows k ON k.recognition_id = t.recognition_id
-    WHERE t.is_adopted AND k.content IS NOT NULL;
+    JOIN pg_temp.kept_rows k ON k.recognition_id = t.recognition_id
+    WHERE t.is_adopted AND NOT k.is_new AND k.content IS NOT NULL;
     CREATE UNIQUE INDEX ON pg_temp.restored (relation, id);
     ANALYZE pg_temp.restored;
 
@@ -121,10 +161,9 @@ BEGIN
     PERFORM ingest.insert_adopted('public.recipes');
     UPDATE public.recipe_lines l
     SET line_number = -1000000 - l.line_number
-    FROM pg_temp.affected t
-    JOIN public.recipes p ON p.recognition_id = t.recognition_id
-    WHERE t.is_adopted AND l.recipe_id = p.id AND l.line_number >= 0
-        AND EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id);
+    FROM pg_temp.restored k
+    JOIN public.recipes p ON p.recognition_id = k.recognition_id
+    WHERE k.relation = 'public.recognitions' AND l.recipe_id = p.id AND l.line_number >= 0;
     UPDATE public.recipe_lines l
     SET line_number = (k.content ->> 'line_number')::integer
     FROM pg_temp.restored k
@@ -134,10 +173,10 @@ BEGIN
 
     UPDATE public.initial_tray_items i
     SET line_number = NULL, metadata = i.metadata - 'qwen_label'
-    FROM pg_temp.affected t
-    WHERE t.is_adopted AND i.recognition_id = t.recognition_id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
-        AND EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id)
-        AND (i.line_number IS NOT NULL OR NOT ingest.is_adopted_row('public.initial_tray_items', i.id, i.recognition_id));
+    FROM pg_temp.restored k
+    WHERE k.relation = 'public.recognitions' AND i.recognition_id = k.recognition_id
+        AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
+        AND (i.line_number IS NOT NULL OR NOT ingest.is_adopted_row('public.initial_tray_items', i.id));
     -- What a person chose since stays chosen.
     UPDATE public.initial_tray_items i
     SET line_number = s.line_number, ordinal = s.ordinal,
@@ -201,7 +240,8 @@ $$;
 CREATE FUNCTION ingest.restore_adopted_annotations() RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Give back the annotations of photos that no batch of ours annotates, once those of ours are gone.
+-- Give back the annotations of photos that no batch of ours annotates: to the adopted version with their items, to one of
+-- ours with the items that the plan found for them.
 BEGIN
     IF to_regclass('pg_temp.restored') IS NOT NULL THEN
         UPDATE public.initial_annotations a
@@ -214,6 +254,18 @@ BEGIN
             AND (a.initial_tray_item_id, a.detection, a.label)
                 IS DISTINCT FROM (s.initial_tray_item_id, s.detection, s.label);
         PERFORM ingest.insert_adopted('public.initial_annotations');
+    END IF;
+    IF EXISTS (SELECT FROM pg_temp.wanted_detections d WHERE d.adopted_id IS NOT NULL AND d.annotation_id IS NULL) THEN
+        CREATE TEMP TABLE missing ON COMMIT DROP AS
+        SELECT k.id, k.content || jsonb_build_object('initial_tray_item_id', coalesce(d.item_id, item.id),
+            'detection', d.detection, 'label', d.label) AS content
+        FROM pg_temp.wanted_detections d
+        JOIN pg_temp.kept_rows k ON k.relation = 'public.initial_annotations' AND k.id = d.adopted_id
+        LEFT JOIN public.initial_tray_items item ON d.item_id IS NULL AND item.recognition_id = d.recognition_id
+            AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
+            AND item.line_number = d.line_number AND item.ordinal = d.ordinal
+        WHERE d.annotation_id IS NULL;
+        PERFORM ingest.insert_missing('public.initial_annotations');
     END IF;
 END
 $$;
