@@ -493,8 +493,9 @@ BEGIN
             AND m.nth = d.nth);
     ANALYZE pg_temp.model_items;
 
-    INSERT INTO pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal, nth, metadata, item_id)
-    SELECT m.recognition_id, m.item_type, 'MODEL', m.line_number, m.ordinal, m.nth,
+    INSERT INTO pg_temp.wanted_items
+        (recognition_id, item_type, source, line_number, ordinal, nth, stays, metadata, item_id)
+    SELECT m.recognition_id, m.item_type, 'MODEL', m.line_number, m.ordinal, m.nth, false,
         CASE WHEN m.ordinal = 1 AND NOT EXISTS (
             SELECT FROM pg_temp.present_items p
             WHERE p.recognition_id = m.recognition_id AND p.source = 'MODEL' AND p.item_type = m.item_type
