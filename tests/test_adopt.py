@@ -322,3 +322,43 @@ def test_any_history_over_adopted_trays_can_be_undone(
         assert done.code == 0, done.err
         assert world.inconsistencies(project.settings) == []
     project.check()
+
+
+def test_the_doctor_names_the_bucket_of_the_older_script(
+    run: Run, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def findings() -> list[dict[str, Any]]:
+        return [
+            one for one in json.loads(run("status", "--check", "--json").out)["findings"] if one["check"] == "adopt"
+        ]
+
+    monkeypatch.setenv("STORAGE_BUCKET", "recognitions")
+    for _ in range(2):  # before our migrations and after them
+        [found] = findings()
+        assert (found["level"], found["remedy"]) == (
+            "problem",
+            f"Set STORAGE_BUCKET={project.settings.bucket}, so that new ones go there too.",
+        )
+        assert run("migrate").code == 0
+    monkeypatch.setenv("STORAGE_BUCKET", project.settings.bucket)
+    [found] = findings()
+    assert (found["level"], "adopt --dry-run" in found["remedy"]) == ("warning", True)
+    assert run("adopt", "--confirm").code == 0
+    assert findings() == []
+
+
+def test_a_page_and_the_status_cover_an_adopted_batch(run: Run, project: Project, tmp_path: Path) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    done = run("status", "--batch-id", "manual_load")
+    assert done.code == 0, done.err
+    assert "1 recognition, 2 photos" in done.out
+    assert "Adopted: another tool loaded it, as manual_load." in done.out
+    assert "manual_load" in run("status").out
+    done = run("report", "--batch-id", "manual_load", "--out", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert str(project.numbers[0]) in (tmp_path / "page.html").read_text(encoding="utf-8")
+    done = run("load", "--source", project.dataset, "--batch-id", "manual_load")
+    assert done.code == 4
+    for batch in ("manual_load", "adopted_1"):
+        assert "nothing was loaded" in run("publish", "--batch-id", batch).out

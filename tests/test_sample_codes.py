@@ -24,6 +24,8 @@ ABSENT = {
     "photo_changed": "a file is written during a load",
     "json_changed": "a file is written during a load",
     "in_use": "an app works with what was loaded",
+    "adopted_without_photo": "another tool has loaded before",
+    "adopted_without_size": "another tool has loaded before",
     "annotations_other_photo": "a photo is replaced after its annotations were loaded",
     "annotations_empty": "the sample has detections for each of its photos",
 }

@@ -119,6 +119,9 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     photos = counted(summary["images_processed"], "photo")
     found = f"{counted(summary['recognitions_processed'], 'recognition')}, {photos}, {content}"
     lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
+    if summary.get("adopted"):
+        former = summary["adopted_from"]
+        lines.append(f"Adopted: another tool loaded it, {f'as {former}' if former else 'without an id'}.")
     if reason := summary.get("held_reason"):  # earlier versions held no batch
         released_at = summary["released_at"]
         then = f", until it was released at {moment(released_at)}" if released_at else ""

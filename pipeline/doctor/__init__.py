@@ -53,6 +53,8 @@ def examine(settings: Settings | PipelineError, scheduler_url: str, source: str 
     }
     findings += gather(parts, SERVICE_SECONDS)
     findings += _examine_key(settings, facts)
+    if facts.older_photo:
+        findings += gather({"Adoption": bucket.examine_adoption(settings, facts.older_photo)}, SERVICE_SECONDS)
     dataset = None
     try:
         dataset = _dataset(settings, source, facts)

@@ -160,6 +160,28 @@ def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterato
     yield limit_finding(facts.bucket.get("file_size_limit"), dataset)
 
 
+def examine_adoption(settings: Settings, key: str) -> Iterator[Finding]:
+    """Yield a finding about photos that another tool stored, of which `key` is one: where they are."""
+    with closing(Storage(settings)) as storage:
+        try:
+            names = sorted(storage.list_buckets(), key=lambda name: name != settings.bucket)
+        except PipelineError as exc:
+            yield of_error("adopt", exc)
+            return
+    for name in names:
+        with closing(Storage(settings, bucket=name)) as storage:
+            if storage.find(key) is None:
+                continue
+        if name == settings.bucket:
+            message = f"Photos that another tool stored in the bucket {name} are not on record, for example {key}."
+            yield warning("adopt", message, f"Look at `{settings.command('adopt --dry-run')}`.")
+        else:
+            message = f"The photos that the app has already are in the bucket {name}, for example {key}."
+            yield problem("adopt", message, f"Set STORAGE_BUCKET={name}, so that new ones go there too.")
+        return
+    yield warning("adopt", f"The app has photos that no bucket has, for example {key}.", "Check the project's URL.")
+
+
 def types_finding(allowed: object) -> Finding:
     """Return whether the bucket accepts photos."""
     types = [str(one) for one in allowed] if isinstance(allowed, list) else []

@@ -20,6 +20,7 @@ class Facts:
         bucket_missing: the bucket does not exist.
         recorded: batches with objects in the bucket, and when it was created.
         unfinished: number of unfinished batches.
+        older_photo: key of a photo that another tool stored, and that no batch has on record.
     """
 
     pool_size: int
@@ -28,3 +29,4 @@ class Facts:
     bucket_missing: bool = False
     recorded: dict[str, datetime | None] = field(default_factory=dict)
     unfinished: int = 0
+    older_photo: str = ""

@@ -74,6 +74,9 @@ def _examine(settings: Settings, database: Database, facts: Facts, port: int) ->
     yield connections_finding(_room(server), facts.pool_size)
     yield timeouts_finding(server.statement_timeout, server.transaction_timeout)
     yield ok("size", f"The database holds {size(server.bytes)}.")
+    if missing is not None:
+        find = partial(_find_older_photo, migrated=not missing)
+        facts.older_photo = database.run(find, _SECONDS, read_only=True)
     if missing == []:
         yield from _examine_batches(settings, database, facts)
     # Last, since it needs a second connection, which may not be available.
@@ -290,6 +293,14 @@ def timeouts_finding(statement: int | None, transaction: int | None) -> Finding:
             f"statement_timeout is {duration(statement / 1000)}; each transaction of a load sets its own in its place.",
         )
     return ok("timeouts", "No statement_timeout and no transaction_timeout bounds a load.")
+
+
+def _find_older_photo(connection: Connection, *, migrated: bool) -> str:
+    """Return the key of a photo that another tool stored, and that no batch has on record; empty without one."""
+    if not connection.one("has_images").there:
+        return ""
+    rows = connection.execute("find_unadopted_photo" if migrated else "find_older_photo")
+    return str(rows[0].key) if rows else ""
 
 
 def _examine_batches(settings: Settings, database: Database, facts: Facts) -> Iterator[Finding]:

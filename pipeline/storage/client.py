@@ -253,6 +253,11 @@ class Storage:
         created = _parsed(lambda: isoparse(found["created_at"]))
         return {**found, "created_at": created if created.tzinfo else created.replace(tzinfo=timezone.utc)}
 
+    def list_buckets(self) -> list[str]:
+        """Return the ids of the project's buckets."""
+        found = self._send("GET", "/bucket")
+        return _parsed(lambda: [str(one["id"]) for one in found])
+
     def ask_for_bucket(self) -> tuple[dict[str, Any] | PipelineError, str]:
         """Request the bucket, without retries; return its settings or the response's error, and the header Date."""
         path = self._path("/bucket")

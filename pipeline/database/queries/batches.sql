@@ -41,7 +41,7 @@ DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND s
 -- A batch, as its summary names its columns.
 SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, coordinates, exif_turned,
     version, created_at, finished_at, reset_at, held_reason, released_at, shards, found, already_loaded, held_elsewhere,
-    held_by, superseded_copies, beyond_limit, bytes,
+    held_by, superseded_copies, beyond_limit, bytes, adopted, adopted_from,
     recognitions AS recognitions_processed, photos AS images_processed, detections AS detections_processed,
     ingest.files_of(b) AS files
 FROM ingest.batches b

@@ -50,3 +50,17 @@ WHERE class.relkind IN ('r', 'p')
         )
     )
 ORDER BY 1
+
+-- name: find_older_photo
+-- Before our migrations, any photo of the app is another tool's.
+SELECT storage_path AS key FROM public.images WHERE storage_path ~ '^recognitions/[0-9]+/camera[12]\.jpg$' LIMIT 1
+
+-- name: find_unadopted_photo
+SELECT i.storage_path AS key
+FROM public.images i
+WHERE i.storage_path ~ '^recognitions/[0-9]+/camera[12]\.jpg$'
+    AND NOT EXISTS (SELECT FROM ingest.manifest m WHERE m.recognition_id = i.recognition_id)
+LIMIT 1
+
+-- name: has_images
+SELECT to_regclass('public.images') IS NOT NULL AS there
