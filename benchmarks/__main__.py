@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.adopting import adopting
 from benchmarks.annotating import annotating
 from benchmarks.bench import REPOSITORY, Bench, bench
 from benchmarks.copying import copying
@@ -68,6 +69,12 @@ QUESTIONS: dict[str, Question] = {
         distance,
         {"recognitions": 40},
         {"recognitions": 400},
+    ),
+    "adopt": Question(
+        "An app's project: adopting trays, and a load into its tables",
+        adopting,
+        {"trays": 200, "entries": 50, "added": 50, "repeats": 1},
+        {"trays": 10_000, "entries": 200, "added": 1000, "repeats": 5},
     ),
     "rerun": Question(
         "No-op re-run",

@@ -221,7 +221,12 @@ class Bench:
         """Start PostgreSQL, and make the database that others are copies of."""
         create_roles(self._server.start())
         _maintain(self._server.dsn, f"CREATE DATABASE {_TEMPLATE}")
-        nowhere = World(self.folder, self._address(_TEMPLATE), "http://127.0.0.1:1", "none", {}, {})
+        self._migrate(_TEMPLATE)
+
+    def _migrate(self, name: str, script: str = "") -> None:
+        nowhere = World(self.folder, self._address(name), "http://127.0.0.1:1", "none", {}, {})
+        if script:
+            nowhere.query(script)
         with closing(Database(nowhere.settings)) as database:
             migrate(database)
 
@@ -237,17 +242,19 @@ class Bench:
         return path
 
     @contextmanager
-    def world(self, *options: str) -> Iterator[World]:
+    def world(self, *options: str, project: Path | None = None) -> Iterator[World]:
         """Give a database without a batch and a Storage server without an object, with options of its command.
 
-        Both are removed at the end of the block.
+        `project` is a script for what an app has before our migrations. Both are removed at the end of the block.
         """
         self._worlds += 1
         name = f"world{self._worlds}"
         postgres = self._server.pid
         assert postgres is not None
-        _maintain(self._server.dsn, f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        _maintain(self._server.dsn, f"CREATE DATABASE {name} TEMPLATE {'template1' if project else _TEMPLATE}")
         try:
+            if project:
+                self._migrate(name, project.read_text(encoding="utf-8"))
             with running_storage(self.folder / f"storage-{name}", *options) as (url, key, pid):
                 processes = {"PostgreSQL": postgres, "Storage": pid}
                 yield World(self.folder, self._address(name), url, key, processes, {})
