@@ -18,6 +18,7 @@ from pipeline.dataset.detections import detections_of, photo_of, rank_of
 from pipeline.dataset.frame import LARGE, contradiction, frame_of
 from pipeline.dataset.records import Deviation, Folder, Notice, Reject
 from pipeline.errors import BadInput, UnfinishedError
+from pipeline.steps.in_use import not_adopted
 
 #: Maximum number of buffered entries and rejects, and bytes of buffered detections.
 _PAGE = 2000
@@ -90,6 +91,7 @@ def stage_annotations(
     connection.execute("create_photos", batch_id=batch_id, force=force)
     for statement in ("analyze_photos", "drop_skipped_rejects", "add_unknown"):
         connection.execute(statement)
+    connection.execute("add_not_adopted_photos", message=not_adopted(connection.command))
     width, height = frame_of(coordinates)
     connection.execute("create_boxes", exif_turned=exif_turned, frame_width=width, frame_height=height)
     connection.execute("analyze_boxes")

@@ -37,6 +37,7 @@ from pipeline.dataset.records import (
 from pipeline.errors import RefusedError, UsageError, printable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.annotations import Staged, copy_found, stage_annotations
+from pipeline.steps.in_use import leave_in_use, not_adopted
 from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
 from pipeline.units import counted
@@ -209,6 +210,7 @@ def _stage_dataset(
         rejected = {row.code for row in connection.execute("count_found_rejects")}
         if not found.found and not rejected:
             _refuse_empty(connection, source)
+        connection.execute("add_not_adopted", message=not_adopted(connection.command))
         connection.execute("add_vanished", source=request.source)
     with metrics.timed("discover_inspect"), ThreadPoolExecutor(min(8, request.threads)) as executor:
         done = 0
@@ -219,6 +221,8 @@ def _stage_dataset(
             progress(found.found, done)
 
         last = _stage(connection, request, executor, advance, files)
+        if request.force:
+            leave_in_use(connection, request.batch_id, source)
         _count_left(connection, source, last, executor, advance, files)
         return found, connection.one("count_beyond", after=last).beyond
 

@@ -15,6 +15,7 @@ from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
 from pipeline.errors import ClaimedError, HeldError, PipelineError, RefusedError, UnfinishedError
 from pipeline.observe.metrics import Metrics
+from pipeline.steps.in_use import set_aside
 from pipeline.storage import Storage
 from pipeline.units import counted
 
@@ -67,7 +68,7 @@ def transform_batch(
         if reason := find_reason(connection, batch_id, weight, max_rejects):
             hold_back(connection, batch_id, reason)
             return batch_state.held_error(connection, batch_id)
-        if _set_aside(connection, batch_id):
+        if set_aside(connection, batch_id):
             return True
         report("publishing the rows of the batch, all in one transaction")
         parts, numbers = [], metrics.copy()
@@ -92,18 +93,6 @@ def transform_batch(
             outcome = database.run(work, timeout=0)
     if isinstance(outcome, PipelineError):
         raise outcome
-
-
-def _set_aside(connection: Connection, batch_id: str) -> bool:
-    """Plan the commit, and leave out recognitions that are in use; return whether there are any."""
-    used: dict[int, list[str]] = {}
-    for row in connection.execute("plan_batch", batch_id=batch_id):
-        used.setdefault(row.recognition_id, []).append(f"{row.table} ({counted(row.referencing, 'row')})")
-    if used:
-        why = "the recognition stays as it is, since rows of others reference what would be deleted: "
-        messages = [why + ", ".join(tables) for tables in used.values()]
-        connection.execute("set_aside", batch_id=batch_id, recognition_ids=list(used), messages=messages)
-    return bool(used)
 
 
 def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) -> list[int]:

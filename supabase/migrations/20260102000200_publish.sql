@@ -60,6 +60,24 @@ $$;
 
 -- What readers see, and what stands in the way
 
+CREATE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether a finished batch of kind 'load' has a recognition. What none has is of others: their own, or not adopted yet.
+    SELECT EXISTS (
+        SELECT FROM ingest.manifest m
+        JOIN ingest.batches b ON b.id = m.batch_id
+        WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done')
+$$;
+
+CREATE FUNCTION ingest.is_there(recognition bigint) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether the domain has rows of a recognition. No key ties a recipe to it: one may be left of a recognition that went.
+    SELECT EXISTS (SELECT FROM public.recognitions r WHERE r.id = recognition)
+        OR EXISTS (SELECT FROM public.recipes r WHERE r.recognition_id = recognition)
+$$;
+
 CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, camera integer, besides text)
 RETURNS SETOF text
 LANGUAGE sql STABLE
@@ -528,13 +546,49 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION ingest.plan_stale_lines() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out the part of pg_temp.stale that follows from the receipts alone.
+BEGIN
+    CREATE TEMP TABLE stale (relation oid NOT NULL, id bigint NOT NULL, recognition_id bigint) ON COMMIT DROP;
+    CREATE INDEX ON pg_temp.stale (relation, id);
+
+    INSERT INTO pg_temp.stale
+    SELECT 'public.recipe_lines'::regclass, l.id, l.recognition_id
+    FROM pg_temp.present_lines l
+    WHERE NOT EXISTS (SELECT FROM pg_temp.wanted_lines w WHERE w.line_id = l.id);
+
+    INSERT INTO pg_temp.stale
+    SELECT 'public.recipe_line_options'::regclass, o.id, d.recognition_id
+    FROM pg_temp.stale d
+    JOIN public.recipe_line_options o ON o.recipe_line_id = d.id
+    WHERE d.relation = 'public.recipe_lines'::regclass;
+
+    INSERT INTO pg_temp.stale
+    SELECT 'public.recipes'::regclass, p.id, t.recognition_id
+    FROM pg_temp.affected t
+    JOIN public.recipes p ON p.recognition_id = t.recognition_id
+    LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    -- That of an adopted recognition stays without lines, so that those can come back to it.
+    WHERE t.existing AND r.receipt IS NULL
+        AND NOT (t.was_adopted AND ingest.is_adopted_row('public.recipes', p.id));
+
+    INSERT INTO pg_temp.stale
+    SELECT 'public.initial_tray_items'::regclass, i.id, i.recognition_id
+    FROM pg_temp.present_items i
+    WHERE i.source <> 'MODEL' AND NOT EXISTS (SELECT FROM pg_temp.wanted_items w WHERE w.item_id = i.id);
+    ANALYZE pg_temp.stale;
+END
+$$;
+
 CREATE FUNCTION ingest.plan_stale() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out pg_temp.stale: what the domain has of pg_temp.affected, and is wanted no more. OFFSET 0 keeps the planner
 -- from beginning with a table of the domain.
 BEGIN
-    CREATE TEMP TABLE stale (relation oid NOT NULL, id bigint NOT NULL, recognition_id bigint) ON COMMIT DROP;
+    PERFORM ingest.plan_stale_lines();
     IF NOT EXISTS (SELECT FROM pg_temp.affected WHERE existing) THEN
         RETURN;
     END IF;
@@ -559,31 +613,11 @@ BEGIN
     SELECT 'public.initial_tray_items'::regclass, i.id, i.recognition_id
     FROM pg_temp.present_items i
     JOIN pg_temp.affected t USING (recognition_id)
-    WHERE NOT EXISTS (SELECT FROM pg_temp.wanted_items w WHERE w.item_id = i.id)
+    WHERE i.source = 'MODEL' AND NOT EXISTS (SELECT FROM pg_temp.wanted_items w WHERE w.item_id = i.id)
         AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections d WHERE d.item_id = i.id)
-        AND NOT (i.source = 'MODEL' AND t.batch_id IS NOT NULL AND EXISTS (
+        AND NOT (t.batch_id IS NOT NULL AND EXISTS (
             SELECT FROM public.initial_annotations a
             WHERE a.initial_tray_item_id = i.id AND a.source IS DISTINCT FROM 'MODEL'));
-
-    INSERT INTO pg_temp.stale
-    SELECT 'public.recipe_lines'::regclass, l.id, l.recognition_id
-    FROM pg_temp.present_lines l
-    WHERE NOT EXISTS (SELECT FROM pg_temp.wanted_lines w WHERE w.line_id = l.id);
-
-    INSERT INTO pg_temp.stale
-    SELECT 'public.recipe_line_options'::regclass, o.id, d.recognition_id
-    FROM pg_temp.stale d
-    JOIN public.recipe_line_options o ON o.recipe_line_id = d.id
-    WHERE d.relation = 'public.recipe_lines'::regclass;
-
-    INSERT INTO pg_temp.stale
-    SELECT 'public.recipes'::regclass, p.id, t.recognition_id
-    FROM pg_temp.affected t
-    JOIN public.recipes p ON p.recognition_id = t.recognition_id
-    LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
-    -- That of an adopted recognition stays without lines, so that those can come back to it.
-    WHERE t.existing AND r.receipt IS NULL
-        AND NOT (t.was_adopted AND ingest.is_adopted_row('public.recipes', p.id));
 
     INSERT INTO pg_temp.stale
     SELECT 'public.images'::regclass, i.id, t.recognition_id
@@ -620,13 +654,14 @@ BEGIN
         GROUP BY e.id, t.recognition_id;
     END IF;
 
-    -- A menu goes with the last recognition that had it.
+    -- A menu goes with the last recognition that had it: it stays if one of them does.
     INSERT INTO pg_temp.stale
-    SELECT 'public.menus'::regclass, m.id, NULL
-    FROM (SELECT DISTINCT p.menu_id
+    SELECT 'public.menus'::regclass, m.id, candidate.recognition_id
+    FROM (SELECT p.menu_id, min(p.id) AS recognition_id
           FROM pg_temp.affected t
           JOIN public.recognitions p ON p.id = t.recognition_id
-          WHERE t.existing AND p.menu_id IS NOT NULL) candidate
+          WHERE t.existing AND p.menu_id IS NOT NULL
+          GROUP BY p.menu_id) candidate
     JOIN public.menus m ON m.id = candidate.menu_id
     WHERE NOT EXISTS (SELECT FROM pg_temp.menu_of o WHERE o.content_sha256 = m.content_sha256)
         AND NOT EXISTS (
@@ -634,11 +669,10 @@ BEGIN
             WHERE p.menu_id = m.id AND NOT EXISTS (SELECT FROM pg_temp.affected t WHERE t.recognition_id = p.id));
 
     INSERT INTO pg_temp.stale
-    SELECT 'public.menu_items'::regclass, i.id, NULL
+    SELECT 'public.menu_items'::regclass, i.id, d.recognition_id
     FROM pg_temp.stale d
     JOIN public.menu_items i ON i.menu_id = d.id
     WHERE d.relation = 'public.menus'::regclass;
-    CREATE INDEX ON pg_temp.stale (relation, id);
     ANALYZE pg_temp.stale;
 END
 $$;
@@ -649,10 +683,13 @@ AS $$
 BEGIN
     CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
     ANALYZE pg_temp.affected;
-    -- Work on a recognition that begins now waits for the commit, and then finds its new rows.
+    -- Work on a recognition that begins now waits for the commit, and then finds its new rows; so does a choice.
     PERFORM FROM public.recognitions r
     WHERE r.id IN (SELECT t.recognition_id FROM pg_temp.affected t WHERE t.existing)
     ORDER BY r.id FOR UPDATE;
+    PERFORM FROM public.initial_tray_items i
+    WHERE i.recognition_id IN (SELECT t.recognition_id FROM pg_temp.affected t WHERE t.existing)
+    ORDER BY i.id FOR UPDATE;
     PERFORM ingest.plan_lines();
     PERFORM ingest.plan_items();
     PERFORM ingest.plan_detections();
@@ -741,8 +778,17 @@ BEGIN
     LEFT JOIN public.menus m ON m.content_sha256 = o.content_sha256
     ORDER BY t.recognition_id
     ON CONFLICT (id) DO UPDATE
-        SET batch_id = excluded.batch_id, menu_id = excluded.menu_id, captured_on = excluded.captured_on;
+        SET batch_id = excluded.batch_id, menu_id = excluded.menu_id, captured_on = excluded.captured_on
+        WHERE EXISTS (SELECT FROM pg_temp.affected t WHERE t.recognition_id = excluded.id AND t.existing);
     GET DIAGNOSTICS written = ROW_COUNT;
+    IF EXISTS (
+        SELECT FROM pg_temp.affected t
+        JOIN public.recognitions r ON r.id = t.recognition_id
+        WHERE NOT t.existing AND r.batch_id IS DISTINCT FROM t.batch_id)
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'another program inserted a recognition of this batch in the meantime';
+    END IF;
     RETURN written + ingest.restore_adopted_recognitions();
 END
 $$;
@@ -1024,7 +1070,8 @@ SET join_collapse_limit = 1
 AS $$
 -- Plan to make the domain show every recognition of a batch of kind 'load' in the batch's version, or the annotations of
 -- a batch of kind 'qwen'; a recognition that is not there (its batch was reset meanwhile) gets those when it is loaded
--- again. Return which recognitions are in use: rows that others wrote reference what would be deleted.
+-- again. Return which recognitions are in use: rows that others wrote reference what would be deleted. Leave out of the
+-- plan those that are of others, and return them without a table.
 DECLARE
     kind CONSTANT text := (SELECT b.kind FROM ingest.batches b WHERE b.id = batch);
     annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
@@ -1034,11 +1081,20 @@ BEGIN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT r.recognition_id, r.batch_id,
             CASE WHEN annotated THEN ingest.newest_annotations(r.recognition_id, batch) END AS qwen_batch_ids,
-            EXISTS (SELECT FROM public.recognitions p WHERE p.id = r.recognition_id) AS existing, false AS is_adopted,
+            ingest.is_there(r.recognition_id) AS existing, false AS is_adopted,
             adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted
         FROM raw.receipts r
         WHERE r.batch_id = batch;
+        RETURN QUERY
+        DELETE FROM pg_temp.affected t
+        WHERE t.existing AND NOT ingest.is_on_record(t.recognition_id)
+        RETURNING t.recognition_id, NULL::regclass, NULL::bigint;
     ELSE
+        RETURN QUERY
+        SELECT p.id, NULL::regclass, NULL::bigint
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        WHERE m.batch_id = batch AND NOT m.rejected AND NOT ingest.is_on_record(p.id);
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, shown.id AS batch_id, ARRAY[
                 CASE WHEN 1 = ANY (m.cameras) THEN m.batch_id ELSE former[1] END,
@@ -1059,6 +1115,38 @@ BEGIN
     FROM ingest.find_references(true) f
     GROUP BY f.recognition_id, f.app
     ORDER BY f.recognition_id, f.app;
+END
+$$;
+
+CREATE FUNCTION ingest.find_in_use(batch text)
+RETURNS TABLE (recognition_id bigint, app regclass, referencing bigint)
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
+AS $$
+-- Return which recognitions are in use, of those that are there and whose receipts discovery has copied to raw.receipts
+-- to ask. This looks at receipts alone and locks nothing; the commit looks again.
+BEGIN
+    CREATE TEMP TABLE affected ON COMMIT DROP AS
+    SELECT r.recognition_id, r.batch_id, true AS existing, false AS is_adopted,
+        ingest.was_adopted(r.recognition_id, batch) AS was_adopted
+    FROM raw.receipts r WHERE r.batch_id = batch;
+    CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
+    ANALYZE pg_temp.affected;
+    PERFORM ingest.plan_adopted();
+    PERFORM ingest.plan_lines();
+    PERFORM ingest.plan_items();
+    PERFORM ingest.plan_stale_lines();
+    RETURN QUERY
+    SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
+    FROM ingest.find_references(false) f
+    GROUP BY f.recognition_id, f.app
+    ORDER BY f.recognition_id, f.app;
+    DELETE FROM raw.receipts r WHERE r.batch_id = batch;
 END
 $$;
 

@@ -1,5 +1,9 @@
 -- Discovery of an annotations file: entries in temporary tables, then boxes, claims, manifest and raw rows.
 
+-- name: add_not_adopted_photos
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT recognition_id, path, 'not_adopted', :message, true FROM pg_temp.photos WHERE of_others
+
 -- name: add_unknown
 -- A photo of a recognition that is not loaded is a reject of its own.
 INSERT INTO pg_temp.found (recognition_id, path, code, message)
@@ -122,7 +126,7 @@ CREATE TEMP TABLE entries (
 -- several times, the key that sorts last in natural order counts, and of equal keys the last.
 CREATE TEMP TABLE photos ON COMMIT DROP AS
 SELECT e.*, i.id AS image_id, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
-    i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AS is_free
+    known.of_others, i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AS is_free
 FROM (
     SELECT DISTINCT ON (recognition_id, camera_number) *
     FROM pg_temp.entries
@@ -138,6 +142,9 @@ CROSS JOIN LATERAL (
     SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a
         WHERE a.image_id = i.id AND a.source = 'MODEL') AS there
 ) annotated
+CROSS JOIN LATERAL (
+    SELECT i.id IS NOT NULL AND NOT annotated.there AND NOT ingest.is_on_record(e.recognition_id) AS of_others
+) known
 
 -- name: create_staged_annotations
 -- A photo without any detection is loaded only to take the place of a former version.

@@ -17,6 +17,11 @@ FROM lost
 WHERE b.id = :batch_id
 RETURNING b.already_loaded, b.held_elsewhere, b.held_by
 
+-- name: add_not_adopted
+-- Recognitions that are there and that no finished batch has: they stay as they are.
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT recognition_id, paths[1], 'not_adopted', :message, true FROM pg_temp.candidates WHERE of_others
+
 -- name: add_vanished
 -- Recognitions that were loaded from this source and are not in a folder that cannot be read; each is told once.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
@@ -39,7 +44,9 @@ ANALYZE pg_temp.found
 ANALYZE pg_temp.staged
 
 -- name: count_beyond
-SELECT count(*) AS beyond FROM pg_temp.candidates WHERE recognition_id > :after AND NOT loaded AND holder IS NULL
+SELECT count(*) AS beyond
+FROM pg_temp.candidates
+WHERE recognition_id > :after AND NOT loaded AND NOT of_others AND holder IS NULL
 
 -- name: count_claims
 SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
@@ -49,8 +56,9 @@ SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
 SELECT count(*) AS found,
     coalesce(sum(cardinality(paths) - 1), 0)::bigint AS superseded_copies,
     count(*) FILTER (WHERE loaded) AS already_loaded,
-    count(*) FILTER (WHERE NOT loaded AND holder IS NOT NULL) AS held_elsewhere,
-    coalesce(array_agg(DISTINCT holder) FILTER (WHERE NOT loaded AND holder IS NOT NULL), '{}') AS held_by
+    count(*) FILTER (WHERE NOT loaded AND NOT of_others AND holder IS NOT NULL) AS held_elsewhere,
+    coalesce(array_agg(DISTINCT holder) FILTER (WHERE NOT loaded AND NOT of_others AND holder IS NOT NULL), '{}')
+        AS held_by
 FROM pg_temp.candidates
 
 -- name: count_found_notices
@@ -62,7 +70,8 @@ SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL AND N
 -- name: create_candidates
 -- Each recognition with its folders, the newest first, and what stands in the way of loading it.
 CREATE TEMP TABLE candidates ON COMMIT DROP AS
-SELECT f.recognition_id, f.paths, known.loaded, c.batch_id AS holder
+SELECT f.recognition_id, f.paths, known.loaded, c.batch_id AS holder,
+    NOT known.loaded AND ingest.is_there(f.recognition_id) AND NOT ingest.is_on_record(f.recognition_id) AS of_others
 FROM (
     SELECT recognition_id, array_agg(path ORDER BY rank, path COLLATE "C" DESC) AS paths
     FROM pg_temp.found
@@ -106,6 +115,24 @@ CREATE TEMP TABLE staged (
 DELETE FROM ingest.claims c
 WHERE c.batch_id = :batch_id AND NOT :force
     AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = c.recognition_id)
+
+-- name: drop_in_use
+-- Their photos are not sent; their files are not taken.
+WITH left_out AS (
+    DELETE FROM pg_temp.staged s
+    USING unnest(CAST(:recognition_ids AS bigint[]), CAST(:messages AS text[])) AS u (recognition_id, message)
+    WHERE s.recognition_id = u.recognition_id
+    RETURNING s.recognition_id, s.photo_paths[1] AS path, u.message
+)
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT recognition_id, regexp_replace(path, '(/photos)?/[^/]*$', '', 'i'), 'in_use', message, true FROM left_out
+
+-- name: find_in_use
+SELECT f.recognition_id, n.nspname || '.' || c.relname AS "table", f.referencing
+FROM ingest.find_in_use(:batch_id) f
+JOIN pg_class c ON c.oid = f.app
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY f.recognition_id, 2
 
 -- name: index_candidates
 CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
@@ -163,7 +190,7 @@ JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = s.recognition_id 
 -- name: list_candidates
 SELECT recognition_id, paths
 FROM pg_temp.candidates
-WHERE recognition_id > :after AND NOT loaded AND holder IS NULL
+WHERE recognition_id > :after AND NOT loaded AND NOT of_others AND holder IS NULL
 ORDER BY recognition_id
 LIMIT :count
 
@@ -175,13 +202,22 @@ ORDER BY path COLLATE "C"
 LIMIT :count
 
 -- name: list_left
--- The recognitions that are not inspected: loaded, held by another batch, or beyond the limit; and a photo as loaded.
+-- The recognitions that are not inspected: loaded, held by another batch, of others, or beyond the limit; and a photo as
+-- loaded.
 SELECT c.recognition_id, c.paths, c.loaded, m.photo_paths[1] AS photo
 FROM pg_temp.candidates c
 LEFT JOIN public.recognitions r ON r.id = c.recognition_id
 LEFT JOIN ingest.manifest m ON m.batch_id = r.batch_id AND m.recognition_id = r.id
-WHERE c.recognition_id > :after AND (c.loaded OR c.holder IS NOT NULL OR c.recognition_id > :last)
+WHERE c.recognition_id > :after AND (c.loaded OR c.of_others OR c.holder IS NOT NULL OR c.recognition_id > :last)
 ORDER BY c.recognition_id
+LIMIT :count
+
+-- name: list_present
+-- The inputs to load whose recognition is there already.
+SELECT s.recognition_id, s.receipt_path, s.receipt_size, s.receipt_mtime
+FROM pg_temp.staged s
+WHERE s.recognition_id > :after AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = s.recognition_id)
+ORDER BY s.recognition_id
 LIMIT :count
 
 -- name: list_near_notices

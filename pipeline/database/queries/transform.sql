@@ -22,21 +22,39 @@ WHERE m.batch_id = :batch_id AND m.shard = :shard AND NOT m.rejected
 ORDER BY m.recognition_id::text COLLATE "C", c
 
 -- name: plan_batch
--- The recognitions of a batch whose change would delete rows that others reference, with table and number of rows.
+-- The recognitions of a batch that stay as they are: their change would delete rows that others reference, with table and
+-- number of rows; or, without a table, no batch has them on record.
 SELECT p.recognition_id, n.nspname || '.' || c.relname AS "table", p.referencing
 FROM ingest.plan_batch(:batch_id) p
-JOIN pg_class c ON c.oid = p.app
-JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_class c ON c.oid = p.app
+LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY p.recognition_id, 2
 
 -- name: set_aside
--- Leave recognitions out of a batch, since they are in use; their objects are removed with those of rejects.
-WITH noticed AS (
-    INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
-    SELECT m.batch_id, m.recognition_id, regexp_replace(m.photo_paths[1], '(/photos)?/[^/]*$', ''), 'in_use', u.message,
-        'transform'
-    FROM unnest(CAST(:recognition_ids AS bigint[]), CAST(:messages AS text[])) AS u (recognition_id, message)
+-- Leave recognitions out of a batch; their objects are removed with those of rejects, and their files are not taken. The
+-- notices are for recognitions, or for photos of annotations.
+WITH left_out AS (
+    SELECT m.*, u.code, u.message
+    FROM unnest(CAST(:recognition_ids AS bigint[]), CAST(:codes AS text[]), CAST(:messages AS text[]))
+        AS u (recognition_id, code, message)
     JOIN ingest.manifest m ON m.batch_id = :batch_id AND m.recognition_id = u.recognition_id
+), noticed AS (
+    INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
+    SELECT m.batch_id, m.recognition_id,
+        CASE WHEN m.cameras IS NULL THEN regexp_replace(path, '(/photos)?/[^/]*$', '', 'i') ELSE path END, m.code, m.message,
+        'transform'
+    FROM left_out m
+    CROSS JOIN LATERAL unnest(m.photo_paths) WITH ORDINALITY AS photo (path, n)
+    WHERE n = 1 OR m.cameras IS NOT NULL
+    ORDER BY m.recognition_id, n
+), files AS (
+    UPDATE ingest.batches b
+    SET files = b.files || jsonb_build_object('used', (b.files -> 'used')::bigint - m.files,
+        'not_taken', (b.files -> 'not_taken')::bigint + m.files)
+    FROM (
+        SELECT sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path))::bigint AS files FROM left_out
+    ) m
+    WHERE b.id = :batch_id AND b.kind = 'load'
 ), photos AS (
     DELETE FROM raw.photos WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
 ), receipts AS (
@@ -78,7 +96,10 @@ LIMIT 1
 -- name: count_usable
 -- How much of a batch can be used and how much is rejected, in recognitions, or in photos of annotations. Fresh is a
 -- reject unless an earlier batch from the same source has recorded the same. A photo is rejected if no box of it is left.
-WITH rejected AS (
+-- What stays as it is could have been used.
+WITH left_out AS (
+    SELECT recognition_id FROM ingest.notices WHERE batch_id = :batch_id AND code IN ('in_use', 'not_adopted')
+), rejected AS (
     SELECT bool_and(EXISTS (
             SELECT FROM ingest.rejects e
             JOIN ingest.batches f ON f.id = e.batch_id
@@ -88,6 +109,7 @@ WITH rejected AS (
         )) AS known
     FROM ingest.batches b
     JOIN ingest.rejects r ON r.batch_id = b.id
+        AND (r.recognition_id IS NULL OR r.recognition_id NOT IN (SELECT recognition_id FROM left_out))
     CROSS JOIN LATERAL (SELECT regexp_replace(r.path, '.*[/\\]', '') AS name) last
     CROSS JOIN LATERAL (SELECT CASE WHEN last.name ~* 'main' THEN 1 WHEN last.name ~* 'qualifying' THEN 2
         WHEN r.path ~* 'main' THEN 1 ELSE 2 END AS camera) photo
@@ -104,7 +126,7 @@ WITH rejected AS (
 )
 SELECT b.kind, b.source, b.found, b.already_loaded, b.held_elsewhere, b.held_by, b.held_reason, b.released_at,
     manifest.listed, r.rejected, r.fresh,
-    CASE b.kind WHEN 'load' THEN manifest.listed ELSE (
+    (SELECT count(*) FROM left_out) + CASE b.kind WHEN 'load' THEN manifest.listed ELSE (
         SELECT count(*)
         FROM (SELECT DISTINCT d.recognition_id, d.camera_number FROM raw.detections d WHERE d.batch_id = b.id) photo
     ) END AS usable

@@ -1,0 +1,81 @@
+"""Recognitions that stay as they are: people's work depends on them, or no batch has them on record.
+
+Discovery leaves out what it knows of, so that it is not uploaded; the commit looks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.database import Connection, line_of
+from pipeline.dataset.documents import check_receipt, json_of
+from pipeline.dataset.records import File
+from pipeline.errors import BadInput
+from pipeline.steps.read import read_file
+from pipeline.units import counted
+
+_PAGE = 2000
+_IN_USE = "the recognition stays as it is, since rows of others reference what would be deleted: "
+
+
+def not_adopted(command: Callable[[str], str]) -> str:
+    """Return the sentence about a recognition that is there, and that no finished batch has."""
+    return f"the recognition stays as it is, since no batch has it on record: `{command('adopt')}` puts it there"
+
+
+def leave_in_use(connection: Connection, batch_id: str, source: Path) -> None:
+    """Take recognitions out of pg_temp.staged whose new receipt would delete rows that others reference."""
+    after = -1
+    while page := connection.execute("list_present", after=after, count=_PAGE):
+        after = page[-1].recognition_id
+        columns = ("batch_id", "recognition_id", "receipt")
+        connection.copy_lines("raw.receipts", columns, _receipts(batch_id, source, page))
+    if after >= 0:
+        found = _left_out(connection, "find_in_use", batch_id)
+        connection.execute(
+            "drop_in_use", recognition_ids=list(found), messages=[message for _, message in found.values()]
+        )
+
+
+def set_aside(connection: Connection, batch_id: str) -> bool:
+    """Plan the commit, and leave out recognitions that are to stay as they are; return whether there are any.
+
+    Their objects are removed with those of rejects, after this transaction and before the one that publishes the rest.
+    """
+    found = _left_out(connection, "plan_batch", batch_id)
+    if found:
+        codes, messages = zip(*found.values(), strict=True)
+        connection.execute("delete_notices_rejected", batch_id=batch_id, recognition_ids=list(found))
+        left_out = {"recognition_ids": list(found), "codes": list(codes), "messages": list(messages)}
+        connection.execute("set_aside", batch_id=batch_id, **left_out)
+    return bool(found)
+
+
+def _left_out(connection: Connection, query: str, batch_id: str) -> dict[int, tuple[str, str]]:
+    """Return code and sentence of each recognition that a query found."""
+    tables: dict[int, list[str]] = {}
+    for row in connection.execute(query, batch_id=batch_id):
+        names = tables.setdefault(row.recognition_id, [])
+        if row.table is not None:
+            names.append(f"{row.table} ({counted(row.referencing, 'row')})")
+    message = not_adopted(connection.command)
+    return {
+        number: ("in_use", _IN_USE + ", ".join(names)) if names else ("not_adopted", message)
+        for number, names in tables.items()
+    }
+
+
+def _receipts(batch_id: str, source: Path, rows: Iterable[Any]) -> Iterator[bytes]:
+    """Yield lines of raw.receipts; the upload rejects what cannot be read."""
+    for row in rows:
+        content = None
+        try:
+            if row.receipt_path is not None:
+                content = read_file(source, File(row.receipt_path, row.receipt_size, row.receipt_mtime), "json")
+                check_receipt(content)
+                content = json_of(content)
+        except BadInput:
+            continue
+        yield line_of((batch_id, row.recognition_id, content))
