@@ -21,6 +21,7 @@ import pytest
 from pipeline.config import Settings
 from pipeline.sample.writer import ANNOTATIONS
 from tests import world
+from tests.people import NOTES, People
 from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset
 
@@ -77,6 +78,34 @@ def qwen(runner: Runner, settings: Settings, first: Path, second: Path) -> Scena
         partial(world.compare, settings, world.wanted(shown, qwen=second / ANNOTATIONS)),
         partial(world.compare, settings, world.wanted(shown, qwen=first / ANNOTATIONS)),
     )
+
+
+def worked_on(runner: Runner, settings: Settings, first: Path, second: Path) -> Scenario:
+    """Forced, where work on one recognition is older than the load, and on another begins after its upload."""
+    dsn = settings.database_url.reveal()
+    assert runner("load", "--source", first, "--batch-id", "b1").code == 0
+    known, late, *others = sorted(world.folders(first))
+    world.query(dsn, NOTES)
+    people = People(dsn, "own")
+    people.begin(known)
+    people.begin_at("copy", late)
+    loaded = world.wanted((first, "b1", [known, late]), (second, "b2", others), superseded=[(first, "b1", others)])
+    files = sum(path.is_file() for path in second.rglob("*"))
+
+    def check_loaded() -> None:
+        world.compare(settings, loaded)
+        notices = "SELECT recognition_id, step FROM ingest.notices WHERE code = 'in_use' ORDER BY id"
+        assert world.query(dsn, notices) == [(known, "discover"), (late, "transform")]
+        ((found,),) = world.query(dsn, "SELECT files FROM ingest.batches WHERE id = 'b2'")
+        assert (sum(found.values()), found["rejected"], found["not_taken"]) == (files, 0, 8)
+
+    def check_unloaded() -> None:
+        world.compare(settings, world.wanted((first, "b1", None)))
+        people.end(late)
+        world.query(dsn, "DELETE FROM public.begun")
+
+    command = ("load", "--source", second, "--batch-id", "b2", "--force")
+    return Scenario(command, ("reset", "--batch-id", "b2", "--confirm"), check_loaded, check_unloaded)
 
 
 def unusable(dataset: Path) -> Path:
@@ -146,7 +175,7 @@ def test_killed_while_it_is_held_or_published_a_batch_is_published_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [load, forced, qwen])
+@pytest.mark.parametrize("make", [load, forced, qwen, worked_on])
 def test_killed_between_any_two_writes_the_same_command_ends_as_if_undisturbed(
     make: Callable[[Runner, Settings, Path, Path], Scenario],
     runner: Runner,

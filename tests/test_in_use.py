@@ -1,0 +1,454 @@
+"""What people work on stays as it is, and so does what no batch has on record; the rest of a batch goes on."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+import pytest
+
+from embedded_supabase.postgres.server import EmbeddedPostgres
+from pipeline.config import Settings
+from pipeline.database import Database
+from pipeline.database.migrate import migrate
+from pipeline.errors import DatabaseUnavailable
+from tests import annotating, world
+from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
+from tests.people import NOTES, WORK, People
+from tests.services import MakeDataset, fresh_database
+from tests.test_app_project import APP
+
+run = annotating.run
+dsn = annotating.dsn
+
+
+@pytest.fixture(params=["app", "own"])
+def project(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres, template_database: str, project: str) -> Iterator[str]:
+    """A database of the app's, or an empty one with a table of others."""
+    template = "template1" if project == "app" else template_database
+    with fresh_database(postgres_server.dsn, f"{project}_{uuid.uuid4().hex}", template) as url:
+        world.query(url, APP.read_text(encoding="utf-8") if project == "app" else NOTES)
+        yield url
+
+
+@pytest.fixture
+def people(settings: Settings, database: Database, project: str) -> People:
+    migrate(database)
+    return People(settings.database_url.reveal(), project)
+
+
+def changed(dataset: Path) -> list[int]:
+    """Change the receipts of a dataset so that each loses its first line; return its recognitions."""
+    for number in ids_of(dataset):
+        give_receipt(dataset, number, RECEIPT[1:])
+    return ids_of(dataset)
+
+
+@pytest.fixture
+def dataset(run: Run, people: People, own_dataset: MakeDataset) -> Path:
+    """Three recognitions that were loaded as b1."""
+    folder = own_dataset(3)
+    for number in ids_of(folder):
+        give_receipt(folder, number, RECEIPT)
+    assert run("load", "--source", folder, "--batch-id", "b1").code == 0
+    return folder
+
+
+def notices(dsn: str, batch_id: str) -> list[tuple[Any, ...]]:
+    """Return which recognitions a batch left as they are, the code and the step."""
+    statement = """
+        SELECT recognition_id, code, step FROM ingest.notices
+        WHERE batch_id = %s AND code IN ('in_use', 'not_adopted') ORDER BY id"""
+    return world.query(dsn, statement, (batch_id,))
+
+
+def shown(dsn: str, numbers: list[int]) -> list[str]:
+    rows = world.query(dsn, "SELECT batch_id FROM public.recognitions WHERE id = ANY (%s) ORDER BY id", (numbers,))
+    return [batch_id for (batch_id,) in rows]
+
+
+def files_of(dsn: str, dataset: Path, batch_id: str) -> dict[str, int]:
+    """Return the files of a batch by class, which add up."""
+    ((files,),) = world.query(dsn, "SELECT ingest.files_of(b) FROM ingest.batches b WHERE id = %s", (batch_id,))
+    assert sum(files.values()) == sum(path.is_file() for path in dataset.rglob("*"))
+    return {name: count for name, count in files.items() if count}
+
+
+def rows_of(dsn: str, number: int) -> list[list[tuple[Any, ...]]]:
+    """Return what the domain has of a recognition, ids included."""
+    own = "WHERE recognition_id = {0}"
+    lines = "WHERE recipe_id IN (SELECT id FROM public.recipes WHERE recognition_id = {0})"
+    conditions = {
+        "recognitions": "WHERE id = {0}",
+        "images": own,
+        "recipes": own,
+        "recipe_lines": lines,
+        "recipe_line_options": f"WHERE recipe_line_id IN (SELECT id FROM public.recipe_lines {lines})",
+        "initial_tray_items": own,
+        "initial_annotations": f"WHERE image_id IN (SELECT id FROM public.images {own})",
+        "recognition_active_menu_items": own,
+    }
+    return [
+        world.query(dsn, f"SELECT x.*::text FROM public.{name} x {condition.format(number)} ORDER BY 1")
+        for name, condition in conditions.items()
+    ]
+
+
+def test_what_is_in_use_is_neither_sent_nor_changed(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str
+) -> None:
+    first, *others = changed(dataset)
+    people.begin(first)
+    before = rows_of(dsn, first)
+    dry = run("load", "--source", dataset, "--batch-id", "b2", "--force", "--dry-run", "--json")
+    assert (dry.code, json.loads(dry.out)["notices"]["in_use"]) == (0, 1)
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--force", "--json")
+    assert done.code == 0, done.err
+    assert notices(dsn, "b2") == [(first, "in_use", "discover")]
+    summary = json.loads(done.out)
+    assert summary["recognitions_processed"] == 2
+    assert summary["operations"]["storage_upload"]["ops"] == 4
+    assert rows_of(dsn, first) == before
+    assert shown(dsn, ids_of(dataset)) == ["b1", "b2", "b2"]
+    per_tray = sum(path.is_file() for path in world.folders(dataset)[first].rglob("*"))
+    assert files_of(dsn, dataset, "b2")["not_taken"] == per_tray
+    assert {key.split("/")[2] for key in world.objects(settings) if key.startswith("b2/")} == set(map(str, others))
+    assert world.inconsistencies(settings) == []
+    # An incremental load does not send it, a forced one does once it is free.
+    assert run("load", "--source", dataset, "--batch-id", "b3").code == 0
+    assert run("load", "--source", dataset, "--batch-id", "b4", "--force").code == 0
+    assert notices(dsn, "b3") == []
+    assert notices(dsn, "b4") == [(first, "in_use", "discover")]
+    people.end(first)
+    assert run("load", "--source", dataset, "--batch-id", "b5", "--force").code == 0
+    assert notices(dsn, "b5") == []
+    assert shown(dsn, ids_of(dataset)) == ["b5", "b5", "b5"]
+    assert run("verify").code == 0
+
+
+def test_work_that_the_new_version_keeps_does_not_stop_it(run: Run, people: People, dataset: Path, dsn: str) -> None:
+    numbers = ids_of(dataset)
+    for number in numbers:
+        people.begin(number)
+        give_receipt(dataset, number, [{"Count": 1, "Dishes": [{"Name": "Квас", "ExternalId": "9"}]}, *RECEIPT])
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert (notices(dsn, "b2"), shown(dsn, numbers)) == ([], ["b2"] * 3)
+
+
+@pytest.mark.parametrize("step", ["discover", "transform"])
+def test_a_batch_of_nothing_but_what_is_in_use_is_done(
+    step: str, run: Run, people: People, dataset: Path, settings: Settings, dsn: str
+) -> None:
+    numbers = changed(dataset)
+    for number in numbers[1:]:
+        people.begin(number)
+    if step == "discover":
+        people.begin(numbers[0])
+    else:
+        people.begin_at("copy", numbers[0])
+    before = [rows_of(dsn, number) for number in numbers]
+    objects = world.objects(settings)
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert done.code == 0, done.err
+    assert "Batch b2 is done: 0 recognitions" in done.err + done.out
+    assert sorted(notices(dsn, "b2"))[0] == (numbers[0], "in_use", step)
+    assert sorted(number for number, *_ in notices(dsn, "b2")) == numbers
+    assert [rows_of(dsn, number) for number in numbers] == before
+    assert files_of(dsn, dataset, "b2").get("rejected") is None
+    assert world.objects(settings) == objects
+    assert world.inconsistencies(settings) == []
+    again = run("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert again.code == 0
+    assert run("reset", "--batch-id", "b2", "--confirm").code == 0
+    assert [rows_of(dsn, number) for number in numbers] == before
+
+
+def test_rejects_beside_what_is_in_use_do_not_hold_the_batch(run: Run, people: People, dataset: Path, dsn: str) -> None:
+    first, second, third = changed(dataset)
+    people.begin(first)
+    people.begin_at("upload", second)
+    for number in (third,):
+        next(world.folders(dataset)[number].rglob("*_Main.jpg")).unlink()
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert done.code == 0, done.err
+    assert [(number, code) for number, code, _ in notices(dsn, "b2")] == [(first, "in_use"), (second, "in_use")]
+    files = files_of(dsn, dataset, "b2")
+    assert files["not_taken"] == 8
+    assert "used" not in files
+
+
+def test_annotations_that_people_work_on_stay_and_the_rest_goes_on(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, second, _ = numbers = ids_of(dataset)
+    cameras = ("Main", "Qualifying")
+    values = {key_of(one, camera): value_of("dish_0", "dish_7", "plate") for one in numbers for camera in cameras}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    people.begin(first)
+    before = rows_of(dsn, first)
+    values = {key: value_of("dish_1") for key in values}
+    bad = values[key_of(first)]["dishes"]["qwen_detections"]
+    bad.append({"bbox_2d": [1, 1, 1, 1], "label": "dish_0"})
+    done = run("load-qwen", "--file", write(tmp_path / "2.json", values), "--batch-id", "q2", "--force")
+    assert done.code == 0, done.err
+    assert notices(dsn, "q2") == [(first, "in_use", "transform")] * 2
+    assert rows_of(dsn, first) == before
+    labels = "SELECT a.label FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id"
+    assert world.query(dsn, f"{labels} WHERE i.recognition_id = {second}") == [("dish_1",)] * 2
+    assert world.inconsistencies(settings) == []
+    assert run("reset", "--batch-id", "q2", "--confirm").code == 0
+    assert rows_of(dsn, first) == before
+
+
+def test_annotations_are_done_where_all_photos_are_in_use(
+    run: Run, people: People, dataset: Path, dsn: str, tmp_path: Path
+) -> None:
+    numbers = ids_of(dataset)
+    values = {key_of(one): value_of("dish_7", "plate") for one in numbers}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    for number in numbers:
+        people.begin(number)
+    values = {key_of(one): value_of("dish_0") for one in numbers}
+    done = run("load-qwen", "--file", write(tmp_path / "2.json", values), "--batch-id", "q2", "--force")
+    assert done.code == 0, done.err
+    assert notices(dsn, "q2") == [(number, "in_use", "transform") for number in numbers]
+
+
+# Recognitions that no batch has on record
+
+
+SCRIPT = """
+    INSERT INTO public.recognitions (id, batch_id) VALUES ({0}, 'batch_20250601_021500');
+    INSERT INTO public.images (recognition_id, camera_number, storage_path, width, height)
+    SELECT {0}, c, format('recognitions/{0}/camera%s.jpg', c), 640, 480 FROM generate_series(1, 2) AS c;
+    INSERT INTO public.recipes (recognition_id, raw_payload) VALUES ({0}, '[]');
+    INSERT INTO public.recipe_lines (recipe_id, line_number, quantity, raw_name)
+    SELECT id, 1, 1, 'soup' FROM public.recipes WHERE recognition_id = {0};
+    INSERT INTO public.initial_tray_items (recognition_id, item_type, source, metadata)
+    VALUES ({0}, 'PLATE', 'MODEL', '{{"qwen_label": "plate"}}')
+"""
+
+
+def script(dsn: str, number: int) -> None:
+    """Load a recognition as another tool would."""
+    world.query(dsn, SCRIPT.format(number))
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)], ids=["incremental", "forced"])
+def test_what_no_batch_has_on_record_is_neither_sent_nor_changed(
+    options: tuple[str, ...], run: Run, people: People, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(3)
+    first, *others = ids_of(dataset)
+    script(dsn, first)
+    before = rows_of(dsn, first)
+    done = run("load", "--source", dataset, "--batch-id", "b1", *options)
+    assert done.code == 0, done.err
+    assert notices(dsn, "b1") == ([(first, "not_adopted", "discover")] if options else [])
+    assert ("`python -m pipeline adopt`" in done.out + done.err) == bool(options)
+    assert rows_of(dsn, first) == before
+    assert {key.split("/")[2] for key in world.objects(settings)} == set(map(str, others))
+    assert files_of(dsn, dataset, "b1")["not_taken" if options else "unchanged"] == 4
+    assert world.inconsistencies(settings) == []
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert rows_of(dsn, first) == before
+
+
+def test_a_forced_load_of_nothing_that_is_on_record_is_done(
+    run: Run, people: People, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(3)
+    for number in ids_of(dataset):
+        script(dsn, number)
+    done = run("load", "--source", dataset, "--batch-id", "b1", "--force")
+    assert done.code == 0, done.err
+    assert [code for _, code, _ in notices(dsn, "b1")] == ["not_adopted"] * 3
+    assert world.objects(settings) == {}
+
+
+@pytest.mark.parametrize("statement", [SCRIPT, "INSERT INTO public.recipes (recognition_id) VALUES ({0})"])
+@pytest.mark.parametrize("options", [(), ("--force",)], ids=["incremental", "forced"])
+def test_what_another_tool_inserts_during_a_load_is_not_written_over(
+    statement: str,
+    options: tuple[str, ...],
+    run: Run,
+    people: People,
+    own_dataset: MakeDataset,
+    settings: Settings,
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = own_dataset(3)
+    first, *others = ids_of(dataset)
+    monkeypatch.setitem(WORK, people.project, (statement, ""))
+    people.begin_at("upload", first)
+    done = run("load", "--source", dataset, "--batch-id", "b1", *options)
+    assert done.code == 0, done.err
+    assert notices(dsn, "b1") == [(first, "not_adopted", "transform")]
+    assert files_of(dsn, dataset, "b1")["not_taken"] == 4
+    assert {key.split("/")[2] for key in world.objects(settings)} == set(map(str, others))
+    found = world.query(dsn, "SELECT batch_id FROM public.recognitions WHERE id = %s", (first,))
+    assert found == ([("batch_20250601_021500",)] if statement is SCRIPT else [])
+    # Later loads pass over it.
+    assert run("load", "--source", dataset, "--batch-id", "b2").code == 0
+    assert {key.split("/")[0] for key in world.objects(settings)} == {"b1"}
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert world.query(dsn, "SELECT count(*) FROM public.recipes WHERE recognition_id = %s", (first,)) == [(1,)]
+
+
+def test_a_recognition_inserted_while_its_batch_commits_is_found_by_the_next_attempt(
+    run: Run, people: People, own_dataset: MakeDataset, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = own_dataset(2)
+    first, second = ids_of(dataset)
+    inserted: list[int] = []
+    original = Database.run
+
+    def watched(database: Database, work: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        """Insert once, between the plan and the publication."""
+
+        def wrapped(connection: Any) -> Any:
+            execute = connection.execute
+
+            def one(name: str, /, **parameters: object) -> Any:
+                if name == "transform_batch" and not inserted:
+                    inserted.append(first)
+                    script(dsn, first)
+                return execute(name, **parameters)
+
+            connection.execute = one
+            return work(connection)
+
+        return original(database, wrapped, *values, **options)
+
+    monkeypatch.setattr(Database, "run", watched)
+    monkeypatch.setenv("PIPELINE_RETRY_BACKOFF_FACTOR", "1.01")
+    before_and_after = run("load", "--source", dataset, "--batch-id", "b1")
+    assert before_and_after.code == 0, before_and_after.err
+    assert inserted == [first]
+    assert notices(dsn, "b1") == [(first, "not_adopted", "transform")]
+    assert shown(dsn, [first, second]) == ["batch_20250601_021500", "b1"]
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)], ids=["incremental", "forced"])
+def test_photos_that_no_batch_has_on_record_get_no_boxes(
+    options: tuple[str, ...],
+    run: Run,
+    people: People,
+    dataset: Path,
+    settings: Settings,
+    dsn: str,
+    tmp_path: Path,
+) -> None:
+    first, *_ = ids_of(dataset)
+    script(dsn, 7)
+    before = rows_of(dsn, 7)
+    values = {
+        key_of(one, camera): value_of("dish_0", "plate") for one in (7, first) for camera in ("Main", "Qualifying")
+    }
+    done = run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1", *options)
+    assert done.code == 0, done.err
+    assert notices(dsn, "q1") == [(7, "not_adopted", "discover")] * 2
+    assert rows_of(dsn, 7) == before
+    assert annotating.annotated(dsn) - {90001, 90002, 90003} == {first}
+    # Nor do photos of nothing else hold a batch.
+    alone = {key: value for key, value in values.items() if "recognition_7/" in key}
+    done = run("load-qwen", "--file", write(tmp_path / "2.json", alone), "--batch-id", "q2", *options)
+    assert done.code == 0, done.err
+    for name in ("q2", "q1"):
+        assert run("reset", "--batch-id", name, "--confirm").code == 0
+    assert rows_of(dsn, 7) == before
+
+
+def test_a_reset_leaves_what_another_tool_loaded_in_the_place_of_a_batch(
+    run: Run, people: People, dataset: Path, dsn: str, tmp_path: Path
+) -> None:
+    first, *_ = ids_of(dataset)
+    values = {key_of(first): value_of("dish_0", "plate")}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    script(dsn, first)
+    box = """
+        INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, bbox)
+        SELECT i.id, t.id, '{{"x": 1, "y": 2, "w": 3, "h": 4}}'
+        FROM public.images i JOIN public.initial_tray_items t USING (recognition_id) WHERE i.recognition_id = {0}
+    """
+    world.query(dsn, box.format(first))
+    before = rows_of(dsn, first)
+    assert run("reset", "--batch-id", "q1", "--confirm").code == 0
+    assert rows_of(dsn, first) == before
+
+
+def test_a_batch_with_the_name_of_another_tool_takes_none_of_its_rows(
+    run: Run, people: People, own_dataset: MakeDataset, dsn: str
+) -> None:
+    script(dsn, 7)
+    before = rows_of(dsn, 7)
+    assert run("load", "--source", own_dataset(2), "--batch-id", "batch_20250601_021500").code == 0
+    assert run("reset", "--batch-id", "batch_20250601_021500", "--confirm").code == 0
+    assert rows_of(dsn, 7) == before
+
+
+# While a batch commits
+
+
+def test_a_choice_during_the_commit_waits_for_it(run: Run, people: People, dataset: Path, dsn: str) -> None:
+    numbers = ids_of(dataset)
+    receipts = (
+        "INSERT INTO raw.receipts (batch_id, recognition_id, receipt) SELECT 'b2', id, '[]' FROM public.recognitions"
+    )
+    copied = """
+        INSERT INTO ingest.batches (id, kind, state, source, bucket) VALUES ('b2', 'load', 'loading', '/', 'x')
+    """
+    world.query(dsn, copied)
+    world.query(dsn, f"{receipts} WHERE id = ANY (%s)", (numbers,))
+    with closing(psycopg2.connect(dsn)) as committing, committing.cursor() as cursor:
+        cursor.execute("SELECT * FROM ingest.plan_batch('b2')")
+        assert cursor.fetchall() == []
+        for table in ("initial_tray_items", "recognitions"):
+            key = "recognition_id" if table == "initial_tray_items" else "id"
+            change = f"UPDATE public.{table} SET {key} = {key} WHERE {key} = {numbers[0]}"
+            with pytest.raises(psycopg2.errors.LockNotAvailable):
+                world.query(dsn, f"SET lock_timeout = '50ms'; {change}")
+
+
+def test_a_menu_that_others_reference_stays_with_one_of_its_recognitions(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str
+) -> None:
+    numbers = ids_of(dataset)
+    world.query(
+        dsn,
+        "CREATE TABLE public.menu_marks (menu_id bigint REFERENCES public.menus (id));"
+        "INSERT INTO public.menu_marks SELECT id FROM public.menus",
+    )
+    for path in dataset.rglob("*AM.json"):
+        path.unlink()
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert done.code == 0, done.err
+    menus = world.query(dsn, "SELECT count(*) FROM public.menus")[0][0]
+    left = [number for number, code, _ in notices(dsn, "b2") if code == "in_use"]
+    assert len(left) == menus >= 1
+    assert shown(dsn, numbers).count("b1") == len(left)
+    assert world.inconsistencies(settings) == []
+
+
+def test_an_insertion_during_the_commit_is_transient(dsn: str, people: People, database: Database) -> None:
+    with pytest.raises(DatabaseUnavailable), database.transaction() as connection:
+        connection.run_script(
+            "CREATE TEMP TABLE affected AS SELECT 5::bigint AS recognition_id, 'b1' AS batch_id, false AS existing,"
+            " false AS is_adopted, false AS was_adopted, NULL::text[] AS qwen_batch_ids"
+        )
+        connection.run_script("CREATE TEMP TABLE menu_of (batch_id text, sha256 text, content_sha256 text)")
+        world.query(dsn, "INSERT INTO public.recognitions (id) VALUES (5)")
+        connection.run_script("SELECT ingest.publish_recognitions()")
