@@ -17,7 +17,6 @@ from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
-from pipeline.errors import DatabaseUnavailable
 from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
 from tests.people import NOTES, WORK, People
@@ -405,14 +404,13 @@ def test_a_batch_with_the_name_of_another_tool_takes_none_of_its_rows(
 
 def test_a_choice_during_the_commit_waits_for_it(run: Run, people: People, dataset: Path, dsn: str) -> None:
     numbers = ids_of(dataset)
-    receipts = (
-        "INSERT INTO raw.receipts (batch_id, recognition_id, receipt) SELECT 'b2', id, '[]' FROM public.recognitions"
+    world.query(
+        dsn,
+        "INSERT INTO ingest.batches (id, kind, state, source, bucket) VALUES ('b2', 'load', 'loading', '/', 'x');"
+        "INSERT INTO raw.receipts (batch_id, recognition_id, receipt)"
+        " SELECT 'b2', id, '[]' FROM public.recognitions WHERE id = ANY (%s)",
+        (numbers,),
     )
-    copied = """
-        INSERT INTO ingest.batches (id, kind, state, source, bucket) VALUES ('b2', 'load', 'loading', '/', 'x')
-    """
-    world.query(dsn, copied)
-    world.query(dsn, f"{receipts} WHERE id = ANY (%s)", (numbers,))
     with closing(psycopg2.connect(dsn)) as committing, committing.cursor() as cursor:
         cursor.execute("SELECT * FROM ingest.plan_batch('b2')")
         assert cursor.fetchall() == []
@@ -441,14 +439,3 @@ def test_a_menu_that_others_reference_stays_with_one_of_its_recognitions(
     assert len(left) == menus >= 1
     assert shown(dsn, numbers).count("b1") == len(left)
     assert world.inconsistencies(settings) == []
-
-
-def test_an_insertion_during_the_commit_is_transient(dsn: str, people: People, database: Database) -> None:
-    with pytest.raises(DatabaseUnavailable), database.transaction() as connection:
-        connection.run_script(
-            "CREATE TEMP TABLE affected AS SELECT 5::bigint AS recognition_id, 'b1' AS batch_id, false AS existing,"
-            " false AS is_adopted, false AS was_adopted, NULL::text[] AS qwen_batch_ids"
-        )
-        connection.run_script("CREATE TEMP TABLE menu_of (batch_id text, sha256 text, content_sha256 text)")
-        world.query(dsn, "INSERT INTO public.recognitions (id) VALUES (5)")
-        connection.run_script("SELECT ingest.publish_recognitions()")

@@ -281,7 +281,7 @@ def test_a_forced_load_is_a_new_version_that_keeps_the_ids(
     ]
 
 
-def test_a_forced_load_that_would_delete_a_referenced_row_is_refused_and_changes_nothing(
+def test_a_forced_load_that_would_delete_referenced_rows_changes_nothing(
     run_pipeline: RunPipeline, own_dataset: MakeDataset, settings: Settings
 ) -> None:
     dsn = settings.database_url.reveal()
@@ -295,12 +295,13 @@ def test_a_forced_load_that_would_delete_a_referenced_row_is_refused_and_changes
     before = world.dump(dsn)
     for path in dataset.rglob("*correct_dishes.json"):
         path.unlink()
-    refused = run_pipeline("load", "--source", dataset, "--batch-id", "b2", "--force")
-    assert refused.returncode == 4
-    assert "app_marks" in refused.stderr
+    done = run_pipeline("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert done.returncode == 0
+    assert re.search(r"in_use: \S+/recognition_\d+: the recognition stays as it is", done.stdout)
+    assert "public.app_marks (" in done.stdout
     assert world.dump(dsn) == before
     world.query(dsn, "DROP TABLE public.app_marks")
-    assert run_pipeline("load", "--source", dataset, "--batch-id", "b2", "--force").returncode == 0
+    assert run_pipeline("load", "--source", dataset, "--batch-id", "b3", "--force").returncode == 0
     assert world.domain(dsn).lines == []
     assert world.domain(dsn).items == []
 

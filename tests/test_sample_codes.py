@@ -26,6 +26,7 @@ ABSENT = {
     "in_use": "an app works with what was loaded",
     "adopted_without_photo": "another tool has loaded before",
     "adopted_without_size": "another tool has loaded before",
+    "not_adopted": "another tool loaded recognitions",
     "annotations_other_photo": "a photo is replaced after its annotations were loaded",
     "annotations_empty": "the sample has detections for each of its photos",
 }

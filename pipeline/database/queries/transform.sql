@@ -31,8 +31,8 @@ LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY p.recognition_id, 2
 
 -- name: set_aside
--- Leave recognitions out of a batch; their objects are removed with those of rejects, and their files are not taken. The
--- notices are for recognitions, or for photos of annotations.
+-- Leave recognitions out of a batch; their objects are removed with those of rejects. The notices are for recognitions, or
+-- for photos of annotations.
 WITH left_out AS (
     SELECT m.*, u.code, u.message
     FROM unnest(CAST(:recognition_ids AS bigint[]), CAST(:codes AS text[]), CAST(:messages AS text[]))
@@ -47,14 +47,6 @@ WITH left_out AS (
     CROSS JOIN LATERAL unnest(m.photo_paths) WITH ORDINALITY AS photo (path, n)
     WHERE n = 1 OR m.cameras IS NOT NULL
     ORDER BY m.recognition_id, n
-), files AS (
-    UPDATE ingest.batches b
-    SET files = b.files || jsonb_build_object('used', (b.files -> 'used')::bigint - m.files,
-        'not_taken', (b.files -> 'not_taken')::bigint + m.files)
-    FROM (
-        SELECT sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path))::bigint AS files FROM left_out
-    ) m
-    WHERE b.id = :batch_id AND b.kind = 'load'
 ), photos AS (
     DELETE FROM raw.photos WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
 ), receipts AS (
@@ -64,6 +56,17 @@ WITH left_out AS (
 )
 UPDATE ingest.manifest SET rejected = true
 WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+
+-- name: set_aside_files
+-- They are not taken, instead of used.
+UPDATE ingest.batches b
+SET files = b.files || jsonb_build_object('used', (b.files -> 'used')::bigint - m.files,
+    'not_taken', (b.files -> 'not_taken')::bigint + m.files)
+FROM (
+    SELECT sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path))::bigint AS files
+    FROM ingest.manifest WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+) m
+WHERE b.id = :batch_id AND b.kind = 'load'
 
 -- name: transform_batch
 SELECT operation, rows_written, seconds FROM ingest.transform_batch(:batch_id)
