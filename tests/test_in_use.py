@@ -439,3 +439,30 @@ def test_a_menu_that_others_reference_stays_with_one_of_its_recognitions(
     assert len(left) == menus >= 1
     assert shown(dsn, numbers).count("b1") == len(left)
     assert world.inconsistencies(settings) == []
+
+
+def test_an_adopted_recognition_is_loaded_by_force_once_nobody_works_on_it(
+    run: Run, people: People, own_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = own_dataset(3)
+    first, second, _ = ids_of(dataset)
+    for number in (first, second):
+        script(dsn, number)
+    assert run("load", "--source", dataset, "--batch-id", "b0").code == 0
+    adopted = run("adopt", "--confirm")
+    assert adopted.code == 0, adopted.err
+    world.query(dsn, "CREATE TABLE public.line_marks (line bigint REFERENCES public.recipe_lines (id))")
+    lines = "SELECT l.id FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id WHERE recognition_id ="
+    world.query(dsn, f"INSERT INTO public.line_marks {lines} {first}")
+    before = rows_of(dsn, first)
+    done = run("load", "--source", dataset, "--batch-id", "b1", "--force")
+    assert done.code == 0, done.err
+    assert notices(dsn, "b1") == [(first, "in_use", "discover")]
+    assert rows_of(dsn, first) == before
+    assert shown(dsn, ids_of(dataset)) == ["batch_20250601_021500", "b1", "b1"]
+    world.query(dsn, "DROP TABLE public.line_marks")
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert shown(dsn, ids_of(dataset)) == ["b2"] * 3
+    for name in ("b2", "b1"):
+        assert run("reset", "--batch-id", name, "--confirm").code == 0
+    assert rows_of(dsn, first) == before
