@@ -21,6 +21,7 @@ from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
+from tests import world
 from tests.runner import ForkServer, start_forked
 from tests.services import (
     MakeDataset,
@@ -37,6 +38,11 @@ from tests.services import (
 )
 
 SMALL_PHOTO = (160, 120)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests' databases be those of a project: an empty one, or that of an app with trays and work in it."""
+    parser.addoption("--project", choices=("empty", "app"), default="empty", help="what the tests' databases hold")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -81,10 +87,18 @@ def postgres_server(short_folder: Path) -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture(scope="session")
-def template_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+def is_app(pytestconfig: pytest.Config) -> bool:
+    """Whether the tests' databases are an app's project."""
+    return bool(pytestconfig.getoption("project") == "app")
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: EmbeddedPostgres, is_app: bool) -> Iterator[str]:
     """The name of a database with all migrations, to copy; nobody is connected to it."""
     name = "migrated"
     with fresh_database(postgres_server.dsn, name) as url:
+        if is_app:
+            world.query(url, world.APP.read_text(encoding="utf-8"))
         nowhere = StorageServer("http://127.0.0.1:1", "", "none", Path())
         settings = local_settings(url, nowhere, "none", Path())
         with closing(Database(settings)) as database:
@@ -93,10 +107,12 @@ def template_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
-    """The address of a database of this test's own, with all migrations."""
+def database_url(postgres_server: EmbeddedPostgres, template_database: str, is_app: bool) -> Iterator[str]:
+    """The address of a database of this test's own, with all migrations; what an app has in it has to stay."""
     with fresh_database(postgres_server.dsn, f"test_{uuid.uuid4().hex}", template_database) as url:
+        before = world.others(url) if is_app else {}
         yield url
+        assert not is_app or world.others(url) == before
 
 
 @pytest.fixture

@@ -46,7 +46,9 @@ def rows_of(dsn: str, columns: list[tuple[object, ...]]) -> dict[str, list[tuple
     tables: dict[str, list[str]] = {}
     for schema, table, column, *_ in columns:
         tables.setdefault(f"{schema}.{table}", []).append(f'"{column}"')
-    return {name: world.query(dsn, f"SELECT {', '.join(own)} FROM {name} ORDER BY 1") for name, own in tables.items()}
+    return {
+        name: sorted(world.query(dsn, f"SELECT {', '.join(own)} FROM {name}"), key=str) for name, own in tables.items()
+    }
 
 
 def catalogue(dsn: str) -> dict[str, list[tuple[object, ...]]]:

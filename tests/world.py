@@ -24,6 +24,8 @@ from pipeline.config import Settings
 from pipeline.database.queries import statement
 from pipeline.steps.verify import CHECKS
 
+#: What makes an empty database the project of an app, with trays of its own.
+APP = Path(__file__).with_name("app_project.sql")
 DOMAIN = (
     "recognitions",
     "images",
@@ -48,35 +50,76 @@ OURS = (
     "ingest.rejects",
 )
 
+#: The trays that an app's project has of its own.
+_OTHERS = "BETWEEN 90001 AND 90099"
+#: The recognition that a row is of.
+_RECOGNITION = {
+    "public.recognitions": "id",
+    "public.recipe_lines": "(SELECT p.recognition_id FROM public.recipes p WHERE p.id = recipe_id)",
+    "public.recipe_line_options": "(SELECT p.recognition_id FROM public.recipes p"
+    " JOIN public.recipe_lines l ON l.recipe_id = p.id WHERE l.id = recipe_line_id)",
+    **dict.fromkeys(
+        ("public.initial_annotations", "public.work_annotations", "public.split_annotations"),
+        "(SELECT i.recognition_id FROM public.images i WHERE i.id = image_id)",
+    ),
+    **dict.fromkeys(
+        (
+            *("public.images", "public.recipes", "public.initial_tray_items", "public.recognition_active_menu_items"),
+            *("public.validation_work_log", "public.work_items", "public.test_split_log", "public.split_items"),
+            *("raw.recognition_files", "raw.recipes", "raw.qwen_annotations"),
+        ),
+        "recognition_id",
+    ),
+}
+
+
+def ours(table: str) -> str:
+    """Return the condition by which rows of a table are not of the trays that an app has of its own."""
+    return f"{_RECOGNITION[table]} NOT {_OTHERS}" if table in _RECOGNITION else "true"
+
+
+def others(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all that an app's project has of its own trays."""
+    texts = {
+        name: f"SELECT t::text FROM {name} t WHERE {column} {_OTHERS} ORDER BY 1"
+        for name, column in _RECOGNITION.items()
+    }
+    return dict(zip(texts, queries(dsn, texts.values()), strict=True))
+
+
 _FIRST = itemgetter(0)
 _ITEM_KEY = itemgetter(0, 1, 2, 3, 4)
-_RECOGNITIONS = "SELECT id, batch_id, captured_on::text FROM public.recognitions ORDER BY id"
-_MENUS = """
+_RECOGNITIONS = f"SELECT id, batch_id, captured_on::text FROM public.recognitions WHERE id NOT {_OTHERS} ORDER BY id"
+_MENUS = f"""
     SELECT recognition_id, external_id, name, category, price, metadata
-    FROM public.recognition_active_menu_items ORDER BY recognition_id, external_id, name
+    FROM public.recognition_active_menu_items WHERE recognition_id NOT {_OTHERS}
+    ORDER BY recognition_id, external_id, name
 """
-_IMAGES = """
+_IMAGES = f"""
     SELECT recognition_id, camera_number, storage_path, width, height, byte_size, sha256
-    FROM public.images ORDER BY recognition_id, camera_number
+    FROM public.images WHERE recognition_id NOT {_OTHERS} ORDER BY recognition_id, camera_number
 """
-_LINES = """
+_LINES = f"""
     SELECT p.recognition_id, l.line_number, l.quantity, l.has_ambiguity, l.raw_name,
         (SELECT array_agg(o.external_id ORDER BY o.id) FROM public.recipe_line_options o WHERE o.recipe_line_id = l.id),
         (SELECT array_agg(o.name ORDER BY o.id) FROM public.recipe_line_options o WHERE o.recipe_line_id = l.id)
-    FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id ORDER BY 1, 2
+    FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id
+    WHERE p.recognition_id NOT {_OTHERS} ORDER BY 1, 2
 """
-_ITEMS = """
+_ITEMS = f"""
     SELECT i.recognition_id, i.item_type::text, i.source::text, i.line_number, i.ordinal, i.menu_item_external_id,
         o.external_id
     FROM public.initial_tray_items i LEFT JOIN public.recipe_line_options o ON o.id = i.recipe_line_option_id
+    WHERE i.recognition_id NOT {_OTHERS}
     ORDER BY i.recognition_id, i.item_type::text, i.source::text, i.line_number, i.ordinal
 """
-_ANNOTATIONS = """
+_ANNOTATIONS = f"""
     SELECT p.recognition_id, p.camera_number, a.detection, a.bbox, a.source, i.item_type::text, i.source::text,
         i.line_number, i.ordinal
     FROM public.initial_annotations a
     JOIN public.images p ON p.id = a.image_id
     JOIN public.initial_tray_items i ON i.id = a.initial_tray_item_id AND i.recognition_id = p.recognition_id
+    WHERE p.recognition_id NOT {_OTHERS}
     ORDER BY p.recognition_id, p.camera_number, a.detection
 """
 
@@ -128,8 +171,8 @@ def without_ordinals(found: Domain) -> tuple[set[tuple[Any, ...]], list[tuple[An
 
 
 def counts(dsn: str) -> dict[str, int]:
-    """Return how many rows each of our tables has."""
-    found = queries(dsn, (f"SELECT count(*) FROM {name}" for name in OURS))
+    """Return how many rows each of our tables has, those of the app's own trays aside."""
+    found = queries(dsn, (f"SELECT count(*) FROM {name} WHERE {ours(name)}" for name in OURS))
     return {name: int(rows[0][0]) for name, rows in zip(OURS, found, strict=True)}
 
 
