@@ -30,25 +30,32 @@ def annotate(dsn: str, source: str = "HUMAN") -> None:
     world.query(
         dsn,
         "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, ordinal)"
-        " SELECT id, 'PLATE', 'MANUAL', 7 FROM public.recognitions ON CONFLICT DO NOTHING;"
+        f" SELECT id, 'PLATE', 'MANUAL', 7 FROM public.recognitions WHERE {world.ours('public.recognitions')}"
+        " ON CONFLICT DO NOTHING;"
         "INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)"
-        " SELECT i.id, (SELECT t.id FROM public.initial_tray_items t ORDER BY source::text DESC LIMIT 1), 77, '{}',"
-        f" '{source}'"
-        " FROM public.images i WHERE i.camera_number = 1",
+        " SELECT i.id, (SELECT t.id FROM public.initial_tray_items t WHERE t.recognition_id = i.recognition_id"
+        f" ORDER BY source::text DESC LIMIT 1), 77, '{{}}', '{source}'"
+        f" FROM public.images i WHERE i.camera_number = 1 AND {world.ours('public.images')}",
     )
 
 
 def of_others(dsn: str) -> list[tuple[object, ...]]:
     return world.query(
         dsn,
-        "SELECT 'box', id, initial_tray_item_id, source FROM public.initial_annotations WHERE source <> 'MODEL'"
+        "SELECT 'box', id, initial_tray_item_id, source FROM public.initial_annotations"
+        f" WHERE source <> 'MODEL' AND {world.ours('public.initial_annotations')}"
         " UNION ALL"
-        " SELECT 'item', id, NULL, source::text FROM public.initial_tray_items WHERE source = 'MANUAL' ORDER BY 1, 2",
+        " SELECT 'item', id, NULL, source::text FROM public.initial_tray_items"
+        f" WHERE source = 'MANUAL' AND {world.ours('public.initial_tray_items')} ORDER BY 1, 2",
     )
 
 
 def boxes(dsn: str) -> list[tuple[object, ...]]:
-    return world.query(dsn, "SELECT detection, bbox FROM public.initial_annotations WHERE source = 'MODEL' ORDER BY id")
+    ours = world.ours("public.initial_annotations")
+    return world.query(
+        dsn,
+        f"SELECT detection, bbox FROM public.initial_annotations WHERE source = 'MODEL' AND {ours} ORDER BY id",
+    )
 
 
 def notices(dsn: str, batch_id: str) -> list[tuple[object, ...]]:

@@ -32,7 +32,8 @@ def query(settings: Settings, statement: str, *values: object) -> list[tuple[Any
 
 def parts(settings: Settings, dataset: Path) -> list[world.Part]:
     """What each batch has of a dataset, as the domain says."""
-    shown = "SELECT batch_id, array_agg(id ORDER BY id) FROM public.recognitions GROUP BY batch_id ORDER BY batch_id"
+    ours = world.ours("public.recognitions")
+    shown = f"SELECT batch_id, array_agg(id ORDER BY id) FROM public.recognitions WHERE {ours} GROUP BY 1 ORDER BY 1"
     return [(dataset, batch_id, ids) for batch_id, ids in query(settings, shown)]
 
 

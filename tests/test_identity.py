@@ -18,21 +18,25 @@ run = annotating.run
 dsn = annotating.dsn
 
 MEANINGS = {
-    "annotation": """
+    "annotation": f"""
         SELECT a.id, i.recognition_id, i.camera_number, a.label, a.bbox::text
-        FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id""",
-    "pairing": "SELECT id, initial_tray_item_id FROM public.initial_annotations",
-    "item": """
+        FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id
+        WHERE i.{world.ours("public.images")}""",
+    "pairing": f"SELECT id, initial_tray_item_id FROM public.initial_annotations"
+    f" WHERE {world.ours('public.initial_annotations')}",
+    "item": f"""
         SELECT t.id, t.recognition_id, t.item_type, t.source, t.metadata ->> 'name',
             (SELECT array_agg(o.name ORDER BY o.name) FROM public.recipe_line_options o
              WHERE o.recipe_line_id = t.recipe_line_id)
-        FROM public.initial_tray_items t""",
-    "line": """
+        FROM public.initial_tray_items t WHERE {world.ours("public.initial_tray_items")}""",
+    "line": f"""
         SELECT l.id, p.recognition_id, l.quantity,
             (SELECT array_agg(o.external_id || o.name ORDER BY o.name) FROM public.recipe_line_options o
              WHERE o.recipe_line_id = l.id)
-        FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id""",
-    "option": "SELECT id, recipe_line_id, external_id, name FROM public.recipe_line_options",
+        FROM public.recipe_lines l JOIN public.recipes p ON p.id = l.recipe_id
+        WHERE p.{world.ours("public.recipes")}""",
+    "option": "SELECT id, recipe_line_id, external_id, name FROM public.recipe_line_options"
+    f" WHERE {world.ours('public.recipe_line_options')}",
 }
 
 
@@ -132,9 +136,12 @@ def test_no_line_option_or_item_comes_to_mean_another_dish(
     values = {key_of(number): value_of("dish_0", "dish_1", "dish_2", "plate") for number in ids_of(dataset)}
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
     assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
-    world.query(dsn, "UPDATE public.recipe_line_options SET model_score = id")
-    world.query(dsn, "UPDATE public.initial_annotations SET is_occluded = true")
-    world.query(dsn, "UPDATE public.initial_tray_items SET bottle_orientation = 'vertical'")
+    for table, change in (
+        ("recipe_line_options", "model_score = id"),
+        ("initial_annotations", "is_occluded = true"),
+        ("initial_tray_items", "bottle_orientation = 'vertical'"),
+    ):
+        world.query(dsn, f"UPDATE public.{table} SET {change} WHERE {world.ours(f'public.{table}')}")
     first, receipt = meanings(dsn), change(RECEIPT)
     for number in ids_of(dataset):
         give_receipt(dataset, number, receipt)
@@ -149,14 +156,17 @@ def test_no_line_option_or_item_comes_to_mean_another_dish(
     numbers = world.query(
         dsn,
         "SELECT count(*), count(DISTINCT (recipe_id, line_number)), max(line_number), min(line_number)"
-        " FROM public.recipe_lines",
+        f" FROM public.recipe_lines WHERE {world.ours('public.recipe_lines')}",
     )
     assert numbers == [(2 * len(receipt), 2 * len(receipt), len(receipt), 1)]
     stayed = [line for line in second["line"] if line in first["line"]]
     assert stayed
     changed = "SELECT count(*) FROM public.recipe_line_options WHERE model_score IS DISTINCT FROM id AND recipe_line_id"
     assert world.query(dsn, f"{changed} = ANY (%s)", (stayed,)) == [(0,)]
-    assert world.query(dsn, "SELECT bool_and(is_occluded) FROM public.initial_annotations") == [(True,)]
+    occluded = (
+        f"SELECT bool_and(is_occluded) FROM public.initial_annotations WHERE {world.ours('public.initial_annotations')}"
+    )
+    assert world.query(dsn, occluded) == [(True,)]
     assert world.inconsistencies(settings) == []
     assert run("reset", "--batch-id", "b2", "--confirm").code == 0
     third = meanings(dsn)

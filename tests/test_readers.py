@@ -14,17 +14,21 @@ import requests
 
 from pipeline.config import Settings
 from pipeline.sample.writer import ANNOTATIONS
+from tests import world
 from tests.runner import ForkServer, Runner
 from tests.services import MakeDataset
 
 #: Batch -> recognitions that are shown in its version, with their images; and the number of annotations.
 View = tuple[tuple[tuple[str, int, int], ...], int]
 
-_VIEW = """
+_VIEW = f"""
     SELECT r.batch_id, count(DISTINCT r.id), count(i.id)
     FROM public.recognitions r LEFT JOIN public.images i ON i.recognition_id = r.id
+    WHERE r.{world.ours("public.recognitions")}
     GROUP BY r.batch_id ORDER BY r.batch_id
 """
+_COUNT = f"SELECT count(*) FROM public.initial_annotations WHERE {world.ours('public.initial_annotations')}"
+_PATHS = f"SELECT storage_path, byte_size FROM public.images WHERE {world.ours('public.images')}"
 
 
 @dataclass
@@ -47,9 +51,9 @@ class Reader:
                 with connection, connection.cursor() as cursor:
                     cursor.execute(_VIEW)
                     batches = tuple(cursor.fetchall())
-                    cursor.execute("SELECT count(*) FROM public.initial_annotations")
+                    cursor.execute(_COUNT)
                     [(annotated,)] = cursor.fetchall()
-                    cursor.execute("SELECT storage_path, byte_size FROM public.images")
+                    cursor.execute(_PATHS)
                     paths = cursor.fetchall()
                 self.views.add((batches, annotated))
                 self.polls += 1

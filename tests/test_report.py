@@ -438,20 +438,24 @@ def test_the_page_of_a_load_shows_its_numbers_rejects_and_trays_with_the_boxes_o
     assert page.source.count('class="nopicture"') >= 2
     expected: dict[tuple[int, int], list[tuple[str, float, float, float, float]]] = {
         (number, camera): []
-        for (number,) in world.query(dsn, "SELECT id FROM public.recognitions")
+        for (number,) in world.query(
+            dsn, f"SELECT id FROM public.recognitions WHERE {world.ours('public.recognitions')}"
+        )
         for camera in (1, 2)
     }
     for number, camera, kind, bbox in world.query(
         dsn,
         "SELECT i.recognition_id, i.camera_number, t.item_type, a.bbox FROM public.initial_annotations a"
         " JOIN public.images i ON i.id = a.image_id"
-        " JOIN public.initial_tray_items t ON t.id = a.initial_tray_item_id ORDER BY a.id",
+        " JOIN public.initial_tray_items t ON t.id = a.initial_tray_item_id"
+        f" WHERE i.{world.ours('public.images')} ORDER BY a.id",
     ):
         corners = tuple(round(float(bbox[name]), 2) for name in ("x", "y", "w", "h"))
         expected[number, camera].append(({"FOOD": "dish", "PLATE": "plate"}[kind], *corners))  # type: ignore[arg-type]
     assert page.boxes == expected
     assert sum(map(len, expected.values())) > 50
-    for (name,) in world.query(dsn, "SELECT DISTINCT name FROM public.recipe_line_options"):
+    named = f"SELECT DISTINCT name FROM public.recipe_line_options WHERE {world.ours('public.recipe_line_options')}"
+    for (name,) in world.query(dsn, named):
         assert name in page.text
     assert set(page.charts) == {"timeline", "rate", "done", "latency"}
     assert len([text for text in page.charts["timeline"] if text.startswith("upload, ")]) == 1
@@ -510,7 +514,8 @@ def test_names_from_outside_are_text_and_nothing_else(
     load(dataset, "b1")
     load(dataset, "q1", qwen=True)
     clean = report("b1")
-    world.query(dsn, "UPDATE public.recipe_line_options SET name = %s", (hostile,))
+    theirs = world.ours("public.recipe_line_options")
+    world.query(dsn, f"UPDATE public.recipe_line_options SET name = %s WHERE {theirs}", (hostile,))
     world.query(dsn, "UPDATE ingest.batch_state SET worker = %s", (hostile,))
     world.query(
         dsn,
@@ -681,7 +686,7 @@ def test_what_the_bucket_lost_or_holds_otherwise_is_said_of_the_photo(
     load: LoadBatch, report: Report, settings: Settings, dsn: str, small_dataset: MakeDataset
 ) -> None:
     load(small_dataset(2), "b1")
-    keys = [key for (key,) in world.query(dsn, "SELECT storage_path FROM public.images ORDER BY storage_path")]
+    keys = sorted(row[2] for row in world.domain(dsn).images)
     with closing(Storage(settings)) as storage:
         storage.remove(keys[:1])
         storage.upload(keys[1], jpeg())
@@ -777,10 +782,11 @@ def test_many_boxes_and_items_are_cut_and_counted(
     world.query(
         dsn,
         "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, line_number, ordinal)"
-        " SELECT id, 'PLATE', 'MODEL', 0, n FROM public.recognitions, generate_series(1, 300) AS n;"
+        " SELECT id, 'PLATE', 'MODEL', 0, n FROM public.recognitions, generate_series(1, 300) AS n"
+        f" WHERE {world.ours('public.recognitions')};"
         "INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source)"
         """ SELECT i.id, t.id, 1000 + t.ordinal, '{"x": 1, "y": 1, "w": 1, "h": 1}', 'MODEL'"""
-        " FROM public.images i JOIN public.initial_tray_items t USING (recognition_id) WHERE t.item_type = 'PLATE'",
+        " FROM public.images i JOIN public.initial_tray_items t USING (recognition_id) WHERE t.line_number = 0",
     )
     page = report("b1")
     assert [len(boxes) for boxes in page.boxes.values()] == [MAXIMUM_BOXES] * 2
@@ -853,7 +859,7 @@ def test_the_largest_photos_there_may_be_fit_into_the_memory_of_a_process(
     load(small_dataset(2), "b1")
     content = jpeg(2896, 2896, progressive=True, subsampling=0)
     with closing(Storage(settings)) as storage:
-        for (key,) in world.query(dsn, "SELECT storage_path FROM public.images"):
+        for key in (row[2] for row in world.domain(dsn).images):
             storage.upload(key, content + bytes(MAXIMUM_PHOTO_BYTES - len(content)))
     arguments = ["report", "--batch-id", "b1", "--out", str(tmp_path / "page.html")]
     script = (

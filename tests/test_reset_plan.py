@@ -40,6 +40,8 @@ load = reset_support.load
 def ids(dsn: str) -> dict[str, set[Any]]:
     """Return the rows of public and raw, by what tells one from another."""
     texts = {f"public.{name}": f"SELECT id FROM public.{name}" for name in world.DOMAIN}
+    if world.query(dsn, "SELECT ingest.has_menu_table()") == [(True,)]:
+        texts["public.recognition_active_menu_items"] = "SELECT id FROM public.recognition_active_menu_items"
     texts |= {name: f"SELECT t::text FROM {name} t" for name in world.OURS if name.startswith("raw.")}
     return {name: {row[0] for row in found} for name, found in rows(dsn, **texts).items()}
 
@@ -193,7 +195,7 @@ def test_a_reference_that_arrives_while_the_reset_waits_for_it_refuses_the_reset
     world.query(dsn, "CREATE TABLE public.marks (image_id bigint REFERENCES public.images (id) ON DELETE CASCADE)")
     before = state(settings)
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
-        cursor.execute("INSERT INTO public.marks SELECT min(id) FROM public.images")
+        cursor.execute("INSERT INTO public.marks SELECT max(id) FROM public.images")
         running = Runner(fork_server, workdir, {}).start("reset", "--batch-id", "b1", "--confirm")
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"

@@ -208,9 +208,9 @@ def test_each_check_finds_what_contradicts_itself_and_nothing_in_a_sound_databas
 
 INCONSISTENT = {
     "of no batch": "INSERT INTO public.menus (id, content_sha256) OVERRIDING SYSTEM VALUE VALUES (1000000, 'x')",
-    "of a batch": "UPDATE public.images SET width = 1 WHERE camera_number = 1",
+    "of a batch": "UPDATE public.images SET width = 1 WHERE camera_number = 1 AND storage_path LIKE 'b1/%'",
     "of annotations": "DELETE FROM public.initial_annotations WHERE id = (SELECT min(id) FROM"
-    " public.initial_annotations WHERE image_id = (SELECT min(id) FROM public.images))",
+    " public.initial_annotations WHERE image_id = (SELECT min(id) FROM public.images WHERE detection IS NOT NULL))",
     "of a batch that was reset": "INSERT INTO ingest.batches (id, kind, state, source, bucket)"
     " VALUES ('zz', 'load', 'reset', '/', 'x'); INSERT INTO public.recognitions (id, batch_id) VALUES (1, 'zz')",
     "of a batch in another bucket": "UPDATE ingest.batches SET bucket = 'another' WHERE id = 'b2';"
