@@ -173,3 +173,104 @@ def test_no_line_option_or_item_comes_to_mean_another_dish(
     assert sorted(value for _, value in third["line"].items()) == sorted(first["line"].values())
     assert third["annotation"] == first["annotation"]
     assert world.inconsistencies(settings) == []
+
+
+LINES = [[{"Count": 1, "Dishes": [{"Name": name, "ExternalId": name}]}] for name in ("10", "20", "30")]
+FIRST, SECOND, THIRD = (line for [line] in LINES)
+
+
+def same_box(*labels: str, also: tuple[str, ...] = ()) -> Value:
+    """A photo on which all of these labels have one box, and others have boxes elsewhere."""
+    value = value_of(*labels, *also)
+    for kind in value.values():
+        for detection in kind["qwen_detections"]:
+            if detection["label"] in labels:
+                detection["bbox_2d"] = [5, 5, 60, 60]
+    return value
+
+
+#: The receipt and labels at first, then the receipt and the labels that come to one item.
+MEETING: dict[str, tuple[list[Any], Value, list[Any], Value]] = {
+    "one more line in front, then the label of the moved line": (
+        [FIRST, SECOND],
+        same_box("dish_0"),
+        [THIRD, FIRST, SECOND],
+        same_box("dish_0", "dish_1", also=("plate",)),
+    ),
+    "the first line goes, so that the second takes its place": (
+        [FIRST, SECOND],
+        same_box("dish_0", "dish_1"),
+        [SECOND, THIRD],
+        same_box("dish_0", "dish_1", also=("dish_0", "dish_0")),
+    ),
+    "a line comes back that the model alone saw": (
+        [FIRST],
+        same_box("dish_1", "dish_2"),
+        [SECOND, FIRST, THIRD],
+        same_box("dish_0", "dish_1", "dish_2"),
+    ),
+    "the labels follow the moved line": ([FIRST, SECOND], same_box("dish_0"), [SECOND, FIRST], same_box("dish_1")),
+}
+
+
+@pytest.mark.parametrize("case", MEETING)
+def test_labels_with_one_box_that_come_to_one_item_are_all_shown(
+    run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path, case: str
+) -> None:
+    receipt, value, latter_receipt, latter = MEETING[case]
+    dataset = own_dataset(2)
+    file = tmp_path / "annotations.json"
+
+    def load(batch_id: str, lines: list[Any]) -> None:
+        for number in ids_of(dataset):
+            give_receipt(dataset, number, lines)
+        done = run("load", "--source", dataset, "--batch-id", batch_id, "--force")
+        assert done.code == 0, done.err
+
+    def annotate(batch_id: str, value: Value) -> dict[str, dict[int, tuple[object, ...]]]:
+        write(file, {key_of(number, camera): value for number in ids_of(dataset) for camera in ("Main", "Qualifying")})
+        done = run("load-qwen", "--file", file, "--batch-id", batch_id, "--force")
+        assert done.code == 0, done.err
+        assert world.inconsistencies(settings) == []
+        found = meanings(dsn)
+        assert len(found["annotation"]) == 4 * sum(len(kind["qwen_detections"]) for kind in value.values())
+        return found
+
+    load("b1", receipt)
+    first = annotate("q1", value)
+    load("b2", latter_receipt)
+    second = annotate("q2", latter)
+    kept = first["annotation"].keys() & second["annotation"].keys()
+    assert {one: second["annotation"][one] for one in kept} == {one: first["annotation"][one] for one in kept}
+    assert annotate("q3", latter) == second
+    shuffled({"": latter})
+    for kind in latter.values():
+        kind["qwen_detections"].reverse()
+    assert annotate("q4", latter) == second
+    for batch_id in ("q4", "q3", "q2", "b2"):
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+        assert world.inconsistencies(settings) == []
+    last = meanings(dsn)["annotation"]
+    assert sorted(last.values()) == sorted(first["annotation"].values())
+
+
+def test_a_box_that_a_person_drew_on_the_item_is_no_obstacle(
+    run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    dataset = own_dataset(1)
+    [number] = ids_of(dataset)
+    give_receipt(dataset, number, [FIRST])
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    value = same_box("dish_0", "plate", "dish_4")
+    file = write(tmp_path / "annotations.json", {key_of(number): value})
+    assert run("load-qwen", "--file", file, "--batch-id", "q1").code == 0
+    drawn = "UPDATE public.initial_annotations SET source = 'HUMAN' WHERE label IS NOT NULL"
+    world.query(dsn, drawn)
+    for batch_id in ("q2", "q3"):
+        done = run("load-qwen", "--file", file, "--batch-id", batch_id, "--force")
+        assert done.code == 0, done.err
+        rows = (
+            f"SELECT source, count(*) FROM public.initial_annotations WHERE {world.ours('public.initial_annotations')}"
+        )
+        assert world.query(dsn, f"{rows} GROUP BY source ORDER BY source") == [("HUMAN", 3), ("MODEL", 3)]
+        assert world.inconsistencies(settings) == []

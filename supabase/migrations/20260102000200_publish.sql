@@ -582,6 +582,56 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION ingest.plan_equal_boxes() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- An item has a box of a photo once. Where labels differ and annotations keep their items, two detections may come to one:
+-- the second gets an item of its own, which the model alone saw. An annotation that has such an item keeps it.
+BEGIN
+    CREATE TEMP TABLE parted ON COMMIT DROP AS
+    SELECT d.recognition_id, d.camera_number, d.detection, d.item_type, d.line_number, p.id AS item_id,
+        (coalesce((
+            SELECT max(w.ordinal) FROM pg_temp.wanted_items w
+            WHERE w.recognition_id = d.recognition_id AND w.item_type = d.item_type AND w.source = 'MODEL'
+                AND w.line_number = d.line_number), 0) + row_number() OVER (
+            PARTITION BY d.recognition_id, d.item_type, d.line_number ORDER BY p.nth, d.camera_number, d.detection)
+        )::integer AS ordinal
+    FROM (
+        SELECT one.*, a.item_id AS former_id, i.target, row_number() OVER (
+            PARTITION BY one.recognition_id, one.camera_number, one.bbox, i.target,
+                CASE WHEN i.target IS NULL THEN ROW(one.source, one.line_number, one.ordinal) END
+            ORDER BY a.item_id = i.target DESC NULLS LAST, one.annotation_id, one.detection) AS turn
+        FROM pg_temp.wanted_detections one
+        LEFT JOIN pg_temp.wanted_items place ON place.recognition_id = one.recognition_id
+            AND place.item_type = one.item_type AND place.source = one.source AND place.line_number = one.line_number
+            AND place.ordinal = one.ordinal
+        LEFT JOIN pg_temp.present_annotations a ON a.id = one.annotation_id
+        CROSS JOIN LATERAL (SELECT coalesce(one.item_id, place.item_id) AS target) i
+        -- On a photo without annotations each label has items of its own.
+        WHERE EXISTS (
+            SELECT FROM public.images image
+            JOIN public.initial_annotations o ON o.image_id = image.id
+            WHERE image.recognition_id = one.recognition_id AND image.camera_number = one.camera_number)
+    ) d
+    LEFT JOIN pg_temp.present_items p ON p.id = d.former_id AND p.source = 'MODEL' AND p.line_number = d.line_number
+        AND NOT EXISTS (SELECT FROM pg_temp.wanted_items w WHERE w.item_id = p.id)
+    WHERE d.turn > 1 OR (d.former_id IS DISTINCT FROM d.target AND EXISTS (
+        SELECT FROM public.initial_annotations o
+        JOIN public.images image ON image.id = o.image_id AND image.camera_number = d.camera_number
+        WHERE o.initial_tray_item_id = d.target AND o.bbox = d.bbox AND o.source IS DISTINCT FROM 'MODEL'));
+
+    INSERT INTO pg_temp.wanted_items
+        (recognition_id, item_type, source, line_number, ordinal, stays, metadata, item_id)
+    SELECT p.recognition_id, p.item_type, 'MODEL', p.line_number, p.ordinal, false,
+        jsonb_build_object('item_number', p.ordinal), p.item_id
+    FROM pg_temp.parted p;
+    UPDATE pg_temp.wanted_detections d
+    SET source = 'MODEL', ordinal = p.ordinal, item_id = NULL
+    FROM pg_temp.parted p
+    WHERE d.recognition_id = p.recognition_id AND d.camera_number = p.camera_number AND d.detection = p.detection;
+END
+$$;
+
 CREATE FUNCTION ingest.plan_stale() RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -693,6 +743,7 @@ BEGIN
     PERFORM ingest.plan_lines();
     PERFORM ingest.plan_items();
     PERFORM ingest.plan_detections();
+    PERFORM ingest.plan_equal_boxes();
     PERFORM ingest.plan_stale();
 END
 $$;
@@ -914,7 +965,7 @@ BEGIN
         WHERE r.id = w.recognition_id
         LIMIT 1
     ) menu ON true
-    WHERE i.id = w.item_id AND w.source = 'RECIPE_LINE_OPTION' AND NOT w.stays
+    WHERE i.id = w.item_id AND w.source = 'RECIPE_LINE_OPTION' AND w.stays IS NOT true
         AND i.menu_item_external_id IS DISTINCT FROM menu.external_id;
     GET DIAGNOSTICS chosen = ROW_COUNT;
 
@@ -922,7 +973,8 @@ BEGIN
     SET line_number = w.line_number, ordinal = w.ordinal,
         metadata = i.metadata || jsonb_strip_nulls(jsonb_build_object('qwen_label', w.metadata -> 'qwen_label'))
     FROM pg_temp.wanted_items w
-    WHERE w.item_id = i.id AND NOT w.stays AND (i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal);
+    WHERE w.item_id = i.id AND w.stays IS NOT true
+        AND (i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal);
     GET DIAGNOSTICS moved = ROW_COUNT;
 
     INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_id, recipe_line_option_id,
@@ -951,11 +1003,16 @@ $$;
 CREATE FUNCTION ingest.publish_annotations() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Write one annotation for each detection; the items that they belong to are there.
+-- Write one annotation for each detection; the items that they belong to are there. Those that go make room first.
 DECLARE
     written bigint;
     moved bigint;
+    removed bigint;
 BEGIN
+    DELETE FROM public.initial_annotations a USING pg_temp.stale d
+    WHERE d.relation = 'public.initial_annotations'::regclass AND a.id = d.id;
+    GET DIAGNOSTICS removed = ROW_COUNT;
+
     UPDATE public.initial_annotations a
     SET detection = d.detection, label = d.label,
         initial_tray_item_id = coalesce(d.item_id, item.id)
@@ -978,14 +1035,14 @@ BEGIN
     WHERE d.annotation_id IS NULL AND d.adopted_id IS NULL
     ORDER BY i.id, d.detection;
     GET DIAGNOSTICS written = ROW_COUNT;
-    RETURN written + moved;
+    RETURN written + moved + removed;
 END
 $$;
 
 CREATE FUNCTION ingest.publish_removals() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Delete the rows of pg_temp.stale, those that reference others first.
+-- Delete the other rows of pg_temp.stale, those that reference others first.
 DECLARE
     removed bigint := 0;
     n bigint;
