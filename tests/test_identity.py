@@ -136,12 +136,12 @@ def test_no_line_option_or_item_comes_to_mean_another_dish(
     values = {key_of(number): value_of("dish_0", "dish_1", "dish_2", "plate") for number in ids_of(dataset)}
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
     assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
-    for table, change in (
+    for table, values in (
         ("recipe_line_options", "model_score = id"),
         ("initial_annotations", "is_occluded = true"),
         ("initial_tray_items", "bottle_orientation = 'vertical'"),
     ):
-        world.query(dsn, f"UPDATE public.{table} SET {change} WHERE {world.ours(f'public.{table}')}")
+        world.query(dsn, f"UPDATE public.{table} SET {values} WHERE {world.ours(f'public.{table}')}")
     first, receipt = meanings(dsn), change(RECEIPT)
     for number in ids_of(dataset):
         give_receipt(dataset, number, receipt)
@@ -201,7 +201,7 @@ MEETING: dict[str, tuple[list[Any], Value, list[Any], Value]] = {
         [FIRST, SECOND],
         same_box("dish_0", "dish_1"),
         [SECOND, THIRD],
-        same_box("dish_0", "dish_1", also=("dish_0", "dish_0")),
+        same_box("dish_0", "dish_1", also=("plate", "plate")),
     ),
     "a line comes back that the model alone saw": (
         [FIRST],
@@ -264,8 +264,7 @@ def test_a_box_that_a_person_drew_on_the_item_is_no_obstacle(
     value = same_box("dish_0", "plate", "dish_4")
     file = write(tmp_path / "annotations.json", {key_of(number): value})
     assert run("load-qwen", "--file", file, "--batch-id", "q1").code == 0
-    drawn = "UPDATE public.initial_annotations SET source = 'HUMAN' WHERE label IS NOT NULL"
-    world.query(dsn, drawn)
+    world.query(dsn, "UPDATE public.initial_annotations SET source = 'HUMAN' WHERE label IS NOT NULL")
     for batch_id in ("q2", "q3"):
         done = run("load-qwen", "--file", file, "--batch-id", batch_id, "--force")
         assert done.code == 0, done.err

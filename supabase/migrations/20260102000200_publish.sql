@@ -509,6 +509,16 @@ BEGIN
         SELECT FROM pg_temp.model_items m
         WHERE m.recognition_id = d.recognition_id AND m.item_type = d.item_type AND m.line_number = d.line_number
             AND m.nth = d.nth);
+    -- What only the model saw stays while an annotation of others shows it.
+    INSERT INTO pg_temp.model_items (recognition_id, item_type, line_number, item_id, former)
+    SELECT p.recognition_id, p.item_type, p.line_number, p.id, p.nth
+    FROM pg_temp.present_items p
+    JOIN pg_temp.affected t USING (recognition_id)
+    WHERE p.source = 'MODEL' AND t.batch_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM pg_temp.model_items m WHERE m.item_id = p.id)
+        AND EXISTS (
+            SELECT FROM public.initial_annotations a
+            WHERE a.initial_tray_item_id = p.id AND a.source IS DISTINCT FROM 'MODEL');
     ANALYZE pg_temp.model_items;
 
     INSERT INTO pg_temp.wanted_items
@@ -658,16 +668,11 @@ BEGIN
         AND NOT (t.is_adopted AND t.qwen_batch_ids[i.camera_number] IS NULL
             AND ingest.is_adopted_row('public.initial_annotations', a.id));
 
-    -- What only the model saw stays while an annotation of others shows it.
     INSERT INTO pg_temp.stale
     SELECT 'public.initial_tray_items'::regclass, i.id, i.recognition_id
     FROM pg_temp.present_items i
-    JOIN pg_temp.affected t USING (recognition_id)
     WHERE i.source = 'MODEL' AND NOT EXISTS (SELECT FROM pg_temp.wanted_items w WHERE w.item_id = i.id)
-        AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections d WHERE d.item_id = i.id)
-        AND NOT (t.batch_id IS NOT NULL AND EXISTS (
-            SELECT FROM public.initial_annotations a
-            WHERE a.initial_tray_item_id = i.id AND a.source IS DISTINCT FROM 'MODEL'));
+        AND NOT EXISTS (SELECT FROM pg_temp.wanted_detections d WHERE d.item_id = i.id);
 
     INSERT INTO pg_temp.stale
     SELECT 'public.images'::regclass, i.id, t.recognition_id
