@@ -611,17 +611,20 @@ BEGIN
             PARTITION BY one.recognition_id, one.camera_number, one.bbox, i.target,
                 CASE WHEN i.target IS NULL THEN ROW(one.source, one.line_number, one.ordinal) END
             ORDER BY a.item_id = i.target DESC NULLS LAST, one.annotation_id, one.detection) AS turn
-        FROM pg_temp.wanted_detections one
+        -- On a photo without annotations each label has items of its own.
+        FROM (
+            SELECT image.recognition_id, image.camera_number
+            FROM pg_temp.affected t
+            JOIN public.images image ON image.recognition_id = t.recognition_id
+            WHERE t.existing AND EXISTS (SELECT FROM public.initial_annotations o WHERE o.image_id = image.id)
+        ) photo
+        JOIN pg_temp.wanted_detections one ON one.recognition_id = photo.recognition_id
+            AND one.camera_number = photo.camera_number
         LEFT JOIN pg_temp.wanted_items place ON place.recognition_id = one.recognition_id
             AND place.item_type = one.item_type AND place.source = one.source AND place.line_number = one.line_number
             AND place.ordinal = one.ordinal
         LEFT JOIN pg_temp.present_annotations a ON a.id = one.annotation_id
         CROSS JOIN LATERAL (SELECT coalesce(one.item_id, place.item_id) AS target) i
-        -- On a photo without annotations each label has items of its own.
-        WHERE EXISTS (
-            SELECT FROM public.images image
-            JOIN public.initial_annotations o ON o.image_id = image.id
-            WHERE image.recognition_id = one.recognition_id AND image.camera_number = one.camera_number)
     ) d
     LEFT JOIN pg_temp.present_items p ON p.id = d.former_id AND p.source = 'MODEL' AND p.line_number = d.line_number
         AND NOT EXISTS (SELECT FROM pg_temp.wanted_items w WHERE w.item_id = p.id)
