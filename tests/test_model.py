@@ -32,6 +32,7 @@ from pipeline.config import Settings
 from pipeline.sample.writer import ANNOTATIONS, EXPORT
 from pipeline.units import counted
 from tests import world
+from tests.meanings import MEANINGS, meanings
 from tests.runner import ForkServer, Runner, placed_runner
 from tests.services import MakeDataset, StorageServer
 
@@ -53,6 +54,7 @@ class Batch:
     elsewhere: int = 0  # what it found loaded or claimed
     is_doubted: bool = False  # a check recorded a reason to hold it
     is_held: bool = False
+    aside: set[int] = field(default_factory=set)  # left as they are, since people work on them
 
 
 class Batches:
@@ -152,7 +154,7 @@ class Machine(RuleBasedStateMachine):
         chosen = len(batch.held)
         for other in self._unfinished():  # what an unfinished batch holds is not for another
             if self.model.batches[other].kind == kind:
-                for number in self.model.batches[other].held:
+                for number in {*self.model.batches[other].held, *self.model.batches[other].aside}:
                     batch.held.pop(number, None)
         batch.elsewhere = len(self._recognitions(dataset)) - len(batch.rejects) - len(batch.held)
         is_claimed = not batch.held and chosen > 0
@@ -170,10 +172,35 @@ class Machine(RuleBasedStateMachine):
         if state is None:
             del self.model.batches[name]
         elif state == "done":
+            self._leave_aside(name)
             self.model.finish(name)
         else:
             assert state in ("loading", "held")
             self.model.batches[name].is_held = state == "held"
+            self._leave_aside(name, self._listed(name))
+
+    def _listed(self, name: str) -> set[int]:
+        found = self._sql("SELECT recognition_id FROM ingest.manifest WHERE batch_id = %s AND NOT rejected", name)
+        return {number for (number,) in found}
+
+    def _leave_aside(self, name: str, listed: set[int] | None = None) -> None:
+        """Take out of a batch what is in use: all of it, or what a killed command got to."""
+        batch = self.model.batches[name]
+        used = {number for number in batch.held if self._is_in_use(number, batch)}
+        if listed is not None:
+            assert batch.held.keys() - used <= listed <= batch.held.keys()
+            used = batch.held.keys() - listed
+        batch.aside |= used
+        for number in used:
+            del batch.held[number]
+
+    def _is_in_use(self, number: int, batch: Batch) -> bool:
+        """Say whether a batch that is finished now would delete rows on which people work."""
+        return False
+
+    def _is_refused(self, without: Batches) -> bool:
+        """Say whether a reset that leaves these batches would."""
+        return False
 
     def _fresh(self, name: str) -> set[int]:
         """What a batch rejected, and no batch before it from the same file."""
@@ -185,7 +212,8 @@ class Machine(RuleBasedStateMachine):
     def _code(self, name: str) -> int:
         """The exit code of a load that runs to its end."""
         batch = self.model.batches[name]
-        is_unusable = not batch.held and (self._fresh(name) or (batch.rejects and not batch.elsewhere))
+        is_usable = batch.held or batch.aside
+        is_unusable = not is_usable and (self._fresh(name) or (batch.rejects and not batch.elsewhere))
         return 6 if batch.is_held or batch.is_doubted or is_unusable else 0
 
     @precondition(lambda self: self._unfinished())
@@ -224,6 +252,7 @@ class Machine(RuleBasedStateMachine):
             assert first.code in (0, -9), first
         ended = self.runner(*command)
         assert ended.code == 0, ended
+        self._leave_aside(name)
         self.model.finish(name)
 
     @precondition(lambda self: self.model.batches)
@@ -246,6 +275,11 @@ class Machine(RuleBasedStateMachine):
             ended = self.runner(*command)
             assert ended.code == 4, ended
             assert f"public.notes ({counted(len(referenced), 'row')}, to public.recognitions)" in ended.stderr
+            assert self._before() == before
+            return
+        if self._is_refused(without):
+            ended = self.runner(*command, kill_after=kill_after)
+            assert ended.code in (4, -9), ended
             assert self._before() == before
             return
         if kill_after is not None:
@@ -299,9 +333,13 @@ class Machine(RuleBasedStateMachine):
             if number in annotated:
                 file = self.datasets[self.model.batches[annotated[number]].dataset] / ANNOTATIONS
             parts.append(world.wanted((self._folder(seed), shown[number], [number]), qwen=file).domain)
-        found = world.domain(self.settings.database_url.reveal())
+        found = self._found()
         for name in vars(found):
             assert getattr(found, name) == [row for part in parts for row in getattr(part, name)], name
+
+    def _found(self) -> world.Domain:
+        """What readers see, without what people changed."""
+        return world.domain(self.settings.database_url.reveal())
 
     def _folder(self, seed: int) -> Path:
         return self.datasets["all-0" if seed == 0 else "all-1"]
@@ -328,10 +366,239 @@ class Machine(RuleBasedStateMachine):
         """At the end all is finished, then all is reset, and nothing is left."""
         with self._stack:
             self._sql("DROP TABLE IF EXISTS public.notes")
+            self._end_all_work()
             for name in self.model.batches:
                 ended = self.runner("reset", "--batch-id", name, "--confirm")
                 assert ended.code == 0, ended
             world.nothing(self.settings)
+
+    def _end_all_work(self) -> None:
+        """Let people end what they do."""
+
+
+#: What people set on rows, each with how to choose another value.
+SET_BY_PEOPLE = {
+    ("initial_annotations", "is_occluded"): "NOT is_occluded",
+    ("initial_tray_items", "bottle_orientation"): "'vertical'",
+    ("recipe_line_options", "model_score"): "coalesce(model_score, 0) + 0.5",
+    ("recipe_line_options", "is_selected"): "NOT is_selected",
+}
+#: People who begin to work, or draw a box, or make a choice, on one recognition.
+WORK = {
+    "validation": "INSERT INTO public.validation_work_log (recognition_id) VALUES (%s)",
+    "test split": "INSERT INTO public.test_split_log (recognition_id) VALUES (%s)",
+}
+ROWS_OF_PEOPLE = (
+    *("validation_work_log", "work_items", "work_annotations", "test_split_log", "split_items", "split_annotations"),
+)
+_HUMAN = "SELECT t::text FROM public.initial_annotations t WHERE t.source = 'HUMAN' ORDER BY t.id"
+_BOX = """
+    INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, bbox, source)
+    SELECT i.id, t.id, jsonb_build_object('x', %s, 'y', 1, 'w', 2, 'h', 2), 'HUMAN'
+    FROM public.images i JOIN public.initial_tray_items t USING (recognition_id)
+    WHERE recognition_id = %s AND t.source = 'RECIPE_LINE_OPTION' ORDER BY i.id, t.id LIMIT 1
+"""
+_CHOOSE = """
+    UPDATE public.initial_tray_items t
+    SET recipe_line_option_id = o.id, menu_item_external_id = m.external_id
+    FROM public.recipe_lines l
+    JOIN public.recipe_line_options o ON o.recipe_line_id = l.id
+    LEFT JOIN public.recipes p ON p.id = l.recipe_id
+    LEFT JOIN public.recognition_active_menu_items m
+        ON m.recognition_id = p.recognition_id AND m.external_id = o.external_id
+    WHERE t.recipe_line_id = l.id AND l.has_ambiguity AND t.recognition_id = %s
+        AND o.id = (SELECT max(other.id) FROM public.recipe_line_options other WHERE other.recipe_line_id = l.id)
+    RETURNING t.id
+"""
+_UNDO = """
+    UPDATE public.initial_tray_items SET recipe_line_option_id = NULL, menu_item_external_id = NULL WHERE id = ANY (%s)
+"""
+
+
+class People(Machine):
+    """The same in the project of an app whose people work between any two commands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Recognition -> what people's rows reference: the seeds of its receipt, and of its annotations.
+        self.receipts: dict[int, set[int]] = {}
+        self.boxes: dict[int, set[int]] = {}
+        self.chosen: dict[int, list[int]] = {}
+        self.drawn = 0
+        self.set: dict[tuple[str, str], dict[int, Any]] = {pair: {} for pair in SET_BY_PEOPLE}
+        self.meanings: dict[str, dict[int, tuple[object, ...]]] = {kind: {} for kind in MEANINGS}
+        self.ids: dict[int, tuple[object, object]] = {}
+        self.others = world.others(self.settings.database_url.reveal())
+        self.rows_of_people = self._rows_of_people()
+
+    # What people do
+
+    def _rows_of_people(self) -> list[list[tuple[Any, ...]]]:
+        texts = [f"SELECT t::text FROM public.{name} t ORDER BY t.id" for name in ROWS_OF_PEOPLE]
+        return world.queries(self.settings.database_url.reveal(), [*texts, _HUMAN])
+
+    def _versions(self, batches: Batches) -> dict[int, tuple[int, int | None]]:
+        """Recognition -> the seeds of its receipt and of its annotations that readers see."""
+        annotated = batches.shown("qwen")
+        found = {}
+        for number, name in batches.shown("load").items():
+            marked = DATASETS[batches.batches[annotated[number]].dataset][0] if number in annotated else None
+            found[number] = (batches.batches[name].held[number], marked)
+        return found
+
+    def _draw(self, data: st.DataObject) -> int:
+        return int(data.draw(st.sampled_from(sorted(self._versions(self.model)))))
+
+    def _refer(self, number: int, *, boxes: bool) -> None:
+        receipt, marked = self._versions(self.model)[number]
+        self.receipts.setdefault(number, set()).add(receipt)
+        if boxes and marked is not None:
+            self.boxes.setdefault(number, set()).add(marked)
+        self.rows_of_people = self._rows_of_people()
+
+    @precondition(lambda self: self.model.shown("load"))
+    @rule(data=st.data(), kind=st.sampled_from(sorted(WORK)))
+    def work_begins(self, data: st.DataObject, kind: str) -> None:
+        number = self._draw(data)
+        self._sql(WORK[kind], number)
+        self._refer(number, boxes=True)
+
+    @precondition(lambda self: self.model.shown("load"))
+    @rule(data=st.data())
+    def a_box_is_corrected(self, data: st.DataObject) -> None:
+        number = self._draw(data)
+        self.drawn += 1
+        before = self._rows_of_people()
+        self._sql(_BOX, self.drawn, number)
+        if self._rows_of_people() != before:  # it has an item of a receipt line
+            self._refer(number, boxes=False)
+
+    @precondition(lambda self: self.model.shown("load"))
+    @rule(data=st.data())
+    def an_option_is_chosen(self, data: st.DataObject) -> None:
+        number = self._draw(data)
+        if items := [one for (one,) in self._sql(_CHOOSE, number)]:
+            self.chosen[number] = items
+            self._refer(number, boxes=False)
+
+    @precondition(lambda self: self.model.shown("load"))
+    @rule(data=st.data(), pair=st.sampled_from(sorted(SET_BY_PEOPLE)))
+    def a_value_is_set(self, data: st.DataObject, pair: tuple[str, str]) -> None:
+        table, column = pair
+        number = self._draw(data)
+        of = world.recognition_of(f"public.{table}")
+        changed = f"UPDATE public.{table} SET {column} = {SET_BY_PEOPLE[pair]} WHERE {of} = %s RETURNING id, {column}"
+        self.set[pair].update(dict(self._sql(changed, number)))
+        self.rows_of_people = self._rows_of_people()
+
+    @precondition(lambda self: self.receipts)
+    @rule(data=st.data())
+    def work_on_a_recognition_ends(self, data: st.DataObject) -> None:
+        self._end(data.draw(st.sampled_from(sorted(self.receipts))))
+
+    def _end(self, number: int) -> None:
+        for name in ("validation_work_log", "test_split_log"):
+            self._sql(f"DELETE FROM public.{name} WHERE recognition_id = %s", number)
+        image = "(SELECT id FROM public.images WHERE recognition_id = %s)"
+        self._sql(f"DELETE FROM public.initial_annotations WHERE source = 'HUMAN' AND image_id IN {image}", number)
+        self._sql(_UNDO, self.chosen.pop(number, []))
+        self.receipts.pop(number, None)
+        self.boxes.pop(number, None)
+        self.rows_of_people = self._rows_of_people()
+
+    def _end_all_work(self) -> None:
+        for number in sorted(self.receipts):
+            self._end(number)
+
+    # What the model says of it
+
+    def _lines(self, number: int, seed: int) -> list[tuple[Any, ...]]:
+        found = world.expected(self._folder(seed), "", [number]).lines
+        return [(line[2], *zip(line[5], line[6], strict=True)) for line in found]
+
+    def _labels(self, number: int, seed: int) -> set[int]:
+        """The receipt lines that the labels of its annotations name."""
+        file = self.datasets[f"all-{seed}"] / ANNOTATIONS
+        found = world.expected(self._folder(seed), "", [number], file).annotations
+        return {row[7] for row in found if row[5] == "FOOD"}
+
+    def _deletes(self, number: int, before: tuple[int, int | None], after: tuple[int, int | None] | None) -> bool:
+        """Say whether a change of version deletes rows that people's rows reference."""
+        receipts, boxes = self.receipts.get(number, set()), self.boxes.get(number, set())
+        if after is None:
+            return bool(receipts)
+        (receipt, marked), (next_receipt, next_marked) = before, after
+        lines, left = self._lines(number, receipt), self._lines(number, next_receipt)
+        if receipt in receipts and any(lines.count(line) > left.count(line) for line in lines):
+            return True
+        if marked in boxes:
+            # Where a line is new, annotations move to its items, and what only the model saw goes.
+            is_moved = any(len(lines) < at <= len(left) for at in self._labels(number, marked or 0))
+            return marked != next_marked or is_moved
+        return False
+
+    def _is_in_use(self, number: int, batch: Batch) -> bool:
+        before = self._versions(self.model).get(number)
+        if before is None:
+            return False
+        receipt, marked = before
+        if batch.kind == "load":
+            return self._deletes(number, before, (batch.held[number], marked))
+        return self._deletes(number, before, (receipt, DATASETS[batch.dataset][0]))
+
+    def _is_refused(self, without: Batches) -> bool:
+        before, after = self._versions(self.model), self._versions(without)
+        return any(self._deletes(number, before[number], after.get(number)) for number in before)
+
+    # What holds after each command
+
+    def _found(self) -> world.Domain:
+        found = super()._found()
+        found.annotations = [row for row in found.annotations if row[4] == "MODEL"]
+        chosen = {one for items in self.chosen.values() for one in items}
+        place = "SELECT recognition_id, item_type::text, source::text, line_number, ordinal"
+        rows = self._sql(f"{place} FROM public.initial_tray_items WHERE id = ANY (%s)", [*chosen])
+        found.items = [(*row[:5], None, None) if row[:5] in rows else row for row in found.items]
+        return found
+
+    @invariant()
+    def what_people_and_others_have_is_unchanged(self) -> None:
+        assert self._rows_of_people() == self.rows_of_people
+        assert world.others(self.settings.database_url.reveal()) == self.others
+        for (table, column), values in self.set.items():
+            found = dict(self._sql(f"SELECT id, {column} FROM public.{table} WHERE id = ANY (%s)", [*values]))
+            assert found == {one: value for one, value in values.items() if one in found}
+        for items in self.chosen.values():
+            text = "SELECT count(recipe_line_option_id) FROM public.initial_tray_items WHERE id = ANY (%s)"
+            assert self._sql(text, items) == [(len(items),)]
+
+    @invariant()
+    def no_id_comes_to_mean_another_thing(self) -> None:
+        for kind, found in meanings(self.settings.database_url.reveal()).items():
+            if kind == "pairing":
+                continue
+            known = self.meanings[kind]
+            assert {one: meaning for one, meaning in found.items() if known.get(one, meaning) != meaning} == {}
+            known.update(found)
+
+    @invariant()
+    def the_rows_of_a_version_keep_their_ids(self) -> None:
+        versions = self._versions(self.model)
+        now = {number: (version, self._ids(number)) for number, version in versions.items()}
+        for number, (version, ids) in now.items():
+            if number in self.ids and self.ids[number][0] == version:
+                assert self.ids[number][1] == ids
+        self.ids = now
+
+    def _ids(self, number: int) -> list[list[tuple[Any, ...]]]:
+        tables = ("images", "recipes", "recipe_lines", "recipe_line_options", "initial_tray_items")
+        texts = [
+            f"SELECT id FROM public.{name} WHERE {world.recognition_of(f'public.{name}')} = {number} ORDER BY id"
+            for name in tables
+        ]
+        boxes = f"{world.recognition_of('public.initial_annotations')} = {number} AND source = 'MODEL'"
+        texts.append(f"SELECT id FROM public.initial_annotations WHERE {boxes} ORDER BY id")
+        return world.queries(self.settings.database_url.reveal(), texts)
 
 
 @pytest.fixture(scope="module")
@@ -359,8 +626,9 @@ def test_any_sequence_of_commands_does_what_the_model_says(
     storage_server: StorageServer,
     fork_server: ForkServer,
     datasets: dict[str, Path],
+    is_app: bool,
 ) -> None:
-    class Placed(Machine):
+    class Placed(People if is_app else Machine):  # type: ignore[misc]
         place = partial(placed_runner, postgres_server, template_database, storage_server, fork_server)
 
     Placed.datasets = datasets

@@ -78,6 +78,11 @@ def ours(table: str) -> str:
     return f"{_RECOGNITION[table]} NOT {_OTHERS}" if table in _RECOGNITION else "true"
 
 
+def recognition_of(table: str) -> str:
+    """Return the expression for the recognition that a row of a table is of."""
+    return _RECOGNITION[table]
+
+
 def others(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
     """Return all that an app's project has of its own trays."""
     texts = {
