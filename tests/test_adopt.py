@@ -332,6 +332,15 @@ def test_the_doctor_names_the_bucket_of_the_older_script(
             one for one in json.loads(run("status", "--check", "--json").out)["findings"] if one["check"] == "adopt"
         ]
 
+    # A key that no bucket of another test has.
+    number = 10**9 + random.SystemRandom().randrange(10**9)
+    key = f"recognitions/{number}/camera1.jpg"
+    world.query(project.dsn, "DELETE FROM public.images")
+    world.query(project.dsn, "INSERT INTO public.recognitions (id) VALUES (%s)", (number,))
+    image = "INSERT INTO public.images (recognition_id, camera_number, storage_path) VALUES (%s, 1, %s)"
+    world.query(project.dsn, image, (number, key))
+    with closing(Storage(project.settings)) as storage:
+        storage.upload(key, b"photo")
     monkeypatch.setenv("STORAGE_BUCKET", "recognitions")
     for _ in range(2):  # before our migrations and after them
         [found] = findings()

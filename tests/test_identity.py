@@ -108,12 +108,12 @@ def test_no_line_option_or_item_comes_to_mean_another_dish(
     values = {key_of(number): value_of("dish_0", "dish_1", "dish_2", "plate") for number in ids_of(dataset)}
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
     assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
-    for table, values in (
+    for table, column in (
         ("recipe_line_options", "model_score = id"),
         ("initial_annotations", "is_occluded = true"),
         ("initial_tray_items", "bottle_orientation = 'vertical'"),
     ):
-        world.query(dsn, f"UPDATE public.{table} SET {values} WHERE {world.ours(f'public.{table}')}")
+        world.query(dsn, f"UPDATE public.{table} SET {column} WHERE {world.ours(f'public.{table}')}")
     first, receipt = meanings(dsn), change(RECEIPT)
     for number in ids_of(dataset):
         give_receipt(dataset, number, receipt)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -427,7 +427,7 @@ class People(Machine):
         self.drawn = 0
         self.set: dict[tuple[str, str], dict[int, Any]] = {pair: {} for pair in SET_BY_PEOPLE}
         self.meanings: dict[str, dict[int, tuple[object, ...]]] = {kind: {} for kind in MEANINGS}
-        self.ids: dict[int, tuple[object, object]] = {}
+        self.ids: Mapping[int, tuple[object, object]] = {}
         self.others = world.others(self.settings.database_url.reveal())
         self.rows_of_people = self._rows_of_people()
 
