@@ -293,10 +293,13 @@ BEGIN
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number);
     CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
+    -- Before the update below: the transaction could not use an index that is created after it.
+    CREATE INDEX ON pg_temp.wanted_lines (line_id);
     ANALYZE pg_temp.wanted_lines;
 
     CREATE TEMP TABLE present_lines ON COMMIT DROP AS
-    SELECT t.recognition_id, l.id, l.line_number, ingest.meaning_of(l.quantity, o.options) AS meaning,
+    SELECT t.recognition_id, l.id, l.line_number, m.meaning,
+        row_number() OVER (PARTITION BY t.recognition_id, m.meaning ORDER BY l.line_number) AS nth,
         t.is_adopted AND ingest.is_adopted_row('public.recipe_lines', l.id) AS stays
     FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
@@ -308,9 +311,10 @@ BEGIN
         SELECT coalesce(jsonb_agg(jsonb_build_array(option.external_id, option.name)), '[]') AS options
         FROM public.recipe_line_options option WHERE option.recipe_line_id = l.id
     ) o
+    CROSS JOIN LATERAL (SELECT ingest.meaning_of(l.quantity, o.options) AS meaning OFFSET 0) m
     WHERE t.existing;
     CREATE UNIQUE INDEX ON pg_temp.present_lines (id);
-    CREATE INDEX ON pg_temp.present_lines (recognition_id);
+    CREATE UNIQUE INDEX ON pg_temp.present_lines (recognition_id, meaning, nth);
     ANALYZE pg_temp.present_lines;
 
     UPDATE pg_temp.wanted_lines w
@@ -322,17 +326,13 @@ BEGIN
         CROSS JOIN LATERAL (SELECT ingest.meaning_of(quantity, options) AS meaning) m
         WHERE existing
     ) a
-    JOIN (
-        SELECT recognition_id, id, line_number, meaning,
-            row_number() OVER (PARTITION BY recognition_id, meaning ORDER BY line_number) AS nth
-        FROM pg_temp.present_lines
-    ) p USING (recognition_id, meaning, nth)
+    JOIN pg_temp.present_lines p USING (recognition_id, meaning, nth)
     WHERE w.recognition_id = a.recognition_id AND w.line_number = a.line_number;
     INSERT INTO pg_temp.wanted_lines (recognition_id, existing, line_number, quantity, line_id, former_number, is_adopted)
     SELECT p.recognition_id, true, p.line_number, 0, p.id, p.line_number, true
     FROM pg_temp.present_lines p
     WHERE p.stays;
-    CREATE INDEX ON pg_temp.wanted_lines (line_id);
+    ANALYZE pg_temp.wanted_lines;
 END
 $$;
 
