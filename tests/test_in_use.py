@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -466,3 +467,53 @@ def test_an_adopted_recognition_is_loaded_by_force_once_nobody_works_on_it(
     for name in ("b2", "b1"):
         assert run("reset", "--batch-id", name, "--confirm").code == 0
     assert rows_of(dsn, first) == before
+
+
+# How long it takes
+
+
+SEED = """
+    INSERT INTO ingest.batches (id, kind, state, source, bucket, version)
+    VALUES ('b1', 'load', 'done', '/', 'x', 1), ('b2', 'load', 'loading', '/', 'x', NULL);
+    INSERT INTO ingest.manifest (batch_id, recognition_id, shard, photo_paths, photo_sizes, photo_mtimes, object_keys)
+    SELECT 'b1', n, 1, '{}', '{}', '{}', '{}' FROM generate_series(1, %(count)s) AS n;
+    INSERT INTO public.recognitions (id, batch_id) SELECT n, 'b1' FROM generate_series(1, %(count)s) AS n;
+    INSERT INTO public.recipes (recognition_id) SELECT id FROM public.recognitions;
+    INSERT INTO public.recipe_lines (recipe_id, line_number, quantity, has_ambiguity)
+    SELECT id, l, 1, false FROM public.recipes, generate_series(1, 3) AS l;
+    INSERT INTO public.recipe_line_options (recipe_line_id, external_id, name, is_selected)
+    SELECT id, line_number, 'dish ' || line_number, true FROM public.recipe_lines;
+    INSERT INTO public.initial_tray_items
+        (recognition_id, item_type, source, recipe_line_id, recipe_line_option_id, line_number, ordinal, metadata)
+    SELECT p.recognition_id, 'FOOD', 'RECIPE_LINE_OPTION', l.id, o.id, l.line_number, 1, '{}'
+    FROM public.recipes p
+    JOIN public.recipe_lines l ON l.recipe_id = p.id
+    JOIN public.recipe_line_options o ON o.recipe_line_id = l.id;
+    INSERT INTO raw.receipts (batch_id, recognition_id, receipt)
+    SELECT 'b2', id, jsonb_agg(jsonb_build_object('Count', 1, 'Dishes', jsonb_build_array(
+        jsonb_build_object('ExternalId', l::text, 'Name', 'dish ' || l))) ORDER BY l DESC)
+    FROM public.recognitions, generate_series(0, 3) AS l GROUP BY id;
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("project", ["own"], indirect=True)
+def test_a_forced_load_of_ten_times_the_trays_takes_about_ten_times_as_long(
+    people: People, postgres_server: EmbeddedPostgres, template_database: str
+) -> None:
+    seconds = []
+    for count in (1200, 12_000):
+        with fresh_database(postgres_server.dsn, f"grown_{uuid.uuid4().hex}", template_database) as url:
+            world.query(url, SEED % {"count": count})
+            world.query(url, "ANALYZE")
+            begin = time.perf_counter()
+            with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+                cursor.execute("SET LOCAL statement_timeout = '120s'")
+                cursor.execute("SELECT * FROM ingest.plan_batch('b2')")
+                assert cursor.fetchall() == []
+                cursor.execute("SELECT * FROM ingest.transform_batch('b2')")
+                cursor.execute("SELECT count(*), max(line_number) FROM public.recipe_lines")
+                assert cursor.fetchall() == [(4 * count, 4)]
+            seconds.append(time.perf_counter() - begin)
+    print(f"{seconds[0]:.2f} s, then {seconds[1]:.2f} s")
+    assert seconds[1] < 30 * seconds[0]
