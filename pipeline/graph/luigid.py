@@ -7,17 +7,15 @@ import http.client
 import json
 import logging
 import os
-import queue
-import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import luigi.interface
+import tenacity
 from luigi.execution_summary import execution_summary
 from luigi.retcodes import retcode
 from luigi.rpc import RemoteScheduler, RPCError
@@ -30,11 +28,11 @@ from pipeline.observe.progress import StatusMessage
 
 logger = logging.getLogger(__name__)
 
-Response = TypeVar("Response")
-
 _STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
-#: For an attempt; for how long luigid may be silent before a run ends, unless Luigi's own retries would take less.
-_ATTEMPT_SECONDS, _SILENT_SECONDS = 10.0, 60.0
+#: For how long luigid may be silent before a run ends, unless Luigi's own retries end earlier.
+_SILENT_SECONDS = 60.0
+#: Of a call: luigid cannot be reached, or another server answers. The errors of `requests` are OSErrors.
+_FAILURES = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
 #: What Luigi reads without its parameter classes, and would warn about as unused.
 _RPC = {
     "rpc_retry_attempts": luigi.NumericalParameter(var_type=int, min_value=0, max_value=10_000),
@@ -83,88 +81,51 @@ class LuigidUnavailable(Exception):
     """luigid does not answer, or the server at its address is not a luigid."""
 
 
-def _within(seconds: float, exchange: Callable[[float], Response]) -> Response:
-    """Return what an exchange with luigid returns, called with its timeout; raise LuigidUnavailable.
-
-    A timeout of a socket is for each read, and looking up a host has none, so a thread waits in place of the caller.
-    """
-    outcome: queue.SimpleQueue[Response | LuigidUnavailable] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            outcome.put(exchange(seconds))
-        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as exc:
-            outcome.put(LuigidUnavailable(str(exc) or type(exc).__name__))
-
-    threading.Thread(target=work, name="luigid", daemon=True).start()
-    try:
-        result = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise LuigidUnavailable(f"no response within {seconds:.0f} s") from None
-    if isinstance(result, LuigidUnavailable):
-        raise result
-    return result
-
-
 def answers(url: str) -> bool:
     """Return whether a luigid answers at the URL within a second."""
-
-    def ask(timeout: float) -> bool:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout) as response:
-            return bool(response.status < 400)
-
     try:
-        return _within(1.0, ask)
+        call(url, "is_paused", 1.0)
     except LuigidUnavailable:
         return False
+    return True
 
 
 def call(url: str, function: str, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
     """Call a function of luigid's HTTP API (luigi.server) and return its response; raises LuigidUnavailable."""
     body = urllib.parse.urlencode({"data": json.dumps(arguments)}).encode()
-
-    def ask(timeout: float) -> Any:
+    try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/{function}", body, timeout) as response:
             return json.load(response)["response"]
-
-    try:
-        return _within(timeout, ask)
-    except LuigidUnavailable as exc:
-        raise LuigidUnavailable(f"{url}: {exc}") from exc
+    except _FAILURES as exc:
+        raise LuigidUnavailable(f"{url}: {exc or type(exc).__name__}") from exc
 
 
 class SharedScheduler(RemoteScheduler):
-    """luigid; calls are repeated until it has been silent for a minute, a ping is not."""
+    """luigid; a call is repeated for a minute at most, a ping is not."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)  # type: ignore[no-untyped-call]
         self._address = url.rstrip("/")
-        self._pause, attempts = (_RPC[one].task_value("core", one) for one in ("rpc_retry_wait", "rpc_retry_attempts"))
-        self._patience = min(_SILENT_SECONDS, self._pause * attempts)
-        self._silent_since: float | None = None
+        attempts, wait, self._timeout, _ = (parameter.task_value("core", name) for name, parameter in _RPC.items())
+        self._retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_before_delay(_SILENT_SECONDS),
+            wait=tenacity.wait_fixed(wait),
+            retry=tenacity.retry_if_exception_type(_FAILURES),
+            before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
+            reraise=True,
+        )
 
     def _fetch(self, url_suffix: str, body: Any) -> str:
         """Send a request in place of Luigi, which counts its attempts, whatever time each takes."""
-        url = self._address + url_suffix
-        while True:
-            began = time.monotonic()
-            self._silent_since = began if self._silent_since is None else self._silent_since
-            left = self._silent_since + self._patience - began
-            try:
-                text = _within(max(1.0, min(_ATTEMPT_SECONDS, left)), lambda timeout: self._post(url, body, timeout))
-            except LuigidUnavailable as exc:
-                if time.monotonic() + self._pause > self._silent_since + self._patience:
-                    silent = time.monotonic() - self._silent_since
-                    message = f"{self._address} has not responded for {silent:.0f} s ({exc})"
-                    raise RPCError(message, exc) from exc
-                logger.info("luigid at %s does not respond: %s", self._address, exc)
-                time.sleep(self._pause)
-            else:
-                self._silent_since = None
-                return text
+        began = time.monotonic()
+        try:
+            return self._retrying(self._post, self._address + url_suffix, body)
+        except _FAILURES as exc:
+            message = f"{self._address} has not responded for {time.monotonic() - began:.0f} s ({exc})"
+            raise RPCError(message, exc) from exc
 
-    def _post(self, url: str, body: Any, timeout: float) -> str:
-        text = str(self._fetcher.fetch(url, body, timeout))
+    def _post(self, url: str, body: Any) -> str:
+        text = str(self._fetcher.fetch(url, body, self._timeout))
         json.loads(text)["response"]  # of luigid, and not of another server
         return text
 
