@@ -40,7 +40,7 @@ def page_of(status: int, title: str = "", **headers: str) -> Answer:
 @pytest.mark.parametrize(
     ("answer", "parts"),
     [
-        (page_of(403, "Attention Required!", **{"CF-RAY": "8a-FRA"}), ["Cloudflare", '"Attention Required!"', "403"]),
+        (page_of(403, "Attention Required!", Server="cloudflare"), ["cloudflare", '"Attention Required!"', "403"]),
         (page_of(401, "401 Authorization Required", Server="nginx"), ["Authorization Required", "401"]),
         (page_of(413, "413 Request Entity Too Large"), ["413", "client_max_body_size"]),
         (page_of(400, "Bad Request"), ["not Storage", "400"]),
@@ -222,18 +222,16 @@ def test_an_operation_ends_where_its_next_attempt_would_be_too_late(
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("ahead", [0, 3600, -3600])
-def test_retry_after_as_a_date_goes_by_the_clock_of_the_server(ahead: int) -> None:
-    now = time.time() + ahead
-    headers = {"Date": formatdate(now, usegmt=True), "Retry-After": formatdate(now + 7, usegmt=True)}
+def test_retry_after_may_be_a_date() -> None:
+    headers = {"Retry-After": formatdate(time.time() + 7, usegmt=True)}
     found = error_of(urllib3.HTTPResponse(io.BytesIO(b"{}"), headers, 429, preload_content=False), "GET /bucket/b")
     assert isinstance(found, StorageOverloaded)
-    assert found.retry_after == 7
+    assert 5 < found.retry_after <= 7
 
 
 @pytest.mark.parametrize(
     "value",
-    ["Sun, 29 Nov 99999999999 12:00:00 GMT", "Sun, 29 Nov 2026 12:00:00", "1e999", "-5", "soon", "\u00b2", "1.5", ""],
+    ["Sun, 29 Nov 99999999999 12:00:00 GMT", "1" * 5000, "1e999", "-5", "soon", "\u00b2", "1.5", ""],
 )
 def test_a_retry_after_that_is_no_time_is_left_out(value: str) -> None:
     headers = {"Retry-After": value}

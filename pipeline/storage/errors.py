@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
+from contextlib import suppress
 from typing import Any
 
+from urllib3.exceptions import InvalidHeader
 from urllib3.response import BaseHTTPResponse as Response
+from urllib3.util import Retry
 
 from pipeline.config import redact
 from pipeline.errors import (
@@ -27,16 +28,7 @@ from pipeline.errors import (
     StorageUnavailable,
 )
 
-_EXISTS = frozenset({"KeyAlreadyExists", "ResourceAlreadyExists", "BucketAlreadyExists"})
-_MISSING = frozenset({"NoSuchBucket", "NoSuchKey"})
-_DENIED = frozenset({"AccessDenied", "InvalidJWT", "ExpiredToken", "SignatureDoesNotMatch", "InvalidAccessKeyId"})
-_DEFECTS = frozenset({"DatabaseSchemaMismatch", "DatabaseInvalidObjectDefinition"})
-_OVERLOAD = frozenset({"SlowDown", "DatabaseTimeout", "LockTimeout", "DatabaseReadOnly"})
-_ABORTED = frozenset({"DatabaseTransactionAborted", "Aborted", "AbortedTerminate", "TransactionError"})
-_TRANSIENT = _ABORTED | {"ResourceLocked", "InternalError", "DatabaseError", "NoAvailableShard"}
-_OVERLOAD_STATUS = frozenset({429, 503, 544})
-_TRANSIENT_STATUS = frozenset({408, 423, 425, 499})
-_PAUSED = 540
+_PAUSED = "540"
 #: Bytes of a response that is neither a page of a list nor an object.
 JSON_LIMIT = 1 << 20
 _TITLE = re.compile(rb"<title[^>]*>(.{0,300}?)</title", re.IGNORECASE | re.DOTALL)
@@ -50,13 +42,32 @@ PORTAL = (
     "Log in to the network, if it has a login page (a captive portal). "
     "Else check NEXT_PUBLIC_SUPABASE_URL: is it the API's address, not the dashboard's?"
 )
+_CHECK_KEY = "Check SUPABASE_SERVICE_ROLE_KEY: it must be the service role key of this very project."
+_CHECK_TYPES = "Add image/jpeg to the allowed MIME types of the bucket, in the dashboard."
+_CHECK_SERVER = "The Storage server does not fit its database: look at its log."
+_LATER = "Storage is overloaded; run the same command again later."
 _BLOCKED = "A firewall or proxy refuses this machine or request, and the key was not examined: allow it there."
-#: What to do about a status of something that is not Storage.
-_HINTS = {
-    401: _BLOCKED,
-    403: _BLOCKED,
-    413: "Raise the limit of a request's body there, `client_max_body_size` of nginx.",
-    511: PORTAL,
+#: What a code or a status means, and what to do.
+_MEANINGS: tuple[tuple[str, type[PipelineError], str], ...] = (
+    ("KeyAlreadyExists ResourceAlreadyExists BucketAlreadyExists", ObjectExists, ""),
+    ("NoSuchBucket NoSuchKey", ObjectNotFound, ""),
+    ("404", SettingsError, _CHECK_URL),  # not of an object or a bucket
+    ("AccessDenied InvalidJWT ExpiredToken SignatureDoesNotMatch InvalidAccessKeyId 401 403", AccessDenied, _CHECK_KEY),
+    ("InvalidMimeType", SettingsError, _CHECK_TYPES),
+    ("DatabaseSchemaMismatch DatabaseInvalidObjectDefinition", StorageError, _CHECK_SERVER),
+    ("SlowDown DatabaseTimeout LockTimeout DatabaseReadOnly 429 503 544", StorageOverloaded, _LATER),
+    ("DatabaseTransactionAborted Aborted AbortedTerminate TransactionError", StorageUnavailable, _AGAIN),
+    ("ResourceLocked InternalError DatabaseError NoAvailableShard 408 423 425 499", StorageUnavailable, _AGAIN),
+    (_PAUSED, StorageUnavailable, f"Restore it in the dashboard. {_AGAIN}"),
+)
+_OF_STORAGE = {code: (kind, hint) for codes, kind, hint in _MEANINGS for code in codes.split()}
+#: What the status of a page means, which is not of Storage.
+_OF_PAGES: dict[str, tuple[type[PipelineError], str]] = {
+    **_OF_STORAGE,
+    "401": (StorageError, _BLOCKED),
+    "403": (StorageError, _BLOCKED),
+    "413": (StorageError, "Raise the limit of a request's body there, `client_max_body_size` of nginx."),
+    "511": (StorageUnavailable, PORTAL),
 }
 
 
@@ -83,12 +94,10 @@ def json_of(response: Response, most: int, request: str) -> Any:
 
 def _sender(response: Response, content: bytes) -> str:
     """Return who seems to have sent a response that is not of Storage, with the title of its page."""
-    name = (
-        "Cloudflare" if "CF-RAY" in response.headers else response.headers.get("Server") or response.headers.get("Via")
-    )
+    name = response.headers.get("Server") or response.headers.get("Via") or "Something"
     found = _TITLE.search(content)
     title = f' ("{_line(found[1].decode(errors="replace"), _NAME)}")' if found and found[1].strip() else ""
-    return f"{_line(name or 'Something', _NAME)}, not Storage,{title}"
+    return f"{_line(name, _NAME)}, not Storage,{title}"
 
 
 def _line(text: str, most: int) -> str:
@@ -105,47 +114,30 @@ def error_of(response: Response, request: str) -> PipelineError:
         body = json.loads(content)
     except (ValueError, RecursionError):
         body = None
-    if not isinstance(body, dict):
-        text = f"{_sender(response, content)} answers {response.status} to {request}."
-        return _error_of_status(response, response.status, text, "", _HINTS.get(response.status, ""))
-    given = str(body.get("statusCode", ""))
-    status = int(given) if re.fullmatch("[1-5][0-9]{2}", given) else response.status
-    code = re.sub(r"\W", "", str(body.get("code") or ""))[:_NAME]
-    message = _line(str(body.get("message") or response.reason or "no message"), _MESSAGE).rstrip(".")
-    text = f"Storage answers {code or status} to {request}: {message}."
-
-    if code in _EXISTS:
-        return ObjectExists(text, "", code)
-    if code in _MISSING:
-        return ObjectNotFound(text, "", code)
-    if code == "InvalidMimeType":
-        return SettingsError(text, "Add image/jpeg to the allowed MIME types of the bucket, in the dashboard.", code)
-    if code in _DENIED or status in (401, 403):
-        hint = "Check SUPABASE_SERVICE_ROLE_KEY: it must be the service role key of this very project."
-        return AccessDenied(f"Storage refuses the key ({code or status}: {message}).", hint)
-    if code in _DEFECTS:
-        return StorageError(text, "The Storage server does not fit its database: look at its log.", code)
-    # The server's HTTP parser answers a truncated request with a numeric statusCode and without a code.
-    truncated = body.get("error") == "Bad Request" and body.get("statusCode") == 400 and not code
-    return _error_of_status(response, 408 if truncated else status, text, code or str(status), "")
-
-
-def _error_of_status(response: Response, status: int, text: str, code: str, hint: str) -> PipelineError:
-    """Return the error for a status; `code` and `hint` are those of its body and of its sender, where known."""
-    error: StorageUnavailable | None = None
-    if code in _OVERLOAD or status in _OVERLOAD_STATUS:
-        error = StorageOverloaded(text, "Storage is overloaded; run the same command again later.")
+    if isinstance(body, dict):
+        given = str(body.get("statusCode", ""))
+        status = given if re.fullmatch("[1-5][0-9]{2}", given) else str(response.status)
+        code = re.sub(r"\W", "", str(body.get("code") or ""))[:_NAME] or status
+        message = _line(str(body.get("message") or response.reason or "no message"), _MESSAGE).rstrip(".")
+        text, meanings = f"Storage answers {code} to {request}: {message}.", _OF_STORAGE
+        # The server's HTTP parser answers a truncated request with a numeric statusCode and without a code.
+        if body.get("error") == "Bad Request" and body.get("statusCode") == 400 and not body.get("code"):
+            status = "408"
+    else:
+        code = status = str(response.status)
+        text, meanings = f"{_sender(response, content)} answers {status} to {request}.", _OF_PAGES
+    otherwise = (StorageUnavailable, _AGAIN) if status >= "500" else (StorageError, "")
+    kind, hint = meanings.get(code) or meanings.get(status) or otherwise
+    if kind is AccessDenied:
+        text = f"Storage refuses the key ({code}: {message})."
     elif status == _PAUSED:
-        error = StorageUnavailable(f"The project is paused: {text}", f"Restore it in the dashboard. {_AGAIN}")
-        error.is_retried = False
-    elif code in _TRANSIENT or status >= 500 or status in _TRANSIENT_STATUS:
-        error = StorageUnavailable(text, hint or _AGAIN)
-    if error is not None:
-        error.code, error.retry_after = code or str(status), _retry_after(response)
-        return error
-    if status == 404:  # and not of an object or a bucket
-        return SettingsError(text, _CHECK_URL, code or str(status))
-    return StorageError(text, hint, code or str(status))
+        text = f"The project is paused: {text}"
+    error = kind(text, hint, code)
+    if isinstance(error, StorageUnavailable):
+        error.is_retried = status != _PAUSED
+        with suppress(InvalidHeader, ValueError, OverflowError):  # no time, or one that is too large
+            error.retry_after = Retry().get_retry_after(response) or 0.0
+    return error
 
 
 def _error_of_redirect(response: Response, content: bytes, request: str) -> PipelineError:
@@ -157,17 +149,3 @@ def _error_of_redirect(response: Response, content: bytes, request: str) -> Pipe
     if to.endswith(request.partition(" ")[2]):
         return SettingsError(text, _MOVED)
     return StorageError(text, PORTAL, str(response.status))
-
-
-def _retry_after(response: Response) -> float:
-    """Return the seconds of the header Retry-After, which may be a date by the clock of the server; 0 without it."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value)
-        date = response.headers.get("Date")
-        now = parsedate_to_datetime(date) if date is not None else datetime.now(timezone.utc)
-        return max(0.0, (moment - now).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # no date, one without a time zone, or beyond the year 9999
-        return 0.0
