@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -93,7 +94,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Take the place of waiting between tries: note the longest that each wait could have been."""
     noted: list[float] = []
     monkeypatch.setattr("backoff.full_jitter", lambda value: value)
-    monkeypatch.setattr("backoff._sync.time", SimpleNamespace(sleep=noted.append))
+    monkeypatch.setattr("pipeline.storage.client.time", SimpleNamespace(sleep=noted.append, monotonic=time.monotonic))
     return noted
 
 
@@ -898,7 +899,8 @@ def test_stop_ends_the_tries_of_a_request(
     server: ScriptedServer, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.will(error(429, "SlowDown"))
-    monkeypatch.setattr("backoff._sync.time", SimpleNamespace(sleep=lambda _: storage.stop()))
+    stopping = SimpleNamespace(sleep=lambda _: storage.stop(), monotonic=time.monotonic)
+    monkeypatch.setattr("pipeline.storage.client.time", stopping)
     assert isinstance(failure(storage), Interrupted)
     assert len(server.requests) == 1
 
