@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -130,10 +131,8 @@ def test_a_bucket_is_made_once_and_private(storage_server: StorageServer, bucket
     settings = local_settings("postgresql://nowhere/none", storage_server, bucket, Path())
     with closing(Storage(settings)) as storage:
         assert storage.find_bucket() is None
-        assert storage.ensure_bucket() is True
-        assert storage.ensure_bucket() is False
-        found = storage.find_bucket()
-    assert found is not None
+        found = storage.ensure_bucket()
+        assert storage.ensure_bucket() == storage.find_bucket() == found
     assert (found["id"], found["public"]) == (bucket, False)
 
 
@@ -142,12 +141,12 @@ def test_several_at_once_make_the_bucket_together(storage_server: StorageServer,
     together = threading.Barrier(6)
     with closing(Storage(settings)) as storage, ThreadPoolExecutor(6) as pool:
 
-        def make(_: int) -> bool:
+        def make(_: int) -> dict[str, Any]:
             together.wait(SECONDS)
             return storage.ensure_bucket()
 
-        assert sum(pool.map(make, range(6))) >= 1
-        assert storage.find_bucket() is not None
+        made = list(pool.map(make, range(6)))
+        assert made == [storage.find_bucket()] * 6
 
 
 @pytest.mark.parametrize(
@@ -708,7 +707,7 @@ def test_a_host_that_only_the_proxy_can_look_up_is_not_looked_up_here(
     monkeypatch.setenv("http_proxy", server.url)
     server.will(Answer(body={"id": "photos", "created_at": "2025-01-01T00:00:00.000Z"}))
     with closing(Storage(settings_for("http://a..supabase.invalid"))) as storage:
-        assert storage.ensure_bucket() is False
+        assert storage.ensure_bucket()["id"] == "photos"
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".co"])
@@ -807,8 +806,9 @@ def test_a_digest_is_taken_only_where_the_etag_is_one(
 
 
 def test_a_bucket_that_another_makes_at_the_same_moment_is_no_error(server: ScriptedServer, storage: Storage) -> None:
-    server.will(error(400, "NoSuchBucket", "404"), error(400, "BucketAlreadyExists", "409"))
-    assert storage.ensure_bucket() is False
+    bucket = Answer(body={"id": "photos", "created_at": "2025-01-01T00:00:00.000Z"})
+    server.will(error(400, "NoSuchBucket", "404"), error(400, "BucketAlreadyExists", "409"), bucket)
+    assert storage.ensure_bucket()["id"] == "photos"
     assert json.loads(server.requests[1].body) == {"id": "photos", "name": "photos", "public": False}
 
 

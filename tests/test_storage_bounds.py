@@ -84,7 +84,7 @@ def test_a_bucket_without_photos_is_a_setting(server: ScriptedServer, storage: S
         server.will(
             Answer(body={"id": "photos", "created_at": "2025-01-01T00:00:00.000Z", "allowed_mime_types": allowed})
         )
-        assert storage.ensure_bucket() is False
+        assert storage.ensure_bucket()["allowed_mime_types"] == allowed
 
 
 @pytest.mark.parametrize(

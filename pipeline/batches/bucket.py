@@ -59,7 +59,7 @@ def check_bucket(
             raise RefusedError(f"{message}: it is another bucket.", _HINT)
 
 
-def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime | None:
+def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime:
     """Create the first batch's bucket, or prove that it is that of this batch or of others; return its creation time.
 
     Raises RefusedError if it is another one, and what `Storage.ensure_bucket` raises.
@@ -71,15 +71,9 @@ def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime
             return {batch_id: batch.bucket_created_at}
         return list_recorded(connection, storage.bucket)
 
-    found = prove_bucket(storage, database.run(recorded, read_only=True), RefusedError)
-    storage.ensure_bucket()
-    found = found or storage.find_bucket()
-    return found["created_at"] if found is not None else None
-
-
-def record_bucket(connection: Connection, batch_id: str, bucket: Mapping[str, Any]) -> None:
-    """Record the bucket of a batch, unless that is done."""
-    connection.execute("record_bucket", batch_id=batch_id, bucket_created_at=bucket["created_at"])
+    prove_bucket(storage, database.run(recorded, read_only=True), RefusedError)
+    created_at: datetime = storage.ensure_bucket()["created_at"]
+    return created_at
 
 
 def list_recorded(connection: Connection, bucket: str) -> dict[str, datetime | None]:

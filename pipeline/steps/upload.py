@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import KEY_FORM, prove_bucket, record_bucket
+from pipeline.batches.bucket import KEY_FORM, prove_bucket
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
-from pipeline.errors import DataError, PipelineError, RefusedError, SettingsError, StorageError
+from pipeline.errors import DataError, PipelineError, RefusedError, StorageError
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadThreads
 from pipeline.steps.source import require_source
@@ -105,31 +104,15 @@ class Uploader:
         if found is None:
             return None
         shard, held, entries = found
-        if self._proved != (batch_id, held.created_at):
-            self._prove_bucket(batch_id, held)
+        if self._proved != (batch_id, held.created_at):  # before the first object is sent
+            prove_bucket(self._storage, {batch_id: held.bucket_created_at}, RefusedError)
+            self._proved = batch_id, held.created_at
         metrics = Metrics()
         storage = self._storage.part(metrics)
         present = {one.key: one for one in _stored_range(storage, entries)}
         progress = progress_of(shard, len(entries))
         transfer = ShardTransfer(self._threads, storage, Path(held.source), entries, present, metrics, progress)
         return _StartedShard(batch_id, shard, held, entries, storage, metrics, transfer)
-
-    def _prove_bucket(self, batch_id: str, held: LockedBatch) -> None:
-        """Prove that the batch goes where it was started, before the first object is sent, and that photos fit in."""
-        bucket = prove_bucket(self._storage, {batch_id: held.bucket_created_at}, RefusedError)
-        limit = bucket.get("file_size_limit") if bucket is not None else None
-
-        def work(connection: Connection) -> Any:
-            if bucket is not None:
-                record_bucket(connection, batch_id, bucket)
-            return connection.one("count_larger", batch_id=batch_id, limit=limit) if isinstance(limit, int) else None
-
-        sizes = self._database.run(work)
-        if sizes is not None and 2 * sizes.larger > sizes.photos:
-            message = f"The bucket {held.bucket} takes files of up to {limit} bytes"
-            message += f", and {sizes.larger} of {sizes.photos} photos of batch {batch_id} are larger."
-            raise SettingsError(message, "Raise the file size limit of the bucket, in the dashboard.")
-        self._proved = batch_id, held.created_at
 
     def _start_next(self, batch_id: str, shards: range, progress_of: ProgressOf) -> None:
         try:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timezone
 from functools import partial
@@ -181,24 +182,23 @@ class Storage:
             deleted.update(_parsed(partial(_names, gone)))
         return [key for key in keys if key not in deleted]
 
-    def ensure_bucket(self) -> bool:
-        """Create the bucket, private, if it does not exist; return whether it was created.
+    def ensure_bucket(self) -> dict[str, Any]:
+        """Create the bucket, private, if it does not exist; return its settings, as `find_bucket` does.
 
         Raises AccessDenied if the key is restricted, SettingsError if the bucket does not accept photos.
         """
         self.require_service_key()
-        if (found := self.find_bucket()) is not None:
-            types = found.get("allowed_mime_types") or [_PHOTO_TYPE]
-            if not {_PHOTO_TYPE, "image/*"}.intersection(types):
-                message = f"The bucket {self.bucket} accepts only {', '.join(map(str, types))[:200]}."
-                raise SettingsError(message, f"Add {_PHOTO_TYPE} to its allowed MIME types, in the dashboard.")
-            return False
-        try:
-            self._send("POST", "/bucket", {"id": self.bucket, "name": self.bucket, "public": False})
-        except ObjectExists:
-            return False
-        logger.info("storage: created the private bucket %s", self.bucket)
-        return True
+        found = self.find_bucket()
+        if found is None:
+            with suppress(ObjectExists):  # another run was faster
+                self._send("POST", "/bucket", {"id": self.bucket, "name": self.bucket, "public": False})
+                logger.info("storage: created the private bucket %s", self.bucket)
+            found = self._bucket_of(self._send("GET", self._path("/bucket")))
+        types = found.get("allowed_mime_types") or [_PHOTO_TYPE]
+        if not {_PHOTO_TYPE, "image/*"}.intersection(types):
+            message = f"The bucket {self.bucket} accepts only {', '.join(map(str, types))[:200]}."
+            raise SettingsError(message, f"Add {_PHOTO_TYPE} to its allowed MIME types, in the dashboard.")
+        return found
 
     def require_service_key(self) -> None:
         """Raise AccessDenied if the key itself says that row-level security may hide objects from it."""

@@ -183,9 +183,6 @@ SELECT clock_timestamp() AS now, current_setting('server_version_num')::int AS v
 -- Until the end of the transaction: right after a bulk load there are no statistics yet, and a scan looks cheap.
 SELECT set_config('enable_seqscan', 'off', true)
 
--- name: record_bucket
-UPDATE ingest.batches SET bucket_created_at = :bucket_created_at WHERE id = :batch_id AND bucket_created_at IS NULL
-
 -- name: set_held_reason
 UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
 

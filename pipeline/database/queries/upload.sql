@@ -1,11 +1,5 @@
 -- Upload: the manifest of a shard, and what the upload learned of it.
 
--- name: count_larger
--- How many photos of a batch are larger than a limit, and how many there are.
-SELECT count(*) FILTER (WHERE size > :limit) AS larger, count(*) AS photos
-FROM ingest.manifest m CROSS JOIN unnest(m.photo_sizes) AS size
-WHERE m.batch_id = :batch_id
-
 -- name: create_facts
 CREATE TEMP TABLE facts (
     recognition_id bigint PRIMARY KEY,
