@@ -41,14 +41,20 @@ class LoadRequest:
         names = ("source", "limit", "force", "kind", "coordinates", "exif_turned")
         return cls(batch.id, **{name: getattr(batch, name) for name in names})
 
+    def options(self, other: LoadRequest) -> list[str]:
+        """Return the options of this request that are different in another one."""
+        shown = []
+        for name in ("limit", "force", "coordinates", "exif_turned"):
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value != getattr(other, name):
+                shown.append(f"no {flag}" if value in (None, False) else flag if value is True else f"{flag} {value}")
+        return shown
+
     def command(self, production: bool) -> str:
         """Return the command that resumes the batch; its source is on record."""
         name = "load-qwen" if self.kind == KIND_QWEN else "load"
-        options = f" --limit {self.limit}" if self.limit is not None else ""
-        options += " --force" if self.force else ""
-        options += f" --coordinates {self.coordinates}" if self.coordinates != PIXELS else ""
-        options += " --exif-turned" if self.exif_turned else ""
-        return command_line(f"{name} --batch-id {self.batch_id}{options}", production)
+        words = [name, f"--batch-id {self.batch_id}", *self.options(LoadRequest())]
+        return command_line(" ".join(words), production)
 
 
 @dataclass(frozen=True)
@@ -127,14 +133,7 @@ def _require_same(connection: Connection, batch: Batch, settings: Settings, requ
     differences = []
     if request.source is not None and _absolute(request.source) != batch.source:
         differences.append(f"{'--source' if batch.kind == KIND_LOAD else '--file'} {batch.source}")
-    if request.limit != batch.limit:
-        differences.append(f"--limit {batch.limit}" if batch.limit is not None else "no --limit")
-    if request.force != batch.force:
-        differences.append("--force" if batch.force else "no --force")
-    if request.coordinates != batch.coordinates:
-        differences.append(f"--coordinates {batch.coordinates}")
-    if request.exif_turned != batch.exif_turned:
-        differences.append("--exif-turned" if batch.exif_turned else "no --exif-turned")
+    differences += LoadRequest.of(batch).options(request)
     if settings.bucket != batch.bucket and batch.kind == KIND_LOAD:
         differences.append(f"STORAGE_BUCKET {batch.bucket}")
     if differences:

@@ -26,7 +26,10 @@ WHOLE = 0  # the shard number of a marker that stands for the whole batch
 
 @dataclass(frozen=True)
 class Batch:
-    """What steps need of a row of ingest.batches; `limit` is None for no limit, `marked` if the load is done."""
+    """What steps need of a row of ingest.batches.
+
+    `limit` is None for no limit, `marked` says that the load is done, and `now` is the time by the database's clock.
+    """
 
     id: str
     kind: str
@@ -47,19 +50,6 @@ class Batch:
     adopted: bool
     metrics: dict[str, Any]
     marked: bool
-
-
-@dataclass(frozen=True)
-class LockedBatch:
-    """A row of hold_batch; `now` is the start of its transaction by the database's clock."""
-
-    kind: str
-    state: str
-    source: str
-    bucket: str
-    bucket_created_at: datetime | None
-    shards: int
-    created_at: datetime
     now: datetime
 
 
@@ -83,22 +73,23 @@ def hold(
     state: str = "loading",
     alone: bool = False,
     created_at: datetime | None = None,
-) -> LockedBatch:
+) -> Batch:
     """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
 
     Raises RefusedError if it has another state, or was started at another time than `created_at`, after a reset;
     HeldError if it is held.
     """
-    rows = connection.execute("lock_batch" if alone else "hold_batch", batch_id=batch_id)
-    found = rows[0].state if rows else "unknown"
-    if rows and created_at not in (None, rows[0].created_at):
+    connection.enqueue("lock_batch" if alone else "hold_batch", batch_id=batch_id)
+    batch = find_batch(connection, batch_id)
+    found = batch.state if batch is not None else "unknown"
+    if batch is not None and created_at not in (None, batch.created_at):
         found = "started anew"
     if found == "held":
         raise held_error(connection, batch_id)
-    if found != state:
+    if batch is None or found != state:
         message = f"Batch {batch_id} is {found}, not {state}: nothing of this run was recorded."
         raise RefusedError(message, f"Look at it with `{connection.command('status')}`.")
-    return LockedBatch(**rows[0]._asdict())
+    return batch
 
 
 def held_error(connection: Connection, batch_id: str) -> HeldError:
@@ -119,8 +110,9 @@ def held_hint(batch_id: str, command: Callable[[str], str]) -> str:
 
 def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool:
     """Lock the batch's row and return whether the batch that was created then was reset."""
-    rows = connection.execute("hold_batch", batch_id=batch_id)
-    return bool(rows) and rows[0].created_at == created_at and rows[0].state in ("resetting", "reset")
+    connection.enqueue("hold_batch", batch_id=batch_id)
+    batch = find_batch(connection, batch_id)
+    return batch is not None and batch.created_at == created_at and batch.state in ("resetting", "reset")
 
 
 def try_lock(connection: Connection, batch_id: str) -> bool:
@@ -130,7 +122,7 @@ def try_lock(connection: Connection, batch_id: str) -> bool:
 
 def hold_step(
     connection: Connection, batch_id: str, step: str, shard: int, *, created_at: datetime | None = None
-) -> LockedBatch | None:
+) -> Batch | None:
     """Lock the batch and the step of a shard as `hold` and `await_step` do; return None if the marker exists."""
     held = hold(connection, batch_id, created_at=created_at)
     return None if await_step(connection, batch_id, step, shard) else held
@@ -175,25 +167,17 @@ def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:
     return [(row.step, row.shard) for row in connection.execute("list_marked", batch_id=batch_id)]
 
 
-def add_rejects(connection: Connection, batch_id: str, step: str, shard: int, rejects: Sequence[Reject]) -> None:
-    """Record rejects."""
-    _add(connection, "ingest.rejects", batch_id, step, shard, rejects)
-
-
-def add_notices(connection: Connection, batch_id: str, step: str, shard: int, notices: Sequence[Notice]) -> None:
-    """Record notices."""
-    _add(connection, "ingest.notices", batch_id, step, shard, notices)
+def add_inputs(
+    connection: Connection, batch_id: str, step: str, shard: int, inputs: Sequence[Reject] | Sequence[Notice]
+) -> None:
+    """Record rejects or notices."""
+    if inputs:
+        table = "ingest.rejects" if isinstance(inputs[0], Reject) else "ingest.notices"
+        columns = ("batch_id", "recognition_id", "path", "code", "message", "step", "shard")
+        rows = ((batch_id, one.recognition_id, one.path, one.code, one.message, step, shard) for one in inputs)
+        connection.copy_in(table, columns, rows)
 
 
 def set_held_reason(connection: Connection, batch_id: str, reason: str) -> None:
     """Record why the batch is not to be published."""
     connection.enqueue("set_held_reason", batch_id=batch_id, reason=reason)
-
-
-def _add(
-    connection: Connection, table: str, batch_id: str, step: str, shard: int, inputs: Sequence[Reject | Notice]
-) -> None:
-    if inputs:
-        columns = ("batch_id", "recognition_id", "path", "code", "message", "step", "shard")
-        rows = ((batch_id, one.recognition_id, one.path, one.code, one.message, step, shard) for one in inputs)
-        connection.copy_in(table, columns, rows)

@@ -106,7 +106,7 @@ def _copy_documents(
         # Their photos are already in the bucket; the transform step removes them.
         connection.execute("mark_manifest_rejected", **rejected)
         connection.execute("delete_claims_rejected", **rejected, kind=KIND_LOAD)
-        batch_state.add_rejects(connection, batch_id, COPY, shard, rejects)
+        batch_state.add_inputs(connection, batch_id, COPY, shard, rejects)
     return len(rejects)
 
 

@@ -178,7 +178,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
         counts = connection.one("update_batch_counts", batch_id=batch_id, files=json.dumps(files))
         if staged is not None:
             connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
-            batch_state.add_notices(connection, batch_id, DISCOVER, WHOLE, staged.notices)
+            batch_state.add_inputs(connection, batch_id, DISCOVER, WHOLE, staged.notices)
             if staged.held_reason:
                 batch_state.set_held_reason(connection, batch_id, staged.held_reason)
     if not is_load and counts.shards:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import KEY_FORM, prove_bucket
-from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, LockedBatch
+from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
 from pipeline.errors import DataError, PipelineError, RefusedError, StorageError
@@ -36,7 +36,7 @@ class _StartedShard:
 
     batch_id: str
     shard: int
-    held: LockedBatch
+    held: Batch
     entries: Sequence[Entry]
     storage: Storage
     metrics: Metrics
@@ -90,7 +90,7 @@ class Uploader:
     def _start(self, batch_id: str, shards: range, progress_of: ProgressOf) -> _StartedShard | None:
         """Start the first of `shards` without a marker; return None if all have one."""
 
-        def work(connection: Connection) -> tuple[int, LockedBatch, list[Entry]] | None:
+        def work(connection: Connection) -> tuple[int, Batch, list[Entry]] | None:
             held = batch_state.hold(connection, batch_id)
             pending = batch_state.pending_shards(connection, batch_id, UPLOAD, after=shards.start - 1)
             if not pending or pending[0] not in shards:
@@ -272,9 +272,9 @@ def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts
     connection.enqueue("update_manifest_facts", batch_id=batch_id, shard=shard)
     connection.enqueue("delete_upload_notices", batch_id=batch_id, shard=shard)
     notices = [notice for fact in facts for notice in fact.notices]
-    batch_state.add_notices(connection, batch_id, UPLOAD, shard, notices)
+    batch_state.add_inputs(connection, batch_id, UPLOAD, shard, notices)
     if rejects:
         ids = [reject.recognition_id for reject in rejects]
         connection.execute("delete_manifest_rejected", batch_id=batch_id, recognition_ids=ids)
         connection.execute("delete_claims_rejected", batch_id=batch_id, kind=KIND_LOAD, recognition_ids=ids)
-        batch_state.add_rejects(connection, batch_id, UPLOAD, shard, rejects)
+        batch_state.add_inputs(connection, batch_id, UPLOAD, shard, rejects)

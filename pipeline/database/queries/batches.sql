@@ -60,7 +60,8 @@ SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 -- name: find_batch
 SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
     exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics,
-    EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked
+    EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked,
+    clock_timestamp() AS now
 FROM ingest.batches b
 WHERE id = :batch_id
 
@@ -81,8 +82,7 @@ LIMIT 1
 
 -- name: hold_batch
 -- Keep a reset, or the commit, from passing while a shard's transaction is open.
-SELECT kind, state, source, bucket, bucket_created_at, shards, created_at, clock_timestamp() AS now
-FROM ingest.batches WHERE id = :batch_id FOR SHARE
+SELECT id FROM ingest.batches WHERE id = :batch_id FOR SHARE
 
 -- name: insert_marker
 INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker, metrics)
@@ -149,7 +149,8 @@ ORDER BY b.created_at
 
 -- name: list_unfinished
 SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
-    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics, false AS marked
+    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics, false AS marked,
+    clock_timestamp() AS now
 FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting')
 ORDER BY created_at, id
@@ -161,8 +162,7 @@ FROM ingest.batches
 WHERE kind = 'load' AND bucket = :bucket AND state <> 'reset'
 
 -- name: lock_batch
-SELECT kind, state, source, bucket, bucket_created_at, shards, created_at, clock_timestamp() AS now
-FROM ingest.batches WHERE id = :batch_id FOR UPDATE
+SELECT id FROM ingest.batches WHERE id = :batch_id FOR UPDATE
 
 -- name: lock_commits
 -- One batch commits at a time: versions follow the order of commits. The number spells "comm".
