@@ -69,7 +69,7 @@ def test_a_name_comes_before_the_setting_and_both_before_every_place(places: dic
 def test_a_named_file_that_is_not_there_is_not_looked_for_elsewhere(missing: str, places: dict[str, Path]) -> None:
     (places["."] / ANNOTATIONS).touch()
     given, setting = ("gone.json", None) if missing == "given" else (None, "gone.json")
-    with pytest.raises(UsageError, match=r"gone\.json cannot be accessed: No such file"):
+    with pytest.raises(UsageError, match=r"gone\.json does not exist"):
         find_annotations(given, setting, None)
 
 

@@ -28,7 +28,7 @@ from typing import BinaryIO
 from pipeline.dataset.detections import photo_of
 from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
 from pipeline.dataset.forms import FENCED, GZIP, LINES, what_it_is
-from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, accessing, usual_sources
+from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, find_input, usual_sources
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput, UsageError
 
@@ -69,22 +69,15 @@ class Entry:
 def find_annotations(given: str | None, setting: str | None, dataset_dir: str | None) -> Path:
     """Return the annotations file: `given`, else the setting, else the first one in the default places.
 
-    Raises UsageError if there is none, it is not a file, or it cannot be read.
+    Raises what `find_input` raises.
     """
-    hint = "Name it with --file or QWEN_ANNOTATIONS."
     name = given or setting
     if not name:
         folders = [os.path.expanduser(dataset_dir)] if dataset_dir else list(usual_sources())[:1]
         usual = (os.path.join(place, ANNOTATIONS) for place in (*folders, "", Path.home() / "Downloads", Path.home()))
         name = next(filter(os.path.isfile, usual), None)  # False, not an error, if a folder cannot be searched
-    if not name:
-        places = f"{ANNOTATIONS} in the dataset's folder, ., ~/Downloads and ~"
-        raise UsageError(f"No annotations file was named and none was found: looked for {places}.", hint)
-    with accessing("annotations file", name, hint) as path:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"The annotations file {path} is not a file.", hint)
-        with open(path, "rb"):
-            return path
+    places = f"{ANNOTATIONS} in the dataset's folder, ., ~/Downloads and ~"
+    return find_input("annotations file", "file", name, places, "Name it with --file or QWEN_ANNOTATIONS.")
 
 
 def read_entries(stream: BinaryIO, forms: set[Deviation]) -> Iterator[Entry]:

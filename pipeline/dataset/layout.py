@@ -9,7 +9,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.dataset.clutter import is_clutter
@@ -37,33 +36,37 @@ _DIGITS = re.compile(r"([0-9]+)")
 def find_source(given: str | None, setting: str | None) -> Path:
     """Return the absolute path of the dataset's folder: `given`, else the setting, else the first in default places.
 
-    Raises UsageError if there is none, or the one named does not exist, is not a folder, or cannot be read.
+    Raises what `find_input` raises.
     """
-    hint = "Name its folder with --source or DATASET_DIR."
     name = given or setting or next(map(str, usual_sources()), None)
-    if name is None:
-        places = "./dataset, ./RRS_Dataset*, ~/Downloads/RRS_Dataset* and ~/RRS_Dataset*"
-        raise UsageError(f"No dataset was named and none was found: looked for {places}.", hint)
-    with accessing("dataset", name, hint) as path:
-        if path.is_dir():
-            return path
-        problem = "is not a folder" if path.exists() else "does not exist"
-    raise UsageError(f"The dataset {path} {problem}.", hint)
+    places = "./dataset, ./RRS_Dataset*, ~/Downloads/RRS_Dataset* and ~/RRS_Dataset*"
+    return find_input("dataset", "folder", name, places, "Name its folder with --source or DATASET_DIR.")
 
 
-@contextmanager
-def accessing(what: str, name: str, hint: str) -> Iterator[Path]:
-    """Yield the absolute path; raise UsageError if it is not UTF-8, or if it or the block fails to access it."""
+def find_input(what: str, kind: str, name: str | None, places: str, hint: str) -> Path:
+    """Return the absolute path of the folder or file with a name, which was looked for in `places` if there is none.
+
+    Raises UsageError if there is none, its path is not UTF-8, or it does not exist, is of another kind, or cannot be
+    read.
+    """
+    if not name:
+        raise UsageError(f"No {what} was named and none was found: looked for {places}.", hint)
     try:
         path = Path(name).expanduser().resolve()
         for text in (name, str(path)):  # a link may lead to such a path
             if not is_text(text):
                 message = f"The path of the {what}, {as_text(text)[:200]}, is not UTF-8."
                 raise UsageError(message, f"Rename it. {hint}")
-        yield path
+        if kind == "folder" and path.is_dir():
+            return path
+        if kind == "file" and path.is_file():
+            with open(path, "rb"):
+                return path
+        problem = f"is not a {kind}" if path.exists() else "does not exist"
     except (OSError, RuntimeError, ValueError) as exc:
         why = (isinstance(exc, OSError) and exc.strerror) or str(exc).rstrip(".")
         raise UsageError(f"The {what} {as_text(name)[:200]} cannot be accessed: {why}.", hint) from exc
+    raise UsageError(f"The {what} {path} {problem}.", hint)
 
 
 def usual_sources() -> Iterator[Path]:
