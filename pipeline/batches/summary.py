@@ -128,9 +128,7 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         lines.append(printable(f"Held{then}: {reason}"))
     skipped = []
 
-    def unit(count: int) -> str:
-        return counted(count, "photo") if qwen else str(count)
-
+    unit = partial(counted, noun="photo") if qwen else str
     if summary["already_loaded"]:
         skipped.append(f"{unit(summary['already_loaded'])} already {'annotated' if qwen else 'loaded'}")
     if summary["held_elsewhere"]:
@@ -176,22 +174,20 @@ def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any],
             failures.append(exc)
             result[name] = {"ok": False, "error": exc.message, "hint": exc.hint}
 
-    with closing(Storage(settings)) as storage:
-        examine("storage", lambda: _examine_storage(storage))
-        examine("database", lambda: database.run(_examine_database, read_only=True))
-        if result["database"]["ok"] and not result["database"]["migrations_pending"]:
-            result.update(database.run(_read_tables, read_only=True))
-            recorded = database.run(lambda connection: list_recorded(connection, settings.bucket), read_only=True)
-            if result["storage"]["ok"]:
-                before = result["storage"]
-                examine("storage", lambda: {**before, "bucket_exists": bool(prove_bucket(storage, recorded))})
+    recorded: dict[str, datetime | None] = {}
+    examine("database", lambda: database.run(_examine_database, read_only=True))
+    if result["database"]["ok"] and not result["database"]["migrations_pending"]:
+        result.update(database.run(_read_tables, read_only=True))
+        recorded = database.run(partial(list_recorded, bucket=settings.bucket), read_only=True)
+    examine("storage", lambda: _examine_storage(settings, recorded))
     return result, failures
 
 
-def _examine_storage(storage: Storage) -> dict[str, Any]:
-    storage.find_bucket()  # opens the connection, so that the second call measures only the response
-    started = time.perf_counter()
-    bucket = storage.find_bucket()
+def _examine_storage(settings: Settings, recorded: Mapping[str, datetime | None]) -> dict[str, Any]:
+    with closing(Storage(settings)) as storage:
+        storage.find_bucket()  # opens the connection, so that the second call measures only the response
+        started = time.perf_counter()
+        bucket = prove_bucket(storage, recorded)
     latency = round((time.perf_counter() - started) * 1000, 2)
     public = bool(bucket and bucket.get("public"))
     return {"latency_ms": latency, "bucket_exists": bucket is not None, "bucket_public": public}
