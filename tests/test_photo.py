@@ -210,7 +210,7 @@ def test_a_photo_without_deviation_has_no_notice() -> None:
         (b"\x1f\x8b\x08", "gzip data"),
         (b"PK\x03\x04", "a ZIP archive"),
         (bytes(5000), "filled with zero bytes"),
-        (b'{"error": "not found"}', "a JSON document"),
+        (b'{"error": "not found"}', "a JSON object"),
         (b"what is this", "not a JPEG"),
     ],
 )

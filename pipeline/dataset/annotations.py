@@ -27,7 +27,8 @@ from typing import BinaryIO
 
 from pipeline.dataset.detections import photo_of
 from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
-from pipeline.dataset.forms import FENCED, GZIP, LINES, what_it_is
+from pipeline.dataset.forms import FENCED, GZIP, LINES
+from pipeline.dataset.kinds import JSON_OBJECT, kind_of
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, find_input, usual_sources
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput, UsageError
@@ -249,7 +250,7 @@ class _Window:
     def broken(self, why: str, back: int = 0) -> UsageError:
         """Return the error for invalid syntax, so many bytes before the current position."""
         position = self._offset + _size(self._text[: self._at]) - back
-        what = "" if self._is_begun else what_it_is(self._head)
+        what = "" if self._is_begun else kind_of(self._head).replace(JSON_OBJECT, "")
         message = f"The annotations file is not a JSON object: at byte {position}, {why}"
         return UsageError(f"{message}{f'; the file is {what}' if what else ''}.", _CORRECT)
 

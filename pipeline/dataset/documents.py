@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NoReturn
 
-from pipeline.dataset.jpeg import kind_of
+from pipeline.dataset.kinds import JSON_ARRAY, JSON_OBJECT, kind_of
 from pipeline.dataset.prices import is_price
 from pipeline.dataset.records import Deviation, is_text
 from pipeline.errors import BadInput
@@ -164,13 +164,15 @@ def _parse(
 
     One object with these fields, which some tools write for an array of one, is added to what was found and yielded.
     """
-    text = _decode(content)
     try:
+        text = json_of(content).decode()
         value = json.loads(
             text, object_pairs_hook=unique_keys, parse_constant=_no_constant, parse_float=_number, parse_int=_number
         )
-    except json.JSONDecodeError as exc:
-        raise _syntax_error(content, text, exc) from exc
+    except (UnicodeDecodeError, json.JSONDecodeError) as exc:
+        kind = kind_of(content)
+        what = f"no JSON, or cut: {exc}" if kind in ("", JSON_ARRAY, JSON_OBJECT) else kind
+        raise BadInput("json_broken", f"the file is {what}") from exc
     except RecursionError as exc:
         raise BadInput("json_shape", "the file is nested too deeply") from exc
     _require_jsonb(text)
@@ -187,47 +189,6 @@ def _parse(
         if not isinstance(entry, dict):
             raise BadInput("json_shape", f"{where} is {_shown(entry)}, not an object")
         yield where, entry
-
-
-def _decode(content: bytes) -> str:
-    """Return the text of a document without a byte order mark; raise BadInput json_broken if it is no UTF-8 text."""
-    if not content:
-        raise BadInput("json_broken", "the file is empty")
-    if not content.strip(b"\0"):
-        raise BadInput("json_broken", "the file is filled with zero bytes")
-    if content.startswith(codecs.BOM_UTF8 * 2):
-        raise BadInput("json_broken", "the file begins with two byte order marks")
-    encoding = json.detect_encoding(content)  # by a byte order mark, or by the zero bytes of the first characters
-    if not encoding.startswith("utf-8") and not {"\0", "\ufffd"} & set(content.decode(encoding, errors="replace")[:-1]):
-        raise BadInput("json_broken", f"the file is {encoding[:6].upper()}, not UTF-8")
-    try:
-        return json_of(content).decode()
-    except UnicodeDecodeError as exc:
-        if exc.reason == "unexpected end of data":
-            raise BadInput("json_broken", "the file ends too early, inside a character") from exc
-        why = _kind_of(content) or f"is not UTF-8 at byte {exc.start}"
-        raise BadInput("json_broken", f"the file {why}") from exc
-
-
-def _kind_of(content: bytes) -> str | None:
-    """Return what a file is that is not JSON, as a predicate, if its first bytes say so."""
-    kind = kind_of(content)
-    return None if kind in ("not a JPEG", "a JSON document") else f"is {kind}, not JSON"
-
-
-def _syntax_error(content: bytes, text: str, exc: json.JSONDecodeError) -> BadInput:
-    where = f"line {exc.lineno}, column {exc.colno}"
-    if kind := _kind_of(content):
-        return BadInput("json_broken", f"the file {kind}")
-    if not text.strip():
-        return BadInput("json_broken", "the file has nothing but white space")
-    if text.endswith("\0"):
-        return BadInput("json_broken", f"the file ends with {len(text) - len(text.rstrip(chr(0)))} zero bytes")
-    if exc.msg.startswith("Unterminated string") or not text[exc.pos :].strip():
-        return BadInput("json_broken", f"the file ends too early, at {where}")
-    if exc.msg == "Extra data":
-        return BadInput("json_broken", f"the file has more after the end of its JSON, at {where}")
-    return BadInput("json_broken", f"the file is not JSON at {where}: {exc.msg}")
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -29,36 +29,6 @@ _JFIF, _EXIF = b"JFIF\0", b"Exif\0\0"
 _ALL = b"\0\x3f\0"
 _ORIENTATION, _SHORT = 0x0112, 3
 
-#: The first bytes of what is found under the name of a photo, and what it is.
-_KINDS: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
-    (re.compile(pattern, re.DOTALL), name)
-    for pattern, name in (
-        (rb"\x89PNG", "a PNG image"),
-        (rb"GIF8", "a GIF image"),
-        (rb"BM.{12}", "a BMP image"),
-        (rb"II\*\0|MM\0\*", "a TIFF image or a camera's raw file"),
-        (rb"RIFF....WEBP", "a WebP image"),
-        (rb"....ftyp(?:avi[fs]|mif1(?:.{4}){1,8}?avif)", "an AVIF image"),
-        (rb"....ftyp(?:hei|hev|mif1|msf1)", "a HEIC image"),
-        (rb"....ftyp", "a video"),
-        (rb"\xff\x0a|....JXL ", "a JPEG XL image"),
-        (rb"....jP  |\xff\x4f\xff\x51", "a JPEG 2000 image"),
-        (rb"%PDF", "a PDF document"),
-        (rb"version https://git-lfs", "a Git LFS pointer, whose content was not fetched"),
-        (rb"/annex/objects/", "a git-annex pointer, whose content was not fetched"),
-        (rb"\x1f\x8b", "gzip data"),
-        (rb"PK\x03\x04", "a ZIP archive"),
-        (rb"\0\x05\x16\x07", "macOS metadata (AppleDouble)"),
-        (rb"bplist00", "an Apple property list"),
-        (rb"(?:\xef\xbb\xbf)?\s*<(?i:!doctype html|html|head|body)", "an HTML page"),
-        (rb"(?:\xef\xbb\xbf)?\s*<", "an XML or SVG document"),
-        (rb"(?:\xef\xbb\xbf)?\s*[\[{]", "a JSON document"),
-        (rb"data:image/", "a data URL"),
-        (rb"/9j/", "a JPEG in base64"),
-    )
-)
-
-
 _PADDING = re.compile(rb"[\0\xff]*")
 
 #: The bytes from a start to an end are replaced.
@@ -115,17 +85,6 @@ def edited(content: bytes, edits: list[Edit]) -> bytes:
         parts += (content[position:start], replacement)
         position = end
     return b"".join((*parts, content[position:])) if edits else content
-
-
-def kind_of(content: bytes) -> str:
-    """Return what a file is that is not a JPEG: a noun phrase with its article, or "not a JPEG"."""
-    start = content[:512]
-    for pattern, name in _KINDS:
-        if pattern.match(start):
-            return name
-    if not content.strip(b"\0"):
-        return "filled with zero bytes"
-    return "not a JPEG"
 
 
 def read_structure(content: bytes) -> Structure:

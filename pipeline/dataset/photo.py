@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.dataset.jpeg import END, SHOWN, Edit, Structure, edited, kind_of, read_structure
+from pipeline.dataset.jpeg import END, SHOWN, Edit, Structure, edited, read_structure
+from pipeline.dataset.kinds import kind_of
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
 from pipeline.units import counted
@@ -57,7 +58,7 @@ def check_photo(content: bytes) -> CheckedPhoto:
     if not content:
         raise BadInput("photo_empty", "the file is empty")
     if not content.startswith(b"\xff\xd8"):
-        raise BadInput("photo_not_jpeg", f"the file is {kind_of(content)}")
+        raise BadInput("photo_not_jpeg", f"the file is {kind_of(content) or 'not a JPEG'}")
     found = read_structure(content)
     dimensions, components, several_scans = _read_frame(content, found)
     deviations = []
