@@ -323,7 +323,7 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded() -> None:
 def test_an_external_id_that_no_index_takes_is_refused() -> None:
     for external_id in ("x" * 501, " " * 500 + "x"):
         menu = json.dumps([{"ExternalId": external_id, "Name": "n"}]).encode()
-        with pytest.raises(BadInput, match="ExternalId of more than 500 characters"):
+        with pytest.raises(BadInput, match="more than 500 characters as ExternalId"):
             check_menu(menu)
     check_menu(json.dumps([{"ExternalId": "ы" * 500, "Name": "n"}]).encode())
 

@@ -117,20 +117,36 @@ LIST = f"[{ENTRY}]"
         (menu().replace(b'"n"', b'"n", "x": -1' + b"0" * 400), "json_shape", "the number -1000000000000000000… is too"),
         (b'"' + b"[]" + b'"', "json_shape", 'the menu is "[]", not an array'),
         (b"null", "json_shape", "the menu is null, not an array"),
-        (b"{}", "json_shape", "the menu is an object (no fields), not an array"),
-        (b'{"value": [], "Count": 0}', "json_shape", "the menu is an object (value, Count), not an array"),
-        (b'{"Name": "n"}', "json_shape", "the menu is an object (Name), not an array"),
+        (b"{}", "json_shape", "the menu is an object, not an array; its fields are none"),
+        (
+            b'{"value": [], "Count": 0}',
+            "json_shape",
+            "the menu is an object, not an array; its fields are v",
+        ),
+        (b'{"Name": "n"}', "json_shape", "the menu is an object, not an array; its fields are Name"),
         (b'[["1"]]', "json_shape", 'entry 1 of the menu is ["1"], not an object'),
-        (b'[{"externalId": "1", "Name": "n"}]', "json_shape", "entry 1 of the menu has the field externalId, which"),
-        (b'[{"external_id": "1", "Name": "n"}]', "json_shape", "entry 1 of the menu has the field external_id, which"),
-        (b'[{"ExternalId": "1", "name": "n"}]', "json_shape", "entry 1 of the menu has the field name, which is not N"),
+        (
+            b'[{"externalId": "1", "Name": "n"}]',
+            "json_shape",
+            "entry 1 of the menu has no ExternalId; its fields are ext",
+        ),
+        (
+            b'[{"external_id": "1", "Name": "n"}]',
+            "json_shape",
+            "entry 1 of the menu has no ExternalId; its fields are e",
+        ),
+        (
+            b'[{"ExternalId": "1", "name": "n"}]',
+            "json_shape",
+            "entry 1 of the menu has no Name; its fields are Ext",
+        ),
         (b'[{"Name": "n"}]', "json_shape", "entry 1 of the menu has no ExternalId"),
         (menu(ExternalId=104500.0), "json_shape", "entry 1 of the menu has 104500.0 as ExternalId"),
         (menu(ExternalId=None), "json_shape", "entry 1 of the menu has null as ExternalId"),
         (menu(ExternalId=True), "json_shape", "entry 1 of the menu has true as ExternalId"),
         (menu(ExternalId="  "), "json_shape", 'entry 1 of the menu has "  " as ExternalId'),
         (menu(Name=5), "json_shape", "entry 1 of the menu has 5 as Name"),
-        (menu(Name="n" * 1001), "json_shape", "entry 1 of the menu has a Name of more than 1,000 characters"),
+        (menu(Name="n" * 1001), "json_shape", "entry 1 of the menu has more than 1,000 characters as Name"),
         (menu().replace(b'"n"', b'"n", "x": 1e-100'), "json_shape", "the number 1e-100 is too large or has too many"),
         (menu().replace(b'"n"', b'"n", "x": -1E+0100'), "json_shape", "the number -1E+0100 is too large"),
         (menu(Name=["x" * 500]), "json_shape", 'entry 1 of the menu has ["xxxx'),
@@ -159,18 +175,18 @@ def test_a_refusal_says_what_the_document_is(content: bytes, code: str, sentence
         (receipt("0.350"), "json_shape", 'line 1 of the receipt has "0.350" as Count'),
         (receipt(None), "json_shape", "line 1 of the receipt has null as Count"),
         (receipt(True), "json_shape", "line 1 of the receipt has true as Count"),
-        (b'[{"count": 1, "Dishes": []}]', "json_shape", "line 1 of the receipt has the field count, which is not C"),
+        (b'[{"count": 1, "Dishes": []}]', "json_shape", "line 1 of the receipt has no Count; its fields are count"),
         (
             receipt(Dishes=[{**DISH, "Name": "n" * 1001}]),
             "json_shape",
-            "dish 1 of line 1 of the receipt has a Name of m",
+            "dish 1 of line 1 of the receipt has more than 1,0",
         ),
-        (receipt(Dishes=[]), "json_shape", "line 1 of the receipt has [] as Dishes"),
+        (receipt(Dishes=[]), "json_shape", "line 1 of the receipt has no dish"),
         (receipt(Dishes="System.Object[]"), "json_shape", 'line 1 of the receipt has "System.Object'),
         (receipt(Dishes=["@{Name=n}"]), "json_shape", 'line 1 of the receipt has "@{Name=n}" as a dish, not an object'),
         (receipt(Dishes=[DISH, {"Name": "n", "ExternalId": 1.5}]), "json_shape", "dish 2 of line 1 of the receipt has"),
         (receipt(Dishes={"Name": "n"}), "json_shape", "dish 1 of line 1 of the receipt has no ExternalId"),
-        (b'{"Count": 1}', "json_shape", "the receipt is an object (Count), not an array"),
+        (b'{"Count": 1}', "json_shape", "the receipt is an object, not an array; its fields are Count"),
     ],
 )
 def test_a_refusal_of_a_receipt_names_the_line(content: bytes, code: str, sentence: str) -> None:
@@ -196,7 +212,7 @@ def test_one_object_with_all_its_fields_is_an_array_of_one() -> None:
     assert codes(check_receipt, line) == ["json_single_object"]
     assert codes(check_receipt, [{**line, "Dishes": DISH}]) == ["json_single_object"]
     [both] = check_receipt(json.dumps({**line, "Dishes": DISH}).encode())
-    assert both.message == "the receipt is one object, not an array (and 1 more)"
+    assert both.message == "the receipt is one object, not an array"
 
 
 @pytest.mark.parametrize("amount", [0.350, 1.5, 0.001, 250.75, 999.999])
@@ -206,14 +222,10 @@ def test_any_fraction_is_one_item_of_that_amount(amount: float) -> None:
     assert str(amount) in found.message
 
 
-def test_each_kind_of_notice_is_there_once_with_the_number_of_the_others() -> None:
-    entries = [{"ExternalId": f" {n}", "name": "x", "Name": "n", "Price": "по запросу"} for n in range(3)]
-    found = {one.code: one.message for one in check_menu(json.dumps([*entries, {**DISH, "price": 5}]).encode())}
-    assert found == {
-        "json_field": "entry 4 of the menu has the field price, which is not Price",
-        "json_id_spaces": 'entry 1 of the menu has the ExternalId " 0", and its spaces are kept (and 2 more)',
-        "price_unknown": 'entry 1 of the menu has the Price "по запросу", which is no amount (and 2 more)',
-    }
+def test_each_kind_of_notice_is_there_once() -> None:
+    entries = [{**DISH, "Price": f"по запросу {n}"} for n in range(3)]
+    [found] = check_menu(json.dumps(entries).encode())
+    assert found == ("price_unknown", 'entry 1 of the menu has the Price "по запросу 0", which is no amount')
 
 
 PRICES: dict[object, str | None] = {

@@ -9,7 +9,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.dataset.kinds import JSON_ARRAY, JSON_OBJECT, kind_of
 from pipeline.dataset.prices import is_price
@@ -39,43 +39,39 @@ def check_menu(content: bytes) -> tuple[Deviation, ...]:
 
     Raises BadInput json_broken, json_nul or json_shape.
     """
-    found: list[Deviation] = []
+    found: dict[str, Deviation] = {}
     with _parsing:
         for where, entry in _parse(content, "menu", "entry", ("ExternalId", "Name"), found):
-            _check_dish(entry, where, found)
+            _check_dish(entry, where)
             for field in ("Category", "Price"):
                 if isinstance(entry.get(field), (dict, list)):
                     raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
-                other = _spelled(entry, field)
-                if other is not None:
-                    found.append(Deviation("json_field", f"{where} has the field {other}, which is not {field}"))
             price = entry.get("Price")
             if price is not None and not is_price(price):
-                found.append(Deviation("price_unknown", f"{where} has the Price {_shown(price)}, which is no amount"))
-    return _merged(found)
+                _add(found, Deviation("price_unknown", f"{where} has the Price {_shown(price)}, which is no amount"))
+    return tuple(found.values())
 
 
 def check_receipt(content: bytes) -> tuple[Deviation, ...]:
     """Check that a receipt is an array of valid lines; as for a menu, and BadInput receipt_count."""
-    found: list[Deviation] = []
+    found: dict[str, Deviation] = {}
     items = 0
     with _parsing:
         for where, line in _parse(content, "receipt", "line", ("Count", "Dishes"), found):
             items += _check_count(line, where, found)
             if items > MAXIMUM_ITEMS:
                 raise BadInput("receipt_count", f"the receipt has {items} dishes up to {where}")
-            dishes = line.get("Dishes")
+            dishes = _field(line, "Dishes", (list, dict), where)
             if isinstance(dishes, dict):
-                found.append(Deviation("json_single_object", f"{where} has one object as Dishes, not an array"))
+                _add(found, Deviation("json_single_object", f"{where} has one object as Dishes, not an array"))
                 dishes = [dishes]
-            if not isinstance(dishes, list) or not dishes:
-                raise _unusable(line, "Dishes", where)
+            if not dishes:
+                raise BadInput("json_shape", f"{where} has no dish")
             for number, dish in enumerate(dishes, 1):
                 if not isinstance(dish, dict):
                     raise BadInput("json_shape", f"{where} has {_shown(dish)} as a dish, not an object")
-                what = f"dish {number} of {where}"
-                _check_dish(dish, what, found)
-    return _merged(found)
+                _check_dish(dish, f"dish {number} of {where}")
+    return tuple(found.values())
 
 
 def json_of(content: bytes) -> bytes:
@@ -92,52 +88,43 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return value
 
 
-def _check_count(line: dict[str, object], where: str, found: list[Deviation]) -> int:
+def _check_count(line: dict[str, object], where: str, found: dict[str, Deviation]) -> int:
     """Return the number of items of a receipt line: its Count, or one if that is the amount of weighed goods."""
-    count = line.get("Count")
-    if not isinstance(count, (int, float)) or isinstance(count, bool):
-        raise _unusable(line, "Count", where)
+    count = _field(line, "Count", (int, float), where)
     if not 0 < count <= MAXIMUM_COUNT:
         raise BadInput("receipt_count", f"{where} has a Count of {str(count)[:20]}")
     if count == int(count):
         return int(count)
-    found.append(Deviation("receipt_fraction", f"{where} has a Count of {count}: it is one item of that amount"))
+    _add(found, Deviation("receipt_fraction", f"{where} has a Count of {count}: it is one item of that amount"))
     return 1
 
 
-def _check_dish(entry: dict[str, object], where: str, found: list[Deviation]) -> None:
+def _check_dish(entry: dict[str, object], where: str) -> None:
     """Check ExternalId and Name of an entry of a menu, or of a dish of a receipt."""
-    name = entry.get("Name")
-    if not isinstance(name, str):
-        raise _unusable(entry, "Name", where)
-    if len(name) > MAXIMUM_NAME:
-        raise BadInput("json_shape", f"{where} has a Name of more than {MAXIMUM_NAME:,} characters")
-    external_id = entry.get("ExternalId")
-    if not isinstance(external_id, (str, int)) or isinstance(external_id, bool) or not str(external_id).strip():
-        raise _unusable(entry, "ExternalId", where)
-    if len(str(external_id)) > MAXIMUM_EXTERNAL_ID:
-        raise BadInput("json_shape", f"{where} has an ExternalId of more than {MAXIMUM_EXTERNAL_ID} characters")
-    if isinstance(external_id, str) and external_id != external_id.strip():
-        message = f"{where} has the ExternalId {_shown(external_id)}, and its spaces are kept"
-        found.append(Deviation("json_id_spaces", message))
+    external_id, name = _field(entry, "ExternalId", (str, int), where), _field(entry, "Name", (str,), where)
+    if not str(external_id).strip():
+        raise BadInput("json_shape", f"{where} has {_shown(external_id)} as ExternalId")
+    for field, value, most in (("ExternalId", external_id, MAXIMUM_EXTERNAL_ID), ("Name", name, MAXIMUM_NAME)):
+        if len(str(value)) > most:
+            raise BadInput("json_shape", f"{where} has more than {most:,} characters as {field}")
 
 
-def _unusable(entry: dict[str, object], field: str, where: str) -> BadInput:
-    """Return the error that says what an object has in place of a usable field."""
-    if field in entry:
-        return BadInput("json_shape", f"{where} has {_shown(entry[field])} as {field}")
-    other = _spelled(entry, field)
-    if other is not None:
-        return BadInput("json_shape", f"{where} has the field {other}, which is not {field}")
-    return BadInput("json_shape", f"{where} has no {field}")
+def _field(entry: dict[str, object], name: str, kinds: tuple[type, ...], where: str) -> Any:
+    """Return the value of a required field; raise BadInput json_shape if it is missing or of another type."""
+    if name not in entry:
+        raise BadInput("json_shape", f"{where} has no {name}; its fields are {_keys(entry)}")
+    value = entry[name]
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise BadInput("json_shape", f"{where} has {_shown(value)} as {name}")
+    return value
 
 
-def _spelled(entry: dict[str, object], field: str) -> str | None:
-    """Return a key that differs from a missing field in letter case, spaces, dashes or underscores only."""
-    if field in entry:
-        return None
-    keys = (key for key in entry if re.sub(r"[\s_-]", "", key).casefold() == field.casefold())
-    return next((_shown(key)[1:-1] for key in keys), None)
+def _keys(entry: dict[str, object]) -> str:
+    return ", ".join(_shown(key)[1:-1] for key in list(entry)[:5]) or "none"
+
+
+def _add(found: dict[str, Deviation], deviation: Deviation) -> None:
+    found.setdefault(deviation.code, deviation)
 
 
 def _shown(value: object) -> str:
@@ -147,18 +134,8 @@ def _shown(value: object) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _merged(found: list[Deviation]) -> tuple[Deviation, ...]:
-    """Return the first deviation of each kind, with the number of the others."""
-    counts = Counter(one.code for one in found)
-    first = {one.code: one for one in reversed(found)}
-    return tuple(
-        one if counts[code] == 1 else one._replace(message=f"{one.message} (and {counts[code] - 1} more)")
-        for code, one in first.items()
-    )
-
-
 def _parse(
-    content: bytes, document: str, part: str, fields: tuple[str, ...], found: list[Deviation]
+    content: bytes, document: str, part: str, fields: tuple[str, ...], found: dict[str, Deviation]
 ) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the objects of a JSON array that jsonb accepts unchanged, each with its name for errors.
 
@@ -177,11 +154,10 @@ def _parse(
         raise BadInput("json_shape", "the file is nested too deeply") from exc
     _require_jsonb(text)
     if isinstance(value, dict) and all(field in value for field in fields):
-        found.append(Deviation("json_single_object", f"the {document} is one object, not an array"))
+        _add(found, Deviation("json_single_object", f"the {document} is one object, not an array"))
         value = [value]
     if isinstance(value, dict):
-        held = ", ".join(_shown(key)[1:-1] for key in list(value)[:5]) or "no fields"
-        raise BadInput("json_shape", f"the {document} is an object ({held}), not an array")
+        raise BadInput("json_shape", f"the {document} is an object, not an array; its fields are {_keys(value)}")
     if not isinstance(value, list):
         raise BadInput("json_shape", f"the {document} is {_shown(value)}, not an array")
     for number, entry in enumerate(value, 1):

@@ -48,8 +48,6 @@ UNUSUAL: dict[str, str] = {
     "photo_date_unknown": "photos with a date of two-digit years in their names",
     "photo_date_unlikely": "photos with a date of 1970 in their names",
     "menu_single": "AM.json is one entry, not an array",
-    "menu_field": "an entry of AM.json has price for Price",
-    "menu_spaces": "an ExternalId of AM.json ends with spaces",
     "menu_price": "a Price of AM.json is no amount",
     "receipt_fraction": "a line of the receipt has Count 0.35",
     "menu_name": "AM.json has the name of a copy",
@@ -175,10 +173,6 @@ def _spoil_menu(kind: str, content: bytes) -> bytes:
         entries[1]["Name"] += "\0"
     elif kind == "menu_single":
         return _json(entries[0])
-    elif kind == "menu_field":
-        entries[1]["price"] = entries[1].pop("Price")
-    elif kind == "menu_spaces":
-        entries[1]["ExternalId"] += "  "
     elif kind == "menu_price":
         entries[1]["Price"] = "по запросу"
     return _json(entries)
