@@ -320,7 +320,7 @@ def test_a_publish_that_failed_is_repeated_or_resumed_by_a_load(
         world.query(dsn, "ALTER TABLE ingest.batch_state ADD CONSTRAINT never CHECK (step <> 'transform') NOT VALID")
         failed = run("publish", "--batch-id", batch_id)
         assert failed.code == 3
-        assert f"To go on: python -m pipeline publish --batch-id {batch_id}" in failed.err
+        assert f"To go on: python -m pipeline load --batch-id {batch_id}" in failed.err
         world.query(dsn, "ALTER TABLE ingest.batch_state DROP CONSTRAINT never")
         assert run(*again, "--batch-id", batch_id).code == 0
         world.check(settings, (dataset, batch_id, ids[10:]))

@@ -66,10 +66,14 @@ def hold_back(connection: Connection, batch_id: str, reason: str) -> None:
     connection.execute("update_batch_complete", batch_id=batch_id, state="held", reason=reason)
 
 
-def require_publishable(connection: Connection, batch_id: str, production: bool) -> Batch:
-    """Return a batch that is held, released or done; raise RefusedError for another state, UsageError if unknown."""
+def release(connection: Connection, batch_id: str, production: bool) -> Batch:
+    """Let a held batch commit, and return it; one that is released or done stays as it is.
+
+    Raises RefusedError for another state, UsageError if the batch is unknown.
+    """
     check_batch_id(batch_id)
     require_schema(connection)
+    connection.enqueue("lock_batch", batch_id=batch_id)
     batch = batch_state.require_batch(connection, batch_id)
     if batch.state == "loading" and batch.released_at is None:
         hint = f"To go on: {LoadRequest.of(batch).command(production)}"
@@ -77,11 +81,6 @@ def require_publishable(connection: Connection, batch_id: str, production: bool)
     if batch.state in ("resetting", "reset"):
         hint = f"See `{connection.command('status')}`."
         raise RefusedError(f"Batch {batch_id} is {batch.state}, so it cannot be published.", hint)
-    return batch
-
-
-def release(connection: Connection, batch_id: str, production: bool) -> None:
-    """Let a held batch commit; the caller has the lock of its run. Raises as `require_publishable` does."""
-    connection.execute("lock_batch", batch_id=batch_id)
-    if require_publishable(connection, batch_id, production).state == "held":
+    if batch.state == "held":
         connection.execute("update_batch_released", batch_id=batch_id)
+    return batch

@@ -99,7 +99,7 @@ def resolve_batch(
             if batch.state == "held" and batch.kind == request.kind:
                 raise batch_state.held_error(connection, batch.id)
             _require_same(connection, batch, settings, request)
-            if batch.state != "done":
+            if batch.state != "done" and batch.released_at is None:
                 _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
             return ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)
         source = _source(settings, request)

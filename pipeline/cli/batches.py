@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.batches.held import require_publishable
+from pipeline.batches.held import release
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.state import held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
@@ -71,23 +71,20 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
     registry.open(options.production)
     names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
     task = family(**{name: value for name in names if (value := getattr(options, name)) is not None})
-    run = registry.find(task.batch_id, options.production)
-    run_task(registry, run, task, options.interrupts, workers=options.workers, local_scheduler=options.local_scheduler)
-    _print_load(run, options)
+    _run_load(task, options, workers=options.workers, local_scheduler=options.local_scheduler)
 
 
 def publish(options: argparse.Namespace) -> None:
-    """Release a batch that is held."""
+    """Release a batch that is held, and complete its load."""
     _, database = _open(options)
-    find = partial(require_publishable, batch_id=options.batch_id, production=options.production)
-    batch = database.run(find)
-    run = registry.publish(batch, options.production)
-    run_task(registry, run, load_of(batch, options.production), options.interrupts)
-    _print_load(run, options)
+    batch = database.run(partial(release, batch_id=options.batch_id, production=options.production))
+    _run_load(load_of(batch, options.production), options)
 
 
-def _print_load(run: Run, options: argparse.Namespace) -> None:
-    """Print the result of a batch; its state in the database decides the exit code, not Luigi."""
+def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> None:
+    """Run a load and print the result; the state of the batch in the database decides the exit code, not Luigi."""
+    run = registry.find(task.batch_id, options.production)
+    run_task(registry, run, task, options.interrupts, **parameters)
     try:
         summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
     except UsageError as exc:

@@ -21,12 +21,11 @@ import luigi
 from luigi.worker import KeepAliveThread
 
 from pipeline.batches.bucket import open_bucket
-from pipeline.batches.held import release
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch
-from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE, Batch, held_hint
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE, held_hint
 from pipeline.batches.summary import headline, performance_metrics, summarise
-from pipeline.config import Settings, command_line, load_settings
+from pipeline.config import Settings, load_settings
 from pipeline.database import Database, foreign_remark, override_remark, target_of
 from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
@@ -104,7 +103,6 @@ class Run:
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
         self.was_done = False  # before the run
         self.is_announced = False  # the user has seen the plan of the reset
-        self.releases = False  # the batch, if it is held
         self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
 
     def claim(self) -> None:
@@ -117,8 +115,6 @@ class Run:
             if self._needs_bucket:
                 with closing(Storage(settings)) as storage:
                     self.bucket_created_at = open_bucket(self.database, storage, self.batch_id)
-            if self.releases:
-                self.database.run(lambda connection: release(connection, self.batch_id, settings.is_production))
         except BaseException:
             self.release()
             raise
@@ -234,16 +230,6 @@ class RunRegistry:
             raise RefusedError(message, "Give each load a --batch-id of its own.")
         found.requests |= {request, whole}
         return found
-
-    def publish(self, batch: Batch, production: bool) -> Run:
-        """Return a run that releases a held batch and completes its load."""
-        request = LoadRequest.of(batch)
-        resolved = ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)
-        run = self._begin(self.environment(production), request, resolved)
-        run.requests.add(request)
-        run.releases = True
-        run.command = command_line(f"publish --batch-id {batch.id}", production)
-        return run
 
     def _begin(self, environment: Environment, request: LoadRequest, batch: ResolvedBatch) -> Run:
         run = Run(environment, batch.batch_id, request, batch.source)
