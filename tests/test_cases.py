@@ -186,7 +186,7 @@ TABLE = (
     Case(
         "t08_menu_names",
         folders(*range(2071, 2081)),
-        notices=[("document_name", name) for name in UNREAD],
+        notices=[("file_unknown", name) for name in UNREAD],
         classes={"used": 40 - len(UNREAD), "passed_over": len(UNREAD)},
         unread=frozenset(UNREAD),
     ),

@@ -279,7 +279,10 @@ def test_a_nested_export_is_named_once_and_its_files_are_passed_over(
     tray(own_dataset, source / "export_1/recognition_7/recognition_9", 9)
     assert run_pipeline("load", "--source", source, "--batch-id", "b1").returncode == 0
     assert loaded(settings) == [7]
-    wanted = [("folder_nested", "export_1/export_2"), ("folder_nested", "export_1/recognition_7/recognition_9")]
+    wanted = [
+        ("folder_nested", "export_1/export_2"),
+        ("folder_nested", "export_1/recognition_7"),
+    ]
     assert noticed(settings) == wanted
     assert classes(settings, source) == {"used": 4, "passed_over": 8}
     assert run_pipeline("load", "--source", source, "--batch-id", "b2").returncode == 0
@@ -356,10 +359,11 @@ def test_folders_that_cannot_be_read_are_named_in_every_class(
     discover(database, Request("b2", str(source), settings.bucket))
     assert noticed(settings, "b2") == [
         ("folder_unknown", "export_1/recognition_2"),  # an older copy
-        ("folder_unknown", "export_2/recognition_1"),  # loaded
+        ("folder_unknown", "export_2/recognition_1/deep"),  # loaded
+        ("folder_unknown", "export_2/recognition_1/photos"),
         ("folder_unknown", "export_2/recognition_2/deep"),
         ("folder_unknown", "export_2/recognition_3/deep"),
-        ("folder_unknown", "export_2/recognition_4"),  # rejected
+        ("folder_unknown", "export_2/recognition_4/deep"),  # rejected
     ]
     rejects = world.query(settings.database_url.reveal(), "SELECT code, path FROM ingest.rejects")
     assert rejects == [("photo_count", "export_2/recognition_4")]

@@ -13,12 +13,13 @@ import pytest
 from pipeline.dataset.clutter import is_clutter
 from pipeline.dataset.layout import list_folders
 from pipeline.dataset.names import last, near_recognition, other_recognition
+from pipeline.dataset.passed import SPECIAL
 from pipeline.dataset.recognition import inspect_folder
 from pipeline.dataset.records import Folder, Inspected, Notice, Recognition, Reject
 
 PAIR = ("photos/recognition_7_2025-10-11_Main.jpg", "photos/recognition_7_2025-10-11_Qualifying.jpg")
 DAY = "7_recognition_2025-10-11"
-LACKS = "recognition is loaded without it"
+LACKS = "the recognition is loaded without a menu and a receipt"
 
 
 def look(tmp_path: Path, *names: str) -> Inspected:
@@ -124,7 +125,7 @@ def test_a_date_is_no_number_of_a_recognition(name: str, other: str | None) -> N
 def test_a_copy_besides_two_photos_is_passed_over(tmp_path: Path, folder: str, name: str) -> None:
     found = look(tmp_path, *PAIR, folder + name)
     assert used(found) == (*PAIR, None, None)
-    assert noticed(found) == [("photo_copy", folder + name)]
+    assert noticed(found) == [("file_unknown", folder + name)]
     assert found.files == {"used": 2, "passed_over": 1}
 
 
@@ -177,8 +178,8 @@ def test_recognitions_in_the_folder_of_another_one_are_named(tmp_path: Path, nam
 
 def test_a_recognition_directly_in_another_one_is_nested(tmp_path: Path) -> None:
     found = look(tmp_path, *PAIR, *(f"recognition_9/{name}" for name in PAIR))
-    assert noticed(found) == [("folder_nested", "recognition_9")]
-    assert found.notices[0].message == "a recognition in the folder of another one is not loaded; it has 2 files"
+    assert noticed(found) == [("folder_nested", "recognition_7")]
+    assert "recognition_7/recognition_9 for one: name recognition_7 with --source" in found.notices[0].message
 
 
 @pytest.mark.parametrize("kind", ["dangling", "loop", "pipe"])
@@ -191,13 +192,12 @@ def test_a_photo_or_document_that_is_no_regular_file_is_named(tmp_path: Path, na
     else:
         (folder / name).symlink_to("nowhere" if kind == "dangling" else last(name))
     found = look(tmp_path, *(one for one in PAIR if one != name))
-    why = "a named pipe is not read" if kind == "pipe" else "the link leads to no regular file"
     if name == "AM.json":
         assert used(found) == (*PAIR, None, None)
-        assert found.notices == [Notice(7, f"recognition_7/{name}", "file_special", f"{why}; the {LACKS}")]
+        assert found.notices == [Notice(7, f"recognition_7/{name}", "file_special", f"{SPECIAL}; {LACKS}")]
     else:
         assert isinstance(found.result, Reject)
-        assert f"recognition_7_2025-10-11_Qualifying.jpg ({why})" in found.result.message
+        assert "recognition_7_2025-10-11_Qualifying.jpg" in found.result.message
 
 
 def test_a_folder_under_the_name_of_a_document_is_named(tmp_path: Path) -> None:
@@ -221,43 +221,52 @@ def test_documents_in_any_letter_case_and_in_photos_are_used(tmp_path: Path, men
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    "name",
     [
-        (f"{DAY}_AM (1).json", "menu"),
-        (f"{DAY}_AM.json.gz", "menu"),
-        (f"{DAY}_AM.json.json", "menu"),
-        (f"{DAY}_AM .json", "menu"),
-        (f"{DAY}_AM.jsonl", "menu"),
-        (f"{DAY}_AM", "menu"),
-        (f"photos/{DAY}_AM.txt", "menu"),
-        ("7-AM.json", "menu"),
-        (f"{DAY}_АМ.json", "menu"),  # Cyrillic
-        (f"{DAY}_Меню.json", "menu"),
-        ("ActiveMenu.json", "menu"),
-        (f"{DAY}_correct_dishes (1).json", "receipt"),
-        (f"{DAY}_correct-dishes.json", "receipt"),
-        (f"{DAY}_correct dishes.json", "receipt"),
-        (f"{DAY}_correct_dishes.json.bak", "receipt"),
-        (f"{DAY}_correct_dishes.json.part", "receipt"),
-        ("7-CD.json", "receipt"),
-        (f"{DAY}_СD.json", "receipt"),  # Cyrillic
-        ("receipt.json", "receipt"),
-        ("data.json", "document"),
+        f"{DAY}_AM (1).json",
+        f"{DAY}_AM.json.gz",
+        f"{DAY}_AM.json.json",
+        f"{DAY}_AM .json",
+        f"{DAY}_AM.jsonl",
+        f"{DAY}_AM",
+        f"photos/{DAY}_AM.txt",
+        "7-AM.json",
+        f"{DAY}_АМ.json",  # Cyrillic
+        f"{DAY}_Меню.json",
+        "ActiveMenu.json",
+        f"{DAY}_correct_dishes (1).json",
+        f"{DAY}_correct-dishes.json",
+        f"{DAY}_correct dishes.json",
+        f"{DAY}_correct_dishes.json.bak",
+        f"{DAY}_correct_dishes.json.part",
+        "7-CD.json",
+        f"{DAY}_СD.json",  # Cyrillic
+        "receipt.json",
+        "data.json",
     ],
 )
-def test_a_document_under_another_name_is_named_and_not_used(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_document_under_another_name_is_named_and_not_used(tmp_path: Path, name: str) -> None:
     found = look(tmp_path, *PAIR, name)
     assert used(found) == (*PAIR, None, None)
-    assert noticed(found) == [("document_name", name)]
-    assert f"looks like a {kind}" in found.notices[0].message
-    assert (f"loaded without a {kind}" in found.notices[0].message) == (kind != "document")
+    assert noticed(found) == [("file_unknown", name)]
+    assert found.notices[0].message == f"no recognition uses the file; {LACKS}"
+
+
+@pytest.mark.parametrize(
+    ("names", "lacks"), [(["AM.json"], "a receipt"), (["CD.json"], "a menu"), (["AM.json", "CD.json"], "")]
+)
+def test_what_is_not_used_says_what_the_recognition_lacks(tmp_path: Path, names: list[str], lacks: str) -> None:
+    [found] = look(tmp_path, *PAIR, *names, "x.json").notices
+    assert found.message == "no recognition uses the file" + (
+        f"; the recognition is loaded without {lacks}" if lacks else ""
+    )
 
 
 def test_of_two_documents_the_other_one_is_named(tmp_path: Path) -> None:
     names = (f"{DAY}_AM.json", "7_recognition_2025-10-10_AM.json", f"photos/{DAY}_AM.json", f"{DAY}_AM (1).json")
     found = look(tmp_path, *PAIR, *names)
     assert used(found) == (*PAIR, names[0], None)
-    assert sorted(noticed(found)) == sorted(("document_copy", name) for name in names[1:])
+    assert sorted(noticed(found)) == sorted(("file_unknown", name) for name in names[1:])
 
 
 def test_other_files_and_folders_are_named_one_by_one(tmp_path: Path) -> None:
@@ -277,12 +286,14 @@ def test_the_path_that_cannot_be_read_is_text(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "recognition_7"
     folder.mkdir()
 
-    def refusing(_: str) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), f"{folder}/caf\udce9.jpg")
+    def refusing(path: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    monkeypatch.setattr(os, "scandir", refusing)
+    with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb"):
+        pass
+    monkeypatch.setattr(os, "stat", refusing)
     found = inspect_folder(tmp_path, Folder(7, folder.name))
-    message = "the folder cannot be read: Permission denied"
+    message = "the file cannot be read: Permission denied"
     assert found.result == Reject(7, "recognition_7/caf\ufffd.jpg", "folder_unreadable", message)
     assert found.notices == []
 
@@ -341,9 +352,7 @@ def test_photos_and_documents_outside_of_recognitions_are_named_as_such(tmp_path
     for name in ("recognition_400_Main.jpg", "export/AM.json", "export/1_recognition_correct_dishes.json"):
         (tmp_path / name).write_text("x")
     found = [one for one in list_folders(tmp_path, Counter()) if isinstance(one, Notice)]
-    assert {(one.code, one.message) for one in found} == {
-        ("file_unknown", "the file is not in the folder of a recognition, and is not used")
-    }
+    assert {(one.code, one.message) for one in found} == {("file_unknown", "no recognition uses the file")}
     assert len(found) == 3
 
 

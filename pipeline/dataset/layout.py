@@ -18,11 +18,9 @@ from pipeline.dataset.passed import (
     as_text,
     count_below,
     is_folder,
-    is_regular,
     is_searched,
     pass_file,
     pass_folder,
-    special,
 )
 from pipeline.dataset.records import MAXIMUM_BIGINT, REJECTED, Folder, Notice, Reject, is_text
 from pipeline.errors import UsageError
@@ -109,7 +107,7 @@ def _level(
             if is_clutter(entry.name):
                 add_clutter(source, entry, path, files)
             elif not is_folder(entry):
-                yield pass_file(path, files, one=None if is_regular(entry) else special(entry))
+                yield pass_file(entry, path, files)
             elif entry.is_symlink() and is_searched(source, entry):
                 yield Notice(None, as_text(path), "folder_link", "the link leads to a folder that is searched anyway")
             elif FOLDER.fullmatch(entry.name):

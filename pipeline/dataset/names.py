@@ -29,12 +29,7 @@ _NEAR_FOLDER = re.compile(
     r".*recogn[^0-9]*([0-9]+).*|\W*([0-9]+)(?:\s*\([0-9]+\)|[-_. ]*(?:copy|копия|bak|old)\b.*)?\W*",
     re.IGNORECASE | re.DOTALL,
 )
-_LOOKALIKES = str.maketrans("амсе", "amce")  # Cyrillic letters that look like Latin ones
-_NEAR_MENU = re.compile(r"(?:.*[^a-z])?am(?:[^a-z].*)?|.*menu.*|.*меню.*", re.DOTALL)
-_NEAR_RECEIPT = re.compile(r"(?:.*[^a-z])?cd(?:[^a-z].*)?|.*(?:dishes|receipt|чек).*", re.DOTALL)
-_NEAR_DOCUMENT = re.compile(r".*\.json.*", re.DOTALL)
 _ARCHIVE = re.compile(r".*\.(?:zip|rar|7z|tar|tgz|tbz2?|txz|tar\.\w+)", re.IGNORECASE | re.DOTALL)
-_PARTIAL = re.compile(r".*\.(?:part|partial|crdownload|filepart|download|tmp)", re.IGNORECASE | re.DOTALL)
 _ANNOTATIONS = re.compile(r".*annotations.*\.json.*", re.IGNORECASE | re.DOTALL)
 
 
@@ -84,23 +79,10 @@ def near_recognition(name: str) -> str | None:
     return (match[1] or match[2]) if match else None
 
 
-def near_document(name: str) -> str | None:
-    """Return which document a file's name resembles: `menu`, `receipt`, or `document` for JSON that names neither."""
-    text = f"{name.casefold()} {name.casefold().translate(_LOOKALIKES)}"
-    for kind, pattern in (("receipt", _NEAR_RECEIPT), ("menu", _NEAR_MENU), ("document", _NEAR_DOCUMENT)):
-        if pattern.fullmatch(text):
-            return kind
-    return None
-
-
 def describe(name: str) -> Deviation:
-    """Return why a file that is neither a photo nor a document is passed over."""
+    """Return why a file is passed over."""
     if _ANNOTATIONS.fullmatch(name):
         return Deviation("file_annotations", "annotations of a model are loaded by load-qwen")
     if _ARCHIVE.fullmatch(name):
         return Deviation("file_archive", "an archive is not opened: unpack it to load what is in it")
-    if _PARTIAL.fullmatch(name):
-        return Deviation("file_unknown", "the file seems to be an incomplete copy or download")
-    if is_photo(name) or (near_document(name) in ("menu", "receipt") and not name.startswith(".")):
-        return Deviation("file_unknown", "the file is not in the folder of a recognition, and is not used")
-    return Deviation("file_unknown", "the file is neither a photo nor a document of a recognition")
+    return Deviation("file_unknown", "no recognition uses the file")

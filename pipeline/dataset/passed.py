@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.dataset.clutter import is_clutter
@@ -14,6 +13,7 @@ from pipeline.dataset.names import FOLDER, describe, last, near_recognition
 from pipeline.dataset.records import CLUTTER, PASSED_OVER, Deviation, Notice
 from pipeline.units import counted
 
+SPECIAL = "a link that leads nowhere, a named pipe, a socket or a device is not read"
 #: A byte that is not UTF-8, as Python decodes it in a path.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -25,40 +25,54 @@ def as_text(path: str) -> str:
 
 @dataclass
 class Below:
-    """The number of files below a folder, by class, and the paths of folders in it, each empty if there is none.
+    """What is below a folder.
 
     Attributes:
-        nested: the first folder that is named as a recognition's.
-        unread: what is wrong with a folder that cannot be read, whose files are not counted.
+        files: the number of files by class.
+        unread: what is wrong with folders that cannot be read, by path; their files are not counted.
+        nested: the first folder that is named as a recognition's, empty if there is none.
+        own: the folder and its `photos`, if what is in them is listed.
+        regular, others: paths of the files in these, and of what is neither a regular file nor a folder.
+        folders: paths of the other folders in these, and of links to folders.
     """
 
-    files: Counter[str]
+    files: Counter[str] = field(default_factory=Counter)
+    unread: dict[str, str] = field(default_factory=dict)
     nested: str = ""
-    unread: str = ""
+    own: list[str] = field(default_factory=list)
+    regular: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
 
-def count_below(source: Path, path: str, as_class: str) -> Below:
-    """Count the files below a folder: clutter, and all others in one class.
+def count_below(source: Path, path: str, as_class: str, *, is_listed: bool = False) -> Below:
+    """Count the files below a folder, clutter and all others in one class; list what is its own if `is_listed`.
 
     A link to a file is a file. A link to a folder is not followed and does not count, except for a folder `photos`.
     """
-    below = Below(Counter())
+    below = Below(own=[path] if is_listed else [])
     pending = [(path, CLUTTER if is_clutter(last(path)) else as_class)]
     while pending:
         folder, outer = pending.pop()
         try:
-            with os.scandir(f"{source}/{folder}") as entries:
+            with os.scandir(f"{source}/{folder}") as entries:  # joining paths takes as long as the call
                 for entry in entries:
-                    found = CLUTTER if is_clutter(entry.name) else outer
-                    if is_folder(entry) and (not entry.is_symlink() or (folder == path and is_photos(source, entry))):
-                        inner = f"{folder}/{entry.name}"
+                    inner, found = f"{folder}/{entry.name}", CLUTTER if is_clutter(entry.name) else outer
+                    lists = folder in below.own and found != CLUTTER
+                    if not is_folder(entry):
+                        below.files[found] += 1
+                        if lists:
+                            (below.regular if is_regular(entry) else below.others).append(inner)
+                        continue
+                    is_inner = folder == path and is_photos(source, entry)
+                    if lists:
+                        (below.own if is_inner else below.folders).append(inner)
+                    if is_inner or not entry.is_symlink():
                         pending.append((inner, found))
                         if found != CLUTTER and not below.nested and FOLDER.fullmatch(entry.name):
                             below.nested = inner
-                    elif not is_folder(entry):
-                        below.files[found] += 1
         except OSError as exc:
-            below.unread = f"{folder} cannot be read: {exc.strerror}"
+            below.unread[folder] = f"the folder cannot be read: {exc.strerror}"
     return below
 
 
@@ -91,37 +105,28 @@ def add_clutter(source: Path, entry: os.DirEntry[str], path: str, files: Counter
         files[CLUTTER] += 1
 
 
-def special(entry: os.DirEntry[str]) -> Deviation:
-    """Return why an entry that is neither a regular file nor a folder is passed over."""
-    if entry.is_symlink():
-        return Deviation("file_special", "the link leads to no regular file")
-    kinds = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
-    kind = kinds.get(stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode), "device")
-    return Deviation("file_special", f"a {kind} is not read")
-
-
-def pass_file(path: str, files: Counter[str], number: int | None = None, one: Deviation | None = None) -> Notice:
-    """Count a file and return its notice; without a reason, its name gives one."""
+def pass_file(entry: os.DirEntry[str], path: str, files: Counter[str]) -> Notice:
+    """Count a file that is in no recognition's folder, and return its notice."""
     files[PASSED_OVER] += 1
-    one = one or describe(last(path))
-    return Notice(number, as_text(path), *one)
+    one = describe(entry.name) if is_regular(entry) else Deviation("file_special", SPECIAL)
+    return Notice(None, as_text(path), *one)
 
 
-def pass_folder(source: Path, path: str, files: Counter[str], number: int | None = None) -> Notice:
+def pass_folder(source: Path, path: str, files: Counter[str]) -> Notice:
     """Count the files below a folder, clutter among them, and return its notice."""
     if os.path.islink(source / path):
-        return Notice(number, as_text(path), "folder_unknown", "the link leads to a folder, and is not followed")
+        return Notice(None, as_text(path), "folder_unknown", "the link leads to a folder, and is not followed")
     below = count_below(source, path, PASSED_OVER)
     files.update(below.files)
-    one = _why(last(path), below)
-    return Notice(number, as_text(path), *one)
+    one = _why(path, below)
+    return Notice(None, as_text(path), *one)
 
 
 def uncounted(number: int, path: str, below: Below) -> list[Notice]:
     """Return notices of folders below a recognition's that cannot be read, and of recognitions there."""
-    found = [Deviation("folder_unknown", as_text(below.unread))] if below.unread else []
-    found += [_nested(below)] if below.nested else []
-    return [Notice(number, as_text(path), *one) for one in found]
+    found = [(folder, Deviation("folder_unknown", why)) for folder, why in below.unread.items()]
+    found += [(path, _nested(below))] if below.nested else []
+    return [Notice(number, as_text(folder), *one) for folder, one in found]
 
 
 def _nested(below: Below) -> Deviation:
@@ -133,15 +138,13 @@ def _nested(below: Below) -> Deviation:
     return Deviation("folder_nested", f"{message}: name {as_text('/'.join(outer))} with --source")
 
 
-def _why(name: str, below: Below) -> Deviation:
+def _why(path: str, below: Below) -> Deviation:
     if below.unread:
-        return Deviation("folder_unknown", as_text(below.unread))
+        return Deviation("folder_unknown", "; ".join(f"{as_text(one)}: {why}" for one, why in below.unread.items()))
     content = f"it has {counted(sum(below.files.values()), 'file')}"
     if below.nested:
         return _nested(below)
-    if FOLDER.fullmatch(name):
-        return Deviation("folder_nested", f"a recognition in the folder of another one is not loaded; {content}")
-    if nearly := near_recognition(name):
+    if nearly := near_recognition(last(path)):
         message = f"the name resembles recognition_{nearly}, and only a folder of exactly that name is loaded"
         return Deviation("folder_name", f"{message}; {content}")
     return Deviation("folder_unknown", f"the folder holds no recognition; {content}")

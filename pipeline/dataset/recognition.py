@@ -7,37 +7,25 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
-from pipeline.dataset.clutter import is_clutter
 from pipeline.dataset.dates import captured_on
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, MAXIMUM_PHOTO_BYTES, modified
 from pipeline.dataset.names import (
     MENU,
     RECEIPT,
     camera_of,
+    describe,
     is_copy,
     is_photo,
     is_usual_photo,
     last,
-    near_document,
     other_recognition,
 )
-from pipeline.dataset.passed import (
-    add_clutter,
-    as_text,
-    count_below,
-    is_folder,
-    is_photos,
-    is_regular,
-    pass_file,
-    pass_folder,
-    special,
-    uncounted,
-)
+from pipeline.dataset.passed import SPECIAL, Below, as_text, count_below, uncounted
 from pipeline.dataset.records import (
+    CLUTTER,
     NOT_TAKEN,
     PASSED_OVER,
     REJECTED,
@@ -87,69 +75,43 @@ def is_incomplete(found: Inspected) -> bool:
     return isinstance(found.result, Reject) and found.result.code.startswith("photo_")
 
 
-@dataclass
-class _Content:
-    """What is in the folder of a recognition and in `photos`, and what is passed over or clutter there."""
-
-    files: list[File] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    photo_folders: list[str] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-
 def inspect_folder(source: Path, folder: Folder) -> Inspected:
     """Return the recognition of a folder, or the reason to reject it, and what is passed over in it."""
-    content = _Content()
+    number, files = folder.recognition_id, []
+    below = count_below(source, folder.path, REJECTED, is_listed=True)
+    unread = next((path for path in below.own if path in below.unread), None)
+    result: Recognition | Reject
     try:
-        _list(source, folder.recognition_id, folder.path, content)
-        for path in content.photo_folders:
-            _list(source, folder.recognition_id, path, content)
-        result = _choose(folder, content)
-        if isinstance(result, Recognition):
-            for path in content.folders:
-                content.notices.append(pass_folder(source, path, content.counts, folder.recognition_id))
-            without = "; the recognition is loaded without it"
-            content.notices = [
-                replace(one, message=one.message + without) if near_document(last(one.path)) else one
-                for one in content.notices
-            ]
-            _pass_files(result, content)
-            return Inspected(result, content.notices, content.counts)
+        for path in below.regular if unread is None else ():
+            with suppress(FileNotFoundError):  # it was deleted
+                facts = os.stat(f"{source}/{path}")
+                files.append(File(path, facts.st_size, modified(facts)))
+        result = _choose(folder, files, below)
     except OSError as exc:
-        message = f"the folder cannot be read: {exc.strerror}"
-        path = os.path.relpath(exc.filename, source) if exc.filename else folder.path  # photos/, or a file in it
-        result = Reject(folder.recognition_id, as_text(path), "folder_unreadable", message)
-    below = count_below(source, folder.path, REJECTED)
-    below.unread = "" if result.code == "folder_unreadable" else below.unread  # which the reject names
-    return Inspected(result, uncounted(folder.recognition_id, folder.path, below), below.files)
+        unread, below.unread[path] = path, f"the file cannot be read: {exc.strerror}"
+    if unread is not None:
+        result = Reject(number, as_text(unread), "folder_unreadable", below.unread.pop(unread))
+    notices = uncounted(number, folder.path, below)
+    if isinstance(result, Reject):
+        return Inspected(result, notices, below.files)
+    used = {file.path for file in (*result.photos, result.menu, result.receipt) if file is not None}
+    lacks = [what for what, file in (("a menu", result.menu), ("a receipt", result.receipt)) if file is None]
+    without = f"; the recognition is loaded without {' and '.join(lacks)}" if lacks else ""
+    inner = {path for path in below.folders if not f"{below.nested}/".startswith(f"{path}/")} - below.unread.keys()
+    unused = [(path, describe(last(path))) for path in sorted(set(below.regular) - used)]
+    unused += [(path, Deviation("file_special", SPECIAL)) for path in sorted(below.others)]
+    unused += [(path, Deviation("folder_unknown", "the folder is not searched")) for path in sorted(inner)]
+    notices += [Notice(number, as_text(path), one.code, one.message + without) for path, one in unused]
+    counts = {USED: len(used), PASSED_OVER: below.files[REJECTED] - len(used), CLUTTER: below.files[CLUTTER]}
+    return Inspected(result, notices, +Counter(counts))
 
 
-def _list(source: Path, number: int, folder: str, content: _Content) -> None:
-    """Add what is in a folder."""
-    with os.scandir(f"{source}/{folder}") as entries:  # joining paths takes as long as the call
-        for entry in entries:
-            path = f"{folder}/{entry.name}"
-            if is_clutter(entry.name):
-                add_clutter(source, entry, path, content.counts)
-            elif is_folder(entry):
-                is_inner = folder not in content.photo_folders and is_photos(source, entry)
-                (content.photo_folders if is_inner else content.folders).append(path)
-            elif is_regular(entry):
-                with suppress(FileNotFoundError):  # it was deleted
-                    facts = entry.stat()
-                    content.files.append(File(path, facts.st_size, modified(facts)))
-            else:
-                content.notices.append(pass_file(path, content.counts, number, special(entry)))
-
-
-def _choose(folder: Folder, content: _Content) -> Recognition | Reject:
+def _choose(folder: Folder, files: list[File], below: Below) -> Recognition | Reject:
     """Return the recognition by the names and sizes of the files."""
 
     def reject(code: str, message: str) -> Reject:
         return Reject(folder.recognition_id, folder.path, code, message)
 
-    files = content.files
     photos = [file for file in files if is_photo(file.path)]
     pair = _by_camera(photos)
     if pair is None:
@@ -157,8 +119,8 @@ def _choose(folder: Folder, content: _Content) -> Recognition | Reject:
         pair = _by_camera(whole) or _by_camera([file for file in whole if is_usual_photo(file.path)])
     if pair is None:
         if 2 in (len(photos), len(whole)):
-            return reject("photo_cameras", f"the photos are not one Main and one Qualifying{_names(content)}")
-        return reject("photo_count", f"{counted(len(photos), 'photo')} instead of two{_names(content)}")
+            return reject("photo_cameras", f"the photos are not one Main and one Qualifying{_names(below)}")
+        return reject("photo_count", f"{counted(len(photos), 'photo')} instead of two{_names(below)}")
     menu, receipt = _last(folder, files, MENU), _last(folder, files, RECEIPT)
     day = captured_on(pair[0].path, folder.recognition_id)
     found = Recognition(folder.recognition_id, pair, menu, receipt, day)
@@ -195,11 +157,11 @@ def _by_camera(photos: Sequence[File]) -> tuple[File, File] | None:
     return (cameras[1], cameras[2]) if len(photos) == 2 and set(cameras) == {1, 2} else None
 
 
-def _names(content: _Content) -> str:
+def _names(below: Below) -> str:
     """Return the end of a message that names what may be a photo: all but documents, cameras first."""
-    names = [last(file.path) for file in content.files if not near_document(last(file.path))]
-    names += [f"{last(path)}/" for path in content.folders]
-    names += [f"{last(one.path)} ({one.message})" for one in content.notices]
+    names = [last(path) for path in (*below.regular, *below.others)]
+    names = [name for name in names if not MENU.fullmatch(name) and not RECEIPT.fullmatch(name)]
+    names += [f"{last(path)}/" for path in below.folders]
     names.sort(key=lambda name: (camera_of(name) is None, name))
     rest = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"; in the folder: {', '.join(map(as_text, names[:_SHOWN]))}{rest}" if names else ""
@@ -209,29 +171,3 @@ def _last(folder: Folder, files: list[File], pattern: re.Pattern[str]) -> File |
     """Return the matching file that sorts last; one in the recognition's own folder comes before one in photos/."""
     named = [file for file in files if pattern.fullmatch(last(file.path)) and not last(file.path).startswith(".")]
     return max(named, key=lambda file: (file.path.count("/") == folder.path.count("/") + 1, file.path), default=None)
-
-
-def _pass_files(recognition: Recognition, content: _Content) -> None:
-    """Count the files, and add notices of those that are not used."""
-    used = {file.path for file in (*recognition.photos, recognition.menu, recognition.receipt) if file is not None}
-    content.counts[USED] += len(used)
-    for path in sorted(file.path for file in content.files if file.path not in used):
-        why = _why(last(path), recognition)
-        content.notices.append(pass_file(path, content.counts, recognition.recognition_id, why))
-
-
-def _why(name: str, recognition: Recognition) -> Deviation | None:
-    """Return why a file of a recognition is not used, None if it is neither a photo nor nearly a document."""
-    if is_photo(name):
-        first, second = (last(photo.path) for photo in recognition.photos)
-        return Deviation("photo_copy", f"a copy or another format: {first} and {second} are used")
-    kind = None if name.startswith(".") else near_document(name)
-    if kind is None:
-        return None
-    taken = {"menu": recognition.menu, "receipt": recognition.receipt}.get(kind)
-    if taken is not None:
-        return Deviation("document_copy", f"another {kind} is used: {last(taken.path)}")
-    form = {"menu": "AM.json", "receipt": "correct_dishes.json"}.get(kind, "AM.json or correct_dishes.json")
-    message = f"it looks like a {kind} and is not used: its name is not {form}, alone or after an underscore"
-    without = f"; the recognition is loaded without a {kind}" if kind != "document" else ""
-    return Deviation("document_name", message + without)
