@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,7 +20,7 @@ from pipeline.config import Settings
 from pipeline.storage import Storage
 from tests import annotating, older_script, world
 from tests.annotating import Run, give_receipt, ids_of, key_of, value_of, write
-from tests.services import MakeDataset, fresh_database
+from tests.services import MakeDataset, Start, fresh_database
 from tests.test_app_project import APP, COLUMNS, rows_of
 
 run = annotating.run
@@ -356,6 +359,25 @@ def test_the_doctor_names_the_bucket_of_the_older_script(
     assert findings() == []
 
 
+@pytest.mark.slow
+def test_an_adoption_that_is_killed_anywhere_is_made_by_the_same_command(
+    run: Run, project: Project, start: Start, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    found = "SELECT recognition_id FROM ingest.manifest ORDER BY 1"
+    for seconds in (0.3, 0.6, 0.9, 1.2):
+        process = start(sys.executable, "-m", "pipeline", "adopt", "--confirm")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+        process.wait()
+        assert world.query(dsn, found) in ([], [(number,) for number in project.numbers])
+    assert run("adopt", "--confirm").code == 0
+    assert world.query(dsn, found) == [(number,) for number in project.numbers]
+    assert run("verify").code == 0
+    project.check()
+
+
 def test_a_page_and_the_status_cover_an_adopted_batch(run: Run, project: Project, tmp_path: Path) -> None:
     assert run("migrate").code == 0
     assert run("adopt", "--confirm").code == 0
@@ -371,3 +393,18 @@ def test_a_page_and_the_status_cover_an_adopted_batch(run: Run, project: Project
     assert done.code == 4
     for batch in ("manual_load", "adopted_1"):
         assert "nothing was loaded" in run("publish", "--batch-id", batch).out
+
+
+def test_boxes_of_a_photo_without_a_size_are_rejected(run: Run, project: Project, tmp_path: Path, dsn: str) -> None:
+    first, second, *_ = project.numbers
+    world.query(dsn, "UPDATE public.images SET width = NULL WHERE recognition_id = %s", (first,))
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    assert world.query(dsn, "SELECT DISTINCT recognition_id, code FROM ingest.notices") == [
+        (first, "adopted_without_size")
+    ]
+    values = {key_of(number, "Qualifying"): value_of("plate") for number in (first, second)}
+    done = run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1")
+    assert done.code == 0, done.err
+    assert "1 photo, 1 detection" in done.out
+    assert world.query(dsn, "SELECT recognition_id, code FROM ingest.rejects") == [(first, "photo_size_unknown")]

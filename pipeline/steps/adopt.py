@@ -42,12 +42,12 @@ class Adoption:
         """Return it as text."""
         if not self.recognitions:
             return "Nothing to adopt: every recognition is on record."
-        photos, missing = counted(self.photos, "photo"), counted(self.photos_missing, "photo")
+        photos = counted(self.photos, "photo")
         lines = [f"Adopt {counted(self.recognitions, 'recognition')} with {photos} in the bucket {self.bucket}:"]
         lines += _list_batches(self.batches)
-        lines.append(f"  {missing} with a row and without an object, noticed")
-        lines.append(f"  {counted(self.rows_without_photo, 'photo')} without a row, noticed")
-        lines.append(f"  {counted(self.objects_without_row, 'object')} that no row names, left alone")
+        lines.append(f"  photos with a row and without an object: {self.photos_missing} (noticed)")
+        lines.append(f"  photos without a row: {self.rows_without_photo} (noticed)")
+        lines.append(f"  objects that no row names: {self.objects_without_row} (left alone)")
         return "\n".join(lines)
 
 

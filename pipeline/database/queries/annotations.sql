@@ -5,12 +5,16 @@ INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT recognition_id, path, 'not_adopted', :message, true FROM pg_temp.photos WHERE of_others
 
 -- name: add_unknown
--- A photo of a recognition that is not loaded is a reject of its own.
+-- A photo of a recognition that is not loaded is a reject of its own; so is one that was adopted without its size.
 INSERT INTO pg_temp.found (recognition_id, path, code, message)
-SELECT e.recognition_id, e.path, 'recognition_unknown', 'the recognition ' || e.recognition_id || ' is not loaded'
+SELECT e.recognition_id, e.path, reject.code, reject.message
 FROM pg_temp.entries e
 JOIN pg_temp.photos p USING (recognition_id, camera_number)
-WHERE p.image_id IS NULL
+CROSS JOIN LATERAL (
+    SELECT 'recognition_unknown', 'the recognition ' || e.recognition_id || ' is not loaded' WHERE p.image_id IS NULL
+    UNION ALL
+    SELECT 'photo_size_unknown', 'the image of the photo has no width or no height' WHERE p.lacks_size
+) reject (code, message)
 
 -- name: add_unusable_boxes
 -- The messages have the numbers of the file, where they can be searched for.
@@ -126,7 +130,9 @@ CREATE TEMP TABLE entries (
 -- several times, the key that sorts last in natural order counts, and of equal keys the last.
 CREATE TEMP TABLE photos ON COMMIT DROP AS
 SELECT e.*, i.id AS image_id, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
-    known.of_others, i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AS is_free
+    known.of_others, known.lacks_size,
+    i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AND NOT known.lacks_size
+        AS is_free
 FROM (
     SELECT DISTINCT ON (recognition_id, camera_number) *
     FROM pg_temp.entries
@@ -143,7 +149,8 @@ CROSS JOIN LATERAL (
         WHERE a.image_id = i.id AND a.source = 'MODEL') AS there
 ) annotated
 CROSS JOIN LATERAL (
-    SELECT i.id IS NOT NULL AND NOT annotated.there AND NOT ingest.is_on_record(e.recognition_id) AS of_others
+    SELECT i.id IS NOT NULL AND NOT annotated.there AND NOT ingest.is_on_record(e.recognition_id) AS of_others,
+        i.id IS NOT NULL AND NOT annotated.there AND num_nulls(i.width, i.height) > 0 AS lacks_size
 ) known
 
 -- name: create_staged_annotations
