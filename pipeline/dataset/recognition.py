@@ -6,7 +6,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 
@@ -77,20 +76,15 @@ def is_incomplete(found: Inspected) -> bool:
 
 def inspect_folder(source: Path, folder: Folder) -> Inspected:
     """Return the recognition of a folder, or the reason to reject it, and what is passed over in it."""
-    number, files = folder.recognition_id, []
+    number = folder.recognition_id
     below = count_below(source, folder.path, REJECTED, is_listed=True)
+    files = _files(source, below)
     unread = next((path for path in below.own if path in below.unread), None)
     result: Recognition | Reject
-    try:
-        for path in below.regular if unread is None else ():
-            with suppress(FileNotFoundError):  # it was deleted
-                facts = os.stat(f"{source}/{path}")
-                files.append(File(path, facts.st_size, modified(facts)))
-        result = _choose(folder, files, below)
-    except OSError as exc:
-        unread, below.unread[path] = path, f"the file cannot be read: {exc.strerror}"
     if unread is not None:
         result = Reject(number, as_text(unread), "folder_unreadable", below.unread.pop(unread))
+    else:
+        result = _choose(folder, files, below)
     notices = uncounted(number, folder.path, below)
     if isinstance(result, Reject):
         return Inspected(result, notices, below.files)
@@ -104,6 +98,21 @@ def inspect_folder(source: Path, folder: Folder) -> Inspected:
     notices += [Notice(number, as_text(path), one.code, one.message + without) for path, one in unused]
     counts = {USED: len(used), PASSED_OVER: below.files[REJECTED] - len(used), CLUTTER: below.files[CLUTTER]}
     return Inspected(result, notices, +Counter(counts))
+
+
+def _files(source: Path, below: Below) -> list[File]:
+    """Return the files that are the recognition's own; one whose status cannot be read is added to what is unread."""
+    files = []
+    for path in below.regular:
+        try:
+            facts = os.stat(f"{source}/{path}")
+            files.append(File(path, facts.st_size, modified(facts)))
+        except FileNotFoundError:  # it was deleted
+            continue
+        except OSError as exc:
+            below.own.append(path)
+            below.unread[path] = f"the file cannot be read: {exc.strerror}"
+    return files
 
 
 def _choose(folder: Folder, files: list[File], below: Below) -> Recognition | Reject:
