@@ -74,7 +74,7 @@ class Connection:
 
     def execute(self, name: str, /, **parameters: object) -> Sequence[Any]:
         """Run a statement and return its rows."""
-        cursor = self._run(name, parameters)
+        cursor = self._send(_text(name), parameters)
         return cursor.fetchall() if cursor.description else []
 
     def one(self, name: str, /, **parameters: object) -> Any:
@@ -115,9 +115,6 @@ class Connection:
                 raise source.failure from exc
             raise
         return cursor.rowcount
-
-    def _run(self, name: str, parameters: Mapping[str, object]) -> NamedTupleCursor:
-        return self._send(_text(name), parameters)
 
     def _send(self, text: str, parameters: Mapping[str, object] | None = None) -> NamedTupleCursor:
         """Send statements in one message, after the queued ones; return the cursor of the last one."""

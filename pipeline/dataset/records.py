@@ -47,8 +47,8 @@ class Recognition:
 
 
 @dataclass(frozen=True)
-class Reject:
-    """An input that is left out, with a code and a sentence."""
+class _Input:
+    """An input that a person should know of, with a code and a sentence."""
 
     recognition_id: int | None
     path: str
@@ -56,14 +56,12 @@ class Reject:
     message: str
 
 
-@dataclass(frozen=True)
-class Notice:
-    """An input that was passed over, or used in a way that a person should know of, with a code and a sentence."""
+class Reject(_Input):
+    """An input that is left out."""
 
-    recognition_id: int | None
-    path: str
-    code: str
-    message: str
+
+class Notice(_Input):
+    """An input that was passed over, or used although it is unusual."""
 
 
 class Deviation(NamedTuple):
