@@ -131,7 +131,7 @@ def _require_same(connection: Connection, batch: Batch, settings: Settings, requ
         command = connection.command(f"reset --batch-id {batch.id}")
         raise RefusedError(f"Batch {batch.id} is being reset.", f"Finish that first: `{command}`.")
     differences = []
-    if request.source is not None and _absolute(request.source) != batch.source:
+    if request.source not in (None, batch.source) and _absolute(request.source) != batch.source:
         differences.append(f"{'--source' if batch.kind == KIND_LOAD else '--file'} {batch.source}")
     differences += LoadRequest.of(batch).options(request)
     if settings.bucket != batch.bucket and batch.kind == KIND_LOAD:
