@@ -9,8 +9,13 @@ SIZE ?= full
 # Of the fuzz: number of files; SEED repeats a run.
 COUNT ?= 20000
 STAMP := $(VENV)/.installed
+# What is tested in the project of an app as well, and the share of it that `test-slow` runs.
+APP_TESTS := $(wildcard $(patsubst %,tests/test_%*.py,annotations concurrency held identity in_use kill load model readers \
+	report reset verify))
+APP_SHARE := tests/test_model.py tests/test_readers.py tests/test_identity.py tests/test_reset_versions.py \
+	tests/test_annotations_of_others.py
 
-.PHONY: demo test test-slow test-system check docs bench fuzz clean
+.PHONY: demo test test-slow test-app test-system check docs bench fuzz clean
 
 demo: $(STAMP)
 	BIN=$(BIN) sh docs/demo.sh
@@ -21,6 +26,11 @@ test: $(STAMP)
 # Sweeps: a kill between any two writes, any sequence of commands, every question of the benchmark.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not system" --numprocesses $(PROCESSES) --maxschedchunk 1
+	$(BIN)/python -m pytest --project app --numprocesses $(PROCESSES) --maxschedchunk 1 $(APP_SHARE)
+
+# What loads and resets, in the project of an app with trays and work of its own; `test-slow` has a share of it.
+test-app: $(STAMP)
+	$(BIN)/python -m pytest --project app -m "not system" --numprocesses $(PROCESSES) --maxschedchunk 1 $(APP_TESTS)
 
 # Installs Debian's packages as root; they have no tests of their own without them.
 test-system: $(STAMP)

@@ -383,11 +383,6 @@ SET_BY_PEOPLE = {
     ("recipe_line_options", "model_score"): "coalesce(model_score, 0) + 0.5",
     ("recipe_line_options", "is_selected"): "NOT is_selected",
 }
-#: People who begin to work, or draw a box, or make a choice, on one recognition.
-WORK = {
-    "validation": "INSERT INTO public.validation_work_log (recognition_id) VALUES (%s)",
-    "test split": "INSERT INTO public.test_split_log (recognition_id) VALUES (%s)",
-}
 ROWS_OF_PEOPLE = (
     *("validation_work_log", "work_items", "work_annotations", "test_split_log", "split_items", "split_annotations"),
 )
@@ -396,7 +391,7 @@ _BOX = """
     INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, bbox, source)
     SELECT i.id, t.id, jsonb_build_object('x', %s, 'y', 1, 'w', 2, 'h', 2), 'HUMAN'
     FROM public.images i JOIN public.initial_tray_items t USING (recognition_id)
-    WHERE recognition_id = %s AND t.source = 'RECIPE_LINE_OPTION' ORDER BY i.id, t.id LIMIT 1
+    WHERE recognition_id = %s AND t.source = 'RECIPE_LINE_OPTION' ORDER BY i.id, t.id LIMIT 1 RETURNING id
 """
 _CHOOSE = """
     UPDATE public.initial_tray_items t
@@ -446,55 +441,66 @@ class People(Machine):
             found[number] = (batches.batches[name].held[number], marked)
         return found
 
-    def _draw(self, data: st.DataObject) -> int:
-        return int(data.draw(st.sampled_from(sorted(self._versions(self.model)))))
-
     def _refer(self, number: int, *, boxes: bool) -> None:
         receipt, marked = self._versions(self.model)[number]
         self.receipts.setdefault(number, set()).add(receipt)
         if boxes and marked is not None:
             self.boxes.setdefault(number, set()).add(marked)
+
+    @initialize()
+    def trays_are_loaded(self) -> None:
+        for kind in ("load", "qwen"):
+            self.load(kind=kind, dataset="early", force=False, kill_after=None)
+
+    @rule(
+        data=st.data(),
+        kinds=st.permutations(["load", "qwen"]),
+        dataset=st.sampled_from(["late", "other", "other"]),
+        kill_after=st.one_of(st.none(), st.none(), st.integers(0, 70)),
+    )
+    def people_work_and_versions_come(
+        self, data: st.DataObject, kinds: list[str], dataset: str, kill_after: int | None
+    ) -> None:
+        for kind in kinds:
+            self._work(data)
+            self.load(kind=kind, dataset=dataset, force=True, kill_after=kill_after)
+
+    @precondition(lambda self: self.model.batches)
+    @rule(data=st.data())
+    def people_work_and_a_batch_goes(self, data: st.DataObject) -> None:
+        self._work(data)
+        self.reset(data=data, kill_after=None)
+
+    def _work(self, data: st.DataObject) -> None:
+        """Let people do some things, each on one recognition."""
+        for _ in range(data.draw(st.integers(1, 4))):
+            shown = sorted(self._versions(self.model))
+            if shown:
+                number = data.draw(st.sampled_from(shown))
+                work = (self._begin, self._begin, self._draw_box, self._choose, self._set, self._end)
+                data.draw(st.sampled_from(work))(number)
         self.rows_of_people = self._rows_of_people()
 
-    @precondition(lambda self: self.model.shown("load"))
-    @rule(data=st.data(), kind=st.sampled_from(sorted(WORK)))
-    def work_begins(self, data: st.DataObject, kind: str) -> None:
-        number = self._draw(data)
-        self._sql(WORK[kind], number)
+    def _begin(self, number: int) -> None:
+        for name in ("validation_work_log", "test_split_log"):
+            self._sql(f"INSERT INTO public.{name} (recognition_id) VALUES (%s)", number)
         self._refer(number, boxes=True)
 
-    @precondition(lambda self: self.model.shown("load"))
-    @rule(data=st.data())
-    def a_box_is_corrected(self, data: st.DataObject) -> None:
-        number = self._draw(data)
+    def _draw_box(self, number: int) -> None:
         self.drawn += 1
-        before = self._rows_of_people()
-        self._sql(_BOX, self.drawn, number)
-        if self._rows_of_people() != before:  # it has an item of a receipt line
+        if self._sql(_BOX, self.drawn, number):  # it has an item of a receipt line
             self._refer(number, boxes=False)
 
-    @precondition(lambda self: self.model.shown("load"))
-    @rule(data=st.data())
-    def an_option_is_chosen(self, data: st.DataObject) -> None:
-        number = self._draw(data)
+    def _choose(self, number: int) -> None:
         if items := [one for (one,) in self._sql(_CHOOSE, number)]:
             self.chosen[number] = items
             self._refer(number, boxes=False)
 
-    @precondition(lambda self: self.model.shown("load"))
-    @rule(data=st.data(), pair=st.sampled_from(sorted(SET_BY_PEOPLE)))
-    def a_value_is_set(self, data: st.DataObject, pair: tuple[str, str]) -> None:
-        table, column = pair
-        number = self._draw(data)
-        of = world.recognition_of(f"public.{table}")
-        changed = f"UPDATE public.{table} SET {column} = {SET_BY_PEOPLE[pair]} WHERE {of} = %s RETURNING id, {column}"
-        self.set[pair].update(dict(self._sql(changed, number)))
-        self.rows_of_people = self._rows_of_people()
-
-    @precondition(lambda self: self.receipts)
-    @rule(data=st.data())
-    def work_on_a_recognition_ends(self, data: st.DataObject) -> None:
-        self._end(data.draw(st.sampled_from(sorted(self.receipts))))
+    def _set(self, number: int) -> None:
+        for (table, column), value in SET_BY_PEOPLE.items():
+            of = world.recognition_of(f"public.{table}")
+            changed = f"UPDATE public.{table} SET {column} = {value} WHERE {of} = %s RETURNING id, {column}"
+            self.set[table, column].update(dict(self._sql(changed, number)))
 
     def _end(self, number: int) -> None:
         for name in ("validation_work_log", "test_split_log"):
@@ -504,11 +510,11 @@ class People(Machine):
         self._sql(_UNDO, self.chosen.pop(number, []))
         self.receipts.pop(number, None)
         self.boxes.pop(number, None)
-        self.rows_of_people = self._rows_of_people()
 
     def _end_all_work(self) -> None:
         for number in sorted(self.receipts):
             self._end(number)
+        self.rows_of_people = self._rows_of_people()
 
     # What the model says of it
 
@@ -635,7 +641,7 @@ def test_any_sequence_of_commands_does_what_the_model_says(
     run_state_machine_as_test(
         Placed,
         settings=settings(
-            max_examples=12,
+            max_examples=8 if is_app else 12,
             stateful_step_count=12,
             deadline=None,
             derandomize=True,
