@@ -20,7 +20,8 @@ from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_res
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
-from pipeline.database.migrate import migrate
+from pipeline.database.migrate import export, migrate, release_history
+from pipeline.doctor.obstacles import refuse_obstacles
 from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, SettingsError, UsageError, remedy_of
 from pipeline.extras import extra
 from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
@@ -103,11 +104,24 @@ def down(options: argparse.Namespace) -> None:
 
 
 def apply_migrations(options: argparse.Namespace) -> None:
-    """Apply the pending migrations."""
-    with closing(registry.open(options.production).database) as database:
-        applied = [one.label for one in migrate(database)]
-    last = f"{len(applied)} applied, the schema is up to date" if applied else "The schema is up to date"
-    print_result(options, {"applied": applied}, "\n".join([*(f"applied {name}" for name in applied), last]))
+    """Apply the pending migrations, export them to an app's repository, or move their records."""
+    if options.export is not None:
+        word, names = "exported", [str(path) for path in export(Path(options.export).expanduser())]
+        some, none = "to apply with the Supabase CLI", f"{options.export} has all migrations"
+    else:
+        with closing(registry.open(options.production).database) as database:
+            if options.release_history:
+                word, names = "released", release_history(database)
+                some, none = (
+                    "moved to ingest.schema_migrations",
+                    "The history of the Supabase CLI has no record of ours",
+                )
+            else:
+                refuse_obstacles(database)
+                word, names = "applied", [one.label for one in migrate(database)]
+                some, none = "applied, the schema is up to date", "The schema is up to date"
+    lines = [*(f"{word} {name}" for name in names), f"{len(names)} {some}" if names else none]
+    print_result(options, {word: names}, "\n".join(lines))
 
 
 def sample(options: argparse.Namespace) -> None:

@@ -59,7 +59,11 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 def _add_services(add: _Add) -> None:
     add("up", "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
     add("down", "Stop the embedded services and keep their data.")
-    add("migrate", "Apply the pending migrations.")
+    what = add("migrate", "Apply the pending migrations.").add_mutually_exclusive_group()
+    text = "write those that DIR lacks, supabase/migrations of the app's repository, for the Supabase CLI; apply none"
+    what.add_argument("--export", metavar="DIR", help=text)
+    text = "move our records from the history of the Supabase CLI to ingest.schema_migrations; apply none"
+    what.add_argument("--release-history", action="store_true", help=text)
     one = add("sample", "Write a synthetic dataset with real JPEGs.")
     one.add_argument("directory", metavar="DIR", help="a new or empty folder")
     one.add_argument("--recognitions", type=_number(0), default=200, metavar="N", help="number of recognitions (200)")

@@ -1,24 +1,33 @@
-"""Apply `supabase/migrations/*.sql` and record them as the Supabase CLI does.
+"""Apply `supabase/migrations/*.sql`, export them to an app's repository, and know which are applied.
 
-The history is `supabase_migrations.schema_migrations (version, name, statements)`: the 14 digits of the file's name,
-the rest of it, and an array (https://github.com/supabase/cli, pkg/migration). The CLI splits a file into statements;
-here it is run as a whole, so the array has one element. Each tool sees what the other applied.
+There are two histories. A migration is applied if one of them has its name and checksum, under whatever version:
+
+    supabase_migrations.schema_migrations (version, name, statements)   of the Supabase CLI; ours unless an app is there
+    ingest.schema_migrations (version, name, checksum, applied_at)      ours in an app's project
+
+The CLI works only while it has a file for each version in its table (https://github.com/supabase/cli). It splits a file
+into statements, without the semicolons and white space between them, so the checksum of its record leaves these out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.database.connection import Connection, Database
-from pipeline.errors import DatabaseError, PermanentError
+from pipeline.errors import DatabaseError, PermanentError, RefusedError, UsageError
 
 logger = logging.getLogger(__name__)
 
 _FILE = re.compile(r"(\d{14})_(.*)\.sql")
+_ANY_FILE = re.compile(r"(\d+)_(.*)\.sql")  # as the CLI takes them
+_STAMP = "%Y%m%d%H%M%S"
 
 
 class Migration(NamedTuple):
@@ -32,6 +41,11 @@ class Migration(NamedTuple):
     def label(self) -> str:
         """Return the name of the file without its suffix."""
         return f"{self.version}_{self.name}"
+
+    @property
+    def checksum(self) -> str:
+        """Return the SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def migrations(directory: Path | None = None) -> list[Migration]:
@@ -48,33 +62,125 @@ def migrations(directory: Path | None = None) -> list[Migration]:
 def migrate(database: Database, directory: Path | None = None) -> list[Migration]:
     """Apply the pending migrations, each with its record in one transaction; return them."""
     applied = []
-    for migration in migrations(directory):
-        try:
-            new = database.run(partial(_apply, migration=migration), timeout=0)
-        except DatabaseError as exc:
-            message = f"Migration {migration.label}.sql failed and was rolled back: {exc.message}"
-            raise DatabaseError(message, exc.hint, exc.code) from exc
-        if new:
-            logger.info("migrate: %s", migration.label)
-            applied.append(migration)
+    while migration := database.run(partial(_apply_next, ours=migrations(directory)), timeout=0):
+        logger.info("migrate: %s", migration.label)
+        applied.append(migration)
     return applied
 
 
 def pending(connection: Connection, directory: Path | None = None) -> list[Migration]:
-    """Return the migrations that the history does not have."""
-    history = connection.execute("list_history") if connection.one("find_history").there else []
-    done = {row.version for row in history}
-    return [migration for migration in migrations(directory) if migration.version not in done]
+    """Return the migrations that no history has; raise RefusedError if one has another text of the same name."""
+    ours = migrations(directory)
+    return _pending(ours, _records(connection, ours))
 
 
-def _apply(connection: Connection, migration: Migration) -> bool:
+def release_history(database: Database, directory: Path | None = None) -> list[str]:
+    """Move our records from the CLI's history to ours, for an app that moves in; return the labels of what was moved.
+
+    A record under another version is of an exported copy, which the app's repository has: it stays.
+    """
+
+    def release(connection: Connection) -> list[str]:
+        connection.one("lock_migrations")
+        ours = migrations(directory)
+        records = _records(connection, ours)
+        _pending(ours, records)
+        if not any(record.is_cli for record in records):
+            return []
+        versions, names, checksums = zip(*((one.version, one.name, one.checksum) for one in ours), strict=True)
+        moved = connection.execute("release_history", versions=[*versions], names=[*names], checksums=[*checksums])
+        return [f"{row.version}_{row.name}" for row in moved]
+
+    return database.run(release)
+
+
+def export(folder: Path, directory: Path | None = None) -> list[Path]:
+    """Write the migrations that a folder of the Supabase CLI lacks, stamped after its newest file; return the files.
+
+    Raises UsageError if there is no such folder, RefusedError if it has another text of the same name.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder.", "Name supabase/migrations of the app's repository.")
+    files = [(entry, match) for entry in folder.iterdir() if (match := _ANY_FILE.fullmatch(entry.name))]
+    missing = []
+    for migration in migrations(directory):
+        copies = [entry for entry, match in files if match[2] == migration.name]
+        texts = [_essence(entry.read_text(encoding="utf-8")) for entry in copies]
+        if texts and _essence(migration.text) not in texts:
+            hint = "Restore it from its repository; if it was never applied, delete it and export again."
+            raise RefusedError(f"{copies[0]} has another text than this installation exports.", hint)
+        if not copies:
+            missing.append(migration)
+    stamp = max((match[1] for _, match in files), key=int, default="")
+    written = []
+    for migration in missing:
+        stamp = _after(stamp) if files else migration.version
+        path = folder / f"{stamp}_{migration.name}.sql"
+        with open(path, "x", encoding="utf-8", newline="\n") as file:
+            file.write(migration.text)
+        written.append(path)
+    return written
+
+
+def _essence(text: str) -> str:
+    """Return the SHA-256 of a text without semicolons and white space; the query `list_cli_history` has the same."""
+    return hashlib.sha256(re.sub(r"[ \t\r\n;]", "", text).encode()).hexdigest()
+
+
+def _after(stamp: str) -> str:
+    try:
+        return f"{datetime.strptime(stamp, _STAMP) + timedelta(seconds=1):{_STAMP}}"
+    except ValueError:  # no time, such as a plain number
+        return f"{int(stamp) + 1:0{len(stamp)}}"
+
+
+def _records(connection: Connection, ours: Sequence[Migration]) -> list[Any]:
+    """Return what the histories have under our names: name, version, checksum (None if unknown), is_cli."""
+    found = connection.one("find_histories")
+    records = [*connection.execute("list_cli_history", names=[one.name for one in ours])] if found.has_names else []
+    return [*records, *connection.execute("list_history")] if found.own else records
+
+
+def _pending(ours: Sequence[Migration], records: Sequence[Any]) -> list[Migration]:
+    missing = []
+    for migration in ours:
+        same = [record for record in records if record.name == migration.name]
+        if same and not any(one.checksum in (None, migration.checksum, _essence(migration.text)) for one in same):
+            raise RefusedError(
+                f"Migration {migration.name} was applied with another text, as version {same[0].version}.",
+                "Use the version of the loader that applied it; the guide to production says what else to do.",
+            )
+        if not same:
+            missing.append(migration)
+    return missing
+
+
+def _apply_next(connection: Connection, ours: Sequence[Migration]) -> Migration | None:
     connection.one("lock_migrations")
-    if not connection.one("find_history").there:
-        connection.execute("create_history_schema")
-        connection.execute("create_history")
-    if connection.one("find_migration", version=migration.version).there:
-        return False
-    connection.execute("complete_history")
-    connection.run_script(migration.text)
-    connection.execute("record_migration", version=migration.version, name=migration.name, statements=[migration.text])
-    return True
+    records = _records(connection, ours)
+    missing = _pending(ours, records)
+    if not missing:
+        return None
+    migration = missing[0]
+    is_shared = _is_shared(connection, ours, records)
+    connection.one("shorten_lock_waits")
+    try:
+        connection.run_script(migration.text)
+    except DatabaseError as exc:
+        message = f"Migration {migration.label}.sql failed and was rolled back: {exc.message}"
+        raise DatabaseError(message, exc.hint, exc.code) from exc
+    version, name = migration.version, migration.name
+    if is_shared:
+        connection.execute("record_migration", version=version, name=name, checksum=migration.checksum)
+    else:
+        connection.execute("create_cli_history")
+        connection.execute("record_cli_migration", version=version, name=name, statements=[migration.text])
+    return migration
+
+
+def _is_shared(connection: Connection, ours: Sequence[Migration], records: Sequence[Any]) -> bool:
+    """Return whether an app is there: the CLI's history has others' versions, or the project has tables before ours."""
+    found = connection.one("find_histories")
+    if found.cli and connection.one("find_others", names=[one.name for one in ours]).there:
+        return True
+    return not any(one.is_cli for one in records) and (bool(records) or found.is_used)

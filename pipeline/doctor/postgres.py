@@ -22,7 +22,8 @@ from pipeline.doctor.clock import offset_of
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
 from pipeline.doctor.network import SAMPLES, examine_route, latency_finding
-from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError
+from pipeline.doctor.obstacles import find_obstacles
+from pipeline.errors import DatabaseError, DatabaseUnavailable, PipelineError, RefusedError
 from pipeline.units import counted, duration, size
 
 #: Time limit of a statement.
@@ -67,10 +68,11 @@ def _examine(settings: Settings, database: Database, facts: Facts, port: int) ->
     missing: Sequence[str] | None = None
     try:
         missing = database.run(lambda one: [m.label for m in pending(one)], _SECONDS, read_only=True)
-    except DatabaseError as exc:
+        yield migrations_finding(missing, settings.is_production)
+        if missing and not (server.replica or server.read_only):
+            yield from find_obstacles(database)
+    except (DatabaseError, RefusedError) as exc:
         yield of_error("migrations", exc)
-    else:
-        yield migrations_finding(missing, server.creates, settings.is_production)
     yield connections_finding(_room(server), facts.pool_size)
     yield timeouts_finding(server.statement_timeout, server.transaction_timeout)
     yield ok("size", f"The database holds {size(server.bytes)}.")
@@ -241,15 +243,14 @@ def role_finding(role: str, temporary: bool, tables: Sequence[Any]) -> Finding:
     return ok("role", f"The role {role} may do all that a load does.")
 
 
-def migrations_finding(missing: Sequence[str], creates: bool, production: bool) -> Finding:
+def migrations_finding(missing: Sequence[str], production: bool) -> Finding:
     """Return whether the schema is up to date."""
     if not missing:
         return ok("migrations", "The schema is up to date.")
-    may = "" if creates else f" The role of DATABASE_URL may not create schemas; {_OWNER}"
     return problem(
         "migrations",
         f"{counted(len(missing), 'migration is', 'migrations are')} pending, the first is {missing[0]}.",
-        f"Run `{command_line('migrate', production)}`.{may}",
+        f"Run `{command_line('migrate', production)}`.",
     )
 
 

@@ -18,21 +18,21 @@
 
 -- What documents say
 
-CREATE FUNCTION ingest.array_of(value jsonb) RETURNS jsonb
+CREATE OR REPLACE FUNCTION ingest.array_of(value jsonb) RETURNS jsonb
 LANGUAGE sql STABLE
 AS $$
 -- A single object stands for an array of one.
     SELECT CASE WHEN jsonb_typeof(value) = 'object' THEN jsonb_build_array(value) ELSE value END
 $$;
 
-CREATE FUNCTION ingest.quantity_of(count jsonb) RETURNS integer
+CREATE OR REPLACE FUNCTION ingest.quantity_of(count jsonb) RETURNS integer
 LANGUAGE sql IMMUTABLE
 AS $$
 -- The items of a receipt line: its Count, or one if that is the amount of weighed goods.
     SELECT CASE WHEN count::double precision = trunc(count::double precision) THEN count::integer ELSE 1 END
 $$;
 
-CREATE FUNCTION ingest.price_of(price jsonb) RETURNS numeric
+CREATE OR REPLACE FUNCTION ingest.price_of(price jsonb) RETURNS numeric
 LANGUAGE sql IMMUTABLE
 AS $$
 -- The amount of a price, NULL if there is none. pipeline/dataset/prices.py has the same rule.
@@ -60,7 +60,7 @@ $$;
 
 -- What readers see, and what stands in the way
 
-CREATE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
 -- Whether a finished batch of kind 'load' has a recognition. What none has is of others: their own, or not adopted yet.
@@ -70,7 +70,7 @@ AS $$
         WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done')
 $$;
 
-CREATE FUNCTION ingest.is_there(recognition bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION ingest.is_there(recognition bigint) RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
 -- Whether the domain has rows of a recognition. No key ties a recipe to it: one may be left of a recognition that went.
@@ -78,7 +78,7 @@ AS $$
         OR EXISTS (SELECT FROM public.recipes r WHERE r.recognition_id = recognition)
 $$;
 
-CREATE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, camera integer, besides text)
+CREATE OR REPLACE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, camera integer, besides text)
 RETURNS SETOF text
 LANGUAGE sql STABLE
 AS $$
@@ -93,7 +93,7 @@ AS $$
     LIMIT 1
 $$;
 
-CREATE FUNCTION ingest.newest_annotations(recognition bigint, besides text) RETURNS text[]
+CREATE OR REPLACE FUNCTION ingest.newest_annotations(recognition bigint, besides text) RETURNS text[]
 LANGUAGE sql STABLE
 AS $$
 -- The batches whose annotations of camera 1 and 2 readers see, were it not for the batch `besides`.
@@ -101,7 +101,7 @@ AS $$
                  (SELECT q FROM ingest.newest_version('qwen', recognition, 2, besides) q)]
 $$;
 
-CREATE FUNCTION ingest.was_adopted(recognition bigint, besides text) RETURNS boolean
+CREATE OR REPLACE FUNCTION ingest.was_adopted(recognition bigint, besides text) RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
 -- Whether an adopted batch holds a recognition, other than the batch `besides`.
@@ -111,7 +111,7 @@ AS $$
         WHERE m.recognition_id = recognition AND b.adopted AND b.state = 'done' AND b.id <> besides)
 $$;
 
-CREATE FUNCTION ingest.is_same_photo(
+CREATE OR REPLACE FUNCTION ingest.is_same_photo(
     m ingest.manifest, camera integer, width integer, height integer, orientation integer) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
@@ -122,7 +122,7 @@ AS $$
     FROM array_position(m.cameras, camera) AS at
 $$;
 
-CREATE FUNCTION ingest.photo_of(batch text, is_adopted boolean, recognition bigint, camera integer)
+CREATE OR REPLACE FUNCTION ingest.photo_of(batch text, is_adopted boolean, recognition bigint, camera integer)
 RETURNS TABLE (width integer, height integer, orientation integer)
 LANGUAGE sql STABLE
 AS $$
@@ -136,7 +136,7 @@ AS $$
     WHERE is_adopted AND i.recognition_id = recognition AND i.camera_number = camera
 $$;
 
-CREATE FUNCTION ingest.options_of(dishes jsonb) RETURNS jsonb
+CREATE OR REPLACE FUNCTION ingest.options_of(dishes jsonb) RETURNS jsonb
 LANGUAGE sql STABLE
 AS $$
 -- The distinct options of a receipt line, each as [external id, name], in the order of the receipt.
@@ -148,7 +148,7 @@ AS $$
     ) option
 $$;
 
-CREATE FUNCTION ingest.meaning_of(quantity integer, options jsonb) RETURNS text
+CREATE OR REPLACE FUNCTION ingest.meaning_of(quantity integer, options jsonb) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$
 -- What makes a receipt line the same line: its quantity and its options, in any order.
@@ -156,14 +156,14 @@ AS $$
                                    FROM jsonb_array_elements(options) AS option))
 $$;
 
-CREATE FUNCTION ingest.line_of(label text) RETURNS integer
+CREATE OR REPLACE FUNCTION ingest.line_of(label text) RETURNS integer
 LANGUAGE sql IMMUTABLE
 AS $$
 -- The receipt line that a detection's label names: k + 1 for dish_k, 0 for a plate.
     SELECT CASE WHEN label = 'plate' THEN 0 ELSE substring(label FROM '^dish_([0-9]{1,9})$')::integer + 1 END
 $$;
 
-CREATE FUNCTION ingest.has_menu_table() RETURNS boolean
+CREATE OR REPLACE FUNCTION ingest.has_menu_table() RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
 -- Whether the app has a table of menu entries; else there is a view.
@@ -171,7 +171,7 @@ AS $$
     WHERE oid = 'public.recognition_active_menu_items'::regclass
 $$;
 
-CREATE FUNCTION ingest.find_references(locking boolean)
+CREATE OR REPLACE FUNCTION ingest.find_references(locking boolean)
 RETURNS TABLE (recognition_id bigint, app regclass, target regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
@@ -237,7 +237,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.refuse_referenced() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.refuse_referenced() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Raise IN001 when a row that others wrote references a row of pg_temp.stale.
@@ -261,7 +261,7 @@ $$;
 
 -- What is there, what is wanted, what is stale
 
-CREATE FUNCTION ingest.plan_lines() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_lines() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out menu_of and wanted_lines; line_id is that of the line that is there already and means the same. What an
@@ -336,7 +336,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_items() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_items() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out present_items and wanted_items; item_id is that of the item that is there already. `is_decided` says that a
@@ -397,7 +397,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_detections() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_detections() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out wanted_detections, and add to wanted_items what only the model saw. An annotation is the same while its
@@ -556,7 +556,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_stale_lines() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_stale_lines() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out the part of pg_temp.stale that follows from the receipts alone.
@@ -592,7 +592,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_equal_boxes() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_equal_boxes() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- An item has a box of a photo once. Where labels differ and annotations keep their items, two detections may come to one:
@@ -645,7 +645,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_stale() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_stale() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out pg_temp.stale: what the domain has of pg_temp.affected, and is wanted no more. OFFSET 0 keeps the planner
@@ -735,7 +735,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_affected() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_affected() RETURNS void
 LANGUAGE plpgsql
 AS $$
 BEGIN
@@ -758,7 +758,7 @@ $$;
 
 -- Writing it
 
-CREATE FUNCTION ingest.publish_way() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_way() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Remove annotations that go, and free the numbers of lines and the places of items that move or go.
@@ -790,7 +790,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_menus() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_menus() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Store each menu content that pg_temp.affected needs and that is not there.
@@ -821,7 +821,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_recognitions() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_recognitions() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -852,7 +852,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_menu_entries() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_menu_entries() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Fill the app's table of menu entries, if there is one; of an entry that a menu has twice, the first counts.
@@ -883,7 +883,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_images() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_images() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -903,7 +903,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_recipes() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_recipes() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Write recipes, their lines and options. A line that stays keeps all but its number.
@@ -952,7 +952,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_tray_items() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_tray_items() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- A line of quantity n gives n FOOD items, of its option if it has only one; the model may add others. An item that
@@ -1008,7 +1008,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_annotations() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_annotations() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Write one annotation for each detection; the items that they belong to are there. Those that go make room first.
@@ -1047,7 +1047,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_removals() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.publish_removals() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Delete the other rows of pg_temp.stale, those that reference others first.
@@ -1071,7 +1071,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.publish_affected(kind text)
+CREATE OR REPLACE FUNCTION ingest.publish_affected(kind text)
 RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
 AS $$
@@ -1097,7 +1097,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.notice_other_photos(batch text) RETURNS void
+CREATE OR REPLACE FUNCTION ingest.notice_other_photos(batch text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Record which annotations are left out, since they are for another photo: in a batch, or if that is NULL in theirs.
@@ -1123,7 +1123,7 @@ $$;
 
 -- Entry functions: the commit of a batch, and its reset
 
-CREATE FUNCTION ingest.plan_batch(batch text)
+CREATE OR REPLACE FUNCTION ingest.plan_batch(batch text)
 RETURNS TABLE (recognition_id bigint, app regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
@@ -1183,7 +1183,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.find_in_use(batch text)
+CREATE OR REPLACE FUNCTION ingest.find_in_use(batch text)
 RETURNS TABLE (recognition_id bigint, app regclass, referencing bigint)
 LANGUAGE plpgsql
 SET search_path = ''
@@ -1215,7 +1215,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.transform_batch(batch text)
+CREATE OR REPLACE FUNCTION ingest.transform_batch(batch text)
 RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
 LANGUAGE plpgsql
 SET search_path = ''
@@ -1232,7 +1232,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.plan_reset(batch text) RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_reset(batch text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
@@ -1280,7 +1280,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.execute_reset(batch text) RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.execute_reset(batch text) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off

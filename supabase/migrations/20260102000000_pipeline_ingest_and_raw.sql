@@ -1,12 +1,38 @@
 -- The pipeline's own bookkeeping (schema ingest) and what the datasets said, batch by batch (schema raw).
 
+-- This file and those after it change nothing when they run again, as where the Supabase CLI applies an exported copy of
+-- what `migrate` applied. A table that somebody else made under a name of ours is not taken over.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY[
+        'raw.photos', 'raw.receipts', 'raw.menus', 'raw.detections', 'public.menus', 'public.menu_items']
+    LOOP
+        IF to_regclass(name) IS NOT NULL AND to_regclass('ingest.batches') IS NULL THEN
+            RAISE EXCEPTION '% is in the way: the loader needs a table of its own under that name', name
+                USING HINT = 'Rename it, or move it to another schema.', ERRCODE = 'duplicate_table';
+        END IF;
+    END LOOP;
+END
+$$;
+
 CREATE SCHEMA IF NOT EXISTS ingest;
 CREATE SCHEMA IF NOT EXISTS raw;
 
 COMMENT ON SCHEMA ingest IS 'Bookkeeping of the batch loader: batches, markers, manifests, rejects.';
 COMMENT ON SCHEMA raw IS 'What the datasets said, one set of rows per batch; append-only.';
 
-CREATE TABLE ingest.batches (
+CREATE TABLE IF NOT EXISTS ingest.schema_migrations (
+    version text NOT NULL,
+    name text PRIMARY KEY,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE ingest.schema_migrations IS
+    'The migrations that `migrate` applied where the history of the Supabase CLI is an app''s; SHA-256 of their text.';
+
+CREATE TABLE IF NOT EXISTS ingest.batches (
     id text PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$' AND id !~ '\.\.'),
     kind text NOT NULL CHECK (kind IN ('load', 'qwen')),
     state text NOT NULL CHECK (state IN ('loading', 'held', 'done', 'resetting', 'reset')),
@@ -47,10 +73,10 @@ CREATE TABLE ingest.batches (
     adopted_from text,
     metrics jsonb NOT NULL DEFAULT '{}'
 );
-CREATE INDEX batches_created_at ON ingest.batches (created_at);
-CREATE INDEX batches_unfinished ON ingest.batches (kind, source) WHERE state IN ('loading', 'held', 'resetting');
+CREATE INDEX IF NOT EXISTS batches_created_at ON ingest.batches (created_at);
+CREATE INDEX IF NOT EXISTS batches_unfinished ON ingest.batches (kind, source) WHERE state IN ('loading', 'held', 'resetting');
 
-CREATE TABLE ingest.batch_state (
+CREATE TABLE IF NOT EXISTS ingest.batch_state (
     batch_id text NOT NULL REFERENCES ingest.batches (id),
     step text NOT NULL,
     shard integer NOT NULL DEFAULT 0 CHECK (shard >= 0),
@@ -63,7 +89,7 @@ CREATE TABLE ingest.batch_state (
 COMMENT ON TABLE ingest.batch_state IS
     'Markers: a row says that a step is done, for a shard (from 1) or for the whole batch (shard 0).';
 
-CREATE TABLE ingest.manifest (
+CREATE TABLE IF NOT EXISTS ingest.manifest (
     batch_id text NOT NULL REFERENCES ingest.batches (id),
     recognition_id bigint NOT NULL CHECK (recognition_id >= 0),
     shard integer NOT NULL CHECK (shard > 0),
@@ -94,22 +120,22 @@ CREATE TABLE ingest.manifest (
     rejected boolean NOT NULL DEFAULT false,
     PRIMARY KEY (batch_id, recognition_id)
 ) WITH (fillfactor = 60);
-CREATE INDEX manifest_shard ON ingest.manifest (batch_id, shard);
-CREATE INDEX manifest_recognition ON ingest.manifest (recognition_id);
-CREATE INDEX manifest_rejected ON ingest.manifest (batch_id) WHERE rejected;
-CREATE INDEX manifest_adopted ON ingest.manifest ((recognition_id::text) COLLATE "C") WHERE photo_paths = '{}';
+CREATE INDEX IF NOT EXISTS manifest_shard ON ingest.manifest (batch_id, shard);
+CREATE INDEX IF NOT EXISTS manifest_recognition ON ingest.manifest (recognition_id);
+CREATE INDEX IF NOT EXISTS manifest_rejected ON ingest.manifest (batch_id) WHERE rejected;
+CREATE INDEX IF NOT EXISTS manifest_adopted ON ingest.manifest ((recognition_id::text) COLLATE "C") WHERE photo_paths = '{}';
 COMMENT ON TABLE ingest.manifest IS 'What a batch contains, written before any upload. Times are nanoseconds since 1970.';
 
-CREATE TABLE ingest.claims (
+CREATE TABLE IF NOT EXISTS ingest.claims (
     kind text NOT NULL CHECK (kind IN ('load', 'qwen')),
     recognition_id bigint NOT NULL,
     batch_id text NOT NULL REFERENCES ingest.batches (id),
     PRIMARY KEY (kind, recognition_id)
 );
-CREATE INDEX claims_batch ON ingest.claims (batch_id);
+CREATE INDEX IF NOT EXISTS claims_batch ON ingest.claims (batch_id);
 COMMENT ON TABLE ingest.claims IS 'Which unfinished batch holds a recognition: at most one.';
 
-CREATE TABLE ingest.rejects (
+CREATE TABLE IF NOT EXISTS ingest.rejects (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     batch_id text NOT NULL REFERENCES ingest.batches (id),
     recognition_id bigint,
@@ -120,12 +146,12 @@ CREATE TABLE ingest.rejects (
     shard integer NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX rejects_batch ON ingest.rejects (batch_id, step, shard);
+CREATE INDEX IF NOT EXISTS rejects_batch ON ingest.rejects (batch_id, step, shard);
 -- Equal rejects of earlier batches. By hash, since a path may be longer than an entry of a B-tree.
-CREATE INDEX rejects_content ON ingest.rejects USING hash ((path || code || message));
+CREATE INDEX IF NOT EXISTS rejects_content ON ingest.rejects USING hash ((path || code || message));
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
-CREATE TABLE ingest.notices (
+CREATE TABLE IF NOT EXISTS ingest.notices (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     batch_id text NOT NULL REFERENCES ingest.batches (id),
     recognition_id bigint,
@@ -136,11 +162,11 @@ CREATE TABLE ingest.notices (
     shard integer NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX notices_batch ON ingest.notices (batch_id, step, shard);
+CREATE INDEX IF NOT EXISTS notices_batch ON ingest.notices (batch_id, step, shard);
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';
 
-CREATE TABLE ingest.adopted_rows (
+CREATE TABLE IF NOT EXISTS ingest.adopted_rows (
     relation text NOT NULL,
     id bigint NOT NULL,
     recognition_id bigint NOT NULL,
@@ -151,12 +177,12 @@ CREATE TABLE ingest.adopted_rows (
     deleted boolean NOT NULL DEFAULT false,
     PRIMARY KEY (relation, id)
 );
-CREATE INDEX adopted_rows_recognition ON ingest.adopted_rows (recognition_id);
+CREATE INDEX IF NOT EXISTS adopted_rows_recognition ON ingest.adopted_rows (recognition_id);
 COMMENT ON TABLE ingest.adopted_rows IS
     'What adopted recognitions looked like before a batch of ours changed them, for the reset of that batch.';
 
 -- The files of a batch by class. Until its commit, what discovery used and an upload or a copy rejected is rejected.
-CREATE FUNCTION ingest.files_of(batch ingest.batches) RETURNS jsonb
+CREATE OR REPLACE FUNCTION ingest.files_of(batch ingest.batches) RETURNS jsonb
 LANGUAGE sql STABLE
 SET search_path = ''
 AS $$
@@ -171,7 +197,7 @@ AS $$
     ) m
 $$;
 
-CREATE TABLE raw.photos (
+CREATE TABLE IF NOT EXISTS raw.photos (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,
     camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
@@ -185,9 +211,9 @@ CREATE TABLE raw.photos (
     sha256 text NOT NULL,
     PRIMARY KEY (batch_id, recognition_id, camera_number)
 );
-CREATE INDEX photos_recognition ON raw.photos (recognition_id);
+CREATE INDEX IF NOT EXISTS photos_recognition ON raw.photos (recognition_id);
 
-CREATE TABLE raw.receipts (
+CREATE TABLE IF NOT EXISTS raw.receipts (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,
     receipt jsonb,
@@ -196,7 +222,7 @@ CREATE TABLE raw.receipts (
 );
 COMMENT ON TABLE raw.receipts IS 'One row a recognition: its till receipt, and the hash of its menu file in raw.menus.';
 
-CREATE TABLE raw.menus (
+CREATE TABLE IF NOT EXISTS raw.menus (
     batch_id text NOT NULL,
     shard integer NOT NULL,
     sha256 text NOT NULL,
@@ -205,7 +231,7 @@ CREATE TABLE raw.menus (
 );
 COMMENT ON TABLE raw.menus IS 'Each distinct menu file once a shard, by the SHA-256 of its bytes.';
 
-CREATE TABLE raw.detections (
+CREATE TABLE IF NOT EXISTS raw.detections (
     batch_id text NOT NULL,
     recognition_id bigint NOT NULL,
     camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
@@ -217,10 +243,11 @@ CREATE TABLE raw.detections (
     y2 numeric NOT NULL,
     PRIMARY KEY (batch_id, recognition_id, camera_number, detection)
 );
-CREATE INDEX detections_recognition ON raw.detections (recognition_id);
+CREATE INDEX IF NOT EXISTS detections_recognition ON raw.detections (recognition_id);
 COMMENT ON TABLE raw.detections IS
     'One row a detection, numbered from 1 on its photo; corners in pixels of the photo as it is stored, to 3 decimals.';
 
+ALTER TABLE ingest.schema_migrations ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.batches ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.batch_state ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.manifest ENABLE ROW LEVEL SECURITY;

@@ -2,7 +2,7 @@
 -- batch of ours first changes such a recognition, its rows are copied to ingest.adopted_rows; a reset that makes the
 -- domain show the adopted version again gives them back, with their ids.
 
-CREATE FUNCTION ingest.plan_adopted() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_adopted() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out kept_rows: what the adopted recognitions in pg_temp.affected looked like before a batch of ours changed them,
@@ -58,7 +58,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.is_adopted_row(wanted text, row_id bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION ingest.is_adopted_row(wanted text, row_id bigint) RETURNS boolean
 LANGUAGE plpgsql STABLE
 AS $$
 -- Whether a row of a recognition in pg_temp.affected was there when it was adopted.
@@ -68,7 +68,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.keep_adopted() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.keep_adopted() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Copy the rows that are to change for the first time, and note which of all the copied ones go.
@@ -83,7 +83,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.keep_adopted_entries() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.keep_adopted_entries() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Copy the menu entries of adopted recognitions that the next statement overwrites.
@@ -100,7 +100,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.insert_missing(wanted text) RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.insert_missing(wanted text) RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Insert the rows of pg_temp.missing (id, content) into a table, and note that they are there again.
@@ -122,7 +122,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.insert_adopted(wanted text) RETURNS void
+CREATE OR REPLACE FUNCTION ingest.insert_adopted(wanted text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Insert the rows that batches of ours deleted; of annotations those of photos that no batch annotates.
@@ -137,7 +137,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.restore_adopted() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.restore_adopted() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Give back photos, lines and items of pg_temp.affected as they were when they were adopted, so that the plan finds them.
@@ -204,7 +204,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.note_added_entries() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.note_added_entries() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Note which menu entries of adopted recognitions this transaction inserted.
@@ -218,7 +218,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.restore_adopted_recognitions() RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.restore_adopted_recognitions() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Give back what restore_adopted() leaves to the time after the plan, which reads the menu that goes.
@@ -237,7 +237,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION ingest.restore_adopted_annotations() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.restore_adopted_annotations() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Give back the annotations of photos that no batch of ours annotates: to the adopted version with their items, to one of
