@@ -156,19 +156,18 @@ def test_a_history_that_the_supabase_cli_began_is_continued(
 ) -> None:
     for statement in CLI_TABLE:
         execute(empty_database_url, statement)
-    # The CLI applied our first migration, and one of the app that we do not know.
+    # The CLI applied our first migration, and splits a file into statements.
     execute(empty_database_url, "CREATE TABLE words (word text)")
+    statements = ["CREATE TABLE words (word text)", "INSERT INTO words VALUES ('one')"]
     execute(
         empty_database_url,
-        f"INSERT INTO {HISTORY} (version, name, statements) VALUES "
-        "('20260101000000', 'words', ARRAY['CREATE TABLE words (word text)']), ('20270101000000', 'of_the_app', NULL)",
+        f"INSERT INTO {HISTORY} VALUES ('20260101000000', ARRAY[$${'$$, $$'.join(statements)}$$], 'words')",
     )
     assert versions(migrate(database, folder)) == ["20260101000001"]
     assert words(empty_database_url) == ["two"]
     assert history(empty_database_url) == [
-        ("20260101000000", "words", ["CREATE TABLE words (word text)"]),
+        ("20260101000000", "words", statements),
         ("20260101000001", "more", ["INSERT INTO words VALUES ('two');"]),
-        ("20270101000000", "of_the_app", None),
     ]
 
 

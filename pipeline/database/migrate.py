@@ -130,7 +130,7 @@ def _essence(text: str) -> str:
 def _after(stamp: str) -> str:
     try:
         return f"{datetime.strptime(stamp, _STAMP) + timedelta(seconds=1):{_STAMP}}"
-    except ValueError:  # no time, such as a plain number
+    except (ValueError, OverflowError):  # no time, such as a plain number
         return f"{int(stamp) + 1:0{len(stamp)}}"
 
 

@@ -68,9 +68,9 @@ def _examine(settings: Settings, database: Database, facts: Facts, port: int) ->
     missing: Sequence[str] | None = None
     try:
         missing = database.run(lambda one: [m.label for m in pending(one)], _SECONDS, read_only=True)
-        yield migrations_finding(missing, settings.is_production)
         if missing and not (server.replica or server.read_only):
             yield from find_obstacles(database)
+        yield migrations_finding(missing, settings.is_production)
     except (DatabaseError, RefusedError) as exc:
         yield of_error("migrations", exc)
     yield connections_finding(_room(server), facts.pool_size)

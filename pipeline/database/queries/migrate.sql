@@ -9,7 +9,7 @@ ALTER TABLE supabase_migrations.schema_migrations
     ADD COLUMN IF NOT EXISTS name text
 
 -- name: find_histories
--- Which tables are there, whether the CLI's has names, and whether the schema public has relations of anyone.
+-- Which tables are there, whether the CLI's has names, and whether the schema public has tables or views of anyone.
 SELECT
     to_regclass('supabase_migrations.schema_migrations') IS NOT NULL AS cli,
     (
@@ -19,8 +19,9 @@ SELECT
     to_regclass('ingest.schema_migrations') IS NOT NULL AS own,
     EXISTS (
         SELECT FROM pg_class AS class
-        WHERE class.relnamespace = to_regnamespace('public') AND NOT EXISTS (
-            SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = class.oid AND deptype = 'e')
+        WHERE class.relnamespace = to_regnamespace('public') AND class.relkind IN ('r', 'p', 'v', 'm', 'f')
+            AND NOT EXISTS (
+                SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = class.oid AND deptype = 'e')
     ) AS is_used
 
 -- name: find_others
