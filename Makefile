@@ -32,9 +32,9 @@ test-slow: $(STAMP)
 test-app: $(STAMP)
 	$(BIN)/python -m pytest --project app -m "not system" --numprocesses $(PROCESSES) --maxschedchunk 1 $(APP_TESTS)
 
-# Installs Debian's packages as root; they have no tests of their own without them.
+# Installs Debian's packages as root, and the Supabase CLI from npm; they have no tests of their own without them.
 test-system: $(STAMP)
-	sh tests/system/install.sh
+	sh tests/system/install.sh $(VENV)/supabase
 	$(BIN)/python -m pytest -m system
 
 check: $(STAMP)

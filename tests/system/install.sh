@@ -1,17 +1,26 @@
 #!/bin/sh
-# Install what the system tests need and is not there: cron, Chromium with its driver, ip, unshare, PgBouncer.
+# Install what the system tests need and is not there: cron, Chromium with its driver, ip, unshare, PgBouncer, npm, and
+# the Supabase CLI in the folder that is named.
 set -eu
+# 3.1.0: a newer one may ask and print otherwise.
+cli=supabase@3.1.0
 missing=""
 for pair in /usr/sbin/cron:cron /usr/bin/chromium:chromium /usr/bin/chromedriver:chromium-driver /sbin/ip:iproute2 \
     /usr/bin/unshare:util-linux /usr/sbin/pgbouncer:pgbouncer; do
     [ -x "${pair%%:*}" ] || missing="$missing ${pair##*:}"
 done
-[ -n "$missing" ] || exit 0
-if [ "$(id -u)" -ne 0 ]; then
-    echo "As root: apt-get install$missing" >&2
-    exit 1
+for pair in node:nodejs npm:npm; do
+    command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+done
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+        echo "As root: apt-get install$missing" >&2
+        exit 1
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # shellcheck disable=SC2086 (a list of words)
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-# shellcheck disable=SC2086 (a list of words)
-apt-get install -y -qq --no-install-recommends $missing >/dev/null
+# A package of npm has the program for its platform as an optional dependency.
+[ -x "$1/node_modules/.bin/supabase" ] || npm install --silent --no-audit --no-fund --prefix "$1" "$cli"
