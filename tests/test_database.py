@@ -164,7 +164,7 @@ def test_a_reader_cannot_write_and_sees_one_moment(database: Database, empty_dat
 def test_the_statements_of_the_package_are_found_by_their_names(database_url: str) -> None:
     with closing(door(database_url)) as database, database.transaction() as connection:
         assert connection.execute("find_batch", batch_id="none") == []
-        assert connection.one("find_history").there is True
+        assert connection.one("find_histories").has_names is True
         assert connection.execute("delete_claims", batch_id="none") == []
         assert [row.version for row in connection.stream("list_history")] == [
             row.version for row in connection.execute("list_history")

@@ -157,8 +157,8 @@ def test_a_row_that_the_table_refuses_is_a_permanent_error_and_leaves_nothing(
 
 def test_rows_are_read_through_a_cursor_that_ends_with_the_transaction(database_url: str) -> None:
     with closing(door(database_url)) as database:
-        history = "supabase_migrations.schema_migrations"
-        execute(database_url, f"INSERT INTO {history} (version) SELECT 'v' || n FROM generate_series(1, 5000) n")
+        history = "ingest.schema_migrations"
+        execute(database_url, f"INSERT INTO {history} SELECT n, n, '' FROM generate_series(1, 5000) n")
         with database.transaction() as connection:
             stream = connection.stream("list_history")
             first = next(stream).version
@@ -170,6 +170,7 @@ def test_rows_are_read_through_a_cursor_that_ends_with_the_transaction(database_
 
 
 def test_two_streams_of_a_transaction_do_not_mix(database_url: str) -> None:
+    execute(database_url, "INSERT INTO ingest.schema_migrations SELECT n, n, '' FROM generate_series(1, 3) n")
     with closing(door(database_url)) as database, database.transaction() as connection:
         whole = [row.version for row in connection.stream("list_history")]
         first = connection.stream("list_history")

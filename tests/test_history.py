@@ -209,7 +209,7 @@ def test_a_copy_that_was_changed_stops_the_export_before_it_writes(run: Run, app
 def test_an_export_needs_a_folder_that_is_there(run: Run, app: Path) -> None:
     for folder in (app / "typing error", app / names(app)[0]):
         assert run("migrate", "--export", folder).code == 2
-        with pytest.raises(UsageError, match="is not a folder"):
+        with pytest.raises(UsageError, match=r"No such file or directory|Not a directory"):
             export(folder)
 
 
@@ -232,6 +232,15 @@ def test_what_the_cli_has_not_applied_yet_is_applied_beside_it(run: Run, dsn: st
     done = run("migrate")
     assert [line for line in done.out.splitlines() if " 2026" in line] == [f"applied {label}" for label in LABELS[1:]]
     assert own(dsn) == expected()[1:]
+
+
+def test_once_an_app_is_there_what_is_new_is_recorded_beside_it(run: Run, dsn: str) -> None:
+    assert run("migrate").code == 0
+    world.query(dsn, f"DELETE FROM {CLI} WHERE name = %s", (migrations()[-1].name,))
+    world.query(dsn, f"INSERT INTO {CLI} VALUES ('20260501000000', NULL, 'of_the_app')")
+    before = history(dsn)
+    assert f"applied {LABELS[-1]}" in run("migrate").out
+    assert (history(dsn), own(dsn)) == (before, expected()[-1:])
 
 
 # Twice

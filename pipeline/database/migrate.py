@@ -97,19 +97,25 @@ def release_history(database: Database, directory: Path | None = None) -> list[s
 def export(folder: Path, directory: Path | None = None) -> list[Path]:
     """Write the migrations that a folder of the Supabase CLI lacks, stamped after its newest file; return the files.
 
-    Raises UsageError if there is no such folder, RefusedError if it has another text of the same name.
+    Raises UsageError if the folder cannot be read or written, RefusedError if it has another text of the same name.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder.", "Name supabase/migrations of the app's repository.")
+    try:
+        return _export(folder, migrations(directory))
+    except OSError as exc:
+        hint = "Name supabase/migrations of the app's repository."
+        raise UsageError(f"{exc.filename}: {exc.strerror}.", hint) from exc
+
+
+def _export(folder: Path, ours: Sequence[Migration]) -> list[Path]:
     files = [(entry, match) for entry in folder.iterdir() if (match := _ANY_FILE.fullmatch(entry.name))]
     missing = []
-    for migration in migrations(directory):
+    for migration in ours:
         copies = [entry for entry, match in files if match[2] == migration.name]
-        texts = [_essence(entry.read_text(encoding="utf-8")) for entry in copies]
+        texts = [_essence(entry.read_text(encoding="utf-8", errors="replace")) for entry in copies]
         if texts and _essence(migration.text) not in texts:
             hint = "Restore it from its repository; if it was never applied, delete it and export again."
             raise RefusedError(f"{copies[0]} has another text than this installation exports.", hint)
-        if not copies:
+        if not texts:
             missing.append(migration)
     stamp = max((match[1] for _, match in files), key=int, default="")
     written = []
