@@ -45,7 +45,7 @@ WHERE class.relkind IN ('r', 'p')
         namespace.nspname IN ('ingest', 'raw')
         OR namespace.nspname = 'public' AND class.relname IN (
             'menus', 'menu_items', 'recognitions', 'images', 'recipes', 'recipe_lines', 'recipe_line_options',
-            'initial_tray_items', 'initial_annotations'
+            'recognition_active_menu_items', 'initial_tray_items', 'initial_annotations'
         )
     )
 ORDER BY 1
