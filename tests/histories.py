@@ -10,6 +10,8 @@ from tests import world
 
 CLI, OWN = "supabase_migrations.schema_migrations", "ingest.schema_migrations"
 APP = Path(__file__).with_name("app_project.sql")
+#: What follows in that file is written by the CLI itself.
+HISTORY = "-- The app's own migrations, as the Supabase CLI records them"
 #: The versions of the app's migrations.
 VERSIONS = [f"2025{month:02}{day:02}100000" for month in range(1, 12) for day in range(1, 7)] + [
     "20260301093000",
@@ -22,7 +24,8 @@ NAMES = ("publish", "domain", "adopt", "ingest_and_raw", "recognitions", "init")
 def app_migrations() -> Iterator[tuple[str, str]]:
     """Yield the names and texts of the app's migrations: the first makes everything, the others nothing."""
     for number, version in enumerate(VERSIONS):
-        text = APP.read_text(encoding="utf-8") if number == 0 else f"SELECT {number};\n"
+        made = APP.read_text(encoding="utf-8").partition(HISTORY)[0]
+        text = made if number == 0 else f"SELECT {number};\n"
         yield f"{version}_{NAMES[number % len(NAMES)]}.sql", text
 
 

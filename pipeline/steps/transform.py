@@ -68,11 +68,12 @@ def transform_batch(
         if reason := find_reason(connection, batch_id, weight, max_rejects):
             hold_back(connection, batch_id, reason)
             return batch_state.held_error(connection, batch_id)
-        if set_aside(connection, batch_id):
-            return True
         report("publishing the rows of the batch, all in one transaction")
         parts, numbers = [], metrics.copy()
         with numbers.timed("transform"):
+            with numbers.timed("transform_plan"):
+                if set_aside(connection, batch_id):
+                    return True
             for row in connection.execute("transform_batch", batch_id=batch_id):
                 numbers.add(row.operation, row.seconds)
                 parts.append(f"{row.operation}: {counted(row.rows_written, 'row')} in {row.seconds:.2f} s")

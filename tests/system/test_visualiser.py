@@ -135,7 +135,7 @@ def test_a_batch_that_is_done_is_a_graph_by_shards_with_its_summary(
     assert told.count("6 of 6 photos") == SHARDS
     assert told.count("3 recognitions copied, 0 rejects") == SHARDS
     assert "12 recognitions in 4 shards, 0 rejects" in told
-    assert any(text.startswith("12 recognitions\ntransform_plan: 12 rows in ") for text in told)
+    assert any(text.startswith("12 recognitions\ntransform_way: 0 rows in ") for text in told)
     [root] = [task_id for task_id in done if task_id.startswith("LoadBatch_")]
     shown = nodes(visualiser, root, 3 + 2 * SHARDS)
     assert set(shown) == set(done)
