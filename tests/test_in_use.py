@@ -400,6 +400,22 @@ def test_a_batch_with_the_name_of_another_tool_takes_none_of_its_rows(
     assert rows_of(dsn, 7) == before
 
 
+def test_a_recognition_that_the_app_deleted_is_loaded_again_beside_its_receipt(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str
+) -> None:
+    first, *_ = numbers = ids_of(dataset)
+    give_receipt(dataset, first, RECEIPT[1:])
+    world.query(dsn, "DELETE FROM public.recognitions WHERE id = %s", (first,))
+    done = run("load", "--source", dataset, "--batch-id", "b2")
+    assert (done.code, notices(dsn, "b2")) == (0, [])
+    assert shown(dsn, numbers) == ["b2", "b1", "b1"]
+    lines = (
+        "SELECT count(*) FROM public.recipe_lines JOIN public.recipes p ON p.id = recipe_id WHERE recognition_id = %s"
+    )
+    assert world.query(dsn, lines, (first,)) == [(len(RECEIPT) - 1,)]
+    assert world.inconsistencies(settings) == []
+
+
 # While a batch commits
 
 
