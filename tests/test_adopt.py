@@ -20,6 +20,7 @@ from pipeline.config import Settings
 from pipeline.storage import Storage
 from tests import annotating, older_script, world
 from tests.annotating import Run, give_receipt, ids_of, key_of, value_of, write
+from tests.random_trays import random_boxes, random_receipt
 from tests.services import MakeDataset, Start, fresh_database
 from tests.test_app_project import APP, COLUMNS, rows_of
 
@@ -270,29 +271,6 @@ def test_what_an_adopted_tray_lacks_is_noticed_and_no_difference(run: Run, proje
     assert run("verify").code == 5
 
 
-DISHES = [{"Name": name, "ExternalId": str(at)} for at, name in enumerate(["soup", "tea", "juice", "bread", "pie"], 1)]
-
-
-def random_receipt(chosen: random.Random) -> list[Any] | None:
-    if chosen.random() < 0.15:
-        return None
-    lines = [
-        {"Count": chosen.randint(1, 3), "Dishes": chosen.sample(DISHES, chosen.choice([1, 1, 2]))}
-        for _ in range(chosen.randint(1, 4))
-    ]
-    return [*lines, *RECEIPT] if chosen.random() < 0.5 else lines
-
-
-def random_boxes(chosen: random.Random) -> dict[str, Any]:
-    """The older script's boxes or others, of labels that lines have or not; the same box for two labels, too."""
-    labels = chosen.choices(["dish_0", "dish_1", "dish_2", "dish_7", "plate"], k=chosen.randint(1, 5))
-    value = value_of(*labels, left=chosen.choice([10, 30]))
-    for label, x, y, w, h in chosen.sample(BOXES, 2):
-        kind = "plates" if label == "plate" else "dishes"
-        value[kind]["qwen_detections"].append({"bbox_2d": [x, y, x + w, y + h], "label": label})
-    return value
-
-
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow) if n > 2 else n for n in range(1, 25)])
 def test_any_history_over_adopted_trays_can_be_undone(
     run: Run, project: Project, tmp_path: Path, dsn: str, seed: int
@@ -308,12 +286,12 @@ def test_any_history_over_adopted_trays_can_be_undone(
             done = run("reset", "--batch-id", batches.pop(chosen.randrange(len(batches))), "--confirm")
         elif kind == "load":
             for number in some:
-                give_receipt(project.dataset, number, random_receipt(chosen))
+                give_receipt(project.dataset, number, random_receipt(chosen, RECEIPT))
             batches.append(f"b{at}")
             done = run("load", "--source", project.dataset, "--batch-id", f"b{at}", "--force")
         else:
             keys = [key_of(number, camera) for number in some for camera in ("Main", "Qualifying")]
-            values = {key: random_boxes(chosen) for key in chosen.sample(keys, chosen.randint(1, len(keys)))}
+            values = {key: random_boxes(chosen, BOXES) for key in chosen.sample(keys, chosen.randint(1, len(keys)))}
             batches.append(f"q{at}")
             force = ["--force"] if chosen.random() < 0.7 else []
             done = run("load-qwen", "--file", write(tmp_path / f"{at}.json", values), "--batch-id", f"q{at}", *force)

@@ -13,6 +13,7 @@ from pipeline.config import Settings
 from tests import annotating, world
 from tests.annotating import RECEIPT, Run, Value, give_receipt, ids_of, key_of, value_of, write
 from tests.meanings import meanings
+from tests.random_trays import random_boxes, random_receipt
 from tests.services import MakeDataset
 
 run = annotating.run
@@ -245,3 +246,36 @@ def test_a_box_that_a_person_drew_on_the_item_is_no_obstacle(
         )
         assert world.query(dsn, f"{rows} GROUP BY source ORDER BY source") == [("HUMAN", 3), ("MODEL", 3)]
         assert world.inconsistencies(settings) == []
+
+
+#: Boxes that come back: label, x, y, w, h.
+BOXES = (("dish_0", 10, 20.5, 50, 40), ("dish_1", 60, 20, 30, 30), ("dish_7", 5, 5, 9, 9), ("plate", 1, 1, 99, 88))
+
+
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow) if n > 2 else n for n in range(1, 21)])
+def test_no_id_comes_to_mean_another_thing_whatever_is_loaded_again(
+    run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path, seed: int
+) -> None:
+    chosen, dataset = Random(seed), own_dataset(3)
+    known: dict[str, dict[int, tuple[object, ...]]] = {}
+    for at in range(8):
+        if at and chosen.random() < 0.5:
+            values = {
+                key_of(number, camera): random_boxes(chosen, BOXES)
+                for number in ids_of(dataset)
+                for camera in ("Main", "Qualifying")
+            }
+            file = write(tmp_path / f"{at}.json", values)
+            done = run("load-qwen", "--file", file, "--batch-id", f"q{at}", "--force")
+        else:
+            for number in chosen.sample(ids_of(dataset), 2):
+                give_receipt(dataset, number, random_receipt(chosen, RECEIPT))
+            done = run("load", "--source", dataset, "--batch-id", f"b{at}", "--force")
+        assert done.code == 0, done.err
+        assert world.inconsistencies(settings) == []
+        found = meanings(dsn)
+        del found["pairing"]
+        for kind, rows in found.items():
+            former = known.setdefault(kind, {})
+            assert {one: meaning for one, meaning in rows.items() if former.get(one, meaning) != meaning} == {}
+            former.update(rows)
