@@ -302,7 +302,7 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
 
         setattr(owner, name, wrapped)
 
-    def statement(_self: Connection, name: str, *_values: object, **_parameters: object) -> str | None:
+    def statement(_self: Connection, name: str, /, *_values: object, **_parameters: object) -> str | None:
         if name.startswith(_READS + _TEMPORARY):
             return None
         local.wrote = True
@@ -318,7 +318,8 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
         wrote, local.wrote = getattr(local, "wrote", False), False
         return "commit" if wrote else None
 
-    wrap(Connection, "_run", statement)
+    wrap(Connection, "execute", statement)
+    wrap(Connection, "stream", statement)
     wrap(Connection, "copy_lines", copy)
     wrap(Connection, "enqueue", statement)
     wrap(Connection, "commit", commit)

@@ -30,6 +30,7 @@ def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """The address of a database as the app has it, not migrated yet."""
     with fresh_database(postgres_server.dsn, f"obstacles_{uuid.uuid4().hex}") as url:
         world.query(url, APP.read_text(encoding="utf-8"))
+        world.query(url, "DROP VIEW public.annotation_export")  # which would keep others from changing its columns
         yield url
 
 
@@ -120,7 +121,8 @@ def weak(settings: Settings, dsn: str) -> Iterator[Settings]:
     """These settings with a role that may do all in this project; a test takes something from it."""
     role, name = f"weak_{uuid.uuid4().hex}", dsn.split("?")[0].rpartition("/")[2]
     world.query(dsn, f"CREATE ROLE {role} LOGIN; GRANT CREATE, TEMPORARY ON DATABASE {name} TO {role}")
-    world.query(dsn, f"GRANT ALL ON SCHEMA public, raw TO {role}")
+    world.query(dsn, f"GRANT ALL ON SCHEMA public, raw, supabase_migrations TO {role}")
+    world.query(dsn, f"GRANT ALL ON ALL TABLES IN SCHEMA supabase_migrations TO {role}")
     for (table,) in world.query(dsn, "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' "
                                      "AND relnamespace IN ('public'::regnamespace, 'raw'::regnamespace)"):  # fmt: skip
         world.query(dsn, f"ALTER TABLE {table} OWNER TO {role}")
