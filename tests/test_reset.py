@@ -126,7 +126,7 @@ def test_pending_migrations_are_told_first(
     before = everything(settings)
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert (done.code, done.out) == (2, "")
-    assert "20260102000200_pipeline_publish" in done.err
+    assert "20260102000200_pipeline_versions" in done.err
     assert everything(settings) == before
 
 

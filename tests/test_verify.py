@@ -397,4 +397,4 @@ def test_a_batch_that_is_not_there_is_wrong_usage(
     assert (done.code, "There is no batch b1 with objects in the bucket another." in done.err) == (2, True)
     world.query(dsn, "DELETE FROM supabase_migrations.schema_migrations WHERE version >= '20260102000200'")
     done = command("verify")
-    assert (done.code, "20260102000200_pipeline_publish" in done.err) == (2, True)
+    assert (done.code, "20260102000200_pipeline_versions" in done.err) == (2, True)

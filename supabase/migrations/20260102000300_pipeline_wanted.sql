@@ -1,0 +1,297 @@
+-- What the domain has of the recognitions in pg_temp.affected, and what is wanted: lines, items and annotations, each
+-- with the id of the row that means the same.
+
+CREATE OR REPLACE FUNCTION ingest.plan_lines() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out menu_of and wanted_lines; line_id is that of the line that is there already and means the same. What an
+-- adopted batch holds has no raw rows: it stays as it is.
+BEGIN
+    CREATE TEMP TABLE menu_of ON COMMIT DROP AS
+    SELECT DISTINCT ON (m.batch_id, m.sha256)
+        m.batch_id, m.sha256, encode(sha256(convert_to(m.content::text, 'UTF8')), 'hex') AS content_sha256,
+        ingest.array_of(m.content) AS content
+    FROM (SELECT DISTINCT t.batch_id, r.menu_sha256
+          FROM pg_temp.affected t
+          JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+          WHERE r.menu_sha256 IS NOT NULL) needed
+    JOIN raw.menus m ON m.batch_id = needed.batch_id AND m.sha256 = needed.menu_sha256
+    ORDER BY m.batch_id, m.sha256, m.shard;
+    CREATE UNIQUE INDEX ON pg_temp.menu_of (batch_id, sha256);
+    CREATE INDEX ON pg_temp.menu_of (content_sha256);
+    ANALYZE pg_temp.menu_of;
+
+    CREATE TEMP TABLE wanted_lines ON COMMIT DROP AS
+    SELECT t.recognition_id, t.existing, l.line_number::integer AS line_number,
+        ingest.quantity_of(l.line -> 'Count') AS quantity,
+        -- Compared as floats, as quantity_of does: 0.99999999999999999999 is a whole item.
+        CASE WHEN (l.line -> 'Count')::double precision <> ingest.quantity_of(l.line -> 'Count')
+            THEN l.line -> 'Count' END AS amount,
+        ingest.options_of(l.line -> 'Dishes') AS options, NULL::bigint AS line_id, NULL::integer AS former_number,
+        t.is_adopted
+    FROM pg_temp.affected t
+    JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+    CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number);
+    CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
+    -- Before the update below: the transaction could not use an index that is created after it.
+    CREATE INDEX ON pg_temp.wanted_lines (line_id);
+    ANALYZE pg_temp.wanted_lines;
+
+    CREATE TEMP TABLE present_lines ON COMMIT DROP AS
+    SELECT t.recognition_id, l.id, l.line_number, m.meaning,
+        row_number() OVER (PARTITION BY t.recognition_id, m.meaning ORDER BY l.line_number) AS nth,
+        t.is_adopted AND ingest.is_adopted_row('public.recipe_lines', l.id) AS stays
+    FROM pg_temp.affected t
+    JOIN public.recipes p ON p.recognition_id = t.recognition_id
+    CROSS JOIN LATERAL (
+        SELECT line.id, line.line_number, line.quantity
+        FROM public.recipe_lines line WHERE line.recipe_id = p.id OFFSET 0
+    ) l
+    CROSS JOIN LATERAL (
+        SELECT coalesce(jsonb_agg(jsonb_build_array(option.external_id, option.name)), '[]') AS options
+        FROM public.recipe_line_options option WHERE option.recipe_line_id = l.id
+    ) o
+    CROSS JOIN LATERAL (SELECT ingest.meaning_of(l.quantity, o.options) AS meaning OFFSET 0) m
+    WHERE t.existing;
+    CREATE UNIQUE INDEX ON pg_temp.present_lines (id);
+    CREATE UNIQUE INDEX ON pg_temp.present_lines (recognition_id, meaning, nth);
+    ANALYZE pg_temp.present_lines;
+
+    UPDATE pg_temp.wanted_lines w
+    SET line_id = p.id, former_number = p.line_number
+    FROM (
+        SELECT recognition_id, line_number, meaning,
+            row_number() OVER (PARTITION BY recognition_id, meaning ORDER BY line_number) AS nth
+        FROM pg_temp.wanted_lines
+        CROSS JOIN LATERAL (SELECT ingest.meaning_of(quantity, options) AS meaning) m
+        WHERE existing
+    ) a
+    JOIN pg_temp.present_lines p USING (recognition_id, meaning, nth)
+    WHERE w.recognition_id = a.recognition_id AND w.line_number = a.line_number;
+    INSERT INTO pg_temp.wanted_lines (recognition_id, existing, line_number, quantity, line_id, former_number, is_adopted)
+    SELECT p.recognition_id, true, p.line_number, 0, p.id, p.line_number, true
+    FROM pg_temp.present_lines p
+    WHERE p.stays;
+    ANALYZE pg_temp.wanted_lines;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.plan_items() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out present_items and wanted_items; item_id is that of the item that is there already. `is_decided` says that a
+-- person has chosen what the receipt leaves open.
+BEGIN
+    CREATE TEMP TABLE present_items ON COMMIT DROP AS
+    SELECT i.recognition_id, i.id, i.item_type::text AS item_type, i.source::text AS source, place.line_id,
+        place.line_number,
+        coalesce(i.ordinal, row_number() OVER (
+            PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number
+            ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
+        i.line_number AS stored_number, i.ordinal AS stored_ordinal,
+        t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id) AS stays,
+        i.metadata ->> 'qwen_label' AS label,
+        CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
+            (i.recipe_line_option_id IS NOT NULL AND line.has_ambiguity)
+            OR (i.menu_item_external_id IS NOT NULL AND i.menu_item_external_id IS DISTINCT FROM o.external_id)
+            ELSE i.menu_item_external_id IS NOT NULL OR i.recipe_line_option_id IS NOT NULL END AS is_decided
+    FROM pg_temp.affected t
+    CROSS JOIN LATERAL (
+        SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
+    ) i
+    LEFT JOIN public.recipe_line_options o ON o.id = i.recipe_line_option_id
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN coalesce(i.recipe_line_id, o.recipe_line_id) END AS line_id,
+            CASE WHEN i.source = 'MODEL'
+                THEN coalesce(i.line_number, ingest.line_of(i.metadata ->> 'qwen_label')) END AS line_number
+    ) place
+    LEFT JOIN public.recipe_lines line ON line.id = place.line_id
+    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE');
+    CREATE UNIQUE INDEX ON pg_temp.present_items (id);
+    CREATE INDEX ON pg_temp.present_items (line_id, nth);
+    CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);
+    ANALYZE pg_temp.present_items;
+
+    CREATE TEMP TABLE wanted_items ON COMMIT DROP AS
+    SELECT w.recognition_id, 'FOOD' AS item_type, 'RECIPE_LINE_OPTION' AS source, w.line_number, n.ordinal,
+        jsonb_strip_nulls(jsonb_build_object('amount', w.amount, 'item_number', n.ordinal,
+            'qwen_label', CASE n.ordinal WHEN 1 THEN 'dish_' || w.line_number - 1 END))
+            || jsonb_build_object('name', CASE jsonb_array_length(w.options) WHEN 1 THEN w.options -> 0 -> 1 END)
+            AS metadata,
+        CASE jsonb_array_length(w.options) WHEN 1 THEN w.options -> 0 END AS option, NULL::integer AS nth,
+        p.id AS item_id, false AS stays
+    FROM pg_temp.wanted_lines w
+    CROSS JOIN LATERAL generate_series(1, w.quantity) AS n (ordinal)
+    LEFT JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.nth = n.ordinal
+    WHERE NOT w.is_adopted;
+    INSERT INTO pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal, item_id, stays)
+    SELECT p.recognition_id, p.item_type, p.source, p.stored_number, p.stored_ordinal, p.id, true
+    FROM pg_temp.present_items p
+    WHERE p.stays;
+    UPDATE pg_temp.wanted_lines w
+    SET quantity = (SELECT count(*) FROM pg_temp.present_items p WHERE p.line_id = w.line_id AND p.stays)
+    WHERE w.is_adopted;
+    CREATE UNIQUE INDEX ON pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal);
+    CREATE INDEX ON pg_temp.wanted_items (item_id);
+    ANALYZE pg_temp.wanted_items;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.plan_detections() RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out wanted_detections, and add to wanted_items what only the model saw. An annotation is the same while its
+-- photo, label and box are (annotation_id), and keeps its item (item_id) while that stays. For others, the j-th dish_k of
+-- a photo belongs to item min(j, n) of receipt line k + 1 of quantity n; without such a line, to the j-th item that the
+-- model alone saw there. The j-th plate belongs to the j-th PLATE item.
+BEGIN
+    CREATE TEMP TABLE present_annotations ON COMMIT DROP AS
+    SELECT DISTINCT ON (i.recognition_id, i.camera_number, label.label, a.bbox)
+        i.recognition_id, i.camera_number, label.label, a.bbox, a.id, a.initial_tray_item_id AS item_id
+    FROM pg_temp.affected t
+    CROSS JOIN LATERAL (
+        SELECT image.id, image.recognition_id, image.camera_number FROM public.images image
+        WHERE image.recognition_id = t.recognition_id OFFSET 0
+    ) i
+    CROSS JOIN LATERAL (
+        SELECT one.* FROM public.initial_annotations one WHERE one.image_id = i.id OFFSET 0
+    ) a
+    JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
+    LEFT JOIN pg_temp.kept_rows kept ON kept.relation = 'public.initial_annotations' AND kept.id = a.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(a.label, kept.label, item.metadata ->> 'qwen_label', '') AS label
+    ) label
+    WHERE t.existing AND a.source = 'MODEL'
+    ORDER BY i.recognition_id, i.camera_number, label.label, a.bbox, a.id;
+    CREATE INDEX ON pg_temp.present_annotations (recognition_id, camera_number, label, bbox);
+    CREATE UNIQUE INDEX ON pg_temp.present_annotations (id);
+    ANALYZE pg_temp.present_annotations;
+
+    CREATE TEMP TABLE wanted_detections ON COMMIT DROP AS
+    SELECT d.recognition_id, d.camera_number, d.detection, d.label, d.bbox, d.adopted_id, a.id AS annotation_id,
+        CASE WHEN kept.id IS NULL OR (kept.source = 'MODEL' AND w.quantity IS NULL)
+            OR EXISTS (SELECT FROM pg_temp.wanted_items o WHERE o.item_id = kept.id)
+            THEN place.item_id END AS item_id,
+        CASE WHEN d.line_number = 0 THEN 'PLATE' ELSE 'FOOD' END AS item_type,
+        CASE WHEN w.quantity IS NULL THEN 'MODEL' ELSE 'RECIPE_LINE_OPTION' END AS source,
+        d.line_number, d.nth, least(d.nth, coalesce(w.quantity, d.nth)) AS ordinal
+    FROM (
+        SELECT q.recognition_id, q.camera_number, q.detection, q.label, ingest.line_of(q.label) AS line_number,
+            jsonb_build_object('x', q.x1, 'y', q.y1, 'w', trim_scale(q.x2 - q.x1), 'h', trim_scale(q.y2 - q.y1))
+                AS bbox,
+            (row_number() OVER (PARTITION BY q.recognition_id, q.camera_number, q.label ORDER BY q.detection))::integer
+                AS nth, NULL::bigint AS adopted_id, NULL::bigint AS adopted_item_id
+        FROM pg_temp.affected t
+        CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
+        CROSS JOIN LATERAL ingest.photo_of(
+            t.batch_id, t.is_adopted, t.recognition_id, newest.camera_number::integer) f
+        JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = t.recognition_id
+        -- OFFSET 0 keeps the planner from reading all detections of a batch at once for a camera.
+        CROSS JOIN LATERAL (
+            SELECT one.* FROM raw.detections one
+            WHERE one.batch_id = newest.batch_id AND one.recognition_id = t.recognition_id
+                AND one.camera_number = newest.camera_number
+            OFFSET 0
+        ) q
+        WHERE ingest.is_same_photo(m, newest.camera_number::integer, f.width, f.height, f.orientation)
+        UNION ALL
+        SELECT k.recognition_id, i.camera_number,
+            row_number() OVER (PARTITION BY k.recognition_id, i.camera_number ORDER BY k.id), k.label,
+            ingest.line_of(k.label), k.content -> 'bbox',
+            (row_number() OVER (PARTITION BY k.recognition_id, i.camera_number, k.label ORDER BY k.id))::integer,
+            k.id, (k.content ->> 'initial_tray_item_id')::bigint
+        FROM pg_temp.affected t
+        JOIN pg_temp.kept_rows k
+            ON k.recognition_id = t.recognition_id AND k.relation = 'public.initial_annotations'
+        JOIN pg_temp.kept_rows o ON o.relation = 'public.images' AND o.id = (k.content ->> 'image_id')::bigint
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.images, o.content) i
+        CROSS JOIN LATERAL ingest.photo_of(t.batch_id, false, t.recognition_id, i.camera_number) f
+        WHERE t.was_adopted AND NOT t.is_adopted AND t.qwen_batch_ids[i.camera_number] IS NULL
+            AND k.content ->> 'source' = 'MODEL'
+            AND (f.width, f.height, f.orientation) = (i.width, i.height, coalesce(i.orientation, 1))
+    ) d
+    LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number
+        AND w.quantity > 0
+    LEFT JOIN pg_temp.present_annotations a ON a.recognition_id = d.recognition_id
+        AND a.camera_number = d.camera_number AND a.label = d.label AND a.bbox = d.bbox
+    -- An item that is not there counts as one that goes.
+    LEFT JOIN public.initial_tray_items adopted ON adopted.id = d.adopted_item_id
+    CROSS JOIN LATERAL (SELECT coalesce(adopted.id, a.item_id) AS item_id) place
+    LEFT JOIN pg_temp.present_items kept ON kept.id = place.item_id;
+    CREATE UNIQUE INDEX ON pg_temp.wanted_detections (recognition_id, camera_number, detection);
+    CREATE INDEX ON pg_temp.wanted_detections (annotation_id);
+    CREATE INDEX ON pg_temp.wanted_detections (item_id);
+    UPDATE pg_temp.wanted_detections d
+    SET item_id = p.id
+    FROM pg_temp.wanted_lines w
+    JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.stays
+    WHERE w.is_adopted AND w.recognition_id = d.recognition_id AND w.line_number = d.line_number
+        AND d.item_id IS NULL AND d.source = 'RECIPE_LINE_OPTION' AND p.nth = d.ordinal;
+    ANALYZE pg_temp.wanted_detections;
+
+    -- What the model alone saw: the items that annotations keep, each at the first place where one of them has it, and
+    -- one for each place that has none; the n-th item that is there already is used again for the n-th place.
+    CREATE TEMP TABLE model_items ON COMMIT DROP AS
+    SELECT p.recognition_id, p.item_type, p.line_number, min(d.nth) AS nth, p.id AS item_id, p.nth AS former
+    FROM pg_temp.wanted_detections d
+    JOIN pg_temp.present_items p ON p.id = d.item_id AND p.source = 'MODEL'
+    GROUP BY p.recognition_id, p.item_type, p.line_number, p.id, p.nth;
+    CREATE INDEX ON pg_temp.model_items (recognition_id, item_type, line_number, nth);
+    CREATE INDEX ON pg_temp.model_items (item_id);
+    ANALYZE pg_temp.model_items;
+    INSERT INTO pg_temp.model_items
+    SELECT DISTINCT d.recognition_id, d.item_type, d.line_number, d.nth, p.id, d.nth
+    FROM pg_temp.wanted_detections d
+    LEFT JOIN pg_temp.present_items p ON p.recognition_id = d.recognition_id AND p.item_type = d.item_type
+        AND p.line_number = d.line_number AND p.nth = d.nth
+        AND NOT EXISTS (SELECT FROM pg_temp.model_items m WHERE m.item_id = p.id)
+    WHERE d.source = 'MODEL' AND d.item_id IS NULL AND NOT EXISTS (
+        SELECT FROM pg_temp.model_items m
+        WHERE m.recognition_id = d.recognition_id AND m.item_type = d.item_type AND m.line_number = d.line_number
+            AND m.nth = d.nth);
+    -- What only the model saw stays while an annotation of others shows it.
+    INSERT INTO pg_temp.model_items (recognition_id, item_type, line_number, item_id, former)
+    SELECT p.recognition_id, p.item_type, p.line_number, p.id, p.nth
+    FROM pg_temp.present_items p
+    JOIN pg_temp.affected t USING (recognition_id)
+    WHERE p.source = 'MODEL' AND t.batch_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM pg_temp.model_items m WHERE m.item_id = p.id)
+        AND EXISTS (
+            SELECT FROM public.initial_annotations a
+            WHERE a.initial_tray_item_id = p.id AND a.source IS DISTINCT FROM 'MODEL');
+    ANALYZE pg_temp.model_items;
+
+    INSERT INTO pg_temp.wanted_items
+        (recognition_id, item_type, source, line_number, ordinal, nth, stays, metadata, item_id)
+    SELECT m.recognition_id, m.item_type, 'MODEL', m.line_number, m.ordinal, m.nth, false,
+        CASE WHEN m.ordinal = 1 AND NOT EXISTS (
+            SELECT FROM pg_temp.present_items p
+            WHERE p.recognition_id = m.recognition_id AND p.source = 'MODEL' AND p.item_type = m.item_type
+                AND p.label = name.label AND p.stays
+        ) THEN jsonb_build_object('qwen_label', name.label) ELSE '{}' END
+            || jsonb_build_object('item_number', m.ordinal), m.item_id
+    FROM (
+        SELECT recognition_id, item_type, line_number, nth, item_id, (row_number() OVER (
+            PARTITION BY recognition_id, item_type, line_number ORDER BY nth, former, item_id))::integer AS ordinal
+        FROM pg_temp.model_items
+    ) m
+    CROSS JOIN LATERAL (
+        SELECT CASE m.line_number WHEN 0 THEN 'plate' ELSE 'dish_' || m.line_number - 1 END AS label
+    ) name
+    WHERE NOT EXISTS (SELECT FROM pg_temp.present_items p WHERE p.id = m.item_id AND p.stays);
+    CREATE INDEX ON pg_temp.wanted_items (recognition_id, item_type, line_number, nth);
+    ANALYZE pg_temp.wanted_items;
+    UPDATE pg_temp.wanted_detections d
+    SET item_id = m.item_id
+    FROM pg_temp.model_items m
+    JOIN pg_temp.present_items p ON p.id = m.item_id AND p.stays
+    WHERE d.source = 'MODEL' AND d.item_id IS NULL AND m.recognition_id = d.recognition_id
+        AND m.item_type = d.item_type AND m.line_number = d.line_number AND m.nth = d.nth;
+    UPDATE pg_temp.wanted_detections d
+    SET ordinal = (
+        SELECT min(w.ordinal) FROM pg_temp.wanted_items w
+        WHERE w.recognition_id = d.recognition_id AND w.item_type = d.item_type AND w.line_number = d.line_number
+            AND w.nth = d.nth AND w.source = 'MODEL')
+    WHERE d.source = 'MODEL' AND d.item_id IS NULL;
+END
+$$;

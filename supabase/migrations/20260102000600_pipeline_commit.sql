@@ -1,0 +1,192 @@
+-- The entry functions: the commit of a batch, and its reset.
+
+CREATE OR REPLACE FUNCTION ingest.plan_batch(batch text)
+RETURNS TABLE (recognition_id bigint, app regclass, referencing bigint)
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
+AS $$
+-- Plan to make the domain show every recognition of a batch of kind 'load' in the batch's version, or the annotations of
+-- a batch of kind 'qwen'; a recognition that is not there (its batch was reset meanwhile) gets those when it is loaded
+-- again. Return which recognitions are in use: rows that others wrote reference what would be deleted. Leave out of the
+-- plan those that are of others, and return them without a table.
+DECLARE
+    kind CONSTANT text := (SELECT b.kind FROM ingest.batches b WHERE b.id = batch);
+    annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
+    adopting CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.adopted);
+BEGIN
+    IF kind = 'load' THEN
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT r.recognition_id, r.batch_id,
+            CASE WHEN annotated THEN ingest.newest_annotations(r.recognition_id, batch) END AS qwen_batch_ids,
+            ingest.is_there(r.recognition_id) AS existing, false AS is_adopted,
+            adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted
+        FROM raw.receipts r
+        WHERE r.batch_id = batch;
+        RETURN QUERY
+        DELETE FROM pg_temp.affected t
+        WHERE t.existing AND NOT ingest.is_on_record(t.recognition_id)
+        RETURNING t.recognition_id, NULL::regclass, NULL::bigint;
+    ELSE
+        RETURN QUERY
+        SELECT p.id, NULL::regclass, NULL::bigint
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        WHERE m.batch_id = batch AND NOT m.rejected AND NOT ingest.is_on_record(p.id);
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, shown.id AS batch_id, ARRAY[
+                CASE WHEN 1 = ANY (m.cameras) THEN m.batch_id ELSE former[1] END,
+                CASE WHEN 2 = ANY (m.cameras) THEN m.batch_id ELSE former[2] END] AS qwen_batch_ids,
+            true AS existing, shown.adopted AS is_adopted,
+            adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        JOIN ingest.batches shown ON shown.id = CASE WHEN adopting
+            THEN (SELECT v FROM ingest.newest_version('load', p.id, NULL, batch) v) ELSE p.batch_id END
+        CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
+        WHERE m.batch_id = batch AND NOT m.rejected;
+    END IF;
+    PERFORM ingest.plan_adopted();
+    PERFORM ingest.plan_affected();
+    RETURN QUERY
+    SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
+    FROM ingest.find_references(true) f
+    GROUP BY f.recognition_id, f.app
+    ORDER BY f.recognition_id, f.app;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.find_in_use(batch text)
+RETURNS TABLE (recognition_id bigint, app regclass, referencing bigint)
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
+AS $$
+-- Return which recognitions are in use, of those that are there and whose receipts discovery has copied to raw.receipts
+-- to ask. This looks at receipts alone and locks nothing; the commit looks again.
+BEGIN
+    CREATE TEMP TABLE affected ON COMMIT DROP AS
+    SELECT r.recognition_id, r.batch_id, true AS existing, false AS is_adopted,
+        ingest.was_adopted(r.recognition_id, batch) AS was_adopted
+    FROM raw.receipts r WHERE r.batch_id = batch;
+    CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
+    ANALYZE pg_temp.affected;
+    PERFORM ingest.plan_adopted();
+    PERFORM ingest.plan_lines();
+    PERFORM ingest.plan_items();
+    PERFORM ingest.plan_stale_lines();
+    RETURN QUERY
+    SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
+    FROM ingest.find_references(false) f
+    GROUP BY f.recognition_id, f.app
+    ORDER BY f.recognition_id, f.app;
+    DELETE FROM raw.receipts r WHERE r.batch_id = batch;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.transform_batch(batch text)
+RETURNS TABLE (operation text, rows_written bigint, seconds double precision)
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
+AS $$
+-- Carry out what ingest.plan_batch() worked out.
+BEGIN
+    PERFORM ingest.notice_other_photos(batch);
+    RETURN QUERY SELECT p.* FROM ingest.batches b CROSS JOIN LATERAL ingest.publish_affected(b.kind) p WHERE b.id = batch;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.plan_reset(batch text) RETURNS void
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
+AS $$
+-- Work out what the domain shows once the batch is gone: of each recognition that it shows in this batch's version,
+-- the former one. Nothing when the batch was never committed, or when all of it was superseded.
+DECLARE
+    target ingest.batches;
+BEGIN
+    SELECT * INTO STRICT target FROM ingest.batches b WHERE b.id = batch;
+    IF target.kind = 'load' THEN
+        -- An adopted version may have given annotations to those that came after it.
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, former.id AS batch_id,
+            CASE WHEN former.id IS NOT NULL THEN ingest.newest_annotations(p.id, batch) END AS qwen_batch_ids,
+            true AS existing, coalesce(former.adopted, false) AS is_adopted,
+            ingest.was_adopted(p.id, batch) AS was_adopted
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        LEFT JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) newest (id) ON true
+        LEFT JOIN ingest.batches former ON former.id = newest.id
+        WHERE m.batch_id = batch AND target.state = 'done' AND NOT m.rejected
+            AND (target.adopted OR p.batch_id = batch);
+    ELSE
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, shown.id AS batch_id, former AS qwen_batch_ids, true AS existing,
+            shown.adopted AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted
+        FROM ingest.manifest m
+        JOIN public.recognitions p ON p.id = m.recognition_id
+        CROSS JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) newest (id)
+        JOIN ingest.batches shown ON shown.id = newest.id
+        CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
+        WHERE m.batch_id = batch AND target.state = 'done' AND EXISTS (
+            SELECT FROM unnest(m.cameras) AS camera
+            LEFT JOIN ingest.batches f ON f.id = former[camera]
+            WHERE f.version IS NULL OR f.version < target.version);
+    END IF;
+    PERFORM ingest.plan_adopted();
+    PERFORM ingest.restore_adopted();
+    PERFORM ingest.plan_affected();
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.execute_reset(batch text) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = ''
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET join_collapse_limit = 1
+AS $$
+-- Carry out what ingest.plan_reset() worked out, remove the batch's raw rows and claims; return the rows of public and
+-- raw that went.
+DECLARE
+    removed bigint;
+    n bigint;
+    name text;
+BEGIN
+    PERFORM ingest.publish_affected(b.kind) FROM ingest.batches b WHERE b.id = batch;
+    PERFORM ingest.notice_other_photos(NULL);
+    SELECT count(*) INTO removed FROM pg_temp.stale;
+    FOREACH name IN ARRAY ARRAY['photos', 'receipts', 'menus', 'detections'] LOOP
+        EXECUTE format('DELETE FROM raw.%I WHERE batch_id = $1', name) USING batch;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        removed := removed + n;
+    END LOOP;
+    DELETE FROM ingest.claims WHERE batch_id = batch;
+    -- What is as it was when it was adopted needs no copy any more.
+    DELETE FROM ingest.adopted_rows k
+    USING pg_temp.affected t
+    WHERE k.recognition_id = t.recognition_id AND (NOT t.was_adopted
+        OR (t.is_adopted AND num_nonnulls(t.qwen_batch_ids[1], t.qwen_batch_ids[2]) = 0));
+    RETURN removed;
+END
+$$;
