@@ -194,6 +194,8 @@ def _remove_objects(database: Database, storage: Storage, batch: Batch, progress
         gone = f"{counted(missing, 'object')} of batch {batch.id} {'was' if missing == 1 else 'were'}"
         say(f"{gone} missing from the bucket already.", logging.WARNING)
     sum(in_threads(storage, threads, remove, pages(_list_keys(database, batch.id, sent=False), PAGE)))
+    if batch.adopted:
+        return  # it sent nothing: what is below its prefix is of others
     for _ in range(_ROUNDS):
         if next(_list_objects(storage, batch.id), None) is None:
             return

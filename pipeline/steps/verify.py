@@ -263,10 +263,10 @@ class Verification:
             batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
             if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
                 return [(finding, f"batch {batch_id} was changed in the meantime") for finding in group]
-            known: set[str] = set()
-            if before is not None and before.bucket == self._bucket:
-                keys = [finding.key for finding in group]
-                known = {row.key for row in connection.execute("list_known_keys", batch_id=batch_id, keys=keys)}
+            is_here = before is not None and before.bucket == self._bucket
+            keys = [finding.key for finding in group]
+            rows = connection.execute("list_known_keys", batch_id=batch_id, is_here=is_here, keys=keys)
+            known = {row.key for row in rows}
             self._storage.remove([one.key for one in group if one.kind == ORPHAN and one.key not in known])
             repair = partial(self._repair_object, Path(before.source if before is not None else ""), known)
             reasons = in_threads(self._storage, min(8, self._storage.threads), repair, group)
@@ -277,7 +277,7 @@ class Verification:
     def _repair_object(self, source: Path, known: set[str], finding: Finding) -> str:
         """Upload an object again; return the reason why it is not repaired, empty if it is."""
         if finding.kind == ORPHAN:
-            return f"batch {_batch_of(finding)} has it on record" if finding.key in known else ""
+            return "a batch has it on record, or an image names it" if finding.key in known else ""
         if not finding.path:
             return f"batch {finding.batch_id} was adopted, so that its source is not known"
         try:

@@ -156,6 +156,14 @@ AS $$
                                    FROM jsonb_array_elements(options) AS option))
 $$;
 
+CREATE OR REPLACE FUNCTION ingest.label_with(metadata jsonb, label text) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+AS $$
+-- The metadata of an item with this label, or with none; what is no object stays as it is.
+    SELECT CASE WHEN jsonb_typeof(metadata) = 'object'
+        THEN metadata - 'qwen_label' || jsonb_strip_nulls(jsonb_build_object('qwen_label', label)) ELSE metadata END
+$$;
+
 CREATE OR REPLACE FUNCTION ingest.line_of(label text) RETURNS integer
 LANGUAGE sql IMMUTABLE
 AS $$
@@ -195,7 +203,7 @@ BEGIN
             || CASE c.conrelid
                 WHEN 'public.initial_annotations'::regclass THEN ' AND app.source IS DISTINCT FROM ''MODEL'''
                 WHEN 'public.initial_tray_items'::regclass
-                    THEN ' AND app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'')'
+                    THEN ' AND (app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'') OR app.item_type NOT IN (''FOOD'', ''PLATE''))'
                 ELSE '' END
         FROM pg_catalog.pg_constraint c
         WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours::oid[])

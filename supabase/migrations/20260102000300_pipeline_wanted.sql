@@ -146,8 +146,8 @@ AS $$
 -- model alone saw there. The j-th plate belongs to the j-th PLATE item.
 BEGIN
     CREATE TEMP TABLE present_annotations ON COMMIT DROP AS
-    SELECT DISTINCT ON (i.recognition_id, i.camera_number, label.label, a.bbox)
-        i.recognition_id, i.camera_number, label.label, a.bbox, a.id, a.initial_tray_item_id AS item_id
+    SELECT i.recognition_id, i.camera_number, label.label, a.bbox, a.id, a.initial_tray_item_id AS item_id,
+        row_number() OVER (PARTITION BY i.recognition_id, i.camera_number, label.label, a.bbox ORDER BY a.id) AS nth
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT image.id, image.recognition_id, image.camera_number FROM public.images image
@@ -161,14 +161,14 @@ BEGIN
     CROSS JOIN LATERAL (
         SELECT coalesce(a.label, kept.label, item.metadata ->> 'qwen_label', '') AS label
     ) label
-    WHERE t.existing AND a.source = 'MODEL'
-    ORDER BY i.recognition_id, i.camera_number, label.label, a.bbox, a.id;
+    WHERE t.existing AND a.source = 'MODEL';
     CREATE INDEX ON pg_temp.present_annotations (recognition_id, camera_number, label, bbox);
     CREATE UNIQUE INDEX ON pg_temp.present_annotations (id);
     ANALYZE pg_temp.present_annotations;
 
     CREATE TEMP TABLE wanted_detections ON COMMIT DROP AS
-    SELECT d.recognition_id, d.camera_number, d.detection, d.label, d.bbox, d.adopted_id, a.id AS annotation_id,
+    SELECT d.recognition_id, d.camera_number, d.detection, d.label, coalesce(own.bbox, d.bbox) AS bbox, d.adopted_id,
+        coalesce(own.id, a.id) AS annotation_id,
         CASE WHEN kept.id IS NULL OR (kept.source = 'MODEL' AND w.quantity IS NULL)
             OR EXISTS (SELECT FROM pg_temp.wanted_items o WHERE o.item_id = kept.id)
             THEN place.item_id END AS item_id,
@@ -209,11 +209,15 @@ BEGIN
         WHERE t.was_adopted AND NOT t.is_adopted AND t.qwen_batch_ids[i.camera_number] IS NULL
             AND k.content ->> 'source' = 'MODEL'
             AND (f.width, f.height, f.orientation) = (i.width, i.height, coalesce(i.orientation, 1))
+            -- One that others deleted does not come back.
+            AND (k.deleted OR EXISTS (SELECT FROM pg_temp.present_annotations p WHERE p.id = k.id))
     ) d
     LEFT JOIN pg_temp.wanted_lines w ON w.recognition_id = d.recognition_id AND w.line_number = d.line_number
         AND w.quantity > 0
     LEFT JOIN pg_temp.present_annotations a ON a.recognition_id = d.recognition_id
-        AND a.camera_number = d.camera_number AND a.label = d.label AND a.bbox = d.bbox
+        AND a.camera_number = d.camera_number AND a.label = d.label AND a.bbox = d.bbox AND a.nth = 1
+        AND d.adopted_id IS NULL
+    LEFT JOIN pg_temp.present_annotations own ON own.id = d.adopted_id
     -- An item that is not there counts as one that goes.
     LEFT JOIN public.initial_tray_items adopted ON adopted.id = d.adopted_item_id
     CROSS JOIN LATERAL (SELECT coalesce(adopted.id, a.item_id) AS item_id) place

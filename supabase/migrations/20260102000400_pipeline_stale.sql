@@ -133,7 +133,8 @@ BEGIN
     INSERT INTO pg_temp.stale
     SELECT 'public.recognitions'::regclass, t.recognition_id, t.recognition_id
     FROM pg_temp.affected t
-    WHERE t.existing AND t.batch_id IS NULL;
+    WHERE t.existing AND (t.batch_id IS NULL
+        OR (t.is_adopted AND NOT ingest.is_adopted_row('public.recognitions', t.recognition_id)));
 
     -- Entries of the former menu that the new one has not, in a table of the app; those that others added stay.
     IF ingest.has_menu_table() THEN

@@ -20,7 +20,7 @@ BEGIN
     GET DIAGNOSTICS lines = ROW_COUNT;
 
     UPDATE public.initial_tray_items i
-    SET line_number = NULL, metadata = i.metadata - 'qwen_label'
+    SET line_number = NULL, metadata = ingest.label_with(i.metadata, NULL)
     FROM pg_temp.present_items p
     LEFT JOIN pg_temp.wanted_items w ON w.item_id = p.id
     WHERE i.id = p.id
@@ -221,7 +221,8 @@ BEGIN
 
     UPDATE public.initial_tray_items i
     SET line_number = w.line_number, ordinal = w.ordinal,
-        metadata = i.metadata || jsonb_strip_nulls(jsonb_build_object('qwen_label', w.metadata -> 'qwen_label'))
+        metadata = CASE WHEN w.metadata ? 'qwen_label'
+            THEN ingest.label_with(i.metadata, w.metadata ->> 'qwen_label') ELSE i.metadata END
     FROM pg_temp.wanted_items w
     WHERE w.item_id = i.id AND w.stays IS NOT true
         AND (i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal);

@@ -8,6 +8,14 @@ AS $$
 -- Work out kept_rows: what the adopted recognitions in pg_temp.affected looked like before a batch of ours changed them,
 -- which is how they look now if none has (`is_new`).
 BEGIN
+    -- A recognition that others deleted, and maybe inserted anew, since its rows were copied.
+    DELETE FROM ingest.adopted_rows k
+    USING pg_temp.affected t
+    JOIN ingest.adopted_rows o ON o.relation = 'public.recognitions' AND o.id = t.recognition_id
+    LEFT JOIN public.recognitions r ON r.id = t.recognition_id
+    WHERE t.was_adopted AND k.recognition_id = t.recognition_id AND CASE WHEN o.content IS NULL
+        THEN NOT EXISTS (SELECT FROM ingest.batches b WHERE b.id = r.batch_id AND NOT b.adopted)
+        ELSE r.created_at IS DISTINCT FROM (o.content ->> 'created_at')::timestamptz OR r.id IS NULL END;
     CREATE TEMP TABLE kept_rows ON COMMIT DROP AS
     SELECT k.*, false AS is_new
     FROM pg_temp.affected t
@@ -54,6 +62,10 @@ BEGIN
     ) row
     WHERE t.existing AND t.was_adopted
         AND NOT EXISTS (SELECT FROM ingest.adopted_rows k WHERE k.recognition_id = t.recognition_id);
+    INSERT INTO pg_temp.kept_rows (relation, id, recognition_id, deleted, is_new)
+    SELECT 'public.recognitions', t.recognition_id, t.recognition_id, false, true
+    FROM pg_temp.affected t
+    WHERE t.was_adopted AND NOT EXISTS (SELECT FROM public.recognitions r WHERE r.id = t.recognition_id);
     ANALYZE pg_temp.kept_rows;
 END
 $$;
@@ -103,22 +115,45 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.insert_missing(wanted text) RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Insert the rows of pg_temp.missing (id, content) into a table, and note that they are there again.
+-- Insert the rows of pg_temp.missing (id, content) into a table, and note that they are there again; but for those that
+-- reference what others deleted. A column that is newer than the copy gets its default.
 DECLARE
-    columns CONSTANT text := (
-        SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
-        FROM pg_catalog.pg_attribute a
-        WHERE a.attrelid = wanted::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '');
+    columns text;
+    condition text;
+    names text[];
     n bigint;
+    written bigint := 0;
 BEGIN
-    EXECUTE format(
-        'INSERT INTO %1$s (%2$s) OVERRIDING SYSTEM VALUE SELECT %2$s FROM (SELECT r.* FROM pg_temp.missing m '
-        'CROSS JOIN LATERAL jsonb_populate_record(NULL::%1$s, m.content) r) back ORDER BY id', wanted, columns);
-    GET DIAGNOSTICS n = ROW_COUNT;
+    FOR condition IN
+        SELECT format('(m.content ->> %1$L) IS NOT NULL AND NOT EXISTS (SELECT FROM %2$s p WHERE p.%3$I = (m.content ->> %1$L)::%4$s)',
+            a.attname, c.confrelid::regclass, b.attname, format_type(b.atttypid, NULL))
+        FROM pg_catalog.pg_constraint c
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+        JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = c.confkey[1]
+        WHERE c.contype = 'f' AND c.conrelid = wanted::regclass AND cardinality(c.conkey) = 1
+    LOOP
+        EXECUTE 'DELETE FROM pg_temp.missing m WHERE ' || condition;
+    END LOOP;
+    FOR names IN
+        SELECT DISTINCT ARRAY(SELECT key FROM jsonb_object_keys(m.content) AS key ORDER BY key) FROM pg_temp.missing m
+    LOOP
+        SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO columns
+        FROM pg_catalog.pg_attribute a
+        WHERE a.attrelid = wanted::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+            AND a.attname = ANY (names);
+        EXECUTE format(
+            'INSERT INTO %1$s (%2$s) OVERRIDING SYSTEM VALUE SELECT %2$s FROM (SELECT r.* FROM pg_temp.missing m '
+            'CROSS JOIN LATERAL jsonb_populate_record(NULL::%1$s, m.content) r '
+            'WHERE ARRAY(SELECT key FROM jsonb_object_keys(m.content) AS key ORDER BY key) = $1) back ORDER BY id',
+            wanted, columns)
+        USING names;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        written := written + n;
+    END LOOP;
     UPDATE ingest.adopted_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
     UPDATE pg_temp.kept_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
     DROP TABLE pg_temp.missing;
-    RETURN n;
+    RETURN written;
 END
 $$;
 
@@ -172,7 +207,7 @@ BEGIN
     PERFORM ingest.insert_adopted('public.recipe_line_options');
 
     UPDATE public.initial_tray_items i
-    SET line_number = NULL, metadata = i.metadata - 'qwen_label'
+    SET line_number = NULL, metadata = ingest.label_with(i.metadata, NULL)
     FROM pg_temp.restored k
     WHERE k.relation = 'public.recognitions' AND i.recognition_id = k.recognition_id
         AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
@@ -180,8 +215,7 @@ BEGIN
     -- What a person chose since stays chosen.
     UPDATE public.initial_tray_items i
     SET line_number = s.line_number, ordinal = s.ordinal,
-        metadata = i.metadata - 'qwen_label'
-            || jsonb_strip_nulls(jsonb_build_object('qwen_label', s.metadata -> 'qwen_label')),
+        metadata = ingest.label_with(i.metadata, s.metadata ->> 'qwen_label'),
         menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND (i.menu_item_external_id IS NULL
             OR i.menu_item_external_id = o.external_id AND NOT coalesce(l.has_ambiguity, false))
             THEN s.menu_item_external_id ELSE i.menu_item_external_id END

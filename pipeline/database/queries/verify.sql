@@ -193,9 +193,11 @@ FROM (
 WHERE m.batch_id = d.batch_id AND m.recognition_id = d.recognition_id
 
 -- name: list_known_keys
--- Which of these keys a batch's manifest has now.
+-- Which of these keys a batch's manifest has now, or an image names.
 SELECT key FROM ingest.manifest m CROSS JOIN unnest(m.object_keys) AS key
-WHERE m.batch_id = :batch_id AND key = ANY (CAST(:keys AS text[]))
+WHERE m.batch_id = :batch_id AND :is_here AND key = ANY (CAST(:keys AS text[]))
+UNION
+SELECT storage_path FROM public.images WHERE storage_path = ANY (CAST(:keys AS text[]))
 
 -- name: list_verifiable
 -- All batches, in the order of their keys.
