@@ -51,6 +51,7 @@ _ANNOTATE = "python -m pipeline load-qwen --file /srv/datasets/qwen_annotations.
 _LUIGID = "luigid --address 127.0.0.1 --port 8082"
 PRELUDES: dict[str, tuple[str, ...]] = {
     "docs/guides/annotations.md": (_LOAD,),
+    "docs/guides/from-the-older-script.md": (f"{_LOAD} --limit 1",),
     "docs/guides/reset-and-verify.md": (_LOAD, f"{_LOAD.removesuffix('b1')}b2 --force"),
     "docs/guides/several-machines.md": (_LUIGID, _LOAD),
     "docs/guides/your-app.md": (_LOAD, _ANNOTATE),
@@ -273,6 +274,7 @@ _CHECKED: dict[str, Callable[[re.Match[str]], None]] = {
     r"pip install (?:-e )?'\.\[(\w+)\]'$": _check_extra,
     r"pip install (?:--upgrade )?\.$": _run_elsewhere,  # tests/test_packaging.py
     r"python3 -m venv \.venv && \. \.venv/bin/activate$": _run_elsewhere,  # tests/test_packaging.py
+    r"supabase migration up ": _run_elsewhere,  # tests/system/test_supabase_cli.py
     r"crontab crontab\.example$": _run_elsewhere,  # tests/test_cron.py runs each of its lines
     r"\.venv/bin/python -m pytest -q (\S+)$": _check_tests,
     r"ssh -N -L (\d+):127\.0\.0\.1:\1 first-machine$": _check_port,
@@ -294,7 +296,7 @@ def shell(
     root = short_folder / uuid.uuid4().hex
     root.mkdir(mode=0o711)
     work, datasets = root / "work", root / "srv" / "datasets"
-    for folder in (work, datasets, root / "srv" / "reports", root / "tmp"):
+    for folder in (work, datasets, root / "srv" / "reports", root / "tmp", root / "app" / "supabase" / "migrations"):
         folder.mkdir(parents=True)
     (Path.home() / ".zfunc").mkdir()
     dataset = own_dataset(12).rename(datasets / "RRS_Dataset")

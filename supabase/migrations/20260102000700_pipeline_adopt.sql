@@ -283,6 +283,7 @@ BEGIN
         FROM pg_temp.restored k
         CROSS JOIN LATERAL jsonb_populate_record(NULL::public.initial_annotations, k.content) s
         JOIN public.images i ON i.id = s.image_id
+        JOIN public.initial_tray_items item ON item.id = s.initial_tray_item_id
         JOIN pg_temp.affected t ON t.recognition_id = i.recognition_id AND t.qwen_batch_ids[i.camera_number] IS NULL
         WHERE k.relation = 'public.initial_annotations' AND a.id = k.id
             AND (a.initial_tray_item_id, a.detection, a.label)
