@@ -386,3 +386,57 @@ def test_boxes_of_a_photo_without_a_size_are_rejected(run: Run, project: Project
     assert done.code == 0, done.err
     assert "1 photo, 1 detection" in done.out
     assert world.query(dsn, "SELECT recognition_id, code FROM ingest.rejects") == [(first, "photo_size_unknown")]
+
+
+def test_annotations_over_adopted_trays_are_as_before_once_a_forced_load_is_reset(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    def rows() -> list[list[tuple[object, ...]]]:
+        items = "SELECT t.*::text FROM public.initial_tray_items t ORDER BY 1"
+        return world.queries(dsn, (items, "SELECT a.*::text FROM public.initial_annotations a ORDER BY 1"))
+
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    values = {
+        key_of(number, "Qualifying"): value_of("dish_0", "dish_3", "dish_3", "plate", "plate")
+        for number in project.numbers
+    }
+    done = run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1")
+    assert done.code == 0, done.err
+    before = rows()
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert rows() == before
+    refused = run("adopt", "--undo", "--confirm")
+    assert (refused.code, "reset --batch-id q1" in refused.err) == (4, True)
+
+
+def test_boxes_that_are_replaced_come_back_with_what_people_set(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    world.query(dsn, "UPDATE public.initial_annotations SET is_occluded = true")
+    world.query(dsn, "UPDATE public.initial_tray_items SET bottle_orientation = 'vertical' WHERE source = 'MODEL'")
+    values = {key_of(number): value_of("dish_1") for number in project.numbers}
+    file = write(tmp_path / "1.json", values)
+    assert run("load-qwen", "--file", file, "--batch-id", "q1", "--force").code == 0
+    assert run("reset", "--batch-id", "q1", "--confirm").code == 0
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert world.query(dsn, "SELECT DISTINCT is_occluded FROM public.initial_annotations") == [(True,)]
+    chosen = "SELECT DISTINCT bottle_orientation FROM public.initial_tray_items WHERE source = 'MODEL'"
+    assert world.query(dsn, chosen) == [("vertical",)]
+
+
+def test_a_bucket_without_the_photos_is_refused(
+    run: Run, project: Project, monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    other = f"{project.settings.bucket}-other"
+    monkeypatch.setenv("STORAGE_BUCKET", other)
+    with closing(Storage(project.settings, bucket=other)) as storage:
+        storage.ensure_bucket()
+    refused = run("adopt", "--confirm")
+    assert (refused.code, "STORAGE_BUCKET" in refused.err) == (4, True)
+    assert world.query(dsn, "SELECT * FROM ingest.batches") == []

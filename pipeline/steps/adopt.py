@@ -54,7 +54,8 @@ class Adoption:
 def adopt(database: Database, storage: Storage, *, keep: bool) -> Adoption:
     """Put recognitions on record that no batch has; return what they are. Without `keep`, change nothing.
 
-    Raises UsageError if the bucket does not exist, UnfinishedError if the reset of an adopted batch was interrupted.
+    Raises UsageError if the bucket does not exist, RefusedError if it has none of the photos, UnfinishedError if the
+    reset of an adopted batch was interrupted.
     """
 
     def work(connection: Connection) -> Adoption:
@@ -73,6 +74,9 @@ def adopt(database: Database, storage: Storage, *, keep: bool) -> Adoption:
         connection.execute("create_adopted_batches")
         counts = connection.one("count_adopting")._asdict()
         batches = [row._asdict() for row in connection.execute("list_adopted_batches")]
+        if counts["photos_missing"] and not counts["photos"]:
+            hint = f"Set STORAGE_BUCKET: `{connection.command('status --check')}` looks for the bucket that has them."
+            raise RefusedError(f"The bucket {storage.bucket} has no photo of what is to be adopted.", hint)
         if left := connection.execute("find_resetting"):
             raise _unfinished(connection, left[0].id)
         connection.execute("insert_adopted_batches", bucket=storage.bucket, bucket_created_at=found["created_at"])
@@ -114,7 +118,7 @@ def forget(database: Database, *, keep: bool) -> Forgotten:
         if over := [row.id for row in connection.execute("find_over_adopted")]:
             message = f"Adopted recognitions were loaded or annotated again since, by {', '.join(over[:10])}"
             message += f" and {len(over) - 10} more." if len(over) > 10 else "."
-            hint = f"First give them back as they were: `{connection.command(f'reset --batch-id {over[-1]}')}`."
+            hint = f"First give them back as they were: `{connection.command(f'reset --batch-id {over[0]}')}`."
             raise RefusedError(message, hint)
         if left := connection.execute("find_adopted_resetting"):
             raise _unfinished(connection, left[0].id)

@@ -98,6 +98,8 @@ def describe_reset(plan: Plan) -> str:
     if batch.state == "reset":
         return f"Batch {batch.id} was reset before; nothing of it is left."
     lines = [f"Reset of batch {batch.id}, {batch.kind}, {batch.state}, started {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
+    if batch.adopted:
+        lines.append("  another tool loaded it: the pipeline cannot load again what is deleted")
     if batch.state == "resetting":
         lines.append("  its rows are deleted already; the rest is removed now")
     lines += [f"  {name}: {counted(rows, 'row is', 'rows are')} deleted" for name, rows in sorted(plan.rows.items())]

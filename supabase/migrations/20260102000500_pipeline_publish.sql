@@ -225,7 +225,8 @@ BEGIN
             THEN ingest.label_with(i.metadata, w.metadata ->> 'qwen_label') ELSE i.metadata END
     FROM pg_temp.wanted_items w
     WHERE w.item_id = i.id AND w.stays IS NOT true
-        AND (i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal);
+        AND ((i.line_number, i.ordinal) IS DISTINCT FROM (w.line_number, w.ordinal)
+            OR (w.metadata ? 'qwen_label' AND NOT i.metadata ? 'qwen_label'));
     GET DIAGNOSTICS moved = ROW_COUNT;
 
     INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_id, recipe_line_option_id,

@@ -87,6 +87,26 @@ AS $$
 BEGIN
     INSERT INTO ingest.adopted_rows (relation, id, recognition_id, content, label)
     SELECT relation, id, recognition_id, content, label FROM pg_temp.kept_rows WHERE is_new;
+    -- With what people have set since.
+    UPDATE ingest.adopted_rows k
+    SET content = to_jsonb(a) || jsonb_build_object('initial_tray_item_id', k.content -> 'initial_tray_item_id',
+        'detection', k.content -> 'detection', 'label', k.content -> 'label')
+    FROM pg_temp.stale d
+    JOIN public.initial_annotations a ON a.id = d.id
+    WHERE d.relation = 'public.initial_annotations'::regclass AND k.relation = 'public.initial_annotations' AND k.id = d.id;
+    UPDATE ingest.adopted_rows k
+    SET content = to_jsonb(i) || jsonb_build_object('line_number', k.content -> 'line_number',
+        'ordinal', k.content -> 'ordinal', 'menu_item_external_id', k.content -> 'menu_item_external_id',
+        'metadata', ingest.label_with(i.metadata, k.content -> 'metadata' ->> 'qwen_label'))
+    FROM pg_temp.stale d
+    JOIN public.initial_tray_items i ON i.id = d.id
+    WHERE d.relation = 'public.initial_tray_items'::regclass AND k.relation = 'public.initial_tray_items' AND k.id = d.id;
+    UPDATE ingest.adopted_rows k
+    SET content = to_jsonb(o)
+    FROM pg_temp.stale d
+    JOIN public.recipe_line_options o ON o.id = d.id
+    WHERE d.relation = 'public.recipe_line_options'::regclass AND k.relation = 'public.recipe_line_options'
+        AND k.id = d.id;
     UPDATE ingest.adopted_rows k
     SET deleted = true
     FROM pg_temp.stale d
@@ -206,12 +226,17 @@ BEGIN
     PERFORM ingest.insert_adopted('public.recipe_lines');
     PERFORM ingest.insert_adopted('public.recipe_line_options');
 
+    -- What the model alone saw keeps its place, and gets its label again with the plan.
     UPDATE public.initial_tray_items i
-    SET line_number = NULL, metadata = ingest.label_with(i.metadata, NULL)
+    SET line_number = CASE WHEN i.source = 'MODEL' AND NOT was.adopted THEN i.line_number END,
+        metadata = ingest.label_with(i.metadata, NULL)
     FROM pg_temp.restored k
-    WHERE k.relation = 'public.recognitions' AND i.recognition_id = k.recognition_id
-        AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
-        AND (i.line_number IS NOT NULL OR NOT ingest.is_adopted_row('public.initial_tray_items', i.id));
+    JOIN public.initial_tray_items one ON one.recognition_id = k.recognition_id
+    CROSS JOIN LATERAL (
+        SELECT ingest.is_adopted_row('public.initial_tray_items', one.id) AS adopted
+    ) was
+    WHERE k.relation = 'public.recognitions' AND i.id = one.id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
+        AND (i.line_number IS NOT NULL OR NOT was.adopted);
     -- What a person chose since stays chosen.
     UPDATE public.initial_tray_items i
     SET line_number = s.line_number, ordinal = s.ordinal,

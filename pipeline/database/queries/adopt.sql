@@ -143,14 +143,15 @@ FROM (
 WHERE b.id = m.batch_id
 
 -- name: find_over_adopted
--- Batches of ours that have adopted recognitions too.
-SELECT DISTINCT b.id
+-- Batches of ours that have adopted recognitions too, the last first.
+SELECT b.id
 FROM ingest.batches b
 JOIN ingest.manifest m ON m.batch_id = b.id
 WHERE NOT b.adopted AND EXISTS (
     SELECT FROM ingest.manifest a JOIN ingest.batches k ON k.id = a.batch_id
     WHERE a.recognition_id = m.recognition_id AND k.adopted)
-ORDER BY b.id
+GROUP BY b.id
+ORDER BY b.version DESC NULLS FIRST, b.created_at DESC
 
 -- name: list_adopted
 SELECT id, adopted_from AS former_id, recognitions FROM ingest.batches WHERE adopted ORDER BY id COLLATE "C"
