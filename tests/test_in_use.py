@@ -18,6 +18,7 @@ from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
+from pipeline.storage import Storage
 from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
 from tests.people import NOTES, WORK, People
@@ -28,7 +29,7 @@ run = annotating.run
 dsn = annotating.dsn
 
 
-@pytest.fixture(params=["app", "own"])
+@pytest.fixture(params=["app", pytest.param("own", marks=pytest.mark.slow)])
 def project(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -466,6 +467,11 @@ def test_an_adopted_recognition_is_loaded_by_force_once_nobody_works_on_it(
     for number in (first, second):
         script(dsn, number)
     assert run("load", "--source", dataset, "--batch-id", "b0").code == 0
+    with closing(Storage(settings)) as storage:
+        for (key,) in world.query(
+            dsn, "SELECT storage_path FROM public.images WHERE storage_path LIKE 'recognitions/%'"
+        ):
+            storage.upload(key, b"photo")
     adopted = run("adopt", "--confirm")
     assert adopted.code == 0, adopted.err
     world.query(dsn, "CREATE TABLE public.line_marks (line bigint REFERENCES public.recipe_lines (id))")

@@ -21,6 +21,8 @@ from tests.reset_support import WAITING
 from tests.runner import ForkServer, Runner, Running
 from tests.services import MakeDataset, fresh_database
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60
 WORK = "INSERT INTO public.validation_work_log (recognition_id) VALUES (%s)"
 #: The last writes of a commit and of a reset wait for whoever holds this lock.
