@@ -78,8 +78,9 @@ def test_a_file_that_can_be_read_again_was_away_for_a_moment(source: Path) -> No
     (source / PHOTO).write_bytes(b"photo")
     with pytest.raises(SourceUnavailable, match="was temporarily unavailable"):
         require_source(source, lost("photo_unreadable"))
-    with pytest.raises(SourceUnavailable, match="was temporarily unavailable"):
-        require_source(source, lost("folder_unreadable", "export_1/recognition_7"))
+    with pytest.raises(SourceUnavailable, match="was temporarily unavailable") as caught:
+        require_source(source, rejects := lost("folder_unreadable", "export_1/recognition_7"))
+    assert caught.value.message.endswith(f": {rejects[0].message}.")
     require_source(source, lost("photo_changed"))
 
 

@@ -38,7 +38,7 @@ def require_source(source: Path, rejects: Iterable[Reject], *, may_reject: bool 
         _require_folder(source / folder)
     for one in gone:
         if _is_available(source / one.path, one.code):
-            message = f"{source / one.path} was temporarily unavailable."
+            message = f"{source / one.path} was temporarily unavailable: {one.message}."
             raise SourceUnavailable(message, "Run the same command again.")
 
 
