@@ -255,7 +255,7 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.publish_annotations() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Write one annotation for each detection; the items that they belong to are there. Those that go make room first.
+-- Write one annotation for each detection. The items that they belong to are there, and stale annotations are deleted.
 DECLARE
     written bigint;
     moved bigint;

@@ -132,7 +132,7 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.insert_missing(wanted text) RETURNS bigint
+CREATE OR REPLACE FUNCTION ingest.insert_missing(wanted text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Insert the rows of pg_temp.missing (id, content) into a table, and note that they are there again; but for those that
@@ -141,8 +141,6 @@ DECLARE
     columns text;
     condition text;
     names text[];
-    n bigint;
-    written bigint := 0;
 BEGIN
     FOR condition IN
         SELECT format('(m.content ->> %1$L) IS NOT NULL AND NOT EXISTS (SELECT FROM %2$s p WHERE p.%3$I = (m.content ->> %1$L)::%4$s)',
@@ -167,13 +165,9 @@ BEGIN
             'WHERE ARRAY(SELECT key FROM jsonb_object_keys(m.content) AS key ORDER BY key) = $1) back ORDER BY id',
             wanted, columns)
         USING names;
-        GET DIAGNOSTICS n = ROW_COUNT;
-        written := written + n;
     END LOOP;
     UPDATE ingest.adopted_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
-    UPDATE pg_temp.kept_rows k SET deleted = false FROM pg_temp.missing m WHERE k.relation = wanted AND k.id = m.id;
     DROP TABLE pg_temp.missing;
-    RETURN written;
 END
 $$;
 
@@ -196,7 +190,7 @@ CREATE OR REPLACE FUNCTION ingest.restore_adopted() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Give back photos, lines and items of pg_temp.affected as they were when they were adopted, so that the plan finds them.
--- What batches of ours added makes way, and is stale in the plan.
+-- Rows that batches of ours added give up their numbers and labels, and are stale in the plan.
 BEGIN
     CREATE TEMP TABLE restored ON COMMIT DROP AS
     SELECT k.recognition_id, k.relation, k.id, k.content
