@@ -3,15 +3,11 @@
 CREATE OR REPLACE FUNCTION ingest.publish_way() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Remove annotations that go, and free the numbers of lines and the places of items that move or go.
+-- Free the numbers of lines and the places of items that move or go.
 DECLARE
     lines bigint;
     items bigint;
 BEGIN
-    DELETE FROM public.initial_annotations a
-    USING pg_temp.stale d
-    WHERE d.relation = 'public.initial_annotations'::regclass AND a.id = d.id;
-
     UPDATE public.recipe_lines l
     SET line_number = -1000000 - l.line_number
     FROM pg_temp.present_lines p
