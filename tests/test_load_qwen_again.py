@@ -265,9 +265,10 @@ def test_annotations_need_no_storage(
     world.check(settings, (dataset, "b1", None), qwen=dataset / ANNOTATIONS)
 
 
-REFERENCE = """
+REFERENCE = f"""
     CREATE TABLE public.app_marks (item bigint REFERENCES public.initial_tray_items (id));
-    INSERT INTO public.app_marks SELECT id FROM public.initial_tray_items WHERE item_type = %s
+    INSERT INTO public.app_marks SELECT id FROM public.initial_tray_items
+    WHERE item_type = %s AND {world.ours("public.initial_tray_items")}
 """
 
 
