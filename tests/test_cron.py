@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -21,7 +21,7 @@ from embedded_supabase.files import wait_until
 from pipeline.config import Settings
 from pipeline.graph.luigid import answers
 from pipeline.storage import Storage
-from tests import crontab, world
+from tests import crontab, processes, world
 from tests.crontab import GIVEN, Line, Table
 from tests.services import MakeDataset, end_group
 
@@ -209,12 +209,7 @@ def waits(settings: Settings) -> bool:
 
 def waits_for_the_lock(shell: subprocess.Popen[str]) -> bool:
     """Return whether flock, a child of a shell, waits."""
-    with suppress(FileNotFoundError):
-        for child in Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text(encoding="ascii").split():
-            if Path(f"/proc/{child}/comm").read_text(encoding="ascii") == "flock\n":
-                state = re.search(r"^State:\s+(\w)", Path(f"/proc/{child}/status").read_text(encoding="ascii"), re.M)
-                return state is not None and state[1] == "S"
-    return False
+    return ("flock", "S") in map(processes.state, processes.children(shell.pid))
 
 
 def test_the_weekly_verify_mails_a_difference(cron: Cron, settings: Settings) -> None:

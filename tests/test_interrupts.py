@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 
 import psycopg2
@@ -25,7 +24,7 @@ from PIL import Image
 from embedded_supabase.files import locked, make_home, wait_until
 from embedded_supabase.ports import free_port
 from pipeline.config import Settings
-from tests import world
+from tests import processes, world
 from tests.proxies import SILENT, SLOW_DOWN, STALLED, DatabaseProxy, Fault, StorageProxy, first
 from tests.services import (
     REPOSITORY,
@@ -342,11 +341,8 @@ def listener(port: int) -> int:
     table = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
     rows = [line.split() for line in table]
     (inode,) = (row[9] for row in rows if row[1] == f"0100007F:{port:04X}" and row[3] == "0A")
-    for entry in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
-        for pid in entry.read_text(encoding="ascii").split():
-            if any(os.readlink(one) == f"socket:[{inode}]" for one in Path(f"/proc/{pid}/fd").iterdir()):
-                return int(pid)
-    raise AssertionError(f"no child listens on {port}")
+    [pid] = (pid for pid in processes.children(os.getpid()) if f"socket:[{inode}]" in processes.open_files(pid))
+    return pid
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["idle", "luigid hangs"])
@@ -430,9 +426,7 @@ def test_a_file_system_that_hangs(
 
 def reads_a_fifo(pid: int) -> bool:
     """Return whether a thread of a process or of its children waits for the other end of a named pipe."""
-    pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split())]
-    waiting = (one for number in pids for one in Path(f"/proc/{number}/task").glob("*/wchan"))
-    return any("wait_for_partner" in one.read_text(encoding="ascii") for one in waiting)
+    return any(processes.waits_in(one, "wait_for_partner") for one in (pid, *processes.children(pid)))
 
 
 @signals
@@ -475,7 +469,7 @@ def test_a_full_pipe(
         environment = subprocess_environment({"DATASET_DIR": str(small_dataset(3))})
         running = subprocess.Popen([*OURS, *command], env=environment, stdout=writes, stderr=stderr, encoding="utf-8")
         try:
-            waits(running, lambda: "pipe_write" in Path(f"/proc/{running.pid}/wchan").read_text(encoding="ascii"))
+            waits(running, lambda: processes.waits_in(running.pid, "pipe_write"))
             began = time.monotonic()
             running.send_signal(how)
             assert running.wait(3 * SECONDS) == 130
@@ -497,8 +491,7 @@ def test_a_full_pipe_of_both_outputs(how: signal.Signals, workdir: Path) -> None
     os.write(writes, b" " * 4096)
     running = subprocess.Popen([*OURS, "status"], env=subprocess_environment(), stdout=writes, stderr=writes)
     try:
-        path = Path(f"/proc/{running.pid}/wchan")
-        assert wait_until(lambda: "pipe_write" in path.read_text(encoding="ascii"), 60)
+        assert wait_until(lambda: processes.waits_in(running.pid, "pipe_write"), 60)
         began = time.monotonic()
         running.send_signal(how)
         assert running.wait(3 * SECONDS) == 130
@@ -554,13 +547,8 @@ def test_another_command_that_starts_or_stops_the_services(
     (workdir / ".env.local").unlink()
     with locked(home / "lock"):
         running = start(*OURS, command, env={"PIPELINE_HOME": str(home)})
-        waits(running, partial(holds, running.pid, home / "lock"))
+        waits(running, lambda: str(home / "lock") in processes.open_files(running.pid))
         ended(running, how)
-
-
-def holds(pid: int, path: Path) -> bool:
-    """Return whether a process has a file open."""
-    return any(os.path.realpath(one) == str(path) for one in Path(f"/proc/{pid}/fd").iterdir())
 
 
 @pytest.mark.slow
