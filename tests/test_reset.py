@@ -122,7 +122,7 @@ def test_pending_migrations_are_told_first(
     load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:
     load(small_dataset(1), "b1")
-    world.query(dsn, "DELETE FROM supabase_migrations.schema_migrations WHERE version >= '20260102000200'")
+    world.forget_migrations(dsn, "20260102000200")
     before = everything(settings)
     done = command("reset", "--batch-id", "b1", "--confirm")
     assert (done.code, done.out) == (2, "")

@@ -210,7 +210,7 @@ INCONSISTENT = {
     "of no batch": "INSERT INTO public.menus (id, content_sha256) OVERRIDING SYSTEM VALUE VALUES (1000000, 'x')",
     "of a batch": "UPDATE public.images SET width = 1 WHERE camera_number = 1 AND storage_path LIKE 'b1/%'",
     "of annotations": "DELETE FROM public.initial_annotations WHERE id = (SELECT min(id) FROM"
-    " public.initial_annotations WHERE image_id = (SELECT min(id) FROM public.images WHERE detection IS NOT NULL))",
+    " public.initial_annotations WHERE detection IS NOT NULL)",
     "of a batch that was reset": "INSERT INTO ingest.batches (id, kind, state, source, bucket)"
     " VALUES ('zz', 'load', 'reset', '/', 'x'); INSERT INTO public.recognitions (id, batch_id) VALUES (1, 'zz')",
     "of a batch in another bucket": "UPDATE ingest.batches SET bucket = 'another' WHERE id = 'b2';"

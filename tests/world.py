@@ -305,6 +305,12 @@ def _document(folder: Path, *endings: str) -> Any:
     return None
 
 
+def forget_migrations(dsn: str, version: str) -> None:
+    """Take migrations of ours, from a version on, off the record, whichever history has them."""
+    history = "ingest" if query(dsn, "SELECT 1 FROM ingest.schema_migrations") else "supabase_migrations"
+    query(dsn, f"DELETE FROM {history}.schema_migrations WHERE version >= %s", (version,))
+
+
 def inconsistencies(settings: Settings) -> list[tuple[Any, ...]]:
     """Return what breaks one of the promises within the database, found by the statements that `verify` runs."""
     checks = (f"SELECT what, message FROM ({statement(name)}) AS problem" for name in CHECKS)
