@@ -21,6 +21,7 @@ from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
+from pipeline.storage import Storage
 from tests import world
 from tests.runner import ForkServer, start_forked
 from tests.services import (
@@ -136,9 +137,21 @@ def bucket() -> str:
 
 
 @pytest.fixture
-def settings(database_url: str, storage_server: StorageServer, bucket: str, tmp_path: Path) -> Settings:
+def has_photos(is_app: bool) -> bool:
+    """Whether the database has photos before the test, so that their bucket has to exist."""
+    return is_app
+
+
+@pytest.fixture
+def settings(
+    database_url: str, storage_server: StorageServer, bucket: str, tmp_path: Path, has_photos: bool
+) -> Settings:
     """The settings of the environment `local` for this test's database and bucket."""
-    return local_settings(database_url, storage_server, bucket, tmp_path / "home")
+    settings = local_settings(database_url, storage_server, bucket, tmp_path / "home")
+    if has_photos:
+        with closing(Storage(settings)) as storage:
+            storage.ensure_bucket()
+    return settings
 
 
 @pytest.fixture

@@ -56,6 +56,11 @@ def catalogue(dsn: str) -> dict[str, list[tuple[object, ...]]]:
 
 
 @pytest.fixture
+def has_photos() -> bool:
+    return True
+
+
+@pytest.fixture
 def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """The address of a database as the app has it, not migrated yet."""
     with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}") as url:

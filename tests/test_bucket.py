@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.storage import Storage
 from tests import reset_support, verify_support, world
 from tests.proxies import Fault, Request, StorageProxy, error, first
 from tests.reset_support import Command, LoadBatch, fail_at, stop_failing
-from tests.services import MakeDataset, StorageServer
+from tests.services import MakeDataset, StorageServer, environment_file
 from tests.test_storage_answers import bucket_request, listed, make_anew, said
 from tests.verify_support import Bucket, photo_of, put_fewer_bytes, put_stranger
 
@@ -377,6 +378,31 @@ def test_a_bucket_that_no_batch_uses_may_be_absent(command: Command, settings: S
     assert done.code == 0
     assert f"bucket {settings.bucket} does not exist yet" in done.out
     assert command("verify").code == 0
+
+
+@pytest.mark.parametrize("project", ["of ours", "of an app"])
+def test_no_bucket_is_created_beside_the_photos_that_are_there(
+    project: str, command: Command, small_dataset: MakeDataset, settings: Settings, dsn: str, workdir: Path
+) -> None:
+    dataset, photo = small_dataset(2), "recognitions/7/camera1.jpg"
+    if project == "of ours":
+        assert command("load", "--source", dataset, "--limit", "1", "--batch-id", "b0").code == 0
+        photo = "b0/recognitions/"
+    else:
+        world.query(dsn, "INSERT INTO public.recognitions (id) VALUES (7)")
+        columns = "recognition_id, camera_number, storage_path, width, height"
+        world.query(dsn, f"INSERT INTO public.images ({columns}) VALUES (7, 1, %s, 4, 3)", (photo,))
+    before, other = world.dump(dsn), replace(settings, bucket=f"{settings.bucket}-x")
+    (workdir / ".env.local").write_text(environment_file(other), encoding="utf-8")
+    refused = command("load", "--source", dataset, "--batch-id", "b1")
+    assert (refused.code, refused.out) == (4, "")
+    assert f"There is no bucket {other.bucket}, but the project has photos already, such as {photo}" in refused.err
+    assert "`status --check` finds it" in refused.err
+    assert world.dump(dsn) == before
+    with closing(Storage(other)) as storage:
+        assert storage.find_bucket() is None
+        storage.ensure_bucket()  # as a person does who wants one
+    assert command("load", "--source", dataset, "--batch-id", "b1").code == 0
 
 
 def test_an_upload_leaves_alone_what_others_have_in_the_range_of_its_shard(

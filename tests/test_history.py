@@ -34,6 +34,11 @@ SECONDS = 30.0
 
 
 @pytest.fixture
+def has_photos() -> bool:
+    return True
+
+
+@pytest.fixture
 def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """The address of an empty database; each test says whose project it is."""
     with fresh_database(postgres_server.dsn, f"history_{uuid.uuid4().hex}") as url:

@@ -35,6 +35,11 @@ def project(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def has_photos(project: str) -> bool:
+    return project == "app"
+
+
+@pytest.fixture
 def database_url(postgres_server: EmbeddedPostgres, template_database: str, project: str) -> Iterator[str]:
     """A database of the app's, or an empty one with a table of others."""
     template = "template1" if project == "app" else template_database

@@ -37,6 +37,11 @@ FIRST = 100_024
 
 
 @pytest.fixture
+def has_photos() -> bool:
+    return True
+
+
+@pytest.fixture
 def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}") as url:
         world.query(url, world.APP.read_text(encoding="utf-8"))

@@ -24,6 +24,10 @@ _HINT = (
     "NEXT_PUBLIC_SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY must be of the project that the batch was started in. "
     "If its bucket was deleted, docs/reference/storage-answers.md says how to go on."
 )
+_ANOTHER_HINT = (
+    "Set STORAGE_BUCKET to the bucket of those photos; `status --check` finds it. "
+    "If new photos are to go to a bucket of their own, create it first."
+)
 
 
 def prove_bucket(
@@ -62,7 +66,8 @@ def check_bucket(
 def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime:
     """Create the first batch's bucket, or prove that it is that of this batch or of others; return its creation time.
 
-    Raises RefusedError if it is another one, and what `Storage.ensure_bucket` raises.
+    Raises RefusedError if it is another one, or if it does not exist although the project has photos; and what
+    `Storage.ensure_bucket` raises.
     """
 
     def recorded(connection: Connection) -> Mapping[str, datetime | None]:
@@ -71,7 +76,10 @@ def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime
             return {batch_id: batch.bucket_created_at}
         return list_recorded(connection, storage.bucket)
 
-    prove_bucket(storage, database.run(recorded, read_only=True), RefusedError)
+    if prove_bucket(storage, database.run(recorded, read_only=True), RefusedError) is None:
+        for photo in database.run(lambda connection: connection.execute("find_photo"), read_only=True):
+            message = f"There is no bucket {storage.bucket}, but the project has photos already, such as {photo.key}."
+            raise RefusedError(message, _ANOTHER_HINT)
     created_at: datetime = storage.ensure_bucket()["created_at"]
     return created_at
 

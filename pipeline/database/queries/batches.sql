@@ -70,6 +70,9 @@ SELECT EXISTS (
     SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
 ) AS done
 
+-- name: find_photo
+SELECT storage_path AS key FROM public.images LIMIT 1
+
 -- name: find_unfinished
 -- The newest unfinished batch that the same command would have made.
 SELECT id
