@@ -34,7 +34,7 @@ test-app: $(STAMP)
 # Installs Debian's packages as root, and the Supabase CLI from npm; they have no tests of their own without them.
 test-system: $(STAMP)
 	sh tests/system/install.sh $(VENV)/supabase
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile tests/system
 
 check: $(STAMP)
 	$(BIN)/ruff check .

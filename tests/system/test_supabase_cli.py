@@ -71,6 +71,11 @@ def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture
+def has_photos() -> bool:
+    return True
+
+
+@pytest.fixture
 def supabase(dsn: str, tmp_path: Path) -> Iterator[Supabase]:
     require("node", str(SUPABASE))
     (tmp_path / "home").mkdir()
