@@ -87,6 +87,9 @@ def adopting(place: Bench, trays: int, entries: int, added: int, repeats: int) -
     pairs: dict[str, list[tuple[float, float]]] = {"adopted": [], "nothing": []}
     grown: list[tuple[float, float]] = []
     with place.world(project=APP) as world, place.world(project=APP) as empty:
+        for one in (world, empty):
+            with closing(Storage(one.settings)) as storage:
+                storage.ensure_bucket()  # as the older script has; a load creates none beside photos
         _fill(world, trays, entries)
         adopted = world.run("adopt", "--confirm", "--json")
         assert adopted.result["recognitions"] >= trays, adopted.result
@@ -118,7 +121,6 @@ def _fill(world: World, trays: int, entries: int) -> None:
         world.transact([_TRAYS], {"first": first, "last": last, "entries": entries})
     world.maintain("VACUUM (ANALYZE)")
     with closing(Storage(world.settings)) as storage, ThreadPoolExecutor(_THREADS) as executor:
-        storage.ensure_bucket()
         keys = (f"recognitions/{n}/camera{c}.jpg" for n in range(_FIRST, _FIRST + trays) for c in (1, 2))
         for _ in executor.map(lambda key: storage.upload(key, key.encode()), keys):
             pass
