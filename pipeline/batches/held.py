@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.batches import state as batch_state
@@ -28,9 +29,14 @@ def check_max_rejects(text: str) -> tuple[int, bool]:
 
 def find_claimed(connection: Connection, weight: Any) -> ClaimedError | None:
     """Return the error of a batch whose inputs are all claimed by others, or rejected as before; None if one is not."""
-    if weight.usable or weight.fresh or not weight.held_elsewhere or weight.released_at is not None:
+    if weight.usable or weight.rejected or not weight.held_elsewhere or weight.released_at is not None:
         return None
-    message = f"All that is new belongs to unfinished {', '.join(weight.held_by)}: nothing was loaded."
+    return claimed_error(connection, weight.held_by)
+
+
+def claimed_error(connection: Connection, held_by: Iterable[str]) -> ClaimedError:
+    """Return the error of a load that finds nothing to do because of other batches."""
+    message = f"All that is new belongs to unfinished {', '.join(held_by)}: nothing was loaded."
     hint = f"Finish them; publish or reset what is held. `{connection.command('status')}` has the commands."
     return ClaimedError(message, hint)
 
@@ -46,17 +52,16 @@ def find_reason(connection: Connection, batch_id: str, weight: Any, max_rejects:
     if weight.held_reason is not None:  # set by an earlier step
         return str(weight.held_reason)
     unit = "recognition" if weight.kind == KIND_LOAD else "photo"
-    total = weight.usable + weight.fresh
+    total = weight.usable + weight.rejected
     is_first = not weight.already_loaded and not weight.held_elsewhere
-    is_empty = weight.rejected or (weight.found and not weight.listed)
     main = connection.execute("find_main_reject", batch_id=batch_id)
     most_often = "".join(f" Most often {row.code}: {row.message}." for row in main)
-    if not weight.usable and (weight.fresh or (is_first and is_empty)):
+    if not weight.usable and weight.rejected:
         new = unit if is_first else f"new {unit}"
         return f"No {new} of {weight.source} can be used ({weight.rejected} rejected).{most_often}"
-    excess = weight.fresh * 100 > limit * total if is_percentage else weight.fresh > limit
-    if weight.fresh >= _FEWEST and excess:
-        reason = f"{weight.fresh} of {total} {unit}s are rejected, more than --max-rejects {max_rejects} allows."
+    excess = weight.rejected * 100 > limit * total if is_percentage else weight.rejected > limit
+    if weight.rejected >= _FEWEST and excess:
+        reason = f"{weight.rejected} of {total} {unit}s are rejected, more than --max-rejects {max_rejects} allows."
         return reason + most_often
     return None
 

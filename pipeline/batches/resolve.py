@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.batches import state as batch_state
+from pipeline.batches.looks import OPTIONS, find_look
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN, Batch
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
@@ -31,6 +32,7 @@ class LoadRequest:
     source: str | None = None
     limit: int | None = None
     force: bool = False
+    changed: bool = False
     kind: str = KIND_LOAD
     coordinates: str = PIXELS
     exif_turned: bool = False
@@ -38,13 +40,13 @@ class LoadRequest:
     @classmethod
     def of(cls, batch: Batch) -> LoadRequest:
         """Return the request that made a batch, with its id."""
-        names = ("source", "limit", "force", "kind", "coordinates", "exif_turned")
+        names = ("source", "kind", *OPTIONS)
         return cls(batch.id, **{name: getattr(batch, name) for name in names})
 
     def options(self, other: LoadRequest) -> list[str]:
         """Return the options of this request that are different in another one."""
         shown = []
-        for name in ("limit", "force", "coordinates", "exif_turned"):
+        for name in OPTIONS:
             value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
             if value != getattr(other, name):
                 shown.append(f"no {flag}" if value in (None, False) else flag if value is True else f"{flag} {value}")
@@ -88,6 +90,8 @@ def resolve_batch(
     if request.limit is not None and not 1 <= request.limit <= MAXIMUM_BIGINT:
         raise UsageError(f"--limit is {request.limit}.", "Use a number from 1, or leave it out for no limit.")
 
+    if request.force and request.changed:
+        raise UsageError("--force and --changed exclude each other.", "--force loads all of it, changed or not.")
     frame_of(request.coordinates)
 
     def resolve(connection: Connection) -> ResolvedBatch:
@@ -95,10 +99,18 @@ def resolve_batch(
         if request.batch_id is not None:
             batch = batch_state.find_batch(connection, request.batch_id)
             if batch is None or batch.state == "reset":
-                return ResolvedBatch(request.batch_id, _source(settings, request))
+                look = find_look(connection, request.batch_id)
+                if look is None or look.batch_made:
+                    return ResolvedBatch(request.batch_id, _source(settings, request))
+                made = LoadRequest(look.batch_id, look.source, kind=look.kind, **look.options)
+                _require_same(made, look.bucket, settings, request)
+                return ResolvedBatch(look.batch_id, look.source, True, True)
             if batch.state == "held" and batch.kind == request.kind:
                 raise batch_state.held_error(connection, batch.id)
-            _require_same(connection, batch, settings, request)
+            if batch.state == "resetting":
+                command = connection.command(f"reset --batch-id {batch.id}")
+                raise RefusedError(f"Batch {batch.id} is being reset.", f"Finish that first: `{command}`.")
+            _require_same(LoadRequest.of(batch), batch.bucket, settings, request)
             if batch.state != "done" and batch.released_at is None:
                 _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
             return ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)
@@ -123,21 +135,20 @@ def require_schema(connection: Connection) -> None:
         raise SettingsError(f"{count} pending, the first is {missing[0].label}.", hint)
 
 
-def _require_same(connection: Connection, batch: Batch, settings: Settings, request: LoadRequest) -> None:
-    if batch.kind != request.kind:
-        holds = "a dataset" if batch.kind == KIND_LOAD else "Qwen annotations"
-        raise RefusedError(f"Batch {batch.id} holds {holds}.", "Choose another --batch-id.")
-    if batch.state == "resetting":
-        command = connection.command(f"reset --batch-id {batch.id}")
-        raise RefusedError(f"Batch {batch.id} is being reset.", f"Finish that first: `{command}`.")
+def _require_same(made: LoadRequest, bucket: str, settings: Settings, request: LoadRequest) -> None:
+    """Raise RefusedError if a request has other parameters than the one that made a batch in a bucket."""
+    is_load = made.kind == KIND_LOAD
+    if made.kind != request.kind:
+        holds = "a dataset" if is_load else "Qwen annotations"
+        raise RefusedError(f"Batch {made.batch_id} holds {holds}.", "Choose another --batch-id.")
     differences = []
-    if request.source not in (None, batch.source) and _absolute(request.source) != batch.source:
-        differences.append(f"{'--source' if batch.kind == KIND_LOAD else '--file'} {batch.source}")
-    differences += LoadRequest.of(batch).options(request)
-    if settings.bucket != batch.bucket and batch.kind == KIND_LOAD:
-        differences.append(f"STORAGE_BUCKET {batch.bucket}")
+    if request.source is not None and made.source not in (request.source, _absolute(request.source)):
+        differences.append(f"{'--source' if is_load else '--file'} {made.source}")
+    differences += made.options(request)
+    if settings.bucket != bucket and is_load:
+        differences.append(f"STORAGE_BUCKET {bucket}")
     if differences:
-        message = f"Batch {batch.id} was started with {', '.join(differences)}."
+        message = f"Batch {made.batch_id} was started with {', '.join(differences)}."
         raise RefusedError(message, "Repeat the command with the same parameters, or choose another --batch-id.")
 
 
@@ -153,7 +164,7 @@ def _new_id(connection: Connection, kind: str, taken: Collection[str]) -> str:
     prefix, moment = "batch" if kind == KIND_LOAD else "qwen", datetime.now()
     while True:
         batch_id = f"{prefix}_{moment:%Y%m%d_%H%M%S}"
-        if batch_id not in taken and batch_state.find_batch(connection, batch_id) is None:
+        if batch_id not in taken and not connection.one("is_taken", batch_id=batch_id).taken:
             return batch_id
         moment += timedelta(seconds=1)
 

@@ -37,6 +37,7 @@ class Batch:
     source: str
     limit: int | None
     force: bool
+    changed: bool
     bucket: str
     bucket_created_at: datetime | None
     coordinates: str

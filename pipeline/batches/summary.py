@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
+from pipeline.batches.looks import OPTIONS, describe_changed, find_look, summarise_look
 from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
@@ -28,6 +29,9 @@ _LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; th
 
 def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     """Return the numbers of a batch; durations in seconds, sizes in bytes. Raises UsageError if it does not exist."""
+    look = find_look(connection, batch_id)
+    if look is not None and not look.batch_made:
+        return summarise_look(connection, look)
     found = batch_state.require_batch(connection, batch_id)
     if found.metrics:  # stored when the batch was done, since a reset deletes its markers
         reset_at = found.reset_at.isoformat() if found.reset_at is not None else None
@@ -111,6 +115,8 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
 
     `was_done` says that the batch was done before this run, which loaded nothing.
     """
+    if not summary.get("batch_made", True):
+        return "\n".join([*_describe_look(summary), *_describe_rest(summary, rejects)])
     state, qwen = summary["state"], summary["kind"] == KIND_QWEN
     verb = ", it had" if state == "reset" else ":"
     if was_done and state == "done":
@@ -126,8 +132,19 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         released_at = summary["released_at"]
         then = f", until it was released at {moment(released_at)}" if released_at else ""
         lines.append(printable(f"Held{then}: {reason}"))
-    skipped = []
+    return "\n".join([*lines, *_describe_rest(summary, rejects)])
 
+
+def _describe_look(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about a look that found nothing to load."""
+    unit = partial(counted, noun="photo" if summary["kind"] == KIND_QWEN else "recognition")
+    yield printable(f"Nothing to load: {summary['source']} has {unit(summary['found'])}. No batch was made.")
+    yield f"Looked at {moment(summary['looked_at'])}, on record as {summary['batch_id']}."
+
+
+def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
+    """Return lines about what the source has besides the batch."""
+    qwen, lines, skipped = summary["kind"] == KIND_QWEN, [], []
     unit = partial(counted, noun="photo") if qwen else str
     if summary["already_loaded"]:
         skipped.append(f"{unit(summary['already_loaded'])} already {'annotated' if qwen else 'loaded'}")
@@ -143,10 +160,13 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
             twice = "Several folders hold the same recognition: the newest with two photos"
         copies = counted(summary["superseded_copies"], "earlier copy was", "earlier copies were")
         lines.append(f"{twice} was taken, {copies} left.")
+    if changed := summary.get("changed_since_load"):
+        lines.append(describe_changed(summary["kind"], changed, summary["changed"]))
+    if known := summary.get("known_rejects"):
+        lines.append(f"Known rejects: {known}, recorded by earlier loads and unchanged.")
     if files := summary.get("files"):  # earlier versions did not count them
         lines.append(f"Files: {describe_files(files)}.")
-    lines += _inputs(summary, rejects) if rejects else ()
-    return "\n".join(lines)
+    return [*lines, *(_inputs(summary, rejects) if rejects else ())]
 
 
 def _inputs(summary: Mapping[str, Any], limit: int) -> Iterator[str]:
@@ -244,7 +264,7 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
         elif batch["state"] == "resetting":
             command = reset_command(batch["batch_id"], production)
         else:
-            names = ("batch_id", "kind", "limit", "force", "coordinates", "exif_turned")
+            names = ("batch_id", "kind", *OPTIONS)
             command = LoadRequest(**{name: batch[name] for name in names}).command(production)
         lines.append(f"  {batch['batch_id']} is {batch['state']}: {command}")
     return "\n".join(lines)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches.held import release
+from pipeline.batches.looks import describe_changed
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
-from pipeline.batches.state import held_hint
+from pipeline.batches.state import KIND_LOAD, held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
@@ -120,19 +121,23 @@ def _error_of(run: Run) -> PipelineError:
 
 def _dry_run(options: argparse.Namespace) -> None:
     settings, database = _open(options)
-    parameters = {"limit": options.limit, "force": options.force}
+    parameters = {"limit": options.limit, "force": options.force, "changed": options.changed}
     batch = resolve_batch(settings, database, LoadRequest(options.batch_id, options.source, **parameters))
     request = Request.of(settings, batch.batch_id, batch.source, **parameters, strict=options.strict)
     result: dict[str, Any] = {"batch_id": batch.batch_id, "discovered": True}
-    text = f"Batch {batch.batch_id} is discovered already; nothing new would be selected."
+    text = f"{batch.batch_id} is on record already; nothing new would be selected."
     if not batch.done and (found := discover(database, request, dry_run=True)) is not None:
-        result, text = asdict(found), _describe(found)
+        result, text = asdict(found), _describe(found, options.changed)
     print_result(options, {"dry_run": True, **result}, text)
 
 
-def _describe(found: Discovery) -> str:
+def _describe(found: Discovery, taken: bool) -> str:
     holders = f" {', '.join(found.held_by)}" if found.held_by else ""
     rejects = f"\nRejects seen so far: {describe_codes(found.rejects)}." if found.rejects else ""
+    if found.known_rejects:
+        rejects += f"\nKnown rejects: {found.known_rejects}, recorded by earlier loads and unchanged."
+    if found.changed_since_load:
+        rejects += f"\n{describe_changed(KIND_LOAD, found.changed_since_load, taken)}"
     notices = f"\nNotices: {describe_codes(found.notices)}." if found.notices else ""
     return (
         f"Would load {counted(found.recognitions, 'recognition')}, {counted(found.photos, 'photo')}, "

@@ -88,7 +88,7 @@ def inspect_folder(source: Path, folder: Folder) -> Inspected:
     notices = uncounted(number, folder.path, below)
     if isinstance(result, Reject):
         return Inspected(result, notices, below.files)
-    used = {file.path for file in (*result.photos, result.menu, result.receipt) if file is not None}
+    used = {file.path for file in result.files}
     lacks = [what for what, file in (("a menu", result.menu), ("a receipt", result.receipt)) if file is None]
     without = f"; the recognition is loaded without {' and '.join(lacks)}" if lacks else ""
     inner = {path for path in below.folders if not f"{below.nested}/".startswith(f"{path}/")} - below.unread.keys()
@@ -142,7 +142,7 @@ def _unusable(found: Recognition) -> Reject | None:
     def reject(code: str, message: str) -> Reject:
         return Reject(found.recognition_id, as_text(file.path), code, message)
 
-    for file in filter(None, (*found.photos, found.menu, found.receipt)):
+    for file in found.files:
         if not is_text(file.path):
             return reject("path_encoding", f"the name of {as_text(file.path)} is not UTF-8")
     for file in sorted(found.photos, key=attrgetter("path")):

@@ -45,6 +45,16 @@ class Recognition:
     receipt: File | None
     captured_on: date | None
 
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Return the files that it has: photos, menu, receipt."""
+        return tuple(file for file in (*self.photos, self.menu, self.receipt) if file is not None)
+
+    @property
+    def identity(self) -> str:
+        """Return size, time and path of each file, as ingest.identity_of does; a path has no two slashes in a row."""
+        return "//".join(f"{file.size} {file.mtime} {file.path}" for file in self.files)
+
 
 @dataclass(frozen=True)
 class _Input:

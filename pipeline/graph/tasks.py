@@ -18,6 +18,7 @@ from luigi.task import DynamicRequirements
 
 from pipeline.batches import state
 from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
+from pipeline.batches.looks import OPTIONS
 from pipeline.batches.resolve import LoadRequest
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
@@ -39,7 +40,7 @@ from pipeline.storage import Storage
 from pipeline.units import counted
 
 #: The parameters of a load that are part of its request.
-_OPTIONS = frozenset({"limit", "force", "strict", "coordinates", "exif_turned"})
+_OPTIONS = frozenset({"strict", *OPTIONS})
 
 
 class UploadShard(ShardTask):
@@ -104,6 +105,7 @@ class LoadParameters(RequestTask):
     source = luigi.Parameter(default="", description="the dataset's folder")
     limit = luigi.OptionalIntParameter(default=None, description="at most so many new recognitions, lowest id first")
     force = luigi.BoolParameter(default=False, description="load what is loaded already, as a new version")
+    changed = luigi.BoolParameter(default=False, description="load also what changed since it was loaded")
     strict = luigi.BoolParameter(default=False, description="check everything first; one reject refuses the batch")
 
 
@@ -114,6 +116,7 @@ class QwenParameters(RequestTask):
 
     file = luigi.Parameter(default="", description="the annotations file")
     force = luigi.BoolParameter(default=False, description="annotate anew what has annotations already")
+    changed = luigi.BoolParameter(default=False, description="annotate anew the photos whose values changed")
     coordinates = luigi.Parameter(default=PIXELS, description="what the numbers of a box are: pixels, 1000, 1 or WxH")
     exif_turned = luigi.BoolParameter(default=False, description="the model saw photos turned as their EXIF data says")
 
@@ -137,7 +140,9 @@ class Discover(RequestTask):
 
         with self.reporting(lambda: progress[0]):
             found = discover(run.database, request, progress=show)
-            if found is not None:
+            if found is not None and not found.batch_made:
+                progress[0] = "nothing to load", 100
+            elif found is not None:
                 rejects = counted(sum(found.rejects.values()), "reject")
                 shards = counted(found.shards, "shard")
                 progress[0] = f"{counted(found.recognitions, 'recognition')} in {shards}, {rejects}", 100
@@ -164,6 +169,8 @@ class Transform(RequestTask):
     def run(self) -> Iterator[DynamicRequirements]:
         """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
         run = self.require_lock()
+        if run.markers.exists(TRANSFORM, WHOLE):  # there is nothing to load
+            return
 
         def pending(connection: Connection) -> list[int]:
             return state.pending_shards(connection, self.batch_id, COPY)
@@ -253,6 +260,8 @@ class Load(RootTask, RequestTask):
             connection.execute("update_batch_metrics", batch_id=self.batch_id, metrics=metrics)
             return summary
 
+        if self.complete():  # there is nothing to load
+            return
         summary = self.active_run.database.run(work)
         self.report(f"{headline(summary)}\n{performance_metrics(summary)}", 100)
 

@@ -5,9 +5,10 @@ Discovery inserts the detections of the selected photos into the schema raw, in 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,14 +17,15 @@ from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
 from pipeline.dataset.detections import detections_of, photo_of, rank_of
 from pipeline.dataset.frame import LARGE, contradiction, frame_of
-from pipeline.dataset.records import Deviation, Folder, Notice, Reject
+from pipeline.dataset.records import Deviation, Notice, Reject
 from pipeline.errors import BadInput, UnfinishedError
 from pipeline.steps.in_use import not_adopted
+from pipeline.steps.staging import copy_found
 
 #: Maximum number of buffered entries and rejects, and bytes of buffered detections.
 _PAGE = 2000
 _PAGE_BYTES = 4 << 20
-_ENTRIES = ("number", "recognition_id", "camera_number", "path", "rank", "size", "detections")
+_ENTRIES = ("number", "recognition_id", "camera_number", "path", "rank", "size", "digest", "detections")
 _DETECTIONS = ("number", "detection", "label", "x1", "y1", "x2", "y2")
 _FOUND = ("number", "recognition_id", "path", "code", "message")
 _LONGEST_PATH = 300  # the end of a key names the photo
@@ -31,14 +33,17 @@ _LONGEST_PATH = 300  # the end of a key names the photo
 
 @dataclass(frozen=True)
 class Staged:
-    """What is selected: `counts` of photos, why the batch is to be held (empty if it is not), and notices on the file.
+    """What is selected: `counts` of photos, and why the batch is to be held (empty if it is not).
 
-    Counts are found, already_loaded, held_elsewhere, held_by and superseded_copies.
+    Counts are found, already_loaded, held_elsewhere, held_by and superseded_copies; and of the photos whose values
+    changed since they were loaded those to load, and those that other batches hold.
     """
 
     counts: Any
     held_reason: str
-    notices: list[Notice]
+    changed: int
+    held: int
+    held_by: list[str]
 
 
 def stage_annotations(
@@ -47,6 +52,7 @@ def stage_annotations(
     batch_id: str,
     *,
     force: bool,
+    changed: bool,
     coordinates: str,
     exif_turned: bool,
     progress: Callable[[int, int], None],
@@ -74,7 +80,7 @@ def stage_annotations(
         total, size, numbers = os.fstat(stream.fileno()).st_size, 0, itertools.count()
         for entry in read_entries(stream, forms):
             number = next(numbers)
-            row, detections, problems = _read(number, entry, forms)
+            row, detections, problems = _read(number, entry, forms, f"{coordinates} {exif_turned}")
             # Free this entry before the next one is parsed; enumerate() would keep it.
             del entry
             rows += row
@@ -89,17 +95,26 @@ def stage_annotations(
     for statement in ("analyze_entries", "analyze_detections"):
         connection.execute(statement)
     connection.execute("create_photos", batch_id=batch_id, force=force)
-    for statement in ("analyze_photos", "drop_skipped_rejects", "add_unknown"):
-        connection.execute(statement)
-    connection.execute("add_not_adopted_photos", message=not_adopted(connection.command))
+    connection.execute("analyze_photos")
     width, height = frame_of(coordinates)
     connection.execute("create_boxes", exif_turned=exif_turned, frame_width=width, frame_height=height)
     connection.execute("analyze_boxes")
+    connection.execute("find_changed_photos", changed=changed)
+    for camera in (1, 2):
+        connection.execute("remember_seen_photos", camera=camera)
+    for statement in ("drop_skipped_rejects", "add_unknown"):
+        connection.execute(statement)
+    connection.execute("add_not_adopted_photos", message=not_adopted(connection.command))
     connection.execute("add_unusable_boxes", exif_turned=exif_turned)
     connection.execute("create_staged_annotations", force=force)
     held_reason, notices = _check_frame(connection, path, coordinates)
     notices += [Notice(None, str(path), *one) for one in sorted(forms)]
-    return Staged(connection.one("count_annotated"), held_reason, notices)
+    copy_found(connection, notices)
+    differ = connection.one("count_changed_photos")
+    found = connection.one("count_annotated")
+    if changed:
+        return Staged(found, held_reason, differ.staged, differ.held, differ.held_by)
+    return Staged(found, held_reason, differ.changed - differ.held, 0, [])
 
 
 def _check_frame(connection: Connection, path: Path, coordinates: str) -> tuple[str, list[Notice]]:
@@ -116,19 +131,9 @@ def _check_frame(connection: Connection, path: Path, coordinates: str) -> tuple[
     return "", notices + ([Notice(None, str(path), "coordinates_suspect", why)] if why else [])
 
 
-def copy_found(connection: Connection, inputs: Iterable[Folder | Reject | Notice]) -> None:
-    """Copy folders, rejects and notices to pg_temp.found."""
-    columns = ("recognition_id", "path", "code", "message", "is_notice", "rank")
-    rows = (
-        (one.recognition_id, one.path, None, None, False, one.rank)
-        if isinstance(one, Folder)
-        else (one.recognition_id, one.path, one.code, one.message, isinstance(one, Notice), 0)
-        for one in inputs
-    )
-    connection.copy_in("pg_temp.found", columns, rows)
-
-
-def _read(number: int, entry: Entry, forms: set[Deviation]) -> tuple[list[Sequence[object]], bytes, list[Reject]]:
+def _read(
+    number: int, entry: Entry, forms: set[Deviation], options: str
+) -> tuple[list[Sequence[object]], bytes, list[Reject]]:
     """Return the row (none if the key names no photo), the detections as COPY lines, and the rejects of an entry."""
     shown = entry.key.encode(errors="replace").decode().replace("\0", "�")[-_LONGEST_PATH:]
     try:
@@ -137,21 +142,23 @@ def _read(number: int, entry: Entry, forms: set[Deviation]) -> tuple[list[Sequen
         one = entry.problem or exc  # a line that cannot be read names no photo, either
         return [], b"", [Reject(None, shown, one.code, one.message)]
     usable: int | None = None
-    lines = ""
+    lines: list[str] = []
     try:
         if entry.problem is not None:
             raise entry.problem
         detections, problems = detections_of(entry.value, forms)
         usable = len(detections) if detections or not problems else None
         # The text format of COPY; no field needs escaping.
-        lines = "".join(
-            f"{number}\t{position}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"
+        lines = [
+            f"\t{position}\t{label}\t{x1}\t{y1}\t{x2}\t{y2}\n"
             for position, (label, x1, y1, x2, y2) in enumerate(detections, 1)
-        )
+        ]
     except BadInput as exc:
         problems = [exc]
-    row = (number, recognition_id, camera, entry.key, rank_of(entry.key), entry.size, usable)
-    return [row], lines.encode(), [Reject(recognition_id, shown, one.code, one.message) for one in problems]
+    digest = hashlib.sha256("".join((options, *lines)).encode()).hexdigest()
+    row = (number, recognition_id, camera, entry.key, rank_of(entry.key), entry.size, digest, usable)
+    rejects = [Reject(recognition_id, shown, one.code, one.message) for one in problems]
+    return [row], "".join([f"{number}{line}" for line in lines]).encode(), rejects
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -107,6 +107,7 @@ def _copy_documents(
         connection.execute("mark_manifest_rejected", **rejected)
         connection.execute("delete_claims_rejected", **rejected, kind=KIND_LOAD)
         batch_state.add_inputs(connection, batch_id, COPY, shard, rejects)
+        connection.execute("note_rejected", batch_id=batch_id, step=COPY, shard=shard)
     return len(rejects)
 
 

@@ -6,29 +6,29 @@ import json
 import logging
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.held import find_claimed
+from pipeline.batches.held import claimed_error
+from pipeline.batches.looks import record_look
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, WHOLE
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.dataset.frame import PIXELS
 from pipeline.dataset.layout import list_folders
-from pipeline.dataset.passed import Below, count_below, uncounted
 from pipeline.dataset.recognition import inspect_copies
 from pipeline.dataset.records import (
     FILE_CLASSES,
     NOT_TAKEN,
-    UNCHANGED,
+    REJECTED,
+    USED,
     Inspected,
     Recognition,
     Reject,
@@ -36,10 +36,13 @@ from pipeline.dataset.records import (
 )
 from pipeline.errors import RefusedError, UsageError, printable
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.annotations import Staged, copy_found, stage_annotations
+from pipeline.steps.annotations import Staged, stage_annotations
+from pipeline.steps.changed import look_at_left
 from pipeline.steps.in_use import leave_in_use, not_adopted
+from pipeline.steps.parallel import spread
 from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
+from pipeline.steps.staging import copy_found, copy_staged
 from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
@@ -47,8 +50,6 @@ logger = logging.getLogger(__name__)
 #: Keeps a batch below a thousand tasks: two per shard and three per batch.
 MAXIMUM_SHARDS = 490
 _PAGE = 2000
-#: Folders inspected to measure whether the file system is slow.
-_TRIED = 20
 _SHOWN_REJECTS = 50
 
 _SHOWN_NEAR = 3
@@ -57,9 +58,6 @@ Result = TypeVar("Result")
 
 #: Called with the total and the number done.
 Progress = Callable[[int, int], None]
-
-_STAGED = ("recognition_id", "captured_on", "photo_paths", "photo_sizes", "photo_mtimes")
-_STAGED_DOCUMENTS = ("menu_path", "menu_size", "menu_mtime", "receipt_path", "receipt_size", "receipt_mtime")
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ class Request:
     kind: str = KIND_LOAD
     limit: int | None = None
     force: bool = False
+    changed: bool = False
     strict: bool = False
     coordinates: str = PIXELS
     exif_turned: bool = False
@@ -90,13 +89,15 @@ class Request:
 class Discovery:
     """What discovery found; counts are recognitions unless the name says otherwise.
 
-    Of annotations, found, already_loaded, held_elsewhere and superseded_copies are photos.
+    Of annotations, found, already_loaded, changed_since_load, held_elsewhere and superseded_copies are photos. Without
+    anything to load, no batch is made. Rejects and notices are those that no earlier look recorded.
     """
 
     batch_id: str
     source: str
     found: int
     already_loaded: int
+    changed_since_load: int
     held_elsewhere: int
     held_by: list[str]
     superseded_copies: int
@@ -106,31 +107,62 @@ class Discovery:
     bytes: int
     shards: int
     rejects: dict[str, int]
+    known_rejects: int
     notices: dict[str, int]
     files: dict[str, int]
+    newest: date | None
+    batch_made: bool
+
+
+@dataclass
+class _Seen:
+    """What a look at the source adds up; the last four are recognitions or photos.
+
+    Attributes:
+        found: the row of counts of the source.
+        files: number of files below the source, by class.
+        newest: the last day on which a recognition was captured.
+        beyond_limit: what is new, and not taken.
+        changed: what is no longer as it was loaded.
+        known: rejects that an earlier look recorded.
+        held: what changed, and is held by the batches `held_by`.
+    """
+
+    found: Any = None
+    files: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FILE_CLASSES, 0)))
+    newest: date | None = None
+    beyond_limit: int = 0
+    changed: int = 0
+    known: int = 0
+    held: int = 0
+    held_by: set[str] = field(default_factory=set)
+
+    def counts(self, request: Request) -> dict[str, Any]:
+        """Return the counts of the source, as the columns of a batch; what changed and is taken is not loaded."""
+        counts: dict[str, Any] = self.found._asdict()
+        counts["already_loaded"] -= self.held + (self.changed if request.changed else 0)
+        counts["held_elsewhere"] += self.held
+        counts["held_by"] = sorted(self.held_by.union(counts["held_by"]))
+        return {**counts, "beyond_limit": self.beyond_limit}
 
 
 def discover(
     database: Database, request: Request, *, dry_run: bool = False, progress: Progress = lambda *_: None
 ) -> Discovery | None:
-    """Write the batch, its manifest and its rejects; return what was found, None if the marker exists.
+    """Write the batch, its manifest and its rejects; return what was found, None if that is on record.
 
-    A `dry_run` rolls back instead of committing. `progress` counts recognitions, or bytes of an annotations file.
-    Raises UsageError if the dataset cannot be read or is empty, RefusedError if another run started the batch or
-    `strict` is set and there is a reject, ClaimedError if other batches have all that is new, and SourceUnavailable if
-    the dataset became unavailable.
+    Where there is nothing to load, only the look is recorded. A `dry_run` rolls back instead of committing. `progress`
+    counts recognitions, or bytes of an annotations file. Raises UsageError if the dataset cannot be read or is empty,
+    RefusedError if another run started the batch or `strict` is set and there is a reject, ClaimedError if other
+    batches have all that is new, and SourceUnavailable if the dataset became unavailable.
     """
 
     def work(connection: Connection) -> Discovery | None:
-        if dry_run:
-            return _discover(connection, request, progress)
-        if batch_state.await_step(connection, request.batch_id, DISCOVER):
+        if not dry_run and batch_state.await_step(connection, request.batch_id, DISCOVER):
             return None
         found = _discover(connection, request, progress)
-        if not found.recognitions and found.held_elsewhere:
-            claimed = find_claimed(connection, connection.one("count_usable", batch_id=request.batch_id))
-            if claimed is not None:
-                raise claimed
+        if found.held_elsewhere and not (dry_run or found.recognitions or found.rejects):
+            raise claimed_error(connection, found.held_by)
         return found
 
     return database.run(work, timeout=0, keep=not dry_run)
@@ -138,77 +170,94 @@ def discover(
 
 def _discover(connection: Connection, request: Request, progress: Progress) -> Discovery:
     connection.enqueue("prefer_indexes")
-    now = connection.one("now").now
-    metrics = Metrics()
-    batch_id, is_load, beyond = request.batch_id, request.kind == KIND_LOAD, 0
+    now, metrics, seen = connection.one("now").now, Metrics(), _Seen()
     staged: Staged | None = None
-    files = Counter(dict.fromkeys(FILE_CLASSES, 0))
-    if is_load:
-        found, beyond = _stage_dataset(connection, request, metrics, progress, files)
+    if request.kind == KIND_LOAD:
+        _stage_dataset(connection, request, metrics, progress, seen)
     else:
         with metrics.timed("discover_annotations"):
-            staged = stage_annotations(
-                connection,
-                Path(request.source),
-                batch_id,
-                force=request.force,
-                coordinates=request.coordinates,
-                exif_turned=request.exif_turned,
-                progress=progress,
-            )
-        found = staged.counts
+            options = asdict(request)
+            names = ("batch_id", "force", "changed", "coordinates", "exif_turned")
+            path = Path(request.source)
+            staged = stage_annotations(connection, path, progress=progress, **{name: options[name] for name in names})
+        seen.found, seen.changed, seen.held = staged.counts, staged.changed, staged.held
+        seen.held_by = set(staged.held_by)
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
-    notices = {row.code: row.notices for row in connection.execute("count_found_notices")}
     if request.strict and rejects:
         _refuse(connection, rejects)
+    known = connection.one("drop_known", kind=request.kind, source=request.source)
+    seen.known += known.rejects
+    if known.rejects:
+        rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
+    notices = {row.code: row.notices for row in connection.execute("count_found_notices")}
+    is_made = bool(rejects or connection.one("count_staged").staged)
+    numbers = {**seen.counts(request), "recognitions": 0, "photos": 0, "bytes": 0, "shards": 0}
+    if is_made:
+        with metrics.timed("discover_manifest"):
+            numbers |= _write_batch(connection, request, seen, staged)
+        if staged is not None and numbers["shards"]:
+            copied_at, copied = connection.one("now").now, Metrics()
+            with copied.timed("db_bulk_copy"):
+                connection.execute("insert_annotations", batch_id=request.batch_id)
+            batch_state.mark(connection, request.batch_id, COPY, 1, copied_at, copied.as_dict())
+        batch_state.mark(connection, request.batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
+    else:
+        numbers["files"] = _without_used(seen.files) if staged is None else {}
+    connection.execute("insert_found_notices", batch_id=request.batch_id)
+    found = Discovery(
+        batch_id=request.batch_id,
+        source=request.source,
+        changed_since_load=seen.changed,
+        rejects=rejects,
+        known_rejects=seen.known,
+        notices=notices,
+        newest=seen.newest,
+        batch_made=is_made,
+        **numbers,
+    )
+    record_look(connection, request, found)
+    return found
 
-    with metrics.timed("discover_manifest"):
-        if not connection.execute("insert_batch", **asdict(request), **found._asdict(), beyond_limit=beyond):
-            raise RefusedError(f"Another run started batch {batch_id} in the meantime.", "Run the same command again.")
-        connection.execute("analyze_staged")
-        connection.execute("insert_claims", batch_id=batch_id, kind=request.kind)
-        drop_late = "drop_late_claims" if is_load else "drop_late_annotations"
-        connection.execute(drop_late, batch_id=batch_id, force=request.force)
-        lost = connection.one("add_lost", batch_id=batch_id, kind=request.kind)
-        claimed = connection.one("count_claims", batch_id=batch_id).claims
-        insert_manifest = "insert_manifest" if is_load else "insert_manifest_annotations"
-        connection.execute(insert_manifest, batch_id=batch_id, shard_size=shard_size(claimed, request.batch_size))
-        connection.execute("insert_found_rejects", batch_id=batch_id)
-        connection.execute("insert_found_notices", batch_id=batch_id)
-        counts = connection.one("update_batch_counts", batch_id=batch_id, files=json.dumps(files))
-        if staged is not None:
-            connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
-            batch_state.add_inputs(connection, batch_id, DISCOVER, WHOLE, staged.notices)
-            if staged.held_reason:
-                batch_state.set_held_reason(connection, batch_id, staged.held_reason)
-    if not is_load and counts.shards:
-        copied_at, copied = connection.one("now").now, Metrics()
-        with copied.timed("db_bulk_copy"):
-            connection.execute("insert_annotations", batch_id=batch_id)
-        batch_state.mark(connection, batch_id, COPY, 1, copied_at, copied.as_dict())
-    batch_state.mark(connection, batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
-    numbers = {**found._asdict(), **lost._asdict(), **counts._asdict()}
-    numbers |= {"rejects": rejects, "notices": notices}
-    return Discovery(batch_id=batch_id, source=request.source, beyond_limit=beyond, **numbers)
+
+def _without_used(files: Counter[str]) -> dict[str, int]:
+    """Return numbers of files by class, where nothing is taken of what could be used."""
+    return {**files, USED: 0, NOT_TAKEN: files[NOT_TAKEN] + files[USED]}
 
 
-def _stage_dataset(
-    connection: Connection, request: Request, metrics: Metrics, progress: Progress, files: Counter[str]
-) -> tuple[Any, int]:
-    """Fill pg_temp.staged with the inputs to load, and add the files below the source by class.
+def _write_batch(connection: Connection, request: Request, seen: _Seen, staged: Staged | None) -> dict[str, Any]:
+    """Write the batch, its claims, its manifest and its rejects; return its counts."""
+    batch_id, is_load = request.batch_id, staged is None
+    if not connection.execute("insert_batch", **asdict(request), **seen.counts(request)):
+        raise RefusedError(f"Another run started batch {batch_id} in the meantime.", "Run the same command again.")
+    connection.execute("analyze_staged")
+    connection.execute("insert_claims", batch_id=batch_id, kind=request.kind)
+    drop_late = "drop_late_claims" if is_load else "drop_late_annotations"
+    connection.execute(drop_late, batch_id=batch_id, force=request.force)
+    lost = connection.one("add_lost", batch_id=batch_id, kind=request.kind)
+    claimed = connection.one("count_claims", batch_id=batch_id).claims
+    insert_manifest = "insert_manifest" if is_load else "insert_manifest_annotations"
+    connection.execute(insert_manifest, batch_id=batch_id, shard_size=shard_size(claimed, request.batch_size))
+    connection.execute("insert_found_rejects", batch_id=batch_id)
+    counts = connection.one("update_batch_counts", batch_id=batch_id, files=json.dumps(seen.files))
+    if staged is not None:
+        connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
+        if staged.held_reason:
+            batch_state.set_held_reason(connection, batch_id, staged.held_reason)
+    return {**lost._asdict(), **counts._asdict()}
 
-    Return the row of counts, and the number beyond the limit.
-    """
-    source = Path(request.source)
+
+def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, progress: Progress, seen: _Seen) -> None:
+    """Fill pg_temp.staged with the inputs to load, and add up what else is there."""
+    source, files = Path(request.source), seen.files
     with metrics.timed("discover_walk"):
         connection.execute("create_found")
         copy_found(connection, list_folders(source, files))
         connection.execute("analyze_found")
         connection.execute("create_candidates", batch_id=request.batch_id, force=request.force)
         connection.execute("index_candidates")
-        found = connection.one("count_found")
+        seen.found = connection.one("count_found")
         rejected = {row.code for row in connection.execute("count_found_rejects")}
-        if not found.found and not rejected:
+        if not seen.found.found and not rejected:
             _refuse_empty(connection, source)
         connection.execute("add_not_adopted", message=not_adopted(connection.command))
         connection.execute("add_vanished", source=request.source)
@@ -218,13 +267,39 @@ def _stage_dataset(
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            progress(found.found, done)
+            progress(seen.found.found, done)
 
-        last = _stage(connection, request, executor, advance, files)
-        if request.force:
+        last = _stage(connection, request, executor, advance, seen)
+        left = look_at_left(
+            connection,
+            source,
+            last,
+            executor,
+            advance,
+            files,
+            partial(_drop_known, connection, request, seen),
+            taken=request.changed,
+        )
+        seen.held, seen.held_by = left.held, left.held_by
+        seen.newest = max(filter(None, (seen.newest, left.newest)), default=None)
+        staged = connection.one("count_changed")
+        seen.changed = staged.changed + left.unusable
+        if staged.changed and not request.changed:
+            files.update({USED: -staged.files, NOT_TAKEN: staged.files})
+            connection.execute("drop_changed")
+        if request.force or request.changed:
             leave_in_use(connection, request.batch_id, source)
-        _count_left(connection, source, last, executor, advance, files)
-        return found, connection.one("count_beyond", after=last).beyond
+        seen.beyond_limit = connection.one("count_beyond", after=last).beyond
+
+
+def _drop_known(connection: Connection, request: Request, seen: _Seen) -> int:
+    """Take out of pg_temp.staged what was rejected after its discovery and did not change; return how much that is."""
+    if request.force:
+        return 0
+    known = connection.one("drop_known_staged", source=request.source)
+    seen.known += known.recognitions
+    seen.files.update({USED: -known.files, REJECTED: known.files})
+    return int(known.recognitions)
 
 
 def _refuse_empty(connection: Connection, source: Path) -> NoReturn:
@@ -244,7 +319,7 @@ def _stage(
     request: Request,
     executor: Executor,
     advance: Callable[[int], None],
-    files: Counter[str],
+    seen: _Seen,
 ) -> int:
     """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, or -1."""
     connection.execute("create_staged")
@@ -256,58 +331,20 @@ def _stage(
     while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
         last = page[-1].recognition_id
         found = list(
-            executor.map(strictly, page) if request.strict else _spread(partial(_inspect, source), page, executor)
+            executor.map(strictly, page) if request.strict else spread(partial(_inspect, source), page, executor)
         )
         usable = [one.result for one in found if isinstance(one.result, Recognition)]
         rejects = [one.result for one in found if isinstance(one.result, Reject)]
         require_source(source, rejects)
-        connection.copy_in("pg_temp.staged", (*_STAGED, *_STAGED_DOCUMENTS), map(_staged_row, usable))
+        copy_staged(connection, usable)
         copy_found(connection, [*rejects, *(notice for one in found for notice in one.notices)])
         for one in found:
-            files.update(one.files)
+            seen.files.update(one.files)
+        days = (one.captured_on for one in usable)
+        seen.newest = max(filter(None, (seen.newest, *days)), default=None)
         advance(len(page))
-        wanted -= len(usable)
+        wanted -= len(usable) - (_drop_known(connection, request, seen) if usable else 0)
     return last
-
-
-def _count_left(
-    connection: Connection,
-    source: Path,
-    last: int,
-    executor: Executor,
-    advance: Callable[[int], None],
-    files: Counter[str],
-) -> None:
-    """Add the files of recognitions that are loaded, held by another batch, or beyond the limit."""
-
-    def count(one: tuple[int, str, str]) -> Below:
-        return count_below(source, *one[1:])
-
-    after = -1
-    while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
-        after = page[-1].recognition_id
-        folders = []
-        for row in page:
-            unchanged = next((path for path in row.paths if (row.photo or "").startswith(f"{path}/")), row.paths[0])
-            for path in row.paths:
-                folders.append((row.recognition_id, path, UNCHANGED if row.loaded and path == unchanged else NOT_TAKEN))
-        notices = []
-        for (number, path, _), below in zip(folders, _spread(count, folders, executor), strict=True):
-            files.update(below.files)
-            notices += uncounted(number, path, below)
-        copy_found(connection, notices)
-        advance(len(page))
-
-
-def _spread(work: Callable[[Any], Result], items: Sequence[Any], executor: Executor) -> Iterator[Result]:
-    """Look at folders, in order; use threads only if the file system is slow.
-
-    On a local disk, switching the GIL between threads takes longer than inspecting a folder.
-    """
-    begin, worked = time.perf_counter(), time.thread_time()
-    yield from map(work, items[:_TRIED])
-    seconds, worked = time.perf_counter() - begin, time.thread_time() - worked
-    yield from (map if worked > seconds / 2 else executor.map)(work, items[_TRIED:])
 
 
 def _inspect(source: Path, row: Any) -> Inspected:
@@ -328,15 +365,6 @@ def _inspect_strictly(
         with decoders:
             photos = check_photos(found.result, files, Metrics())
     return replace(found, result=photos) if isinstance(photos, Reject) else found
-
-
-def _staged_row(recognition: Recognition) -> Sequence[object]:
-    photos = recognition.photos
-    row: list[object] = [recognition.recognition_id, recognition.captured_on]
-    row += ([photo.path for photo in photos], [photo.size for photo in photos], [photo.mtime for photo in photos])
-    for document in (recognition.menu, recognition.receipt):
-        row += (document.path, document.size, document.mtime) if document else (None, None, None)
-    return row
 
 
 def _refuse(connection: Connection, rejects: dict[str, int]) -> None:

@@ -23,6 +23,7 @@ BUDGET = 64 << 20
 #: Maximum number of concurrent photo decodes: one per processor.
 DECODERS = os.cpu_count() or 1
 _KNOWN_MENUS = 1000
+_CHUNK = 1 << 20
 
 #: What is unusual about each menu that was found valid, by the SHA-256 (hex) of its file.
 ValidMenus = dict[str, tuple[Deviation, ...]]
@@ -125,8 +126,7 @@ def _notices(recognition_id: int, path: str, deviations: Iterable[Deviation]) ->
 
 def size_of(recognition: Recognition) -> int:
     """Return the bytes of all files of a recognition."""
-    files = (*recognition.photos, recognition.menu, recognition.receipt)
-    return sum(file.size for file in files if file is not None)
+    return sum(file.size for file in recognition.files)
 
 
 def read_file(source: Path, file: File, kind: str) -> bytes:
@@ -140,6 +140,15 @@ def read_file(source: Path, file: File, kind: str) -> bytes:
     if len(content) != file.size:
         raise BadInput(f"{kind}_changed", "the file changed while it was read")
     return content
+
+
+def hash_file(source: Path, file: File, algorithm: str = "sha256") -> str:
+    """Return the digest (hex) of a file of the dataset; raises OSError. A named pipe does not block."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(os.open(f"{source}/{file.path}", os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_up_to(path: str, size: int, kind: str, since: str) -> tuple[bytes, os.stat_result]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.dataset.records import Notice, Recognition, Reject
@@ -30,10 +30,14 @@ _TOO_LARGE = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the manifest: a recognition and the keys of its photos."""
+    """A row of the manifest: a recognition, and the keys of its photos.
+
+    `former` has the keys of the photos that are loaded, by the SHA-256 and MD5 of their contents.
+    """
 
     recognition: Recognition
     keys: tuple[str, str]
+    former: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,10 @@ class ShardTransfer:
             if self._present.get(key) == StoredObject(key, len(content), photo.md5):
                 self._metrics.count("objects_found")
                 continue
+            former = entry.former.get(photo.sha256) or entry.former.get(photo.md5)
             try:
-                self._storage.upload(key, content)
+                if former is None or not self._is_copied(former, key):
+                    self._storage.upload(key, content)
             except StorageError as exc:
                 if exc.code not in _TOO_LARGE:
                     raise
@@ -128,3 +134,11 @@ class ShardTransfer:
                 return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
         notices = files.notices + photos[0].notices + photos[1].notices
         return Facts(entry, photos, files.menu_sha256, files.receipt_sha256, notices)
+
+    def _is_copied(self, former: str, key: str) -> bool:
+        """Copy an object in the bucket instead of sending its content; return whether Storage did."""
+        try:
+            self._storage.copy(former, key)
+        except StorageError:  # it is gone, or this server copies nothing
+            return False
+        return True

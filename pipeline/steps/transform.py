@@ -22,10 +22,7 @@ from pipeline.units import counted
 logger = logging.getLogger(__name__)
 
 #: Statements that forget a batch in which nothing can be used.
-_FORGET = (
-    *("plan_reset", "execute_reset", "delete_manifest", "delete_markers"),
-    *("delete_rejects", "delete_notices", "delete_batch"),
-)
+_FORGET = ("plan_reset", "execute_reset", "delete_manifest", "delete_markers", "delete_rejects", "delete_batch")
 
 
 def transform_batch(
@@ -42,7 +39,8 @@ def transform_batch(
     `report` is called with a description of each part before it starts, and of the result. Raises UnfinishedError if a
     shard is not copied yet, HeldError if the batch is held instead, for example because of `max_rejects`, ClaimedError
     if other batches have all that is new, and then forgets the batch, RefusedError if the batch is not being loaded or
-    another table references a row to delete.
+    another table references a row to delete. A batch that has nothing which is not on record is forgotten as well: its
+    look completes the load.
     """
 
     def work(connection: Connection) -> HeldError | ClaimedError | bool | None:
@@ -60,10 +58,11 @@ def transform_batch(
                 raise UnfinishedError(message, "Run the same command again.")
         connection.execute("update_batch_files", batch_id=batch_id)
         connection.execute("delete_rejected", batch_id=batch_id)
+        connection.execute("forget_known", batch_id=batch_id)
         weight = connection.one("count_usable", batch_id=batch_id)
-        if claimed := find_claimed(connection, weight):
-            for statement in _FORGET:
-                connection.execute(statement, batch_id=batch_id)
+        claimed = find_claimed(connection, weight)
+        if claimed or not (weight.listed or weight.rejected or weight.held_reason):
+            _forget(connection, batch_id, with_look=claimed is not None)
             return claimed
         if reason := find_reason(connection, batch_id, weight, max_rejects):
             hold_back(connection, batch_id, reason)
@@ -94,6 +93,12 @@ def transform_batch(
             outcome = database.run(work, timeout=0)
     if isinstance(outcome, PipelineError):
         raise outcome
+
+
+def _forget(connection: Connection, batch_id: str, *, with_look: bool) -> None:
+    more = ("delete_notices", "delete_look") if with_look else ("empty_look",)
+    for statement in (*_FORGET, *more):
+        connection.execute(statement, batch_id=batch_id)
 
 
 def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) -> list[int]:

@@ -151,7 +151,7 @@ class Uploader:
                 return
             logger.warning("upload: %d objects in the bucket differ from what was sent", len(wrong))
             started.metrics.count("objects_resent", len(wrong))
-            entries = [entry for entry in started.entries if wrong.intersection(entry.keys)]
+            entries = [replace(one, former={}) for one in started.entries if wrong.intersection(one.keys)]
         objects = counted(len(wrong), "object differs", "objects differ")
         message = f"Storage does not keep what it was sent: {objects} after {_ROUNDS} more rounds."
         raise StorageError(message, "Look at the Storage server's log and disk.")
@@ -230,7 +230,8 @@ def _entries(connection: Connection, batch_id: str, shard: int) -> list[Entry]:
         menu = File(row.menu_path, row.menu_size, row.menu_mtime) if row.menu_path is not None else None
         receipt = File(row.receipt_path, row.receipt_size, row.receipt_mtime) if row.receipt_path is not None else None
         recognition = Recognition(row.recognition_id, (first, second), menu, receipt, None)
-        entries.append(Entry(recognition, (row.object_keys[0], row.object_keys[1])))
+        former = zip(row.former_sha256s + row.former_md5s, 2 * row.former_keys, strict=True) if row.former_keys else ()
+        entries.append(Entry(recognition, (row.object_keys[0], row.object_keys[1]), dict(former)))
     return entries
 
 
@@ -275,6 +276,7 @@ def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts
     batch_state.add_inputs(connection, batch_id, UPLOAD, shard, notices)
     if rejects:
         ids = [reject.recognition_id for reject in rejects]
+        batch_state.add_inputs(connection, batch_id, UPLOAD, shard, rejects)
+        connection.execute("note_rejected", batch_id=batch_id, step=UPLOAD, shard=shard)
         connection.execute("delete_manifest_rejected", batch_id=batch_id, recognition_ids=ids)
         connection.execute("delete_claims_rejected", batch_id=batch_id, kind=KIND_LOAD, recognition_ids=ids)
-        batch_state.add_inputs(connection, batch_id, UPLOAD, shard, rejects)

@@ -109,6 +109,13 @@ class Storage:
         self._metrics.count("bytes_uploaded", len(content))
         self._metrics.count("objects_uploaded")
 
+    def copy(self, source: str, key: str) -> None:
+        """Store the content of one object under another key as well; replace an existing one. Raises ObjectNotFound."""
+        body = {"bucketId": self.bucket, "sourceKey": source, "destinationKey": key}
+        with self._metrics.timed("storage_copy"):
+            self._send("POST", "/object/copy", body, {"x-upsert": "true"})
+        self._metrics.count("objects_copied")
+
     def digest(self, key: str, most: int) -> tuple[int, str]:
         """Stream an object; return its size in bytes and its SHA-256 (hex). Raises ObjectNotFound.
 
@@ -294,7 +301,7 @@ class Storage:
         `most` is the most bytes of the response.
         """
         if body is not None and not isinstance(body, bytes):
-            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **(headers or {})}
         with self.limiter.slot() as generation:
             if self._stopped.is_set():
                 raise Interrupted("The upload was interrupted.")

@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS ingest.batches (
     source text NOT NULL,
     recognition_limit bigint CHECK (recognition_limit > 0),
     force boolean NOT NULL DEFAULT false,
+    -- Whether it takes what changed since it was loaded.
+    changed boolean NOT NULL DEFAULT false,
     strict boolean NOT NULL DEFAULT false,
     bucket text NOT NULL,
     -- As Storage says it: with the bucket's id it tells one project's bucket from another's.
@@ -110,12 +112,14 @@ CREATE TABLE IF NOT EXISTS ingest.manifest (
     widths integer[],
     heights integer[],
     orientations smallint[],
-    sha256s text[],
+    sha256s text[], -- of annotations: of the values of the photos in the file
     md5s text[],
     menu_sha256 text,
     receipt_sha256 text,
     -- Of annotations: the cameras whose photos the batch annotates; NULL in a load, which has both.
     cameras smallint[],
+    -- As ingest.identity_of gives it, of the files that a later look found equal in content to what was loaded.
+    seen text,
     -- Left out after its photos were uploaded; the commit removes its objects and this row.
     rejected boolean NOT NULL DEFAULT false,
     PRIMARY KEY (batch_id, recognition_id)
@@ -144,16 +148,20 @@ CREATE TABLE IF NOT EXISTS ingest.rejects (
     message text NOT NULL,
     step text NOT NULL,
     shard integer NOT NULL DEFAULT 0,
+    -- As ingest.identity_of gives it, of a recognition whose files are not worth reading again until they change.
+    identity text,
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS rejects_batch ON ingest.rejects (batch_id, step, shard);
+CREATE INDEX IF NOT EXISTS rejects_identity ON ingest.rejects (recognition_id) WHERE identity IS NOT NULL;
 -- Equal rejects of earlier batches. By hash, since a path may be longer than an entry of a B-tree.
 CREATE INDEX IF NOT EXISTS rejects_content ON ingest.rejects USING hash ((path || code || message));
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
 CREATE TABLE IF NOT EXISTS ingest.notices (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    batch_id text NOT NULL REFERENCES ingest.batches (id),
+    -- A batch, or a look that made none.
+    batch_id text NOT NULL,
     recognition_id bigint,
     path text NOT NULL,
     code text NOT NULL,
@@ -163,8 +171,32 @@ CREATE TABLE IF NOT EXISTS ingest.notices (
     created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS notices_batch ON ingest.notices (batch_id, step, shard);
+CREATE INDEX IF NOT EXISTS notices_content ON ingest.notices USING hash ((path || code || message));
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';
+
+CREATE TABLE IF NOT EXISTS ingest.looks (
+    -- The id that the load request was resolved to; where there was nothing to load, no batch has it.
+    batch_id text PRIMARY KEY,
+    kind text NOT NULL CHECK (kind IN ('load', 'qwen')),
+    source text NOT NULL,
+    bucket text NOT NULL,
+    looked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    batch_made boolean NOT NULL,
+    -- Recognitions, of annotations photos: what the source has, and what of it is loaded, also in another form.
+    found bigint NOT NULL,
+    already_loaded bigint NOT NULL,
+    changed bigint NOT NULL,
+    -- Inputs that cannot be used, those that an earlier look recorded apart.
+    rejected bigint NOT NULL,
+    known_rejects bigint NOT NULL,
+    -- The last day on which a recognition of the source was captured.
+    newest date,
+    -- The options, and further numbers.
+    seen jsonb NOT NULL DEFAULT '{}'
+);
+CREATE INDEX IF NOT EXISTS looks_looked_at ON ingest.looks (looked_at);
+COMMENT ON TABLE ingest.looks IS 'What each discovery saw; one that found nothing to load made no batch.';
 
 CREATE TABLE IF NOT EXISTS ingest.adopted_rows (
     relation text NOT NULL,
@@ -180,6 +212,17 @@ CREATE TABLE IF NOT EXISTS ingest.adopted_rows (
 CREATE INDEX IF NOT EXISTS adopted_rows_recognition ON ingest.adopted_rows (recognition_id);
 COMMENT ON TABLE ingest.adopted_rows IS
     'What adopted recognitions looked like before a batch of ours changed them, for the reset of that batch.';
+
+CREATE OR REPLACE FUNCTION ingest.identity_of(m ingest.manifest) RETURNS text
+LANGUAGE sql STABLE
+AS $$
+-- The files of a recognition as discovery saw them: size, time and path of each. A path has no two slashes in a row.
+-- `Recognition.identity` in pipeline/dataset/records.py is the same.
+    SELECT concat_ws('//', m.photo_sizes[1] || ' ' || m.photo_mtimes[1] || ' ' || m.photo_paths[1],
+        m.photo_sizes[2] || ' ' || m.photo_mtimes[2] || ' ' || m.photo_paths[2],
+        m.menu_size || ' ' || m.menu_mtime || ' ' || m.menu_path,
+        m.receipt_size || ' ' || m.receipt_mtime || ' ' || m.receipt_path)
+$$;
 
 -- The files of a batch by class. Until its commit, what discovery used and an upload or a copy rejected is rejected.
 CREATE OR REPLACE FUNCTION ingest.files_of(batch ingest.batches) RETURNS jsonb
@@ -254,6 +297,7 @@ ALTER TABLE ingest.manifest ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.claims ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.notices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.looks ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.adopted_rows ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;

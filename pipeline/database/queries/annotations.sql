@@ -29,7 +29,7 @@ SELECT p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 
 FROM pg_temp.boxes b
 JOIN pg_temp.photos p USING (number)
 JOIN pg_temp.detections d USING (number, detection)
-WHERE NOT b.is_usable
+WHERE NOT b.is_usable AND p.is_free
 
 -- name: analyze_boxes
 ANALYZE pg_temp.boxes
@@ -42,6 +42,15 @@ ANALYZE pg_temp.entries
 
 -- name: analyze_photos
 ANALYZE pg_temp.photos
+
+-- name: count_changed_photos
+-- Photos whose values are no longer those of their annotations: all, those that are staged, and those that others hold.
+SELECT count(*) AS changed, count(*) FILTER (WHERE s.number IS NOT NULL) AS staged,
+    count(*) FILTER (WHERE p.holder IS NOT NULL) AS held,
+    coalesce(array_agg(DISTINCT p.holder) FILTER (WHERE p.holder IS NOT NULL), '{}') AS held_by
+FROM pg_temp.photos p
+LEFT JOIN pg_temp.staged s USING (number)
+WHERE p.is_changed
 
 -- name: count_annotated
 -- Photos in the annotations file; superseded are entries of a photo that has another one.
@@ -71,7 +80,7 @@ WITH scaled AS MATERIALIZED (
         SELECT CASE WHEN turn.orientation >= 5 THEN p.height ELSE p.width END AS width,
             CASE WHEN turn.orientation >= 5 THEN p.width ELSE p.height END AS height
     ) seen
-    WHERE p.is_free
+    WHERE p.is_free OR p.is_suspect
 ), placed AS MATERIALIZED (
     SELECT number, detection, label, width, height,
         round(CASE WHEN orientation IN (2, 3) THEN width - x2 WHEN orientation IN (5, 6) THEN y1
@@ -122,15 +131,20 @@ CREATE TEMP TABLE entries (
     path text NOT NULL,
     rank text NOT NULL,
     size bigint NOT NULL,
+    digest text NOT NULL, -- of what of it can be used, and of the options
     detections bigint
 ) ON COMMIT DROP
 
 -- name: create_photos
 -- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file
--- several times, the key that sorts last in natural order counts, and of equal keys the last.
+-- several times, the key that sorts last in natural order counts, and of equal keys the last. A suspect is annotated, by
+-- the batch that is `former` or by another tool, and perhaps with other values.
 CREATE TEMP TABLE photos ON COMMIT DROP AS
 SELECT e.*, i.id AS image_id, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
-    known.of_others, known.lacks_size,
+    known.of_others, known.lacks_size, former.batch_id AS former,
+    annotated.there AND former.digest IS DISTINCT FROM e.digest AND num_nulls(i.width, i.height) = 0
+        AND ingest.is_on_record(e.recognition_id) AS is_suspect,
+    false AS is_changed,
     i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AND NOT known.lacks_size
         AS is_free
 FROM (
@@ -148,6 +162,11 @@ CROSS JOIN LATERAL (
     SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a
         WHERE a.image_id = i.id AND a.source = 'MODEL') AS there
 ) annotated
+LEFT JOIN LATERAL (
+    SELECT m.batch_id, m.sha256s[array_position(m.cameras, e.camera_number)] AS digest
+    FROM ingest.newest_version('qwen', e.recognition_id, e.camera_number, :batch_id) newest (batch_id)
+    JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = e.recognition_id
+) former ON annotated.there
 CROSS JOIN LATERAL (
     SELECT i.id IS NOT NULL AND NOT annotated.there AND NOT ingest.is_on_record(e.recognition_id) AS of_others,
         i.id IS NOT NULL AND NOT annotated.there AND num_nulls(i.width, i.height) > 0 AS lacks_size
@@ -159,7 +178,7 @@ CREATE TEMP TABLE staged ON COMMIT DROP AS
 SELECT p.recognition_id, p.camera_number, p.number, p.path, p.size
 FROM pg_temp.photos p
 LEFT JOIN (SELECT DISTINCT b.number FROM pg_temp.boxes b WHERE b.is_usable) usable USING (number)
-WHERE p.is_free AND (usable.number IS NOT NULL OR (:force AND p.detections = 0))
+WHERE p.is_free AND (usable.number IS NOT NULL OR ((:force OR p.loaded) AND p.detections = 0))
 
 -- name: drop_late_annotations
 -- Another batch may have committed since the candidates were chosen. A recognition without any photo left is given up.
@@ -169,6 +188,8 @@ WITH late AS (
     WHERE p.number = s.number AND NOT :force
         AND EXISTS (
             SELECT FROM public.initial_annotations a WHERE a.image_id = p.image_id AND a.source = 'MODEL')
+        AND NOT (p.loaded AND p.former IS NOT DISTINCT FROM (
+            SELECT v FROM ingest.newest_version('qwen', p.recognition_id, p.camera_number, :batch_id) v))
     RETURNING s.recognition_id, s.number
 ), counted AS (
     UPDATE ingest.batches SET already_loaded = already_loaded + (SELECT count(*) FROM late) WHERE id = :batch_id
@@ -187,6 +208,43 @@ DELETE FROM pg_temp.found f
 USING pg_temp.entries e
 JOIN pg_temp.photos p USING (recognition_id, camera_number)
 WHERE e.number = f.number AND NOT p.is_free
+
+-- name: find_changed_photos
+-- Compare the boxes of suspects with those on record: in order with those of a batch, in any order with those of another
+-- tool, whose labels are on the items.
+WITH given AS (
+    SELECT b.number, array_agg(concat_ws(' ', b.label, b.x1, b.y1, b.x2, b.y2) ORDER BY b.detection) AS boxes
+    FROM pg_temp.boxes b
+    WHERE b.is_usable
+    GROUP BY b.number
+), recorded AS (
+    SELECT p.number, array_agg(concat_ws(' ', d.label, d.x1, d.y1, d.x2, d.y2) ORDER BY d.detection) AS boxes
+    FROM pg_temp.photos p
+    JOIN raw.detections d ON d.batch_id = p.former AND d.recognition_id = p.recognition_id
+        AND d.camera_number = p.camera_number
+    WHERE p.is_suspect
+    GROUP BY p.number
+    UNION ALL
+    SELECT p.number, array_agg(concat_ws(' ', coalesce(a.label, item.metadata ->> 'qwen_label',
+            'dish_' || line.line_number - 1, CASE item.item_type WHEN 'PLATE' THEN 'plate' END),
+        trim_scale(box.x), trim_scale(box.y), trim_scale(box.x + box.w), trim_scale(box.y + box.h)))
+    FROM pg_temp.photos p
+    JOIN public.initial_annotations a ON a.image_id = p.image_id AND a.source = 'MODEL'
+    JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
+    LEFT JOIN public.recipe_line_options option ON option.id = item.recipe_line_option_id
+    LEFT JOIN public.recipe_lines line ON line.id = coalesce(item.recipe_line_id, option.recipe_line_id)
+    CROSS JOIN LATERAL jsonb_to_record(a.bbox) AS box (x numeric, y numeric, w numeric, h numeric)
+    WHERE p.is_suspect AND p.former IS NULL
+    GROUP BY p.number
+)
+UPDATE pg_temp.photos p
+SET is_changed = true, is_free = :changed AND p.holder IS NULL
+FROM pg_temp.photos s
+LEFT JOIN given USING (number)
+LEFT JOIN recorded USING (number)
+WHERE s.number = p.number AND s.is_suspect AND CASE WHEN s.former IS NULL
+    THEN ARRAY(SELECT unnest(given.boxes) ORDER BY 1) <> ARRAY(SELECT unnest(recorded.boxes) ORDER BY 1)
+    ELSE given.boxes IS DISTINCT FROM recorded.boxes END
 
 -- name: insert_annotation_notices
 -- What is unusual about the boxes of the photos in the manifest, photo by photo.
@@ -229,15 +287,23 @@ WHERE b.is_usable
 -- name: insert_manifest_annotations
 -- All of a batch's annotations are one shard: discovery copies them itself. They are for photos of this size.
 INSERT INTO ingest.manifest (batch_id, recognition_id, shard, cameras, photo_paths, photo_sizes, photo_mtimes,
-    object_keys, widths, heights, orientations)
+    object_keys, widths, heights, orientations, sha256s)
 SELECT :batch_id, s.recognition_id, 1, array_agg(s.camera_number ORDER BY s.camera_number),
     array_agg(s.path ORDER BY s.camera_number), array_agg(s.size ORDER BY s.camera_number), '{}', '{}',
     array_agg(p.width ORDER BY s.camera_number), array_agg(p.height ORDER BY s.camera_number),
-    array_agg(p.orientation ORDER BY s.camera_number)
+    array_agg(p.orientation ORDER BY s.camera_number), array_agg(p.digest ORDER BY s.camera_number)
 FROM pg_temp.staged s
 JOIN pg_temp.photos p USING (number)
 JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id
 GROUP BY s.recognition_id
+
+-- name: remember_seen_photos
+-- Values that say the same as those that were loaded.
+UPDATE ingest.manifest m
+SET sha256s[array_position(m.cameras, :camera)] = p.digest
+FROM pg_temp.photos p
+WHERE p.is_suspect AND NOT p.is_changed AND p.camera_number = :camera
+    AND m.batch_id = p.former AND m.recognition_id = p.recognition_id
 
 -- name: weigh_frame
 -- The farthest corner of all boxes in the file, and those of them that are on large photos; `free` are photos to annotate,

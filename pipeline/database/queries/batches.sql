@@ -39,12 +39,16 @@ DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND s
 
 -- name: describe_batch
 -- A batch, as its summary names its columns.
-SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, strict, bucket, coordinates, exif_turned,
-    version, created_at, finished_at, reset_at, held_reason, released_at, shards, found, already_loaded, held_elsewhere,
+SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, changed, strict, bucket, coordinates,
+    exif_turned, true AS batch_made, coalesce(changed_since_load, 0) AS changed_since_load,
+    coalesce(known_rejects, 0) AS known_rejects, version, created_at, finished_at, reset_at, held_reason, released_at, shards, found, already_loaded, held_elsewhere,
     held_by, superseded_copies, beyond_limit, bytes, adopted, adopted_from,
     recognitions AS recognitions_processed, photos AS images_processed, detections AS detections_processed,
     ingest.files_of(b) AS files
 FROM ingest.batches b
+LEFT JOIN (
+    SELECT batch_id AS look_id, changed AS changed_since_load, known_rejects FROM ingest.looks
+) look ON look_id = id
 WHERE id = :batch_id
 
 -- name: end_backend
@@ -58,16 +62,22 @@ WHERE pid = :pid AND backend_start = :backend_start AND application_name = :appl
 SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
+SELECT id, kind, state, source, recognition_limit AS "limit", force, changed, bucket, bucket_created_at, coordinates,
     exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics,
     EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked,
     clock_timestamp() AS now
 FROM ingest.batches b
 WHERE id = :batch_id
 
+-- name: find_look
+SELECT * FROM ingest.looks WHERE batch_id = :batch_id
+
 -- name: find_marker
+-- A look that found nothing to load completes all steps.
 SELECT EXISTS (
     SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
+) OR :shard = 0 AND EXISTS (
+    SELECT FROM ingest.looks WHERE batch_id = :batch_id AND NOT batch_made
 ) AS done
 
 -- name: find_photo
@@ -77,7 +87,7 @@ SELECT storage_path AS key FROM public.images LIMIT 1
 -- The newest unfinished batch that the same command would have made.
 SELECT id
 FROM ingest.batches
-WHERE state = 'loading' AND kind = :kind AND source = :source AND force = :force
+WHERE state = 'loading' AND kind = :kind AND source = :source AND force = :force AND changed = :changed
     AND (kind <> 'load' OR bucket = :bucket) AND coordinates = :coordinates AND exif_turned = :exif_turned
     AND recognition_limit IS NOT DISTINCT FROM CAST(:limit AS bigint)
 ORDER BY created_at DESC, id DESC
@@ -91,10 +101,15 @@ SELECT id FROM ingest.batches WHERE id = :batch_id FOR SHARE
 INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker, metrics)
 VALUES (:batch_id, :step, :shard, :started_at, :worker, CAST(:metrics AS jsonb))
 
+-- name: is_taken
+-- Whether a batch or a look has an id.
+SELECT EXISTS (SELECT FROM ingest.batches WHERE id = :batch_id)
+    OR EXISTS (SELECT FROM ingest.looks WHERE batch_id = :batch_id) AS taken
+
 -- name: list_batches
 -- All or the unfinished batches, those that changed last first, as the status names their columns.
-SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, coordinates, exif_turned, recognitions, bytes,
-    detections, created_at, finished_at, reset_at, held_reason
+SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, changed, coordinates, exif_turned, recognitions,
+    bytes, detections, created_at, finished_at, reset_at, held_reason
 FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
@@ -151,7 +166,7 @@ WHERE b.state = 'loading'
 ORDER BY b.created_at
 
 -- name: list_unfinished
-SELECT id, kind, state, source, recognition_limit AS "limit", force, bucket, bucket_created_at, coordinates,
+SELECT id, kind, state, source, recognition_limit AS "limit", force, changed, bucket, bucket_created_at, coordinates,
     exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics, false AS marked,
     clock_timestamp() AS now
 FROM ingest.batches

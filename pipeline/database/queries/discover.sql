@@ -23,7 +23,7 @@ INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT recognition_id, paths[1], 'not_adopted', :message, true FROM pg_temp.candidates WHERE of_others
 
 -- name: add_vanished
--- Recognitions that were loaded from this source and are not in a folder that cannot be read; each is told once.
+-- Recognitions that were loaded from this source and are not in a folder that cannot be read.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT r.id, m.photo_paths[1], 'folder_vanished', 'the folder is gone from the dataset; what was loaded of it stays', true
 FROM ingest.batches b
@@ -35,7 +35,6 @@ WHERE b.kind = 'load' AND b.source = :source
         SELECT FROM pg_temp.found f
         WHERE f.code IS NOT NULL AND NOT f.is_notice AND starts_with(m.photo_paths[1], f.path || '/')
     )
-    AND NOT EXISTS (SELECT FROM ingest.notices n WHERE n.recognition_id = r.id AND n.code = 'folder_vanished')
 
 -- name: analyze_found
 ANALYZE pg_temp.found
@@ -47,6 +46,12 @@ ANALYZE pg_temp.staged
 SELECT count(*) AS beyond
 FROM pg_temp.candidates
 WHERE recognition_id > :after AND NOT loaded AND NOT of_others AND holder IS NULL
+
+-- name: count_changed
+-- Of how many recognitions the files are no longer what was loaded, and how many files those are.
+SELECT count(*) AS changed, coalesce(sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path)), 0)::bigint AS files
+FROM pg_temp.staged
+WHERE changed
 
 -- name: count_claims
 SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
@@ -67,6 +72,9 @@ SELECT code, count(*) AS notices FROM pg_temp.found WHERE is_notice GROUP BY cod
 -- name: count_found_rejects
 SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL AND NOT is_notice GROUP BY code ORDER BY code
 
+-- name: count_staged
+SELECT count(*) AS staged FROM pg_temp.staged
+
 -- name: create_candidates
 -- Each recognition with its folders, the newest first, and what stands in the way of loading it.
 CREATE TEMP TABLE candidates ON COMMIT DROP AS
@@ -82,6 +90,9 @@ LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = f.recognitio
 CROSS JOIN LATERAL (
     SELECT NOT :force AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.recognition_id) AS loaded
 ) known
+
+-- name: create_documents
+CREATE TEMP TABLE IF NOT EXISTS documents (recognition_id bigint NOT NULL, receipt jsonb, menu jsonb) ON COMMIT DROP
 
 -- name: create_found
 -- Folders of recognitions, whose code is NULL, rejects and notices; a lower rank is a newer export.
@@ -99,6 +110,9 @@ CREATE TEMP TABLE found (
 CREATE TEMP TABLE staged (
     recognition_id bigint PRIMARY KEY,
     captured_on date,
+    identity text,
+    changed boolean NOT NULL, -- since it was loaded, as the batch that is in `former`
+    former text,
     photo_paths text[],
     photo_sizes bigint[],
     photo_mtimes bigint[],
@@ -113,8 +127,44 @@ CREATE TEMP TABLE staged (
 -- name: drop_late_claims
 -- Another batch may have committed since the candidates were chosen.
 DELETE FROM ingest.claims c
-WHERE c.batch_id = :batch_id AND NOT :force
-    AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = c.recognition_id)
+USING pg_temp.staged s, public.recognitions r
+WHERE c.batch_id = :batch_id AND NOT :force AND s.recognition_id = c.recognition_id AND r.id = c.recognition_id
+    AND (NOT s.changed OR r.batch_id IS DISTINCT FROM s.former)
+
+-- name: drop_changed
+DELETE FROM pg_temp.staged WHERE changed
+
+-- name: drop_known
+-- What an earlier look at the source recorded with the same words is not told again.
+WITH known AS (
+    DELETE FROM pg_temp.found f
+    WHERE f.code IS NOT NULL AND CASE WHEN f.is_notice
+        THEN EXISTS (
+            SELECT FROM ingest.notices e
+            JOIN ingest.looks l ON l.batch_id = e.batch_id
+            WHERE e.path || e.code || e.message = f.path || f.code || f.message
+                AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND l.kind = :kind AND l.source = :source)
+        ELSE EXISTS (
+            SELECT FROM ingest.rejects e
+            JOIN ingest.looks l ON l.batch_id = e.batch_id
+            WHERE e.path || e.code || e.message = f.path || f.code || f.message
+                AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND l.kind = :kind AND l.source = :source)
+        END
+    RETURNING f.is_notice
+)
+SELECT count(*) FILTER (WHERE NOT is_notice) AS rejects FROM known
+
+-- name: drop_known_staged
+-- What an upload or a copy rejected, and is what it was then.
+WITH known AS (
+    DELETE FROM pg_temp.staged s
+    WHERE EXISTS (
+        SELECT FROM ingest.rejects e
+        JOIN ingest.looks l ON l.batch_id = e.batch_id
+        WHERE e.recognition_id = s.recognition_id AND e.identity = s.identity AND l.kind = 'load' AND l.source = :source)
+    RETURNING cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path) AS files
+)
+SELECT count(*) AS recognitions, coalesce(sum(files), 0)::bigint AS files FROM known
 
 -- name: drop_in_use
 -- Their photos are not sent; their files are not taken.
@@ -138,13 +188,14 @@ ORDER BY f.recognition_id, 2
 CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
 
 -- name: insert_batch
-INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, strict, bucket, bucket_created_at,
-    coordinates, exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit)
-VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :strict, :bucket, :bucket_created_at,
-    :coordinates, :exif_turned, :found, :already_loaded, :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
+INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, changed, strict, bucket,
+    bucket_created_at, coordinates, exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit)
+VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :changed, :strict, :bucket,
+    :bucket_created_at, :coordinates, :exif_turned, :found, :already_loaded, :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
 ON CONFLICT (id) DO UPDATE
     SET kind = excluded.kind, state = 'loading', source = excluded.source,
-        recognition_limit = excluded.recognition_limit, force = excluded.force, strict = excluded.strict,
+        recognition_limit = excluded.recognition_limit, force = excluded.force,
+        changed = excluded.changed, strict = excluded.strict,
         bucket = excluded.bucket, bucket_created_at = excluded.bucket_created_at,
         coordinates = excluded.coordinates, exif_turned = excluded.exif_turned, found = excluded.found,
         already_loaded = excluded.already_loaded, held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
@@ -174,6 +225,17 @@ FROM pg_temp.found
 WHERE is_notice
 ORDER BY path COLLATE "C", message COLLATE "C"
 
+-- name: insert_look
+INSERT INTO ingest.looks (batch_id, kind, source, bucket, batch_made, found, already_loaded, changed, rejected,
+    known_rejects, newest, seen)
+VALUES (:batch_id, :kind, :source, :bucket, :batch_made, :found, :already_loaded, :changed, :rejected, :known_rejects,
+    :newest, CAST(:seen AS jsonb))
+ON CONFLICT (batch_id) DO UPDATE
+    SET kind = excluded.kind, source = excluded.source, bucket = excluded.bucket, looked_at = clock_timestamp(),
+        batch_made = excluded.batch_made, found = excluded.found, already_loaded = excluded.already_loaded,
+        changed = excluded.changed, rejected = excluded.rejected, known_rejects = excluded.known_rejects,
+        newest = excluded.newest, seen = excluded.seen
+
 -- name: insert_manifest
 -- Shards are cut along the text order of the numbers, so that the keys of a shard are neighbours in the bucket.
 INSERT INTO ingest.manifest (batch_id, recognition_id, shard, captured_on, photo_paths, photo_sizes, photo_mtimes,
@@ -202,15 +264,52 @@ ORDER BY path COLLATE "C"
 LIMIT :count
 
 -- name: list_left
--- The recognitions that are not inspected: loaded, held by another batch, of others, or beyond the limit; and a photo as
--- loaded.
-SELECT c.recognition_id, c.paths, c.loaded, m.photo_paths[1] AS photo
+-- The recognitions that are not inspected as new: loaded, held by another batch, of others, or beyond the limit; and the
+-- files that were loaded, or that an earlier look found equal, empty where another tool loaded them.
+SELECT c.recognition_id, c.paths, c.loaded, c.holder, r.batch_id AS former, r.captured_on,
+    coalesce(m.seen, CASE WHEN m.batch_id IS NOT NULL THEN ingest.identity_of(m) END, adopted.seen) AS identity
 FROM pg_temp.candidates c
 LEFT JOIN public.recognitions r ON r.id = c.recognition_id
 LEFT JOIN ingest.manifest m ON m.batch_id = r.batch_id AND m.recognition_id = r.id
+LEFT JOIN LATERAL (
+    SELECT coalesce(a.seen, '') AS seen
+    FROM ingest.manifest a
+    WHERE m.batch_id IS NULL AND a.recognition_id = r.id AND a.photo_paths = '{}' AND a.cameras IS NULL
+    LIMIT 1
+) adopted ON true
 WHERE c.recognition_id > :after AND (c.loaded OR c.of_others OR c.holder IS NOT NULL OR c.recognition_id > :last)
 ORDER BY c.recognition_id
 LIMIT :count
+
+-- name: list_other_documents
+-- Adopted recognitions whose receipt, or menu where the app has a table of entries, is not that of pg_temp.documents.
+WITH d AS (
+    DELETE FROM pg_temp.documents RETURNING *
+)
+SELECT d.recognition_id
+FROM d
+WHERE ARRAY(
+        SELECT ingest.meaning_of(ingest.quantity_of(l.line -> 'Count'), ingest.options_of(l.line -> 'Dishes'))
+        FROM jsonb_array_elements(ingest.array_of(d.receipt)) AS l (line)
+        ORDER BY 1)
+    <> ARRAY(
+        SELECT ingest.meaning_of(l.quantity, coalesce((
+            SELECT jsonb_agg(jsonb_build_array(o.external_id, o.name))
+            FROM public.recipe_line_options o WHERE o.recipe_line_id = l.id), '[]'))
+        FROM public.recipes p
+        JOIN public.recipe_lines l ON l.recipe_id = p.id
+        WHERE p.recognition_id = d.recognition_id
+        ORDER BY 1)
+    OR ingest.has_menu_table() AND ARRAY(
+        SELECT DISTINCT ON (i.item ->> 'ExternalId')
+            jsonb_build_array(i.item ->> 'ExternalId', coalesce(i.item ->> 'Name', ''))
+        FROM jsonb_array_elements(ingest.array_of(d.menu)) WITH ORDINALITY AS i (item, position)
+        ORDER BY i.item ->> 'ExternalId', i.position)
+    <> ARRAY(
+        SELECT jsonb_build_array(e.external_id, e.name)
+        FROM public.recognition_active_menu_items e
+        WHERE e.recognition_id = d.recognition_id
+        ORDER BY e.external_id)
 
 -- name: list_present
 -- The inputs to load whose recognition is there already.
@@ -220,6 +319,21 @@ WHERE s.recognition_id > :after AND EXISTS (SELECT FROM public.recognitions r WH
 ORDER BY s.recognition_id
 LIMIT :count
 
+-- name: list_recorded
+-- What is on record of recognitions: in the batch whose version readers see, or in that of another tool.
+SELECT r.id AS recognition_id, m.batch_id, m.photo_paths = '{}' AS adopted, m.photo_sizes, m.sha256s, m.md5s,
+    m.menu_sha256, m.receipt_sha256, m.captured_on, m.seen
+FROM public.recognitions r
+CROSS JOIN LATERAL (
+    SELECT f.*
+    FROM ingest.manifest f
+    JOIN ingest.batches b ON b.id = f.batch_id
+    WHERE f.recognition_id = r.id AND b.kind = 'load' AND b.state = 'done' AND (f.batch_id = r.batch_id OR b.adopted)
+    ORDER BY f.batch_id IS DISTINCT FROM r.batch_id, b.version DESC
+    LIMIT 1
+) m
+WHERE r.id = ANY (CAST(:recognition_ids AS bigint[]))
+
 -- name: list_near_notices
 -- What explains that no recognition was found.
 SELECT path, message
@@ -227,6 +341,13 @@ FROM pg_temp.found
 WHERE is_notice AND code IN ('folder_name', 'folder_nested', 'file_archive')
 ORDER BY path COLLATE "C"
 LIMIT :count
+
+-- name: remember_seen
+UPDATE ingest.manifest m
+SET seen = u.identity
+FROM unnest(CAST(:recognition_ids AS bigint[]), CAST(:batch_ids AS text[]), CAST(:identities AS text[]))
+    AS u (recognition_id, batch_id, identity)
+WHERE m.batch_id = u.batch_id AND m.recognition_id = u.recognition_id AND m.seen IS DISTINCT FROM u.identity
 
 -- name: sample_manifest
 -- Some photos of a shard as discovery saw them.

@@ -97,19 +97,12 @@ ORDER BY count(*) DESC, code
 LIMIT 1
 
 -- name: count_usable
--- How much of a batch can be used and how much is rejected, in recognitions, or in photos of annotations. Fresh is a
--- reject unless an earlier batch from the same source has recorded the same. A photo is rejected if no box of it is left.
--- What stays as it is could have been used.
+-- How much of a batch can be used and how much is rejected, in recognitions, or in photos of annotations. A photo is
+-- rejected if no box of it is left. What stays as it is could have been used.
 WITH left_out AS (
     SELECT recognition_id FROM ingest.notices WHERE batch_id = :batch_id AND code IN ('in_use', 'not_adopted')
 ), rejected AS (
-    SELECT bool_and(EXISTS (
-            SELECT FROM ingest.rejects e
-            JOIN ingest.batches f ON f.id = e.batch_id
-            WHERE e.path || e.code || e.message = r.path || r.code || r.message
-                AND e.recognition_id IS NOT DISTINCT FROM r.recognition_id
-                AND f.kind = b.kind AND f.source = b.source AND f.created_at < b.created_at
-        )) AS known
+    SELECT
     FROM ingest.batches b
     JOIN ingest.rejects r ON r.batch_id = b.id
         AND (r.recognition_id IS NULL OR r.recognition_id NOT IN (SELECT recognition_id FROM left_out))
@@ -128,7 +121,7 @@ WITH left_out AS (
         ELSE coalesce(r.recognition_id || '/' || photo.camera, '#' || r.id) END
 )
 SELECT b.kind, b.source, b.found, b.already_loaded, b.held_elsewhere, b.held_by, b.held_reason, b.released_at,
-    manifest.listed, r.rejected, r.fresh,
+    manifest.listed, (SELECT count(*) FROM rejected) AS rejected,
     (SELECT count(*) FROM left_out) + CASE b.kind WHEN 'load' THEN manifest.listed ELSE (
         SELECT count(*)
         FROM (SELECT DISTINCT d.recognition_id, d.camera_number FROM raw.detections d WHERE d.batch_id = b.id) photo
@@ -137,8 +130,37 @@ FROM ingest.batches b
 CROSS JOIN LATERAL (
     SELECT count(*) AS listed FROM ingest.manifest m WHERE m.batch_id = b.id AND NOT m.rejected
 ) manifest
-CROSS JOIN (SELECT count(*) AS rejected, count(*) FILTER (WHERE NOT known) AS fresh FROM rejected) r
 WHERE b.id = :batch_id
+
+-- name: delete_look
+DELETE FROM ingest.looks WHERE batch_id = :batch_id
+
+-- name: empty_look
+-- The look found nothing to load after all.
+UPDATE ingest.looks SET batch_made = false, rejected = 0 WHERE batch_id = :batch_id
+
+-- name: forget_known
+-- What uploads and copies rejected or noticed with the words that an earlier load recorded is not told again.
+WITH earlier AS (
+    SELECT l.batch_id
+    FROM ingest.batches b
+    JOIN ingest.looks l ON l.kind = b.kind AND l.source = b.source AND l.batch_id <> b.id
+    WHERE b.id = :batch_id
+), notices AS (
+    DELETE FROM ingest.notices n
+    WHERE n.batch_id = :batch_id AND EXISTS (
+        SELECT FROM ingest.notices e
+        WHERE e.path || e.code || e.message = n.path || n.code || n.message AND e.batch_id <> n.batch_id
+            AND e.recognition_id IS NOT DISTINCT FROM n.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier))
+), rejects AS (
+    DELETE FROM ingest.rejects r
+    WHERE r.batch_id = :batch_id AND EXISTS (
+        SELECT FROM ingest.rejects e
+        WHERE e.path || e.code || e.message = r.path || r.code || r.message AND e.batch_id <> r.batch_id
+            AND e.recognition_id IS NOT DISTINCT FROM r.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier))
+    RETURNING 1
+)
+UPDATE ingest.looks SET known_rejects = known_rejects + (SELECT count(*) FROM rejects) WHERE batch_id = :batch_id
 
 -- name: update_batch_files
 UPDATE ingest.batches b SET files = ingest.files_of(b) WHERE id = :batch_id

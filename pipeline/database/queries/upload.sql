@@ -21,11 +21,30 @@ WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bi
 DELETE FROM ingest.notices WHERE batch_id = :batch_id AND step = 'upload' AND shard = :shard
 
 -- name: list_manifest
-SELECT recognition_id, photo_paths, photo_sizes, photo_mtimes, object_keys,
-    menu_path, menu_size, menu_mtime, receipt_path, receipt_size, receipt_mtime
-FROM ingest.manifest
-WHERE batch_id = :batch_id AND shard = :shard
-ORDER BY recognition_id::text COLLATE "C"
+-- In a batch that takes what changed, with the photos of the version that readers see: what did not change is copied.
+SELECT m.recognition_id, m.photo_paths, m.photo_sizes, m.photo_mtimes, m.object_keys,
+    m.menu_path, m.menu_size, m.menu_mtime, m.receipt_path, m.receipt_size, m.receipt_mtime,
+    f.object_keys AS former_keys, coalesce(f.sha256s, '{NULL,NULL}') AS former_sha256s, coalesce(f.md5s, '{NULL,NULL}') AS former_md5s
+FROM ingest.manifest m
+JOIN ingest.batches b ON b.id = m.batch_id
+LEFT JOIN LATERAL (
+    SELECT k.object_keys, k.sha256s, k.md5s
+    FROM ingest.newest_version('load', m.recognition_id, NULL, m.batch_id) newest (batch_id)
+    JOIN ingest.manifest k ON k.batch_id = newest.batch_id AND k.recognition_id = m.recognition_id
+    JOIN ingest.batches o ON o.id = k.batch_id AND (o.bucket, o.bucket_created_at) = (b.bucket, b.bucket_created_at)
+) f ON b.changed
+WHERE m.batch_id = :batch_id AND m.shard = :shard
+ORDER BY m.recognition_id::text COLLATE "C"
+
+-- name: note_rejected
+-- What rejects of a shard are worth no second look until their files change; one that a limit of the machine, of Storage
+-- or of the file system explains is looked at again.
+UPDATE ingest.rejects r
+SET identity = ingest.identity_of(m)
+FROM ingest.manifest m
+WHERE r.batch_id = :batch_id AND r.step = :step AND r.shard = :shard
+    AND m.batch_id = r.batch_id AND m.recognition_id = r.recognition_id
+    AND r.code !~ '_(vanished|changed|unreadable|too_large)$'
 
 -- name: update_manifest_facts
 UPDATE ingest.manifest m

@@ -1,0 +1,221 @@
+"""Look at recognitions that are not new, and find those whose files are no longer what was loaded.
+
+Size and time of each file decide first. Where they differ, or where files were added, content decides, by SHA-256. What
+a look found equal is remembered, so that the next one need not read it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.database import Connection, line_of
+from pipeline.dataset.documents import check_menu, check_receipt, json_of
+from pipeline.dataset.passed import count_below, uncounted
+from pipeline.dataset.recognition import inspect_copies
+from pipeline.dataset.records import NOT_TAKEN, UNCHANGED, File, Inspected, Notice, Recognition, Reject
+from pipeline.errors import BadInput
+from pipeline.steps.parallel import spread
+from pipeline.steps.read import hash_file, read_file
+from pipeline.steps.source import require_source
+from pipeline.steps.staging import copy_found, copy_staged
+
+_PAGE = 2000
+
+
+@dataclass
+class Left:
+    """What became of the recognitions that are not new: `unusable` changed and cannot be used, `held` by other batches.
+
+    `newest` is the last day on which one of them was captured.
+    """
+
+    unusable: int = 0
+    held: int = 0
+    held_by: set[str] = field(default_factory=set)
+    newest: date | None = None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The files below a recognition's folders by class, and whether they may have changed since they were loaded."""
+
+    files: Counter[str]
+    notices: list[Notice]
+    is_suspect: bool
+
+
+def look_at_left(
+    connection: Connection,
+    source: Path,
+    last: int,
+    executor: Executor,
+    advance: Callable[[int], None],
+    files: Counter[str],
+    drop_known: Callable[[], object],
+    *,
+    taken: bool,
+) -> Left:
+    """Look at what is loaded, held by another batch, or beyond the limit, and add its files to `files` by class.
+
+    What changed is added to pg_temp.staged, and `drop_known` takes out what is rejected already. Only if it is `taken`,
+    what cannot be used of it is a reject.
+    """
+    left, after = Left(), -1
+    while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
+        after = page[-1].recognition_id
+        looks = list(spread(partial(_look, source), page, executor))
+        suspects = [row for row, look in zip(page, looks, strict=True) if look.is_suspect]
+        changed = _compare(connection, source, suspects, executor) if suspects else {}
+        found: list[Reject | Notice] = []
+        for row, look in zip(page, looks, strict=True):
+            one = changed.get(row.recognition_id)
+            if one is None:
+                files.update(look.files)
+                found += look.notices
+            elif row.holder is not None:
+                files[NOT_TAKEN] += look.files.total()
+                if taken:
+                    left.held += 1
+                    left.held_by.add(row.holder)
+                del changed[row.recognition_id]
+            elif isinstance(one.result, Reject) and not taken:
+                files[NOT_TAKEN] += look.files.total()
+                left.unusable += 1
+            else:
+                files.update(one.files)
+                found += [*one.notices, one.result] if isinstance(one.result, Reject) else one.notices if taken else []
+        usable = [one.result for one in changed.values() if isinstance(one.result, Recognition)]
+        former = {row.recognition_id: row.former for row in suspects}
+        if usable:
+            copy_staged(connection, usable, former)
+            drop_known()
+        copy_found(connection, found)
+        left.newest = max(filter(None, (left.newest, *(row.captured_on for row in page))), default=None)
+        advance(len(page))
+    return left
+
+
+def _look(source: Path, row: Any) -> _Look:
+    """Look at the folders of a recognition; open no file."""
+    recorded = row.identity.split("//") if row.identity else []
+    paths = [one.split(" ", 2)[2] for one in recorded]
+    own = next((path for path in row.paths if paths and paths[0].startswith(f"{path}/")), row.paths[0])
+    files, notices, present = Counter[str](), [], 0
+    for path in row.paths:
+        is_own = path == own
+        below = count_below(source, path, UNCHANGED if row.loaded and is_own else NOT_TAKEN, is_listed=is_own)
+        files.update(below.files)
+        notices += uncounted(row.recognition_id, path, below)
+        present += len(below.regular)
+    is_compared = row.loaded and row.identity is not None
+    is_same = own == row.paths[0] and present == len(recorded) and _is_untouched(source, recorded, paths)
+    return _Look(files, notices, is_compared and not is_same)
+
+
+def _is_untouched(source: Path, recorded: Sequence[str], paths: Sequence[str]) -> bool:
+    """Return whether the files have the sizes and times that are on record."""
+    try:
+        for one, path in zip(recorded, paths, strict=True):
+            facts = os.stat(f"{source}/{path}")
+            if not one.startswith(f"{facts.st_size} {facts.st_mtime_ns} "):
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _compare(connection: Connection, source: Path, suspects: Sequence[Any], executor: Executor) -> dict[int, Inspected]:
+    """Inspect the folders of recognitions; return those that are not what was loaded, and remember the others."""
+    numbers = [row.recognition_id for row in suspects]
+    recorded = {row.recognition_id: row for row in connection.execute("list_recorded", recognition_ids=numbers)}
+    pairs = [(row, recorded[row.recognition_id]) for row in suspects]
+    changed: dict[int, Inspected] = {}
+    same: dict[int, Inspected] = {}
+    for number, (found, is_changed) in zip(numbers, spread(partial(_inspect, source), pairs, executor), strict=True):
+        (changed if is_changed else same)[number] = found
+    require_source(source, [one.result for one in changed.values() if isinstance(one.result, Reject)])
+    adopted = [number for number in same if recorded[number].adopted]
+    for number in _find_other_documents(connection, source, [same[one].result for one in adopted]) if adopted else ():
+        changed[number] = same.pop(number)
+    identities = [one.result.identity for one in same.values() if isinstance(one.result, Recognition)]
+    batches = [recorded[number].batch_id for number in same]
+    connection.execute("remember_seen", recognition_ids=list(same), batch_ids=batches, identities=identities)
+    return changed
+
+
+def _inspect(source: Path, pair: tuple[Any, Any]) -> tuple[Inspected, bool]:
+    """Return what is in the folders of a recognition, and whether photos, documents or date are not those on record."""
+    row, recorded = pair
+    found = inspect_copies(source, row.recognition_id, row.paths)
+    if isinstance(found.result, Reject) or found.result.identity == row.identity:
+        return found, isinstance(found.result, Reject)
+    differs = _differs_from_adopted if recorded.adopted else _differs
+    try:
+        return found, differs(source, found.result, recorded)
+    except OSError:  # the upload finds out whether it is a reject
+        return found, True
+
+
+def _differs(source: Path, found: Recognition, recorded: Any) -> bool:
+    if found.captured_on != recorded.captured_on:
+        return True
+    documents = ((found.menu, recorded.menu_sha256), (found.receipt, recorded.receipt_sha256))
+    if any((file is None) != (digest is None) for file, digest in documents):
+        return True
+    if any(file.size != size for file, size in zip(found.photos, recorded.photo_sizes, strict=True)):
+        return True
+    digests = zip(found.photos, recorded.sha256s, strict=True)
+    return any(file is not None and hash_file(source, file) != digest for file, digest in (*documents, *digests))
+
+
+def _differs_from_adopted(source: Path, found: Recognition, recorded: Any) -> bool:
+    """Return whether photos are not those that another tool loaded, as far as that can be known.
+
+    It may have encoded them anew, and has then no photo as it is in the dataset: only a size that is another one than
+    that of an earlier look says something.
+    """
+    if recorded.seen is not None:
+        sizes = [int(one.split(" ", 1)[0]) for one in recorded.seen.split("//")[:2]]
+        return [file.size for file in found.photos] != sizes
+    same = [
+        file.size == size and md5 is not None and hash_file(source, file, "md5") == md5
+        for file, size, md5 in zip(found.photos, recorded.photo_sizes, recorded.md5s, strict=True)
+    ]
+    return any(same) and not all(same)
+
+
+def _find_other_documents(connection: Connection, source: Path, adopted: Sequence[Any]) -> list[int]:
+    """Return the adopted recognitions whose receipt or menu is not what the domain has of them."""
+    broken: list[int] = []
+    connection.execute("create_documents")
+    columns = ("recognition_id", "receipt", "menu")
+    connection.copy_lines("pg_temp.documents", columns, _documents(source, adopted, broken))
+    return [*broken, *(row.recognition_id for row in connection.execute("list_other_documents"))]
+
+
+def _documents(source: Path, adopted: Sequence[Any], broken: list[int]) -> Iterator[bytes]:
+    for one in adopted:
+        try:
+            receipt, menu = (
+                _document(source, file, check) for file, check in ((one.receipt, check_receipt), (one.menu, check_menu))
+            )
+        except BadInput:  # the upload rejects it
+            broken.append(one.recognition_id)
+        else:
+            yield line_of((one.recognition_id, receipt, menu))
+
+
+def _document(source: Path, file: File | None, check: Callable[[bytes], object]) -> bytes | None:
+    if file is None:
+        return None
+    content = read_file(source, file, "json")
+    check(content)
+    return json_of(content)
