@@ -255,7 +255,7 @@ def test_without_new_recognitions_there_is_nothing_to_do(
     assert run_pipeline("load", "--source", dataset, "--batch-id", "b1").returncode == 0
     done = run_pipeline("load", "--source", dataset, "--batch-id", "b2")
     assert done.returncode == 0
-    assert done.stdout.startswith("Batch b2 is done: 0 recognitions")
+    assert done.stdout.startswith("Nothing to load: ")
     assert "Skipped: 6 already loaded." in done.stdout
     world.check(settings, (dataset, "b1", None))
 

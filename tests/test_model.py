@@ -47,11 +47,10 @@ class Batch:
 
     kind: str
     dataset: str
-    force: bool
+    option: str  # of the load: --force, --changed or none
     held: dict[int, int] = field(default_factory=dict)  # recognition -> seed
     version: int | None = None
     rejects: set[int] = field(default_factory=set)
-    elsewhere: int = 0  # what it found loaded or claimed
     is_doubted: bool = False  # a check recorded a reason to hold it
     is_held: bool = False
     aside: set[int] = field(default_factory=set)  # left as they are, since people work on them
@@ -114,14 +113,21 @@ class Machine(RuleBasedStateMachine):
 
     def _candidates(self, batch: Batch) -> dict[int, int]:
         """What a discovery chooses, were it made now."""
-        wanted = self._recognitions(batch.dataset)
-        loaded = self.model.shown("load")
-        if batch.kind == "load":
-            free = {n: seed for n, seed in wanted.items() if batch.force or n not in loaded}
-        else:
-            annotated = self.model.shown("qwen")
-            free = {n: seed for n, seed in wanted.items() if n in loaded and (batch.force or n not in annotated)}
-        return free
+        wanted, shown, loaded = (
+            self._recognitions(batch.dataset),
+            self.model.shown(batch.kind),
+            self.model.shown("load"),
+        )
+        return {
+            number: seed
+            for number, seed in wanted.items()
+            if (batch.kind == "load" or number in loaded)
+            and (
+                number not in shown
+                or batch.option == "--force"
+                or (batch.option == "--changed" and self.model.batches[shown[number]].held[number] != seed)
+            )
+        }
 
     def _command(self, name: str) -> list[str]:
         batch = self.model.batches[name]
@@ -130,7 +136,7 @@ class Machine(RuleBasedStateMachine):
             command = ["load", "--source", str(folder)]
         else:
             command = ["load-qwen", "--file", str(folder / ANNOTATIONS)]
-        return [*command, "--batch-id", name, "--local-scheduler", *(["--force"] if batch.force else [])]
+        return [*command, "--batch-id", name, "--local-scheduler", *filter(None, [batch.option])]
 
     def _unfinished(self) -> list[str]:
         return [name for name, batch in self.model.batches.items() if batch.version is None]
@@ -140,14 +146,14 @@ class Machine(RuleBasedStateMachine):
     @rule(
         kind=st.sampled_from(["load", "load", "qwen"]),
         dataset=st.sampled_from(sorted(DATASETS)),
-        force=st.booleans(),
+        option=st.sampled_from(["", "--force", "--changed"]),
         kill_after=st.one_of(st.none(), st.integers(0, 70)),
     )
-    def load(self, kind: str, dataset: str, force: bool, kill_after: int | None) -> None:
-        # A forced load whose receipts lack an item that the app references would be refused; the app lets go first.
-        if force:
+    def load(self, kind: str, dataset: str, option: str, kill_after: int | None) -> None:
+        # A new version whose receipts lack an item that the app references would be refused; the app lets go first.
+        if option:
             self._sql("UPDATE public.notes SET item_id = NULL")
-        batch = Batch(kind, dataset, force)
+        batch = Batch(kind, dataset, option)
         batch.held = self._candidates(batch)
         if kind == "qwen":
             batch.rejects = set(self._recognitions(dataset)) - set(self.model.shown("load"))
@@ -156,7 +162,6 @@ class Machine(RuleBasedStateMachine):
             if self.model.batches[other].kind == kind:
                 for number in {*self.model.batches[other].held, *self.model.batches[other].aside}:
                     batch.held.pop(number, None)
-        batch.elsewhere = len(self._recognitions(dataset)) - len(batch.rejects) - len(batch.held)
         is_claimed = not batch.held and chosen > 0
         name = self._name(kind)
         self.model.batches[name] = batch
@@ -213,19 +218,19 @@ class Machine(RuleBasedStateMachine):
         """The exit code of a load that runs to its end."""
         batch = self.model.batches[name]
         is_usable = batch.held or batch.aside
-        is_unusable = not is_usable and (self._fresh(name) or (batch.rejects and not batch.elsewhere))
+        is_unusable = not is_usable and self._fresh(name)
         return 6 if batch.is_held or batch.is_doubted or is_unusable else 0
 
     @precondition(lambda self: self._unfinished())
     @rule(data=st.data())
     def resume(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(self._unfinished()))
-        if self.model.batches[name].force:
+        if self.model.batches[name].option:
             self._sql("UPDATE public.notes SET item_id = NULL")
         ended = self.runner(*self._command(name))
         assert ended.code == self._code(name), ended
         self._settle(name)
-        assert (self.model.batches[name].version is None) == (ended.code == 6)
+        assert name not in self.model.batches or (self.model.batches[name].version is None) == (ended.code == 6)
 
     @precondition(lambda self: self._unfinished())
     @rule(data=st.data())
@@ -245,7 +250,7 @@ class Machine(RuleBasedStateMachine):
             assert self.runner(*command).code == 4
             assert self._before() == before
             return
-        if batch.force:
+        if batch.option:
             self._sql("UPDATE public.notes SET item_id = NULL")
         if kill_after is not None:
             first = self.runner(*command, kill_after=kill_after)

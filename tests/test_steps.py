@@ -28,6 +28,7 @@ from pipeline.database import Database
 from pipeline.errors import RefusedError, StorageError, UnfinishedError
 from pipeline.observe.metrics import Metrics
 from pipeline.steps import discover as discover_module
+from pipeline.steps import parallel
 from pipeline.steps import upload as upload_module
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
@@ -538,10 +539,10 @@ def test_what_was_sent_leaves_nothing_behind_that_only_a_collection_would_remove
 
 
 @pytest.mark.parametrize(
-    ("worked", "spread"), [(time.perf_counter, False), (lambda: 0.0, True)], ids=["works all the time", "waits"]
+    ("worked", "in_threads"), [(time.perf_counter, False), (lambda: 0.0, True)], ids=["works all the time", "waits"]
 )
 def test_folders_are_inspected_in_their_order_on_any_file_system(
-    monkeypatch: pytest.MonkeyPatch, worked: Callable[[], float], spread: bool
+    monkeypatch: pytest.MonkeyPatch, worked: Callable[[], float], in_threads: bool
 ) -> None:
     threads: set[str] = set()
 
@@ -549,8 +550,8 @@ def test_folders_are_inspected_in_their_order_on_any_file_system(
         threads.add(threading.current_thread().name)
         return item
 
-    monkeypatch.setattr(discover_module, "_TRIED", 2)
+    monkeypatch.setattr(parallel, "_TRIED", 2)
     monkeypatch.setattr(time, "thread_time", worked)
     with ThreadPoolExecutor(2) as executor:
-        assert list(discover_module._spread(look, range(6), executor)) == [*range(6)]
-    assert (threads != {threading.current_thread().name}) == spread
+        assert list(parallel.spread(look, range(6), executor)) == [*range(6)]
+    assert (threads != {threading.current_thread().name}) == in_threads

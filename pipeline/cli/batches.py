@@ -95,7 +95,9 @@ def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> Non
         raise error from exc
     done = summary["state"] == "done"
     if done or options.json:
-        text = f"{headline(summary, was_done=run.was_done)}\n{performance_metrics(summary)}"
+        text = headline(summary, was_done=run.was_done)
+        if summary.get("batch_made", True):
+            text += f"\n{performance_metrics(summary)}"
         print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, text)
     else:
         say(headline(summary))
@@ -225,7 +227,9 @@ def status(options: argparse.Namespace) -> int:
         if options.batch_id:
             database.run(require_schema, read_only=True)
             summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
-            lines = [headline(summary, rejects=100), performance_metrics(summary)]
+            lines = [headline(summary, rejects=100)]
+            if summary.get("batch_made", True):
+                lines.append(performance_metrics(summary))
             if summary["state"] == "held":
                 lines.append(held_hint(options.batch_id, settings.command))
             print_result(options, summary, "\n".join(lines))

@@ -163,7 +163,7 @@ class Run:
             logger.info("no summary: %s", exc.message)
             return
         show(headline(summary, 0 if self.target.step == RESET else 10, was_done=self.was_done))
-        if summary["state"] == "done":
+        if summary["state"] == "done" and summary.get("batch_made", True):
             show(performance_metrics(summary))
         elif summary["state"] == "held":
             say(held_hint(self.batch_id, self.environment.settings.command))

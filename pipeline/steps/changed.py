@@ -24,7 +24,6 @@ from pipeline.dataset.records import NOT_TAKEN, UNCHANGED, File, Inspected, Noti
 from pipeline.errors import BadInput
 from pipeline.steps.parallel import spread
 from pipeline.steps.read import hash_file, read_file
-from pipeline.steps.source import require_source
 from pipeline.steps.staging import copy_found, copy_staged
 
 _PAGE = 2000
@@ -174,22 +173,25 @@ def _compare(connection: Connection, source: Path, suspects: Sequence[Any], exec
     same: dict[int, Inspected] = {}
     for number, (found, is_changed) in zip(numbers, spread(partial(_inspect, source), pairs, executor), strict=True):
         (changed if is_changed else same)[number] = found
-    require_source(source, [one.result for one in changed.values() if isinstance(one.result, Reject)])
-    adopted = [number for number in same if recorded[number].adopted]
+    adopted = [number for number in same if recorded[number].adopted and isinstance(same[number].result, Recognition)]
     for number in _find_other_documents(connection, source, [same[one].result for one in adopted]) if adopted else ():
         changed[number] = same.pop(number)
     identities = [one.result.identity for one in same.values() if isinstance(one.result, Recognition)]
-    batches = [recorded[number].batch_id for number in same]
-    connection.execute("remember_seen", recognition_ids=list(same), batch_ids=batches, identities=identities)
+    numbers = [number for number, one in same.items() if isinstance(one.result, Recognition)]
+    batches = [recorded[number].batch_id for number in numbers]
+    connection.execute("remember_seen", recognition_ids=numbers, batch_ids=batches, identities=identities)
     return changed
 
 
 def _inspect(source: Path, pair: tuple[Any, Any]) -> tuple[Inspected, bool]:
-    """Return what is in the folders of a recognition, and whether photos, documents or date are not those on record."""
+    """Return what is in the folders of a recognition, and whether photos, documents or date are not those on record.
+
+    A folder that cannot be read says nothing.
+    """
     row, recorded = pair
     found = inspect_copies(source, row.recognition_id, row.paths)
     if isinstance(found.result, Reject) or found.result.identity == row.identity:
-        return found, isinstance(found.result, Reject)
+        return found, isinstance(found.result, Reject) and found.result.code != "folder_unreadable"
     differs = _differs_from_adopted if recorded.adopted else _differs
     try:
         return found, differs(source, found.result, recorded)

@@ -185,7 +185,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
     if request.strict and rejects:
         _refuse(connection, rejects)
-    known = connection.one("drop_known", kind=request.kind, source=request.source)
+    known = connection.one("drop_known", kind=request.kind, source=request.source, force=request.force)
     seen.known += known.rejects
     if known.rejects:
         rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}

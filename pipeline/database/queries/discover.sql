@@ -135,11 +135,11 @@ WHERE c.batch_id = :batch_id AND NOT :force AND s.recognition_id = c.recognition
 DELETE FROM pg_temp.staged WHERE changed
 
 -- name: drop_known
--- What an earlier look at the source recorded with the same words is not told again.
+-- What an earlier look at the source recorded with the same words is not told again, but for notices of a forced load.
 WITH known AS (
     DELETE FROM pg_temp.found f
     WHERE f.code IS NOT NULL AND CASE WHEN f.is_notice
-        THEN EXISTS (
+        THEN NOT :force AND EXISTS (
             SELECT FROM ingest.notices e
             JOIN ingest.looks l ON l.batch_id = e.batch_id
             WHERE e.path || e.code || e.message = f.path || f.code || f.message

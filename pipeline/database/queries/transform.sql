@@ -140,9 +140,10 @@ DELETE FROM ingest.looks WHERE batch_id = :batch_id
 UPDATE ingest.looks SET batch_made = false, rejected = 0 WHERE batch_id = :batch_id
 
 -- name: forget_known
--- What uploads and copies rejected or noticed with the words that an earlier load recorded is not told again.
+-- What was rejected or noticed since discovery, with the words that an earlier load recorded, is not told again, but for
+-- notices of a forced load.
 WITH earlier AS (
-    SELECT l.batch_id
+    SELECT l.batch_id, b.force
     FROM ingest.batches b
     JOIN ingest.looks l ON l.kind = b.kind AND l.source = b.source AND l.batch_id <> b.id
     WHERE b.id = :batch_id
@@ -151,7 +152,7 @@ WITH earlier AS (
     WHERE n.batch_id = :batch_id AND EXISTS (
         SELECT FROM ingest.notices e
         WHERE e.path || e.code || e.message = n.path || n.code || n.message AND e.batch_id <> n.batch_id
-            AND e.recognition_id IS NOT DISTINCT FROM n.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier))
+            AND e.recognition_id IS NOT DISTINCT FROM n.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier WHERE NOT force))
 ), rejects AS (
     DELETE FROM ingest.rejects r
     WHERE r.batch_id = :batch_id AND EXISTS (
