@@ -455,20 +455,21 @@ class People(Machine):
     @initialize()
     def trays_are_loaded(self) -> None:
         for kind in ("load", "qwen"):
-            self.load(kind=kind, dataset="early", force=False, kill_after=None)
+            self.load(kind=kind, dataset="early", option="", kill_after=None)
 
     @rule(
         data=st.data(),
         kinds=st.permutations(["load", "qwen"]),
         dataset=st.sampled_from(["late", "other", "other"]),
+        option=st.sampled_from(["--force", "--changed"]),
         kill_after=st.one_of(st.none(), st.none(), st.integers(0, 70)),
     )
     def people_work_and_versions_come(
-        self, data: st.DataObject, kinds: list[str], dataset: str, kill_after: int | None
+        self, data: st.DataObject, kinds: list[str], dataset: str, option: str, kill_after: int | None
     ) -> None:
         for kind in kinds:
             self._work(data)
-            self.load(kind=kind, dataset=dataset, force=True, kill_after=kill_after)
+            self.load(kind=kind, dataset=dataset, option=option, kill_after=kill_after)
 
     @precondition(lambda self: self.model.batches)
     @rule(data=st.data())
