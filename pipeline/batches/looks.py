@@ -68,6 +68,7 @@ def find_look(connection: Connection, batch_id: str) -> Look | None:
 
 def summarise_look(connection: Connection, look: Look) -> dict[str, Any]:
     """Return a look that made no batch in the form of the summary of a batch, into which nothing was loaded."""
+    notices = {row.code: row.notices for row in connection.execute("count_notices", batch_id=look.batch_id)}
     noticed = connection.execute("list_notices", batch_id=look.batch_id, count=_LISTED_NOTICES)
     counts = {"recognitions_processed": 0, "images_processed": 0}
     counts |= {"detections_processed" if look.kind == KIND_QWEN else "bytes_uploaded": 0}
@@ -77,7 +78,8 @@ def summarise_look(connection: Connection, look: Look) -> dict[str, Any]:
         "state": "done",
         "changed_since_load": look.changed,
         "rejected_inputs": [],
-        "noticed": sum(look.seen["notices"].values()),
+        "notices": notices,
+        "noticed": sum(notices.values()),
         "noticed_inputs": [row._asdict() for row in noticed],
         "bytes": 0,
         "shards": 0,

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
-from pipeline.batches.looks import OPTIONS, describe_changed, find_look, summarise_look
+from pipeline.batches.looks import OPTIONS, Look, describe_changed, find_look, summarise_look
 from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
@@ -182,8 +182,13 @@ def _inputs(summary: Mapping[str, Any], limit: int) -> Iterator[str]:
             yield f"  … and {total - len(shown)} more, in the table ingest.{table}"
 
 
-def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any], list[PipelineError]]:
-    """Return the state of services and batches, and the errors of services that failed; latencies in ms."""
+def read_status(
+    settings: Settings, database: Database, *, lists_all: bool = False
+) -> tuple[dict[str, Any], list[PipelineError]]:
+    """Return the state of services and batches, and the errors of services that failed; latencies in ms.
+
+    Without `lists_all`, the batches are those that changed last, and those that are unfinished.
+    """
     result: dict[str, Any] = {"environment": settings.environment, "url": settings.url, "bucket": settings.bucket}
     failures = []
 
@@ -197,7 +202,7 @@ def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any],
     recorded: dict[str, datetime | None] = {}
     examine("database", lambda: database.run(_examine_database, read_only=True))
     if result["database"]["ok"] and not result["database"]["migrations_pending"]:
-        result.update(database.run(_read_tables, read_only=True))
+        result.update(database.run(partial(_read_tables, lists_all=lists_all), read_only=True))
         recorded = database.run(partial(list_recorded, bucket=settings.bucket), read_only=True)
     examine("storage", lambda: _examine_storage(settings, recorded))
     return result, failures
@@ -223,11 +228,19 @@ def _examine_database(connection: Connection) -> dict[str, Any]:
     }
 
 
-def _read_tables(connection: Connection) -> dict[str, Any]:
-    rows = connection.one("count_rows")._asdict()
-    batches = connection.execute("list_batches", unfinished=False, count=_LISTED_BATCHES)
+def _read_tables(connection: Connection, *, lists_all: bool) -> dict[str, Any]:
+    batches = connection.execute("list_batches", unfinished=False, count=None if lists_all else _LISTED_BATCHES)
     unfinished = connection.execute("list_batches", unfinished=True, count=None)
-    return {"rows": rows, "batches": list(map(_as_json, batches)), "unfinished": list(map(_as_json, unfinished))}
+    newest = connection.one("describe_newest")
+    return {
+        "rows": connection.one("count_rows")._asdict(),
+        "newest": {name: one and one.isoformat() for name, one in newest._asdict().items() if name != "batches"},
+        "last_looks": [Look(**row._asdict()).as_json() for row in connection.execute("list_last_looks")],
+        "last_loads": list(map(_as_json, connection.execute("list_last_loads"))),
+        "batches": list(map(_as_json, batches)),
+        "more_batches": newest.batches - len(batches),
+        "unfinished": list(map(_as_json, unfinished)),
+    }
 
 
 def status_text(result: Mapping[str, Any], production: bool) -> str:
@@ -248,6 +261,7 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
         return "\n".join([*lines, f"Migrations: {len(missing)} pending ({', '.join(missing)}): run `{command}`"])
     lines.append("Migrations: up to date")
     lines.append("Rows: " + ", ".join(f"{name} {count}" for name, count in result["rows"].items()))
+    lines += _describe_nights(result)
     lines.append("Batches, the last changed first:" if result["batches"] else "No batch was loaded yet.")
     width = max((len(batch["batch_id"]) for batch in result["batches"]), default=0)
     for batch in result["batches"]:
@@ -255,6 +269,8 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
         content = counted(batch["detections"], "detection") if batch["kind"] == KIND_QWEN else size(batch["bytes"])
         content = f"{counted(batch['recognitions'], 'recognition')}, {content}"
         lines.append(f"  {batch['batch_id']:<{width}}  {batch['state']:<9}  {changed}  {content}")
+    if more := result["more_batches"]:
+        lines.append(f"  and {more} more: {command_line('status --all', production)}")
     if result["unfinished"]:
         lines.append("Unfinished:")
     command_of = partial(command_line, production=production)
@@ -268,3 +284,20 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
             command = LoadRequest(**{name: batch[name] for name in names}).command(production)
         lines.append(f"  {batch['batch_id']} is {batch['state']}: {command}")
     return "\n".join(lines)
+
+
+def _describe_nights(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines about the last look and the last load of each kind, and the age of the data."""
+    for look in result["last_looks"]:
+        name, unit = ("load-qwen", "photo") if look["kind"] == KIND_QWEN else ("load", "recognition")
+        made = f"batch {look['batch_id']}" if look["batch_made"] else "nothing to load"
+        found = counted(look["found"], unit)
+        yield printable(f"Last look ({name}): {moment(look['looked_at'])}, {found} in {look['source']}, {made}")
+    for load in result["last_loads"]:
+        name = "load-qwen" if load["kind"] == KIND_QWEN else "load"
+        loaded = counted(load["recognitions"], "recognition")
+        yield f"Last load ({name}): {moment(load['finished_at'])}, {loaded}, batch {load['batch_id']}"
+    if captured_on := result["newest"]["captured_on"]:
+        yield f"Newest data: captured on {captured_on}"
+    elif finished_at := result["newest"]["finished_at"]:
+        yield f"Newest data: loaded {moment(finished_at)}, no photo says when it was captured"

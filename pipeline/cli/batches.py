@@ -234,7 +234,7 @@ def status(options: argparse.Namespace) -> int:
                 lines.append(held_hint(options.batch_id, settings.command))
             print_result(options, summary, "\n".join(lines))
             return DONE
-        result, failures = read_status(settings, database)
+        result, failures = read_status(settings, database, lists_all=options.all)
     print_result(options, result, status_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
 

@@ -123,6 +123,7 @@ def _add_batches(add: _Add) -> None:
     what = one.add_mutually_exclusive_group()
     what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch")
     what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
+    what.add_argument("--all", action="store_true", help="list all batches, not only those that changed last")
     one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
 
     one = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")

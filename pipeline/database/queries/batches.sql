@@ -51,6 +51,12 @@ LEFT JOIN (
 ) look ON look_id = id
 WHERE id = :batch_id
 
+-- name: describe_newest
+-- How many batches there are, and how old what readers see is.
+SELECT (SELECT count(*) FROM ingest.batches) AS batches,
+    (SELECT max(captured_on) FROM public.recognitions) AS captured_on,
+    (SELECT max(finished_at) FROM ingest.batches WHERE state = 'done') AS finished_at
+
 -- name: end_backend
 -- End a connection that its client lost: the server itself would notice after a minute.
 SELECT pg_terminate_backend(pid) AS ended
@@ -114,6 +120,16 @@ FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
 LIMIT :count
+
+-- name: list_last_loads
+-- The last finished batch of each kind.
+SELECT DISTINCT ON (kind) kind, id AS batch_id, finished_at, recognitions
+FROM ingest.batches
+WHERE state = 'done' AND NOT adopted
+ORDER BY kind, version DESC
+
+-- name: list_last_looks
+SELECT DISTINCT ON (kind) * FROM ingest.looks ORDER BY kind, looked_at DESC
 
 -- name: list_marked
 SELECT step, shard FROM ingest.batch_state WHERE batch_id = :batch_id
