@@ -43,7 +43,7 @@ from tests.services import (
 
 #: Statements that only look or take a lock, and those whose tables go with their transaction.
 _READS = ("list_", "find_", "count_", "now", "hold_", "lock_", "try_")
-_TEMPORARY = ("create_", "analyze_", "index_", "plan_", "add_unknown", "drop_skipped_")
+_TEMPORARY = ("create_", "analyze_", "index_", "plan_", "add_unknown", "drop_skipped_", "drop_known", "drop_changed")
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,8 @@ def _trace_writes(path: Path, kill_after: int | None) -> None:
 def _request(_self: Storage, method: str, path: str, *_rest: object, **_more: object) -> str | None:
     if method == "GET" or path.startswith("/object/list"):
         return None
-    return f"http {method} {'/object' if path.startswith('/object') else '/bucket'}"
+    names = ("/object/copy", "/object", "/bucket")
+    return f"http {method} {next(name for name in names if path.startswith(name))}"
 
 
 def moments(writes: Sequence[str]) -> list[int]:
