@@ -178,6 +178,53 @@ def test_a_forced_reload_over_an_adopted_tray_goes_back_row_by_row(
     assert run("verify").code == 0
 
 
+def test_what_changed_since_another_tool_loaded_it_is_loaded_anew(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, second, third, fourth = project.numbers
+    folders = world.folders(project.dataset)
+
+    def changed(*options: str | Path) -> int:
+        done = run(*options, "--changed", "--json")
+        assert done.code == 0, done.err
+        return int(json.loads(done.out)["changed_since_load"])
+
+    load = ("load", "--source", project.dataset, "--batch-id")
+    # The older script encoded photos anew, so none of them says anything at the first look.
+    assert [changed(*load, name) for name in ("n1", "n2")] == [0, 0]
+    give_receipt(project.dataset, first, [*reversed(RECEIPT[:2])])
+    [menu] = folders[second].glob("*AM.json")
+    menu.write_text(json.dumps([{"ExternalId": "1", "Name": "soup", "Category": "", "Price": 1}]), encoding="utf-8")
+    [photo] = folders[third].rglob("*Main.jpg")
+    photo.write_bytes(photo.read_bytes() + b"tail")
+    give_receipt(project.dataset, fourth, [*reversed(RECEIPT)])  # the same lines in another order
+    assert changed(*load, "b1") == 3
+    shown = world.query(dsn, "SELECT id FROM public.recognitions WHERE batch_id = 'b1' ORDER BY id")
+    assert [number for (number,) in shown] == [first, second, third]
+    assert world.inconsistencies(project.settings) == []
+
+    boxes = {label: [x, y, x + w, y + h] for label, x, y, w, h in BOXES}
+    detections = [{"bbox_2d": box, "label": label} for label, box in boxes.items()]
+    values = {
+        key_of(number): {
+            "dishes": {"qwen_detections": detections[:3]},
+            "plates": {"qwen_detections": detections[3:]},
+        }
+        for number in (first, fourth)
+    }
+    file = tmp_path / "boxes.json"
+    annotate = ("load-qwen", "--file", write(file, values), "--batch-id")
+    assert changed(*annotate, "n3") == 0
+    values[key_of(fourth)] = value_of("dish_0", "plate")
+    write(file, values)
+    assert [changed(*annotate, name) for name in ("q1", "n4")] == [1, 0]
+    for batch in ("b1", "q1"):
+        assert run("reset", "--batch-id", batch, "--confirm").code == 0
+    project.check()
+
+
 def test_forced_annotations_of_an_adopted_tray_go_back_row_by_row(
     run: Run, project: Project, tmp_path: Path, dsn: str
 ) -> None:
