@@ -181,6 +181,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
             batch_state.add_inputs(connection, batch_id, DISCOVER, WHOLE, staged.notices)
             if staged.held_reason:
                 batch_state.set_held_reason(connection, batch_id, staged.held_reason)
+    connection.execute("insert_look", batch_id=batch_id, rejected=sum(rejects.values()))
     if not is_load and counts.shards:
         copied_at, copied = connection.one("now").now, Metrics()
         with copied.timed("db_bulk_copy"):

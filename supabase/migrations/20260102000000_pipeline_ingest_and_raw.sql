@@ -166,6 +166,29 @@ CREATE INDEX IF NOT EXISTS notices_batch ON ingest.notices (batch_id, step, shar
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';
 
+CREATE TABLE IF NOT EXISTS ingest.looks (
+    -- The id that the load request was resolved to; where there was nothing to load, no batch has it.
+    batch_id text PRIMARY KEY,
+    kind text NOT NULL CHECK (kind IN ('load', 'qwen')),
+    source text NOT NULL,
+    bucket text NOT NULL,
+    looked_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    batch_made boolean NOT NULL,
+    -- Recognitions, of annotations photos: what the source has, and what of it is loaded, also in another form.
+    found bigint NOT NULL,
+    already_loaded bigint NOT NULL,
+    changed bigint NOT NULL,
+    -- Inputs that cannot be used, those that an earlier look recorded apart.
+    rejected bigint NOT NULL,
+    known_rejects bigint NOT NULL,
+    -- The last day on which a recognition of the source was captured.
+    newest date,
+    -- The options, and further numbers.
+    seen jsonb NOT NULL DEFAULT '{}'
+);
+CREATE INDEX IF NOT EXISTS looks_looked_at ON ingest.looks (looked_at);
+COMMENT ON TABLE ingest.looks IS 'What each discovery saw; one that found nothing to load made no batch.';
+
 CREATE TABLE IF NOT EXISTS ingest.adopted_rows (
     relation text NOT NULL,
     id bigint NOT NULL,
@@ -180,6 +203,14 @@ CREATE TABLE IF NOT EXISTS ingest.adopted_rows (
 CREATE INDEX IF NOT EXISTS adopted_rows_recognition ON ingest.adopted_rows (recognition_id);
 COMMENT ON TABLE ingest.adopted_rows IS
     'What adopted recognitions looked like before a batch of ours changed them, for the reset of that batch.';
+
+CREATE TABLE IF NOT EXISTS ingest.notifications (
+    command text NOT NULL,
+    problem text NOT NULL,
+    told_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (command, problem)
+);
+COMMENT ON TABLE ingest.notifications IS 'Problems of commands that NOTIFY_URLS was told of, until they are over.';
 
 -- The files of a batch by class. Until its commit, what discovery used and an upload or a copy rejected is rejected.
 CREATE OR REPLACE FUNCTION ingest.files_of(batch ingest.batches) RETURNS jsonb
@@ -254,7 +285,9 @@ ALTER TABLE ingest.manifest ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.claims ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.notices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.looks ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.adopted_rows ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.notifications ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.menus ENABLE ROW LEVEL SECURITY;

@@ -235,6 +235,18 @@ FROM ingest.manifest
 WHERE batch_id = :batch_id AND shard = :shard
 LIMIT :count
 
+-- name: insert_look
+INSERT INTO ingest.looks
+    (batch_id, kind, source, bucket, batch_made, found, already_loaded, changed, rejected, known_rejects, newest)
+SELECT b.id, b.kind, b.source, b.bucket, true, b.found, b.already_loaded, 0, :rejected, 0, greatest(
+    (SELECT max(captured_on) FROM ingest.manifest WHERE batch_id = b.id),
+    (SELECT max(newest) FROM ingest.looks WHERE kind = b.kind AND source = b.source))
+FROM ingest.batches b
+WHERE b.id = :batch_id
+ON CONFLICT (batch_id) DO UPDATE SET kind = excluded.kind, source = excluded.source, bucket = excluded.bucket,
+    looked_at = excluded.looked_at, found = excluded.found, already_loaded = excluded.already_loaded,
+    rejected = excluded.rejected, newest = excluded.newest
+
 -- name: update_batch_counts
 -- After discovery; the commit counts again, when shards may have rejected some. What another batch took in the meantime
 -- was not taken.
