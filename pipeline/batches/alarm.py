@@ -100,7 +100,8 @@ class Alarm:
 
     def _body(self, over: Iterable[str], error: PipelineError | None) -> str:
         after = "".join(f"Over: {problem}\n" for problem in sorted(over))
-        return f"{after}{_text(error)[-_SHOWN_CHARACTERS:]}" or "The log has nothing to say."
+        target, _, rest = _text(error).partition("\n")
+        return f"{after}{target[:_SHOWN_CHARACTERS]}\n{rest[-_SHOWN_CHARACTERS:]}"
 
     def _read(self) -> Memory:
         """Return what people know from the database and from the file."""

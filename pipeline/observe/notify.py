@@ -44,7 +44,7 @@ def notify(urls: Secret, title: str, body: str, *, good: bool) -> bool:
     """Send a text to every URL at once, within seconds; return whether at least one service took it."""
     services, unknown = read_services(urls)
     if unknown:
-        logger.warning("%d of NOTIFY_URLS are not URLs that apprise knows.", unknown)
+        logger.warning("%d of NOTIFY_URLS cannot be used by apprise.", unknown)
     taken: list[bool] = []
 
     def send(service: Any) -> None:
