@@ -158,7 +158,7 @@ def read_alarms(
         _, path = _choose(production, environ, directory or Path.cwd())
         values = _read(path) if path is not None else {}
     values |= {name: value for name, value in environ.items() if value}
-    ping, notify = values.get("PING_URL", "").strip(), values.get("NOTIFY_URLS", "").strip()
+    ping, notify = (values.get("PING_URL") or "").strip(), (values.get("NOTIFY_URLS") or "").strip()
     # A part of them may be in the message of a library.
     for secret in (*ping.split("?"), *re.split(r"[\s,]+", notify)):
         Secret(secret)

@@ -75,7 +75,7 @@ KINDS = {
         "the disk of the database is full", Outcome(3, "UnfinishedError DatabaseUnavailable", looked=True)
     ),
     "full disk": Kind("no temporary file can be written: the command ends as it begins", None),
-    "killed": Kind("`kill -9`, or the power fails", Outcome(None)),
+    "killed": Kind("`kill -9`, or the power fails", Outcome(None, looked=True)),
     "stopped": Kind("SIGTERM: the machine is shut down", Outcome(130, "exit code 130", looked=True)),
 }
 

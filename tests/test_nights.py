@@ -100,6 +100,12 @@ class World:
         return process.returncode
 
 
+def load_twice(found: World) -> int:
+    found.load()
+    found.monitor.heard.clear()
+    return found.load()
+
+
 def fill_database(found: World) -> int:
     world.query(
         found.settings.database_url.reveal(),
@@ -145,7 +151,7 @@ def reject(found: World, count: int, *options: str) -> int:
 
 COMMANDS: dict[str, Callable[[World], int]] = {
     "good": lambda found: found.load(),
-    "empty": lambda found: (found.load(), found.monitor.heard.clear(), found.load())[-1],
+    "empty": load_twice,
     "some rejected": lambda found: reject(found, 2),
     "half": fail_storage,
     "rejected": lambda found: reject(found, 1, "--strict"),
@@ -196,7 +202,7 @@ def test_the_load_of_a_night_comes_to_what_the_year_says(
     assert told == bool(outcome.problem)
     dsn = settings.database_url.reveal()
     looks = world.query(dsn, "SELECT count(*) FROM ingest.looks")[0][0]
-    assert name in ("killed",) or bool(looks) == outcome.looked
+    assert bool(looks) == outcome.looked
     problems = world.query(dsn, "SELECT problem FROM ingest.notifications")
     if name == "no database":
         problems = [(outcome.problem,)] if outcome.problem in (settings.home / "told.json").read_text() else []

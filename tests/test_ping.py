@@ -51,8 +51,8 @@ def test_each_watched_command_pings_its_begin_and_its_end(
         assert (command[0] == "verify") == ("Verified bucket" in monitor.heard[1].body)
         assert settings.key.reveal() not in monitor.heard[1].body
         assert monitor.paths() == ["/ping/5f0c/start", "/ping/5f0c"]
-    for command in (("status",), ("load", "--source", dataset, "--dry-run"), ("report", "--batch-id", "b1")):
-        assert run_pipeline(*command, env=env(monitor)).returncode == 0
+    for other in (("status",), ("load", "--source", str(dataset), "--dry-run"), ("report", "--batch-id", "b1")):
+        assert run_pipeline(*other, env=env(monitor)).returncode == 0
     assert monitor.paths() == []
 
 
