@@ -86,7 +86,7 @@ def test_the_file_has_every_number_under_its_labels(tmp_path: Path) -> None:
         "pipeline_batch_shards_done copy": 0,
         "pipeline_batch_already_loaded": 4,
         "pipeline_batch_rejects photo_empty": 2,
-        "pipeline_batch_count bytes_uploaded": 123,
+        "pipeline_batch_counts bytes_uploaded": 123,
         "pipeline_batch_latest requests_in_flight": 7,
         "pipeline_batch_operations storage_upload": 6,
         "pipeline_batch_operation_seconds storage_upload": 1.5,

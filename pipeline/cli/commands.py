@@ -17,7 +17,7 @@ import shtab
 
 from pipeline.batches.alarm import WATCHED, Alarm
 from pipeline.cli import batches
-from pipeline.cli.output import DEFECT, DONE, UNFINISHED, USAGE, exit_code, os_error, print_result
+from pipeline.cli.output import DONE, UNFINISHED, USAGE, exit_code, os_error, print_result
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
@@ -31,6 +31,8 @@ from pipeline.observe.logger import configure_logging, say, say_error, show
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.units import counted, size
 
+_DEFECT = 1  # exit code of an exception that nobody catches
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     bound_memory()
-    code, error = DEFECT, None
+    code, error = _DEFECT, None
     with Interrupts(registry.cancel_statements, registry.resume_hint) as interrupts:
         options.interrupts = interrupts
         try:
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cause, hint = os_error(exc)
             if not cause:
                 raise
-            code = UNFINISHED if code == DEFECT else code
+            code = UNFINISHED if code == _DEFECT else code
             if not isinstance(exc, BrokenPipeError):  # the reader of the output left
                 say(f"Error: {cause}")
                 say(f"Hint: {hint}")

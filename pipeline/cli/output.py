@@ -15,7 +15,6 @@ from pipeline.graph.process import INTERRUPTED
 from pipeline.observe.logger import OutputError, show
 
 DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, HELD = 0, 2, 3, 4, 5, 6
-DEFECT = 1  # of an exception that nobody catches
 
 _PROMPT_SECONDS = 0.2
 

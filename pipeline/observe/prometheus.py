@@ -91,7 +91,7 @@ def batch_metrics(summary: Mapping[str, Any]) -> Iterator[Family]:
     yield Family("batch_shards_done", "Shards with the marker of a step.", summary["shards_done"], "step")
     yield Family("batch_already_loaded", "Recognitions that earlier batches loaded.", summary["already_loaded"])
     yield Family("batch_rejects", "Rejected inputs, by reason.", summary["rejects"], "code")
-    yield Family("batch_count", "Counters of the steps, such as bytes_uploaded.", summary["counters"], "counter")
+    yield Family("batch_counts", "Counters of the steps, such as bytes_uploaded.", summary["counters"], "counter")
     in_flight = {name: entry["last"] for name, entry in gauges.items()}
     yield Family("batch_latest", "Latest gauges of the steps, such as requests_in_flight.", in_flight, "gauge")
     ops = {name: entry["ops"] for name, entry in operations.items()}
