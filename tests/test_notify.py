@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import psycopg2
 import pytest
 
+from pipeline.batches import alarm
 from pipeline.batches.alarm import Memory, news, problem_of
 from pipeline.config import Settings
 from pipeline.errors import ClaimedError, DatabaseUnavailable, HeldError, SettingsError, UnfinishedError
+from pipeline.observe import notify
 from tests import annotating, world
 from tests.annotating import Run, ids_of
 from tests.listeners import Listener, listening, mail_server
@@ -231,3 +236,23 @@ def test_a_usage_error_of_a_cron_table_is_told(run_pipeline: RunPipeline, team: 
     for command in (("--help",), ("load", "--help"), ("lod",), ("status", "--nothing")):
         run_pipeline(*command)
     assert heads(team) == []
+
+
+def test_what_hangs_or_breaks_does_not_hold_up_the_command(
+    run: Run, team: Listener, settings: Settings, monkeypatch: pytest.MonkeyPatch, small_dataset: MakeDataset
+) -> None:
+    assert run("load", "--source", small_dataset(3)).code == 0
+    monkeypatch.setattr(notify, "_SECONDS", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        monkeypatch.setenv("NOTIFY_URLS", f"json://127.0.0.1:{silent.getsockname()[1]}")
+        done = run("load", "--source", "gone")
+        assert (done.code, "1 of 1 notifications were not taken within" in done.err) == (2, True)
+    monkeypatch.setattr(alarm, "_NEWS_SECONDS", 0.5)
+    dsn = settings.database_url.reveal()
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE ingest.notifications IN ACCESS EXCLUSIVE MODE")
+        done = run("load", "--source", "gone")
+        assert (done.code, "Nobody was notified within" in done.err) == (2, True)
+    monkeypatch.undo()

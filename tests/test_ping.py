@@ -39,7 +39,7 @@ def test_each_watched_command_pings_its_begin_and_its_end(
 ) -> None:
     dataset = small_dataset(3)
     commands = (
-        ("load", "--source", dataset, "--batch-id", "b1"),
+        ("load", "--source", dataset, "--batch-id", "b1", "--workers", "2"),
         ("load-qwen", "--file", dataset / "qwen_annotations.json", "--batch-id", "q1"),
         ("verify", "--quiet"),
     )

@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN
-from pipeline.config import read_alarms, redact
+from pipeline.config import Secret, read_alarms, redact
 from pipeline.database import Database
 from pipeline.errors import PipelineError, UsageError
 from pipeline.observe.logger import log_tail
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 #: Commands that are watched, and the kind of batch that they hold back.
 WATCHED = {"load": KIND_LOAD, "load-qwen": KIND_QWEN, "verify": ""}
 _STATEMENT_SECONDS = 5.0
+_NEWS_SECONDS = 30.0  # to look up what people know, and to notify them
 _SHOWN_CHARACTERS = 3000
 
 
@@ -86,15 +88,22 @@ class Alarm:
     def finish(self, code: int, error: PipelineError | None = None) -> None:
         """Tell the monitor and, if there is news, people how the command ended."""
         self.ping(code, error)
-        urls = self._settings.notify_urls
-        if urls is None or not is_installed():
+        if self._settings.notify_urls is None or not is_installed():
             return
-        problem = problem_of(code, error, self.detail)
-        new, over = news(problem, self._read())
-        if (new or over) and notify(urls, self._title(code, problem), self._body(over, error), good=not code):
+        arguments = self._settings.notify_urls, code, error
+        # In a thread, so that a database that hangs does not hold up the command.
+        thread = threading.Thread(target=self._tell, args=arguments, name="alarm", daemon=True)
+        thread.start()
+        thread.join(_NEWS_SECONDS)
+        if thread.is_alive():
+            logger.warning("Nobody was notified within %.0f s.", _NEWS_SECONDS)
+
+    def _tell(self, urls: Secret, code: int, error: PipelineError | None) -> None:
+        new, over = news(problem_of(code, error, self.detail), self._read())
+        if (new or over) and notify(urls, self._title(code), self._body(over, error), good=not code):
             self._write(new, over)
 
-    def _title(self, code: int, problem: str) -> str:
+    def _title(self, code: int) -> str:
         what = {0: "succeeds again", 5: "found differences", 6: "holds a batch back", 130: "was interrupted"}
         return f"pipeline {self._command} {what.get(code, f'failed with exit code {code}')} on {socket.gethostname()}"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.cli.output import DONE, exit_code
+from pipeline.cli.output import DONE, UNFINISHED, exit_code
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.graph.process import INTERRUPTED
 from pipeline.graph.run import registry
@@ -34,12 +34,15 @@ def measured(options: argparse.Namespace) -> Iterator[Measured]:
         return
     path = Path(options.metrics_file)
     require_writable(path)
-    code = INTERRUPTED
+    code = UNFINISHED  # if the operating system refuses something
     try:
         yield found
         code = found.code
     except PipelineError as exc:
         code = exit_code(exc)
+        raise
+    except KeyboardInterrupt:
+        code = INTERRUPTED
         raise
     finally:
         families = [*run_metrics(code, time.monotonic() - began), *found.families]

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from pipeline.config import Secret
@@ -48,7 +49,8 @@ def notify(urls: Secret, title: str, body: str, *, good: bool) -> bool:
     taken: list[bool] = []
 
     def send(service: Any) -> None:
-        taken.append(bool(service.notify(body=body, title=title, notify_type="success" if good else "failure")))
+        with suppress(Exception):  # a plugin may raise anything, with the URL in its message
+            taken.append(bool(service.notify(body=body, title=title, notify_type="success" if good else "failure")))
 
     threads = [threading.Thread(target=send, args=(one,), name="notify", daemon=True) for one in services]
     deadline = time.monotonic() + _SECONDS
