@@ -26,6 +26,9 @@ EXTRAS = {
         "pillow>=11,<14",  # makes thumbnails of the photos
         "jinja2>=3.1,<4",  # the page and its SVG charts, with everything in them escaped
     ],
+    "notify": [
+        "apprise>=2.3,<3",  # sends the notifications of NOTIFY_URLS by mail, Slack, Telegram and the like
+    ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 

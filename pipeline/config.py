@@ -140,6 +140,31 @@ def home_directory(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("PIPELINE_HOME") or ".pipeline").expanduser().absolute()
 
 
+@dataclass(frozen=True)
+class Alarms:
+    """Where to say how a command ended: a check of healthchecks.io or the like, and what apprise notifies."""
+
+    ping_url: Secret | None
+    notify_urls: Secret | None
+    home: Path
+
+
+def read_alarms(
+    production: bool = False, environ: Mapping[str, str] = os.environ, directory: Path | None = None
+) -> Alarms:
+    """Read PING_URL and NOTIFY_URLS, of the process environment alone where the file of the environment is unusable."""
+    values: dict[str, str] = {}
+    with suppress(SettingsError):  # whoever reads all settings reports it
+        _, path = _choose(production, environ, directory or Path.cwd())
+        values = _read(path) if path is not None else {}
+    values |= {name: value for name, value in environ.items() if value}
+    ping, notify = (values.get("PING_URL") or "").strip(), (values.get("NOTIFY_URLS") or "").strip()
+    # A part of them may be in the message of a library.
+    for secret in (*ping.split("?"), *re.split(r"[\s,]+", notify)):
+        Secret(secret)
+    return Alarms(Secret(ping) if ping else None, Secret(notify) if notify else None, home_directory(values))
+
+
 def load_settings(
     production: bool = False,
     tuning: Mapping[str, str] | None = None,

@@ -54,7 +54,8 @@ class PipelineError(Exception):
     """The root of the errors that a user may see: what happened, and what to do, each in one sentence without secrets.
 
     Control characters other than line feeds are escaped: names of files and texts of servers may have them.
-    `code` is the SQLSTATE, or the error code in a response of Storage; empty if there is none.
+    `code` is the SQLSTATE, the error code in a response of Storage, or of an unfinished batch the class of the first
+    failure; empty if there is none.
     """
 
     is_recorded = False  # as the failure of a task

@@ -27,6 +27,7 @@ from pipeline.config import Tuning
 from pipeline.dataset.clutter import CLUTTER
 from pipeline.dataset.records import FILE_CLASSES
 from pipeline.steps.discover import MAXIMUM_SHARDS
+from tests import nights
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,7 +43,7 @@ EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
 
-OPTIONAL = ("STORAGE_BUCKET", "DATASET_DIR", "QWEN_ANNOTATIONS", "PIPELINE_HOME")
+OPTIONAL = ("STORAGE_BUCKET", "DATASET_DIR", "QWEN_ANNOTATIONS", "PIPELINE_HOME", "PING_URL", "NOTIFY_URLS")
 COMMON = {"--help", "--verbose", "--json", "--log-format"}
 TUNING = [field.name for field in fields(Tuning)]
 
@@ -127,6 +128,12 @@ def test_the_reference_of_commands_is_current() -> None:
 def test_the_reference_of_the_database_is_current(database_url: str) -> None:
     page = (ROOT / "docs" / "reference" / "database.md").read_text(encoding="utf-8")
     assert made("database.py", database_url) == page, "run `make docs`"
+
+
+def test_the_table_of_nights_is_current() -> None:
+    text = nights.GUIDE.read_text(encoding="utf-8")
+    assert all(f"| {kind.what} |" in text for kind in nights.KINDS.values())
+    assert nights.page(text) == text
 
 
 @pytest.mark.parametrize("name", subcommands())

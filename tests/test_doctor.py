@@ -177,7 +177,7 @@ def test_settings_that_cannot_be_read_are_a_finding_beside_what_needs_none(tell:
     first = told["findings"][0]
     assert (first["check"], first["level"]) == ("settings", PROBLEM)
     assert "NEXT_PUBLIC_SUPABASE_URL" in first["message"]
-    assert {one["check"] for one in told["findings"]} == {"settings", "luigi.cfg", "luigid", "disk"}
+    assert {one["check"] for one in told["findings"]} == {"settings", "luigi.cfg", "luigid", "disk", "alarms"}
 
 
 def test_services_that_are_away_are_said_once_each_and_exit_with_3(

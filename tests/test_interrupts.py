@@ -25,6 +25,7 @@ from embedded_supabase.files import locked, make_home, wait_until
 from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from tests import processes, world
+from tests.listeners import listening
 from tests.proxies import SILENT, SLOW_DOWN, STALLED, DatabaseProxy, Fault, StorageProxy, first
 from tests.services import (
     REPOSITORY,
@@ -260,17 +261,19 @@ def test_a_statement_that_waits_for_a_lock(
 def test_a_database_that_hangs_and_takes_no_cancellation(
     command: tuple[str, ...], start: Start, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
 ) -> None:
-    with DatabaseProxy(settings.database_url.reveal()) as proxy:
+    with DatabaseProxy(settings.database_url.reveal()) as proxy, listening() as monitor:
 
         def hang(message: object) -> None:
             if len(proxy.seen) > 3:
                 proxy.hung.set()
 
         proxy.plan = hang
-        running = start(*command, env={"DATASET_DIR": str(small_dataset(3)), "DATABASE_URL": proxy.url})
+        env = {"DATASET_DIR": str(small_dataset(3)), "DATABASE_URL": proxy.url, "PING_URL": monitor.url}
+        running = start(*command, env=env)
         waits(running, proxy.hung.is_set)
         time.sleep(0.5)  # the command is in libpq by then, and nothing shows that from outside
         ended(running)
+        assert monitor.paths() == ["/start", "/130"]
     resumes(run_pipeline, settings, small_dataset(3))
 
 

@@ -128,7 +128,7 @@ def test_the_metadata_tells_what_it_is_and_what_it_needs(built: tuple[Path, Path
     wanted = {line.split("#")[0].strip() for line in (REPOSITORY / "requirements.txt").read_text("utf-8").splitlines()}
     core = [one for one in told.get_all("Requires-Dist", []) if "extra ==" not in one]
     assert len(core) == len(wanted - {""})
-    assert set(told.get_all("Provides-Extra", [])) == {"all", "dev", "embedded", "report"}
+    assert set(told.get_all("Provides-Extra", [])) == {"all", "dev", "embedded", "notify", "report"}
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from pipeline.batches.looks import describe_changed
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.state import KIND_LOAD, held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
+from pipeline.cli.measured import Measured, measured
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
-from pipeline.config import Settings
+from pipeline.config import Settings, read_alarms
 from pipeline.database import Database, target_of
 from pipeline.dataset.records import describe_codes, describe_files
 from pipeline.errors import (
@@ -25,7 +26,6 @@ from pipeline.errors import (
     HeldError,
     PipelineError,
     RefusedError,
-    SettingsError,
     UnfinishedError,
     UsageError,
 )
@@ -37,7 +37,7 @@ from pipeline.graph.run import Run, registry
 from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch, load_of
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say, show
-from pipeline.observe.prometheus import require_writable, write_metrics
+from pipeline.observe.prometheus import batch_metrics, verify_metrics
 from pipeline.steps.adopt import Adoption, Forgotten, forget
 from pipeline.steps.adopt import adopt as put_on_record
 from pipeline.steps.discover import Discovery, Request, discover
@@ -66,24 +66,27 @@ def load_qwen(options: argparse.Namespace) -> None:
 
 
 def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
-    """Load with the parameters of a task, which the options of the same names give."""
-    if options.metrics_file:
-        require_writable(Path(options.metrics_file))
-    registry.open(options.production)
+    with measured(options) as metrics:
+        registry.open(options.production)
+        parameters = {"workers": options.workers, "local_scheduler": options.local_scheduler}
+        _run_load(_task(options, family), options, metrics, **parameters)
+
+
+def _task(options: argparse.Namespace, family: type[Load]) -> Load:
+    """Return the task with the parameters that options of the same names give."""
     names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
-    task = family(**{name: value for name in names if (value := getattr(options, name)) is not None})
-    _run_load(task, options, workers=options.workers, local_scheduler=options.local_scheduler)
+    return family(**{name: value for name in names if (value := getattr(options, name)) is not None})
 
 
 def publish(options: argparse.Namespace) -> None:
     """Release a batch that is held, and complete its load."""
     _, database = _open(options)
     batch = database.run(partial(release, batch_id=options.batch_id, production=options.production))
-    _run_load(load_of(batch, options.production), options)
+    _run_load(load_of(batch, options.production), options, Measured())
 
 
-def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> None:
-    """Run a load and print the result; the state of the batch in the database decides the exit code, not Luigi."""
+def _run_load(task: Load, options: argparse.Namespace, metrics: Measured, **parameters: Any) -> None:
+    """Run a load, print and measure the result; the state of the batch decides the exit code, not Luigi."""
     run = registry.find(task.batch_id, options.production)
     run_task(registry, run, task, options.interrupts, **parameters)
     try:
@@ -101,11 +104,7 @@ def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> Non
         print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, text)
     else:
         say(headline(summary))
-    if options.metrics_file:
-        try:
-            write_metrics(Path(options.metrics_file), summary)
-        except SettingsError as exc:  # which does not change the exit code of the load
-            say(f"{exc.message} {exc.hint}", logging.WARNING)
+    metrics.families += batch_metrics(summary)
     if not done:
         raise _error_of(run)
 
@@ -118,7 +117,8 @@ def _error_of(run: Run) -> PipelineError:
             return error
     print_failures(failures)
     message = f"Batch {run.batch_id} is unfinished: {counted(len(failures), 'task')} failed."
-    return UnfinishedError(message, f"To go on: {run.command}")
+    causes = (one.error for one in failures if one.error)
+    return UnfinishedError(message, f"To go on: {run.command}", next(causes, ""))
 
 
 def _dry_run(options: argparse.Namespace) -> None:
@@ -221,6 +221,8 @@ def status(options: argparse.Namespace) -> int:
         return _check(options)
     if options.source:
         raise UsageError("--source belongs to --check.", "Add --check.")
+    if options.max_age:
+        raise UsageError("--max-age belongs to --check.", "Add --check.")
     settings, _ = _open(options)
     settings = replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))  # show errors at once
     with closing(registry.watch(Database(settings))) as database:
@@ -247,7 +249,8 @@ def _check(options: argparse.Namespace) -> int:
         settings, _ = _open(options)
     except PipelineError as exc:
         settings = exc
-    findings = doctor.examine(settings, scheduler_url(), options.source)
+    findings = doctor.examine(settings, scheduler_url(), options.source, options.max_age)
+    findings += doctor.alarm_findings(read_alarms(options.production))
     print_result(options, doctor.as_dict(findings), doctor.as_text(findings))
     error = doctor.verdict(findings)
     return exit_code(error) if error is not None else DONE
@@ -255,19 +258,29 @@ def _check(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Compare manifest and tables with the bucket."""
-    settings, database = _open(options)
-    database.run(require_schema)
-    with closing(Storage(settings)) as storage:
-        storage.check_host()
-        verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=options.deep)
-        with VerifyReport(options, verification, settings.bucket) as report:
-            for finding in verification.run():
-                report.found(finding)
-            report.total()
-            if options.repair:
-                for finding, reason in verification.repair(report.differences()):
-                    report.repair(finding, reason)
-    return DIFFERENCES if report.remaining else DONE
+    with measured(options) as metrics:
+        settings, database = _open(options)
+        database.run(require_schema)
+        with closing(Storage(settings)) as storage:
+            report = _compare(options, settings, database, storage)
+        metrics.families += verify_metrics(report.counts, report.repaired, report.remaining, deep=options.deep)
+        metrics.code = DIFFERENCES if report.remaining else DONE
+    if options.interrupts.alarm is not None:
+        options.interrupts.alarm.detail = report.differences_text()
+    return metrics.code
+
+
+def _compare(options: argparse.Namespace, settings: Settings, database: Database, storage: Storage) -> VerifyReport:
+    storage.check_host()
+    verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=options.deep)
+    with VerifyReport(options, verification, settings.bucket) as report:
+        for finding in verification.run():
+            report.found(finding)
+        report.total()
+        if options.repair:
+            for finding, reason in verification.repair(report.differences()):
+                report.repair(finding, reason)
+    return report
 
 
 def report(options: argparse.Namespace) -> None:

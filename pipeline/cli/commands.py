@@ -15,8 +15,9 @@ from types import ModuleType
 
 import shtab
 
+from pipeline.batches.alarm import WATCHED, Alarm
 from pipeline.cli import batches
-from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
+from pipeline.cli.output import DONE, UNFINISHED, USAGE, exit_code, os_error, print_result
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
@@ -30,43 +31,63 @@ from pipeline.observe.logger import configure_logging, say, say_error, show
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.units import counted, size
 
+_DEFECT = 1  # exit code of an exception that nobody catches
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
-    options = parser().parse_args(arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     bound_memory()
-    code = UNFINISHED  # if the operating system refuses something
-    with Interrupts(registry.cancel_statements, registry.resume_hint) as options.interrupts:
+    code, error = _DEFECT, None
+    with Interrupts(registry.cancel_statements, registry.resume_hint) as interrupts:
+        options.interrupts = interrupts
         try:
             configure_logging(options.verbose, options.log_format)
-            code = _run_command(options)
+            if options.name in WATCHED and not getattr(options, "dry_run", False):
+                interrupts.watch(registry.alarm(options.name, options.production))
+            code, error = _run_command(options)
             show("", end="", flush=True)
         except OSError as exc:
             cause, hint = os_error(exc)
             if not cause:
                 raise
+            code = UNFINISHED if code == _DEFECT else code
             if not isinstance(exc, BrokenPipeError):  # the reader of the output left
                 say(f"Error: {cause}")
                 say(f"Hint: {hint}")
                 code = code or UNFINISHED
         except KeyboardInterrupt:
-            options.interrupts.announce()
+            interrupts.announce()
             code = INTERRUPTED
+        finally:
+            interrupts.finish(code, error)
     return code
 
 
-def _run_command(options: argparse.Namespace) -> int:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options; a command line that is wrong, and that nobody types at a terminal, is a failed run."""
+    try:
+        return parser().parse_args(arguments)
+    except SystemExit as exc:
+        name = next(iter(arguments), "")
+        if exc.code == USAGE and name in WATCHED and not (sys.stderr and sys.stderr.isatty()):
+            alarm = Alarm(name, "--production" in arguments, lambda: None)
+            alarm.finish(USAGE, UsageError(f"The command line is wrong: {' '.join(arguments)}"))
+        raise
+
+
+def _run_command(options: argparse.Namespace) -> tuple[int, PipelineError | None]:
     command: Command = options.command
     try:
-        return command(options) or DONE
+        return command(options) or DONE, None
     except PipelineError as exc:
         if options.verbose:
             say("".join(traceback.format_exception(exc)))
         say_error(exc)
-        return exit_code(exc)
+        return exit_code(exc), exc
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -33,7 +34,7 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         epilog="First steps: `up`, `sample DIR`, `load --source DIR`, `report --batch-id ID`. `COMMAND --help` shows "
         "examples; `status --check` finds problems of the machine or the services, with remedies.",
     )
-    parsers = top.add_subparsers(required=True, metavar="COMMAND")
+    parsers = top.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
     def add(name: str, summary: str) -> argparse.ArgumentParser:
         epilog, raw = "examples:\n" + indent("\n".join(examples()[name]), "  "), argparse.RawDescriptionHelpFormatter
@@ -112,7 +113,6 @@ def _add_batches(add: _Add) -> None:
 
     one = add("publish", "Publish a batch that is held.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-    one.set_defaults(metrics_file=None)
 
     one = add("reset", "Remove a batch as if it had never been loaded.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
@@ -125,6 +125,8 @@ def _add_batches(add: _Add) -> None:
     what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
     what.add_argument("--all", action="store_true", help="list all batches, not only those that changed last")
     one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
+    text = "with --check: a problem (exit 3) if no dataset or annotations file was looked at for so long"
+    one.add_argument("--max-age", type=_hours, metavar="HOURS", help=text)
 
     one = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
@@ -136,6 +138,7 @@ def _add_batches(add: _Add) -> None:
     one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
     one.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
     one.add_argument("--quiet", action="store_true", help="print only differences")
+    one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
 
 
 def _max_rejects(text: str) -> str:
@@ -144,6 +147,12 @@ def _max_rejects(text: str) -> str:
     except UsageError as exc:
         raise argparse.ArgumentTypeError(exc.hint) from exc
     return text
+
+
+def _hours(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of hours above 0")
+    return float(text)
 
 
 def _number(least: int) -> Callable[[str], int]:

@@ -25,8 +25,8 @@ class VerifyReport:
     def __init__(self, options: argparse.Namespace, verification: Verification, bucket: str) -> None:
         self._json, self._quiet, self._repair = options.json, options.quiet or options.json, options.repair
         self._bucket, self._unfinished, self._elsewhere = bucket, verification.unfinished, verification.elsewhere
-        self._counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
-        self._repaired = self.remaining = 0
+        self.counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
+        self.repaired = self.remaining = 0
         self._failed: list[str] = []
         self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
 
@@ -39,15 +39,15 @@ class VerifyReport:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self._spool.close()
         if self._json:
-            end: dict[str, object] = {"repaired": self._repaired, "remaining": self.remaining}
+            end: dict[str, object] = {"repaired": self.repaired, "remaining": self.remaining}
             end = {"error": redact(str(error))} if error is not None else {**end, "not_mended": self._failed}
-            show("], " + json.dumps({"totals": self._counts, **end}, ensure_ascii=False)[1:])
+            show("], " + json.dumps({"totals": self.counts, **end}, ensure_ascii=False)[1:])
         elif self._repair and error is None:
-            show(f"Repaired: {self._repaired}; remaining: {self.remaining}.")
+            show(f"Repaired: {self.repaired}; remaining: {self.remaining}.")
 
     def found(self, finding: Finding) -> None:
         """Print one finding."""
-        self._counts[finding.kind] += 1
+        self.counts[finding.kind] += 1
         if self._json and finding.kind != EQUAL:
             entry = {"sign": SIGNS[finding.kind], "kind": finding.kind, "key": finding.key, "message": finding.message}
             show((", " if self.remaining else "") + json.dumps(entry, ensure_ascii=False), end="")
@@ -62,24 +62,28 @@ class VerifyReport:
         self._spool.seek(0)
         yield from (Finding(**json.loads(line)) for line in self._spool)
 
+    def differences_text(self) -> str:
+        """Return the number of differences of each kind."""
+        return ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count and kind != EQUAL)
+
     def total(self) -> None:
         """Print the number of findings of each kind, and what a repair will do."""
         if self._json:
             return
-        counts = ", ".join(f"{count} {kind}" for kind, count in self._counts.items())
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         show(f"Verified bucket {self._bucket}: {counts}.")
         if self._unfinished:
             show(f"Skipped, because they are unfinished: {', '.join(self._unfinished)}.")
         for bucket, batches in self._elsewhere.items():
             show(f"Skipped, because they are in the bucket {bucket}: {', '.join(batches)}.")
         if self._repair and self.remaining:
-            again = counted(self._counts[MISSING] + self._counts[DANGLING] + self._counts[DAMAGED], "object")
-            show(f"Repair: {again} to upload again, {counted(self._counts[ORPHAN], 'orphan')} to remove.")
+            again = counted(self.counts[MISSING] + self.counts[DANGLING] + self.counts[DAMAGED], "object")
+            show(f"Repair: {again} to upload again, {counted(self.counts[ORPHAN], 'orphan')} to remove.")
 
     def repair(self, finding: Finding, reason: str) -> None:
         """Count a repaired difference, or print the reason why it was not repaired."""
         if not reason:
-            self._repaired += 1
+            self.repaired += 1
             self.remaining -= 1
         elif not self._json:
             show(printable(f"Not repaired: {finding.key}: {reason}"))

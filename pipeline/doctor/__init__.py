@@ -17,6 +17,7 @@ from pipeline.config import Settings
 from pipeline.database import address_of
 from pipeline.dataset.layout import find_source, usual_sources
 from pipeline.doctor import bucket, machine, postgres
+from pipeline.doctor.alarms import alarm_findings
 from pipeline.doctor.clock import clock_findings, service_time
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, WARNING, Finding, of_error, problem, verdict
@@ -24,20 +25,23 @@ from pipeline.doctor.machine import Dataset
 from pipeline.errors import PermanentError, PipelineError, TransientError
 from pipeline.units import counted
 
-__all__ = ["Finding", "as_dict", "as_text", "examine", "verdict"]
+__all__ = ["Finding", "alarm_findings", "as_dict", "as_text", "examine", "verdict"]
 
 #: Time limits for all services together, and for listing the dataset.
 SERVICE_SECONDS = 25.0
 DATASET_SECONDS = 20.0
 
 
-def examine(settings: Settings | PipelineError, scheduler_url: str, source: str | None) -> list[Finding]:
+def examine(
+    settings: Settings | PipelineError, scheduler_url: str, source: str | None, max_age: float | None = None
+) -> list[Finding]:
     """Return all findings, the settings first; takes less than a minute, whichever services are unavailable.
 
     Arguments:
         settings: the settings or, for the checks that need none, the error of reading them.
         scheduler_url: the address of a possible luigid.
         source: the dataset's folder; the default is that of a load.
+        max_age: hours after which the last look at a source is a problem.
     """
     luigi = machine.luigi_finding(Path.cwd(), os.environ)
     luigid = machine.examine_luigid(scheduler_url)
@@ -45,7 +49,7 @@ def examine(settings: Settings | PipelineError, scheduler_url: str, source: str 
         others = gather({"luigid": luigid}, SERVICE_SECONDS)
         return [of_error("settings", settings), luigi, *others, *machine.examine_disks(None, None)]
     findings = [*machine.settings_findings(settings), luigi]
-    facts = Facts(settings.tuning.connection_pool_size)
+    facts = Facts(settings.tuning.connection_pool_size, max_age)
     parts = {
         "The database": postgres.examine_database(settings, facts),
         "Storage": bucket.examine_storage(settings, facts),

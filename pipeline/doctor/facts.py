@@ -15,6 +15,7 @@ class Facts:
 
     Attributes:
         pool_size: maximum connections of a worker process.
+        max_age: hours after which the last look at a source is a problem, None for never.
         offsets: of the services' clocks.
         bucket: the bucket's settings, None if it does not exist or is unknown.
         bucket_missing: the bucket does not exist.
@@ -24,6 +25,7 @@ class Facts:
     """
 
     pool_size: int
+    max_age: float | None = None
     offsets: dict[str, Offset] = field(default_factory=dict)
     bucket: dict[str, Any] | None = None
     bucket_missing: bool = False

@@ -18,6 +18,7 @@ from pipeline.batches.state import Batch, held_hint
 from pipeline.config import Settings, command_line
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
 from pipeline.database.migrate import pending
+from pipeline.doctor.alarms import look_finding
 from pipeline.doctor.clock import offset_of
 from pipeline.doctor.facts import Facts
 from pipeline.doctor.finding import PROBLEM, Finding, of_error, ok, problem, warning
@@ -313,6 +314,8 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
         facts.unfinished = len(batches)
         return connection.one("now").now, found
 
+    looks = database.run(lambda connection: connection.execute("list_looks"), _SECONDS, read_only=True)
+    yield look_finding(looks, facts.max_age)
     now, batches = database.run(ask, _SECONDS, read_only=True)
     if not batches:
         yield ok("batches", "No batch is unfinished.")

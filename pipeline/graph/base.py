@@ -95,7 +95,12 @@ class ShardTask(BatchTask):
 
 
 class RootTask(BatchTask):
-    """A task that people run, or require from tasks of their own. It has the lock of its batch."""
+    """A task that people run, or require from tasks of their own. It has the lock of its batch.
+
+    `command` is the one that does the same, if it is watched.
+    """
+
+    command = ""
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
@@ -118,6 +123,8 @@ class RootTask(BatchTask):
         interrupts = Interrupts(registry.cancel_statements, registry.resume_hint)
         interrupts.__enter__()  # until the process ends
         with exit_on_error(interrupts):
+            if cls.command:
+                interrupts.watch(registry.alarm(cls.command, values["production"]))
             use_packaged_settings()
             run = cls.resolve(values)
         registry.owns_worker = True

@@ -80,7 +80,10 @@ def exit_on_error(interrupts: Interrupts) -> Iterator[None]:
         yield
     except PipelineError as exc:
         say_error(exc)
-        sys.exit(luigi.retcodes.retcode().unhandled_exception)
+        code: int = luigi.retcodes.retcode().unhandled_exception
+        interrupts.finish(code, exc)
+        sys.exit(code)
     except KeyboardInterrupt:
         interrupts.announce()
+        interrupts.finish(INTERRUPTED)
         sys.exit(INTERRUPTED)

@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from pipeline.batches.alarm import Alarm
+from pipeline.errors import PipelineError
 from pipeline.observe.logger import say
 
 INTERRUPTED = 130  # exit code
@@ -22,7 +24,7 @@ INTERRUPTED = 130  # exit code
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLER_SECONDS = 0.2
 _REPEAT_SECONDS = 0.05
-#: From the first signal to the end of the process, whatever it waits for, and for the message at that end.
+#: From the first signal to the end of the process, whatever it waits for, and for the message and the ping at that end.
 _END_SECONDS, _MESSAGE_SECONDS = 6.0, 1.0
 _CANCEL_SECONDS = 3
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3): least size of a block with its own mapping, number of arenas
@@ -55,6 +57,7 @@ class Interrupts:
         self._former_hook = sys.unraisablehook
         self._former: dict[signal.Signals, Any] = {}
         self._writer: socket.socket | None = None
+        self.alarm: Alarm | None = None  # of a command that is watched
 
     def __enter__(self) -> Interrupts:
         """Handle the signals, as far as this is the main thread; `nohup` keeps SIGHUP ignored."""
@@ -102,6 +105,17 @@ class Interrupts:
         if not announced:
             say(f"Interrupted. {self._resume_hint()}")
 
+    def watch(self, alarm: Alarm) -> None:
+        """Let an alarm tell how the command begins and ends."""
+        self.alarm = alarm
+        alarm.start()
+
+    def finish(self, code: int, error: PipelineError | None = None) -> None:
+        """Let the alarm of the command tell how it ended; a signal changes nothing of that any more."""
+        if self.alarm is not None:
+            with suppress(KeyboardInterrupt), self.deferred():
+                self.alarm.finish(code, error)
+
     def _watch(self, reader: socket.socket) -> None:
         ending = threading.Thread(target=self._end, name="end", daemon=True)
         with reader:
@@ -127,12 +141,17 @@ class Interrupts:
 
     def _end(self) -> None:
         time.sleep(_END_SECONDS)
-        message = threading.Thread(target=self.announce, name="message", daemon=True)  # stderr may be a full pipe
-        message.start()
-        message.join(_MESSAGE_SECONDS)
+        for work in (self.announce, self._ping):  # stderr may be a full pipe
+            message = threading.Thread(target=work, name="message", daemon=True)
+            message.start()
+            message.join(_MESSAGE_SECONDS)
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(INTERRUPTED)
+
+    def _ping(self) -> None:
+        if self.alarm is not None:
+            self.alarm.ping(INTERRUPTED)
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Repeat a signal whose exception a finalizer swallowed."""

@@ -20,6 +20,7 @@ from datetime import datetime
 import luigi
 from luigi.worker import KeepAliveThread
 
+from pipeline.batches.alarm import Alarm
 from pipeline.batches.bucket import open_bucket
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch
@@ -210,6 +211,15 @@ class RunRegistry:
         self.environments.clear()
         self._runs.clear()
         return self.environment(production)
+
+    def alarm(self, command: str, production: bool) -> Alarm:
+        """Return the alarm of a command that is watched."""
+
+        def find_database() -> Database | None:
+            environment = self.environments.get(production)
+            return environment.database if environment is not None else None
+
+        return Alarm(command, production, find_database)
 
     def resolve(self, request: LoadRequest, production: bool) -> Run:
         """Return the run of a request, as long as it lasts; raise RefusedError if it has other parameters."""

@@ -269,12 +269,14 @@ class Load(RootTask, RequestTask):
 class LoadBatch(Load, LoadParameters):
     """Load a dataset; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
 
+    command = "load"
     transform = TransformBatch
 
 
 class LoadQwen(Load, QwenParameters):
     """Load annotations; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
 
+    command = "load-qwen"
     transform = TransformQwen
 
 

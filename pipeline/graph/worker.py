@@ -26,7 +26,7 @@ from luigi.task_status import DONE, FAILED
 from pipeline.batches import state
 from pipeline.database import Connection
 from pipeline.errors import PipelineError, TransientError, UnfinishedError
-from pipeline.graph.failures import exit_on_error
+from pipeline.graph.failures import Failure, exit_on_error
 from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, percent
 from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.process import Interrupts
@@ -109,7 +109,9 @@ class RunWorker(PooledWorker):
         codes = luigi.retcodes.retcode()
         code = codes.not_run if self.run_succeeded else codes.task_failed
         code = code if self.add_succeeded else codes.scheduling_error
-        raise SystemExit(0 if self._run.is_finished() else int(code))  # whoever did the last task
+        code = 0 if self._run.is_finished() else int(code)  # whoever did the last task
+        self.interrupts.finish(code, next(filter(None, map(Failure.as_error, self._run.failures.read())), None))
+        raise SystemExit(code)
 
     def _run_tasks(self) -> bool:
         run, status = self._run, self.registry.status

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import zlib
+from collections import deque
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -15,6 +16,8 @@ from pythonjsonlogger.json import JsonFormatter
 
 from pipeline.config import redact
 from pipeline.errors import PipelineError
+
+_TAIL_LINES, _TAIL_CHARACTERS = 100, 10_000  # the most of a text that the end of the log has
 
 
 class RedactingJsonFormatter(JsonFormatter):
@@ -43,6 +46,7 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no sub
     def __init__(self, *, verbose: bool, json: bool) -> None:
         super().__init__()
         self.json = json
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         timestamp = "" if sys.stderr and sys.stderr.isatty() else "%(asctime)s "
         text = logging.Formatter(f"{timestamp}[%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S")
         self.setFormatter(RedactingJsonFormatter() if json else text)
@@ -52,6 +56,7 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no sub
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, with any traceback, without secrets."""
         line = super().format(record)
+        self.tail.append(line[-_TAIL_CHARACTERS:])
         return line if self.json else redact(line)
 
 
@@ -89,7 +94,9 @@ def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
     """Print a message for the user on stderr, or with `--log-format json` log it with its fields."""
     if writes_json():
         logging.getLogger("pipeline.say").log(level, text, extra=fields)
-    elif sys.stderr is not None:
+        return
+    _remember(text)
+    if sys.stderr is not None:
         try:
             print(redact(text), file=sys.stderr)
         except OSError:  # the terminal was closed, or the disk is full
@@ -102,6 +109,8 @@ class OutputError(OSError):
 
 def show(text: str, end: str = "\n", *, flush: bool = False) -> None:
     """Print a result on stdout; raise OutputError where it cannot be written, BrokenPipeError where nobody reads it."""
+    if end == "\n":
+        _remember(text)
     try:
         print(text, end=end, flush=flush)
     except OSError as exc:
@@ -125,15 +134,29 @@ def redirect_to_null(stream: TextIO) -> None:
     os.close(null)
 
 
+def _consoles() -> list[ConsoleHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, ConsoleHandler)]
+
+
+def _remember(text: str) -> None:
+    for handler in _consoles():
+        handler.tail.append(text[-_TAIL_CHARACTERS:])
+
+
+def log_tail() -> str:
+    """Return the last lines that this process wrote to the log and to stdout, without secrets."""
+    return redact("\n".join(line for handler in _consoles() for line in list(handler.tail)))
+
+
 def writes_json() -> bool:
     """Return whether logging is configured to write JSON."""
-    return any(isinstance(handler, ConsoleHandler) and handler.json for handler in logging.getLogger().handlers)
+    return any(handler.json for handler in _consoles())
 
 
 def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
     """Write warnings to stderr as text or `json`; with `verbose` also steps, repeated warnings and tracebacks."""
     root = logging.getLogger()
-    for handler in [one for one in root.handlers if isinstance(one, ConsoleHandler)]:
+    for handler in _consoles():
         root.removeHandler(handler)
     root.addHandler(ConsoleHandler(verbose=verbose, json=log_format == "json"))
     root.setLevel(logging.WARNING)

@@ -224,6 +224,14 @@ AS $$
         m.receipt_size || ' ' || m.receipt_mtime || ' ' || m.receipt_path)
 $$;
 
+CREATE TABLE IF NOT EXISTS ingest.notifications (
+    command text NOT NULL,
+    problem text NOT NULL,
+    told_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (command, problem)
+);
+COMMENT ON TABLE ingest.notifications IS 'Problems of commands that NOTIFY_URLS was told of, until they are over.';
+
 -- The files of a batch by class. Until its commit, what discovery used and an upload or a copy rejected is rejected.
 CREATE OR REPLACE FUNCTION ingest.files_of(batch ingest.batches) RETURNS jsonb
 LANGUAGE sql STABLE
@@ -299,6 +307,7 @@ ALTER TABLE ingest.notices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.looks ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.adopted_rows ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.notifications ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.menus ENABLE ROW LEVEL SECURITY;

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install what the system tests need and is not there: cron, Chromium with its driver, ip, unshare, PgBouncer, npm, and
-# the Supabase CLI in the folder that is named.
+# the Supabase CLI and promtool in the folder that is named.
 set -eu
 # 3.1.0: a newer one may ask and print otherwise.
 cli=supabase@3.1.0
@@ -21,6 +21,16 @@ if [ -n "$missing" ]; then
     apt-get update -qq
     # shellcheck disable=SC2086 (a list of words)
     apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+# The package of promtool brings a server, which is not to be started.
+if [ ! -x "$1/promtool" ]; then
+    mkdir -p "$1"
+    folder=$(cd "$1" && pwd)
+    (cd "$folder" && apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; })
+    dpkg-deb --fsys-tarfile "$folder"/prometheus_*.deb | tar -xO ./usr/bin/promtool >"$folder/promtool.new"
+    chmod +x "$folder/promtool.new"
+    mv "$folder/promtool.new" "$folder/promtool"
+    rm "$folder"/prometheus_*.deb
 fi
 # A package of npm has the program for its platform as an optional dependency.
 [ -x "$1/node_modules/.bin/supabase" ] || npm install --silent --no-audit --no-fund --prefix "$1" "$cli"

@@ -37,6 +37,9 @@ WHERE kind = :kind AND batch_id = :batch_id AND recognition_id = ANY (CAST(:reco
 -- name: delete_marker
 DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
 
+-- name: delete_told
+DELETE FROM ingest.notifications WHERE command = :command AND problem = ANY (CAST(:problems AS text[]))
+
 -- name: describe_batch
 -- A batch, as its summary names its columns.
 SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, changed, strict, bucket, coordinates,
@@ -107,6 +110,11 @@ SELECT id FROM ingest.batches WHERE id = :batch_id FOR SHARE
 INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker, metrics)
 VALUES (:batch_id, :step, :shard, :started_at, :worker, CAST(:metrics AS jsonb))
 
+-- name: insert_told
+INSERT INTO ingest.notifications (command, problem)
+SELECT :command, unnest(CAST(:problems AS text[]))
+ON CONFLICT DO NOTHING
+
 -- name: is_taken
 -- Whether a batch or a look has an id.
 SELECT EXISTS (SELECT FROM ingest.batches WHERE id = :batch_id)
@@ -121,6 +129,9 @@ WHERE state IN ('loading', 'held', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
 LIMIT :count
 
+-- name: list_held
+SELECT id FROM ingest.batches WHERE state = 'held' AND kind = :kind
+
 -- name: list_last_loads
 -- The last finished batch of each kind.
 SELECT DISTINCT ON (kind) kind, id AS batch_id, finished_at, recognitions
@@ -130,6 +141,14 @@ ORDER BY kind, version DESC
 
 -- name: list_last_looks
 SELECT DISTINCT ON (kind) * FROM ingest.looks ORDER BY kind, looked_at DESC
+
+-- name: list_looks
+-- The last look at a source of each kind, and the newest data that there was.
+SELECT kind, max(looked_at) AS looked_at, max(newest) AS newest,
+    extract(epoch FROM clock_timestamp() - max(looked_at))::float8 AS age_seconds
+FROM ingest.looks
+GROUP BY kind
+ORDER BY kind
 
 -- name: list_marked
 SELECT step, shard FROM ingest.batch_state WHERE batch_id = :batch_id
@@ -180,6 +199,9 @@ WHERE b.state = 'loading'
             AND l.objid::bigint = key.value & 4294967295
     )
 ORDER BY b.created_at
+
+-- name: list_told
+SELECT problem FROM ingest.notifications WHERE command = :command
 
 -- name: list_unfinished
 SELECT id, kind, state, source, recognition_limit AS "limit", force, changed, bucket, bucket_created_at, coordinates,
