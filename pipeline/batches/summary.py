@@ -23,6 +23,9 @@ from pipeline.observe.metrics import merge
 from pipeline.storage import Storage
 from pipeline.units import counted, duration, moment, size
 
+#: The throughputs, in their order, and the timings that are shown of every load.
+_THROUGHPUTS = ("recognitions_processed", "images_processed", "detections_processed", "bytes_uploaded")
+_TIMINGS = ("storage_upload", "db_bulk_copy")
 _LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; the tables have them all
 
 
@@ -88,19 +91,21 @@ def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
     return total
 
 
-def performance_metrics(summary: Mapping[str, Any]) -> str:
-    """Return the block `Performance Metrics:` of a summary."""
+def performance_metrics(summary: Mapping[str, Any], *, everything: bool = False) -> str:
+    """Return the block `Performance Metrics:` of a summary: what every load has, or `everything`, longest first."""
     lines = ["Performance Metrics:", f"  Total time: {duration(summary['total_seconds'])}", "  Throughput:"]
-    for name, entry in summary["throughput"].items():
-        if name.startswith("bytes"):
-            lines.append(f"    {name}: {size(entry['count'])} ({size(entry['per_second'])}/s)")
-        else:
-            lines.append(f"    {name}: {entry['count']} ({entry['per_second']:.1f}/s)")
+    throughput, operations = summary["throughput"], summary["operations"]
+    for name in (one for one in _THROUGHPUTS if one in throughput):  # jsonb keeps no order
+        count, rate = throughput[name]["count"], throughput[name]["per_second"]
+        numbers = f"{size(count)} ({size(rate)}/s)" if name.startswith("bytes") else f"{count} ({rate:.1f}/s)"
+        lines.append(f"    {name}: {numbers}")
     lines.append("  Operation timings:")
-    for name, entry in summary["operations"].items():
-        average, total = entry["average_seconds"] * 1000, entry["total_seconds"]
-        lines.append(f"    {name}: {entry['ops']} ops, avg {average:.2f} ms, total {total:.2f} s")
-    if in_flight := summary.get("gauges", {}).get("requests_in_flight"):  # earlier versions did not record it
+    for name in sorted(operations, key=lambda name: (-operations[name]["total_seconds"], name)):
+        if everything or name in _TIMINGS:
+            ops, average, total = (operations[name][key] for key in ("ops", "average_seconds", "total_seconds"))
+            lines.append(f"    {name}: {ops} ops, avg {average * 1000:.2f} ms, total {total:.2f} s")
+    in_flight = summary.get("gauges", {}).get("requests_in_flight")  # earlier versions did not record it
+    if everything and in_flight:
         refused = summary["counters"].get("requests_refused", 0)
         lines.append(f"  Requests in flight: {in_flight['last']} (peak {in_flight['max']}), {refused} refused")
     return "\n".join(lines)
@@ -114,7 +119,7 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     state, qwen = summary["state"], summary["kind"] == KIND_QWEN
     verb = ", it had" if state == "reset" else ":"
     if was_done and state == "done":
-        verb = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has"
+        verb, rejects = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has", 0
     content = counted(summary["detections_processed"], "detection") if qwen else size(summary["bytes"])
     photos = counted(summary["images_processed"], "photo")
     found = f"{counted(summary['recognitions_processed'], 'recognition')}, {photos}, {content}"

@@ -14,6 +14,7 @@ from pipeline.batches.held import release
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.state import held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
+from pipeline.cli.completion import remember
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings
@@ -84,6 +85,8 @@ def publish(options: argparse.Namespace) -> None:
 def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> None:
     """Run a load and print the result; the state of the batch in the database decides the exit code, not Luigi."""
     run = registry.find(task.batch_id, options.production)
+    options.batch_id = run.batch_id  # for the log
+    remember([run.batch_id])
     run_task(registry, run, task, options.interrupts, **parameters)
     try:
         summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
@@ -94,8 +97,10 @@ def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> Non
         raise error from exc
     done = summary["state"] == "done"
     if done or options.json:
-        text = f"{headline(summary, was_done=run.was_done)}\n{performance_metrics(summary)}"
-        print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, text)
+        lines = [headline(summary, was_done=run.was_done)]
+        if not run.was_done:
+            lines.append(performance_metrics(summary, everything=options.verbose))
+        print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, "\n".join(lines))
     else:
         say(headline(summary))
     if options.metrics_file:
@@ -220,12 +225,13 @@ def status(options: argparse.Namespace) -> int:
         if options.batch_id:
             database.run(require_schema, read_only=True)
             summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
-            lines = [headline(summary, rejects=100), performance_metrics(summary)]
+            lines = [headline(summary, rejects=100), performance_metrics(summary, everything=options.verbose)]
             if summary["state"] == "held":
                 lines.append(held_hint(options.batch_id, settings.command))
             print_result(options, summary, "\n".join(lines))
             return DONE
         result, failures = read_status(settings, database)
+    remember(one["batch_id"] for one in (*result.get("unfinished", ()), *result.get("batches", ())))
     print_result(options, result, status_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
 
