@@ -21,7 +21,6 @@ from pathlib import Path
 
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.support.wait import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).with_name("report.webp")
@@ -89,8 +88,6 @@ def _shot(browser: webdriver.Chrome, page: Path, width: int, scheme: str, select
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(page.as_uri())
-    drawn = "return document.documentElement.dataset.drawn"
-    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(drawn) == scheme)
     top = browser.execute_script(f"return document.querySelector('{selector}').getBoundingClientRect().top + scrollY")
     clip = {"x": 0, "y": top, "width": width, "height": _HEIGHT, "scale": 1}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})

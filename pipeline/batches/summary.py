@@ -114,16 +114,19 @@ def performance_metrics(summary: Mapping[str, Any], *, everything: bool = False)
 def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = False) -> str:
     """Return the result of a batch in a few lines, at most `rejects` rejects; for 0 their number is omitted as well.
 
-    `was_done` says that the batch was done before this run, which loaded nothing.
+    `was_done` says that the batch was done before this run, which loaded nothing: that is the only line.
     """
     state, qwen = summary["state"], summary["kind"] == KIND_QWEN
     verb = ", it had" if state == "reset" else ":"
-    if was_done and state == "done":
-        verb, rejects = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has", 0
+    was_done = was_done and state == "done"
+    if was_done:
+        verb = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has"
     content = counted(summary["detections_processed"], "detection") if qwen else size(summary["bytes"])
     photos = counted(summary["images_processed"], "photo")
     found = f"{counted(summary['recognitions_processed'], 'recognition')}, {photos}, {content}"
     lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
+    if was_done:
+        return lines[0]
     if summary.get("adopted"):
         former = summary["adopted_from"]
         lines.append(f"Adopted: another tool loaded it, {f'as {former}' if former else 'without an id'}.")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.cli.completion import complete_values
 from pipeline.errors import UsageError
-from pipeline.observe.logger import say, writes_json
+from pipeline.observe.logger import say, show, writes_json
 
 #: Runs a command; returns its exit code, None for success.
 Command = Callable[[argparse.Namespace], int | None]
@@ -39,15 +39,14 @@ class _Parser(argparse.ArgumentParser):
             return found, rest
         word = rest[0].partition("=")[0]
         hint = did_you_mean(word, re.findall(r"--[a-z-]+", self.format_help()))
-        if hasattr(found, "name"):  # before the command
-            hint = f"Write the options of {found.name} after it."
-        raise self._failed(f"unrecognized argument {word}", hint)
+        raise self.failed(f"unrecognized argument {word}", hint)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        raise self._failed(message)
+        raise self.failed(message)
 
-    def _failed(self, message: str, hint: str = "") -> UsageError:
+    def failed(self, message: str, hint: str = "") -> UsageError:
+        """Show the usage, and return an error."""
         if not writes_json():
             say(self.format_usage().rstrip())
         return UsageError(f"{message}.", hint or f"`python -m {self.prog} --help` shows what there is.")
@@ -65,7 +64,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         distributions = metadata.packages_distributions().get("pipeline", ())
         versions = [metadata.version(name) for name in distributions]
-        parser.exit(0, f"{parser.prog} {versions[0] if versions else 'unknown'}\n")
+        show(f"{parser.prog} {versions[0] if versions else 'unknown'}")
+        parser.exit()
 
 
 def log_format(arguments: Sequence[str]) -> str:
@@ -77,11 +77,12 @@ def log_format(arguments: Sequence[str]) -> str:
 
 def parse(commands: Mapping[str, Command], arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the program; raise UsageError, with the nearest command as a hint."""
-    parser = build_parser(commands)
-    name = next((one for one in arguments if not one.startswith("-")), "")
-    if name and name not in commands:
-        hint = did_you_mean(name, commands) or f"The commands are {', '.join(commands)}."
-        raise parser._failed(f"there is no command {name}", hint)
+    parser, first = build_parser(commands), arguments[0] if arguments else ""
+    if first.startswith("-") and first not in ("-h", "--help", "--version"):
+        raise parser.failed(f"{first} stands before the command", "Write the command first, then its options.")
+    if first and not first.startswith("-") and first not in commands:
+        hint = did_you_mean(first, commands) or f"The commands are {', '.join(commands)}."
+        raise parser.failed(f"there is no command {first}", hint)
     return parser.parse_args(arguments)
 
 
