@@ -531,6 +531,32 @@ def test_the_page_without_photos_is_small_and_names_no_address(
     assert re.search(r"https?:", page.source) is None
 
 
+def test_the_page_of_the_largest_batch_is_small_without_photos(
+    load: LoadBatch, report: Report, dsn: str, small_dataset: MakeDataset
+) -> None:
+    load(small_dataset(1), "b1")
+    world.query(
+        dsn,
+        "INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, finished_at, worker, metrics)"
+        " SELECT 'b1', step, shard, now() + shard * interval '3 s', now() + (shard * 3 + 2) * interval '1 s',"
+        " format('loader:%s/%s', shard / 100, shard % 8), metrics"
+        " FROM generate_series(2, 490) AS shard, unnest(ARRAY['upload', 'copy']) AS step,"
+        " (SELECT metrics FROM ingest.batch_state WHERE batch_id = 'b1' AND step = 'upload') AS one",
+    )
+    for table in ("rejects", "notices"):
+        world.query(
+            dsn,
+            f"INSERT INTO ingest.{table} (batch_id, path, code, message, step)"
+            " SELECT 'b1', repeat('folder/', 30) || n, 'code_' || n / 200, repeat('word ', 40), 'discover'"
+            " FROM generate_series(1, 5000) AS n",
+        )
+    world.query(dsn, "UPDATE ingest.batches SET metrics = '{}', shards = 490")
+    page = report("b1", "--sample", "0")
+    assert len(page.source.encode()) < 1_500_000
+    assert len(page.charts["timeline"]) > 2 * 489
+    assert page.text.count("The first 100 of 5,0") == 2
+
+
 def test_names_from_outside_are_text_and_nothing_else(
     load: LoadBatch, report: Report, dsn: str, own_dataset: MakeDataset, tmp_path: Path
 ) -> None:
