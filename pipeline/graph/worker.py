@@ -33,6 +33,7 @@ from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
 from pipeline.observe.logger import say
 from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessage, StatusThread
+from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class RunWorker(PooledWorker):
 
         def progress() -> StatusMessage | None:
             done, _, total = run.counter.read("upload")
-            return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
+            return (f"{done} of {counted(total, 'recognition')}", percent(done, total)) if done < total else None
 
         if signal.getsignal(signal.SIGUSR1) == self.handle_interrupt:
             run.worker_pid = os.getpid()

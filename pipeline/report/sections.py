@@ -195,7 +195,8 @@ def trays_words(summary: Mapping[str, Any], chosen: int) -> str:
     """Return the text above the trays, empty when there are none."""
     if not chosen:
         return ""
-    words = f"{chosen} of {_grouped(summary['recognitions_processed'])} recognitions, spread over the shards, "
+    total = summary["recognitions_processed"]
+    words = f"{chosen} of {_grouped(total)} recognition{'s' if total != 1 else ''}, spread over the shards, "
     words += "annotated ones first. Photos are shown as stored, without applying their EXIF orientation."
     if summary["state"] != "done":
         is_load = summary["kind"] == KIND_LOAD
