@@ -59,7 +59,7 @@ def _report(folder: Path) -> Path:
     folder.chmod(0o711)
     run("up")
     try:
-        run("sample", "dataset", "--recognitions", "800", "--broken")
+        run("sample", "dataset", "--recognitions", "800")
         run("load", "--source", "dataset", "--batch-id", "demo", "--workers", "4")
         run("load-qwen", "--file", "dataset/qwen_annotations.json", "--batch-id", "demo-qwen")
         run("report", "--batch-id", "demo", "--out", "report.html", "--sample", "4")

@@ -49,8 +49,8 @@ def numbers(summary: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]
         cards.append(Card("Uploaded", size(summary["bytes_uploaded"]), sent))
     rate = throughput["recognitions_processed"]["per_second"] if seconds else 0
     cards.append(Card("Busy", duration(seconds), f"{rate:.1f} recognitions/s"))
-    retries = sum(count for _, count in _retries(summary))
-    cards.append(Card("Retries", _grouped(retries)))
+    if retries := sum(count for _, count in _retries(summary)):
+        cards.append(Card("Retries", _grouped(retries)))
     rejected, noticed = summary["rejected"], summary.get("noticed", 0)  # earlier versions recorded no notices
     cards.append(
         Card(
