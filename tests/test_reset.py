@@ -139,8 +139,9 @@ def test_a_batch_goes_out_of_the_bucket_that_it_was_loaded_into(
     load(small_dataset(3), "b1")
     other = replace(settings, bucket=f"{settings.bucket}-other")
     (workdir / ".env.local").write_text(environment_file(other), encoding="utf-8")
-    load(small_dataset(4, seed=9), "b2")
     with closing(Storage(other)) as door:
+        door.ensure_bucket()
+        load(small_dataset(4, seed=9), "b2")
         door.upload("b1/recognitions/1/camera1.jpg", b"of somebody else")
     stay = world.objects(other)
     done = command("reset", "--batch-id", "b1", "--confirm")
