@@ -121,7 +121,9 @@ def build_parser(commands: Mapping[str, Command]) -> _Parser:
     for name, one in parsers.choices.items():  # last, so that `--help` lists a command's own options first
         if name not in _WITHOUT_PRODUCTION:
             one.add_argument("--production", action="store_true", help="use .env.production; fail if it does not exist")
-        one.add_argument("--verbose", action="store_true", help="log every step to stderr, and show tracebacks")
+        one.add_argument(
+            "--verbose", action="store_true", help="log every step to stderr; show all timings, and tracebacks"
+        )
         one.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
         text = "format of stderr: text, or json with one object per line (text)"
         one.add_argument("--log-format", choices=("text", "json"), default="text", metavar="FORMAT", help=text)

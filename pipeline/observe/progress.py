@@ -128,12 +128,9 @@ class ProgressCounter:
         for (name, unit), row in zip(_PHASES.items(), self._rows, strict=True):
             before, done, total, begin, end = row
             if begin:
-                done = done if end else self.read(name)[0]
-                seconds = (end or time.monotonic()) - begin
-                name = name.removesuffix("_annotations")
-                found.append(
-                    Phase(name, unit, int(min(done, total)), int(before), int(total), begin, seconds, bool(end))
-                )
+                done = max(before, min(total, done if end else self.read(name)[0]))
+                name, seconds = name.removesuffix("_annotations"), (end or time.monotonic()) - begin
+                found.append(Phase(name, unit, int(done), int(before), int(total), begin, seconds, bool(end)))
         return found
 
 

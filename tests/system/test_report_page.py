@@ -137,7 +137,8 @@ def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
     # The legend of the timeline is seen together with its bars, however far those are scrolled.
     gap, right = ask(
         browser,
-        "(() => { const [keys, plot] = ['.keys', '.plot'].map(one => document.querySelector(one).getBoundingClientRect());"
+        "(() => { const box = name => document.querySelector(name).getBoundingClientRect();"
+        " const keys = box('.keys'), plot = box('.plot');"
         " return [plot.top - keys.bottom, keys.right]; })()",
     )
     assert 0 <= gap < 40
