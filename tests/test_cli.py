@@ -251,9 +251,9 @@ def test_batch_ids_complete_from_a_list_that_loads_and_status_keep(
     cache = tmp_path / "cache"
     script = run_pipeline("completion", "bash").stdout
 
-    def completed(word: str) -> list[str]:
+    def completed(word: str, command: str = "reset") -> list[str]:
         program = f"""{script}
-            COMP_WORDS=(pipeline reset --batch-id "{word}"); COMP_CWORD=3; _shtab_pipeline; echo "${{COMPREPLY[*]}}"
+            COMP_WORDS=(pipeline {command} --batch-id "{word}"); COMP_CWORD=3; _shtab_pipeline; echo "${{COMPREPLY[*]}}"
         """
         env = {"XDG_CACHE_HOME": str(cache), "PATH": "/usr/bin:/bin"}
         done = subprocess.run(["bash", "-c", program], env=env, capture_output=True, encoding="utf-8", check=True)
@@ -266,7 +266,8 @@ def test_batch_ids_complete_from_a_list_that_loads_and_status_keep(
         load = ("load", "--source", small_dataset(3), "--batch-id", batch_id)
         assert run_pipeline(*load, "--force", env=env).returncode == 0
     assert completed("") == ["c2", "b1"]
-    assert completed("b") == ["b1"]
+    for command in ("load", "load-qwen", "publish", "reset", "status", "report", "verify"):
+        assert completed("b", command) == ["b1"]
     (cache / "pipeline" / "batch-ids").unlink()
     assert run_pipeline("status", env=env).returncode == 0
     assert completed("") == ["c2", "b1"]

@@ -135,7 +135,7 @@ def _add_services(add: _Add) -> None:
     add("down", "Stop the embedded services and keep their data.")
     what = add("migrate", "Apply the pending migrations.").add_mutually_exclusive_group()
     text = "write those that DIR lacks, supabase/migrations of the app's repository, for the Supabase CLI; apply none"
-    what.add_argument("--export", metavar="DIR", help=text)
+    complete_values(what.add_argument("--export", metavar="DIR", help=text))
     text = "move our records from the history of the Supabase CLI to ingest.schema_migrations; apply none"
     what.add_argument("--release-history", action="store_true", help=text)
     one = add("sample", "Write a synthetic dataset with real JPEGs.")
@@ -191,7 +191,7 @@ def _add_batches(add: _Add) -> None:
 
     one = add("status", "Show the environment, both connections, and the batches.")
     what = one.add_mutually_exclusive_group()
-    what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch")
+    complete_values(what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch"))
     what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
     one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
 
