@@ -39,12 +39,14 @@ class Card:
 def numbers(summary: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]:
     """Return the headline figures and the facts about the batch."""
     seconds = summary["total_seconds"]
-    cards = [Card("Recognitions", _grouped(summary["recognitions_processed"]), _found(summary))]
-    throughput = summary["throughput"]
-    if summary["kind"] == KIND_QWEN:
+    is_qwen = summary["kind"] == KIND_QWEN
+    found = f"of {_grouped(summary['found'])} in the source" if summary["found"] else ""  # photos of annotations
+    throughput, photos = summary["throughput"], _grouped(summary["images_processed"])
+    cards = [Card("Recognitions", _grouped(summary["recognitions_processed"]), "" if is_qwen else found)]
+    cards.append(Card("Photos", photos, found if is_qwen else size(summary["bytes"])))
+    if is_qwen:
         cards.append(Card("Detections", _grouped(summary["detections_processed"])))
     else:
-        cards.append(Card("Photos", _grouped(summary["images_processed"]), size(summary["bytes"])))
         sent = f"{size(throughput['bytes_uploaded']['per_second'])}/s"
         cards.append(Card("Uploaded", size(summary["bytes_uploaded"]), sent))
     rate = throughput["recognitions_processed"]["per_second"] if seconds else 0
@@ -52,18 +54,11 @@ def numbers(summary: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]
     if retries := sum(count for _, count in _retries(summary)):
         cards.append(Card("Retries", _grouped(retries)))
     rejected, noticed = summary["rejected"], summary.get("noticed", 0)  # earlier versions recorded no notices
-    cards.append(
-        Card(
-            "Rejected", _grouped(rejected), "inputs left out" if rejected else "", "rejects", "bad" if rejected else ""
-        )
-    )
+    about, kind = ("inputs left out", "bad") if rejected else ("", "")
+    cards.append(Card("Rejected", _grouped(rejected), about, "rejects", kind))
     if noticed:
         cards.append(Card("Noticed", _grouped(noticed), "inputs to look at", "notices", "odd"))
     return {"summary": summary, "cards": cards, "facts": list(_facts(summary, spans)), "spans": spans}
-
-
-def _found(summary: Mapping[str, Any]) -> str:
-    return f"of {_grouped(summary['found'])} in the source" if summary["found"] else ""
 
 
 def _grouped(number: int) -> str:
