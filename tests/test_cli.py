@@ -249,18 +249,25 @@ def test_batch_ids_complete_from_a_list_that_loads_and_status_keep(
 ) -> None:
     """Without a list nothing is offered and nothing is said; Python is not started for it."""
     cache = tmp_path / "cache"
-    script = run_pipeline("completion", "bash").stdout
+    env = {"XDG_CACHE_HOME": str(cache)}
+    assert run_pipeline("status", env=env).returncode == 0
+    assert not cache.exists()  # of a user who does not complete, such as cron's
+    script = run_pipeline("completion", "bash", env=env).stdout
 
     def completed(word: str, command: str = "reset") -> list[str]:
         program = f"""{script}
             COMP_WORDS=(pipeline {command} --batch-id "{word}"); COMP_CWORD=3; _shtab_pipeline; echo "${{COMPREPLY[*]}}"
         """
-        env = {"XDG_CACHE_HOME": str(cache), "PATH": "/usr/bin:/bin"}
-        done = subprocess.run(["bash", "-c", program], env=env, capture_output=True, encoding="utf-8", check=True)
+        done = subprocess.run(
+            ["bash", "-c", program],
+            env={**env, "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
         assert done.stderr == ""
         return done.stdout.split()
 
-    env = {"XDG_CACHE_HOME": str(cache)}
     assert completed("") == []
     for batch_id in ("b1", "c2"):
         load = ("load", "--source", small_dataset(3), "--batch-id", batch_id)
@@ -279,6 +286,7 @@ def test_batch_ids_complete_from_a_list_that_loads_and_status_keep(
 
 def test_the_list_of_batch_ids_keeps_the_last_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "pipeline").mkdir()
     for number in range(120):
         completion.remember([f"b{number}"])
     completion.remember(["b50"])

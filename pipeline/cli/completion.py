@@ -1,7 +1,7 @@
 """Completion in a shell: the script, and the list of batch ids that it reads.
 
 A shell completes while somebody types, so it waits neither for Python nor for a database: loads and `status` keep the
-last ids in a file of the user's cache.
+last ids in a file of the user's cache, once that user has asked for the script.
 """
 
 from __future__ import annotations
@@ -37,19 +37,23 @@ def complete_values(action: argparse.Action) -> None:
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Return the completion script for a shell."""
+    """Return the completion script for a shell, and begin the list of batch ids."""
+    with suppress(OSError, RuntimeError):
+        _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     return str(shtab.complete(parser, shell, preamble=_PREAMBLE.get(shell, "")))
 
 
 def remember(batch_ids: Iterable[str]) -> None:
-    """Put batch ids at the top of the list; a user without a cache folder has no list."""
-    with suppress(OSError, RuntimeError, ValueError):  # no home, or a file that is not ours
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / "batch-ids"
+    """Put batch ids at the top of the list, if there is one."""
+    with suppress(OSError, RuntimeError, ValueError):  # no home, no list, or a file that is not ours
+        path = _folder() / "batch-ids"
         former = path.read_text(encoding="ascii").split() if path.exists() else []
         kept = list(dict.fromkeys([*batch_ids, *former]))[:_KEPT]
         if kept != former:
-            with tempfile.NamedTemporaryFile("w", dir=folder, encoding="ascii", delete=False) as new:
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="ascii", delete=False) as new:
                 new.write("\n".join(kept) + "\n")
             os.replace(new.name, path)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pipeline"

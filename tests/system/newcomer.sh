@@ -37,7 +37,9 @@ PYTHON
 
 step env BIN="$BIN" RECOGNITIONS=200 REPORT="$PWD/demo.html" sh "$ROOT/docs/demo.sh"
 says "The report is $PWD/demo.html"
+says "plants trays that are broken"
 says "nothing was loaded"
+says "pipeline load --source dataset --batch-id first"
 
 step pipeline --version
 step pipeline up
