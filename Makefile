@@ -17,7 +17,7 @@ APP_SHARE := tests/test_model.py tests/test_readers.py tests/test_reset_versions
 .PHONY: demo test test-slow test-app test-system check docs bench fuzz clean
 
 demo: $(STAMP)
-	BIN=$(BIN) sh docs/demo.sh
+	@BIN=$(BIN) sh docs/demo.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not system" --numprocesses $(PROCESSES) --maxschedchunk 1
@@ -57,7 +57,11 @@ clean:
 	rm -rf $(VENV) .pipeline build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(STAMP): requirements.txt requirements-dev.txt setup.py
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $(STAMP)
+	@echo "Installation, step 1 of 3: check the version of $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
+	@echo "Installation, step 2 of 3: create the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installation, step 3 of 3: install the pipeline and its tools with pip, about a minute"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+	@echo "Installed in $(VENV); it is not installed again until the requirements change"

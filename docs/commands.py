@@ -14,8 +14,8 @@ PAGE = Path(__file__).with_name("reference") / "commands.md"
 _HEAD = """# Commands
 
 `make docs` generates this page from the parser; `python -m pipeline COMMAND --help` prints the same. The console script
-`pipeline` is the same as `python -m pipeline`. Results go to stdout; progress, errors and hints go to stderr. The
-[README](../../README.md#exit-codes) lists the exit codes.
+`pipeline` is the same as `python -m pipeline`; `pipeline --version` prints the version. Results go to stdout; progress,
+errors and hints go to stderr. The [README](../../README.md#exit-codes) lists the exit codes.
 
 ## Options of every command
 """

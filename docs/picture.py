@@ -21,7 +21,6 @@ from pathlib import Path
 
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.support.wait import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).with_name("report.webp")
@@ -60,7 +59,7 @@ def _report(folder: Path) -> Path:
     folder.chmod(0o711)
     run("up")
     try:
-        run("sample", "dataset", "--recognitions", "800", "--broken")
+        run("sample", "dataset", "--recognitions", "800")
         run("load", "--source", "dataset", "--batch-id", "demo", "--workers", "4")
         run("load-qwen", "--file", "dataset/qwen_annotations.json", "--batch-id", "demo-qwen")
         run("report", "--batch-id", "demo", "--out", "report.html", "--sample", "4")
@@ -89,8 +88,6 @@ def _shot(browser: webdriver.Chrome, page: Path, width: int, scheme: str, select
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get(page.as_uri())
-    drawn = "return document.documentElement.dataset.drawn"
-    WebDriverWait(browser, 30).until(lambda _: browser.execute_script(drawn) == scheme)
     top = browser.execute_script(f"return document.querySelector('{selector}').getBoundingClientRect().top + scrollY")
     clip = {"x": 0, "y": top, "width": width, "height": _HEIGHT, "scale": 1}
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})

@@ -17,6 +17,7 @@ import pytest
 
 from embedded_supabase.ports import free_port
 from embedded_supabase.storage.auth import mint_key
+from pipeline.cli import main
 from pipeline.config import Secret, Settings
 from pipeline.database.migrate import migrations
 from tests import world
@@ -342,7 +343,36 @@ def test_wrong_usage(arguments: tuple[str, ...], run_pipeline: RunPipeline) -> N
     done = run_pipeline(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: pipeline")
+    *_, error, hint = done.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert hint.startswith("Hint: ")
     assert "Traceback" not in done.stderr
+    if not arguments:
+        return
+    lines = [json.loads(line) for line in run_pipeline(*arguments, "--log-format", "json").stderr.splitlines()]
+    assert [one["message"] for one in lines] == [error, hint]
+    assert lines[0]["error"] == "UsageError"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("lod",), "Did you mean load?"),
+        (("stauts", "--json"), "Did you mean status?"),
+        (("load_qwen", "--file", "x"), "Did you mean load-qwen?"),
+        (("load", "--sorce", "x"), "Did you mean --source?"),
+        (("load", "--batchid=b1"), "Did you mean --batch-id?"),
+        (("verify", "--depe"), "Did you mean --deep?"),
+        (("load", "--xyzzy"), "`python -m pipeline load --help` shows what there is."),
+        (("--log-format", "text", "load"), "Write the command first, then its options."),
+        (("xyzzy",), "The commands are up, down, "),
+    ],
+)
+def test_what_is_unknown_has_the_nearest_as_a_hint(
+    arguments: tuple[str, ...], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert f"\nHint: {hint}" in capsys.readouterr().err
 
 
 def test_an_unknown_batch(run_pipeline: RunPipeline) -> None:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from embedded_supabase.ports import free_port
 from pipeline import cli, errors
+from pipeline.cli import completion
 from pipeline.cli.output import exit_code
 from pipeline.config import Settings
 from tests import world
@@ -165,6 +167,8 @@ def test_a_load_without_stderr_works(workdir: Path, small_dataset: MakeDataset, 
 
 # Output for machines
 
+_PHASE = ("phase_started", "phase_ended")
+
 
 @pytest.mark.slow
 def test_every_command_has_its_result_as_one_json_object(
@@ -203,9 +207,16 @@ def test_with_json_lines_everything_on_stderr_is_an_object_without_a_secret(
     assert {"time", "level", "logger", "message"} <= set.intersection(*(set(line) for line in lines))
     assert any(line["logger"] == "pipeline.steps.copy" and line["level"] == "info" for line in lines)
     assert settings.key.reveal() not in done.stderr
+    events = [line for line in lines if "event" in line]
+    phases = [(event, phase) for phase in ("discover", "upload", "transform") for event in _PHASE]
+    assert [(one["event"], one.get("phase")) for one in events] == [("start", None), *phases, ("end", None)]
+    assert (events[0]["command"], events[-1]["command"], events[-1]["exit_code"]) == ("load", "load", 0)
+    assert {one["batch_id"] for one in events[1:]} == {"b1"}
+    assert [one["done"] for one in events if one["event"] == "phase_ended"] == [3, 3, 3]
     refused = run_pipeline(*arguments, "--limit", "1")
     assert refused.returncode == 4
-    target, error, hint = map(json.loads, refused.stderr.splitlines())
+    start, target, error, hint, end = map(json.loads, refused.stderr.splitlines())
+    assert (start["event"], end["event"], end["exit_code"]) == ("start", "end", 4)
     assert (target["level"], target["message"].startswith("Target: local, ")) == ("info", True)
     assert (error["level"], error["error"]) == ("error", "RefusedError")
     assert error["message"].startswith("Error: Batch b1 was started with")
@@ -231,6 +242,70 @@ def test_bash_completes_commands_and_options(run_pipeline: RunPipeline) -> None:
     """
     done = subprocess.run(["bash", "-c", program], capture_output=True, encoding="utf-8", check=True)
     assert [line.split() for line in done.stdout.splitlines()] == [["load", "load-qwen"], ["--metrics-file"]]
+
+
+def test_batch_ids_complete_from_a_list_that_loads_and_status_keep(
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings, tmp_path: Path
+) -> None:
+    """Without a list nothing is offered and nothing is said; Python is not started for it."""
+    cache = tmp_path / "cache"
+    env = {"XDG_CACHE_HOME": str(cache)}
+    assert run_pipeline("status", env=env).returncode == 0
+    assert not cache.exists()  # of a user who does not complete, such as cron's
+    script = run_pipeline("completion", "bash", env=env).stdout
+
+    def completed(word: str, command: str = "reset") -> list[str]:
+        program = f"""{script}
+            COMP_WORDS=(pipeline {command} --batch-id "{word}"); COMP_CWORD=3; _shtab_pipeline; echo "${{COMPREPLY[*]}}"
+        """
+        done = subprocess.run(
+            ["bash", "-c", program],
+            env={**env, "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert completed("") == []
+    for batch_id in ("b1", "c2"):
+        load = ("load", "--source", small_dataset(3), "--batch-id", batch_id)
+        assert run_pipeline(*load, "--force", env=env).returncode == 0
+    assert completed("") == ["c2", "b1"]
+    for command in ("load", "load-qwen", "publish", "reset", "status", "report", "verify"):
+        assert completed("b", command) == ["b1"]
+    (cache / "pipeline" / "batch-ids").unlink()
+    assert run_pipeline("status", env=env).returncode == 0
+    assert completed("") == ["c2", "b1"]
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    assert run_pipeline("status", env=env).returncode == 0
+    assert completed("") == []
+
+
+def test_the_list_of_batch_ids_keeps_the_last_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "pipeline").mkdir()
+    for number in range(120):
+        completion.remember([f"b{number}"])
+    completion.remember(["b50"])
+    (path,) = (tmp_path / "pipeline").iterdir()
+    assert path.read_text().split() == ["b50", *(f"b{number}" for number in range(119, 19, -1) if number != 50)][:100]
+    path.write_bytes(b"\xff not ours")
+    completion.remember(["b1"])
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["load", "--version"]])
+def test_the_version_is_that_of_the_distribution(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if arguments == ["--version"]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 0
+        (name,) = set(metadata.packages_distributions()["pipeline"])
+        assert capsys.readouterr().out == f"pipeline {metadata.version(name)}\n"
+    else:
+        assert cli.main(arguments) == 2
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ def test_two_loads_at_once_run_one_after_the_other(cron: Cron, settings: Setting
     first, second = cron.loads
     dsn = settings.database_url.reveal()
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
-        cursor.execute("LOCK TABLE public.images IN ACCESS EXCLUSIVE MODE")  # the transform waits for it
+        cursor.execute("LOCK TABLE public.images IN EXCLUSIVE MODE")  # the transform waits for it
         one = cron.start(first)
         assert wait_until(lambda: waits(settings) or one.poll() is not None, 60)
         other = cron.start(second)
@@ -189,7 +189,7 @@ def test_a_killed_load_leaves_no_lock_and_the_next_run_resumes_it(
 ) -> None:
     first, second = cron.loads
     with closing(psycopg2.connect(settings.database_url.reveal())) as connection, connection.cursor() as cursor:
-        cursor.execute("LOCK TABLE public.images IN ACCESS EXCLUSIVE MODE")
+        cursor.execute("LOCK TABLE public.images IN EXCLUSIVE MODE")
         one = cron.start(first)
         assert wait_until(lambda: waits(settings) or one.poll() is not None, 60)
         other = cron.start(second)

@@ -211,6 +211,13 @@ def test_luigi_cfg_names_the_luigid_that_the_guide_starts() -> None:
     assert "`scheduler_url`" in LUIGI
 
 
+def test_the_table_of_events_lists_all_that_are_logged() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in SOURCES]
+    logged = {one for text in texts for one in re.findall(r"""(?:_event\(|_log\(|event=)"(\w+)\"""", text)}
+    listed = {row[0].strip("`") for row in rows(section("Log", SETTINGS)) if len(row) == 3}
+    assert listed == {"event", *logged}
+
+
 # Rejects
 
 

@@ -98,7 +98,7 @@ def test_every_call_of_a_command_is_one_that_the_parser_takes(name: str) -> None
     for text in (*inline, *shell_lines(DOCS[name])):
         for call in _CALL.findall(text.replace("$(pipeline", "$( pipeline")):
             arguments = words_of(call)
-            if "--help" in arguments:
+            if {"--help", "--version"} & set(arguments):
                 continue
             assert cli.parser().parse_args(arguments).command is not None, call
 

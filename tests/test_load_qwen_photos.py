@@ -77,7 +77,7 @@ def test_a_forced_file_replaces_only_the_photos_that_it_has(
     assert done.out.startswith("Batch q2 is done: 2 recognitions, 2 photos, 2 detections.")
     check(settings, dataset, tmp_path, {**former, **latter})
     plan = run("reset", "--batch-id", "q2", "--dry-run").out
-    assert "batch q1: the former annotations of 2 recognitions is restored" in plan
+    assert "batch q1: the former annotations of 2 recognitions are restored" in plan
     # q1 is shown only where q2 does not take its place.
     plan = run("reset", "--batch-id", "q1", "--dry-run").out
     assert "restored" not in plan

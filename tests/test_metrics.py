@@ -270,18 +270,36 @@ def test_the_block_of_performance_metrics() -> None:
         "    images_processed: 25808 (344.1/s)",
         "    bytes_uploaded: 3.2 GB (43.0 MB/s)",
         "  Operation timings:",
-        "    db_bulk_copy: 130 ops, avg 12.50 ms, total 1.62 s",
         "    storage_upload: 25808 ops, avg 44.16 ms, total 1139.68 s",
+        "    db_bulk_copy: 130 ops, avg 12.50 ms, total 1.62 s",
     ]
 
 
-def test_the_block_shows_requests_in_flight_and_refused_ones() -> None:
+def test_the_block_has_everything_by_total_when_asked_and_keeps_its_order() -> None:
+    operations = {
+        "a": {"ops": 1, "average_seconds": 2.0, "total_seconds": 2.0},
+        **SUMMARY["operations"],
+        "b": {"ops": 3, "average_seconds": 1.0, "total_seconds": 3.0},
+    }
+    summary = {**SUMMARY, "operations": operations, "throughput": dict(reversed(SUMMARY["throughput"].items()))}
+    assert performance_metrics(summary) == performance_metrics(SUMMARY)
+    shown = performance_metrics(summary, everything=True)
+    names = [line.split(":")[0].strip() for line in shown.splitlines()]
+    assert names[3:6] == ["recognitions_processed", "images_processed", "bytes_uploaded"]
+    assert names[7:] == ["storage_upload", "b", "a", "db_bulk_copy"]
+
+
+def test_the_block_shows_requests_in_flight_and_refused_ones_when_asked() -> None:
     gauges = {"requests_in_flight": {"last": 8, "max": 16}, "requests_refused_at": {"last": 9, "max": 9}}
     summary = {**SUMMARY, "gauges": gauges, "counters": {"requests_refused": 3}}
-    before = performance_metrics(SUMMARY)
-    assert performance_metrics(summary) == f"{before}\n  Requests in flight: 8 (peak 16), 3 refused"
-    assert performance_metrics({**summary, "counters": {}}).endswith("8 (peak 16), 0 refused")
-    assert performance_metrics({**summary, "gauges": {}}) == before
+    before = performance_metrics(SUMMARY, everything=True)
+    for one, more in (
+        (summary, "\n  Requests in flight: 8 (peak 16), 3 refused"),
+        ({**summary, "counters": {}}, "\n  Requests in flight: 8 (peak 16), 0 refused"),
+        ({**summary, "gauges": {}}, ""),
+    ):
+        assert performance_metrics(one, everything=True) == before + more
+        assert performance_metrics(one) == performance_metrics(SUMMARY)
 
 
 def test_the_headline_of_a_batch_without_incident_is_one_line() -> None:
@@ -290,6 +308,7 @@ def test_the_headline_of_a_batch_without_incident_is_one_line() -> None:
 
 def test_the_headline_of_a_load_that_found_its_batch_done() -> None:
     summary = {**SUMMARY, "finished_at": "2026-01-02T13:00:05.123456+01:00"}
+    summary |= {"rejected": 6, "rejects": {"json_broken": 6}, "already_loaded": 3, "files": {"used": 4}}
     assert headline(summary, was_done=True) == (
         "Batch batch_20260102_120000 is done already, since 2026-01-02 12:00:05 UTC: nothing was loaded."
         " It has 12904 recognitions, 25808 photos, 3.2 GB."

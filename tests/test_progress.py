@@ -31,15 +31,18 @@ from pipeline.graph.luigid import StatusReporter
 from pipeline.observe import progress
 from pipeline.observe.logger import ConsoleHandler, configure_logging
 from pipeline.observe.progress import (
+    Phase,
     ProgressCounter,
     ProgressDisplay,
     StatusMessage,
     StatusThread,
+    format_end,
     format_progress,
 )
 
-PLAIN = re.compile(r"Processing (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
-SHAPE = re.compile(r"Processing [█]*[░]* (\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown)")
+NUMBERS = r"(\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown) \| (\w+), (recognitions?)"
+PLAIN = re.compile(f"Processing {NUMBERS}")
+SHAPE = re.compile(f"Processing [█]*[░]* {NUMBERS}")
 
 
 class Stream(io.StringIO):
@@ -92,13 +95,22 @@ def shown(
     """Return what is written; each step is seconds that pass and recognitions that are done."""
     clock, counter = Clock(), ProgressCounter()
     stream = stream or Stream(terminal)
-    counter.start(total, before)
     monkeypatch.setattr(progress, "time", clock)
-    shower = ProgressDisplay(counter, stream)  # type: ignore[arg-type]
+    counter.start("upload", total, before)
+    shower = ProgressDisplay(counter, stream, batch_id="b1")  # type: ignore[arg-type]
     monkeypatch.setattr(shower, "_finished", Ticks(steps, clock, counter))
     with shower:
         shower._thread.join()
     return stream.getvalue() if isinstance(stream, Stream) else ""
+
+
+def drawn(written: str) -> list[str]:
+    """What a terminal shows one after the other in a line that is redrawn."""
+    return [text.removesuffix("\n").removesuffix("\x1b[K") for text in written.split("\r")[1:]]
+
+
+def upload(done: int, before: int, total: int, seconds: float, name: str = "upload") -> Phase:
+    return Phase(name, "recognition", done, before, total, began=1.0, seconds=seconds, over=False)
 
 
 # The line
@@ -115,17 +127,16 @@ def shown(
         (1, 0, 7384, 1.0, "░" * 24 + " 0% | 1/7384 | 1/s | ETA: 2h 03m"),
         (9999, 0, 10000, 1.0, "█" * 23 + "░ 99% | 9999/10000 | 9999/s | ETA: 0s"),
         (10000, 0, 10000, 8.0, "█" * 24 + " 100% | 10000/10000 | 1250/s | ETA: 0s"),
+        (6000, 5000, 10000, 10.0, "█" * 14 + "░" * 10 + " 60% | 6000/10000 | 100/s | ETA: 40s"),
     ],
 )
 def test_the_line_has_the_documented_shape(done: int, before: int, total: int, seconds: float, text: str) -> None:
+    text = f"{text} | upload, recognitions"
     columns = len(f"Processing {text}")
-    assert format_progress(done, before, total, seconds, columns=columns) == f"Processing {text}"
+    phase = upload(done, before, total, seconds)
+    assert format_progress(phase, columns=columns) == f"Processing {text}"
     plain = text.lstrip("█░ ")
-    assert format_progress(done, before, total, seconds) == f"Processing {plain}"
-
-
-def test_a_resumed_batch_shows_the_rate_of_this_run() -> None:
-    assert format_progress(6000, 5000, 10000, 10.0) == "Processing 60% | 6000/10000 | 100/s | ETA: 40s"
+    assert format_progress(phase) == f"Processing {plain}"
 
 
 @given(
@@ -133,24 +144,52 @@ def test_a_resumed_batch_shows_the_rate_of_this_run() -> None:
     st.floats(0, 1),
     st.floats(0, 1),
     st.just(0.0) | st.floats(1e-6, 1e6),
-    st.integers(90, 400),
+    st.integers(110, 400),
 )
 def test_the_line_keeps_its_shape_and_fills_the_width(
     total: int, share: float, earlier: float, seconds: float, columns: int
 ) -> None:
     done = int(total * share)
-    text = format_progress(done, int(done * earlier), total, seconds, columns=columns)
+    text = format_progress(upload(done, int(done * earlier), total, seconds), columns=columns)
     match = SHAPE.fullmatch(text)
     assert match
     assert int(match[1]) == done * 100 // total
     assert len(text) == columns
 
 
-@pytest.mark.parametrize("columns", [1, 10, 30, 49])
-def test_the_line_never_exceeds_a_narrow_terminal(columns: int) -> None:
-    text = format_progress(8000, 0, 101750, 6.4, columns=columns)
-    assert len(text) == columns
-    assert "Processing ░ 7% | 8000/101750 | 1250/s | ETA: 1m 15s".startswith(text)
+@pytest.mark.parametrize("name", ["discover", "upload", "transform"])
+@pytest.mark.parametrize("total", [1, 417, 12_904, 1_000_000])
+def test_any_terminal_from_40_columns_shows_phase_unit_and_share(total: int, name: str) -> None:
+    for columns in range(39, 201):
+        for done, before, seconds in ((0, 0, 0.0), (total // 3, 0, 7.0), (total, total // 2, 5000.0)):
+            phase = upload(done, before, total, seconds, name)
+            text = format_progress(phase, columns=columns)
+            assert len(text) <= columns
+            assert f"{done * 100 // total}%" in text
+            assert name in text
+            assert "recognition" in text
+            assert "\n" not in text
+            end = format_end(phase, columns)
+            assert len(end) <= columns
+            assert end.startswith(f"{name}: ")
+            if columns >= 80 and total < 1_000_000:
+                assert SHAPE.fullmatch(text)
+    assert format_progress(phase, columns=10) == f"{name} 100%"[:10]
+
+
+@pytest.mark.parametrize(
+    ("done", "before", "total", "columns", "text"),
+    [
+        (10000, 0, 10000, None, "upload: 10000 recognitions in 8.0 s, 1250/s"),
+        (1, 0, 1, None, "upload: 1 recognition in 8.0 s, 0/s"),
+        (3700, 0, 10000, None, "upload: 3700 of 10000 recognitions in 8.0 s, 462/s"),
+        (10000, 4000, 10000, None, "upload: 6000 recognitions in 8.0 s, 750/s; 4000 by earlier runs"),
+        (5000, 4000, 10000, 60, "upload: 1000 of 10000 recognitions in 8.0 s, 125/s"),
+        (5000, 4000, 10000, 40, "upload: 1000 of 10000 recognitions"),
+    ],
+)
+def test_a_phase_ends_with_what_was_done(done: int, before: int, total: int, columns: int | None, text: str) -> None:
+    assert format_end(upload(done, before, total, 8.0), columns) == text
 
 
 # The display
@@ -160,9 +199,50 @@ def test_a_terminal_shows_one_line_that_is_redrawn_until_the_end(monkeypatch: py
     written = shown(monkeypatch, [(0.2, 10), (0.2, 20), (0.2, 70)], terminal=True)
     assert written.endswith("\n")
     assert written.count("\n") == 1
-    drawn = written[:-1].split("\r")[1:]
-    assert [SHAPE.fullmatch(text.removesuffix("\x1b[K")) is not None for text in drawn] == [True] * 3
-    assert [re.search(r"\d+/\d+ ", text)[0] for text in drawn] == ["10/100 ", "30/100 ", "100/100 "]  # type: ignore[index]
+    *bars, end = drawn(written)
+    assert all(SHAPE.fullmatch(text) for text in bars)
+    assert [text.split(" | ")[1] for text in bars] == ["10/100", "30/100", "100/100", "100/100"]
+    assert end == "upload: 100 recognitions in 0.6 s, 167/s"
+
+
+def test_each_phase_is_shown_however_short_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(stream: Stream) -> None:
+        clock, counter = Clock(), ProgressCounter()
+        monkeypatch.setattr(progress, "time", clock)
+        with ProgressDisplay(counter, stream, batch_id="b1"):
+            counter.start("discover_annotations", 7)
+            counter.set_done(7)
+            clock.now += 0.01
+            counter.start("upload", 4, 1)
+            counter.start_shard(1)(2)
+            clock.now += 1.0
+            counter.start("transform", 4)  # and then the run is interrupted
+
+    run(stream := Stream(True))
+    ends = [text for text in drawn(stream.getvalue()) if text.startswith(("discover: ", "upload: ", "transform: "))]
+    assert ends == [
+        "discover: 7 kB in 0.0 s, 700/s",
+        "upload: 2 of 4 recognitions in 1.0 s, 2/s; 1 by earlier runs",
+        "transform: 0 of 4 recognitions in 0.0 s, 0/s",
+    ]
+    configure_logging(log_format="json")
+    run(Stream(True))
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    forget_handlers()
+    assert [(one["event"], one["phase"]) for one in events] == [
+        (event, phase) for phase in ("discover", "upload", "transform") for event in ("phase_started", "phase_ended")
+    ]
+    last = events[3]
+    facts = ("batch_id", "unit", "done", "before", "total", "seconds")
+    assert [last[name] for name in facts] == ["b1", "recognition", 3, 1, 4, 1.0]
+
+
+def forget_handlers() -> None:
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, ConsoleHandler):
+            logging.getLogger().removeHandler(handler)
 
 
 def test_other_streams_get_a_plain_line_every_30_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +256,7 @@ def test_other_streams_get_a_plain_line_every_30_seconds(monkeypatch: pytest.Mon
 
 
 def test_an_hour_produces_about_120_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = shown(monkeypatch, [(0.2, 1)] * (5 * 3600), total=10**6).splitlines()
+    lines = shown(monkeypatch, [(1.0, 5)] * 3600, total=10**6).splitlines()
     assert 100 <= len(lines) <= 120
     assert lines[-1].startswith("Processing 1% | 1")
 
@@ -196,9 +276,7 @@ def test_an_hour_of_warnings_produces_about_120_lines(
         lines = capsys.readouterr().err.splitlines()
         assert 100 <= len(lines) <= most
         assert len({line[20:].split(":")[0].split(" Trying")[0] for line in lines}) == 2
-    for handler in logging.getLogger().handlers[:]:
-        if isinstance(handler, ConsoleHandler):
-            logging.getLogger().removeHandler(handler)
+    forget_handlers()
 
 
 def test_a_closed_terminal_is_replaced_by_the_null_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,16 +294,16 @@ def test_a_full_disk_does_not_end_the_display(monkeypatch: pytest.MonkeyPatch) -
         assert os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
 
 
-@pytest.mark.parametrize("columns", [20, 120])
+@pytest.mark.parametrize("columns", [80, 200])
 def test_the_bar_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with open(theirs, "w", encoding="utf-8") as stream:
         shown(monkeypatch, [(0.2, 50)], stream=stream)
-        drawn = os.read(ours, 1 << 16).decode().split("\r")[1].removesuffix("\x1b[K")
+        line = drawn(os.read(ours, 1 << 16).decode())[0]
     os.close(ours)
-    assert len(drawn) == columns - 1
-    assert drawn.startswith("Processing ")
+    assert len(line) == columns - 1
+    assert line.startswith("Processing ")
 
 
 def test_the_display_starts_only_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,37 +325,33 @@ def test_json_logging_gets_an_object_every_30_seconds(
 ) -> None:
     configure_logging(log_format="json")
     assert shown(monkeypatch, [(1.0, 1)] * 95, total=200, terminal=True) == ""
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    logging.getLogger().handlers[:] = [
-        one for one in logging.getLogger().handlers if not isinstance(one, ConsoleHandler)
-    ]
+    started, *lines, ended = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    forget_handlers()
+    assert [started["event"], ended["event"]] == ["phase_started", "phase_ended"]
     assert [(line["done"], line["total"], line["seconds"]) for line in lines] == [
-        (30, 200, 29.0),
-        (60, 200, 59.0),
-        (90, 200, 89.0),
+        (30, 200, 30.0),
+        (60, 200, 60.0),
+        (90, 200, 90.0),
     ]
     assert all(PLAIN.fullmatch(line["message"]) for line in lines)
-    assert {line["level"] for line in lines} == {"info"}
+    assert {(line["level"], line["event"], line["batch_id"]) for line in lines} == {("info", "progress", "b1")}
 
 
 def test_a_short_run_without_a_terminal_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(monkeypatch, [(5.0, 20)] * 5) == ""
 
 
-@pytest.mark.parametrize("total", [0, 50])
-def test_nothing_is_drawn_before_the_start_or_when_all_is_done(monkeypatch: pytest.MonkeyPatch, total: int) -> None:
-    assert shown(monkeypatch, [(0.2, 0)] * 3, total=total, before=total, terminal=True) == ""
+def test_nothing_is_drawn_of_a_phase_without_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, [(0.2, 0)] * 3, total=0, terminal=True) == ""
 
 
-def test_the_rate_excludes_the_time_before_the_first_recognition(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_rate_excludes_the_time_before_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, counter, stream = Clock(), ProgressCounter(), Stream(terminal=True)
     monkeypatch.setattr(progress, "time", clock)
     shower = ProgressDisplay(counter, stream)
     clock.now += 500.0  # discovery
-    counter.start(100, 40)
-    monkeypatch.setattr(shower, "_finished", Ticks([(0.2, 0), (2.0, 20)], clock, counter))
+    counter.start("upload", 100, 40)
+    monkeypatch.setattr(shower, "_finished", Ticks([(0.2, 0), (1.8, 20)], clock, counter))
     with shower:
         shower._thread.join()
     assert "60/100 | 10/s | ETA: 4s" in stream.getvalue()
@@ -294,14 +368,14 @@ def test_an_encoding_without_block_characters_gets_ascii(
         shown(monkeypatch, [(0.2, 50), (31.0, 10)], stream=stream)
         stream.flush()
         text = raw.getvalue().decode(encoding)
-    assert re.search(r"Processing #{20,}\.{10,} 60% \| 60/100" if terminal else r"Processing 60% \| 60/100", text)
+    assert re.search(r"Processing #{5,}\.{4,} 60% \| 60/100" if terminal else r"Processing 60% \| 60/100", text)
     assert "█" not in text
     assert "?" not in text
 
 
 def test_an_error_in_the_block_propagates_and_ends_the_thread() -> None:
     counter = ProgressCounter()
-    counter.start(100, 0)
+    counter.start("upload", 100)
     shower = ProgressDisplay(counter, Stream(terminal=False))
     with pytest.raises(KeyError), shower:
         raise KeyError
@@ -323,7 +397,7 @@ def test_leaving_the_block_does_not_wait_for_a_redraw() -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_the_counter_is_shared_with_forked_workers() -> None:
     counter = ProgressCounter()
-    counter.start(1000, 100)
+    counter.start("upload", 1000, 100)
     context = multiprocessing.get_context("fork")
 
     def work(shard: int) -> None:
@@ -342,7 +416,7 @@ def test_the_counter_is_shared_with_forked_workers() -> None:
 
 def test_counts_of_the_threads_of_a_shard_add_up() -> None:
     counter = ProgressCounter()
-    counter.start(8000, 0)
+    counter.start("upload", 8000)
     add = counter.start_shard(7)
 
     def work(_: int) -> None:
@@ -356,7 +430,7 @@ def test_counts_of_the_threads_of_a_shard_add_up() -> None:
 
 def test_a_thousand_shards_have_separate_slots() -> None:
     counter = ProgressCounter()
-    counter.start(2000, 0)
+    counter.start("upload", 2000)
     for shard in range(1, 1001):
         counter.start_shard(shard)(2)
     assert counter.read() == (2000, 0, 2000)
@@ -364,16 +438,16 @@ def test_a_thousand_shards_have_separate_slots() -> None:
 
 def test_a_new_start_clears_the_counter() -> None:
     counter = ProgressCounter()
-    counter.start(10, 0)
+    counter.start("upload", 10)
     counter.start_shard(3)(10)
     assert counter.read() == (10, 0, 10)
-    counter.start(20, 5)
+    counter.start("upload", 20, 5)
     assert counter.read() == (5, 5, 20)
 
 
 def test_a_retried_shard_starts_from_zero() -> None:
     counter = ProgressCounter()
-    counter.start(10, 0)
+    counter.start("upload", 10)
     counter.start_shard(3)(4)
     counter.start_shard(4)(5)
     counter.start_shard(3)(1)
@@ -382,11 +456,11 @@ def test_a_retried_shard_starts_from_zero() -> None:
 
 def test_done_and_total_of_each_shard_are_readable() -> None:
     counter = ProgressCounter()
-    counter.start(10, 0)
+    counter.start("upload", 10)
     counter.start_shard(3, 4)(3)
     counter.start_shard(4)(5)
     assert (counter.read_shard(3), counter.read_shard(4), counter.read_shard(5)) == ((3, 4), (5, 0), (0, 0))
-    counter.start(10, 0)
+    counter.start("upload", 10)
     assert counter.read_shard(3) == (0, 0)
 
 

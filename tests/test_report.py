@@ -34,7 +34,7 @@ from pipeline.report.gather import write_report
 from pipeline.report.page import draw_chart
 from pipeline.report.pictures import MAXIMUM_BOXES, MAXIMUM_ITEMS
 from pipeline.report.thumbnail import Thumbnail, thumbnail
-from pipeline.report.timeline import Clock, Span, rates, rows, union
+from pipeline.report.timeline import Clock, Span, rates, rows, runs, union
 from pipeline.report.trays import Photo, tray_of
 from pipeline.storage import Storage
 from tests import reset_support, world
@@ -164,10 +164,23 @@ def test_charts_escape_tags_and_control_characters() -> None:
         (["loader-0.example.org:1", "b:1"], ["loader-0.ex…:1", "b:1"]),
         (["::1:5"], ["pid 5"]),
         ([""], ["pid "]),
+        (["a:1/22", "a:1/23"], ["pid 22", "pid 23"]),
     ],
 )
 def test_workers_have_short_names(workers: list[str], names: list[str]) -> None:
-    assert list(charts.short_names(workers).values()) == names
+    found = rows([span(0, 1, worker) for worker in workers])
+    assert list(charts.short_names(found).values()) == names
+
+
+def test_runs_are_told_from_the_workers_that_they_had() -> None:
+    first = [span(0, 1, "a:7/8", "discover"), span(2, 3, "a:7/9"), span(2, 30, "b:5")]
+    second = [span(50, 51, "a:4/5"), span(52, 53, "a:4/6", "transform")]
+    third = [span(60, 61, "a:3", "load")]
+    assert runs([*third, *second, *first]) == {"a:7/8": 1, "a:7/9": 1, "b:5": 1, "a:4/5": 2, "a:4/6": 2, "a:3": 3}
+    chart = figures([*third, *first])
+    assert [tick.text for tick in chart.y_ticks] == ["run 1, a:8", "run 1, a:9", "run 1, b:5", "run 2, a:3"]
+    assert chart.words.startswith("2 runs, 4 workers, over ")
+    assert figures(third).words.startswith("1 run, 1 worker, over ")
 
 
 def test_bytes_a_second_and_recognitions_done_are_told_where_there_are_any() -> None:
@@ -302,14 +315,14 @@ def test_boxes_have_the_labels_of_the_items_beside() -> None:
     items = [item(1), item(2, name="tea", source="MODEL"), item(3, "PLATE", None), item(4, "TRAY", "tray")]
     tray = tray_of(7, "", [Photo(1, picture, "", on_photo), Photo(2, None, "gone", [])], items)
     assert [(one.kind, one.label, one.name, one.note) for one in tray.items] == [
-        ("dish", "1", "soup", "no box"),
-        ("dish", "2", "tea", "not on the receipt, camera 1 only"),
+        ("dish", "", "soup", "no box"),
+        ("dish", "1", "tea", "not on the receipt, camera 1 only"),
         ("plate", "P1", "PLATE", "camera 1 only"),
-        ("other", "X1", "tray", "no box"),
+        ("other", "", "tray", "no box"),
     ]
     first, second = tray.photos
     drawn = [(one.kind, one.label, one.x, one.y, one.w, one.h) for one in first.boxes]
-    assert drawn == [("dish", "2", 10, 20, 30, 40), ("plate", "P1", 1, 2, 3.46, 4), ("other", "?", 0, 0, 1, 1)]
+    assert drawn == [("dish", "1", 10, 20, 30, 40), ("plate", "P1", 1, 2, 3.46, 4), ("other", "?", 0, 0, 1, 1)]
     assert (second.picture, second.note, second.boxes) == (None, "gone", [])
 
 
@@ -331,6 +344,12 @@ def test_a_box_that_is_not_of_numbers_is_left_out_and_told(corners: dict[str, An
     boxes = [box(1, **{"x": 1, "y": 1, "w": 1, "h": 1, **corners}), SimpleNamespace(initial_tray_item_id=1, bbox=[1])]
     (photo,) = tray_of(1, "", [Photo(1, picture, "", boxes)], [item(1)]).photos
     assert (photo.boxes, photo.note) == ([], "2 boxes have invalid coordinates.")
+
+
+def test_a_box_on_a_photo_that_is_not_shown_gives_its_item_no_label() -> None:
+    shown, gone = Photo(1, Thumbnail("data:", 100, 100), "", []), Photo(2, None, "gone", [box(1, x=1, y=1, w=1, h=1)])
+    (only,) = tray_of(1, "", [shown, gone], [item(1)]).items
+    assert (only.label, only.note) == ("", "camera 2 only")
 
 
 # Reading an object
@@ -429,6 +448,11 @@ def test_the_page_of_a_load_shows_its_numbers_rejects_and_trays_with_the_boxes_o
     page = report("b1")
     assert "Batch b1 done" in page.text
     assert "Recognitions 12 of " in page.text
+    assert page.all("section")[1]["id"] == "rejects"
+    assert page.all("section")[2]["id"] == "notices"
+    assert {"#rejects", "#notices"} <= {one["href"] for one in page.all("a")}
+    assert [one["class"] for one in page.all("div") if one.get("class") in ("bad", "odd")] == ["bad", "odd"]
+    assert "To go on" not in page.text
     rejected = world.query(dsn, "SELECT path, code, message FROM ingest.rejects WHERE batch_id = 'b1'")
     assert len(rejected) > 10
     for path, code, message in rejected:
@@ -502,8 +526,35 @@ def test_the_page_without_photos_is_small_and_names_no_address(
     page = report("b1", "--sample", "0")
     assert set(page.charts) == {"timeline", "rate", "done", "latency"}
     assert len(page.source.encode()) < 300_000
+    assert "bad" not in {one.get("class") for one in page.all("div")}
     assert "<script" not in page.source
     assert re.search(r"https?:", page.source) is None
+
+
+def test_the_page_of_the_largest_batch_is_small_without_photos(
+    load: LoadBatch, report: Report, dsn: str, small_dataset: MakeDataset
+) -> None:
+    load(small_dataset(1), "b1")
+    world.query(
+        dsn,
+        "INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, finished_at, worker, metrics)"
+        " SELECT 'b1', step, shard, now() + shard * interval '3 s', now() + (shard * 3 + 2) * interval '1 s',"
+        " format('loader:%s/%s', shard / 100, shard % 8), metrics"
+        " FROM generate_series(2, 490) AS shard, unnest(ARRAY['upload', 'copy']) AS step,"
+        " (SELECT metrics FROM ingest.batch_state WHERE batch_id = 'b1' AND step = 'upload') AS one",
+    )
+    for table in ("rejects", "notices"):
+        world.query(
+            dsn,
+            f"INSERT INTO ingest.{table} (batch_id, path, code, message, step)"
+            " SELECT 'b1', repeat('folder/', 30) || n, 'code_' || n / 200, repeat('word ', 40), 'discover'"
+            " FROM generate_series(1, 5000) AS n",
+        )
+    world.query(dsn, "UPDATE ingest.batches SET metrics = '{}', shards = 490")
+    page = report("b1", "--sample", "0")
+    assert len(page.source.encode()) < 1_500_000
+    assert len(page.charts["timeline"]) > 2 * 489
+    assert page.text.count("The first 100 of 5,0") == 2
 
 
 def test_names_from_outside_are_text_and_nothing_else(
@@ -578,6 +629,7 @@ def test_an_unfinished_load_shows_the_photos_that_are_there(
     assert command("load", "--source", small_dataset(), "--batch-id", "b1", "--local-scheduler").code == 3
     page = report("b1")
     assert "Batch b1 loading" in page.text
+    assert "This batch is unfinished. To go on: python -m pipeline load --batch-id b1 " in page.text
     assert "readers do not see it yet, so it has no boxes" in page.text
     assert len(page.boxes) == 24
     assert {re.split("[,;]", text)[0] for text in page.charts["timeline"]} == {"discover", "upload", "copy"}

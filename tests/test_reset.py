@@ -98,11 +98,10 @@ def test_an_id_that_is_none_is_wrong_usage(
     assert everything(settings) == before
 
 
-def test_the_id_has_to_be_given(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        command("reset", "--confirm")
-    assert stopped.value.code == 2
-    assert "--batch-id" in capsys.readouterr().err
+def test_the_id_has_to_be_given(command: Command) -> None:
+    done = command("reset", "--confirm")
+    assert done.code == 2
+    assert "--batch-id" in done.err
 
 
 def test_a_second_reset_is_nothing_to_do(
@@ -140,8 +139,9 @@ def test_a_batch_goes_out_of_the_bucket_that_it_was_loaded_into(
     load(small_dataset(3), "b1")
     other = replace(settings, bucket=f"{settings.bucket}-other")
     (workdir / ".env.local").write_text(environment_file(other), encoding="utf-8")
-    load(small_dataset(4, seed=9), "b2")
     with closing(Storage(other)) as door:
+        door.ensure_bucket()
+        load(small_dataset(4, seed=9), "b2")
         door.upload("b1/recognitions/1/camera1.jpg", b"of somebody else")
     stay = world.objects(other)
     done = command("reset", "--batch-id", "b1", "--confirm")

@@ -94,6 +94,8 @@ def test_a_bucket_of_strangers_is_left_alone(
     load(small_dataset(1), "b1")
     elsewhere = replace(settings, bucket=f"{settings.bucket}-other")
     (workdir / ".env.local").write_text(environment_file(elsewhere), encoding="utf-8")
+    with closing(Storage(elsewhere)) as door:
+        door.ensure_bucket()
     load(small_dataset(1, seed=9), "b2")
     other = Bucket(elsewhere, stored.server)
     ours = other.listed()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.looks import OPTIONS, find_look
-from pipeline.batches.state import KIND_LOAD, KIND_QWEN, Batch
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD, Batch
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
@@ -61,12 +61,16 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class ResolvedBatch:
-    """The batch that a request means; `done` if it is committed, `marked` if its summary exists, too."""
+    """The batch that a request means; `done` if it is committed, `marked` if its summary exists, too.
+
+    `resumed` says what earlier runs did of a batch that is not done, empty for a new one.
+    """
 
     batch_id: str
     source: str
     done: bool = False
     marked: bool = False
+    resumed: str = ""
 
 
 def check_batch_id(batch_id: str) -> None:
@@ -113,12 +117,22 @@ def resolve_batch(
             _require_same(LoadRequest.of(batch), batch.bucket, settings, request)
             if batch.state != "done" and batch.released_at is None:
                 _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
-            return ResolvedBatch(batch.id, batch.source, batch.state == "done", batch.marked)
+            done = batch.state == "done"
+            resumed = "" if done else _describe_resumed(connection, batch.id, request.kind)
+            return ResolvedBatch(batch.id, batch.source, done, batch.marked, resumed)
         source = _source(settings, request)
-        rows = connection.execute("find_unfinished", **{**vars(request), "source": source}, bucket=settings.bucket)
-        return ResolvedBatch(rows[0].id if rows else _new_id(connection, request.kind, taken), source)
+        for row in connection.execute("find_unfinished", **{**vars(request), "source": source}, bucket=settings.bucket):
+            resumed = _describe_resumed(connection, row.id, request.kind)
+            return ResolvedBatch(row.id, source, resumed=resumed)
+        return ResolvedBatch(_new_id(connection, request.kind, taken), source)
 
     return database.run(resolve)
+
+
+def _describe_resumed(connection: Connection, batch_id: str, kind: str) -> str:
+    step, word = (UPLOAD, "uploaded") if kind == KIND_LOAD else (COPY, "read")
+    total, done = batch_state.progress(connection, batch_id, step)
+    return f"{done} of {counted(total, 'recognition')} were {word} before"
 
 
 def _source(settings: Settings, request: LoadRequest) -> str:

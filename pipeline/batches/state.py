@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -147,7 +148,8 @@ def mark(
     connection: Connection, batch_id: str, step: str, shard: int, started_at: datetime, metrics: Mapping[str, Any]
 ) -> None:
     """Insert the marker, in one message with the next statement or the commit; the primary key rejects a second one."""
-    worker = f"{socket.gethostname()}:{os.getpid()}"
+    parent = multiprocessing.parent_process()  # of a process that a run has forked
+    worker = f"{socket.gethostname()}:{f'{parent.pid}/' if parent else ''}{os.getpid()}"
     marker = {"batch_id": batch_id, "step": step, "shard": shard, "started_at": started_at, "worker": worker}
     connection.enqueue("insert_marker", **marker, metrics=json.dumps(metrics))
 

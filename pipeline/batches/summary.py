@@ -24,6 +24,9 @@ from pipeline.observe.metrics import merge
 from pipeline.storage import Storage
 from pipeline.units import counted, duration, moment, size
 
+#: The throughputs, in their order, and the timings that are shown of every load.
+_THROUGHPUTS = ("recognitions_processed", "images_processed", "detections_processed", "bytes_uploaded")
+_TIMINGS = ("storage_upload", "db_bulk_copy")
 _LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; the tables have them all
 
 
@@ -92,19 +95,21 @@ def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
     return total
 
 
-def performance_metrics(summary: Mapping[str, Any]) -> str:
-    """Return the block `Performance Metrics:` of a summary."""
+def performance_metrics(summary: Mapping[str, Any], *, everything: bool = False) -> str:
+    """Return the block `Performance Metrics:` of a summary: what every load has, or `everything`, longest first."""
     lines = ["Performance Metrics:", f"  Total time: {duration(summary['total_seconds'])}", "  Throughput:"]
-    for name, entry in summary["throughput"].items():
-        if name.startswith("bytes"):
-            lines.append(f"    {name}: {size(entry['count'])} ({size(entry['per_second'])}/s)")
-        else:
-            lines.append(f"    {name}: {entry['count']} ({entry['per_second']:.1f}/s)")
+    throughput, operations = summary["throughput"], summary["operations"]
+    for name in (one for one in _THROUGHPUTS if one in throughput):  # jsonb keeps no order
+        count, rate = throughput[name]["count"], throughput[name]["per_second"]
+        numbers = f"{size(count)} ({size(rate)}/s)" if name.startswith("bytes") else f"{count} ({rate:.1f}/s)"
+        lines.append(f"    {name}: {numbers}")
     lines.append("  Operation timings:")
-    for name, entry in summary["operations"].items():
-        average, total = entry["average_seconds"] * 1000, entry["total_seconds"]
-        lines.append(f"    {name}: {entry['ops']} ops, avg {average:.2f} ms, total {total:.2f} s")
-    if in_flight := summary.get("gauges", {}).get("requests_in_flight"):  # earlier versions did not record it
+    for name in sorted(operations, key=lambda name: (-operations[name]["total_seconds"], name)):
+        if everything or name in _TIMINGS:
+            ops, average, total = (operations[name][key] for key in ("ops", "average_seconds", "total_seconds"))
+            lines.append(f"    {name}: {ops} ops, avg {average * 1000:.2f} ms, total {total:.2f} s")
+    in_flight = summary.get("gauges", {}).get("requests_in_flight")  # earlier versions did not record it
+    if everything and in_flight:
         refused = summary["counters"].get("requests_refused", 0)
         lines.append(f"  Requests in flight: {in_flight['last']} (peak {in_flight['max']}), {refused} refused")
     return "\n".join(lines)
@@ -113,18 +118,21 @@ def performance_metrics(summary: Mapping[str, Any]) -> str:
 def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = False) -> str:
     """Return the result of a batch in a few lines, at most `rejects` rejects; for 0 their number is omitted as well.
 
-    `was_done` says that the batch was done before this run, which loaded nothing.
+    `was_done` says that the batch was done before this run, which loaded nothing: that is the only line.
     """
     if not summary.get("batch_made", True):
         return "\n".join([*_describe_look(summary), *_describe_rest(summary, rejects)])
     state, qwen = summary["state"], summary["kind"] == KIND_QWEN
     verb = ", it had" if state == "reset" else ":"
-    if was_done and state == "done":
+    was_done = was_done and state == "done"
+    if was_done:
         verb = f" already, since {moment(summary['finished_at'])}: nothing was loaded. It has"
     content = counted(summary["detections_processed"], "detection") if qwen else size(summary["bytes"])
     photos = counted(summary["images_processed"], "photo")
     found = f"{counted(summary['recognitions_processed'], 'recognition')}, {photos}, {content}"
     lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
+    if was_done:
+        return lines[0]
     if summary.get("adopted"):
         former = summary["adopted_from"]
         lines.append(f"Adopted: another tool loaded it, {f'as {former}' if former else 'without an id'}.")

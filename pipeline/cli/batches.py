@@ -15,6 +15,7 @@ from pipeline.batches.looks import describe_changed
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.state import KIND_LOAD, held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
+from pipeline.cli.completion import remember
 from pipeline.cli.measured import Measured, measured
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
@@ -88,6 +89,8 @@ def publish(options: argparse.Namespace) -> None:
 def _run_load(task: Load, options: argparse.Namespace, metrics: Measured, **parameters: Any) -> None:
     """Run a load, print and measure the result; the state of the batch decides the exit code, not Luigi."""
     run = registry.find(task.batch_id, options.production)
+    options.batch_id = run.batch_id  # for the log
+    remember([run.batch_id])
     run_task(registry, run, task, options.interrupts, **parameters)
     try:
         summary = run.database.run(lambda connection: summarise(connection, run.batch_id))
@@ -98,10 +101,10 @@ def _run_load(task: Load, options: argparse.Namespace, metrics: Measured, **para
         raise error from exc
     done = summary["state"] == "done"
     if done or options.json:
-        text = headline(summary, was_done=run.was_done)
-        if summary.get("batch_made", True):
-            text += f"\n{performance_metrics(summary)}"
-        print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, text)
+        lines = [headline(summary, was_done=run.was_done)]
+        if summary.get("batch_made", True) and not run.was_done:
+            lines.append(performance_metrics(summary, everything=options.verbose))
+        print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, "\n".join(lines))
     else:
         say(headline(summary))
     metrics.families += batch_metrics(summary)
@@ -231,12 +234,13 @@ def status(options: argparse.Namespace) -> int:
             summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
             lines = [headline(summary, rejects=100)]
             if summary.get("batch_made", True):
-                lines.append(performance_metrics(summary))
+                lines.append(performance_metrics(summary, everything=options.verbose))
             if summary["state"] == "held":
                 lines.append(held_hint(options.batch_id, settings.command))
             print_result(options, summary, "\n".join(lines))
             return DONE
         result, failures = read_status(settings, database, lists_all=options.all)
+    remember(one["batch_id"] for one in (*result.get("unfinished", ()), *result.get("batches", ())))
     print_result(options, result, status_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
 

@@ -6,6 +6,7 @@ import argparse
 import io
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -13,12 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
-import shtab
-
 from pipeline.batches.alarm import WATCHED, Alarm
 from pipeline.cli import batches
-from pipeline.cli.output import DONE, UNFINISHED, USAGE, exit_code, os_error, print_result
-from pipeline.cli.parser import Command, build_parser
+from pipeline.cli.completion import script
+from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
+from pipeline.cli.parser import Command, build_parser, log_format, parse
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
 from pipeline.database.migrate import export, migrate, release_history
@@ -27,7 +27,7 @@ from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, 
 from pipeline.extras import extra
 from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
-from pipeline.observe.logger import configure_logging, say, say_error, show
+from pipeline.observe.logger import configure_logging, log_event, say, say_error, show
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.units import counted, size
 
@@ -39,8 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    configure_logging(log_format=log_format(given))
+    try:
+        options = parse(COMMANDS, given)
+    except UsageError as exc:
+        say_error(exc)
+        if (name := next(iter(given), "")) in WATCHED and not (sys.stderr and sys.stderr.isatty()):
+            Alarm(name, "--production" in given, lambda: None).finish(exit_code(exc), exc)
+        return exit_code(exc)
     bound_memory()
+    started, code = time.monotonic(), _DEFECT
+    log_event("start", f"{options.name} started", command=options.name)
+    try:
+        code = _run_interruptibly(options)
+        return code
+    finally:
+        facts = {"batch_id": getattr(options, "batch_id", None), "seconds": round(time.monotonic() - started, 3)}
+        log_event("end", f"{options.name} ended with {code}", command=options.name, exit_code=code, **facts)
+
+
+def _run_interruptibly(options: argparse.Namespace) -> int:
     code, error = _DEFECT, None
     with Interrupts(registry.cancel_statements, registry.resume_hint) as interrupts:
         options.interrupts = interrupts
@@ -65,18 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             interrupts.finish(code, error)
     return code
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options; a command line that is wrong, and that nobody types at a terminal, is a failed run."""
-    try:
-        return parser().parse_args(arguments)
-    except SystemExit as exc:
-        name = next(iter(arguments), "")
-        if exc.code == USAGE and name in WATCHED and not (sys.stderr and sys.stderr.isatty()):
-            alarm = Alarm(name, "--production" in arguments, lambda: None)
-            alarm.finish(USAGE, UsageError(f"The command line is wrong: {' '.join(arguments)}"))
-        raise
 
 
 def _run_command(options: argparse.Namespace) -> tuple[int, PipelineError | None]:
@@ -152,7 +159,7 @@ def sample(options: argparse.Namespace) -> None:
     directory = Path(options.directory).expanduser()
     counter = ProgressCounter()
     count, seed = options.recognitions, options.seed
-    counter.start(count, 0)
+    counter.start("sample", count)
     try:
         with ProgressDisplay(counter):
             planted = options.broken
@@ -169,8 +176,8 @@ def sample(options: argparse.Namespace) -> None:
 
 def complete(options: argparse.Namespace) -> None:
     """Print the completion script for a shell."""
-    script = shtab.complete(parser(), options.shell)
-    print_result(options, {"shell": options.shell, "script": script}, script)
+    text = script(parser(), options.shell)
+    print_result(options, {"shell": options.shell, "script": text}, text)
 
 
 def parser() -> argparse.ArgumentParser:

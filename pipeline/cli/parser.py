@@ -3,20 +3,91 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from importlib import metadata
 from importlib.resources import files
 from textwrap import indent
+from typing import Any, NoReturn
 
 from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
+from pipeline.cli.completion import complete_values
 from pipeline.errors import UsageError
+from pipeline.observe.logger import say, show, writes_json
 
 #: Runs a command; returns its exit code, None for success.
 Command = Callable[[argparse.Namespace], int | None]
-_Add = Callable[[str, str], argparse.ArgumentParser]
 
 _WITHOUT_PRODUCTION = ("up", "down", "sample", "completion")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the pipeline, with the nearest option as a hint."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an argument whose value a shell completes."""
+        action = super().add_argument(*names, **options)
+        complete_values(action)
+        return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and raise UsageError for what is left: of a command, its own parser knows the nearest option."""
+        found, rest = super().parse_known_args(args, namespace)
+        if not rest:
+            return found, rest
+        word = rest[0].partition("=")[0]
+        hint = did_you_mean(word, re.findall(r"--[a-z-]+", self.format_help()))
+        raise self.failed(f"unrecognized argument {word}", hint)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise self.failed(message)
+
+    def failed(self, message: str, hint: str = "") -> UsageError:
+        """Show the usage, and return an error."""
+        if not writes_json():
+            say(self.format_usage().rstrip())
+        return UsageError(f"{message}.", hint or f"`python -m {self.prog} --help` shows what there is.")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint that names the nearest of the known words, empty if none is near."""
+    nearest = difflib.get_close_matches(word, list(known), 1)
+    return f"Did you mean {nearest[0]}?" if nearest else ""
+
+
+class _Version(argparse.Action):
+    """Print the version of the distribution that this package came with."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        distributions = metadata.packages_distributions().get("pipeline", ())
+        versions = [metadata.version(name) for name in distributions]
+        show(f"{parser.prog} {versions[0] if versions else 'unknown'}")
+        parser.exit()
+
+
+def log_format(arguments: Sequence[str]) -> str:
+    """Return the format of the log that the arguments ask for, also where they are wrong otherwise."""
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--log-format", nargs="?")
+    return "json" if early.parse_known_args(arguments)[0].log_format == "json" else "text"
+
+
+def parse(commands: Mapping[str, Command], arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of the program; raise UsageError, with the nearest command as a hint."""
+    parser, first = build_parser(commands), arguments[0] if arguments else ""
+    if first.startswith("-") and first not in ("-h", "--help", "--version"):
+        raise parser.failed(f"{first} stands before the command", "Write the command first, then its options.")
+    if first and not first.startswith("-") and first not in commands:
+        hint = did_you_mean(first, commands) or f"The commands are {', '.join(commands)}."
+        raise parser.failed(f"there is no command {first}", hint)
+    return parser.parse_args(arguments)
+
+
+_Add = Callable[[str, str], _Parser]
 
 
 @cache
@@ -26,17 +97,18 @@ def examples() -> dict[str, list[str]]:
     return {name: found for name, *found in (section.strip().split("\n\n") for section in sections)}
 
 
-def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """Return the parser; `options.command` is the function that runs the command."""
-    top = argparse.ArgumentParser(
+def build_parser(commands: Mapping[str, Command]) -> _Parser:
+    """Return the parser; `options.command` is the function that runs the command, `options.name` its name."""
+    top = _Parser(
         prog="pipeline",
         description="Load datasets of canteen-tray photos into Supabase, in batches, exactly once.",
         epilog="First steps: `up`, `sample DIR`, `load --source DIR`, `report --batch-id ID`. `COMMAND --help` shows "
         "examples; `status --check` finds problems of the machine or the services, with remedies.",
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the version")
     parsers = top.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
-    def add(name: str, summary: str) -> argparse.ArgumentParser:
+    def add(name: str, summary: str) -> _Parser:
         epilog, raw = "examples:\n" + indent("\n".join(examples()[name]), "  "), argparse.RawDescriptionHelpFormatter
         one = parsers.add_parser(name, help=summary, description=summary, epilog=epilog, formatter_class=raw)
         one.set_defaults(command=commands[name])
@@ -50,7 +122,9 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     for name, one in parsers.choices.items():  # last, so that `--help` lists a command's own options first
         if name not in _WITHOUT_PRODUCTION:
             one.add_argument("--production", action="store_true", help="use .env.production; fail if it does not exist")
-        one.add_argument("--verbose", action="store_true", help="log every step to stderr, and show tracebacks")
+        one.add_argument(
+            "--verbose", action="store_true", help="log every step to stderr; show all timings, and tracebacks"
+        )
         one.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
         text = "format of stderr: text, or json with one object per line (text)"
         one.add_argument("--log-format", choices=("text", "json"), default="text", metavar="FORMAT", help=text)
@@ -62,7 +136,7 @@ def _add_services(add: _Add) -> None:
     add("down", "Stop the embedded services and keep their data.")
     what = add("migrate", "Apply the pending migrations.").add_mutually_exclusive_group()
     text = "write those that DIR lacks, supabase/migrations of the app's repository, for the Supabase CLI; apply none"
-    what.add_argument("--export", metavar="DIR", help=text)
+    complete_values(what.add_argument("--export", metavar="DIR", help=text))
     text = "move our records from the history of the Supabase CLI to ingest.schema_migrations; apply none"
     what.add_argument("--release-history", action="store_true", help=text)
     one = add("sample", "Write a synthetic dataset with real JPEGs.")
@@ -121,7 +195,7 @@ def _add_batches(add: _Add) -> None:
 
     one = add("status", "Show the environment, both connections, and the batches.")
     what = one.add_mutually_exclusive_group()
-    what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch")
+    complete_values(what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch"))
     what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
     what.add_argument("--all", action="store_true", help="list all batches, not only those that changed last")
     one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")

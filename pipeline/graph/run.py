@@ -103,6 +103,7 @@ class Run:
         self.lost: RefusedError | None = None  # to raise once another run has taken the batch
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
         self.was_done = False  # before the run
+        self.resumed = ""  # what earlier runs did
         self.is_announced = False  # the user has seen the plan of the reset
         self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
 
@@ -119,6 +120,9 @@ class Run:
         except BaseException:
             self.release()
             raise
+        if self.resumed:
+            text = f"Resuming batch {self.batch_id}: {self.resumed}."
+            say(text, logging.INFO, event="resumed", batch_id=self.batch_id)
 
     def release(self) -> None:
         """Release the lock."""
@@ -164,7 +168,7 @@ class Run:
             logger.info("no summary: %s", exc.message)
             return
         show(headline(summary, 0 if self.target.step == RESET else 10, was_done=self.was_done))
-        if summary["state"] == "done" and summary.get("batch_made", True):
+        if summary["state"] == "done" and summary.get("batch_made", True) and not self.was_done:
             show(performance_metrics(summary))
         elif summary["state"] == "held":
             say(held_hint(self.batch_id, self.environment.settings.command))
@@ -243,7 +247,7 @@ class RunRegistry:
 
     def _begin(self, environment: Environment, request: LoadRequest, batch: ResolvedBatch) -> Run:
         run = Run(environment, batch.batch_id, request, batch.source)
-        run.was_done = batch.done
+        run.was_done, run.resumed = batch.done, batch.resumed
         if batch.marked:
             run.markers.present.add((LOAD, WHOLE))
         self._runs[LOAD, batch.batch_id, environment.settings.is_production] = run

@@ -134,9 +134,13 @@ class Discover(RequestTask):
         options |= {"kind": self.kind, "bucket_created_at": run.bucket_created_at}
         request = Request.of(settings, self.batch_id, source, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
+        is_load = self.kind == KIND_LOAD
+        run.counter.start("discover" if is_load else "discover_annotations")
 
         def show(total: int, done: int) -> None:
             progress[0] = f"{done} of {total} {self.unit}", percent(done, total)
+            unit = 1 if is_load else 1000
+            run.counter.set_done(done // unit, total // unit)
 
         with self.reporting(lambda: progress[0]):
             found = discover(run.database, request, progress=show)
@@ -146,6 +150,7 @@ class Discover(RequestTask):
                 rejects = counted(sum(found.rejects.values()), "reject")
                 shards = counted(found.shards, "shard")
                 progress[0] = f"{counted(found.recognitions, 'recognition')} in {shards}, {rejects}", 100
+        run.counter.finish()
 
 
 class DiscoverBatch(Discover, LoadParameters):
@@ -179,11 +184,12 @@ class Transform(RequestTask):
             return pending(connection), state.progress(connection, self.batch_id, run.counted)
 
         shards, (total, done) = run.database.run(look)
-        run.counter.start(total, done if self.kind == KIND_LOAD else 0)
         if shards:
+            run.counter.start("upload", total, done)
             self.report(f"waiting for {counted(len(shards), 'shard')}", 0)
             copies = [self.clone(CopyShard, shard=shard) for shard in shards]  # type: ignore[no-untyped-call]
             yield DynamicRequirements(copies, custom_complete=lambda _: not run.database.run(pending))
+        run.counter.start("transform", total)
         messages, percents, metrics = ["beginning"], [0], Metrics()
         reporting = self.reporting(lambda: (messages[-1], percents[-1]))
         with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
@@ -193,8 +199,8 @@ class Transform(RequestTask):
             arguments = run.database, storage, self.batch_id, metrics, messages.append
             transform_batch(*arguments, max_rejects=self.max_rejects)
             percents.append(100)
-        if self.kind == KIND_QWEN:  # discovery has copied all shards
-            run.counter.set_done(total)
+        run.counter.set_done(total)
+        run.counter.finish()
 
     def _send_again(self, shard: int, storage: Storage, metrics: Metrics) -> None:
         """Upload and copy a shard that lost objects since; an error leaves it to the next run."""

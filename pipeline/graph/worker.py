@@ -33,6 +33,7 @@ from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
 from pipeline.observe.logger import say
 from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessage, StatusThread
+from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +118,14 @@ class RunWorker(PooledWorker):
         run, status = self._run, self.registry.status
 
         def progress() -> StatusMessage | None:
-            done, _, total = run.counter.read()
-            return (f"{done} of {total} recognitions", percent(done, total)) if done < total else None
+            done, _, total = run.counter.read("upload")
+            return (f"{done} of {counted(total, 'recognition')}", percent(done, total)) if done < total else None
 
         if signal.getsignal(signal.SIGUSR1) == self.handle_interrupt:
             run.worker_pid = os.getpid()
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, run, "worker_pid", 0)
-            stack.enter_context(ProgressDisplay(run.counter))
+            stack.enter_context(ProgressDisplay(run.counter, batch_id=run.batch_id))
             if status is not None and self._root is not None:
                 send = functools.partial(status.report, self._root.task_id)
                 stack.enter_context(StatusThread(progress, send, last=False))
@@ -189,7 +190,7 @@ class _PeerCounter(BlockThread):
 
     def tick(self, finished: bool) -> None:
         """Read the markers, and set what is done in shards of others."""
-        run, total = self._batch_run, self._batch_run.counter.read()[2]
+        run, total = self._batch_run, self._batch_run.counter.read("upload")[2]
         if finished or not total:
             return
 

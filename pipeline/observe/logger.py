@@ -103,6 +103,12 @@ def say(text: str, level: int = logging.ERROR, **fields: object) -> None:
             redirect_to_null(sys.stderr)
 
 
+def log_event(event: str, text: str, **fields: object) -> None:
+    """Log an event with its fields, with `--log-format json` only."""
+    if writes_json():
+        logging.getLogger("pipeline.event").log(logging.INFO, text, extra={"event": event, **fields})
+
+
 class OutputError(OSError):
     """What goes to stdout cannot be written."""
 
@@ -161,7 +167,8 @@ def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
     root.addHandler(ConsoleHandler(verbose=verbose, json=log_format == "json"))
     root.setLevel(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.INFO if verbose else logging.WARNING)
-    logging.getLogger("pipeline.say").setLevel(logging.INFO)
+    for name in ("pipeline.say", "pipeline.event"):
+        logging.getLogger(name).setLevel(logging.INFO)
     # Luigi logs every task that it schedules; the progress display replaces that.
     logging.getLogger("luigi").setLevel(logging.WARNING)
     logging.getLogger("luigi-interface").setLevel(logging.INFO if verbose else logging.ERROR)

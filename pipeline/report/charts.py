@@ -25,7 +25,8 @@ FEWEST = 5
 #: Size of the SVG and of the margins around the plot, in user units.
 WIDTH = 960
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 44
-_NAMES = 150
+#: Width of a letter of a worker's name, at the font size of a narrow window.
+_LETTER = 8.5
 _LANE = 26
 _BINS = 120
 _TICKS = [step * 10**decade for decade in range(-4, 4) for step in (1, 2, 5)]
@@ -155,8 +156,10 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
     shown = rows[:MAXIMUM_ROWS]
     lanes = [lane for row in shown for lane in row.lanes]
     unit = _Unit(clock.total)
-    x = _Scale(0, clock.total, _NAMES, WIDTH - _RIGHT)
-    thinnest = (WIDTH - _RIGHT - _NAMES) * _THINNEST
+    names = short_names(rows)
+    left = round(16 + _LETTER * max(len(names[row.worker]) for row in shown))
+    x = _Scale(0, clock.total, left, WIDTH - _RIGHT)
+    thinnest = (WIDTH - _RIGHT - left) * _THINNEST
     bars = []
     for number, lane in enumerate(lanes):
         y = _TOP + _LANE * (number + 0.1)
@@ -165,7 +168,6 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
             width = round(max(thinnest, end - begin), 2)
             begin = round(min(begin, WIDTH - _RIGHT - width), 2)
             bars.append(Bar(span.step, begin, round(y, 1), width, 0.8 * _LANE, _text_of(span)))
-    names = short_names([row.worker for row in rows])
     middles, at = [], 0
     for row in shown:
         middles.append(Tick(_TOP + _LANE * (at + len(row.lanes) / 2), names[row.worker], grid=False))
@@ -177,13 +179,13 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
         "Shards by worker",
         _timeline_words(rows, clock),
         height,
-        _NAMES,
+        left,
         unit.title,
         _time_ticks(x, unit),
         middles,
         bars=bars,
         marks=[x(pause.at) for pause in clock.pauses],
-        labels=[Text(x(pause.at), height - _BOTTOM - 4, f"{duration(pause.seconds)} later") for pause in clock.pauses],
+        labels=[Text(x(pause.at), _TOP - 6, f"{duration(pause.seconds)} later") for pause in clock.pauses],
         legend=[(step, step) for step in STEPS if step in done],
     )
 
@@ -200,13 +202,14 @@ def _text_of(span: Span) -> str:
     if span.counter("bytes_uploaded"):
         parts.append(f"{counted(span.counter('objects_uploaded'), 'photo')}, {size(span.counter('bytes_uploaded'))}")
     if span.retries:
-        parts.append(f"{span.retries} retries")
+        parts.append(counted(span.retries, "retry", "retries"))
     return "; ".join(parts)
 
 
 def _timeline_words(rows: Sequence[Row], clock: Clock) -> str:
-    workers = f"{len(rows)} worker{'s' if len(rows) != 1 else ''}"
-    words = [f"{workers} over {duration(clock.total)}; hover over a bar for its times in UTC."]
+    runs = max((row.run for row in rows), default=0)
+    workers = f"{counted(runs, 'run')}, {counted(len(rows), 'worker')}, over {duration(clock.total)}"
+    words = [f"{workers}; hover over a bar for its times in UTC."]
     if clock.pauses:
         pauses = duration(sum(pause.seconds for pause in clock.pauses))
         words.append(f"{pauses} without a running step are cut out at the dotted lines.")
@@ -216,14 +219,20 @@ def _timeline_words(rows: Sequence[Row], clock: Clock) -> str:
     return " ".join(words)
 
 
-def short_names(workers: Sequence[str]) -> dict[str, str]:
-    """Return short names of workers named `host:pid`: without the host if all share it, else with it truncated."""
-    hosts = {worker.rpartition(":")[0] for worker in workers}
+def short_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Return short names of workers, with the number of the run if there are several.
+
+    The host is left out if all share it, else truncated. Of a process that a run forked, its own pid is left.
+    """
+    hosts = {row.worker.rpartition(":")[0] for row in rows}
+    several = len({row.run for row in rows}) > 1
     names = {}
-    for worker in workers:
-        host, _, pid = worker.rpartition(":")
+    for row in rows:
+        host, _, pid = row.worker.rpartition(":")
+        pid = pid.rpartition("/")[2]
         host = host if len(host) <= 12 else f"{host[:11]}…"
-        names[worker] = f"pid {pid}" if len(hosts) == 1 else f"{host}:{pid}"
+        name = f"pid {pid}" if len(hosts) == 1 else f"{host}:{pid}"
+        names[row.worker] = f"run {row.run}, {name}" if several else name
     return names
 
 

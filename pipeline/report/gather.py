@@ -12,14 +12,14 @@ from typing import Any
 
 from pipeline.batches.bucket import list_recorded, prove_bucket
 from pipeline.batches.resolve import require_schema
-from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD
+from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, require_batch
 from pipeline.batches.summary import summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.report.page import write_page
 from pipeline.report.pictures import Report, Trays, read_rejects
-from pipeline.report.sections import no_trays, numbers, requests, time, trays_words
+from pipeline.report.sections import how_to_go_on, no_trays, numbers, requests, time, trays_words
 from pipeline.report.timeline import Span
 from pipeline.storage import Storage
 
@@ -54,9 +54,10 @@ def write_report(
         step = UPLOAD if summary["kind"] == KIND_LOAD else COPY
         chosen = connection.execute("list_sample", batch_id=batch_id, step=step, count=sample)
         recorded = list_recorded(connection, summary["bucket"])
-        return summary, spans, sizes, [one.recognition_id for one in chosen], recorded
+        next_step = how_to_go_on(require_batch(connection, batch_id), settings)
+        return summary, spans, sizes, [one.recognition_id for one in chosen], recorded, next_step
 
-    summary, spans, sizes, chosen, recorded = database.run(gather, read_only=True)
+    summary, spans, sizes, chosen, recorded, next_step = database.run(gather, read_only=True)
     report = Report(batch_id, summary["state"], str(path))
     # STORAGE_BUCKET may have changed since the load; the photos are in the bucket on record.
     with closing(Storage(settings, bucket=summary["bucket"])) as storage:
@@ -74,6 +75,7 @@ def write_report(
             "trays": trays.read(chosen),
             "trays_words": trays_words(summary, len(chosen)),
             "no_trays": no_trays(summary, sample),
+            "next_step": next_step,
             "made_at": datetime.now(timezone.utc).isoformat(),
         }
         _write(path, page)

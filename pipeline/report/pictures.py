@@ -60,9 +60,15 @@ def read_rejects(summary: Mapping[str, Any]) -> dict[str, Any]:
         }
         for one in summary["rejected_inputs"]
     )
+
+    def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+        return sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+
     return {
-        "reject_counts": sorted(summary["rejects"].items(), key=lambda one: (-one[1], one[0])),
+        "reject_counts": by_count(summary["rejects"]),
+        "notice_counts": by_count(summary.get("notices", {})),  # earlier versions recorded none
         "rejects": pictures,
+        "notices": [{**one, "is_photo": False, "picture": None} for one in summary.get("noticed_inputs", ())],
         "source_note": note,
     }
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
+from pipeline.batches.resolve import LoadRequest, reset_command
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD, Batch, held_hint
+from pipeline.config import Settings
 from pipeline.dataset.records import describe_files
 from pipeline.observe.metrics import merge, quantile
 from pipeline.report import charts
-from pipeline.report.timeline import Clock, Span, rows, union
+from pipeline.report.timeline import Clock, Span, rows, runs, union
 from pipeline.units import duration, size
 
 _QUANTILES = (0.5, 0.95, 0.99)
@@ -23,35 +25,47 @@ _UPLOADS = (
 _COPIES = ("db_bulk_copy", "How long the COPY of a shard took", "")
 
 
+@dataclass(frozen=True)
+class Card:
+    """A headline figure; `link` is the section that it leads to, and `kind` a CSS class."""
+
+    name: str
+    value: str
+    beside: str = ""
+    link: str = ""
+    kind: str = ""
+
+
 def numbers(summary: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]:
     """Return the headline figures and the facts about the batch."""
     seconds = summary["total_seconds"]
-    cards = [("Recognitions", _grouped(summary["recognitions_processed"]), _found(summary))]
-    throughput = summary["throughput"]
-    if summary["kind"] == KIND_QWEN:
-        cards.append(("Detections", _grouped(summary["detections_processed"]), ""))
+    is_qwen = summary["kind"] == KIND_QWEN
+    found = f"of {_grouped(summary['found'])} in the source" if summary["found"] else ""  # photos of annotations
+    throughput, photos = summary["throughput"], _grouped(summary["images_processed"])
+    cards = [Card("Recognitions", _grouped(summary["recognitions_processed"]), "" if is_qwen else found)]
+    cards.append(Card("Photos", photos, found if is_qwen else size(summary["bytes"])))
+    if is_qwen:
+        cards.append(Card("Detections", _grouped(summary["detections_processed"])))
     else:
-        cards.append(("Photos", _grouped(summary["images_processed"]), size(summary["bytes"])))
-        cards.append(
-            ("Uploaded", size(summary["bytes_uploaded"]), f"{size(throughput['bytes_uploaded']['per_second'])}/s")
-        )
+        sent = f"{size(throughput['bytes_uploaded']['per_second'])}/s"
+        cards.append(Card("Uploaded", size(summary["bytes_uploaded"]), sent))
     rate = throughput["recognitions_processed"]["per_second"] if seconds else 0
-    cards.append(("Busy", duration(seconds), f"{rate:.1f} recognitions/s"))
-    retries = sum(count for _, count in _retries(summary))
-    cards.append(("Retries", _grouped(retries), ""))
-    cards.append(("Rejected", _grouped(summary["rejected"]), ""))
-    return {"summary": summary, "cards": cards, "facts": list(_facts(summary)), "spans": spans}
-
-
-def _found(summary: Mapping[str, Any]) -> str:
-    return f"of {_grouped(summary['found'])} in the source" if summary["found"] else ""
+    cards.append(Card("Busy", duration(seconds), f"{rate:.1f} recognitions/s"))
+    if retries := sum(count for _, count in _retries(summary)):
+        cards.append(Card("Retries", _grouped(retries)))
+    rejected, noticed = summary["rejected"], summary.get("noticed", 0)  # earlier versions recorded no notices
+    about, kind = ("inputs left out", "bad") if rejected else ("", "")
+    cards.append(Card("Rejected", _grouped(rejected), about, "rejects", kind))
+    if noticed:
+        cards.append(Card("Noticed", _grouped(noticed), "inputs to look at", "notices", "odd"))
+    return {"summary": summary, "cards": cards, "facts": list(_facts(summary, spans)), "spans": spans}
 
 
 def _grouped(number: int) -> str:
     return f"{number:,}"
 
 
-def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(summary: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[tuple[str, str]]:
     yield "Source", summary["source"]
     yield "Bucket", summary["bucket"]
     for name in ("created_at", "finished_at", "reset_at"):
@@ -66,6 +80,8 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         options.append(f"limit {summary['limit']}")
     if options:
         yield "Options", ", ".join(options)
+    if spans:
+        yield "Runs", str(max(runs(spans).values()))
     done = ", ".join(f"{count} {step}" for step, count in summary["shards_done"].items() if count)
     yield "Shards", f"{summary['shards']}{f', done: {done}' if done else ''}"
     for name in ("already_loaded", "held_elsewhere", "superseded_copies", "beyond_limit"):
@@ -89,6 +105,7 @@ def time(summary: Mapping[str, Any], spans: Sequence[Span], sizes: Mapping[int, 
         "steps": list(_steps(summary, spans)),
         "workers": busiest[: charts.MAXIMUM_ROWS],
         "workers_in_all": len(workers),
+        "runs": max((row.run for row in workers), default=0),
     }
 
 
@@ -158,11 +175,23 @@ def _retries(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
     return sorted(retries, key=lambda one: (-one[1], one[0]))
 
 
+def how_to_go_on(batch: Batch, settings: Settings) -> tuple[str, str]:
+    """Return what to do about a batch that is not done, and the command; empty for one that is."""
+    if batch.state == "held":
+        return "Readers do not see this batch.", held_hint(batch.id, settings.command)
+    if batch.state == "loading":
+        return "This batch is unfinished. To go on:", LoadRequest.of(batch).command(settings.is_production)
+    if batch.state == "resetting":
+        return "The reset of this batch is unfinished. To go on:", reset_command(batch.id, settings.is_production)
+    return "", ""
+
+
 def trays_words(summary: Mapping[str, Any], chosen: int) -> str:
     """Return the text above the trays, empty when there are none."""
     if not chosen:
         return ""
-    words = f"{chosen} of {_grouped(summary['recognitions_processed'])} recognitions, spread over the shards, "
+    total = summary["recognitions_processed"]
+    words = f"{chosen} of {_grouped(total)} recognition{'s' if total != 1 else ''}, spread over the shards, "
     words += "annotated ones first. Photos are shown as stored, without applying their EXIF orientation."
     if summary["state"] != "done":
         is_load = summary["kind"] == KIND_LOAD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -93,10 +94,11 @@ def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Row:
-    """The steps of one worker, in as many lanes as ran concurrently."""
+    """The steps of one worker, in as many lanes as ran concurrently; `run` is the number of its run, from 1."""
 
     worker: str
     lanes: Sequence[Sequence[Span]]
+    run: int
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -114,9 +116,24 @@ class Row:
         return sum(span.retries for span in self.spans)
 
 
-def rows(spans: Iterable[Span]) -> list[Row]:
+def runs(spans: Iterable[Span]) -> dict[str, int]:
+    """Return the number of the run, from 1, that each worker was part of.
+
+    A worker is `host:pid` of a run, or `host:pid/pid` of a process that it forked. Runs of a batch never overlap, since
+    each holds its lock: processes that worked at the same time, on other hosts as well, were of one run.
+    """
+    times: dict[str, list[float]] = {}
+    for span in spans:
+        times.setdefault(span.worker.partition("/")[0], []).extend((span.begin, span.end))
+    stretches = union((min(moments), max(moments)) for moments in times.values())
+    begins = [begin for begin, _ in stretches]
+    return {span.worker: bisect_right(begins, min(times[span.worker.partition("/")[0]])) for span in spans}
+
+
+def rows(spans: Sequence[Span]) -> list[Row]:
     """Return a row per worker, by its first step."""
     by_worker: dict[str, list[list[Span]]] = {}
+    numbers = runs(spans)
     for span in sorted(spans, key=lambda one: (one.begin, one.end)):
         lanes = by_worker.setdefault(span.worker, [])
         free = next((lane for lane in lanes if lane[-1].end <= span.begin), None)
@@ -124,7 +141,8 @@ def rows(spans: Iterable[Span]) -> list[Row]:
             lanes.append([span])
         else:
             free.append(span)
-    return [Row(worker, lanes) for worker, lanes in by_worker.items()]
+    found = [Row(worker, lanes, numbers[worker]) for worker, lanes in by_worker.items()]
+    return sorted(found, key=lambda row: row.run)
 
 
 def rates(clock: Clock, amounts: Iterable[tuple[Span, float]], bins: int) -> tuple[list[float], list[float]]:

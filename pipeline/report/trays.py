@@ -28,7 +28,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Item:
-    """An item in the list beside the photos, with the label of its boxes and remarks."""
+    """An item in the list beside the photos, with the label of its boxes, empty if none is shown, and remarks."""
 
     kind: str
     label: str
@@ -73,13 +73,16 @@ class Tray:
 
 
 def tray_of(recognition_id: int, note: str, photos: Sequence[Photo], rows: Sequence[Any]) -> Tray:
-    """Number the items of a recognition (dishes 1, 2 …, plates P1 …, others X1 …) and label its boxes."""
+    """Number the items with a box on a shown photo (dishes 1, 2 …, plates P1 …, others X1 …), and label the boxes."""
     labels: dict[int, tuple[str, str, str]] = {}
     numbers: dict[str, int] = {}
+    shown = {box.initial_tray_item_id for photo in photos if photo.picture for box in photo.boxes if _corners(box)}
     for row in rows:
-        kind = _KINDS.get(row.item_type, "other")
-        numbers[kind] = numbers.get(kind, 0) + 1
-        labels[row.id] = kind, f"{_PREFIXES[kind]}{numbers[kind]}", row.name or row.item_type
+        kind, label = _KINDS.get(row.item_type, "other"), ""
+        if row.id in shown:
+            numbers[kind] = numbers.get(kind, 0) + 1
+            label = f"{_PREFIXES[kind]}{numbers[kind]}"
+        labels[row.id] = kind, label, row.name or row.item_type
     seen = {
         row.id: [photo.camera for photo in photos if any(box.initial_tray_item_id == row.id for box in photo.boxes)]
         for row in rows
@@ -119,16 +122,22 @@ def _boxes(
     photo: Photo, picture: Thumbnail, labels: Mapping[int, tuple[str, str, str]], letter: float
 ) -> Iterator[Box]:
     for row in photo.boxes:
-        corners = [_number(row.bbox, name) for name in ("x", "y", "w", "h")]
-        if None in corners:
+        corners = _corners(row)
+        if not corners:
             continue
-        x, y, w, h = (round(value, 2) for value in corners if value is not None)
+        x, y, w, h = corners
         kind, label, name = labels.get(row.initial_tray_item_id, ("other", "?", ""))
         # Above the box; below it for a plate, to keep clear of the dish's label. Always inside the photo.
         label_x = min(max(x, 0.0), picture.width - (0.5 + 0.62 * len(label)) * letter)
         above_or_below = y + h if kind == "plate" else y - 1.3 * letter
         label_y = min(max(above_or_below, 0.0), picture.height - 1.3 * letter)
         yield Box(kind, label, name, x, y, w, h, round(label_x, 2), round(label_y, 2))
+
+
+def _corners(box: Any) -> list[float]:
+    """Return x, y, w and h of a box, empty if they are not all numbers."""
+    found = [_number(box.bbox, name) for name in ("x", "y", "w", "h")]
+    return [round(value, 2) for value in found if value is not None] if None not in found else []
 
 
 def _number(bbox: Any, name: str) -> float | None:

@@ -88,7 +88,7 @@ def adopt(database: Database, storage: Storage, *, keep: bool) -> Adoption:
 
     adoption = database.run(work, timeout=0, keep=keep)
     if keep:
-        logger.info("adopt: %d recognitions", adoption.recognitions)
+        logger.info("adopt: %s", counted(adoption.recognitions, "recognition"))
     return adoption
 
 

@@ -92,6 +92,7 @@ def stage_annotations(
                 progress(total, stream.tell())
                 size = 0
     flush()
+    progress(total, total)
     for statement in ("analyze_entries", "analyze_detections"):
         connection.execute(statement)
     connection.execute("create_photos", batch_id=batch_id, force=force)

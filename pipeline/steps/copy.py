@@ -69,7 +69,7 @@ def copy_shard(
         numbers = metrics.copy()
         numbers.add("db_bulk_copy", time.perf_counter() - begin)
         batch_state.mark(connection, batch_id, COPY, shard, batch.now, numbers.as_dict())
-        logger.info("copy: shard %d: %d recognitions, %d rejects", shard, len(listed), rejects)
+        logger.info("copy: shard %d: %s, %s", shard, counted(len(listed), "recognition"), counted(rejects, "reject"))
         report(f"{counted(len(listed), 'recognition')} copied, {counted(rejects, 'reject')}")
 
     try:

@@ -107,9 +107,10 @@ def describe_reset(plan: Plan) -> str:
         objects = counted(plan.objects, "object is", "objects are")
         more = f"; {counted(batch.photos, 'photo is', 'photos are')} on record" if plan.objects < batch.photos else ""
         lines.append(f"  bucket {batch.bucket}: {objects} deleted, {size(plan.bytes)}{more}")
-    what = "the former annotations of" if batch.kind != KIND_LOAD else "the former version of"
+    is_load = batch.kind == KIND_LOAD
+    what, verb = ("the former version of", "is") if is_load else ("the former annotations of", "are")
     for name, count in plan.returning.items():
-        lines.append(f"  batch {name}: {what} {counted(count, 'recognition')} is restored")
+        lines.append(f"  batch {name}: {what} {counted(count, 'recognition')} {verb} restored")
     for one in plan.blocking:
         rows = counted(one["rows"], "row references", "rows reference")
         lines.append(f"  blocked by {one['table']}: {rows} rows of {one['target']} that would be deleted")
@@ -133,9 +134,10 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
     batch = going
     if batch.kind == KIND_LOAD:
         counter = counter or ProgressCounter()
-        counter.start(batch.photos, 0)
+        counter.start("reset", batch.photos)
         with closing(Storage(settings, bucket=batch.bucket)) as storage:
             _remove_objects(database, storage, batch, counter.start_shard(1))
+        counter.finish()
     database.run(lambda connection: _delete_manifest(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)
 
@@ -155,7 +157,7 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
         connection.execute("plan_reset", batch_id=batch_id)
         removed = connection.one("execute_reset", batch_id=batch_id).removed
         connection.execute("mark_resetting", batch_id=batch_id)
-        logger.info("reset: %d rows of public and raw", removed)
+        logger.info("reset: %s of public and raw", counted(removed, "row"))
     return batch
 
 

@@ -76,12 +76,12 @@ def transform_batch(
             for row in connection.execute("transform_batch", batch_id=batch_id):
                 numbers.add(row.operation, row.seconds)
                 parts.append(f"{row.operation}: {counted(row.rows_written, 'row')} in {row.seconds:.2f} s")
-                logger.info("transform: %s: %d rows in %.2f s", row.operation, row.rows_written, row.seconds)
+                logger.info("transform: %s", parts[-1])
         report("committing")
         connection.execute("delete_claims", batch_id=batch_id)
         done = connection.one("update_batch_complete", batch_id=batch_id, state="done", reason=None)
         batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, numbers.as_dict())
-        logger.info("transform: batch %s is done, %d recognitions", batch_id, done.recognitions)
+        logger.info("transform: batch %s is done, %s", batch_id, counted(done.recognitions, "recognition"))
         report("\n".join([counted(done.recognitions, "recognition"), *parts]))
         return None
 

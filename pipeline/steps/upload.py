@@ -147,7 +147,8 @@ class Uploader:
             facts = [result for result in results.values() if isinstance(result, Facts)]
             wrong = self._verify_and_mark(started, facts, rejects)
             if not wrong:
-                logger.info("upload: shard %d: %d recognitions, %d rejects", started.shard, len(facts), len(rejects))
+                loaded, left_out = counted(len(facts), "recognition"), counted(len(rejects), "reject")
+                logger.info("upload: shard %d: %s, %s", started.shard, loaded, left_out)
                 return
             logger.warning("upload: %d objects in the bucket differ from what was sent", len(wrong))
             started.metrics.count("objects_resent", len(wrong))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.system
 command = reset_support.command
 load = reset_support.load
 
-WIDTHS = {"screen": 1280, "phone": 390}
+WIDTHS = {"screen": 1280, "tablet": 768, "phone": 390}
 Show = Callable[[Path, str, str], None]
 
 
@@ -111,7 +111,7 @@ def computed(browser: webdriver.Chrome, name: str) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", ["screen", "phone"])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
     browser: webdriver.Chrome, show: Show, page: Path, width: str, scheme: str
 ) -> None:
@@ -134,6 +134,19 @@ def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
     assert [name for name, _ in plots] == ["timeline", "rate", "done", "latency"]
     assert all(drawn > 0 for _, drawn in plots), plots
     assert all(ask(browser, "[...document.querySelectorAll('img')].map(one => one.naturalWidth > 0)"))
+    # The legend of the timeline is seen together with its bars, however far those are scrolled.
+    gap, right = ask(
+        browser,
+        "(() => { const box = name => document.querySelector(name).getBoundingClientRect();"
+        " const keys = box('.keys'), plot = box('.plot');"
+        " return [plot.top - keys.bottom, keys.right]; })()",
+    )
+    assert 0 <= gap < 40
+    assert right <= WIDTHS[width]
+    card = "document.querySelector('.cards .bad')"
+    assert ask(browser, f"getComputedStyle({card}).borderColor") == computed(browser, "--bad")
+    ask(browser, f"{card}.querySelector('a').click()")
+    assert abs(ask(browser, "document.querySelector('#rejects').getBoundingClientRect().top")) < 40
     # The theme is one of the page and of the charts within it, and can be read.
     paper = computed(browser, "--page")
     assert (luminance(paper) > 0.5) == (scheme == "light")
@@ -141,7 +154,7 @@ def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
     ticks = ask(browser, "[...document.querySelectorAll('.plot text')].map(one => getComputedStyle(one).fill)")
     assert len(ticks) > 10
     assert all(contrast(colour, paper) >= 4.5 for colour in ticks)
-    for name in ("--ink", "--quiet", "--link", "--good", "--warn"):
+    for name in ("--ink", "--quiet", "--link", "--good", "--warn", "--bad"):
         assert contrast(computed(browser, name), paper) >= 4.5, name
     for name in ("--discover", "--upload", "--copy", "--transform", "--load"):
         assert contrast(computed(browser, name), paper) >= 3, name
