@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
+from pipeline.batches.proofs import describe_proofs, find_proofs
 from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
@@ -177,7 +178,7 @@ def read_status(settings: Settings, database: Database) -> tuple[dict[str, Any],
     recorded: dict[str, datetime | None] = {}
     examine("database", lambda: database.run(_examine_database, read_only=True))
     if result["database"]["ok"] and not result["database"]["migrations_pending"]:
-        result.update(database.run(_read_tables, read_only=True))
+        result.update(database.run(partial(_read_tables, bucket=settings.bucket), read_only=True))
         recorded = database.run(partial(list_recorded, bucket=settings.bucket), read_only=True)
     examine("storage", lambda: _examine_storage(settings, recorded))
     return result, failures
@@ -203,11 +204,17 @@ def _examine_database(connection: Connection) -> dict[str, Any]:
     }
 
 
-def _read_tables(connection: Connection) -> dict[str, Any]:
+def _read_tables(connection: Connection, bucket: str) -> dict[str, Any]:
     rows = connection.one("count_rows")._asdict()
+    proofs = find_proofs(connection, bucket).as_dict()
     batches = connection.execute("list_batches", unfinished=False, count=_LISTED_BATCHES)
     unfinished = connection.execute("list_batches", unfinished=True, count=None)
-    return {"rows": rows, "batches": list(map(_as_json, batches)), "unfinished": list(map(_as_json, unfinished))}
+    return {
+        "rows": rows,
+        "proofs": proofs,
+        "batches": list(map(_as_json, batches)),
+        "unfinished": list(map(_as_json, unfinished)),
+    }
 
 
 def status_text(result: Mapping[str, Any], production: bool) -> str:
@@ -228,6 +235,8 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
         return "\n".join([*lines, f"Migrations: {len(missing)} pending ({', '.join(missing)}): run `{command}`"])
     lines.append("Migrations: up to date")
     lines.append("Rows: " + ", ".join(f"{name} {count}" for name, count in result["rows"].items()))
+    if proofs := describe_proofs(result["proofs"], production):
+        lines.append(f"Proofs: {proofs}")
     lines.append("Batches, the last changed first:" if result["batches"] else "No batch was loaded yet.")
     width = max((len(batch["batch_id"]) for batch in result["batches"]), default=0)
     for batch in result["batches"]:

@@ -15,6 +15,8 @@ from pipeline.errors import UsageError
 Command = Callable[[argparse.Namespace], int | None]
 _Add = Callable[[str, str], argparse.ArgumentParser]
 
+MOST_MINUTES = 24 * 60
+
 _WITHOUT_PRODUCTION = ("up", "down", "sample", "completion")
 
 
@@ -129,6 +131,8 @@ def _add_batches(add: _Add) -> None:
     one = add("verify", "Compare manifest and tables with the bucket, in both directions.")
     one.add_argument("--batch-id", metavar="ID", help="check only this batch")
     one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
+    text = "with --deep: read the longest unread objects, until N minutes after the start"
+    one.add_argument("--minutes", type=_minutes, metavar="N", help=text)
     one.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
     one.add_argument("--quiet", action="store_true", help="print only differences")
 
@@ -139,6 +143,12 @@ def _max_rejects(text: str) -> str:
     except UsageError as exc:
         raise argparse.ArgumentTypeError(exc.hint) from exc
     return text
+
+
+def _minutes(text: str) -> float:
+    if not 0 < (minutes := float(text)) <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and at most {MOST_MINUTES}, a day")
+    return minutes
 
 
 def _number(least: int) -> Callable[[str], int]:

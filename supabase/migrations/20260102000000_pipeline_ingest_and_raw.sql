@@ -166,6 +166,17 @@ CREATE INDEX IF NOT EXISTS notices_batch ON ingest.notices (batch_id, step, shar
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';
 
+CREATE TABLE IF NOT EXISTS ingest.proofs (
+    batch_id text NOT NULL REFERENCES ingest.batches (id) ON DELETE CASCADE,
+    recognition_id bigint NOT NULL,
+    camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
+    read_at timestamptz NOT NULL,
+    PRIMARY KEY (batch_id, recognition_id, camera_number)
+);
+CREATE INDEX IF NOT EXISTS proofs_read_at ON ingest.proofs (read_at);
+COMMENT ON TABLE ingest.proofs IS
+    'When `verify --deep` last read an object and found the content on record; an object without a row was never read.';
+
 CREATE TABLE IF NOT EXISTS ingest.adopted_rows (
     relation text NOT NULL,
     id bigint NOT NULL,
@@ -255,6 +266,7 @@ ALTER TABLE ingest.claims ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.notices ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.adopted_rows ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.proofs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.menus ENABLE ROW LEVEL SECURITY;
