@@ -46,7 +46,7 @@ setup(
     package_dir={"pipeline.migrations": "supabase/migrations"},
     package_data={
         "pipeline": ["py.typed"],
-        "pipeline.cli": ["examples.txt"],
+        "pipeline.cli": ["examples.txt", "templates/*"],
         "pipeline.graph": ["luigi.cfg"],
         "pipeline.database": ["queries/*.sql"],
         "pipeline.migrations": ["*.sql"],

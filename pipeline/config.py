@@ -273,6 +273,11 @@ def _password_of(url: str) -> str:
     return parts.password or ""
 
 
+def check_required(name: str, text: str) -> None:
+    """Raise SettingsError if the text is no value of this required variable."""
+    {URL: _project_url, KEY: _key, DATABASE: _database_url}[name](text)
+
+
 def _bucket(name: str) -> str:
     safe = r"-A-Za-z0-9_!.*'()&$@=;:+,?"
     if not re.fullmatch(f"[{safe}]([{safe} ]{{0,98}}[{safe}])?", name) or name in (".", ".."):

@@ -16,6 +16,7 @@ from types import ModuleType
 import shtab
 
 from pipeline.cli import batches
+from pipeline.cli.init import init
 from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
 from pipeline.cli.parser import Command, build_parser
 from pipeline.config import home_directory, load_settings
@@ -160,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
 COMMANDS: Mapping[str, Command] = {
     "up": up,
     "down": down,
+    "init": init,
     "migrate": apply_migrations,
     "sample": sample,
     "load": batches.load,

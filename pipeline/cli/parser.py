@@ -61,6 +61,14 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 def _add_services(add: _Add) -> None:
     add("up", "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
     add("down", "Stop the embedded services and keep their data.")
+    one = add("init", "Write the settings, luigi.cfg and the nightly jobs into this folder, and check the settings.")
+    one.add_argument(
+        "--url", metavar="URL", help="URL of the project's API; the key and DATABASE_URL are never options"
+    )
+    one.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
+    one.add_argument("--systemd", action="store_true", help="write systemd units instead of a crontab")
+    text = "ask nothing: take the settings from the process environment"
+    one.add_argument("--non-interactive", action="store_true", help=text)
     what = add("migrate", "Apply the pending migrations.").add_mutually_exclusive_group()
     text = "write those that DIR lacks, supabase/migrations of the app's repository, for the Supabase CLI; apply none"
     what.add_argument("--export", metavar="DIR", help=text)
