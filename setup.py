@@ -1,4 +1,4 @@
-"""Packaging: the distribution `pipeline`, with its SQL and migrations inside the wheel."""
+"""Packaging: the distribution `canteen-tray-loader`, with its SQL, migrations and templates inside the wheel."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ EXTRAS = {
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
-    name="pipeline",
+    name="canteen-tray-loader",  # the import and the command are `pipeline`, a name that is taken on the index
     version="0.1.0",
     description="Loads datasets of canteen-tray photos into Supabase, in batches, exactly once",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),

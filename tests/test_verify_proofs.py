@@ -93,7 +93,7 @@ def test_each_night_goes_on_where_the_last_one_ended(
     assert len(set(night.read)) == len(night.read)
     last = night()
     assert (last["read"], last["left"], last["never_read"], len(night.read)) == (24, 0, 0, 24)
-    assert command(*DEEP).out.endswith("Read 24 objects, the longest unread first; 0 left, 0 of all never read.\n")
+    assert command(*DEEP).out.endswith("Read 24 objects, the longest unread first; 0 left; 0 were never read.\n")
 
 
 def test_one_batch_and_a_whole_deep_verify_are_on_record_too(

@@ -20,6 +20,7 @@ from pipeline.cli.output import ask, exit_code, print_result
 from pipeline.config import KEY, REQUIRED, URL, Settings, check_required, command_line, home_directory
 from pipeline.dataset.layout import find_source, usual_sources
 from pipeline.errors import PipelineError, RefusedError, SettingsError, UsageError
+from pipeline.extras import DISTRIBUTION
 from pipeline.graph.luigid import scheduler_url
 from pipeline.graph.run import registry
 from pipeline.observe.logger import say
@@ -45,6 +46,9 @@ def init(options: argparse.Namespace) -> int:
     if not options.non_interactive and (sys.stdin is None or not sys.stdin.isatty()):
         hint = f"Export {', '.join(REQUIRED)}, and add --non-interactive."
         raise RefusedError("`init` asks for settings, and there is no terminal: nothing was written.", hint)
+    if any((parent / "CACHEDIR.TAG").exists() for parent in Path(sys.prefix).parents):
+        message = f"{sys.prefix} is in a cache, which may be emptied: nightly jobs cannot run from there."
+        raise UsageError(message, f"Install the package, as with `uv tool install {DISTRIBUTION}`, and run that.")
     folder = Path.cwd()
     dataset = _dataset(options.source)
     for path in (folder, dataset, Path(sys.executable)):

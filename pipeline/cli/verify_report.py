@@ -79,7 +79,7 @@ class VerifyReport:
         show(f"Verified bucket {self._bucket}: {counts}.")
         if self._read:
             read, left, never = self._read.values()
-            rest = f"{left} left, {never} of all never read"
+            rest = f"{left} left; {never} were never read"
             show(f"Read {counted(read, 'object')}, the longest unread first; {rest}.")
         if self._unfinished:
             show(f"Skipped, because they are unfinished: {', '.join(self._unfinished)}.")
