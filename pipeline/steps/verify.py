@@ -132,9 +132,9 @@ class Verification:
         Yield those that differ in a way that `run` does not see without reading.
         """
         for rows in self._unread():
-            in_time = itertools.takewhile(lambda _: time.monotonic() < deadline, rows)
-            results = in_threads(self._storage, self._storage.threads, self._read_row, in_time)
-            for page in pages(results, PAGE, _RECORD_SECONDS):
+            read = partial(self._read_row, deadline=deadline)
+            results = in_threads(self._storage, self._storage.threads, read, rows)
+            for page in pages(filter(None, results), PAGE, _RECORD_SECONDS):
                 self._record([finding for finding, _ in page])
                 self.read += len(page)
                 yield from self._confirmed([finding for finding, is_new in page if is_new])
@@ -164,8 +164,10 @@ class Verification:
         """Return how many of the objects were read, and when."""
         return find_proofs(connection, self._bucket, self._batch_id)
 
-    def _read_row(self, row: Any) -> tuple[Finding, bool]:
-        """Read an object; return whether it differs in a way that `run` does not see."""
+    def _read_row(self, row: Any, deadline: float) -> tuple[Finding, bool] | None:
+        """Read an object and return whether it differs in a way that `run` does not see; None after the deadline."""
+        if time.monotonic() >= deadline:
+            return None
         finding = self._read(Finding(EQUAL, row.key, "", row.batch_id, row.path, row.size, row.sha256))
         is_new = finding.kind != EQUAL and _found(row, self._storage.find(row.key)).kind == EQUAL
         return finding, is_new
