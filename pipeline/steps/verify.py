@@ -149,7 +149,11 @@ class Verification:
         filters = {"bucket": self._bucket, "batch_id": self._batch_id}
 
         def rows(statement: str, **parameters: object) -> Sequence[Any]:
-            return self._database.run(methodcaller("execute", statement, **parameters), timeout=0, read_only=True)
+            def work(connection: Connection) -> Sequence[Any]:
+                connection.enqueue("prefer_indexes")
+                return connection.execute(statement, **parameters)
+
+            return self._database.run(work, timeout=0, read_only=True)
 
         before = rows("now")[0].now
         for batch in rows("list_unproven", **filters):
