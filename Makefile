@@ -41,6 +41,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 docs: $(STAMP)
 	$(BIN)/python docs/commands.py

@@ -1,4 +1,4 @@
-"""Packaging: the distribution `pipeline`, with its SQL and migrations inside the wheel."""
+"""Packaging: the distribution `canteen-tray-loader`, with its SQL, migrations and templates inside the wheel."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ EXTRAS = {
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
-    name="pipeline",
+    name="canteen-tray-loader",  # the import and the command are `pipeline`, a name that is taken on the index
     version="0.1.0",
     description="Loads datasets of canteen-tray photos into Supabase, in batches, exactly once",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
@@ -49,7 +49,7 @@ setup(
     package_dir={"pipeline.migrations": "supabase/migrations"},
     package_data={
         "pipeline": ["py.typed"],
-        "pipeline.cli": ["examples.txt"],
+        "pipeline.cli": ["examples.txt", "templates/*"],
         "pipeline.graph": ["luigi.cfg"],
         "pipeline.database": ["queries/*.sql"],
         "pipeline.migrations": ["*.sql"],

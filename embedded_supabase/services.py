@@ -183,4 +183,4 @@ def _start_storage(server: EmbeddedStorage, undo: ExitStack) -> Service:
     if not was_running:
         undo.callback(server.stop)
     seconds = 0.0 if was_running else time.monotonic() - begin
-    return Service("Storage", importlib.metadata.version("pipeline"), url, pid, was_running, seconds)
+    return Service("Storage", importlib.metadata.version("canteen-tray-loader"), url, pid, was_running, seconds)

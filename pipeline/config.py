@@ -211,7 +211,7 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
         path = directory / ".env.production"
         if path.is_file():
             return "production", path
-        hint = "Copy .env.example there and fill it in, or leave it empty if the process environment has the variables."
+        hint = f"`{command_line('init', production)}` writes it; an empty one will do if the environment has all."
         raise SettingsError(f"--production needs the file {path}, which does not exist.", hint)
     local, home = directory / ".env.local", home_directory(environ)
     if local.is_file():
@@ -223,7 +223,7 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
         return "embedded", path
     if all(environ.get(name) for name in REQUIRED):
         return "process", None
-    hint = f"Start the services with `{command_line('up')}`, or copy .env.example to .env.local and fill it in."
+    hint = f"Start the services with `{command_line('up')}`, or let `{command_line('init')}` write .env.local."
     raise SettingsError(f"There is neither {local} nor {path}, so no environment to work with.", hint)
 
 
@@ -296,6 +296,11 @@ def _password_of(url: str) -> str:
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError("an invalid port")
     return parts.password or ""
+
+
+def check_required(name: str, text: str) -> None:
+    """Raise SettingsError if the text is no value of this required variable."""
+    {URL: _project_url, KEY: _key, DATABASE: _database_url}[name](text)
 
 
 def _bucket(name: str) -> str:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 from pipeline.errors import SettingsError
 
+#: The name on the package index.
+DISTRIBUTION = "canteen-tray-loader"
+
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
@@ -16,5 +19,5 @@ def extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] in ("pipeline", "embedded_supabase"):
             raise  # part of every installation
-        hint = f"Run `pip install '.[{name}]'` in the folder of the project."
+        hint = f"Run `pip install '.[{name}]'` in the folder of the project, or `pip install '{DISTRIBUTION}[{name}]'`."
         raise SettingsError(f"This command needs {exc.name}, which is not installed.", hint) from exc

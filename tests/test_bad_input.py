@@ -268,7 +268,7 @@ def test_production_without_its_file_does_not_fall_back(
 ) -> None:
     done = run_pipeline("load", "--source", small_dataset(3), "--production")
     assert done.returncode == 2
-    assert complains(done.stderr, ".env.production", ".env.example")
+    assert complains(done.stderr, ".env.production", "init --production")
     (workdir / ".env.local").unlink()
     neither = run_pipeline("load", "--source", small_dataset(3), "--production")
     assert neither.returncode == 2

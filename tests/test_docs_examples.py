@@ -158,10 +158,12 @@ class Shell:
         if line.startswith("luigid "):
             self._start_luigid(line)
             return
-        ended = self._bash(self._here(line))
+        typed = self._here(line)
+        if "pipeline init" in line:  # as from a terminal, on which its reader answers
+            answers = " ".join(environment_file(self.settings).splitlines())
+            typed = f"{answers} {typed} --non-interactive --source {self._root}/srv/datasets/RRS_Dataset"
+        ended = self._bash(typed)
         assert ended.returncode in _codes(line), f"{line}\n{ended.returncode}\n{ended.stdout}\n{ended.stderr}"
-        if line.startswith("cp .env.example"):
-            self.fill_in(self.folder / ".env.production")
 
     def execute(self, statements: str) -> None:
         """Run SQL as the owner of the tables."""
@@ -245,7 +247,7 @@ class Shell:
 
 def _codes(line: str) -> set[int]:
     """Return the exit codes that a line may end with: what --check finds on this machine is not the document's."""
-    return {0, 2, 3} if " --check" in line else {0}
+    return {0, 2, 3} if re.search(" --check| init ", line) else {0}
 
 
 def _check_make(match: re.Match[str]) -> None:
@@ -275,7 +277,8 @@ _CHECKED: dict[str, Callable[[re.Match[str]], None]] = {
     r"pip install (?:--upgrade )?\.$": _run_elsewhere,  # tests/test_packaging.py
     r"python3 -m venv \.venv && \. \.venv/bin/activate$": _run_elsewhere,  # tests/test_packaging.py
     r"supabase migration up ": _run_elsewhere,  # tests/system/test_supabase_cli.py
-    r"crontab crontab\.example$": _run_elsewhere,  # tests/test_cron.py runs each of its lines
+    r"uvx --from \S+ pipeline ": _run_elsewhere,  # tests/system/test_uvx.py
+    r"sudo (cp systemd/|systemctl )": _run_elsewhere,  # tests/test_init.py
     r"\.venv/bin/python -m pytest -q (\S+)$": _check_tests,
     r"ssh -N -L (\d+):127\.0\.0\.1:\1 first-machine$": _check_port,
 }
@@ -304,8 +307,7 @@ def shell(
         link.symlink_to(dataset)
     for copy in (datasets / "qwen_annotations.json", work / "new.json"):
         shutil.copy(dataset / "qwen_annotations.json", copy)
-    for file in ("luigi.cfg", ".env.example", "crontab.example"):
-        shutil.copy(REPOSITORY / file, work)
+    shutil.copy(REPOSITORY / "luigi.cfg", work)
     shell = Shell(root, settings)
     if name not in ALONE:
         shell.fill_in(work / ".env.local")

@@ -102,6 +102,12 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(built: tuple[Path,
     with zipfile.ZipFile(built[0]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == sources()
+    with zipfile.ZipFile(built[0]) as archive:  # the files at the top of the repository, not links to them
+        for name in ("crontab.example", "env.example", "pipeline-load.timer"):
+            [source] = [one for one in REPOSITORY.glob("*") if one.name.removeprefix(".") == name] or [
+                REPOSITORY / "systemd" / name
+            ]
+            assert archive.read(f"pipeline/cli/templates/{name}") == source.read_bytes()
     assert {"pipeline/py.typed", "pipeline/database/queries/batches.sql", "pipeline/doctor/__init__.py"} <= names
 
 
@@ -110,13 +116,14 @@ def test_the_sdist_has_what_it_takes_to_build_and_no_tests(built: tuple[Path, Pa
         names = {name.partition("/")[2] for name in archive.getnames()}
     migrations = {f"supabase/migrations/{path.name}" for path in (REPOSITORY / "supabase/migrations").glob("*.sql")}
     needed = {"setup.py", "pyproject.toml", "requirements.txt", "README.md", "luigi.cfg", "crontab.example"}
+    needed |= {".env.example", "systemd/pipeline-load.timer"}
     assert names >= needed | migrations | {name for name in sources() if "/migrations/" not in name}
     assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks")]
 
 
 def test_the_metadata_tells_what_it_is_and_what_it_needs(built: tuple[Path, Path]) -> None:
     told = metadata(built[0])
-    assert told["Name"] == "pipeline"
+    assert told["Name"] == "canteen-tray-loader"
     assert told["Summary"]
     assert set(told["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
     assert told["Description-Content-Type"] == "text/markdown"
@@ -164,3 +171,5 @@ def test_it_loads_outside_of_the_repository(library: Path, workdir: Path, settin
     call("verify")  # which exits with 5 when there is a difference
     assert json.loads(call("status", "--json"))["rows"]["images"] == 6
     assert json.loads(call("status", "--check", "--json"))["problems"] == 0
+    written = json.loads(call("init", "--non-interactive", "--systemd", "--json"))["written"]
+    assert {str(workdir / "luigi.cfg"), str(workdir / "systemd" / "pipeline-load.timer")} <= set(written)

@@ -16,7 +16,7 @@ from pipeline.storage import Storage
 from tests import reset_support, verify_support, world
 from tests.reset_support import Command, Done, LoadBatch, fail_at, stop_failing
 from tests.services import MakeDataset, environment_file
-from tests.verify_support import KINDS, Bucket, photo_of, put_fewer_bytes, put_stranger, totals
+from tests.verify_support import KINDS, Bucket, flip, photo_of, put_fewer_bytes, put_stranger, totals
 
 command = reset_support.command
 dsn = reset_support.dsn
@@ -139,13 +139,6 @@ class Plant:
 
     def line(self) -> str:
         return f"{self.sign} {self.key} {self.kind}: {self.message}\n"
-
-
-def flip(bucket: Bucket, key: str) -> None:
-    """Change the content on the server's disk, where only who reads it sees that."""
-    file = bucket.file(key)
-    content = file.read_bytes()
-    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def put_other_bytes(bucket: Bucket, key: str) -> None:

@@ -74,3 +74,10 @@ def put_fewer_bytes(bucket: Bucket, key: str) -> None:
 
 def put_stranger(bucket: Bucket, key: str) -> None:
     bucket.put(key, b"12345")
+
+
+def flip(bucket: Bucket, key: str) -> None:
+    """Change the content on the server's disk, where only who reads it sees that."""
+    file = bucket.file(key)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -48,6 +48,7 @@ OURS = (
     "ingest.manifest",
     "ingest.claims",
     "ingest.rejects",
+    "ingest.proofs",
 )
 
 #: The trays that an app's project has of its own.

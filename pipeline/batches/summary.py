@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
 from pipeline.batches.looks import OPTIONS, Look, describe_changed, find_look, summarise_look
+from pipeline.batches.proofs import describe_proofs, find_proofs
 from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import KIND_QWEN, held_hint
 from pipeline.config import Settings, command_line
@@ -210,7 +211,8 @@ def read_status(
     recorded: dict[str, datetime | None] = {}
     examine("database", lambda: database.run(_examine_database, read_only=True))
     if result["database"]["ok"] and not result["database"]["migrations_pending"]:
-        result.update(database.run(partial(_read_tables, lists_all=lists_all), read_only=True))
+        read = partial(_read_tables, bucket=settings.bucket, lists_all=lists_all)
+        result.update(database.run(read, read_only=True))
         recorded = database.run(partial(list_recorded, bucket=settings.bucket), read_only=True)
     examine("storage", lambda: _examine_storage(settings, recorded))
     return result, failures
@@ -236,13 +238,14 @@ def _examine_database(connection: Connection) -> dict[str, Any]:
     }
 
 
-def _read_tables(connection: Connection, *, lists_all: bool) -> dict[str, Any]:
+def _read_tables(connection: Connection, *, bucket: str, lists_all: bool) -> dict[str, Any]:
     batches = connection.execute("list_batches", unfinished=False, count=None if lists_all else _LISTED_BATCHES)
     unfinished = connection.execute("list_batches", unfinished=True, count=None)
     newest = connection.one("describe_newest")
     return {
         "rows": connection.one("count_rows")._asdict(),
         "newest": {name: one and one.isoformat() for name, one in newest._asdict().items() if name != "batches"},
+        "proofs": find_proofs(connection, bucket).as_dict(),
         "last_looks": [Look(**row._asdict()).as_json() for row in connection.execute("list_last_looks")],
         "last_loads": list(map(_as_json, connection.execute("list_last_loads"))),
         "batches": list(map(_as_json, batches)),
@@ -270,6 +273,8 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
     lines.append("Migrations: up to date")
     lines.append("Rows: " + ", ".join(f"{name} {count}" for name, count in result["rows"].items()))
     lines += _describe_nights(result)
+    if proofs := describe_proofs(result["proofs"], production):
+        lines.append(f"Proofs: {proofs}")
     lines.append("Batches, the last changed first:" if result["batches"] else "No batch was loaded yet.")
     width = max((len(batch["batch_id"]) for batch in result["batches"]), default=0)
     for batch in result["batches"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -262,11 +263,14 @@ def _check(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Compare manifest and tables with the bucket."""
+    started = time.monotonic()
+    if options.minutes and not options.deep:
+        raise UsageError("--minutes belongs to --deep.", "Add --deep.")
     with measured(options) as metrics:
         settings, database = _open(options)
         database.run(require_schema)
         with closing(Storage(settings)) as storage:
-            report = _compare(options, settings, database, storage)
+            report = _compare(options, settings, database, storage, started)
         metrics.families += verify_metrics(report.counts, report.repaired, report.remaining, deep=options.deep)
         metrics.code = DIFFERENCES if report.remaining else DONE
     if options.interrupts.alarm is not None:
@@ -274,12 +278,21 @@ def verify(options: argparse.Namespace) -> int:
     return metrics.code
 
 
-def _compare(options: argparse.Namespace, settings: Settings, database: Database, storage: Storage) -> VerifyReport:
+def _compare(
+    options: argparse.Namespace, settings: Settings, database: Database, storage: Storage, started: float
+) -> VerifyReport:
     storage.check_host()
-    verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=options.deep)
+    deep, minutes = options.deep and not options.minutes, options.minutes or 0
+    verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=deep)
     with VerifyReport(options, verification, settings.bucket) as report:
         for finding in verification.run():
             report.found(finding)
+        if minutes:
+            # A tenth of the time at least, so that every object has its turn however long the comparison takes.
+            deadline = max(started + 60 * minutes, time.monotonic() + 6 * minutes)
+            for finding in verification.read_longest_unread(deadline):
+                report.found(finding, again=True)
+            report.was_read(verification.read, database.run(verification.count_proofs, read_only=True))
         report.total()
         if options.repair:
             for finding, reason in verification.repair(report.differences()):

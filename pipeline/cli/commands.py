@@ -17,6 +17,7 @@ from types import ModuleType
 from pipeline.batches.alarm import WATCHED, Alarm
 from pipeline.cli import batches
 from pipeline.cli.completion import script
+from pipeline.cli.init import init
 from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
 from pipeline.cli.parser import Command, build_parser, log_format, parse
 from pipeline.config import home_directory, load_settings
@@ -188,6 +189,7 @@ def parser() -> argparse.ArgumentParser:
 COMMANDS: Mapping[str, Command] = {
     "up": up,
     "down": down,
+    "init": init,
     "migrate": apply_migrations,
     "sample": sample,
     "load": batches.load,

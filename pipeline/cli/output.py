@@ -6,6 +6,7 @@ import argparse
 import json
 import select
 import sys
+import termios
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -59,12 +60,20 @@ def require_typed(word: str, question: str, failed: str, why: str) -> None:
     raise RefusedError(f"{failed}: {why}.", "Use --confirm to skip the prompt; nothing was changed.")
 
 
-def ask(question: str) -> str:
+def ask(question: str, *, echo: bool = True) -> str:
     """Print a question and return the line typed in response, empty at the end of input.
 
-    `input` would miss a Ctrl-C between printing and reading; `select` returns now and then for that.
+    `input` and `getpass` would miss a Ctrl-C between printing and reading; `select` returns now and then for that.
     """
-    print(question, end="", file=sys.stderr, flush=True)  # stdout may be redirected
-    while not select.select([sys.stdin], [], [], _PROMPT_SECONDS)[0]:
-        pass
-    return sys.stdin.readline().rstrip("\n")
+    if not echo:
+        former = termios.tcgetattr(sys.stdin)
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, [*former[:3], former[3] & ~termios.ECHO, *former[4:]])
+    try:
+        print(question, end="", file=sys.stderr, flush=True)  # stdout may be redirected
+        while not select.select([sys.stdin], [], [], _PROMPT_SECONDS)[0]:
+            pass
+        return sys.stdin.readline().rstrip("\n")
+    finally:
+        if not echo:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, former)
+            print(file=sys.stderr)

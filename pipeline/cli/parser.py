@@ -21,6 +21,8 @@ from pipeline.observe.logger import say, show, writes_json
 #: Runs a command; returns its exit code, None for success.
 Command = Callable[[argparse.Namespace], int | None]
 
+MOST_MINUTES = 24 * 60
+
 _WITHOUT_PRODUCTION = ("up", "down", "sample", "completion")
 
 
@@ -134,6 +136,14 @@ def build_parser(commands: Mapping[str, Command]) -> _Parser:
 def _add_services(add: _Add) -> None:
     add("up", "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
     add("down", "Stop the embedded services and keep their data.")
+    one = add("init", "Write the settings, luigi.cfg and the nightly jobs into this folder, and check the settings.")
+    one.add_argument(
+        "--url", metavar="URL", help="URL of the project's API; the key and DATABASE_URL are never options"
+    )
+    one.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
+    one.add_argument("--systemd", action="store_true", help="write systemd units instead of a crontab")
+    text = "ask nothing: take the settings from the process environment"
+    one.add_argument("--non-interactive", action="store_true", help=text)
     what = add("migrate", "Apply the pending migrations.").add_mutually_exclusive_group()
     text = "write those that DIR lacks, supabase/migrations of the app's repository, for the Supabase CLI; apply none"
     complete_values(what.add_argument("--export", metavar="DIR", help=text))
@@ -210,6 +220,8 @@ def _add_batches(add: _Add) -> None:
     one = add("verify", "Compare manifest and tables with the bucket, in both directions.")
     one.add_argument("--batch-id", metavar="ID", help="check only this batch")
     one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
+    text = "with --deep: read the longest unread objects, until N minutes after the start"
+    one.add_argument("--minutes", type=_minutes, metavar="N", help=text)
     one.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
     one.add_argument("--quiet", action="store_true", help="print only differences")
     one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
@@ -227,6 +239,12 @@ def _hours(text: str) -> float:
     if not 0 < float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number of hours above 0")
     return float(text)
+
+
+def _minutes(text: str) -> float:
+    if not 0 < (minutes := float(text)) <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and at most {MOST_MINUTES}, a day")
+    return minutes
 
 
 def _number(least: int) -> Callable[[str], int]:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from pipeline.batches.proofs import Proofs
 from pipeline.config import redact
 from pipeline.errors import printable
 from pipeline.observe.logger import show
@@ -27,6 +28,7 @@ class VerifyReport:
         self._bucket, self._unfinished, self._elsewhere = bucket, verification.unfinished, verification.elsewhere
         self.counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
         self.repaired = self.remaining = 0
+        self._read: dict[str, int] = {}
         self._failed: list[str] = []
         self._spool = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
 
@@ -41,13 +43,15 @@ class VerifyReport:
         if self._json:
             end: dict[str, object] = {"repaired": self.repaired, "remaining": self.remaining}
             end = {"error": redact(str(error))} if error is not None else {**end, "not_mended": self._failed}
+            end.update(self._read)
             show("], " + json.dumps({"totals": self.counts, **end}, ensure_ascii=False)[1:])
         elif self._repair and error is None:
             show(f"Repaired: {self.repaired}; remaining: {self.remaining}.")
 
-    def found(self, finding: Finding) -> None:
-        """Print one finding."""
+    def found(self, finding: Finding, *, again: bool = False) -> None:
+        """Print one finding, or `again` what is known now of an object that was found equal."""
         self.counts[finding.kind] += 1
+        self.counts[EQUAL] -= again
         if self._json and finding.kind != EQUAL:
             entry = {"sign": SIGNS[finding.kind], "kind": finding.kind, "key": finding.key, "message": finding.message}
             show((", " if self.remaining else "") + json.dumps(entry, ensure_ascii=False), end="")
@@ -56,6 +60,11 @@ class VerifyReport:
         if finding.kind != EQUAL:
             self.remaining += 1
             self._spool.write(json.dumps(asdict(finding)) + "\n")
+
+    def was_read(self, count: int, proofs: Proofs) -> None:
+        """Keep how many objects were read in the time there was, and what is on record after that."""
+        left, never = max(0, proofs.objects - count), proofs.objects - proofs.proven
+        self._read = {"read": count, "left": left, "never_read": never}
 
     def differences(self) -> Iterator[Finding]:
         """Yield the differences found so far."""
@@ -72,6 +81,10 @@ class VerifyReport:
             return
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         show(f"Verified bucket {self._bucket}: {counts}.")
+        if self._read:
+            read, left, never = self._read.values()
+            rest = f"{left} left; {never} were never read"
+            show(f"Read {counted(read, 'object')}, the longest unread first; {rest}.")
         if self._unfinished:
             show(f"Skipped, because they are unfinished: {', '.join(self._unfinished)}.")
         for bucket, batches in self._elsewhere.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +18,16 @@ Result = TypeVar("Result")
 _TRIED = 20
 
 
-def pages(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield the items in lists of up to `size`."""
-    iterator = iter(items)
-    while page := list(itertools.islice(iterator, size)):
+def pages(items: Iterable[Item], size: int, seconds: float = math.inf) -> Iterator[list[Item]]:
+    """Yield the items in lists of up to `size`, sooner if they took so many seconds to come."""
+    page: list[Item] = []
+    started = time.monotonic()
+    for item in items:
+        page.append(item)
+        if len(page) >= size or time.monotonic() - started > seconds:
+            yield page
+            page, started = [], time.monotonic()
+    if page:
         yield page
 
 

@@ -224,5 +224,12 @@ def _delete_manifest(connection: Connection, batch_id: str) -> None:
     """Delete manifest, markers and rejects, and record the time of the reset."""
     connection.execute("lock_batch", batch_id=batch_id)
     if find_batch_to_reset(connection, batch_id).state == "resetting":
-        for statement in ("delete_manifest", "delete_markers", "delete_rejects", "delete_notices", "mark_reset"):
+        for statement in (
+            "delete_proofs",
+            "delete_manifest",
+            "delete_markers",
+            "delete_rejects",
+            "delete_notices",
+            "mark_reset",
+        ):
             connection.execute(statement, batch_id=batch_id)

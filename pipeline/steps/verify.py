@@ -11,7 +11,9 @@ import hashlib
 import heapq
 import itertools
 import json
+import math
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +23,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import ADOPTED_PREFIX, KEY_FORM, prove_bucket
+from pipeline.batches.proofs import Proofs, find_proofs
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
@@ -35,6 +38,9 @@ EQUAL, MISSING, DANGLING, DAMAGED, ORPHAN, INCONSISTENT = SIGNS
 
 #: Queries for rows that violate a guarantee of docs/explanation/architecture.md: what, message, batch_id.
 CHECKS = [f"check_{what}" for what in ("versions", "images", "raw", "receipts", "annotations", "menus", "markers")]
+
+#: How often what was read is recorded: an interruption forgets no more.
+_RECORD_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Finding:
 class Verification:
     """A comparison of a database, or one batch of it, with a bucket.
 
-    A `deep` one reads every object and compares its SHA-256, not only its size and the MD5 that Storage lists.
+    A `deep` one reads every object and compares its SHA-256, not only its size and the MD5 that Storage lists. What was
+    read, and when, is on record (ingest.proofs).
     """
 
     def __init__(
@@ -78,6 +85,8 @@ class Verification:
         self._batches = self._list_batches()
         self._equal = self._foreign = 0
         self._is_complete = False
+        #: How many objects `read_longest_unread` has read.
+        self.read = 0
         #: Batches that are skipped, since they are not finished.
         self.unfinished = [one.id for one in self._batches.values() if one.state in ("loading", "held", "resetting")]
         #: Finished batches whose objects are in other buckets, by bucket.
@@ -107,17 +116,76 @@ class Verification:
         findings = self._compare()
         if self._deep:
             findings = in_threads(self._storage, self._storage.threads, self._read, findings)
-        for page in pages(findings, PAGE):
-            if learned := [one for one in page if one.is_learned]:
-                columns = {"batch_ids": "batch_id", "keys": "key", "digests": "sha256"}
-                values = {name: [getattr(one, field) for one in learned] for name, field in columns.items()}
-                self._database.run(methodcaller("execute", "record_digests", **values))
+        for page in pages(findings, PAGE, _RECORD_SECONDS if self._deep else math.inf):
+            if self._deep:
+                self._record(page)
             for finding in self._confirmed(page):
                 self._equal += finding.kind == EQUAL
                 self._foreign += finding.kind == ORPHAN and finding.batch_id is None
                 yield finding
         yield from self._inconsistencies()
         self._is_complete = True
+
+    def read_longest_unread(self, deadline: float) -> Iterator[Finding]:
+        """Read objects until a time of the monotonic clock, the longest unread first.
+
+        Yield those that differ in a way that `run` does not see without reading.
+        """
+        for rows in self._unread():
+            read = partial(self._read_row, deadline=deadline)
+            results = in_threads(self._storage, self._storage.threads, read, rows)
+            for page in pages(filter(None, results), PAGE, _RECORD_SECONDS):
+                self._record([finding for finding, _ in page])
+                self.read += len(page)
+                yield from self._confirmed([finding for finding, is_new in page if is_new])
+            if time.monotonic() >= deadline:
+                return
+
+    def _unread(self) -> Iterator[Sequence[Any]]:
+        """Yield rows of list_expected in pages: of objects that were never read, then of those read the longest ago.
+
+        Each page is to be read and recorded before the next.
+        """
+        filters = {"bucket": self._bucket, "batch_id": self._batch_id}
+
+        def rows(statement: str, **parameters: object) -> Sequence[Any]:
+            def work(connection: Connection) -> Sequence[Any]:
+                connection.enqueue("prefer_indexes")
+                return connection.execute(statement, **parameters)
+
+            return self._database.run(work, timeout=0, read_only=True)
+
+        before = rows("now")[0].now
+        for batch in rows("list_unproven", **filters):
+            after = -1
+            while page := rows("list_never_read", batch_id=batch.id, after=after, count=PAGE // 2):
+                after = page[-1].recognition_id
+                yield page
+        while page := rows("list_oldest_read", before=before, count=PAGE, **filters):
+            yield page
+
+    def count_proofs(self, connection: Connection) -> Proofs:
+        """Return how many of the objects were read, and when."""
+        return find_proofs(connection, self._bucket, self._batch_id)
+
+    def _read_row(self, row: Any, deadline: float) -> tuple[Finding, bool] | None:
+        """Read an object and return whether it differs in a way that `run` does not see; None after the deadline."""
+        if time.monotonic() >= deadline:
+            return None
+        finding = self._read(Finding(EQUAL, row.key, "", row.batch_id, row.path, row.size, row.sha256))
+        is_new = finding.kind != EQUAL and _found(row, self._storage.find(row.key)).kind == EQUAL
+        return finding, is_new
+
+    def _record(self, page: Iterable[Finding]) -> None:
+        """Record which objects were read and are equal, and that the others are not proven."""
+        known = [finding for finding in page if finding.batch_id is not None]
+        for statement, is_equal in (("record_reads", True), ("delete_proofs_of", False)):
+            found = [one for one in known if (one.kind == EQUAL) == is_equal]
+            values = {"batch_ids": [one.batch_id for one in found], "keys": [one.key for one in found]}
+            if is_equal:
+                values["digests"] = [one.sha256 if one.is_learned else None for one in found]
+            if found:
+                self._database.run(methodcaller("execute", statement, **values))
 
     def _compare(self) -> Iterator[Finding]:
         """Merge the expected keys with the stored ones; both are sorted."""

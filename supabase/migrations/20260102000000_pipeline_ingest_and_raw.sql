@@ -198,6 +198,17 @@ CREATE TABLE IF NOT EXISTS ingest.looks (
 CREATE INDEX IF NOT EXISTS looks_looked_at ON ingest.looks (looked_at);
 COMMENT ON TABLE ingest.looks IS 'What each discovery saw; one that found nothing to load made no batch.';
 
+CREATE TABLE IF NOT EXISTS ingest.proofs (
+    batch_id text NOT NULL REFERENCES ingest.batches (id) ON DELETE CASCADE,
+    recognition_id bigint NOT NULL,
+    camera_number smallint NOT NULL CHECK (camera_number IN (1, 2)),
+    read_at timestamptz NOT NULL,
+    PRIMARY KEY (batch_id, recognition_id, camera_number)
+);
+CREATE INDEX IF NOT EXISTS proofs_read_at ON ingest.proofs (read_at);
+COMMENT ON TABLE ingest.proofs IS
+    'When `verify --deep` last read an object and found the content on record; an object without a row was never read.';
+
 CREATE TABLE IF NOT EXISTS ingest.adopted_rows (
     relation text NOT NULL,
     id bigint NOT NULL,
@@ -308,6 +319,7 @@ ALTER TABLE ingest.rejects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.looks ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.adopted_rows ENABLE ROW LEVEL SECURITY;
 ALTER TABLE ingest.notifications ENABLE ROW LEVEL SECURITY;
+ALTER TABLE ingest.proofs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.photos ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.receipts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE raw.menus ENABLE ROW LEVEL SECURITY;

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Install what the system tests need and is not there: cron, Chromium with its driver, ip, unshare, PgBouncer, npm, and
-# the Supabase CLI and promtool in the folder that is named.
+# Install what the system tests need and is not there: cron, systemd-analyze, Chromium with its driver, ip, unshare,
+# PgBouncer, npm, and the Supabase CLI and promtool in the folder that is named.
 set -eu
 # 3.1.0: a newer one may ask and print otherwise.
 cli=supabase@3.1.0
 missing=""
 for pair in /usr/sbin/cron:cron /usr/bin/chromium:chromium /usr/bin/chromedriver:chromium-driver /sbin/ip:iproute2 \
-    /usr/bin/unshare:util-linux /usr/sbin/pgbouncer:pgbouncer; do
+    /usr/bin/unshare:util-linux /usr/sbin/pgbouncer:pgbouncer /usr/bin/systemd-analyze:systemd; do
     [ -x "${pair%%:*}" ] || missing="$missing ${pair##*:}"
 done
 for pair in node:nodejs npm:npm; do

@@ -25,6 +25,9 @@ DELETE FROM ingest.batch_state WHERE batch_id = :batch_id
 -- name: delete_notices
 DELETE FROM ingest.notices WHERE batch_id = :batch_id
 
+-- name: delete_proofs
+DELETE FROM ingest.proofs WHERE batch_id = :batch_id
+
 -- name: delete_rejects
 DELETE FROM ingest.rejects WHERE batch_id = :batch_id
 

@@ -178,19 +178,92 @@ CROSS JOIN generate_series(1, 2) AS c
 LEFT JOIN public.images i ON i.recognition_id = m.recognition_id AND i.camera_number = c
 ORDER BY m.recognition_id::text COLLATE "C", c
 
--- name: record_digests
--- Of adopted objects, whose content was not known.
-UPDATE ingest.manifest m
-SET sha256s = ARRAY[coalesce(d.digests[1], m.sha256s[1]), coalesce(d.digests[2], m.sha256s[2])]
-FROM (
-    SELECT batch_id, recognition_id, ARRAY[max(digest) FILTER (WHERE camera = 1), max(digest) FILTER (WHERE camera = 2)]
-        AS digests
+-- name: record_reads
+-- That objects of finished batches were read and are as they should be, and the digests that adopted ones lacked. A
+-- batch whose reset has begun is passed over.
+WITH done AS (
+    SELECT id FROM ingest.batches WHERE id = ANY (CAST(:batch_ids AS text[])) AND state = 'done' FOR SHARE SKIP LOCKED
+), reads AS (
+    SELECT u.batch_id, split_part(u.key, '/', -2)::bigint AS recognition_id,
+        CASE WHEN u.key LIKE '%camera1.jpg' THEN 1 ELSE 2 END AS camera, u.digest
     FROM unnest(CAST(:batch_ids AS text[]), CAST(:keys AS text[]), CAST(:digests AS text[])) AS u (batch_id, key, digest)
-    CROSS JOIN LATERAL (SELECT split_part(key, '/', 2)::bigint AS recognition_id,
-        CASE WHEN key LIKE '%camera1.jpg' THEN 1 ELSE 2 END AS camera) place
-    GROUP BY batch_id, recognition_id
-) d
-WHERE m.batch_id = d.batch_id AND m.recognition_id = d.recognition_id
+    JOIN done ON done.id = u.batch_id
+), learned AS (
+    UPDATE ingest.manifest m
+    SET sha256s = ARRAY[coalesce(d.digests[1], m.sha256s[1]), coalesce(d.digests[2], m.sha256s[2])]
+    FROM (
+        SELECT batch_id, recognition_id,
+            ARRAY[max(digest) FILTER (WHERE camera = 1), max(digest) FILTER (WHERE camera = 2)] AS digests
+        FROM reads
+        WHERE digest IS NOT NULL
+        GROUP BY batch_id, recognition_id
+    ) d
+    WHERE m.batch_id = d.batch_id AND m.recognition_id = d.recognition_id
+)
+INSERT INTO ingest.proofs (batch_id, recognition_id, camera_number, read_at)
+SELECT batch_id, recognition_id, camera, now() FROM reads ORDER BY 1, 2, 3
+ON CONFLICT (batch_id, recognition_id, camera_number) DO UPDATE SET read_at = excluded.read_at
+
+-- name: delete_proofs_of
+-- Of objects that differ: until they are repaired, they are read first.
+DELETE FROM ingest.proofs p
+USING unnest(CAST(:batch_ids AS text[]), CAST(:keys AS text[])) AS u (batch_id, key)
+WHERE p.batch_id = u.batch_id AND p.recognition_id = split_part(u.key, '/', -2)::bigint
+    AND p.camera_number = CASE WHEN u.key LIKE '%camera1.jpg' THEN 1 ELSE 2 END
+
+-- name: count_proofs
+-- The objects of finished batches in a bucket, or of one batch; how many of them were read, and when the first of these.
+SELECT coalesce(sum(b.photos), 0)::bigint AS objects, coalesce(sum(p.proven), 0)::bigint AS proven,
+    min(p.oldest) AS oldest, clock_timestamp() AS now
+FROM ingest.batches b
+LEFT JOIN (
+    SELECT batch_id, count(*) AS proven, min(read_at) AS oldest FROM ingest.proofs GROUP BY batch_id
+) p ON p.batch_id = b.id
+WHERE b.kind = 'load' AND b.state = 'done' AND b.bucket = :bucket AND (CAST(:batch_id AS text) IS NULL OR b.id = :batch_id)
+
+-- name: list_unproven
+-- Finished batches with objects that were never read, the oldest first.
+SELECT b.id
+FROM ingest.batches b
+LEFT JOIN (SELECT batch_id, count(*) AS proven FROM ingest.proofs GROUP BY batch_id) p ON p.batch_id = b.id
+WHERE b.kind = 'load' AND b.state = 'done' AND b.bucket = :bucket AND (CAST(:batch_id AS text) IS NULL OR b.id = :batch_id)
+    AND b.photos > coalesce(p.proven, 0)
+ORDER BY b.finished_at, b.id
+
+-- name: list_never_read
+-- As list_expected, a page of the objects of a batch that were never read.
+SELECT m.batch_id, m.object_keys[c] AS key, m.photo_paths[c] AS path, m.photo_sizes[c] AS size, m.sha256s[c] AS sha256,
+    m.md5s[c] AS md5, false AS named, m.recognition_id
+FROM (
+    SELECT f.*
+    FROM ingest.manifest f
+    WHERE f.batch_id = :batch_id AND f.recognition_id > :after AND num_nonnulls(f.object_keys[1], f.object_keys[2]) > (
+        SELECT count(*) FROM ingest.proofs p WHERE p.batch_id = f.batch_id AND p.recognition_id = f.recognition_id)
+    ORDER BY f.recognition_id
+    LIMIT :count
+) m
+CROSS JOIN generate_series(1, 2) AS c
+WHERE m.object_keys[c] IS NOT NULL AND NOT EXISTS (
+    SELECT FROM ingest.proofs p
+    WHERE p.batch_id = m.batch_id AND p.recognition_id = m.recognition_id AND p.camera_number = c)
+ORDER BY m.recognition_id, c
+
+-- name: list_oldest_read
+-- As list_expected, a page of the objects in a bucket that were read before a time, the longest unread first.
+SELECT m.batch_id, m.object_keys[p.camera_number] AS key, m.photo_paths[p.camera_number] AS path,
+    m.photo_sizes[p.camera_number] AS size, m.sha256s[p.camera_number] AS sha256, m.md5s[p.camera_number] AS md5,
+    false AS named, m.recognition_id
+FROM (
+    SELECT f.*
+    FROM ingest.proofs f
+    JOIN ingest.batches b ON b.id = f.batch_id
+    WHERE f.read_at < :before AND b.state = 'done' AND b.bucket = :bucket
+        AND (CAST(:batch_id AS text) IS NULL OR b.id = :batch_id)
+    ORDER BY f.read_at
+    LIMIT :count
+) p
+JOIN ingest.manifest m ON m.batch_id = p.batch_id AND m.recognition_id = p.recognition_id
+ORDER BY p.read_at, m.batch_id, m.recognition_id, p.camera_number
 
 -- name: list_known_keys
 -- Which of these keys a batch's manifest has now, or an image names.

@@ -1,0 +1,209 @@
+"""`init`: write the settings, luigi.cfg and the nightly jobs into the working directory, and check the settings."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from pipeline.cli.output import ask, exit_code, print_result
+from pipeline.config import KEY, REQUIRED, URL, Settings, check_required, command_line, home_directory
+from pipeline.dataset.layout import find_source, usual_sources
+from pipeline.errors import PipelineError, RefusedError, SettingsError, UsageError
+from pipeline.extras import DISTRIBUTION
+from pipeline.graph.luigid import scheduler_url
+from pipeline.graph.run import registry
+from pipeline.observe.logger import say
+
+TIMERS = ("pipeline-load.timer", "pipeline-verify.timer")
+UNITS = ("pipeline-load.service", "pipeline-verify.service", "pipeline-luigid.service", *TIMERS)
+#: The paths in the templates.
+_FOLDER, _DATASET, _PROGRAMS = "/srv/pipeline", "/srv/datasets/RRS_Dataset", "/srv/pipeline/.venv/bin"
+#: What a shell, cron or systemd would not take as part of a path.
+_SYNTAX = re.compile(r"[\"'\\$`]|\s$")
+_ATTEMPTS = 3
+_QUESTIONS = {
+    URL: "URL of the project's API, for instance https://abcdefgh.supabase.co: ",
+    KEY: "Its service role key (not shown): ",
+    REQUIRED[2]: "DATABASE_URL, postgresql://user:password@host:port/database (not shown): ",
+}
+
+
+def init(options: argparse.Namespace) -> int:
+    """Write the files that are not there yet, and check the settings with the doctor; return the exit code of that."""
+    from pipeline import doctor  # imported here because no other command but `status --check` needs it
+
+    if not options.non_interactive and (sys.stdin is None or not sys.stdin.isatty()):
+        hint = f"Export {', '.join(REQUIRED)}, and add --non-interactive."
+        raise RefusedError("`init` asks for settings, and there is no terminal: nothing was written.", hint)
+    if any((parent / "CACHEDIR.TAG").exists() for parent in Path(sys.prefix).parents):
+        message = f"{sys.prefix} is in a cache, which may be emptied: nightly jobs cannot run from there."
+        raise UsageError(message, f"Install the package, as with `uv tool install {DISTRIBUTION}`, and run that.")
+    folder = Path.cwd()
+    dataset = _dataset(options.source)
+    for path in (folder, dataset, Path(sys.executable)):
+        if _SYNTAX.search(str(path)) or not str(path).isprintable():
+            message = f"{path} has characters that a shell, cron or systemd would take as syntax."
+            hint = "Use a path without quotes, backslashes, dollar signs and control characters."
+            raise UsageError(message, hint)
+    settings_file = folder / (".env.production" if options.production else ".env.local")
+    planned: dict[Path, str] = {}
+    services = home_directory() / "env"
+    if not options.production and not settings_file.exists() and services.is_file():
+        settings_file = services  # of the embedded services
+    elif not settings_file.exists():
+        values = _variables(options)
+        if dataset.is_dir():
+            values["DATASET_DIR"] = str(dataset)
+        planned[settings_file] = fill_in(_template("env.example"), values)
+    planned[folder / "luigi.cfg"] = files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8")
+    planned.update(_jobs(folder, dataset, options.systemd, options.production))
+    written, kept = _write(planned)
+    if settings_file not in planned:
+        kept.insert(0, str(settings_file))
+
+    settings: Settings | PipelineError
+    try:
+        settings = registry.open(options.production).settings
+    except PipelineError as exc:
+        settings = exc
+    source = str(dataset) if dataset.is_dir() else None
+    findings = doctor.examine(settings, scheduler_url(), source)
+    result = {"written": written, "kept": kept, **doctor.as_dict(findings)}
+    text = [*(f"written  {path}" for path in written), *(f"kept     {path}, which was there" for path in kept)]
+    text += [doctor.as_text(findings), *_next_steps(options, dataset, is_embedded=settings_file == services)]
+    print_result(options, result, "\n".join(text))
+    # What `migrate`, the next step, does is not wrong yet.
+    error = doctor.verdict(one for one in findings if one.check != "migrations" or one.kind is not SettingsError)
+    return exit_code(error) if error is not None else 0
+
+
+def _dataset(source: str | None) -> Path:
+    """Return the folder of the dataset, that of the templates if none is named and none is found."""
+    setting = os.environ.get("DATASET_DIR")
+    if source or setting or next(usual_sources(), None) is not None:
+        return find_source(source, setting)
+    return Path(_DATASET)
+
+
+def _variables(options: argparse.Namespace) -> dict[str, str]:
+    """Return the variables of the process environment, and the required ones that it lacks as they are typed."""
+    values = {name: value for name, value in os.environ.items() if value and name != "PIPELINE_HOME"}
+    if options.url:
+        values[URL] = options.url
+    missing = [name for name in REQUIRED if name not in values]
+    if missing and options.non_interactive:
+        message = f"Not set in the process environment: {', '.join(missing)}."
+        raise SettingsError(message, "Export them, or run `init` without --non-interactive: it asks for them.")
+    for name in REQUIRED:
+        if name in missing:
+            values[name] = _ask_for(name)
+        else:
+            say(f"{name} is taken from {'--url' if name == URL and options.url else 'the process environment'}.")
+            check_required(name, values[name])
+    return values
+
+
+def _ask_for(name: str, attempts: int = _ATTEMPTS) -> str:
+    """Return what is typed, once it has the right form; raise SettingsError after the last attempt."""
+    value = ask(_QUESTIONS[name], echo=name == URL).strip()
+    try:
+        check_required(name, value)
+    except SettingsError as exc:
+        if attempts == 1:
+            raise
+        say(f"{exc.message} {exc.hint}")
+        return _ask_for(name, attempts - 1)
+    return value
+
+
+def fill_in(template: str, values: Mapping[str, str]) -> str:
+    """Return the text of a file of variables with values in single quotes; raise SettingsError if one does not fit."""
+    taken: dict[str, str | None] = {}
+
+    def line(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in values:
+            return match[0]
+        taken[name] = values[name]
+        escaped = values[name].replace("\\", "\\\\").replace("'", "\\'")
+        return f"{name}='{escaped}'"
+
+    text = re.sub(r"^(?:# )?([A-Z][A-Z_]+)=.*$", line, template, flags=re.MULTILINE)
+    read = dotenv_values(stream=io.StringIO(text))
+    if wrong := [name for name, value in taken.items() if read.get(name) != value]:
+        message = f"The value of {', '.join(wrong)} cannot be written to a file of variables."
+        raise SettingsError(message, "Percent-encode its special characters, such as ${ and line feeds.")
+    return text
+
+
+def _template(name: str) -> str:
+    return files("pipeline.cli").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def _jobs(folder: Path, dataset: Path, systemd: bool, production: bool) -> Iterator[tuple[Path, str]]:
+    """Yield the files of the nightly jobs, with the paths of this machine."""
+    programs = Path(sys.executable).parent
+    for name in UNITS if systemd else ("crontab.example",):
+        text = _template(name)
+        if not production:
+            text = text.replace(" --production", "").replace(".env.production", ".env.local")
+        if systemd:
+            user = getpass.getuser()
+            text = text.replace("User=pipeline\n", f"User={user}\n")
+            for former, path in ((_PROGRAMS, programs), (_FOLDER, folder), (_DATASET, dataset)):
+                text = text.replace(former, str(path).replace("%", "%%"))
+            yield folder / "systemd" / name, text
+            continue
+        for variable, path in (("PIPELINE", folder), ("BIN", programs), ("DATASET_DIR", dataset)):
+            text = re.sub(rf"^({variable}=).*$", partial(_assign, value=path), text, flags=re.MULTILINE)
+        if shutil.which("flock") is None:  # the batch has a lock in the database as well
+            text = re.sub(r"flock .*?load\.lock ", "", text)
+        yield folder / "crontab", text
+
+
+def _assign(match: re.Match[str], value: Path) -> str:
+    return f"{match[1]}{value}"
+
+
+def _write(planned: Mapping[Path, str]) -> tuple[list[str], list[str]]:
+    """Write files, the settings for their owner alone; return which were written and which existed already."""
+    written, kept = list[str](), list[str]()
+    for path, text in planned.items():
+        try:
+            path.parent.mkdir(exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if ".env" in path.name else 0o666)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            kept.append(str(path))
+        except OSError as exc:
+            raise UsageError(f"{path} cannot be written: {exc.strerror}.", "Check the owner of the folder.") from exc
+        else:
+            written.append(str(path))
+    return written, kept
+
+
+def _next_steps(options: argparse.Namespace, dataset: Path, *, is_embedded: bool) -> Iterator[str]:
+    yield "Next:"
+    if is_embedded:
+        yield f"  {command_line('up')}     (at each boot of this machine as well)"
+    yield f"  {command_line('migrate', options.production)}"
+    yield f"  {command_line('load --dry-run', options.production)}"
+    if not dataset.is_dir():
+        yield f"  Name the dataset in place of {_DATASET}, in {'systemd/' if options.systemd else 'crontab'}."
+    if options.systemd:
+        yield "  sudo cp systemd/* /etc/systemd/system/ && sudo systemctl daemon-reload"
+        yield f"  sudo systemctl enable --now {' '.join(TIMERS)} pipeline-luigid.service"
+    else:
+        yield "  crontab crontab     (replaces the table of this user; else add its lines with crontab -e)"
