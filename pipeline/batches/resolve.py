@@ -109,6 +109,18 @@ def resolve_batch(
     return database.run(resolve)
 
 
+def find_newest_done(settings: Settings, database: Database, request: LoadRequest) -> Batch | None:
+    """Return the batch that was discovered last of those that requests like this one made, and that are done."""
+
+    def find(connection: Connection) -> Batch | None:
+        require_schema(connection)
+        values = {**vars(request), "source": _source(settings, request), "bucket": settings.bucket}
+        rows = connection.execute("find_newest_done", **values)
+        return batch_state.require_batch(connection, rows[0].id) if rows else None
+
+    return database.run(find)
+
+
 def _source(settings: Settings, request: LoadRequest) -> str:
     if request.kind == KIND_LOAD:
         return str(find_source(request.source, settings.dataset_dir))

@@ -25,9 +25,9 @@ from luigi.task_status import DONE, FAILED
 
 from pipeline.batches import state
 from pipeline.database import Connection
-from pipeline.errors import PipelineError, TransientError, UnfinishedError
+from pipeline.errors import PipelineError, TransientError, UnfinishedError, UsageError
 from pipeline.graph.failures import exit_on_error
-from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, percent
+from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, join, percent, scheduler_url
 from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
@@ -216,10 +216,11 @@ class SchedulerFactory:
         return Scheduler(prune_on_get_work=True, record_task_history=False)
 
     def create_remote_scheduler(self, url: str) -> SharedScheduler | Scheduler:
-        """Return luigid where it answers within a second, else a local scheduler."""
+        """Return luigid where it answers within a second, and say so; else a local scheduler."""
+        url = scheduler_url()
         if answers(url):
             self._registry.status = StatusReporter(url)
-            return SharedScheduler(url)
+            return join(url, self._run.environment.project)
         level = logging.WARNING if self._bare else logging.INFO
         logger.log(level, "luigid does not answer at %s: using the local scheduler.", url)
         return self.create_local_scheduler()
@@ -227,11 +228,15 @@ class SchedulerFactory:
     def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> RunWorker:
         """Return a worker, after it has taken the lock of the batch; raise RefusedError where another run has it."""
         with exit_on_error(self._interrupts) if self._bare else contextlib.nullcontext():
+            if assistant:
+                hint = f"Leave it out; on further machines, run `{self._run.environment.settings.command('worker')}`."
+                raise UsageError("--assistant would take any task that luigid has, those of others included.", hint)
             if not self._run.target.exists():
                 self._run.claim()
         # Stable, so that luigid gives the tasks of a killed run to its successor; unique through the lock.
-        worker_id = f"Worker(host={socket.gethostname()}, batch={self._run.batch_id})"
-        luigis = {"worker_id": worker_id, "worker_processes": worker_processes, "assistant": assistant}
+        project, batch_id = self._run.environment.project, self._run.batch_id
+        worker_id = f"Worker(host={socket.gethostname()}, project={project}, batch={batch_id})"
+        luigis = {"worker_id": worker_id, "worker_processes": worker_processes}
         shared: dict[str, Any] = {"registry": self._registry, "interrupts": self._interrupts, "scheduler": scheduler}
         return RunWorker(run=self._run, bare=self._bare, **shared, **luigis)
 

@@ -70,6 +70,19 @@ SELECT EXISTS (
     SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step AND shard = :shard
 ) AS done
 
+-- name: find_newest_done
+SELECT id
+FROM ingest.batches
+WHERE state = 'done' AND kind = :kind AND source = :source AND force = :force
+    AND (kind <> 'load' OR bucket = :bucket) AND coordinates = :coordinates AND exif_turned = :exif_turned
+    AND recognition_limit IS NOT DISTINCT FROM CAST(:limit AS bigint)
+ORDER BY created_at DESC, id DESC
+LIMIT 1
+
+-- name: find_project
+-- Which database of which server this is: the same for everybody, by whatever address or pooler they come.
+SELECT left(md5(system_identifier || '/' || current_database()), 8) AS id FROM pg_control_system()
+
 -- name: find_unfinished
 -- The newest unfinished batch that the same command would have made.
 SELECT id
