@@ -45,6 +45,7 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/database.py
+	$(BIN)/python docs/habits.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --$(SIZE)

@@ -22,9 +22,10 @@ from pipeline.database import Database
 from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
 from tests import world
-from tests.runner import ForkServer, start_forked
+from tests.runner import Ended, ForkServer, start_forked
 from tests.services import (
     MakeDataset,
+    RunLuigi,
     RunPipeline,
     Start,
     StorageServer,
@@ -206,6 +207,18 @@ def run_pipeline(workdir: Path, fork_server: ForkServer, short_folder: Path) -> 
             timeout=timeout,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_luigi(workdir: Path, fork_server: ForkServer, short_folder: Path) -> RunLuigi:
+    """Run a command of Luigi's, or a script, in the working directory to its end: forked, its output captured."""
+
+    def run(program: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Ended:
+        output = Path(tempfile.mkdtemp(dir=short_folder))
+        environment = subprocess_environment(env)
+        return start_forked(fork_server, output, workdir, arguments, environment, program).finish()
 
     return run
 

@@ -70,7 +70,7 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
         require_writable(Path(options.metrics_file))
     registry.open(options.production)
     names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
-    task = family(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    task = family(**{name: value for name in names if (value := getattr(options, name, None)) is not None})
     _run_load(task, options, workers=options.workers, local_scheduler=options.local_scheduler)
 
 

@@ -18,7 +18,7 @@ from luigi.cmdline_parser import CmdlineParser
 from pipeline.batches.state import RESET, WHOLE
 from pipeline.errors import PipelineError, RefusedError
 from pipeline.graph.failures import Failure, exit_on_error
-from pipeline.graph.luigid import use_packaged_settings
+from pipeline.graph.luigid import typed, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget
 from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import Run, registry
@@ -136,8 +136,8 @@ class RootTask(BatchTask):
         if parser is None or parser.known_args.root_task != family or registry.owns_worker:
             return super().get_param_values(params, args, kwargs)
         bound_memory()
-        if not logging.getLogger().handlers:
-            configure_logging()
+        if not (logging.getLogger().handlers or luigi.interface.core().logging_conf_file):
+            configure_logging(verbose=typed("log_level") in ("DEBUG", "INFO"))
         interrupts = Interrupts(registry.cancel_statements, registry.resume_hint)
         interrupts.__enter__()  # until the process ends
         with exit_on_error(interrupts):

@@ -69,16 +69,18 @@ def use_packaged_settings() -> None:
 
     Raises SettingsError if a value of a section that Luigi reads is malformed, or a luigi.toml would be passed over.
     """
-    choose_parser()
     packaged = configparser.ConfigParser(interpolation=None)
     packaged.read_string(resources.files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8"))
     for option in ("scheduler_host", "scheduler_port"):  # the user's file may have their former names
         packaged.remove_option("core", option)
-    configuration = luigi.configuration.get_config()
-    for section in ("core", "worker", "execution_summary", "retcode"):
-        for option, value in packaged.items(section):
-            if not configuration.has_option(section, option):
-                configuration.set(section, option, value)
+    for choose in (choose_parser, None):  # the exit code of its error is a packaged one
+        configuration = luigi.configuration.get_config()
+        for section in ("core", "worker", "execution_summary", "retcode"):
+            for option, value in packaged.items(section):
+                if not configuration.has_option(section, option):
+                    configuration.set(section, option, value)
+        if choose is not None:
+            choose()
     luigi.interface.core.ignore_unconsumed |= set(_RPC)
     for settings in (luigi.interface.core, worker, retcode, execution_summary, scheduler):
         section = settings.get_task_family()  # type: ignore[no-untyped-call]
@@ -89,14 +91,22 @@ def use_packaged_settings() -> None:
             except (ValueError, TypeError, configparser.Error) as exc:
                 message = f"Luigi's configuration has a wrong value of {option} in [{section}]: {exc.__cause__ or exc}."
                 raise SettingsError(" ".join(message.split()), "Correct it there, or remove it.") from exc
+    if luigi.interface.core().logging_conf_file and configuration.getboolean("core", "no_configure_logging"):
+        hint = "Leave it out; or set `no_configure_logging = false` in [core], and redact keys and passwords yourself."
+        raise SettingsError("The file of logging_conf_file would not be used: the pipeline configures logging.", hint)
+
+
+def typed(option: str) -> Any:
+    """Return the value of an option of Luigi's section [core] on the command line of Luigi's command, else None."""
+    parser = CmdlineParser.get_instance()
+    return getattr(parser.known_args, f"core_{option}", None) if parser is not None else None
 
 
 def scheduler_url() -> str:
     """Return the address of luigid: of the command line, where it names one, else of Luigi's configuration."""
-    core, parser = luigi.interface.core(), CmdlineParser.get_instance()
-    typed = vars(parser.known_args) if parser is not None else {}
-    by_host = typed.get("core_scheduler_host") or typed.get("core_scheduler_port")  # Luigi prefers a URL of its file
-    url = typed.get("core_scheduler_url") if by_host else core.scheduler_url
+    core = luigi.interface.core()
+    by_host = typed("scheduler_host") or typed("scheduler_port")  # Luigi prefers a URL of its file
+    url = typed("scheduler_url") if by_host else core.scheduler_url
     return url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
 
 

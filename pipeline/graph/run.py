@@ -29,7 +29,7 @@ from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLO
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database, foreign_remark, override_remark, target_of
-from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
+from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError, UsageError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.luigid import StatusReporter, choose_parser, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget, MarkerCache
@@ -232,6 +232,9 @@ class RunRegistry:
         for run in self._runs.values():
             if request in run.requests and run.environment is environment:
                 return run
+        if request.batch_id is None and multiprocessing.parent_process() is not None:  # it would find another each time
+            hint = "Give it a batch_id, or return it from requires()."
+            raise UsageError("A load that a run() yields in a process of its own needs the id of its batch.", hint)
         taken = {run.batch_id for run in self._runs.values()}
         batch = resolve_batch(environment.settings, environment.database, request, taken)
         # The parameters of the task made from it are a request with the same answer.

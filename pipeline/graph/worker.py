@@ -21,7 +21,7 @@ import luigi.retcodes
 import luigi.worker
 from luigi.rpc import RemoteScheduler, RPCError
 from luigi.scheduler import WORKER_STATE_DISABLED, Scheduler
-from luigi.task_status import DONE, FAILED
+from luigi.task_status import DONE, FAILED, PENDING
 
 from pipeline.batches import state
 from pipeline.database import Connection
@@ -91,9 +91,10 @@ class RunWorker(PooledWorker):
 
     def __init__(self, *, run: Run, bare: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._run, self._bare = run, bare
+        self._run, self._bare, self._name = run, bare, kwargs["worker_id"]
         self._root: luigi.Task | None = None
         self._failed_here: set[str] = set()
+        self._waits_for_input = False  # of an ExternalTask that a subclass requires
         self._repeats = 0
 
     def run(self) -> bool:
@@ -107,7 +108,8 @@ class RunWorker(PooledWorker):
                 raise UnfinishedError(f"luigid was lost: {exc}", f"To go on: {self._run.command}") from exc
         self._run.print_summary()
         codes = luigi.retcodes.retcode()
-        code = codes.not_run if self.run_succeeded else codes.task_failed
+        code = codes.missing_data if self._waits_for_input else codes.not_run
+        code = code if self.run_succeeded else codes.task_failed
         code = code if self.add_succeeded else codes.scheduling_error
         raise SystemExit(0 if self._run.is_finished() else int(code))  # whoever did the last task
 
@@ -141,6 +143,7 @@ class RunWorker(PooledWorker):
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         status, task_id = kwargs["status"], kwargs["task_id"]
+        self._waits_for_input |= status == PENDING and kwargs["runnable"] is False
         if status == FAILED:
             self._failed_here.add(task_id)
         elif status == DONE and "expl" in kwargs:  # it ran here, and was not found complete while it was scheduled
@@ -164,12 +167,17 @@ class RunWorker(PooledWorker):
             self.scheduler.forgive_failures(task_id=task_id)
         if left or response.n_pending_tasks or self._run.is_finished():
             return bool(left)
-        if self._root is None or self._repeats == _REPEATS:
+        if self._root is None or self._repeats == _REPEATS or self._is_known():
             return False
         logger.warning("luigid has forgotten this run: scheduling it again.")
         self._repeats += 1
         self.add(self._root)
         return True
+
+    def _is_known(self) -> bool:
+        """Return whether luigid still has this run, and has nothing for it, as where a task is disabled."""
+        known = self.scheduler.task_list(status="", upstream_status="", search=self._run.batch_id, limit=False)
+        return self._root is not None and self._name in known.get(self._root.task_id, {"workers": []})["workers"]
 
     def __exit__(self, *exc_info: Any) -> Any:
         result = super().__exit__(*exc_info)
