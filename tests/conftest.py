@@ -22,6 +22,7 @@ from pipeline.database import Database
 from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
 from tests import world
+from tests.luigi_support import SharedLuigid, shared_luigid
 from tests.runner import Ended, ForkServer, start_forked
 from tests.services import (
     MakeDataset,
@@ -209,6 +210,13 @@ def run_pipeline(workdir: Path, fork_server: ForkServer, short_folder: Path) -> 
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, postgres_server: EmbeddedPostgres) -> Iterator[SharedLuigid]:
+    """A luigid with history, metrics, mails and resources, for all tests about the habits of Luigi's users."""
+    with shared_luigid(tmp_path_factory.mktemp("luigid"), postgres_server) as running:
+        yield running
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,10 @@ import requests
 
 from embedded_supabase.files import wait_until
 from embedded_supabase.ports import free_port
-from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from tests import world
 from tests.habits import habit
-from tests.luigi_support import SharedLuigid, mailbox, shared_luigid
+from tests.luigi_support import SharedLuigid, mailbox
 from tests.runner import ForkServer, start_forked
 from tests.services import (
     MakeDataset,
@@ -33,12 +31,6 @@ LOCAL = "--local-scheduler"
 
 SETTINGS, SCHEDULER, WORKER = "Settings", "Scheduler", "Workers"
 MAILS, TOOLS, CODES = "Mails, history, metrics", "Tools", "Failures and exit codes"
-
-
-@pytest.fixture(scope="module")
-def luigid(tmp_path_factory: pytest.TempPathFactory, postgres_server: EmbeddedPostgres) -> Iterator[SharedLuigid]:
-    with shared_luigid(tmp_path_factory.mktemp("luigid"), postgres_server) as service:
-        yield service
 
 
 def loaded(settings: Settings) -> dict[str, tuple[int, int]]:
@@ -162,34 +154,36 @@ def test_without_luigid_a_load_has_a_scheduler_of_its_own(run_luigi: RunLuigi, s
 @habit(MAILS, "`[task_history]` of luigid in PostgreSQL", "works, with `postgresql+psycopg2://`")
 @habit(TOOLS, "`luigi-grep --prefix`, `--status`", "works")
 def test_the_named_luigid_is_used_and_knows_what_was_done(
-    luigid: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
+    service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     (workdir / "luigi.cfg").write_text(f"[core]\nscheduler_url = http://127.0.0.1:{free_port()}\n")
-    where = ("--scheduler-host", "127.0.0.1", "--scheduler-port", luigid.port)
-    for number, options in enumerate((where, luigid.options)):
+    where = ("--scheduler-host", "127.0.0.1", "--scheduler-port", service.port)
+    for number, options in enumerate((where, service.options)):
         done = run_luigi(*LOAD, "--source", small_dataset(3), "--batch-id", f"grep{number}", "--force", *options)
         assert (done.code, after_target(done.stderr)) == (0, "")
-        project = re.search(rf"^Scheduler: luigid at {luigid.url}/?, where this project is (\w+)$", done.stderr, re.M)
+        project = re.search(rf"^Scheduler: luigid at {service.url}/?, where this project is (\w+)$", done.stderr, re.M)
         assert project is not None, done.stderr
-        found = asked_of_luigid(luigid.url, "task_list", status="DONE", upstream_status="", search=f"grep{number}")
+        found = asked_of_luigid(service.url, "task_list", status="DONE", upstream_status="", search=f"grep{number}")
         assert {one["params"]["supabase_project"] for one in found.values()} == {project[1]}
         assert {one["params"].get("part") for one in found.values()} == {
             None,
             "shard 1 of 1, upload",
             "shard 1 of 1, copy",
         }
-    grepped = run_luigi("luigi-grep", "--scheduler-port", luigid.port, "--prefix", "UploadShard_grep1")
+    grepped = run_luigi("luigi-grep", "--scheduler-port", service.port, "--prefix", "UploadShard_grep1")
     assert "DONE, Dependencies" in grepped.stdout
-    assert run_luigi("luigi-grep", "--scheduler-port", luigid.port, "--status", "done").stdout.count("UploadShard") >= 2
+    assert (
+        run_luigi("luigi-grep", "--scheduler-port", service.port, "--status", "done").stdout.count("UploadShard") >= 2
+    )
     history = "SELECT count(*) FROM tasks t JOIN task_events e ON e.task_id = t.id WHERE e.event_name = 'DONE'"
-    assert world.query(luigid.history, f"{history} AND t.name = 'UploadShard'")[0][0] >= 2
-    assert re.search(r'^luigi_task_done_total\{family="UploadShard"\} [2-9]', metrics(luigid), re.MULTILINE)
+    assert world.query(service.history, f"{history} AND t.name = 'UploadShard'")[0][0] >= 2
+    assert re.search(r'^luigi_task_done_total\{family="UploadShard"\} [2-9]', metrics(service), re.MULTILINE)
 
 
-def metrics(luigid: SharedLuigid) -> str:
+def metrics(service: SharedLuigid) -> str:
     with requests.Session() as session:
         session.trust_env = False
-        return session.get(f"{luigid.url}/metrics", timeout=10).text
+        return session.get(f"{service.url}/metrics", timeout=10).text
 
 
 @habit(MAILS, "`[task_history]` of luigid in SQLite", "fails in Luigi 3.8 with SQLAlchemy 2, whose SQL it predates")
@@ -301,9 +295,9 @@ def test_a_load_that_is_told_to_stop_is_resumed(
 @habit(MAILS, "`[email]` and `[smtp]`", "works: a mail for each task that failed, without keys and passwords")
 @habit(MAILS, "`batch_emails` and `[batch_notifier]` of luigid", "works, as `[batch_email]`: Luigi 3.8 reads no other")
 def test_a_failed_task_has_a_mail_and_the_code_of_the_user(
-    luigid: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
+    service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
-    load = (*LOAD, "--source", small_dataset(3), "--batch-id", "fails", *luigid.options)
+    load = (*LOAD, "--source", small_dataset(3), "--batch-id", "fails", *service.options)
     break_copies(settings)
     with mailbox() as box:
         (workdir / "luigi.cfg").write_text(f"[retcode]\ntask_failed = 77\n{box.settings}")
@@ -313,8 +307,8 @@ def test_a_failed_task_has_a_mail_and_the_code_of_the_user(
     assert "DataError: PostgreSQL: new row" in told[0]
     (workdir / "luigi.cfg").unlink()
     assert run_luigi(*load).code == 30
-    assert wait_until(lambda: any("CopyShard" in mail for mail in luigid.box.mails), 20)
-    for text in (*box.mails, *luigid.box.mails):
+    assert wait_until(lambda: any("CopyShard" in mail for mail in service.box.mails), 20)
+    for text in (*box.mails, *service.box.mails):
         assert settings.key.reveal() not in text
         assert settings.database_url.reveal() not in text
 
@@ -324,20 +318,20 @@ def test_a_failed_task_has_a_mail_and_the_code_of_the_user(
 @habit(CODES, "the button that pauses luigid", "works: no task is run, exit code 25")
 @habit(CODES, "the button that marks a task as done", "works, but the database decides: the load runs what is not done")
 def test_the_buttons_of_the_visualiser(
-    luigid: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
+    service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     (workdir / "mine.py").write_text("import pipeline\npipeline.CopyShard.retry_count = 1\n")
-    given = ("--batch-id", "off", "--source", small_dataset(3), *luigid.options)
+    given = ("--batch-id", "off", "--source", small_dataset(3), *service.options)
     load = ("luigi", "--module", "mine", "LoadBatch", *given)
     break_copies(settings)
     assert run_luigi(*load).code == 30
-    [disabled] = asked_of_luigid(luigid.url, "task_list", status="DISABLED", upstream_status="", search="off")
+    [disabled] = asked_of_luigid(service.url, "task_list", status="DISABLED", upstream_status="", search="off")
     break_copies(settings, mend=True)
     assert run_luigi(*load).code == 25
-    asked_of_luigid(luigid.url, "pause")
-    asked_of_luigid(luigid.url, "re_enable_task", task_id=disabled)
+    asked_of_luigid(service.url, "pause")
+    asked_of_luigid(service.url, "re_enable_task", task_id=disabled)
     assert run_luigi(*load).code == 25
-    asked_of_luigid(luigid.url, "unpause")
-    asked_of_luigid(luigid.url, "mark_as_done", task_id=disabled)
+    asked_of_luigid(service.url, "unpause")
+    asked_of_luigid(service.url, "mark_as_done", task_id=disabled)
     assert run_luigi(*load).code == 0
     assert loaded(settings) == {"off": (3, 1)}

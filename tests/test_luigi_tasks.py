@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import pytest
-
-from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from tests import world
 from tests.habits import habit
-from tests.luigi_support import SharedLuigid, shared_luigid
+from tests.luigi_support import SharedLuigid
 from tests.services import MakeDataset, RunLuigi, after_target, asked_of_luigid
 from tests.test_luigi_habits import LOCAL, SETTINGS, loaded
 
@@ -24,12 +20,6 @@ from luigi.util import inherits, requires
 from pipeline import LoadBatch, LoadNight, LoadQwen, ResetBatch
 SOURCE, OTHER = {source!r}, {other!r}
 """
-
-
-@pytest.fixture(scope="module")
-def luigid(tmp_path_factory: pytest.TempPathFactory, postgres_server: EmbeddedPostgres) -> Iterator[SharedLuigid]:
-    with shared_luigid(tmp_path_factory.mktemp("luigid"), postgres_server) as service:
-        yield service
 
 
 def module(workdir: Path, small_dataset: MakeDataset, text: str) -> None:
@@ -157,16 +147,16 @@ class Plenty(LoadBatch):
 @habit(OWN, "`resources`, and `[resources]` of luigid", "works: what is not to be had is waited for, exit code 25")
 @habit(OWN, "`on_success()`, `worker_timeout` of a task", "works")
 def test_subclasses_of_ours_have_what_tasks_of_luigi_have(
-    luigid: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
+    service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     module(workdir, small_dataset, _SUBCLASSES)
-    given = ("--source", small_dataset(3), "--force", *luigid.options)
+    given = ("--source", small_dataset(3), "--force", *service.options)
 
     def run(family: str, batch_id: str) -> int:
         return int(run_luigi("luigi", "--module", "mine", family, "--batch-id", batch_id, *given).code)
 
     assert run("OnArrival", "external") == 20
-    tasks = asked_of_luigid(luigid.url, "task_list", status="PENDING", upstream_status="", search="external").values()
+    tasks = asked_of_luigid(service.url, "task_list", status="PENDING", upstream_status="", search="external").values()
     assert [one["priority"] for one in tasks if one["name"] == "OnArrival"] == [7]
     assert loaded(settings).get("external") == (3, 1)
     (workdir / "arrived").touch()
@@ -212,11 +202,11 @@ def test_a_range_of_days_is_completed_by_one_load(
 
 @habit(DAYS, "`batch_method=max` on the date of a subclass", "works: luigid runs the newest day for all")
 def test_days_are_run_as_one_where_a_subclass_batches_them(
-    luigid: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
+    service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     text = "class Newest(LoadNight):\n    date = luigi.DateParameter(batch_method=max)\n"
     module(workdir, small_dataset, f"{text}    source = luigi.Parameter(SOURCE)\n")
     first = nights(3)[0]
-    ranged = ("luigi", "--module", "mine", "RangeDaily", "--of", "Newest", "--start", first, *luigid.options)
+    ranged = ("luigi", "--module", "mine", "RangeDaily", "--of", "Newest", "--start", first, *service.options)
     assert run_luigi(*ranged).code == 0
     assert list(loaded(settings).values()) == [(3, 1)]
