@@ -47,6 +47,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/database.py
 	$(BIN)/python -m tests.nights
+	$(BIN)/python docs/habits.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --$(SIZE)

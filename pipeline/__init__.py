@@ -30,6 +30,7 @@ else:
     from pipeline.graph.tasks import DiscoverBatch as DiscoverBatch
     from pipeline.graph.tasks import DiscoverQwen as DiscoverQwen
     from pipeline.graph.tasks import LoadBatch as LoadBatch
+    from pipeline.graph.tasks import LoadNight as LoadNight
     from pipeline.graph.tasks import LoadQwen as LoadQwen
     from pipeline.graph.tasks import ResetBatch as ResetBatch
     from pipeline.graph.tasks import TransformBatch as TransformBatch

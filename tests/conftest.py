@@ -23,9 +23,11 @@ from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
 from pipeline.storage import Storage
 from tests import world
-from tests.runner import ForkServer, start_forked
+from tests.luigi_support import SharedLuigid, shared_luigid
+from tests.runner import Ended, ForkServer, start_forked
 from tests.services import (
     MakeDataset,
+    RunLuigi,
     RunPipeline,
     Start,
     StorageServer,
@@ -219,6 +221,25 @@ def run_pipeline(workdir: Path, fork_server: ForkServer, short_folder: Path) -> 
             timeout=timeout,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, postgres_server: EmbeddedPostgres) -> Iterator[SharedLuigid]:
+    """A luigid with history, metrics, mails and resources, for all tests about the habits of Luigi's users."""
+    with shared_luigid(tmp_path_factory.mktemp("luigid"), postgres_server) as running:
+        yield running
+
+
+@pytest.fixture
+def run_luigi(workdir: Path, fork_server: ForkServer, short_folder: Path) -> RunLuigi:
+    """Run a command of Luigi's, or a script, in the working directory to its end: forked, its output captured."""
+
+    def run(program: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Ended:
+        output = Path(tempfile.mkdtemp(dir=short_folder))
+        environment = subprocess_environment(env)
+        return start_forked(fork_server, output, workdir, arguments, environment, program).finish()
 
     return run
 

@@ -8,8 +8,10 @@ nothing of it. (The fork server of `multiprocessing` does not find modules to pr
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import runpy
 import selectors
 import signal
 import subprocess
@@ -24,7 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luigi.configuration import LuigiConfigParser
+import luigi.cmdline
+import luigi.configuration
+from luigi.configuration import LuigiConfigParser, LuigiTomlParser
+from luigi.setup_logging import InterfaceLogging
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline import cli
@@ -144,11 +149,35 @@ class Running:
 
 
 def start_forked(
-    server: ForkServer, folder: Path, directory: Path, arguments: Sequence[str | Path], environment: Mapping[str, str]
+    server: ForkServer,
+    folder: Path,
+    directory: Path,
+    arguments: Sequence[str | Path],
+    environment: Mapping[str, str],
+    program: str = "pipeline",
 ) -> Running:
     """Start a command as a new interpreter with this environment would; its output goes to an empty folder."""
-    order = {"directory": str(directory), "arguments": [str(one) for one in arguments]}
+    order = {"directory": str(directory), "arguments": [str(one) for one in arguments], "program": program}
     return Running(server, folder, {**order, "environment": dict(environment)})
+
+
+def run_program(name: str, arguments: list[str]) -> int | None:
+    """Run `pipeline`, a command of Luigi's as its console script does, or a `script`; return its exit code."""
+    if name == "pipeline":
+        return cli.main(arguments)
+    LuigiConfigParser._instance = LuigiTomlParser._instance = None  # the files of the directory of the tests
+    if path := os.environ.get("LUIGI_CONFIG_PATH"):
+        luigi.configuration.add_config_path(path)
+    InterfaceLogging.config = luigi.configuration.get_config()
+    sys.argv, sys.path[:0] = [name, *arguments], [os.getcwd()]
+    if name == "luigi":
+        luigi.cmdline.luigi_run(arguments)
+    elif name == "script":
+        runpy.run_path(arguments[0], run_name="__main__")
+    else:
+        tool = {"luigi-deps": "deps", "luigi-deps-tree": "deps_tree", "luigi-grep": "luigi_grep"}[name]
+        importlib.import_module(f"luigi.tools.{tool}").main()
+    return 0
 
 
 class Runner:
@@ -160,7 +189,7 @@ class Runner:
     """
 
     def __init__(self, server: ForkServer, folder: Path, env: Mapping[str, str]) -> None:
-        self._server, self._folder, self._env = server, folder, dict(env)
+        self._server, self.folder, self._env = server, folder, dict(env)
         self._count = 0
 
     def start(
@@ -168,10 +197,10 @@ class Runner:
     ) -> Running:
         """Start a command; with `kill_after` it is killed (SIGKILL) after so many writes, 0 for before the first."""
         self._count += 1
-        output = self._folder / f"run-{self._count}"
+        output = self.folder / f"run-{self._count}"
         output.mkdir()
         order = {
-            "directory": str(self._folder),
+            "directory": str(self.folder),
             "arguments": [str(one) for one in arguments],
             "env": {**self._env, **(env or {})},
             "kill_after": kill_after,
@@ -258,8 +287,8 @@ def _run(order: dict[str, Any]) -> None:
         _trace_writes(output / "trace", order["kill_after"])
     code = 70
     try:
-        code = cli.main(order["arguments"])
-    except SystemExit as exc:  # of the parser
+        code = run_program(order.get("program", "pipeline"), order["arguments"]) or 0
+    except SystemExit as exc:  # of the parser, and of Luigi's command
         code = exc.code if isinstance(exc.code, int) else 0
     except BaseException:  # noqa: BLE001 (told, and told apart by its exit code)
         traceback.print_exc()

@@ -57,6 +57,12 @@ class RunPipeline(Protocol):
     ) -> subprocess.CompletedProcess[str]: ...
 
 
+class RunLuigi(Protocol):
+    """Run `luigi`, `luigi-deps`, `luigi-deps-tree`, `luigi-grep` or a `script` to its end."""
+
+    def __call__(self, program: str, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Any: ...
+
+
 class Start(Protocol):
     """Start a command as the leader of a process group of its own."""
 
@@ -159,7 +165,7 @@ def environment_file(settings: Settings) -> str:
 
 def after_target(stderr: str) -> str:
     """Return what a command said on stderr besides its target and the variables that override its file."""
-    about_target = ("Target: ", "Notice: The process environment overrides ")
+    about_target = ("Target: ", "Scheduler: ", "Notice: The process environment overrides ")
     return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(about_target))
 
 

@@ -108,10 +108,11 @@ def test_the_reference_has_the_options_of_every_command_once() -> None:
 
 def test_the_luigi_guide_has_the_options_of_each_task() -> None:
     table = {row[0].strip("`"): words(row[1]) for row in rows(LUIGI.split("## ")[0])[1:]}
-    assert set(table) == {"LoadBatch", "LoadQwen", "ResetBatch"}
+    assert set(table) == {"LoadBatch", "LoadNight", "LoadQwen", "ResetBatch"}
     for name, options in table.items():
         parameters: list[tuple[str, object]] = getattr(pipeline, name).get_params()
-        assert options == {f"--{parameter.replace('_', '-')}" for parameter, _ in parameters}
+        asked = {parameter for parameter, _ in parameters} - {"supabase_project"}
+        assert options == {f"--{parameter.replace('_', '-')}" for parameter in asked}
 
 
 def made(script: str, *arguments: str) -> str:
@@ -123,6 +124,15 @@ def made(script: str, *arguments: str) -> str:
 
 def test_the_reference_of_commands_is_current() -> None:
     assert made("commands.py") == COMMANDS, "run `make docs`"
+
+
+def test_the_reference_of_luigis_habits_is_current() -> None:
+    page = (ROOT / "docs" / "reference" / "luigi.md").read_text(encoding="utf-8")
+    assert made("habits.py") == page, "run `make docs`"
+    assert len(rows(page)) >= 30
+    outcomes = [row[1] for row in rows(page) if row != ["habit", "outcome", "test"]]
+    assert all(re.match("works|refused|fails in Luigi", outcome) for outcome in outcomes)
+    assert {name for row in rows(page)[1:] for name in words(row[2])} <= named_tests()
 
 
 def test_the_reference_of_the_database_is_current(database_url: str) -> None:
@@ -207,8 +217,10 @@ def test_luigi_cfg_has_the_tuning_defaults() -> None:
 def test_luigi_cfg_names_the_luigid_that_the_guide_starts() -> None:
     address = re.search(r"^luigid --address (\S+) --port (\d+) .*(http://\S+)$", LUIGI, re.MULTILINE)
     assert address is not None
-    assert luigi_cfg()["core"]["scheduler_url"] == f"http://{address[1]}:{address[2]}/" == f"{address[3]}/"
-    assert "`scheduler_url`" in LUIGI
+    core = luigi_cfg()["core"]
+    assert (core["scheduler_host"], core["scheduler_port"]) == address.groups()[:2]
+    assert address[3] == f"http://{address[1]}:{address[2]}"
+    assert "`scheduler_host` and `scheduler_port`" in LUIGI
 
 
 def test_the_table_of_events_lists_all_that_are_logged() -> None:

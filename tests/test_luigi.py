@@ -21,6 +21,7 @@ from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from pipeline.graph.failures import Failure
 from tests import world
+from tests.habits import habit
 from tests.services import MakeDataset, Start, after_target, running_luigid
 
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch")
@@ -186,6 +187,7 @@ def test_a_statement_that_waits_in_postgresql_does_not_hold_up_a_stop(
     world.check(settings, (small_dataset(6), "b1", None))
 
 
+@habit("Workers", "`kill -9` of a load under luigid, and the same command again", "works: it goes on at once")
 def test_stopped_under_luigid_the_same_command_finishes_it_at_once(
     luigid: str, start: Start, small_dataset: MakeDataset, settings: Settings
 ) -> None:
@@ -200,6 +202,7 @@ def test_stopped_under_luigid_the_same_command_finishes_it_at_once(
     world.check(settings, (small_dataset(40), "b1", None))
 
 
+@habit("Workers", "the same batch twice at once", "works where the first ends soon, else refused")
 def test_a_second_run_of_a_batch_waits_or_is_refused(
     start: Start, small_dataset: MakeDataset, settings: Settings
 ) -> None:

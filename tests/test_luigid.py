@@ -168,7 +168,7 @@ def configure(workdir: Path, url: str, *, attempts: int = 4, wait: int = 1) -> N
     """Write a luigi.cfg with an address and retries."""
     text = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
     for name, former, new in (
-        ("scheduler_url", "http://127.0.0.1:8082/", f"{url}/"),
+        ("scheduler_port", "8082", f"8082\nscheduler_url = {url}/"),
         ("rpc_retry_attempts", "30", f"{attempts}\nrpc_connect_timeout = {ATTEMPT if attempts < 30 else 10}"),
         ("rpc_retry_wait", "2", str(wait)),
     ):

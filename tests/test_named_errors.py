@@ -112,29 +112,6 @@ def test_a_fault_in_a_luigi_toml_is_one_sentence(kind: str, start: Start, workdi
     assert named in one_sentence(told)
 
 
-def test_values_of_a_luigi_toml_are_used_by_both_forms_of_a_load(
-    start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
-) -> None:
-    (workdir / "luigi.toml").write_text("[pipeline]\nbatch_size = 2\n[core]\nlog_level = 'INFO'\n", encoding="utf-8")
-    env, dataset = {"LUIGI_CONFIG_PARSER": "toml"}, str(small_dataset(5))
-    ours = start(sys.executable, "-m", "pipeline", "load", "--source", dataset, *LOAD, env=env)
-    assert (ours.communicate(timeout=60), ours.returncode)[1] == 0
-    bare = ("--source", dataset, "--batch-id", "b2", "--force", "--local-scheduler")
-    luigis = start(sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch", *bare, env=env)
-    assert (luigis.communicate(timeout=60), luigis.returncode)[1] == 0
-    shards = "SELECT batch_id, count(DISTINCT shard) FROM ingest.manifest GROUP BY 1 ORDER BY 1"
-    assert execute(settings.database_url.reveal(), shards) == [("b1", 3), ("b2", 3)]
-
-
-def test_a_luigi_toml_that_luigi_does_not_read_is_not_passed_over(run_pipeline: RunPipeline, workdir: Path) -> None:
-    (workdir / "luigi.toml").write_text("[pipeline]\nthread_count = 3\n", encoding="utf-8")
-    done = run_pipeline("status")
-    assert done.returncode == 2
-    assert "luigi.toml" in one_sentence(done.stderr)
-    assert "LUIGI_CONFIG_PARSER=toml" in done.stderr
-    assert run_pipeline("status", env={"LUIGI_CONFIG_PARSER": "cfg"}).returncode == 0
-
-
 def test_values_of_the_section_default_are_no_names_of_the_pipeline(run_pipeline: RunPipeline, workdir: Path) -> None:
     (workdir / "luigi.cfg").write_text("[DEFAULT]\nplace = here\n[pipeline]\nthread_count = 3\n", encoding="utf-8")
     assert run_pipeline("status").returncode == 0

@@ -72,7 +72,7 @@ def configuration(url: str, disconnect: float) -> str:
     """Return our luigi.cfg with another address, and another patience with workers that are gone."""
     text = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
     for former, new in (
-        ("scheduler_url = http://127.0.0.1:8082/", f"scheduler_url = {url}/"),
+        ("scheduler_port = 8082", f"scheduler_url = {url}/"),
         ("worker_disconnect_delay = 30", f"worker_disconnect_delay = {disconnect}"),
     ):
         assert former in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.looks import OPTIONS, find_look
+from pipeline.batches.looks import OPTIONS, Look, find_look
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD, Batch
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
@@ -133,6 +134,19 @@ def _describe_resumed(connection: Connection, batch_id: str, kind: str) -> str:
     step, word = (UPLOAD, "uploaded") if kind == KIND_LOAD else (COPY, "read")
     total, done = batch_state.progress(connection, batch_id, step)
     return f"{done} of {counted(total, 'recognition')} were {word} before"
+
+
+def find_newest_done(settings: Settings, database: Database, request: LoadRequest) -> Look | None:
+    """Return the last look of a request like this one; where it made a batch, the last whose batch is done."""
+
+    def find(connection: Connection) -> Look | None:
+        require_schema(connection)
+        options = json.dumps({name: getattr(request, name) for name in OPTIONS})
+        source, bucket = _source(settings, request), settings.bucket
+        rows = connection.execute("find_newest_done", kind=request.kind, source=source, bucket=bucket, options=options)
+        return find_look(connection, rows[0].batch_id) if rows else None
+
+    return database.run(find)
 
 
 def _source(settings: Settings, request: LoadRequest) -> str:

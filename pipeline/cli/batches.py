@@ -77,7 +77,7 @@ def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
 def _task(options: argparse.Namespace, family: type[Load]) -> Load:
     """Return the task with the parameters that options of the same names give."""
     names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
-    return family(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    return family(**{name: value for name in names if (value := getattr(options, name, None)) is not None})
 
 
 def publish(options: argparse.Namespace) -> None:

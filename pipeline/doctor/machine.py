@@ -70,8 +70,9 @@ def _file_finding(environment: str, path: Path | None) -> Finding:
 
 def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
     """Return which luigi.cfg or luigi.toml files Luigi reads; later ones override earlier ones."""
-    name = "luigi.toml" if environ.get("LUIGI_CONFIG_PARSER") == "toml" else "luigi.cfg"
     named = environ.get("LUIGI_CONFIG_PATH")
+    toml = (directory / "luigi.toml").is_file() or Path(named or "").suffix == ".toml"
+    name = f"luigi.{environ.get('LUIGI_CONFIG_PARSER') or ('toml' if toml else 'cfg')}"
     if named and not Path(named).is_file():
         return warning(
             "luigi.cfg", f"LUIGI_CONFIG_PATH names {named}, which does not exist.", "Correct it, or unset it."

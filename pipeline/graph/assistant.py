@@ -27,9 +27,9 @@ from pipeline.batches.resolve import require_schema
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
 from pipeline.errors import SettingsError, SourceUnavailable, UnfinishedError, UsageError
 from pipeline.graph.base import ShardTask
-from pipeline.graph.luigid import LuigidUnavailable, SharedScheduler, StatusReporter, answers, call, scheduler_url
+from pipeline.graph.luigid import LuigidUnavailable, StatusReporter, answers, call, join, scheduler_url
 from pipeline.graph.process import Interrupts
-from pipeline.graph.run import RunRegistry
+from pipeline.graph.run import Environment, RunRegistry
 from pipeline.graph.tasks import CopyShard, UploadShard
 from pipeline.graph.worker import PooledWorker
 from pipeline.observe.logger import say
@@ -55,11 +55,11 @@ class Assistant(PooledWorker):
     """A worker that takes shards of running batches, until there are none for `idle` seconds."""
 
     def __init__(self, *, production: bool, idle: float, help: Help, worker_processes: int, **kwargs: Any) -> None:
-        place = f"host={socket.gethostname()}, pid={os.getpid()}"
+        self._environment: Environment = kwargs["registry"].environment(production)
+        place = f"host={socket.gethostname()}, project={self._environment.project}, pid={os.getpid()}"
         self._worker_id = f"Worker(salt={uuid.uuid4().hex}, workers={worker_processes}, {place})"
         super().__init__(worker_id=self._worker_id, worker_processes=worker_processes, **kwargs)
         self._production, self._help, self._idle = production, help, idle
-        self._environment = self.registry.environment(production)
         self._idle_from: float | None = None
         self.is_phased_out = False
 
@@ -123,8 +123,10 @@ class Assistant(PooledWorker):
             kind, parameters = _FAMILIES.get(entry["name"]), entry["params"]
             if kind is None or self._worker_id in entry["workers"] or parameters.get("batch_id") not in running:
                 continue
+            if parameters.get("supabase_project") != self._environment.project:
+                continue
             task = kind.from_str_params(parameters)  # type: ignore[no-untyped-call]
-            # The same parameters may be those of another environment, or of a task of another package.
+            # The same parameters may be those of a task of another package.
             if task.task_id == task_id and task.production == self._production and task not in self._help.failed:
                 yield task
 
@@ -190,7 +192,7 @@ def assist(
     with closing(Storage(environment.settings)) as storage:
         storage.check_host()
     registry.owns_worker, registry.status = True, StatusReporter(url)
-    scheduler = SharedScheduler(url)
+    scheduler = join(url, environment.project)
     shared: dict[str, Any] = {"registry": registry, "interrupts": interrupts, "scheduler": scheduler}
     help, fruitless = Help(), 0
     while fruitless < _FRUITLESS_LIMIT:

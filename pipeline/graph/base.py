@@ -16,9 +16,9 @@ import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
 
 from pipeline.batches.state import RESET, WHOLE
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RefusedError
 from pipeline.graph.failures import Failure, exit_on_error
-from pipeline.graph.luigid import use_packaged_settings
+from pipeline.graph.luigid import typed, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget
 from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import Run, registry
@@ -32,8 +32,28 @@ class BatchTask(luigi.Task):
 
     batch_id = luigi.Parameter(description="the batch")
     production = luigi.BoolParameter(default=False, description="use .env.production")
+    # Part of the task id: one luigid serves several projects. After `shard` by name, since ids show the first names.
+    supabase_project = luigi.Parameter(default="", description="the database's identity; filled in", positional=False)
 
     step: str
+
+    @classmethod
+    def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
+        """Resolve what the parameters mean, so that the task id and the tasks below carry it."""
+        values = dict(super().get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
+        cls.resolve(values)
+        return [(name, values[name]) for name, _ in params]
+
+    @classmethod
+    def resolve(cls, values: dict[str, Any]) -> None:
+        """Fill in what the parameters leave open; raise RefusedError for a task of another project."""
+        given, project = values["supabase_project"], registry.environment(values["production"]).project
+        if given not in ("", project):
+            message = (
+                f"{cls.__name__} of batch {values['batch_id']} is a task of the project {given}, not of {project}."
+            )
+            raise RefusedError(message, "Leave --supabase-project out; `pipeline worker` takes tasks of its project.")
+        values["supabase_project"] = project
 
     @property
     def active_run(self) -> Run:
@@ -92,6 +112,17 @@ class ShardTask(BatchTask):
     """A task of one shard."""
 
     shard = luigi.IntParameter(description="the shard, from 1")
+    # The visualiser shows the name of a task and its parameters, nothing else.
+    part = luigi.Parameter(default="", significant=False, description="which shard of how many; filled in")
+
+    @classmethod
+    def resolve(cls, values: dict[str, Any]) -> None:
+        """Fill in which shard of how many this is, and the step."""
+        super().resolve(values)
+        which = values["part"].rpartition(", ")[0]  # of the task that it was cloned from
+        if not which:
+            which = f"shard {values['shard']} of {registry.find(values['batch_id'], values['production']).shards}"
+        values["part"] = f"{which}, {cls.step}"
 
 
 class RootTask(BatchTask):
@@ -104,37 +135,29 @@ class RootTask(BatchTask):
 
     @classmethod
     def get_param_values(cls, params: Any, args: Any, kwargs: Any) -> list[tuple[str, Any]]:
-        """Resolve what the parameters mean, so that the task id and the tasks below carry it."""
-        values = dict(super().get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
+        """Resolve what the parameters mean, and let Luigi's command use our scheduler and our worker."""
         parser = CmdlineParser.get_instance()
         family = cls.get_task_family()  # type: ignore[no-untyped-call]
-        if parser is not None and parser.known_args.root_task == family and not registry.owns_worker:
-            cls._take_over(values)
-        else:
-            cls.resolve(values)
-        return [(name, values[name]) for name, _ in params]
-
-    @classmethod
-    def _take_over(cls, values: dict[str, Any]) -> None:
-        """Let Luigi's command use our scheduler and our worker; it has no public way to name their factory."""
+        if parser is None or parser.known_args.root_task != family or registry.owns_worker:
+            return super().get_param_values(params, args, kwargs)
         bound_memory()
-        if not logging.getLogger().handlers:
-            configure_logging()
+        if not (logging.getLogger().handlers or luigi.interface.core().logging_conf_file):
+            configure_logging(verbose=typed("log_level") in ("DEBUG", "INFO"))
         interrupts = Interrupts(registry.cancel_statements, registry.resume_hint)
         interrupts.__enter__()  # until the process ends
         with exit_on_error(interrupts):
             if cls.command:
-                interrupts.watch(registry.alarm(cls.command, values["production"]))
+                unresolved = dict(super(BatchTask, cls).get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
+                interrupts.watch(registry.alarm(cls.command, unresolved["production"]))
             use_packaged_settings()
-            run = cls.resolve(values)
+            values = super().get_param_values(params, args, kwargs)
+        named = dict(values)
+        run = registry.find(named["batch_id"], named["production"], reset=cls.step == RESET)
         registry.owns_worker = True
+        # Luigi has no public way to name a factory for its command.
         factory = partial(SchedulerFactory, registry, run, interrupts, bare=True)
         setattr(luigi.interface, "_WorkerSchedulerFactory", factory)  # noqa: B010 (mypy: a type is no variable)
-
-    @classmethod
-    def resolve(cls, values: dict[str, Any]) -> Run:
-        """Return the run that the parameters mean, and fill in what they leave open."""
-        raise NotImplementedError
+        return values
 
     def complete(self) -> bool:
         """Return whether nothing is left to do."""

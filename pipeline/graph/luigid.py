@@ -16,14 +16,17 @@ from typing import Any
 
 import luigi.interface
 import tenacity
+from luigi.cmdline_parser import CmdlineParser
 from luigi.execution_summary import execution_summary
 from luigi.retcodes import retcode
 from luigi.rpc import RemoteScheduler, RPCError
 from luigi.scheduler import scheduler
+from luigi.setup_logging import InterfaceLogging
 from luigi.worker import worker
 
 from pipeline.config import redact
 from pipeline.errors import SettingsError
+from pipeline.observe.logger import say
 from pipeline.observe.progress import StatusMessage
 
 logger = logging.getLogger(__name__)
@@ -43,22 +46,41 @@ _RPC = {
 _MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret these characters as HTML
 
 
+def choose_parser(*, late: bool = False) -> None:
+    """Let Luigi read the luigi.toml of this folder where there is no luigi.cfg, or the one in LUIGI_CONFIG_PATH.
+
+    Raises SettingsError if both are there, or if Luigi has read its own settings before (`late`).
+    """
+    if "LUIGI_CONFIG_PARSER" in os.environ:
+        return
+    named = Path(os.environ.get("LUIGI_CONFIG_PATH", ""))
+    if named.suffix != ".toml" and not Path("luigi.toml").is_file():
+        return
+    if late or Path("luigi.cfg").is_file():
+        which = named if named.suffix == ".toml" else "the luigi.toml in this folder"
+        hint = "Set LUIGI_CONFIG_PARSER=toml; or cfg, if luigi.cfg is meant."
+        raise SettingsError(f"Luigi does not read {which}.", hint)
+    os.environ["LUIGI_CONFIG_PARSER"] = "toml"
+    InterfaceLogging.config = luigi.configuration.get_config()  # it has the other parser from its import on
+
+
 def use_packaged_settings() -> None:
     """Let Luigi use the packaged luigi.cfg where the user's has nothing: by default most failures exit with 0.
 
-    Raises SettingsError if a value of a section that Luigi reads is malformed, or if it does not read a luigi.toml.
+    Raises SettingsError if a value of a section that Luigi reads is malformed, or a luigi.toml would be passed over.
     """
-    if "LUIGI_CONFIG_PARSER" not in os.environ and Path("luigi.toml").is_file():
-        hint = "Set LUIGI_CONFIG_PARSER=toml; or cfg, if luigi.cfg is meant."
-        raise SettingsError("Luigi does not read the luigi.toml in this folder.", hint)
     packaged = configparser.ConfigParser(interpolation=None)
     packaged.read_string(resources.files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8"))
-    packaged.remove_option("core", "scheduler_url")  # it would win over a `scheduler_host` of the user
-    configuration = luigi.configuration.get_config()
-    for section in ("core", "worker", "execution_summary", "retcode"):
-        for option, value in packaged.items(section):
-            if not configuration.has_option(section, option):
-                configuration.set(section, option, value)
+    for option in ("scheduler_host", "scheduler_port"):  # the user's file may have their former names
+        packaged.remove_option("core", option)
+    for choose in (choose_parser, None):  # the exit code of its error is a packaged one
+        configuration = luigi.configuration.get_config()
+        for section in ("core", "worker", "execution_summary", "retcode"):
+            for option, value in packaged.items(section):
+                if not configuration.has_option(section, option):
+                    configuration.set(section, option, value)
+        if choose is not None:
+            choose()
     luigi.interface.core.ignore_unconsumed |= set(_RPC)
     for settings in (luigi.interface.core, worker, retcode, execution_summary, scheduler):
         section = settings.get_task_family()  # type: ignore[no-untyped-call]
@@ -69,12 +91,23 @@ def use_packaged_settings() -> None:
             except (ValueError, TypeError, configparser.Error) as exc:
                 message = f"Luigi's configuration has a wrong value of {option} in [{section}]: {exc.__cause__ or exc}."
                 raise SettingsError(" ".join(message.split()), "Correct it there, or remove it.") from exc
+    if luigi.interface.core().logging_conf_file and configuration.getboolean("core", "no_configure_logging"):
+        hint = "Leave it out; or set `no_configure_logging = false` in [core], and redact keys and passwords yourself."
+        raise SettingsError("The file of logging_conf_file would not be used: the pipeline configures logging.", hint)
+
+
+def typed(option: str) -> Any:
+    """Return the value of an option of Luigi's section [core] on the command line of Luigi's command, else None."""
+    parser = CmdlineParser.get_instance()
+    return getattr(parser.known_args, f"core_{option}", None) if parser is not None else None
 
 
 def scheduler_url() -> str:
-    """Return the address of luigid, as Luigi's configuration has it."""
+    """Return the address of luigid: of the command line, where it names one, else of Luigi's configuration."""
     core = luigi.interface.core()
-    return core.scheduler_url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
+    by_host = typed("scheduler_host") or typed("scheduler_port")  # Luigi prefers a URL of its file
+    url = typed("scheduler_url") if by_host else core.scheduler_url
+    return url or f"http://{core.scheduler_host}:{core.scheduler_port}/"
 
 
 class LuigidUnavailable(Exception):
@@ -132,10 +165,16 @@ class SharedScheduler(RemoteScheduler):
     def ping(self, **arguments: Any) -> Any:
         """Report that the worker is alive; a retry would block every fork meanwhile."""
         try:
-            return call(scheduler_url(), "ping", **arguments)
+            return call(self._address, "ping", **arguments)
         except LuigidUnavailable as exc:
             logger.info("luigid did not take a ping: %s", exc)
             return None
+
+
+def join(url: str, project: str) -> SharedScheduler:
+    """Return the luigid at an address, and say that the run uses it."""
+    say(f"Scheduler: luigid at {url}, where this project is {project}", logging.INFO)
+    return SharedScheduler(url)
 
 
 class StatusReporter:

@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 
 import luigi
 from luigi.worker import KeepAliveThread
 
+from pipeline.batches import state
 from pipeline.batches.alarm import Alarm
 from pipeline.batches.bucket import open_bucket
 from pipeline.batches.lock import BatchLock
@@ -28,9 +30,9 @@ from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLO
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database, foreign_remark, override_remark, target_of
-from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError
+from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError, UsageError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
-from pipeline.graph.luigid import StatusReporter, use_packaged_settings
+from pipeline.graph.luigid import StatusReporter, choose_parser, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget, MarkerCache
 from pipeline.observe.logger import say, show
 from pipeline.observe.progress import ProgressCounter
@@ -47,6 +49,7 @@ class Environment:
     """An environment's settings, those of Luigi's section [pipeline] included, and its database."""
 
     def __init__(self, production: bool) -> None:
+        choose_parser(late=True)
         configuration = luigi.configuration.get_config()
         defaults = configuration.defaults()  # configparser shows them in every section
         try:
@@ -60,6 +63,11 @@ class Environment:
         self.database = Database(self.settings)
         self.may_reject = True  # False for a helper on another host, which may see less of the dataset
         self._uploader: Uploader | None = None
+
+    @cached_property
+    def project(self) -> str:
+        """Return a short hash that names the database, whatever the address: one luigid serves several projects."""
+        return str(self.database.run(lambda connection: connection.one("find_project").id))
 
     @contextmanager
     def keeping_uploader(self, *, ahead: bool) -> Iterator[Uploader]:
@@ -99,6 +107,7 @@ class Run:
         self.bucket_created_at: datetime | None = None  # known once the run has its lock
         self.counter, self.failures = ProgressCounter(), FailureLog()
         self.unavailable = multiprocessing.RawValue("i", 0)  # failures in a row because a service was away
+        self.discovery: luigi.Task | None = None  # once it is scheduled
         self.lock: BatchLock | None = None
         self.lost: RefusedError | None = None  # to raise once another run has taken the batch
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
@@ -106,6 +115,11 @@ class Run:
         self.resumed = ""  # what earlier runs did
         self.is_announced = False  # the user has seen the plan of the reset
         self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
+
+    @cached_property
+    def shards(self) -> int:
+        """Return how many shards the batch has, once discovery has told."""
+        return self.database.run(lambda connection: state.require_batch(connection, self.batch_id)).shards
 
     def claim(self) -> None:
         """Take the batch's lock and make the bucket, once; raise RefusedError where another run goes on."""
@@ -232,6 +246,9 @@ class RunRegistry:
         for run in self._runs.values():
             if request in run.requests and run.environment is environment:
                 return run
+        if request.batch_id is None and multiprocessing.parent_process() is not None:  # it would find another each time
+            hint = "Give it a batch_id, or return it from requires()."
+            raise UsageError("A load that a run() yields in a process of its own needs the id of its batch.", hint)
         taken = {run.batch_id for run in self._runs.values()}
         batch = resolve_batch(environment.settings, environment.database, request, taken)
         # The parameters of the task made from it are a request with the same answer.

@@ -3,14 +3,18 @@
 LoadBatch -> TransformBatch -> DiscoverBatch
                    └ yields, once the shards are known, CopyShard -> UploadShard for each
 LoadQwen -> TransformQwen -> DiscoverQwen, which copies the detections as well
+LoadNight, a LoadBatch that is done once a day
 ResetBatch
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
+from datetime import date as Day
+from datetime import datetime, time, timezone
 from typing import Any
 
 import luigi
@@ -18,8 +22,8 @@ from luigi.task import DynamicRequirements
 
 from pipeline.batches import state
 from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
-from pipeline.batches.looks import OPTIONS
-from pipeline.batches.resolve import LoadRequest
+from pipeline.batches.looks import OPTIONS, Look
+from pipeline.batches.resolve import LoadRequest, find_newest_done
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
 from pipeline.batches.summary import headline, performance_metrics, summarise
 from pipeline.config import command_line
@@ -47,6 +51,10 @@ class UploadShard(ShardTask):
     """Upload the photos of a shard."""
 
     step = UPLOAD
+
+    def requires(self) -> Any:
+        """Return the discovery, where this process has scheduled it: the graph then reads from left to right."""
+        return self.active_run.discovery or []
 
     def run(self) -> None:
         """Upload, then mark."""
@@ -168,8 +176,13 @@ class Transform(RequestTask):
     discovery: type[Discover]
 
     def requires(self) -> Any:
-        """Return the discovery."""
-        return self.clone(self.discovery)  # type: ignore[no-untyped-call]
+        """Return the discovery; without a run, for tools such as luigi-deps, the shards of a known batch as well."""
+        run = self.active_run
+        run.discovery = self.clone(self.discovery)  # type: ignore[no-untyped-call]
+        if run.lock is not None or self.kind != KIND_LOAD or not run.discovery.complete():
+            return [run.discovery]
+        shards = range(1, run.shards + 1)
+        return [run.discovery, *(self.clone(CopyShard, shard=one) for one in shards)]  # type: ignore[no-untyped-call]
 
     def run(self) -> Iterator[DynamicRequirements]:
         """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
@@ -234,20 +247,29 @@ class Load(RootTask, RequestTask):
     batch_id = luigi.Parameter(default="", description="the batch; resumed or made when not given")
 
     @classmethod
-    def resolve(cls, values: dict[str, Any]) -> Run:
-        """Find the batch and the source that the parameters mean."""
+    def resolve(cls, values: dict[str, Any]) -> None:
+        """Fill in the batch and the source that the parameters mean."""
         check_max_rejects(values["max_rejects"])
+        run = cls.run_of(values)
+        values["batch_id"], values[cls.named] = run.batch_id, run.source
+        super().resolve(values)
+
+    @classmethod
+    def run_of(cls, values: dict[str, Any]) -> Run:
+        """Return the run that the parameters mean."""
+        return registry.resolve(cls.request_of(values), values["production"])
+
+    @classmethod
+    def request_of(cls, values: dict[str, Any]) -> LoadRequest:
+        """Return the request that the parameters are."""
         source = values[cls.named] or None
         options = {name: values[name] for name in _OPTIONS & values.keys() - {"strict"}}
-        request = LoadRequest(values["batch_id"] or None, source, kind=cls.kind, **options)
-        run = registry.resolve(request, values["production"])
-        values["batch_id"], values[cls.named] = run.batch_id, run.source
-        return run
+        return LoadRequest(values["batch_id"] or None, source, kind=cls.kind, **options)
 
     @property
     def active_run(self) -> Run:
         """Return the run of the task's parameters; a task that is built again begins another one."""
-        return self.resolve(dict(self.param_kwargs))
+        return self.run_of(self.param_kwargs)
 
     def requires(self) -> Any:
         """Take the lock, and return the transform, and through it everything else."""
@@ -279,6 +301,41 @@ class LoadBatch(Load, LoadParameters):
     transform = TransformBatch
 
 
+class LoadNight(LoadBatch):
+    """Load a dataset once since a day began, in UTC as Luigi's RangeDaily counts; its batch is a usual one."""
+
+    date = luigi.DateParameter(description="the day; it is done once the dataset was looked at since, and loaded")
+
+    @classmethod
+    def get_params(cls) -> list[tuple[str, luigi.Parameter]]:
+        """Return the date first: RangeDaily passes it in the first parameter."""
+        return sorted(super().get_params(), key=lambda one: one[0] != "date")  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def request_of(cls, values: dict[str, Any]) -> LoadRequest:
+        """Return a request with the id of a look since the day began, where there is one."""
+        request = super().request_of(values)
+        look = None if request.batch_id else cls._newest(values)
+        return replace(request, batch_id=look.batch_id) if look and _is_since(look, values["date"]) else request
+
+    @classmethod
+    def _newest(cls, values: dict[str, Any]) -> Look | None:
+        environment = registry.environment(values["production"])
+        return find_newest_done(environment.settings, environment.database, super().request_of(values))
+
+    @classmethod
+    def bulk_complete(cls, parameter_tuples: Iterable[Day]) -> list[Day]:
+        """Return the days that are done, with one query; RangeDaily passes a partial for the class."""
+        days = list(parameter_tuples)
+        task = cls(date=max(days))  # type: ignore[call-arg]
+        look = LoadNight._newest(task.param_kwargs)
+        return [day for day in days if look and _is_since(look, day)]
+
+
+def _is_since(look: Look, day: Day) -> bool:
+    return look.looked_at >= datetime.combine(day, time(), timezone.utc)
+
+
 class LoadQwen(Load, QwenParameters):
     """Load annotations; without --batch-id, resume the newest unfinished batch like it, or make a new one."""
 
@@ -302,7 +359,7 @@ class ResetBatch(RootTask):
     confirm = luigi.BoolParameter(default=False, description="yes, delete its rows and objects")
 
     @classmethod
-    def resolve(cls, values: dict[str, Any]) -> Run:
+    def resolve(cls, values: dict[str, Any]) -> None:
         """Refuse what is not confirmed, and what is no batch, before anything is scheduled."""
         batch_id, production = values["batch_id"], values["production"]
         if not values["confirm"]:
@@ -311,7 +368,7 @@ class ResetBatch(RootTask):
             raise RefusedError(f"Batch {batch_id} is not reset without --confirm.", hint)
         run = registry.find(batch_id, production, reset=True)
         run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))
-        return run
+        super().resolve(values)
 
     def run(self) -> None:
         """Remove rows, then objects, then manifest and markers."""

@@ -21,13 +21,13 @@ import luigi.retcodes
 import luigi.worker
 from luigi.rpc import RemoteScheduler, RPCError
 from luigi.scheduler import WORKER_STATE_DISABLED, Scheduler
-from luigi.task_status import DONE, FAILED
+from luigi.task_status import DONE, FAILED, PENDING
 
 from pipeline.batches import state
 from pipeline.database import Connection
-from pipeline.errors import PipelineError, TransientError, UnfinishedError
+from pipeline.errors import PipelineError, TransientError, UnfinishedError, UsageError
 from pipeline.graph.failures import Failure, exit_on_error
-from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, percent
+from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, join, percent, scheduler_url
 from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
@@ -92,9 +92,10 @@ class RunWorker(PooledWorker):
 
     def __init__(self, *, run: Run, bare: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._run, self._bare = run, bare
+        self._run, self._bare, self._name = run, bare, kwargs["worker_id"]
         self._root: luigi.Task | None = None
         self._failed_here: set[str] = set()
+        self._waits_for_input = False  # of an ExternalTask that a subclass requires
         self._repeats = 0
 
     def run(self) -> bool:
@@ -108,7 +109,8 @@ class RunWorker(PooledWorker):
                 raise UnfinishedError(f"luigid was lost: {exc}", f"To go on: {self._run.command}") from exc
         self._run.print_summary()
         codes = luigi.retcodes.retcode()
-        code = codes.not_run if self.run_succeeded else codes.task_failed
+        code = codes.missing_data if self._waits_for_input else codes.not_run
+        code = code if self.run_succeeded else codes.task_failed
         code = code if self.add_succeeded else codes.scheduling_error
         code = 0 if self._run.is_finished() else int(code)  # whoever did the last task
         self.interrupts.finish(code, next(filter(None, map(Failure.as_error, self._run.failures.read())), None))
@@ -144,6 +146,7 @@ class RunWorker(PooledWorker):
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         status, task_id = kwargs["status"], kwargs["task_id"]
+        self._waits_for_input |= status == PENDING and kwargs["runnable"] is False
         if status == FAILED:
             self._failed_here.add(task_id)
         elif status == DONE and "expl" in kwargs:  # it ran here, and was not found complete while it was scheduled
@@ -167,12 +170,17 @@ class RunWorker(PooledWorker):
             self.scheduler.forgive_failures(task_id=task_id)
         if left or response.n_pending_tasks or self._run.is_finished():
             return bool(left)
-        if self._root is None or self._repeats == _REPEATS:
+        if self._root is None or self._repeats == _REPEATS or self._is_known():
             return False
         logger.warning("luigid has forgotten this run: scheduling it again.")
         self._repeats += 1
         self.add(self._root)
         return True
+
+    def _is_known(self) -> bool:
+        """Return whether luigid still has this run, and has nothing for it, as where a task is disabled."""
+        known = self.scheduler.task_list(status="", upstream_status="", search=self._run.batch_id, limit=False)
+        return self._root is not None and self._name in known.get(self._root.task_id, {"workers": []})["workers"]
 
     def __exit__(self, *exc_info: Any) -> Any:
         result = super().__exit__(*exc_info)
@@ -219,10 +227,11 @@ class SchedulerFactory:
         return Scheduler(prune_on_get_work=True, record_task_history=False)
 
     def create_remote_scheduler(self, url: str) -> SharedScheduler | Scheduler:
-        """Return luigid where it answers within a second, else a local scheduler."""
+        """Return luigid where it answers within a second, and say so; else a local scheduler."""
+        url = scheduler_url()
         if answers(url):
             self._registry.status = StatusReporter(url)
-            return SharedScheduler(url)
+            return join(url, self._run.environment.project)
         level = logging.WARNING if self._bare else logging.INFO
         logger.log(level, "luigid does not answer at %s: using the local scheduler.", url)
         return self.create_local_scheduler()
@@ -230,11 +239,15 @@ class SchedulerFactory:
     def create_worker(self, scheduler: Any, worker_processes: int, assistant: bool = False) -> RunWorker:
         """Return a worker, after it has taken the lock of the batch; raise RefusedError where another run has it."""
         with exit_on_error(self._interrupts) if self._bare else contextlib.nullcontext():
+            if assistant:
+                hint = f"Leave it out; on further machines, run `{self._run.environment.settings.command('worker')}`."
+                raise UsageError("--assistant would take any task that luigid has, those of others included.", hint)
             if not self._run.target.exists():
                 self._run.claim()
         # Stable, so that luigid gives the tasks of a killed run to its successor; unique through the lock.
-        worker_id = f"Worker(host={socket.gethostname()}, batch={self._run.batch_id})"
-        luigis = {"worker_id": worker_id, "worker_processes": worker_processes, "assistant": assistant}
+        project, batch_id = self._run.environment.project, self._run.batch_id
+        worker_id = f"Worker(host={socket.gethostname()}, project={project}, batch={batch_id})"
+        luigis = {"worker_id": worker_id, "worker_processes": worker_processes}
         shared: dict[str, Any] = {"registry": self._registry, "interrupts": self._interrupts, "scheduler": scheduler}
         return RunWorker(run=self._run, bare=self._bare, **shared, **luigis)
 

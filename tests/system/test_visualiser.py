@@ -28,10 +28,17 @@ SECONDS = 30.0
 SHARDS = 4
 SHARDED = {"PIPELINE_BATCH_SIZE": "3"}
 FAMILIES = ["CopyShard", "DiscoverBatch", "LoadBatch", "TransformBatch", "UploadShard"]
+PICTURE = ["DiscoverBatch", "UploadShard", "CopyShard", "TransformBatch", "LoadBatch"]
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch", "--batch-id", "b1", "--workers", "2")
 
 _ROWS = "[...document.querySelectorAll('#taskTable tbody tr')]"
 _NODES = "[...document.querySelectorAll('a.graph-node-a')].map(it => [it.dataset.taskId, it.dataset.taskStatus])"
+#: Of each task in the graph: its name, its height, and what it says under the mouse.
+_PLACED = """[...document.querySelectorAll('a.graph-node-a')].map(it => it.parentNode).map(
+    it => [it.textContent, it.getBoundingClientRect().y, $(it).data('bs.popover').options.content])"""
+#: Of each task in the other form of the graph: its name, and its place from the left.
+_DRAWN = """[...document.querySelectorAll('#mysvg g.node')].map(
+    it => [it.querySelector('.name').textContent, it.transform.baseVal[0].matrix.e])"""
 _CARELESS = """
 CREATE FUNCTION careless() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -120,6 +127,8 @@ def test_a_batch_that_is_done_is_a_graph_by_shards_with_its_summary(
     visualiser = Visualiser(browser, luigid)
     rows = visualiser.tasks(3 + 2 * SHARDS)
     assert all("DONE" in row for row in rows)
+    for shard, step in itertools.product(range(1, SHARDS + 1), ("upload", "copy")):
+        assert sum(f"shard {shard} of {SHARDS}, {step}" in row for row in rows) == 1
     families = visualiser.wait("[...document.querySelectorAll('.sidebar .sidebar-menu li a')].map(it => it.innerText)")
     assert [family for family in FAMILIES if any(family in shown for shown in families)] == FAMILIES
     visualiser.picture(tmp_path / "tasks.png")
@@ -141,6 +150,15 @@ def test_a_batch_that_is_done_is_a_graph_by_shards_with_its_summary(
     assert set(shown) == set(done)
     assert set(shown.values()) == {"DONE"}
     visualiser.picture(tmp_path / "graph.png")
+    # As the picture in the README: discover, upload, COPY, transform, the batch.
+    placed = visualiser.wait(_PLACED)
+    upwards = [name for name, *_ in sorted(placed, key=lambda it: it[1], reverse=True)]
+    assert [name for name, _ in itertools.groupby(upwards)] == PICTURE
+    assert sum(f"shard 3 of {SHARDS}, upload" in said for *_, said in placed) == 1
+    visualiser.open(f"tab=graph&taskId={root}&visType=d3&hideDone=0")
+    drawn = visualiser.wait(f"{_DRAWN}.length === arguments[0] ? {_DRAWN} : null", 3 + 2 * SHARDS)
+    assert [name for name, _ in itertools.groupby(name for name, _ in sorted(drawn, key=lambda it: it[1]))] == PICTURE
+    visualiser.picture(tmp_path / "picture.png")
     for secret in (settings.key.reveal(), settings.database_url.reveal()):
         assert all(secret not in page for page in (*visualiser.seen, everything_told(luigid, list(done))))
 

@@ -89,8 +89,21 @@ SELECT EXISTS (
     SELECT FROM ingest.looks WHERE batch_id = :batch_id AND NOT batch_made
 ) AS done
 
+-- name: find_newest_done
+SELECT l.batch_id
+FROM ingest.looks l
+LEFT JOIN ingest.batches b ON b.id = l.batch_id
+WHERE l.kind = :kind AND l.source = :source AND (l.kind <> 'load' OR l.bucket = :bucket)
+    AND l.seen @> CAST(:options AS jsonb) AND (NOT l.batch_made OR b.state = 'done')
+ORDER BY l.looked_at DESC
+LIMIT 1
+
 -- name: find_photo
 SELECT storage_path AS key FROM public.images LIMIT 1
+
+-- name: find_project
+-- Which database of which server this is: the same for everybody, by whatever address or pooler they come.
+SELECT left(md5(system_identifier || '/' || current_database()), 8) AS id FROM pg_control_system()
 
 -- name: find_unfinished
 -- The newest unfinished batch that the same command would have made.
