@@ -15,7 +15,7 @@ import pytest
 from pipeline.batches import alarm
 from pipeline.batches.alarm import Memory, news, problem_of
 from pipeline.config import Settings
-from pipeline.errors import ClaimedError, DatabaseUnavailable, HeldError, SettingsError, UnfinishedError
+from pipeline.errors import ClaimedError, DatabaseUnavailable, HeldError, RefusedError, SettingsError, UnfinishedError
 from pipeline.observe import notify
 from tests import annotating, world
 from tests.annotating import Run, ids_of
@@ -189,7 +189,12 @@ def test_a_problem_has_the_same_name_every_night() -> None:
     assert name(UnfinishedError("Batch a is unfinished: 1 task failed.", "", "StorageUnavailable")) == name(
         UnfinishedError("Batch b is unfinished: 3 tasks failed.", "", "StorageUnavailable")
     )
+    assert name(RefusedError("--strict refuses the batch, 2 inputs are bad:\n  a: b")) == name(
+        RefusedError("--strict refuses the batch, 13 inputs are bad:\n  c: d")
+    )
     others = [
+        name(RefusedError("--strict refuses the batch, 2 inputs are bad:")),
+        name(RefusedError("Batch batch_20261129_021500 is being reset.")),
         name(UnfinishedError("Batch a is unfinished: 1 task failed.", "", "DatabaseUnavailable")),
         name(UnfinishedError("Batch a is unfinished: 1 task failed.")),
         name(SettingsError("Not set: DATABASE_URL.")),
@@ -229,12 +234,17 @@ def test_only_news_are_told(problem: str, told: str, held: str, new: str, over: 
     assert news(problem, Memory(names(told), frozenset(held.split()))) == (names(new), names(over))
 
 
-def test_a_usage_error_of_a_cron_table_is_told(run_pipeline: RunPipeline, team: Listener, workdir: Path) -> None:
+def test_a_usage_error_of_a_cron_table_is_told(
+    run: Run, run_pipeline: RunPipeline, team: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for titles in (["load failed with exit code 2"], []):
         assert run_pipeline("load", "--sources", "x").returncode == 2
         assert heads(team) == titles
     for command in (("--help",), ("load", "--help"), ("lod",), ("status", "--nothing")):
         run_pipeline(*command)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # somebody types
+    with pytest.raises(SystemExit):
+        run("load", "--batch", "b1", "--nothing")
     assert heads(team) == []
 
 

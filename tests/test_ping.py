@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import batches
 from pipeline.config import Secret, Settings
 from pipeline.observe import ping
 from pipeline.observe.ping import BODY_BYTES, Ping
-from tests import world
+from tests import annotating, world
+from tests.annotating import Run
 from tests.listeners import Listener, listening
 from tests.services import MakeDataset, RunPipeline, Start
 
+run = annotating.run
 OURS = (sys.executable, "-m", "pipeline")
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline")
 
@@ -30,8 +33,8 @@ def monitor() -> Iterator[Listener]:
         yield listener
 
 
-def env(monitor: Listener, path: str = "/ping/5f0c", query: str = "") -> dict[str, str]:
-    return {"PING_URL": f"{monitor.url}{path}{query}"}
+def env(monitor: Listener) -> dict[str, str]:
+    return {"PING_URL": f"{monitor.url}/ping/5f0c"}
 
 
 def test_each_watched_command_pings_its_begin_and_its_end(
@@ -57,12 +60,14 @@ def test_each_watched_command_pings_its_begin_and_its_end(
 
 
 def test_every_failure_pings_its_exit_code_and_its_cause(
-    run_pipeline: RunPipeline, own_dataset: MakeDataset, monitor: Listener, settings: Settings, workdir: Path
+    run_pipeline: RunPipeline, small_dataset: MakeDataset, monitor: Listener, settings: Settings, workdir: Path
 ) -> None:
-    dataset = own_dataset(3)
+    with open(workdir / ".env.local", "a", encoding="utf-8") as file:
+        file.write(f"PING_URL='{monitor.url}/ping/5f0c?create=1'\nPIPELINE_RETRY_MAX_ATTEMPTS=0\n")
+    dataset = small_dataset(3)
     load = ("load", "--source", dataset, "--batch-id", "b1")
-    assert run_pipeline(*load, env=env(monitor)).returncode == 0
-    monitor.heard.clear()
+    assert run_pipeline(*load).returncode == 0
+    assert monitor.paths() == ["/ping/5f0c/start?create=1", "/ping/5f0c?create=1"]
     world.query(settings.database_url.reveal(), "UPDATE public.images SET byte_size = 1 WHERE camera_number = 1")
     failing: tuple[tuple[int, tuple[str | Path, ...], dict[str, str], str], ...] = (
         (2, ("load", "--source", dataset, "--limit", "none"), {}, "--limit none"),
@@ -74,12 +79,22 @@ def test_every_failure_pings_its_exit_code_and_its_cause(
         (5, ("verify", "--quiet"), {}, "inconsistent"),
     )
     for code, command, more, text in failing:
-        done = run_pipeline(
-            *command, env={**env(monitor, query="?create=1"), "PIPELINE_RETRY_MAX_ATTEMPTS": "0", **more}
-        )
+        done = run_pipeline(*command, env=more)
         assert done.returncode == code, done.stderr
         assert text in monitor.heard[-1].body
         assert monitor.paths()[-1] == f"/ping/5f0c/{code}?create=1"
+
+
+def test_a_defect_is_heard_of_with_its_cause(run: Run, monitor: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setenv("PING_URL", f"{monitor.url}/ping")
+    monkeypatch.setattr(batches, "Verification", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("verify")
+    assert "ZeroDivisionError: a defect" in monitor.heard[-1].body
+    assert monitor.paths() == ["/ping/start", "/ping/1"]
 
 
 @pytest.mark.parametrize("form", [OURS, BARE])

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embedded_supabase.ports import free_port
-from pipeline.config import Settings
+from pipeline.config import Settings, command_line
 from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.errors import ObjectNotFound, StorageError
@@ -33,6 +33,7 @@ from pipeline.report import charts
 from pipeline.report.gather import write_report
 from pipeline.report.page import draw_chart
 from pipeline.report.pictures import MAXIMUM_BOXES, MAXIMUM_ITEMS
+from pipeline.report.sections import how_to_go_on
 from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.timeline import Clock, Span, rates, rows, runs, union
 from pipeline.report.trays import Photo, tray_of
@@ -366,6 +367,36 @@ def test_an_object_is_read_whole_or_refused_when_it_is_larger_than_wanted(settin
         assert storage.read("b1/a b.jpg", 1 << 20) == content
         with pytest.raises(ObjectNotFound):
             storage.read("b1/none.jpg", 10)
+
+
+# What to do about a batch
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ("done", ""),
+        ("reset", ""),
+        ("loading", "To go on: `python -m pipeline load --batch-id b1 --limit 5 --production`"),
+        ("resetting", "To go on: `python -m pipeline reset --batch-id b1 --production`"),
+        ("held", "Too much is rejected. If "),
+        ("held", "`python -m pipeline publish --batch-id b1 --production`."),
+    ],
+)
+def test_a_batch_that_is_not_done_says_how_to_go_on(state: str, text: str) -> None:
+    options = {
+        "source": "/ds",
+        "limit": 5,
+        "force": False,
+        "kind": "load",
+        "coordinates": "pixels",
+        "exif_turned": False,
+    }
+    batch: Any = SimpleNamespace(id="b1", state=state, held_reason="Too much is rejected.", **options)
+    settings: Any = SimpleNamespace(is_production=True, command=lambda text: command_line(text, True))
+    found = how_to_go_on(batch, settings)
+    assert text in found
+    assert bool(text) == bool(found)
 
 
 # Pages about batches

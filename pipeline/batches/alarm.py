@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN
 from pipeline.config import Secret, read_alarms, redact
 from pipeline.database import Database
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, RefusedError, UsageError
 from pipeline.observe.logger import log_tail
 from pipeline.observe.notify import is_installed, notify
 from pipeline.observe.ping import Ping
@@ -44,14 +45,16 @@ class Memory(NamedTuple):
 def problem_of(code: int, error: PipelineError | None, detail: str = "") -> str:
     """Return a name for how a command ended, the same for the same problem; empty for a success.
 
-    The message of a UsageError names the setting; those of other errors have numbers that change from run to run.
+    Numbers in a message are left out: they change from run to run, as those in the id of a batch.
     """
     if not code:
         return ""
     if error is None:
         return f"exit code {code} {detail}".strip()
-    text = error.message if isinstance(error, UsageError) else error.code
-    return redact(f"{type(error).__name__} {text}".strip())
+    text = error.code
+    if isinstance(error, (UsageError, RefusedError)):
+        text = re.sub(r"\d+", "#", redact(error.message).partition("\n")[0])
+    return f"{type(error).__name__} {text}".strip()
 
 
 def news(problem: str, memory: Memory) -> tuple[frozenset[str], frozenset[str]]:
@@ -149,8 +152,9 @@ class Alarm:
 
 
 def _text(error: PipelineError | None) -> str:
-    """Return the end of the log; before there is one, the error."""
-    return log_tail() or redact(error.message if error is not None else "")
+    """Return the end of the log, and the error that is not there yet."""
+    tail, cause = log_tail(), redact(error.message) if error is not None else ""
+    return tail if cause in tail else f"{tail}\n{cause}".lstrip()
 
 
 def _replace(path: Path, text: str) -> None:

@@ -83,6 +83,8 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
             interrupts.announce()
             code = INTERRUPTED
         finally:
+            if (defect := sys.exc_info()[1]) is not None:
+                error = PermanentError(f"{type(defect).__name__}: {defect}", code=type(defect).__name__)
             interrupts.finish(code, error)
     return code
 

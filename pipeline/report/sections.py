@@ -175,15 +175,15 @@ def _retries(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
     return sorted(retries, key=lambda one: (-one[1], one[0]))
 
 
-def how_to_go_on(batch: Batch, settings: Settings) -> tuple[str, str]:
-    """Return what to do about a batch that is not done, and the command; empty for one that is."""
+def how_to_go_on(batch: Batch, settings: Settings) -> str:
+    """Return what to do about a batch that is not done, commands in backticks; empty for one that is."""
     if batch.state == "held":
-        return "Readers do not see this batch.", held_hint(batch.id, settings.command)
+        return f"Readers do not see this batch. {batch.held_reason} {held_hint(batch.id, settings.command)}"
     if batch.state == "loading":
-        return "This batch is unfinished. To go on:", LoadRequest.of(batch).command(settings.is_production)
+        return f"This batch is unfinished. To go on: `{LoadRequest.of(batch).command(settings.is_production)}`"
     if batch.state == "resetting":
-        return "The reset of this batch is unfinished. To go on:", reset_command(batch.id, settings.is_production)
-    return "", ""
+        return f"The reset of this batch is unfinished. To go on: `{reset_command(batch.id, settings.is_production)}`"
+    return ""
 
 
 def trays_words(summary: Mapping[str, Any], chosen: int) -> str:
