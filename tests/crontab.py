@@ -82,6 +82,7 @@ def furnish(folder: Path, settings: Settings) -> int:
     secrets.write_text(environment_file(settings), encoding="utf-8")
     port = free_port()
     configuration = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
-    assert f":{PORT}/" in configuration
-    (folder / "luigi.cfg").write_text(configuration.replace(f":{PORT}/", f":{port}/"), encoding="utf-8")
+    assert f"scheduler_port = {PORT}\n" in configuration
+    changed = configuration.replace(f"scheduler_port = {PORT}\n", f"scheduler_port = {port}\n")
+    (folder / "luigi.cfg").write_text(changed, encoding="utf-8")
     return port
