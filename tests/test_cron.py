@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from embedded_supabase.files import wait_until
 from pipeline.config import Settings
 from pipeline.graph.luigid import answers
 from pipeline.storage import Storage
-from tests import crontab, processes, world
+from tests import crontab, processes, test_init, world
 from tests.crontab import GIVEN, Line, Table
 from tests.services import MakeDataset, end_group
 
@@ -76,6 +77,12 @@ class Cron:
         """Stop the commands that were started."""
         for process in self._started:
             end_group(process)
+
+
+@pytest.fixture
+def has_photos() -> bool:
+    """The bucket exists, as after other nights: no load looks for photos in others, and waits for who locks them."""
+    return True
 
 
 @pytest.fixture
@@ -240,6 +247,30 @@ def test_luigid_listens_on_loopback_and_mails_why_it_fails(cron: Cron) -> None:
     assert cron.run(cron.loads[0]) == ""
     mail = cron.run(line)  # its port is in use
     assert "Address already in use" in mail
+
+
+def test_the_commands_of_the_units_load_and_verify(cron: Cron, settings: Settings, dataset: Path) -> None:
+    # As systemd runs them: in their folder, with little in the environment.
+    given = {**GIVEN, "HOME": str(cron.folder.parent / "home"), "USER": "somebody"}
+    written: list[str | Path] = [cron.folder / ".venv/bin/python", "-m", "pipeline", "init", "--production"]
+    written += ["--systemd", "--non-interactive", "--source", dataset]
+    subprocess.run(written, cwd=cron.folder, env=given, check=True, capture_output=True)
+    for name in ("load", "verify"):
+        service = test_init.unit(cron.folder / "systemd" / f"pipeline-{name}.service")["Service"]
+        [variable] = shlex.split(service["Environment"][0])
+        done = subprocess.run(
+            shlex.split(service["ExecStart"][0]),
+            cwd=service["WorkingDirectory"][0],
+            env={**given, **dict([variable.split("=", 1)])},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith("Target: production, ")
+    assert "Read 12 objects" in done.stdout
+    world.check(settings, (dataset, first_batch(settings), None))
 
 
 def test_logs_older_than_30_days_are_deleted(cron: Cron) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -22,7 +23,7 @@ from pipeline.cli import init, main, output
 from pipeline.config import REQUIRED, Settings, load_settings
 from pipeline.errors import SettingsError
 from tests import crontab, test_terminal
-from tests.services import REPOSITORY, MakeDataset, environment_file
+from tests.services import REPOSITORY, MakeDataset, RunPipeline, environment_file
 
 keys = test_terminal.keys
 GOOD = ("http://127.0.0.1:1", "sb_secret_0123456789", "postgresql://u:p%20w@127.0.0.1:1/x")
@@ -30,9 +31,9 @@ GOOD = ("http://127.0.0.1:1", "sb_secret_0123456789", "postgresql://u:p%20w@127.
 
 @pytest.fixture
 def folder(tmp_path: Path, clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, empty, with a name that cron and systemd have to be told with care."""
-    folder = tmp_path / "my 100% canteen"
-    folder.mkdir()
+    """The working directory, empty; its name needs care in cron and systemd, and contains a path of the templates."""
+    folder = tmp_path / "srv" / "pipeline at 100%"
+    folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     return folder
 
@@ -211,9 +212,22 @@ def test_without_a_terminal_it_asks_nothing_and_writes_nothing(
 
 
 @pytest.mark.parametrize("option", ["--key", "--database-url", "--password"])
-def test_a_secret_is_no_option(option: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(option, "secret") == 2
-    assert "secret" not in capsys.readouterr().err
+def test_a_secret_is_no_option(option: str, run_pipeline: RunPipeline) -> None:
+    assert run_pipeline("init", "--non-interactive", option, "secret").returncode == 2
+
+
+def test_a_full_disk_leaves_no_half_file(folder: Path, given: Callable[..., None]) -> None:
+    given(*GOOD)
+    (folder / "systemd").touch()
+    assert run("--non-interactive", "--systemd") == 2
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            init._write({folder / "half": "x" * 2000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(folder) == {".env.local", "luigi.cfg", "systemd"}
 
 
 @pytest.fixture
@@ -329,7 +343,7 @@ def test_pending_migrations_are_the_next_step_and_no_failure(
 
 
 def test_services_that_up_started_need_no_settings(
-    folder: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+    folder: Path, given: Callable[..., None], settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = folder / ".pipeline"
     home.mkdir(mode=0o700)
@@ -338,6 +352,9 @@ def test_services_that_up_started_need_no_settings(
     run("--non-interactive")
     assert names(folder) == {".pipeline/env", "luigi.cfg", "crontab"}
     assert "Next:\n  python -m pipeline up" in capsys.readouterr().out
+    given(*GOOD)  # other ones
+    run("--non-interactive")
+    assert dotenv_values(folder / ".env.local") == dict(zip(REQUIRED, GOOD, strict=True))
 
 
 @pytest.mark.parametrize("value", ["a'b", "a\\b", "a\\'b", "a # b", 'a"b', "ä ö", "a\\\\b", "$HOME", "=a="])

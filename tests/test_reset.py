@@ -140,7 +140,7 @@ def test_a_batch_goes_out_of_the_bucket_that_it_was_loaded_into(
     other = replace(settings, bucket=f"{settings.bucket}-other")
     (workdir / ".env.local").write_text(environment_file(other), encoding="utf-8")
     with closing(Storage(other)) as door:
-        door.ensure_bucket()
+        door.ensure_bucket()  # no load makes a second one
         load(small_dataset(4, seed=9), "b2")
         door.upload("b1/recognitions/1/camera1.jpg", b"of somebody else")
     stay = world.objects(other)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.batches.held import release
 from pipeline.batches.looks import describe_changed
+from pipeline.batches.proofs import find_proofs
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.state import KIND_LOAD, held_hint
 from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
@@ -292,7 +293,8 @@ def _compare(
             deadline = max(started + 60 * minutes, time.monotonic() + 6 * minutes)
             for finding in verification.read_longest_unread(deadline):
                 report.found(finding, again=True)
-            report.was_read(verification.read, database.run(verification.count_proofs, read_only=True))
+            count = partial(find_proofs, bucket=settings.bucket, batch_id=options.batch_id)
+            report.was_read(verification.read, database.run(count, read_only=True))
         report.total()
         if options.repair:
             for finding, reason in verification.repair(report.differences()):

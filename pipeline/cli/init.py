@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -27,8 +27,7 @@ from pipeline.observe.logger import say
 
 TIMERS = ("pipeline-load.timer", "pipeline-verify.timer")
 UNITS = ("pipeline-load.service", "pipeline-verify.service", "pipeline-luigid.service", *TIMERS)
-#: The paths in the templates.
-_FOLDER, _DATASET, _PROGRAMS = "/srv/pipeline", "/srv/datasets/RRS_Dataset", "/srv/pipeline/.venv/bin"
+_DATASET = "/srv/datasets/RRS_Dataset"  # in the templates
 #: What a shell, cron or systemd would not take as part of a path.
 _SYNTAX = re.compile(r"[\"'\\$`]|\s$")
 _ATTEMPTS = 3
@@ -59,8 +58,9 @@ def init(options: argparse.Namespace) -> int:
     settings_file = folder / (".env.production" if options.production else ".env.local")
     planned: dict[Path, str] = {}
     services = home_directory() / "env"
-    if not options.production and not settings_file.exists() and services.is_file():
-        settings_file = services  # of the embedded services
+    is_embedded = not (options.production or options.url or settings_file.exists()) and services.is_file()
+    if is_embedded and not all(os.environ.get(name) for name in REQUIRED):
+        settings_file = services
     elif not settings_file.exists():
         values = _variables(options)
         if dataset.is_dir():
@@ -154,26 +154,18 @@ def _template(name: str) -> str:
 def _jobs(folder: Path, dataset: Path, systemd: bool, production: bool) -> Iterator[tuple[Path, str]]:
     """Yield the files of the nightly jobs, with the paths of this machine."""
     programs = Path(sys.executable).parent
+    paths = {"/srv/pipeline/.venv/bin": programs, "/srv/pipeline": folder, _DATASET: dataset}
+    texts = {former: str(path).replace("%", "%%") if systemd else str(path) for former, path in paths.items()}
+    texts |= {"BIN=.venv/bin": f"BIN={programs}", "User=pipeline": f"User={getpass.getuser()}"}
+    if not production:
+        texts |= {" --production": "", ".env.production": ".env.local"}
+    # In one pass: a new path may contain a former one.
+    former = re.compile("|".join(map(re.escape, texts)))
     for name in UNITS if systemd else ("crontab.example",):
-        text = _template(name)
-        if not production:
-            text = text.replace(" --production", "").replace(".env.production", ".env.local")
-        if systemd:
-            user = getpass.getuser()
-            text = text.replace("User=pipeline\n", f"User={user}\n")
-            for former, path in ((_PROGRAMS, programs), (_FOLDER, folder), (_DATASET, dataset)):
-                text = text.replace(former, str(path).replace("%", "%%"))
-            yield folder / "systemd" / name, text
-            continue
-        for variable, path in (("PIPELINE", folder), ("BIN", programs), ("DATASET_DIR", dataset)):
-            text = re.sub(rf"^({variable}=).*$", partial(_assign, value=path), text, flags=re.MULTILINE)
+        text = former.sub(lambda found: texts[found[0]], _template(name))
         if shutil.which("flock") is None:  # the batch has a lock in the database as well
             text = re.sub(r"flock .*?load\.lock ", "", text)
-        yield folder / "crontab", text
-
-
-def _assign(match: re.Match[str], value: Path) -> str:
-    return f"{match[1]}{value}"
+        yield folder / "systemd" / name if systemd else folder / "crontab", text
 
 
 def _write(planned: Mapping[Path, str]) -> tuple[list[str], list[str]]:
@@ -181,16 +173,21 @@ def _write(planned: Mapping[Path, str]) -> tuple[list[str], list[str]]:
     written, kept = list[str](), list[str]()
     for path, text in planned.items():
         try:
-            path.parent.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                path.parent.mkdir()
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if ".env" in path.name else 0o666)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
         except FileExistsError:
             kept.append(str(path))
+            continue
         except OSError as exc:
             raise UsageError(f"{path} cannot be written: {exc.strerror}.", "Check the owner of the folder.") from exc
-        else:
-            written.append(str(path))
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:  # a part of it would be kept the next time
+            path.unlink()
+            raise
+        written.append(str(path))
     return written, kept
 
 

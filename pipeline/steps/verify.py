@@ -23,7 +23,6 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import ADOPTED_PREFIX, KEY_FORM, prove_bucket
-from pipeline.batches.proofs import Proofs, find_proofs
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
@@ -163,10 +162,6 @@ class Verification:
                 yield page
         while page := rows("list_oldest_read", before=before, count=PAGE, **filters):
             yield page
-
-    def count_proofs(self, connection: Connection) -> Proofs:
-        """Return how many of the objects were read, and when."""
-        return find_proofs(connection, self._bucket, self._batch_id)
 
     def _read_row(self, row: Any, deadline: float) -> tuple[Finding, bool] | None:
         """Read an object and return whether it differs in a way that `run` does not see; None after the deadline."""
