@@ -195,9 +195,12 @@ def test_a_range_of_days_is_completed_by_one_load(
     assert "is done already" in one.stdout
     assert list(loaded(settings).values()) == [(3, 1)]
     # A day that began after the last look: here by the clock of the database.
-    world.query(settings.database_url.reveal(), "UPDATE ingest.batches SET created_at = created_at - interval '2 days'")
+    dsn = settings.database_url.reveal()
+    world.query(dsn, "UPDATE ingest.looks SET looked_at = looked_at - interval '2 days'")
     assert run_luigi(*ranged).code == 0
-    assert len(loaded(settings)) == 2
+    assert world.query(dsn, "SELECT batch_made FROM ingest.looks ORDER BY looked_at") == [(True,), (False,)]
+    assert run_luigi(*ranged).code == 0
+    assert world.query(dsn, "SELECT count(*) FROM ingest.looks") == [(2,)]
 
 
 @habit(DAYS, "`batch_method=max` on the date of a subclass", "works: luigid runs the newest day for all")

@@ -15,7 +15,7 @@ import pytest
 from pipeline.storage import Storage
 from tests import reset_support, verify_support, world
 from tests.reset_support import Command, LoadBatch
-from tests.services import MakeDataset, RunPipeline
+from tests.services import MakeDataset
 from tests.verify_support import Bucket, flip, put_fewer_bytes
 
 command = reset_support.command

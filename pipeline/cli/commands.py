@@ -41,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
     given = sys.argv[1:] if arguments is None else arguments
-    configure_logging(log_format=log_format(given))
     try:
+        configure_logging(log_format=log_format(given))
         options = parse(COMMANDS, given)
+    except OSError as exc:
+        return _explain(exc, _DEFECT)
     except UsageError as exc:
         say_error(exc)
         if (name := next(iter(given), "")) in WATCHED and not (sys.stderr and sys.stderr.isatty()):
@@ -71,14 +73,7 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
             code, error = _run_command(options)
             show("", end="", flush=True)
         except OSError as exc:
-            cause, hint = os_error(exc)
-            if not cause:
-                raise
-            code = UNFINISHED if code == _DEFECT else code
-            if not isinstance(exc, BrokenPipeError):  # the reader of the output left
-                say(f"Error: {cause}")
-                say(f"Hint: {hint}")
-                code = code or UNFINISHED
+            code = _explain(exc, code)
         except KeyboardInterrupt:
             interrupts.announce()
             code = INTERRUPTED
@@ -86,6 +81,19 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
             if (defect := sys.exc_info()[1]) is not None:
                 error = PermanentError(f"{type(defect).__name__}: {defect}", code=type(defect).__name__)
             interrupts.finish(code, error)
+    return code
+
+
+def _explain(exc: OSError, code: int) -> int:
+    """Print what the operating system refused, and return the exit code; raise the error again if it is of our own."""
+    cause, hint = os_error(exc)
+    if not cause:
+        raise exc
+    code = UNFINISHED if code == _DEFECT else code
+    if not isinstance(exc, BrokenPipeError):  # the reader of the output left
+        say(f"Error: {cause}")
+        say(f"Hint: {hint}")
+        code = code or UNFINISHED
     return code
 
 
