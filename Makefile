@@ -10,7 +10,7 @@ SIZE ?= full
 COUNT ?= 20000
 STAMP := $(VENV)/.installed
 # What is tested in the project of an app as well, and the share of it that `test-slow` runs.
-APP_TESTS := $(wildcard $(patsubst %,tests/test_%*.py,annotations concurrency held identity in_use kill load model readers \
+APP_TESTS := $(wildcard $(patsubst %,tests/test_%*.py,annotations changed concurrency held identity in_use kill load looks model readers \
 	report reset verify))
 APP_SHARE := tests/test_model.py tests/test_readers.py tests/test_reset_versions.py tests/test_annotations_of_others.py
 

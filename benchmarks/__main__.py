@@ -28,6 +28,7 @@ from benchmarks.graph import graph
 from benchmarks.growth import growth
 from benchmarks.loading import loading
 from benchmarks.memory import memory
+from benchmarks.nights import nights
 from benchmarks.rerun import rerun
 from benchmarks.rows import Row, as_table, machine, write_json
 from benchmarks.sampling import sampling
@@ -81,6 +82,12 @@ QUESTIONS: dict[str, Question] = {
         rerun,
         {"sizes": (50,), "repeats": 3},
         {"sizes": (100, 2000), "repeats": 7},
+    ),
+    "night": Question(
+        "A night without anything to load: the look at what is loaded",
+        nights,
+        {"recognitions": 400, "repeats": 3},
+        {"recognitions": 16_000, "repeats": 7},
     ),
     "graph": Question(
         "Graph: shards of one small recognition",

@@ -29,6 +29,7 @@ TINY: dict[str, dict[str, Any]] = {
     "distance": {"recognitions": 4, "delay": 0.001},
     "adopt": {"trays": 4, "entries": 2, "added": 4, "repeats": 1},
     "rerun": {"sizes": (4,), "repeats": 1},
+    "night": {"recognitions": 4, "repeats": 1},
     "graph": {"tasks": (4,), "repeats": 1, "loaded": 4},
     "growth": {"loaded": (40,), "template": 4, "added": 4, "repeats": 1},
     "qwen": {"megabytes": (1,), "template": 20},

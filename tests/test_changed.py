@@ -161,7 +161,7 @@ def test_exactly_what_changed_is_loaded_anew(
     rest = [number for number in numbers if number not in changed]
     world.check(settings, (former, "b1", rest), (dataset, "b2", changed), superseded=[(former, "b1", changed)])
     assert row_ids(dsn, changed) == ids
-    assert looks(dsn)[1:] == [("look", False, 16, 16, len(changed)), ("b2", True, 16, 16 - len(changed), len(changed))]
+    assert looks(dsn)[1:] == [("look", False, 16, 16, len(changed)), ("b2", True, 16, 16, len(changed))]
 
     again = run("load", "--source", dataset, "--batch-id", "b3", "--changed", "--json")
     assert (again.code, json.loads(again.out)["changed_since_load"]) == (0, 0)
@@ -259,6 +259,21 @@ def test_a_changed_recognition_that_cannot_be_used_keeps_its_version(
     rest = [number for number in numbers if number != numbers[2]]
     parts = (former, "b1", rest), (dataset, "b2", [numbers[2]])
     world.check(settings, *parts, superseded=[(former, "b1", [numbers[2]])])
+
+
+def test_strict_refuses_what_changed_into_something_unusable(
+    run: Run, own_dataset: MakeDataset, settings: Settings
+) -> None:
+    dataset = own_dataset(4)
+    numbers = ids_of(dataset)
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    before = world.objects(settings)
+    change(dataset, [correct_the_receipt], [numbers[0]])
+    photo = one_of(world.folders(dataset)[numbers[1]], "*Main.jpg")
+    photo.write_bytes(photo.read_bytes()[:-200])
+    refused = run("load", "--source", dataset, "--batch-id", "b2", "--changed", "--strict")
+    assert (refused.code, "photo_truncated" in refused.err) == (4, True)
+    assert world.objects(settings) == before
 
 
 def test_force_and_changed_exclude_each_other(run: Run, own_dataset: MakeDataset) -> None:

@@ -136,7 +136,7 @@ def test_a_successful_night_sends_no_mail(cron: Cron, settings: Settings, datase
     assert cron.run(first) == ""
     assert cron.run(second) == ""
     assert batches(settings) == [("done", 6)]
-    assert (cron.log("load").count("is done: "), cron.log("load").count("othing to load")) == (1, 1)
+    assert (cron.log("load").count("is done: "), cron.log("load").count("othing to load: ")) == (1, 1)
     world.check(settings, (dataset, first_batch(settings), None))
     assert cron.run(*cron.table.line("verify")) == ""
     assert "12 equal" in cron.log("verify")

@@ -36,10 +36,11 @@ def tray(own_dataset: MakeDataset, folder: Path, number: int, seed: int = 0) -> 
 
 
 def classes(settings: Settings, source: Path, batch_id: str = "b1") -> dict[str, int]:
-    """The classes of a batch that are not empty; they add up to all files below the source."""
-    ((found,),) = world.query(
-        settings.database_url.reveal(), "SELECT files FROM ingest.batches WHERE id = %s", (batch_id,)
-    )
+    """The classes of a batch or look that are not empty; they add up to all files below the source."""
+    statement = """
+        SELECT coalesce(b.files, l.seen -> 'files')
+        FROM ingest.looks l LEFT JOIN ingest.batches b ON b.id = l.batch_id WHERE l.batch_id = %s"""
+    ((found,),) = world.query(settings.database_url.reveal(), statement, (batch_id,))
     assert sum(found.values()) == below(source)
     return {name: count for name, count in found.items() if count}
 

@@ -49,11 +49,12 @@ class Look:
 def record_look(connection: Connection, request: Any, found: Any) -> None:
     """Record what a discovery saw: the request and the result of pipeline.steps.discover."""
     seen = {name: getattr(request, name) for name in OPTIONS} | {name: getattr(found, name) for name in _NUMBERS}
-    names = ("batch_made", "found", "already_loaded", "known_rejects", "newest")
+    loaded = found.already_loaded + (found.changed_since_load if request.changed else 0)
     connection.execute(
         "insert_look",
         **{name: getattr(request, name) for name in ("batch_id", "kind", "source", "bucket")},
-        **{name: getattr(found, name) for name in names},
+        **{name: getattr(found, name) for name in ("batch_made", "found", "known_rejects", "newest")},
+        already_loaded=loaded,
         changed=found.changed_since_load,
         rejected=sum(found.rejects.values()),
         seen=json.dumps(seen),

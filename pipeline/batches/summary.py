@@ -33,10 +33,12 @@ _LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; th
 
 def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     """Return the numbers of a batch; durations in seconds, sizes in bytes. Raises UsageError if it does not exist."""
-    look = find_look(connection, batch_id)
-    if look is not None and not look.batch_made:
-        return summarise_look(connection, look)
-    found = batch_state.require_batch(connection, batch_id)
+    found = batch_state.find_batch(connection, batch_id)
+    if found is None or found.state == "reset":
+        look = find_look(connection, batch_id)
+        if look is not None and not look.batch_made:
+            return summarise_look(connection, look)
+    found = found or batch_state.require_batch(connection, batch_id)
     if found.metrics:  # stored when the batch was done, since a reset deletes its markers
         reset_at = found.reset_at.isoformat() if found.reset_at is not None else None
         return {**found.metrics, "state": found.state, "reset_at": reset_at}

@@ -75,7 +75,7 @@ def _facts(summary: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[tuple[
         yield "Held", reason
     if summary["version"] is not None:
         yield "Version", str(summary["version"])
-    options = [name for name in ("force", "strict") if summary[name]]
+    options = [name for name in ("force", "changed", "strict") if summary.get(name)]
     if summary["limit"] is not None:
         options.append(f"limit {summary['limit']}")
     if options:

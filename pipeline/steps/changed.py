@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +60,30 @@ def look_at_left(
     advance: Callable[[int], None],
     files: Counter[str],
     drop_known: Callable[[], object],
+    check: Callable[[Any], Inspected] | None,
     *,
     taken: bool,
 ) -> Left:
     """Look at what is loaded, held by another batch, or beyond the limit, and add its files to `files` by class.
 
     What changed is added to pg_temp.staged, and `drop_known` takes out what is rejected already. Only if it is `taken`,
-    what cannot be used of it is a reject.
+    what cannot be used of it is a reject; `check` finds that out for --strict.
     """
     left, after = Left(), -1
     while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
         after = page[-1].recognition_id
         untouched = list(spread(partial(_count_untouched, str(source)), page, executor))
-        files[UNCHANGED] += sum(untouched)
-        rest = [row for row, count in zip(page, untouched, strict=True) if not count]
-        looks = list(spread(partial(_look, source), rest, executor))
-        suspects = [row for row, look in zip(rest, looks, strict=True) if look.is_suspect]
+        alone = [bool(count) and len(row.paths) == 1 for row, count in zip(page, untouched, strict=True)]
+        files[UNCHANGED] += sum(compress(untouched, alone))
+        rest = [(row, bool(count)) for row, count, done in zip(page, untouched, alone, strict=True) if not done]
+        looks = list(spread(lambda one: (one[0], _look(source, *one)), rest, executor))
+        suspects = [row for row, look in looks if look.is_suspect]
         changed = _compare(connection, source, suspects, executor) if suspects else {}
+        if check is not None and taken:
+            usable = [row for row in suspects if row.recognition_id in changed and row.holder is None]
+            changed |= {row.recognition_id: one for row, one in zip(usable, executor.map(check, usable), strict=True)}
         found: list[Reject | Notice] = []
-        for row, look in zip(rest, looks, strict=True):
+        for row, look in looks:
             one = changed.get(row.recognition_id)
             if one is None:
                 files.update(look.files)
@@ -94,10 +100,8 @@ def look_at_left(
             else:
                 files.update(one.files)
                 found += [*one.notices, one.result] if isinstance(one.result, Reject) else one.notices if taken else []
-        usable = [one.result for one in changed.values() if isinstance(one.result, Recognition)]
-        former = {row.recognition_id: row.former for row in suspects}
-        if usable:
-            copy_staged(connection, usable, former)
+        if staged := [one.result for one in changed.values() if isinstance(one.result, Recognition)]:
+            copy_staged(connection, staged, {row.recognition_id: row.former for row in suspects})
             drop_known()
         copy_found(connection, found)
         left.newest = max(filter(None, (left.newest, *(row.captured_on for row in page))), default=None)
@@ -106,11 +110,11 @@ def look_at_left(
 
 
 def _count_untouched(source: str, row: Any) -> int:
-    """Return the number of files of a recognition that is loaded, and whose folder has these files alone; 0 otherwise.
+    """Return the number of files of a recognition if its newest folder has what is loaded, and nothing else; else 0.
 
     That is so with most of them, every night: whatever takes time is in here.
     """
-    if not (row.loaded and row.identity and len(row.paths) == 1):
+    if not (row.loaded and row.identity):
         return 0
     folder, recorded = row.paths[0], row.identity.split("//")
     names, photos, inner = set(), "", set()
@@ -135,44 +139,27 @@ def _count_untouched(source: str, row: Any) -> int:
     return len(recorded) if is_same else 0
 
 
-def _look(source: Path, row: Any) -> _Look:
+def _look(source: Path, row: Any, is_untouched: bool) -> _Look:
     """Look at the folders of a recognition; open no file."""
-    recorded = row.identity.split("//") if row.identity else []
-    paths = [one.split(" ", 2)[2] for one in recorded]
-    own = next((path for path in row.paths if paths and paths[0].startswith(f"{path}/")), row.paths[0])
-    files, notices, present = Counter[str](), [], 0
+    start = row.identity.split("//")[0].split(" ", 2)[-1] if row.identity else ""
+    own = next((path for path in row.paths if start.startswith(f"{path}/")), row.paths[0])
+    files, notices = Counter[str](), []
     for path in row.paths:
-        is_own = path == own
-        below = count_below(source, path, UNCHANGED if row.loaded and is_own else NOT_TAKEN, is_listed=is_own)
+        below = count_below(source, path, UNCHANGED if row.loaded and path == own else NOT_TAKEN)
         files.update(below.files)
         notices += uncounted(row.recognition_id, path, below)
-        present += len(below.regular)
-    is_compared = row.loaded and row.identity is not None
-    is_same = own == row.paths[0] and present == len(recorded) and _is_untouched(source, recorded, paths)
-    return _Look(files, notices, is_compared and not is_same)
-
-
-def _is_untouched(source: Path, recorded: Sequence[str], paths: Sequence[str]) -> bool:
-    """Return whether the files have the sizes and times that are on record."""
-    try:
-        for one, path in zip(recorded, paths, strict=True):
-            facts = os.stat(f"{source}/{path}")
-            if not one.startswith(f"{facts.st_size} {facts.st_mtime_ns} "):
-                return False
-    except OSError:
-        return False
-    return True
+    return _Look(files, notices, row.loaded and row.identity is not None and not is_untouched)
 
 
 def _compare(connection: Connection, source: Path, suspects: Sequence[Any], executor: Executor) -> dict[int, Inspected]:
     """Inspect the folders of recognitions; return those that are not what was loaded, and remember the others."""
     numbers = [row.recognition_id for row in suspects]
     recorded = {row.recognition_id: row for row in connection.execute("list_recorded", recognition_ids=numbers)}
-    pairs = [(row, recorded[row.recognition_id]) for row in suspects]
+    pairs = [(row, recorded[row.recognition_id]) for row in suspects if row.recognition_id in recorded]
     changed: dict[int, Inspected] = {}
     same: dict[int, Inspected] = {}
-    for number, (found, is_changed) in zip(numbers, spread(partial(_inspect, source), pairs, executor), strict=True):
-        (changed if is_changed else same)[number] = found
+    for (row, _), (found, is_changed) in zip(pairs, spread(partial(_inspect, source), pairs, executor), strict=True):
+        (changed if is_changed else same)[row.recognition_id] = found
     adopted = [number for number in same if recorded[number].adopted and isinstance(same[number].result, Recognition)]
     for number in _find_other_documents(connection, source, [same[one].result for one in adopted]) if adopted else ():
         changed[number] = same.pop(number)

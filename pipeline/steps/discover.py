@@ -269,7 +269,8 @@ def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, p
             done += count
             progress(seen.found.found, done)
 
-        last = _stage(connection, request, executor, advance, seen)
+        strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
+        last = _stage(connection, request, executor, advance, seen, strictly)
         left = look_at_left(
             connection,
             source,
@@ -278,6 +279,7 @@ def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, p
             advance,
             files,
             partial(_drop_known, connection, request, seen),
+            strictly if request.strict else None,
             taken=request.changed,
         )
         seen.held, seen.held_by = left.held, left.held_by
@@ -320,12 +322,12 @@ def _stage(
     executor: Executor,
     advance: Callable[[int], None],
     seen: _Seen,
+    strictly: Callable[[Any], Inspected],
 ) -> int:
     """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, or -1."""
     connection.execute("create_staged")
     source = Path(request.source)
     wanted = sys.maxsize if request.limit is None else request.limit
-    strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
     last = -1
     # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
     while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
