@@ -24,6 +24,7 @@ from tests.services import (
     asked_of_luigid,
     subprocess_environment,
 )
+from tests.test_worker import holding
 
 BARE = ("luigi", "--module", "pipeline")
 LOAD = (*BARE, "LoadBatch")
@@ -198,6 +199,7 @@ def test_the_history_in_sqlite_fails_in_luigi_itself(run_luigi: RunLuigi, workdi
 # Tools
 
 
+@habit(TOOLS, "`UploadShard` or another task of a batch alone", "works")
 @habit(TOOLS, "`luigi-deps`", "works, with the shards of a batch that is known")
 @habit(TOOLS, "`luigi-deps-tree`", "works, with the shards of a batch that is known, and what is done")
 def test_the_tools_show_the_shards_of_a_known_batch(
@@ -221,6 +223,9 @@ def test_the_tools_show_the_shards_of_a_known_batch(
     assert tree >= {("CopyShard", "PENDING"), ("DiscoverBatch", "COMPLETE")}
     assert loaded(settings) == {}
     break_copies(settings, mend=True)
+    one = ("--module", "pipeline", "UploadShard", "--batch-id", "b1", "--shard", "2", LOCAL, "--no-lock")
+    assert run_luigi("luigi", *one).code == 0
+    assert ("UploadShard", "COMPLETE") in states(run_luigi("luigi-deps-tree", *load).stdout)
     assert run_luigi("luigi", *load, LOCAL, env=sharded).code == 0
     families = ("LoadBatch", "TransformBatch", "CopyShard", "UploadShard", "DiscoverBatch")
     assert states(run_luigi("luigi-deps-tree", *load).stdout) == {(family, "COMPLETE") for family in families}
@@ -238,11 +243,13 @@ def states(tree: str) -> set[tuple[str, str]]:
 @habit(WORKER, "`--parallel-scheduling`", "works")
 @habit(WORKER, "`--worker-timeout`, `[worker] timeout`", "works: a process for each task, so that it can be ended")
 @habit(WORKER, "`[worker] force_multiprocessing`, `cache_task_completion`", "works")
+@habit(WORKER, "`[worker] keep_alive`", "works")
 @habit(WORKER, "`--no-lock`", "works; the lock of a batch is in the database, and not this one")
 def test_workers_and_their_options(
     run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
-    (workdir / "luigi.cfg").write_text("[worker]\ncache_task_completion = true\nforce_multiprocessing = true\n")
+    options = ("cache_task_completion", "force_multiprocessing", "keep_alive")
+    (workdir / "luigi.cfg").write_text("\n".join(["[worker]", *(f"{option} = true" for option in options)]))
     load = (*LOAD, "--source", small_dataset(6), LOCAL, "--no-lock")
     sharded = {"PIPELINE_BATCH_SIZE": "2"}
     done = run_luigi(*load, "--batch-id", "b1", "--workers", "3", "--parallel-scheduling", env=sharded)
@@ -253,12 +260,16 @@ def test_workers_and_their_options(
     assert loaded(settings) == {"b1": (6, 3), "b2": (6, 3)}
 
 
+@habit(WORKER, "`--take-lock`", "refused: the lock of a batch is in the database")
 @habit(WORKER, "`--assistant`", "refused: it would take tasks of others; `pipeline worker` takes those of its project")
-def test_an_assistant_of_luigis_is_refused(run_luigi: RunLuigi, small_dataset: MakeDataset) -> None:
+def test_options_that_contradict_lock_or_project_are_refused(run_luigi: RunLuigi, small_dataset: MakeDataset) -> None:
     done = run_luigi(*LOAD, "--source", small_dataset(3), "--batch-id", "b1", LOCAL, "--assistant")
     assert (done.code, done.stdout) == (40, "")
     assert "Error: --assistant would take any task that luigid has" in done.stderr
-    assert "python -m pipeline worker" in done.stderr
+    assert "pipeline worker" in done.stderr
+    done = run_luigi(*LOAD, "--source", small_dataset(3), "--batch-id", "b1", LOCAL, "--take-lock")
+    assert (done.code, done.stdout) == (40, "")
+    assert "Error: --take-lock would do nothing: the lock of a batch is in the database." in done.stderr
 
 
 @habit(WORKER, "SIGUSR1", "works: no further task is taken, and the next run goes on")
@@ -335,3 +346,35 @@ def test_the_buttons_of_the_visualiser(
     asked_of_luigid(service.url, "mark_as_done", task_id=disabled)
     assert run_luigi(*load).code == 0
     assert loaded(settings) == {"off": (3, 1)}
+
+
+@habit(WORKER, "the number of processes, changed in the visualiser", "works: more processes take shards from then on")
+def test_the_visualiser_changes_the_number_of_processes(
+    service: SharedLuigid,
+    fork_server: ForkServer,
+    workdir: Path,
+    tmp_path: Path,
+    small_dataset: MakeDataset,
+    settings: Settings,
+) -> None:
+    load = ("--module", "pipeline", "LoadBatch", "--source", str(small_dataset(12)), "--batch-id", "b1")
+    env = subprocess_environment({"PIPELINE_BATCH_SIZE": "1", "PIPELINE_THREAD_COUNT": "1"})
+    output = tmp_path / "output"
+    output.mkdir()
+
+    def processes() -> list[int]:
+        found = asked_of_luigid(service.url, "worker_list", include_running=False)
+        return [one.get("workers") for one in found if "batch=b1" in one["name"]]
+
+    with holding(settings.database_url.reveal(), *range(1, 13)) as held:
+        running = start_forked(fork_server, output, workdir, (*load, *service.options), env, "luigi")
+        assert wait_until(lambda: processes() == [1], 60)
+        [worker] = [one for one in asked_of_luigid(service.url, "worker_list") if "batch=b1" in one["name"]]
+        asked_of_luigid(service.url, "set_worker_processes", worker=worker["name"], n=2)
+        assert wait_until(lambda: processes() == [2], 60)
+        for shard in range(1, 13):
+            held.let_go(shard)
+        ended = running.finish()
+    assert ended.code == 0, ended.stderr
+    workers = "SELECT count(DISTINCT worker) FROM ingest.batch_state WHERE step = 'upload'"
+    assert world.query(settings.database_url.reveal(), workers)[0][0] > 1

@@ -72,7 +72,8 @@ def test_tasks_of_a_user_require_ours(
     run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     module(workdir, small_dataset, _TASKS)
-    mine = ("luigi", "--module", "mine")
+    # Luigi's own lock goes by the command line, which forked processes share.
+    mine = ("luigi", "--no-lock", "--module", "mine")
     retcodes = "[retcode]\ntask_failed = 30\n[core]\nno_configure_logging = true\n"
     (workdir / "luigi.cfg").write_text(retcodes)
     assert run_luigi(*mine, "After", LOCAL).code == 0
@@ -117,6 +118,18 @@ def test_a_program_builds_our_tasks(
     refused = run_luigi("luigi", "--module", "pipeline", "ResetBatch", "--batch-id", "b1", LOCAL)
     assert refused.code == 40
     assert "Error: Batch b1 is not reset without --confirm." in refused.stderr
+
+
+@habit(
+    OWN,
+    '`luigi.run(["LoadBatch", …])` in a program',
+    "works as the command does: it ends the program, with its exit code",
+)
+def test_a_program_runs_the_command(run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset) -> None:
+    module(workdir, small_dataset, 'luigi.run(["LoadBatch", "--source", SOURCE, "--local-scheduler"])\n')
+    done = run_luigi("script", "mine.py")
+    assert (done.code, after_target(done.stderr)) == (0, "")
+    assert "Performance Metrics:" in done.stdout
 
 
 _SUBCLASSES = """
@@ -183,7 +196,7 @@ def test_a_range_of_days_is_completed_by_one_load(
     run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     first, *_, today = nights(4)
-    ranged = ("luigi", "--module", "pipeline", "RangeDaily", "--of", "LoadNight", "--start", first, LOCAL)
+    ranged = ("luigi", "--module", "pipeline", "RangeDaily", "--no-lock", "--of", "LoadNight", "--start", first, LOCAL)
     source = json.dumps({"source": str(small_dataset(3))})
     done = run_luigi(*ranged, "--of-params", source, "--reverse", "--task-limit", "2")
     assert done.code == 0, done.stderr
@@ -210,6 +223,19 @@ def test_days_are_run_as_one_where_a_subclass_batches_them(
     text = "class Newest(LoadNight):\n    date = luigi.DateParameter(batch_method=max)\n"
     module(workdir, small_dataset, f"{text}    source = luigi.Parameter(SOURCE)\n")
     first = nights(3)[0]
-    ranged = ("luigi", "--module", "mine", "RangeDaily", "--of", "Newest", "--start", first, *service.options)
-    assert run_luigi(*ranged).code == 0
+    ranged = (
+        "luigi",
+        "--module",
+        "mine",
+        "RangeDaily",
+        "--no-lock",
+        "--of",
+        "Newest",
+        "--start",
+        first,
+        *service.options,
+    )
+    (workdir / "luigi.cfg").write_text("[retcode]\ntask_failed = 30\nscheduling_error = 35\nnot_run = 25\n")
+    done = run_luigi(*ranged)
+    assert done.code == 0, done.stderr
     assert list(loaded(settings).values()) == [(3, 1)]

@@ -91,6 +91,9 @@ def use_packaged_settings() -> None:
             except (ValueError, TypeError, configparser.Error) as exc:
                 message = f"Luigi's configuration has a wrong value of {option} in [{section}]: {exc.__cause__ or exc}."
                 raise SettingsError(" ".join(message.split()), "Correct it there, or remove it.") from exc
+    if typed("take_lock"):
+        hint = "Stop the other run with SIGTERM; another run of a batch waits, or is refused."
+        raise SettingsError("--take-lock would do nothing: the lock of a batch is in the database.", hint)
     if luigi.interface.core().logging_conf_file and configuration.getboolean("core", "no_configure_logging"):
         hint = "Leave it out; or set `no_configure_logging = false` in [core], and redact keys and passwords yourself."
         raise SettingsError("The file of logging_conf_file would not be used: the pipeline configures logging.", hint)
