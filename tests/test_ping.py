@@ -70,7 +70,7 @@ def test_every_failure_pings_its_exit_code_and_its_cause(
     assert monitor.paths() == ["/ping/5f0c/start?create=1", "/ping/5f0c?create=1"]
     world.query(settings.database_url.reveal(), "UPDATE public.images SET byte_size = 1 WHERE camera_number = 1")
     failing: tuple[tuple[int, tuple[str | Path, ...], dict[str, str], str], ...] = (
-        (2, ("load", "--source", dataset, "--limit", "none"), {}, "--limit none"),
+        (2, ("load", "--source", dataset, "--limit", "none"), {}, "argument --limit"),
         (2, ("load", "--source", dataset / "gone"), {}, "gone"),
         (2, ("load", "--source", dataset), {"PIPELINE_BATCH_SIZE": "many"}, "PIPELINE_BATCH_SIZE"),
         (2, ("verify",), {"SUPABASE_SERVICE_ROLE_KEY": "a key"}, "SUPABASE_SERVICE_ROLE_KEY"),

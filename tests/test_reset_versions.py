@@ -184,7 +184,9 @@ def test_reset_of_annotations_gives_back_the_former_ones_with_the_ids_that_staye
     assert done.code == 0
     assert "bucket" not in done.out
     annotated = len({row[0] for row in world.domain(dsn).annotations})
-    [(name, count)] = re.findall(r"  batch (\w+): the former annotations of (\d+) recognitions is restored\n", done.out)
+    told = re.search(r"  batch (\w+): the former annotations of (\d+) recognitions are restored\n", done.out)
+    assert told is not None, done.out
+    name, count = told.groups()
     assert name == "q1"
     assert 0 < int(count) <= annotated
     assert state(settings) == first
