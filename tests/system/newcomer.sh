@@ -44,6 +44,9 @@ says "pipeline load --source dataset --batch-id first"
 step pipeline --version
 step pipeline up
 step pipeline sample dataset --recognitions 12
+step pipeline init --non-interactive --source dataset
+says "written .*/crontab"
+says " 0 problems"
 step pipeline load --source dataset --batch-id first
 says "Batch first is done: 12 recognitions"
 says "Performance Metrics:"
@@ -52,6 +55,10 @@ says "Batch first is done already, since"
 step change_a_receipt dataset
 step pipeline load --source dataset --dry-run
 says "12 already loaded"
+step pipeline load --source dataset
+says "1 recognition changed since it was loaded: load --changed"
+step pipeline load --source dataset --changed --batch-id changed
+says "Batch changed is done: 1 recognition"
 step pipeline load-qwen --file dataset/qwen_annotations.json --batch-id boxes
 says "Batch boxes is done"
 step pipeline status
@@ -59,9 +66,8 @@ says "  first .* done"
 step pipeline report --batch-id first
 says "report-first.html"
 step pipeline verify --quiet
-says "24 equal, 0 missing"
+says "26 equal, 0 missing"
 
-cp "$ROOT/luigi.cfg" .
 "$BIN/luigid" --address 127.0.0.1 --port "$PORT" >luigid.log 2>&1 &
 LUIGID=$!
 until "$BIN/python" -c "import socket; socket.create_connection(('127.0.0.1', $PORT))" 2>/dev/null; do
@@ -73,6 +79,7 @@ step "$BIN/luigi" --module pipeline LoadBatch --source dataset --force --batch-i
 says "Batch second is done: 12 recognitions"
 step pipeline reset --batch-id second --confirm
 says "Batch second is reset"
+step pipeline reset --batch-id changed --confirm
 step pipeline verify --quiet
 says "24 equal, 0 missing"
 echo "All steps did what they say."
