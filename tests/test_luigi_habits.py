@@ -274,7 +274,7 @@ def test_options_that_contradict_lock_or_project_are_refused(run_luigi: RunLuigi
 
 @habit(WORKER, "SIGUSR1", "works: no further task is taken, and the next run goes on")
 @habit(CODES, "Ctrl-C, SIGTERM", "works: exit code 130, and the next run goes on")
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_load_that_is_told_to_stop_is_resumed(
     number: int,
     fork_server: ForkServer,
@@ -348,6 +348,7 @@ def test_the_buttons_of_the_visualiser(
     assert loaded(settings) == {"off": (3, 1)}
 
 
+@pytest.mark.slow
 @habit(WORKER, "the number of processes, changed in the visualiser", "works: more processes take shards from then on")
 def test_the_visualiser_changes_the_number_of_processes(
     service: SharedLuigid,

@@ -51,7 +51,7 @@ def projects(
 
 
 @habit(SCHEDULER, "one luigid for several projects, with batches of the same name at once", "works")
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_two_projects_load_batches_of_one_name_at_once(
     workers: str, luigid: str, projects: tuple[Project, Project], small_dataset: MakeDataset
 ) -> None:

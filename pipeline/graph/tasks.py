@@ -179,9 +179,10 @@ class Transform(RequestTask):
         """Return the discovery; without a run, for tools such as luigi-deps, the shards of a known batch as well."""
         run = self.active_run
         run.discovery = self.clone(self.discovery)  # type: ignore[no-untyped-call]
-        if run.lock is not None or self.kind != KIND_LOAD or not run.discovery.complete():
-            return [run.discovery]
-        shards = range(1, run.shards + 1)
+        if run.lock is not None or self.kind != KIND_LOAD:
+            return run.discovery
+        batch = run.database.run(lambda connection: state.find_batch(connection, self.batch_id))
+        shards = range(1, batch.shards + 1) if batch is not None else ()
         return [run.discovery, *(self.clone(CopyShard, shard=one) for one in shards)]  # type: ignore[no-untyped-call]
 
     def run(self) -> Iterator[DynamicRequirements]:
