@@ -388,6 +388,7 @@ def test_a_batch_that_is_not_done_says_how_to_go_on(state: str, text: str) -> No
         "source": "/ds",
         "limit": 5,
         "force": False,
+        "changed": False,
         "kind": "load",
         "coordinates": "pixels",
         "exif_turned": False,
