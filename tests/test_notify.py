@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -264,4 +265,9 @@ def test_what_hangs_or_breaks_does_not_hold_up_the_command(
         cursor.execute("LOCK TABLE ingest.notifications IN ACCESS EXCLUSIVE MODE")
         done = run("load", "--source", "gone")
         assert (done.code, "Nobody was notified within" in done.err) == (2, True)
+    # What hung goes on now, and its log needs the streams of this test.
+    for thread in threading.enumerate():
+        if thread.name in ("alarm", "notify"):
+            thread.join(60)
+            assert not thread.is_alive()
     monkeypatch.undo()

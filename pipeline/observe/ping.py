@@ -43,7 +43,7 @@ class Ping:
 
     def __init__(self, url: Secret) -> None:
         self._url = url
-        self._threads: list[threading.Thread] = []
+        self._requests: list[_Request] = []
 
     def start(self) -> None:
         """Report the begin."""
@@ -62,26 +62,36 @@ class Ping:
         parts = urlsplit(self._url.reveal())
         url = parts._replace(path=parts.path.rstrip("/") + suffix, fragment="").geturl()
         body = text.encode()[-BODY_BYTES:].decode(errors="ignore").encode()
-        thread = threading.Thread(target=_post, args=(url, body, [*self._threads]), name="ping", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        thread.join(seconds)
-        return not thread.is_alive()
+        request = _Request(url, body, [*self._requests])
+        self._requests.append(request)
+        request.start()
+        request.join(seconds)
+        if request.is_alive():
+            return False
+        if request.failure:
+            logger.warning("The monitor of PING_URL %s.", request.failure)
+        return True
 
 
-def _post(url: str, body: bytes, earlier: list[threading.Thread]) -> None:
-    for thread in earlier:
-        thread.join(_TIMEOUT[0])
-    why = ""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(_PAUSE_SECONDS)
-        try:
-            with requests.post(url, body, timeout=_TIMEOUT, headers=_HEADERS, stream=True) as response:
-                why = "" if response.ok else f"responded with status {response.status_code}"
-                if response.status_code < 500:
-                    break
-        except (requests.RequestException, ValueError) as exc:  # its message contains the URL
-            why = f"cannot be reached ({type(exc).__name__})"
-    if why:
-        logger.warning("The monitor of PING_URL %s.", why)
+class _Request(threading.Thread):
+    """A POST after earlier ones, with `failure` as the reason why the monitor did not take it."""
+
+    def __init__(self, url: str, body: bytes, earlier: list[_Request]) -> None:
+        super().__init__(name="ping", daemon=True)
+        self._url, self._body, self._earlier = url, body, earlier
+        self.failure = ""
+
+    def run(self) -> None:
+        """Send, a few times if need be."""
+        for request in self._earlier:
+            request.join(_TIMEOUT[0])
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_PAUSE_SECONDS)
+            try:
+                with requests.post(self._url, self._body, timeout=_TIMEOUT, headers=_HEADERS, stream=True) as response:
+                    self.failure = "" if response.ok else f"responded with status {response.status_code}"
+                    if response.status_code < 500:
+                        break
+            except (requests.RequestException, ValueError) as exc:  # its message contains the URL
+                self.failure = f"cannot be reached ({type(exc).__name__})"
