@@ -125,7 +125,8 @@ def give_data(home: Path, data: Path) -> None:
 @contextmanager
 def fresh_database(server: str, name: str, template: str = "template1") -> Iterator[str]:
     """Create a database, yield its address, and drop it whoever is connected."""
-    execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    # Copying files takes half of what copying blocks through the log does, where nothing is made durable.
+    execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
     try:
         yield with_database(server, name)
     finally:
