@@ -331,7 +331,9 @@ def test_any_history_over_adopted_trays_can_be_undone(
         if kind == "reset" and batches:
             batch = batches.pop(chosen.randrange(len(batches)))
             done = run("reset", "--batch-id", batch, "--confirm")
-            if not world.query(dsn, "SELECT FROM ingest.batches WHERE id = %s", (batch,)):  # there was nothing to load
+            if not world.query(
+                dsn, "SELECT id FROM ingest.batches WHERE id = %s", (batch,)
+            ):  # there was nothing to load
                 assert done.code == 2
                 continue
         elif kind == "load":
@@ -349,7 +351,7 @@ def test_any_history_over_adopted_trays_can_be_undone(
         assert world.inconsistencies(project.settings) == []
     chosen.shuffle(batches)
     made = {name for (name,) in world.query(dsn, "SELECT id FROM ingest.batches")}
-    for batch in made.intersection(batches):
+    for batch in [batch for batch in batches if batch in made]:
         done = run("reset", "--batch-id", batch, "--confirm")
         assert done.code == 0, done.err
         assert world.inconsistencies(project.settings) == []

@@ -35,8 +35,8 @@ def project(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def has_photos(project: str) -> bool:
-    return project == "app"
+def has_photos() -> bool:
+    return True
 
 
 @pytest.fixture
