@@ -58,8 +58,10 @@ def one_sentence(stderr: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("kind", _BROKEN)
-@pytest.mark.parametrize("program", [(sys.executable, "-m", "pipeline"), (str(BIN / "pipeline"),)])
+_MODULE, _SCRIPT = (sys.executable, "-m", "pipeline"), (str(BIN / "pipeline"),)
+
+
+@pytest.mark.parametrize(("program", "kind"), [*((_MODULE, kind) for kind in _BROKEN), (_SCRIPT, next(iter(_BROKEN)))])
 def test_a_luigi_cfg_that_cannot_be_read_is_one_sentence(program: tuple[str, ...], kind: str, workdir: Path) -> None:
     (workdir / "luigi.cfg").write_bytes(_BROKEN[kind])
     arguments = [*program, "status"]
@@ -102,14 +104,19 @@ _TOML = {
 
 
 @pytest.mark.parametrize("kind", _TOML)
-def test_a_fault_in_a_luigi_toml_is_one_sentence(kind: str, start: Start, workdir: Path) -> None:
+def test_a_fault_in_a_luigi_toml_is_one_sentence(kind: str, run_pipeline: RunPipeline, workdir: Path) -> None:
     content, named = _TOML[kind]
     (workdir / "luigi.toml").write_text(content, encoding="utf-8")
-    command = (sys.executable, "-m", "pipeline", "status")
-    process = start(*command, env={"LUIGI_CONFIG_PARSER": "toml"})
+    done = run_pipeline("status")
+    assert done.returncode == 2
+    assert named in one_sentence(done.stderr)
+
+
+def test_a_luigi_toml_that_luigi_reads_at_its_import_is_one_sentence(start: Start, workdir: Path) -> None:
+    (workdir / "luigi.toml").write_text("[pipeline]\nthread_count =\n", encoding="utf-8")
+    process = start(sys.executable, "-m", "pipeline", "status", env={"LUIGI_CONFIG_PARSER": "toml"})
     _, told = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert named in one_sentence(told)
+    assert (process.returncode, "cannot be read" in one_sentence(told)) == (2, True)
 
 
 def test_values_of_the_section_default_are_no_names_of_the_pipeline(run_pipeline: RunPipeline, workdir: Path) -> None:

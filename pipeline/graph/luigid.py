@@ -49,7 +49,8 @@ _MARKUP = str.maketrans("<>&", "‹›+")  # the visualiser would interpret thes
 def choose_parser(*, late: bool = False) -> None:
     """Let Luigi read the luigi.toml of this folder where there is no luigi.cfg, or the one in LUIGI_CONFIG_PATH.
 
-    Raises SettingsError if both are there, or if Luigi has read its own settings before (`late`).
+    Raises SettingsError if both are there, if the file cannot be read, or if Luigi has read its own settings before
+    (`late`).
     """
     if "LUIGI_CONFIG_PARSER" in os.environ:
         return
@@ -61,7 +62,16 @@ def choose_parser(*, late: bool = False) -> None:
         hint = "Set LUIGI_CONFIG_PARSER=toml; or cfg, if luigi.cfg is meant."
         raise SettingsError(f"Luigi does not read {which}.", hint)
     os.environ["LUIGI_CONFIG_PARSER"] = "toml"
-    InterfaceLogging.config = luigi.configuration.get_config()  # it has the other parser from its import on
+    try:
+        InterfaceLogging.config = luigi.configuration.get_config()  # it has the other parser from its import on
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+    ) as exc:  # of the file, or of Luigi about it
+        message = f"Luigi's configuration luigi.toml cannot be read: {exc}."
+        raise SettingsError(" ".join(message.split()), "Correct it: each section once, then `name = value`.") from exc
 
 
 def use_packaged_settings() -> None:
