@@ -62,7 +62,9 @@ def _luigid(folder: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     text = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
-    (folder / "luigi.cfg").write_text(text.replace("http://127.0.0.1:8082/", f"{url}/"), encoding="utf-8")
+    (folder / "luigi.cfg").write_text(
+        text.replace("scheduler_port = 8082", f"scheduler_url = {url}/"), encoding="utf-8"
+    )
     command = [sys.executable, "-c", "import luigi.cmdline; luigi.cmdline.luigid()", "--address", "127.0.0.1"]
     command += ["--port", url.rpartition(":")[2], "--state-path", str(folder / "luigid.state")]
     with open(folder / "luigid.log", "wb") as log:

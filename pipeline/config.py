@@ -224,6 +224,8 @@ def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tu
     if all(environ.get(name) for name in REQUIRED):
         return "process", None
     hint = f"Start the services with `{command_line('up')}`, or let `{command_line('init')}` write .env.local."
+    if local.with_name(".env.production").is_file():
+        hint = "Add --production, so that .env.production is used."
     raise SettingsError(f"There is neither {local} nor {path}, so no environment to work with.", hint)
 
 

@@ -96,12 +96,19 @@ def is_app(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session")
-def template_database(postgres_server: EmbeddedPostgres, is_app: bool) -> Iterator[str]:
-    """The name of a database with all migrations, to copy; nobody is connected to it."""
-    name = "migrated"
+def app_template(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database as an app has it, without our migrations, to copy; nobody is connected to it."""
+    name = "app"
     with fresh_database(postgres_server.dsn, name) as url:
-        if is_app:
-            world.query(url, world.APP.read_text(encoding="utf-8"))
+        world.query(url, world.APP.read_text(encoding="utf-8"))
+        yield name
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: EmbeddedPostgres, is_app: bool, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a database with all migrations, to copy; nobody is connected to it."""
+    name, template = "migrated", request.getfixturevalue("app_template") if is_app else "template1"
+    with fresh_database(postgres_server.dsn, name, template) as url:
         nowhere = StorageServer("http://127.0.0.1:1", "", "none", Path())
         settings = local_settings(url, nowhere, "none", Path())
         with closing(Database(settings)) as database:

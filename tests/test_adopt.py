@@ -22,7 +22,7 @@ from tests import annotating, older_script, world
 from tests.annotating import Run, give_receipt, ids_of, key_of, value_of, write
 from tests.random_trays import random_boxes, random_receipt
 from tests.services import MakeDataset, Start, fresh_database
-from tests.test_app_project import APP, COLUMNS, rows_of
+from tests.test_app_project import COLUMNS, rows_of
 
 run = annotating.run
 dsn = annotating.dsn
@@ -37,10 +37,9 @@ BOXES = (("dish_0", 10, 20.5, 50, 40), ("dish_1", 60.125, 20, 30, 30), ("dish_7"
 
 
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+def database_url(postgres_server: EmbeddedPostgres, app_template: str) -> Iterator[str]:
     """The address of a database as the app has it, without rows, not migrated yet."""
-    with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}") as url:
-        world.query(url, APP.read_text(encoding="utf-8"))
+    with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}", app_template) as url:
         world.query(url, "TRUNCATE public.recognitions, public.recipes CASCADE")
         yield url
 

@@ -105,7 +105,7 @@ def test_items_of_other_types_keep_a_tray_as_it_is(run: Run, project: Project, d
     project.then = project.now()
     start(run, project)
     force(run, project, "b1", SALAD)
-    reset(run, "b1")
+    assert world.query(dsn, "SELECT count(*) FROM ingest.batches WHERE id = 'b1'") == [(0,)]
     project.check()
 
 

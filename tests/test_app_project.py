@@ -61,10 +61,9 @@ def has_photos() -> bool:
 
 
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+def database_url(postgres_server: EmbeddedPostgres, app_template: str) -> Iterator[str]:
     """The address of a database as the app has it, not migrated yet."""
-    with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}") as url:
-        world.query(url, APP.read_text(encoding="utf-8"))
+    with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}", app_template) as url:
         yield url
 
 

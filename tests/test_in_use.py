@@ -23,7 +23,6 @@ from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
 from tests.people import NOTES, WORK, People
 from tests.services import MakeDataset, fresh_database
-from tests.test_app_project import APP
 
 run = annotating.run
 dsn = annotating.dsn
@@ -40,11 +39,14 @@ def has_photos() -> bool:
 
 
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres, template_database: str, project: str) -> Iterator[str]:
+def database_url(
+    postgres_server: EmbeddedPostgres, template_database: str, app_template: str, project: str
+) -> Iterator[str]:
     """A database of the app's, or an empty one with a table of others."""
-    template = "template1" if project == "app" else template_database
+    template = app_template if project == "app" else template_database
     with fresh_database(postgres_server.dsn, f"{project}_{uuid.uuid4().hex}", template) as url:
-        world.query(url, APP.read_text(encoding="utf-8") if project == "app" else NOTES)
+        if project != "app":
+            world.query(url, NOTES)
         yield url
 
 

@@ -325,7 +325,9 @@ def test_a_luigid_that_hangs_during_a_load(
 
 def configure(workdir: Path, url: str) -> None:
     text = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
-    (workdir / "luigi.cfg").write_text(text.replace("http://127.0.0.1:8082/", f"{url}/"), encoding="utf-8")
+    (workdir / "luigi.cfg").write_text(
+        text.replace("scheduler_port = 8082", f"scheduler_url = {url}/"), encoding="utf-8"
+    )
 
 
 @contextmanager

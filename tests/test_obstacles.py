@@ -17,7 +17,6 @@ from pipeline.database.migrate import migrations
 from pipeline.doctor.obstacles import find_obstacles
 from tests import annotating, world
 from tests.annotating import Run
-from tests.histories import APP
 from tests.services import fresh_database
 from tests.test_app_project import catalogue
 
@@ -26,10 +25,9 @@ dsn = annotating.dsn
 
 
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+def database_url(postgres_server: EmbeddedPostgres, app_template: str) -> Iterator[str]:
     """The address of a database as the app has it, not migrated yet."""
-    with fresh_database(postgres_server.dsn, f"obstacles_{uuid.uuid4().hex}") as url:
-        world.query(url, APP.read_text(encoding="utf-8"))
+    with fresh_database(postgres_server.dsn, f"obstacles_{uuid.uuid4().hex}", app_template) as url:
         world.query(url, "DROP VIEW public.annotation_export")  # which would keep others from changing its columns
         yield url
 

@@ -42,9 +42,8 @@ def has_photos() -> bool:
 
 
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}") as url:
-        world.query(url, world.APP.read_text(encoding="utf-8"))
+def database_url(postgres_server: EmbeddedPostgres, app_template: str) -> Iterator[str]:
+    with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}", app_template) as url:
         yield url
 
 

@@ -97,7 +97,6 @@ def summarise_look(connection: Connection, look: Look) -> dict[str, Any]:
 def describe_changed(kind: str, changed: int, taken: bool) -> str:
     """Return a sentence about what changed since it was loaded."""
     what = counted(changed, "photo" if kind == KIND_QWEN else "recognition")
-    if taken:
-        return f"{what} changed since {'it was' if changed == 1 else 'they were'} loaded: loaded anew."
+    text = f"{what} changed since {'it was' if changed == 1 else 'they were'} loaded"
     command = "load-qwen --changed" if kind == KIND_QWEN else "load --changed"
-    return f"{what} changed since {'it was' if changed == 1 else 'they were'} loaded: {command}"
+    return f"{text}." if taken else f"{text}: {command}"

@@ -69,14 +69,14 @@ def _facts(summary: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[tuple[
     yield "Source", summary["source"]
     yield "Bucket", summary["bucket"]
     for name in ("created_at", "finished_at", "reset_at"):
-        if summary[name]:
+        if summary.get(name):  # a look that made no batch has none
             yield name.replace("_at", "").capitalize(), summary[name]
     if reason := summary.get("held_reason"):
         yield "Held", reason
-    if summary["version"] is not None:
+    if summary.get("version") is not None:
         yield "Version", str(summary["version"])
     options = [name for name in ("force", "changed", "strict") if summary.get(name)]
-    if summary["limit"] is not None:
+    if summary.get("limit") is not None:
         options.append(f"limit {summary['limit']}")
     if options:
         yield "Options", ", ".join(options)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.dataset.records import Notice, Recognition, Reject
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, StorageUnavailable
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.read import BUDGET, DECODERS, Budget, PhotoFacts, ValidMenus, check_photos, read_files, size_of
 from pipeline.storage import Storage, StoredObject
@@ -139,6 +139,6 @@ class ShardTransfer:
         """Copy an object in the bucket instead of sending its content; return whether Storage did."""
         try:
             self._storage.copy(former, key)
-        except StorageError:  # it is gone, or this server copies nothing
+        except (StorageError, StorageUnavailable):  # it is gone or cannot be read, or this server copies nothing
             return False
         return True

@@ -141,7 +141,7 @@ UPDATE ingest.looks SET batch_made = false, rejected = 0 WHERE batch_id = :batch
 
 -- name: forget_known
 -- What was rejected or noticed since discovery, with the words that an earlier load recorded, is not told again, but for
--- notices of a forced load.
+-- notices of a forced load, and rejects of files that have another size since.
 WITH earlier AS (
     SELECT l.batch_id, b.force
     FROM ingest.batches b
@@ -158,8 +158,17 @@ WITH earlier AS (
     WHERE r.batch_id = :batch_id AND EXISTS (
         SELECT FROM ingest.rejects e
         WHERE e.path || e.code || e.message = r.path || r.code || r.message AND e.batch_id <> r.batch_id
-            AND e.recognition_id IS NOT DISTINCT FROM r.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier))
-    RETURNING 1
+            AND e.recognition_id IS NOT DISTINCT FROM r.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier)
+            AND regexp_replace(e.identity, '(^|//)([0-9]+) [0-9]+ ', '\1\2 ', 'g')
+                IS NOT DISTINCT FROM regexp_replace(r.identity, '(^|//)([0-9]+) [0-9]+ ', '\1\2 ', 'g'))
+    RETURNING r.recognition_id, r.path || r.code || r.message AS content, r.identity
+), seen AS (
+    -- The next look compares the files with what they are now.
+    UPDATE ingest.rejects e
+    SET identity = r.identity
+    FROM rejects r
+    WHERE r.identity IS NOT NULL AND e.path || e.code || e.message = r.content AND e.recognition_id = r.recognition_id
+        AND e.batch_id IN (SELECT batch_id FROM earlier)
 )
 UPDATE ingest.looks SET known_rejects = known_rejects + (SELECT count(*) FROM rejects) WHERE batch_id = :batch_id
 
