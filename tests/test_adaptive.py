@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import pytest
+
 from pipeline.observe.metrics import Metrics
 from pipeline.storage import Storage
 from tests.scripted import Answer, Request, ScriptedServer, settings_for, stored
@@ -62,6 +64,7 @@ def upload(storage: Storage, uploads: int = UPLOADS) -> None:
             sent.result()
 
 
+@pytest.mark.slow
 def test_a_server_that_allows_eight_is_kept_busy_and_refuses_less_than_one_in_twenty() -> None:
     metrics, crowd = Metrics(), Crowd()
     with (

@@ -316,7 +316,8 @@ def test_what_an_adopted_tray_lacks_is_noticed_and_no_difference(run: Run, proje
     assert run("verify").code == 5
 
 
-@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow) if n > 1 else n for n in range(1, 11)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
 def test_any_history_over_adopted_trays_can_be_undone(
     run: Run, project: Project, tmp_path: Path, dsn: str, seed: int
 ) -> None:

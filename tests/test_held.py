@@ -343,7 +343,7 @@ def test_two_publishes_at_once_commit_once(
 # Under Luigi
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["local", "luigid"])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["local", "luigid"])
 def test_the_bare_command_never_ends_with_0_for_a_held_batch(
     shared: bool,
     start: Start,

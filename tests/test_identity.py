@@ -186,7 +186,9 @@ MEETING: dict[str, tuple[list[Any], Value, list[Any], Value]] = {
 }
 
 
-@pytest.mark.parametrize("case", MEETING)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if nth else case for nth, case in enumerate(MEETING)]
+)
 def test_labels_with_one_box_that_come_to_one_item_are_all_shown(
     run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path, case: str
 ) -> None:

@@ -181,7 +181,7 @@ def test_a_photo_that_another_batch_annotated_meanwhile_is_left_and_its_neighbou
     assert world.query(dsn, "SELECT count(*) FROM ingest.claims") == [(0,)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_of_each_photo_the_newest_batch_counts_after_any_loads_and_resets(
     seed: int, dataset: Path, settings: Settings, database: Database, dsn: str, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def test_the_bare_command_with_a_local_scheduler_says_no_word_of_luigid(
     world.check(settings, (small_dataset(6), "b1", None))
 
 
-@pytest.mark.parametrize("workers", ["1", "4"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "4"])
 def test_luigid_schedules_the_work_and_is_told_no_secret(
     workers: str, luigid: str, start: Start, small_dataset: MakeDataset, settings: Settings
 ) -> None:
@@ -167,7 +167,7 @@ def test_stopped_in_the_middle_the_same_command_finishes_it(
     world.check(settings, (small_dataset(40), "b1", None))
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_statement_that_waits_in_postgresql_does_not_hold_up_a_stop(
     workers: str, start: Start, small_dataset: MakeDataset, settings: Settings
 ) -> None:

@@ -98,6 +98,7 @@ def metadata(wheel: Path) -> Message:
         return email.message_from_bytes(archive.read(name))
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_package_and_no_other(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -111,6 +112,7 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(built: tuple[Path,
     assert {"pipeline/py.typed", "pipeline/database/queries/batches.sql", "pipeline/doctor/__init__.py"} <= names
 
 
+@pytest.mark.slow
 def test_the_sdist_has_what_it_takes_to_build_and_no_tests(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -121,6 +123,7 @@ def test_the_sdist_has_what_it_takes_to_build_and_no_tests(built: tuple[Path, Pa
     assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks")]
 
 
+@pytest.mark.slow
 def test_the_metadata_tells_what_it_is_and_what_it_needs(built: tuple[Path, Path]) -> None:
     told = metadata(built[0])
     assert told["Name"] == "canteen-tray-loader"

@@ -803,7 +803,9 @@ def test_without_storage_there_is_a_page_without_photos(
     assert "latency" in page.charts
 
 
-@pytest.mark.parametrize("fault", [INTERNAL, BAD_GATEWAY, NO_SERVICE], ids=str)
+@pytest.mark.parametrize(
+    "fault", [INTERNAL, *(pytest.param(one, marks=pytest.mark.slow) for one in (BAD_GATEWAY, NO_SERVICE))], ids=str
+)
 def test_one_object_that_cannot_be_read_costs_the_page_that_photo_alone(
     fault: Fault,
     load: LoadBatch,
@@ -936,6 +938,7 @@ def test_a_page_that_fails_half_way_leaves_the_former_one(
     assert sorted(one.name for one in workdir.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_largest_photos_there_may_be_fit_into_the_memory_of_a_process(
     load: LoadBatch, settings: Settings, start: Start, dsn: str, small_dataset: MakeDataset, tmp_path: Path

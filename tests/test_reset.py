@@ -38,7 +38,7 @@ luigid = test_luigi.luigid
 # As if never loaded
 
 
-@pytest.mark.parametrize("order", [("q2", "b2"), ("b2", "q2")])
+@pytest.mark.parametrize("order", [("q2", "b2"), pytest.param(("b2", "q2"), marks=pytest.mark.slow)])
 def test_reset_is_as_if_the_batch_had_never_been_loaded(
     order: Sequence[str], load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:

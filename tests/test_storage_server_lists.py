@@ -46,7 +46,7 @@ def pages(client: Client, bucket: str, **body: Any) -> Iterator[dict[str, Any]]:
         body["cursor"] = page["nextCursor"]
 
 
-@pytest.mark.parametrize(("limit", "prefix"), [(1000, ""), (5000, ""), (None, ""), (7, "p/f"), (1, "p/f0"), (1, "q/")])
+@pytest.mark.parametrize(("limit", "prefix"), [(1000, ""), (None, ""), (7, "p/f"), (1, "p/f0"), (1, "q/")])
 def test_the_second_list_is_complete(many: tuple[Client, str, list[str]], limit: int | None, prefix: str) -> None:
     client, bucket, keys = many
     found = []

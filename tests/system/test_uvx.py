@@ -28,6 +28,8 @@ def test_uvx_runs_the_commands_of_the_wheel(built: tuple[Path, Path], tmp_path: 
         )
 
     done = uvx("pipeline", "--help")
+    if "Failed to fetch" in done.stderr or "error sending request" in done.stderr:
+        pytest.skip(f"uv reaches no package index: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
     assert "load-qwen" in done.stdout
     # Its environment is in a cache, so that no nightly job may name it.
