@@ -36,6 +36,7 @@ from pipeline import cli
 from pipeline.config import Settings
 from pipeline.database import Connection
 from pipeline.storage import Storage
+from tests import world
 from tests.services import (
     StorageServer,
     end,
@@ -224,6 +225,9 @@ def placed_runner(
         url = stack.enter_context(fresh_database(server.dsn, f"model_{uuid.uuid4().hex}", template))
         found = local_settings(url, storage, f"bucket-{uuid.uuid4().hex}", folder / "home")
         (folder / ".env.local").write_text(environment_file(found), encoding="utf-8")
+        if world.query(url, "SELECT 1 FROM public.images LIMIT 1"):  # no load makes a bucket beside photos
+            with contextlib.closing(Storage(found)) as door:
+                door.ensure_bucket()
         yield found, Runner(fork_server, folder, {"PIPELINE_THREAD_COUNT": "1", "PIPELINE_BATCH_SIZE": "2"})
 
 
