@@ -154,7 +154,7 @@ def read_alarms(
 ) -> Alarms:
     """Read PING_URL and NOTIFY_URLS, of the process environment alone where the file of the environment is unusable."""
     values: dict[str, str] = {}
-    with suppress(SettingsError):  # whoever reads all settings reports it
+    with suppress(SettingsError):  # `load_settings` reports it
         _, path = _choose(production, environ, directory or Path.cwd())
         values = _read(path) if path is not None else {}
     values |= {name: value for name, value in environ.items() if value}

@@ -36,7 +36,7 @@ def looks(dsn: str) -> list[tuple[Any, ...]]:
 
 
 def cut(dataset: Path, numbers: Sequence[int]) -> list[Path]:
-    """Truncate a photo of each recognition, as only who reads it finds out; return the photos."""
+    """Truncate a photo of each recognition, so that only reading it reveals the damage; return the photos."""
     photos = [next(world.folders(dataset)[number].rglob("*_Main.jpg")) for number in numbers]
     for photo in photos:
         photo.write_bytes(photo.read_bytes()[:-200])

@@ -100,3 +100,8 @@ def describe_changed(kind: str, changed: int, taken: bool) -> str:
     text = f"{what} changed since {'it was' if changed == 1 else 'they were'} loaded"
     command = "load-qwen --changed" if kind == KIND_QWEN else "load --changed"
     return f"{text}." if taken else f"{text}: {command}"
+
+
+def describe_known(rejects: int) -> str:
+    """Return a sentence about rejects that earlier looks recorded."""
+    return f"Known rejects: {rejects}, recorded by earlier loads and unchanged."

@@ -144,7 +144,7 @@ def find_newest_done(settings: Settings, database: Database, request: LoadReques
         options = json.dumps({name: getattr(request, name) for name in OPTIONS})
         source, bucket = _source(settings, request), settings.bucket
         rows = connection.execute("find_newest_done", kind=request.kind, source=source, bucket=bucket, options=options)
-        return find_look(connection, rows[0].batch_id) if rows else None
+        return Look(**rows[0]._asdict()) if rows else None
 
     return database.run(find)
 

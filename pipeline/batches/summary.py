@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
-from pipeline.batches.looks import OPTIONS, Look, describe_changed, find_look, summarise_look
+from pipeline.batches.looks import OPTIONS, Look, describe_changed, describe_known, find_look, summarise_look
 from pipeline.batches.proofs import describe_proofs, find_proofs
 from pipeline.batches.resolve import LoadRequest, reset_command
 from pipeline.batches.state import KIND_QWEN, held_hint
@@ -146,6 +146,14 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     return "\n".join([*lines, *_describe_rest(summary, rejects)])
 
 
+def describe(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = False, everything: bool = False) -> str:
+    """Return the headline and, unless nothing was loaded, the performance metrics; see both for the arguments."""
+    text = headline(summary, rejects, was_done=was_done)
+    if was_done or not summary.get("batch_made", True):
+        return text
+    return f"{text}\n{performance_metrics(summary, everything=everything)}"
+
+
 def _describe_look(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines about a look that found nothing to load."""
     unit = partial(counted, noun="photo" if summary["kind"] == KIND_QWEN else "recognition")
@@ -174,7 +182,7 @@ def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
     if changed := summary.get("changed_since_load"):
         lines.append(describe_changed(summary["kind"], changed, summary["changed"]))
     if known := summary.get("known_rejects"):
-        lines.append(f"Known rejects: {known}, recorded by earlier loads and unchanged.")
+        lines.append(describe_known(known))
     if files := summary.get("files"):  # earlier versions did not count them
         lines.append(f"Files: {describe_files(files)}.")
     return [*lines, *(_inputs(summary, rejects) if rejects else ())]

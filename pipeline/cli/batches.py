@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.batches.held import release
-from pipeline.batches.looks import describe_changed
+from pipeline.batches.looks import describe_changed, describe_known
 from pipeline.batches.proofs import find_proofs
 from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
 from pipeline.batches.state import KIND_LOAD, held_hint
-from pipeline.batches.summary import headline, performance_metrics, read_status, status_text, summarise
+from pipeline.batches.summary import describe, headline, read_status, status_text, summarise
 from pipeline.cli.completion import remember
 from pipeline.cli.measured import Measured, measured
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
@@ -103,10 +103,8 @@ def _run_load(task: Load, options: argparse.Namespace, metrics: Measured, **para
         raise error from exc
     done = summary["state"] == "done"
     if done or options.json:
-        lines = [headline(summary, was_done=run.was_done)]
-        if summary.get("batch_made", True) and not run.was_done:
-            lines.append(performance_metrics(summary, everything=options.verbose))
-        print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, "\n".join(lines))
+        text = describe(summary, was_done=run.was_done, everything=options.verbose)
+        print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, text)
     else:
         say(headline(summary))
     metrics.families += batch_metrics(summary)
@@ -142,7 +140,7 @@ def _describe(found: Discovery, taken: bool) -> str:
     holders = f" {', '.join(found.held_by)}" if found.held_by else ""
     rejects = f"\nRejects seen so far: {describe_codes(found.rejects)}." if found.rejects else ""
     if found.known_rejects:
-        rejects += f"\nKnown rejects: {found.known_rejects}, recorded by earlier loads and unchanged."
+        rejects += f"\n{describe_known(found.known_rejects)}"
     if found.changed_since_load:
         rejects += f"\n{describe_changed(KIND_LOAD, found.changed_since_load, taken)}"
     notices = f"\nNotices: {describe_codes(found.notices)}." if found.notices else ""
@@ -234,9 +232,7 @@ def status(options: argparse.Namespace) -> int:
         if options.batch_id:
             database.run(require_schema, read_only=True)
             summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
-            lines = [headline(summary, rejects=100)]
-            if summary.get("batch_made", True):
-                lines.append(performance_metrics(summary, everything=options.verbose))
+            lines = [describe(summary, rejects=100, everything=options.verbose)]
             if summary["state"] == "held":
                 lines.append(held_hint(options.batch_id, settings.command))
             print_result(options, summary, "\n".join(lines))

@@ -27,7 +27,7 @@ from pipeline.batches.bucket import open_bucket
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE, held_hint
-from pipeline.batches.summary import headline, performance_metrics, summarise
+from pipeline.batches.summary import describe, headline, summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database, foreign_remark, override_remark, target_of
 from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError, UsageError
@@ -181,10 +181,12 @@ class Run:
         except PipelineError as exc:  # the failures above say why
             logger.info("no summary: %s", exc.message)
             return
-        show(headline(summary, 0 if self.target.step == RESET else 10, was_done=self.was_done))
-        if summary["state"] == "done" and summary.get("batch_made", True) and not self.was_done:
-            show(performance_metrics(summary))
-        elif summary["state"] == "held":
+        rejects = 0 if self.target.step == RESET else 10
+        if summary["state"] == "done" and not self.was_done:
+            show(describe(summary, rejects))
+            return
+        show(headline(summary, rejects, was_done=self.was_done))
+        if summary["state"] == "held":
             say(held_hint(self.batch_id, self.environment.settings.command))
         elif not self.is_finished():
             say(f"To go on: {self.command}")

@@ -25,7 +25,7 @@ from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.batches.looks import OPTIONS, Look
 from pipeline.batches.resolve import LoadRequest, find_newest_done
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
-from pipeline.batches.summary import headline, performance_metrics, summarise
+from pipeline.batches.summary import describe, summarise
 from pipeline.config import command_line
 from pipeline.database import Connection
 from pipeline.dataset.frame import PIXELS
@@ -292,7 +292,7 @@ class Load(RootTask, RequestTask):
         if self.complete():  # there is nothing to load
             return
         summary = self.active_run.database.run(work)
-        self.report(f"{headline(summary)}\n{performance_metrics(summary)}", 100)
+        self.report(describe(summary), 100)
 
 
 class LoadBatch(Load, LoadParameters):

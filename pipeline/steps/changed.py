@@ -112,7 +112,7 @@ def look_at_left(
 def _count_untouched(source: str, row: Any) -> int:
     """Return the number of files of a recognition if its newest folder has what is loaded, and nothing else; else 0.
 
-    That is so with most of them, every night: whatever takes time is in here.
+    Most recognitions are untouched every night, so the time of a look is spent here.
     """
     if not (row.loaded and row.identity):
         return 0
@@ -173,7 +173,7 @@ def _compare(connection: Connection, source: Path, suspects: Sequence[Any], exec
 def _inspect(source: Path, pair: tuple[Any, Any]) -> tuple[Inspected, bool]:
     """Return what is in the folders of a recognition, and whether photos, documents or date are not those on record.
 
-    A folder that cannot be read says nothing.
+    An unreadable folder counts as unchanged.
     """
     row, recorded = pair
     found = inspect_copies(source, row.recognition_id, row.paths)
@@ -201,8 +201,8 @@ def _differs(source: Path, found: Recognition, recorded: Any) -> bool:
 def _differs_from_adopted(source: Path, found: Recognition, recorded: Any) -> bool:
     """Return whether photos are not those that another tool loaded, as far as that can be known.
 
-    It may have encoded them anew, and has then no photo as it is in the dataset: only a size that is another one than
-    that of an earlier look says something.
+    That tool may have encoded all photos anew. Before the first look, a photo changed if it differs from its object and
+    the other one equals its own. Later, it changed if its size differs from the size at an earlier look.
     """
     if recorded.seen is not None:
         sizes = [int(one.split(" ", 1)[0]) for one in recorded.seen.split("//")[:2]]

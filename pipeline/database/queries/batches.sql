@@ -90,7 +90,7 @@ SELECT EXISTS (
 ) AS done
 
 -- name: find_newest_done
-SELECT l.batch_id
+SELECT l.*
 FROM ingest.looks l
 LEFT JOIN ingest.batches b ON b.id = l.batch_id
 WHERE l.kind = :kind AND l.source = :source AND (l.kind <> 'load' OR l.bucket = :bucket)
