@@ -26,6 +26,7 @@ from benchmarks.copying import copying
 from benchmarks.distance import distance
 from benchmarks.graph import graph
 from benchmarks.growth import growth
+from benchmarks.large import large
 from benchmarks.loading import loading
 from benchmarks.memory import memory
 from benchmarks.nights import nights
@@ -119,6 +120,12 @@ QUESTIONS: dict[str, Question] = {
         {"sizes": (100,)},
         {"sizes": (500, 2000)},
     ),
+    "large": Question(
+        "Large: one dataset through every command, two workers",
+        large,
+        {"sizes": (100, 200)},
+        {"sizes": (2_000, 200_000)},
+    ),
     "sample": Question(
         "Sample: the generator of datasets",
         sampling,
@@ -126,6 +133,10 @@ QUESTIONS: dict[str, Question] = {
         {"recognitions": 500},
     ),
 }
+
+
+#: They are measured where they are named: each takes longer than all the others.
+ALONE = ("large",)
 
 
 def ask(place: Bench, name: str, size: str) -> tuple[str, list[Row]]:
@@ -140,7 +151,9 @@ def ask(place: Bench, name: str, size: str) -> tuple[str, list[Row]]:
 def main() -> None:
     """Answer the questions that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all but {', '.join(ALONE)} by default"
+    )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--small", dest="size", action="store_const", const="small", help="about a minute in all")
     sizes.add_argument("--full", dest="size", action="store_const", const="full", help="twenty minutes (the default)")
@@ -155,7 +168,7 @@ def main() -> None:
     answers: list[tuple[str, str, list[Row]]] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that services and files are removed then, too
     with bench() as place:
-        for name in options.names or QUESTIONS:
+        for name in options.names or (name for name in QUESTIONS if name not in ALONE):
             answers.append((name, *ask(place, name, options.size)))
             write_json(options.json, options.size, answers)
 

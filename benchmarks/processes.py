@@ -62,12 +62,13 @@ class Watch:
     What wait4() tells of memory includes what its parent had when it began, so it is of no use for this.
 
     Attributes:
-        peak: MB that the largest of them had resident at most, 0 where there is no /proc.
+        peak: MB of the field of /proc/<pid>/status that the largest of them had at most, 0 where there is no /proc.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, field: str = "VmHWM") -> None:
         self.peak = 0.0
         self._pid = pid
+        self._field = f"{field}:"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch")
 
@@ -84,7 +85,7 @@ class Watch:
             for pid in tree(self._pid):
                 with suppress(*_GONE):
                     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-                        if line.startswith("VmHWM:"):
+                        if line.startswith(self._field):
                             self.peak = max(self.peak, int(line.split()[1]) / 1024)
 
 
