@@ -304,7 +304,7 @@ def shell(
     for folder in (work, datasets, root / "srv" / "reports", root / "tmp", root / "app" / "supabase" / "migrations"):
         folder.mkdir(parents=True)
     (Path.home() / ".zfunc").mkdir()
-    dataset = own_dataset(12).rename(datasets / "RRS_Dataset")
+    dataset = Path(shutil.move(own_dataset(12), datasets / "RRS_Dataset"))
     for link in (datasets / "2025-10", root / "srv" / "ds"):
         link.symlink_to(dataset)
     for copy in (datasets / "qwen_annotations.json", work / "new.json"):
