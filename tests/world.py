@@ -312,10 +312,22 @@ def forget_migrations(dsn: str, version: str) -> None:
     query(dsn, f"DELETE FROM {history}.schema_migrations WHERE version >= %s", (version,))
 
 
+#: Recipes with a receipt that is not that of the batch which readers see.
+OTHER_PAYLOADS = """
+    SELECT 'raw_payload', p.recognition_id::text
+    FROM public.recipes p
+    JOIN public.recognitions g ON g.id = p.recognition_id
+    JOIN raw.receipts r ON r.batch_id = g.batch_id AND r.recognition_id = g.id
+    WHERE p.raw_payload <> r.receipt AND NOT EXISTS (
+        SELECT FROM ingest.manifest m JOIN ingest.batches b ON b.id = m.batch_id
+        WHERE m.recognition_id = g.id AND b.adopted)
+"""
+
+
 def inconsistencies(settings: Settings) -> list[tuple[Any, ...]]:
     """Return what breaks one of the promises within the database, found by the statements that `verify` runs."""
-    checks = (f"SELECT what, message FROM ({statement(name)}) AS problem" for name in CHECKS)
-    return [row for rows in queries(settings.database_url.reveal(), checks) for row in rows]
+    checks = [f"SELECT what, message FROM ({statement(name)}) AS problem" for name in CHECKS]
+    return [row for rows in queries(settings.database_url.reveal(), [*checks, OTHER_PAYLOADS]) for row in rows]
 
 
 def dangling(settings: Settings) -> list[tuple[Any, ...]]:

@@ -144,18 +144,22 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.publish_recipes() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Write recipes, their lines and options. A line that stays keeps all but its number.
+-- Write recipes, their lines and options. A line that stays keeps all but its number. A recipe that stays gets the
+-- receipt that its lines are of, unless its payload is another tool's or was left empty.
 DECLARE
     written bigint;
     lines bigint;
 BEGIN
-    INSERT INTO public.recipes (recognition_id)
-    SELECT t.recognition_id
+    INSERT INTO public.recipes (recognition_id, raw_payload)
+    SELECT t.recognition_id, r.receipt
     FROM pg_temp.affected t
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     WHERE r.receipt IS NOT NULL
     ORDER BY t.recognition_id
-    ON CONFLICT (recognition_id) DO NOTHING;
+    ON CONFLICT (recognition_id) DO UPDATE SET raw_payload = excluded.raw_payload
+        WHERE recipes.raw_payload <> excluded.raw_payload AND EXISTS (
+            SELECT FROM pg_temp.affected t
+            WHERE t.recognition_id = excluded.recognition_id AND t.existing AND NOT t.was_adopted);
     GET DIAGNOSTICS written = ROW_COUNT;
 
     UPDATE public.recipe_lines l
