@@ -17,6 +17,7 @@ from tests.habits import habit
 from tests.luigi_support import SharedLuigid, mailbox
 from tests.runner import ForkServer, start_forked
 from tests.services import (
+    REPOSITORY,
     MakeDataset,
     RunLuigi,
     RunPipeline,
@@ -101,16 +102,45 @@ def test_a_luigi_toml_beside_a_luigi_cfg_is_refused(run_luigi: RunLuigi, workdir
 
 @habit(SETTINGS, "`--help`", "works: the parameters of the task")
 @habit(SETTINGS, "`--help-all`", "works: those of all tasks as well")
-@habit(SETTINGS, "a task name with a typing error", "refused by Luigi, which names the nearest")
+@habit(
+    SETTINGS,
+    "a task name with a typing error, a value that is no date or number",
+    "fails in Luigi, for any task: a traceback whose end names the nearest task, or the value",
+)
 def test_the_help_of_luigi_shows_the_parameters(run_luigi: RunLuigi) -> None:
     shown = run_luigi(*LOAD, "--help")
     assert shown.code == 0
     assert re.search(r"--max-rejects MAX_REJECTS\s+hold the batch", shown.stdout)
     assert "--coordinates" not in shown.stdout
     assert re.search(r"--LoadQwen-coordinates \S+\s+what the numbers", run_luigi(*LOAD, "--help-all").stdout)
-    wrong = run_luigi(*BARE, "LoadBatches")
-    assert wrong.code != 0
-    assert "LoadBatch" in wrong.stderr
+    for arguments, told in (
+        ((*BARE, "LoadBach"), r"No task LoadBach. Did you mean:\nLoadBatch\n"),
+        (("luigi", "--module", "luigi.tools.range", "RangeDailyy"), r"Did you mean:\nRangeDaily\n"),
+        ((*BARE, "LoadNight", "--date", "soon"), "'soon' does not match format '%Y-%m-%d'\n$"),
+    ):
+        wrong = run_luigi(*arguments)
+        assert wrong.code != 0
+        assert re.search(told, wrong.stderr), wrong.stderr
+
+
+@habit(SETTINGS, "a required parameter that is missing, as `LoadNight` without `--date`", "refused in one sentence")
+@pytest.mark.parametrize(("task", "missing"), [("LoadNight", "date"), ("ResetBatch", "batch-id")])
+def test_a_missing_parameter_is_named_in_a_sentence(run_luigi: RunLuigi, task: str, missing: str) -> None:
+    done = run_luigi(*BARE, task)
+    hint = f"Hint: `luigi --module pipeline {task} --help` shows what there is.\n"
+    assert (done.code, done.stderr) == (40, f"Error: {task} needs --{missing}.\n{hint}")
+
+
+@habit(SETTINGS, "our luigi.cfg under other programs of Luigi", "works without a warning")
+def test_luigi_does_not_warn_of_the_settings_in_our_luigi_cfg(run_luigi: RunLuigi, workdir: Path) -> None:
+    text = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
+    (workdir / "luigi.cfg").write_text(text, encoding="utf-8")
+    (workdir / "theirs.py").write_text("import luigi\nclass Theirs(luigi.WrapperTask):\n    pass\n", encoding="utf-8")
+    done = run_luigi("luigi", "--module", "theirs", "Theirs", LOCAL)
+    assert (done.code, "Warning" in done.stderr) == (0, False), done.stderr
+    (workdir / "luigi.cfg").write_text(text.replace("[core]\n", "[core]\nrpc_retry_wait = 1\n"), encoding="utf-8")
+    done = run_luigi(*LOAD, LOCAL, "--source", "nowhere")
+    assert (done.code, "Warning" in done.stderr) == (40, False), done.stderr
 
 
 @habit(SETTINGS, "`[core] no_configure_logging = false`", "works: Luigi's own lines appear as well")

@@ -164,17 +164,14 @@ def test_a_server_that_does_not_respond_within_a_second_is_no_luigid(
 # Commands
 
 
-def configure(workdir: Path, url: str, *, attempts: int = 4, wait: int = 1) -> None:
-    """Write a luigi.cfg with an address and retries."""
+def configure(workdir: Path, url: str, *, attempts: int | None = 4) -> None:
+    """Write a luigi.cfg with an address and retries, None for those that are ours by default."""
     text = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
-    for name, former, new in (
-        ("scheduler_port", "8082", f"8082\nscheduler_url = {url}/"),
-        ("rpc_retry_attempts", "30", f"{attempts}\nrpc_connect_timeout = {ATTEMPT if attempts < 30 else 10}"),
-        ("rpc_retry_wait", "2", str(wait)),
-    ):
-        assert f"{name} = {former}" in text
-        text = text.replace(f"{name} = {former}", f"{name} = {new}")
-    (workdir / "luigi.cfg").write_text(text, encoding="utf-8")
+    own = f"[core]\nscheduler_url = {url}/\n"
+    if attempts is not None:
+        own += f"rpc_retry_attempts = {attempts}\nrpc_retry_wait = 1\nrpc_connect_timeout = {ATTEMPT}\n"
+    assert "[core]\n" in text
+    (workdir / "luigi.cfg").write_text(text.replace("[core]\n", own), encoding="utf-8")
 
 
 @pytest.mark.parametrize(("form", "code"), [(LOAD, 3), ((*BARE, "LoadBatch", "--batch-id", "b1"), 40)])
@@ -246,7 +243,7 @@ def test_with_the_settings_of_the_repository_a_silent_luigid_is_waited_for_a_min
     workdir: Path, tmp_path: Path, start: Start
 ) -> None:
     with running_luigid(tmp_path) as url:
-        configure(workdir, url, attempts=30, wait=2)
+        configure(workdir, url, attempts=None)
         running = start(*OURS, "worker", "--verbose")
         read_until(running, "Running Worker")
         with stopped(url):

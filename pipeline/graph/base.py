@@ -16,7 +16,7 @@ import luigi.interface
 from luigi.cmdline_parser import CmdlineParser
 
 from pipeline.batches.state import RESET, WHOLE
-from pipeline.errors import PipelineError, RefusedError
+from pipeline.errors import PipelineError, RefusedError, UsageError
 from pipeline.graph.failures import Failure, exit_on_error
 from pipeline.graph.luigid import typed, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget
@@ -141,14 +141,22 @@ class RootTask(BatchTask):
         if parser is None or parser.known_args.root_task != family or registry.owns_worker:
             return super().get_param_values(params, args, kwargs)
         bound_memory()
-        if not (logging.getLogger().handlers or luigi.interface.core().logging_conf_file):
+        # `core()` would warn of options that it does not know, before `use_packaged_settings` names them.
+        file = luigi.configuration.get_config().get("core", "logging_conf_file", "")
+        if not (logging.getLogger().handlers or file or typed("logging_conf_file")):
             configure_logging(verbose=typed("log_level") in ("DEBUG", "INFO"))
         interrupts = Interrupts(registry.cancel_statements, registry.resume_hint)
         interrupts.__enter__()  # until the process ends
         with exit_on_error(interrupts):
+            try:
+                given = dict(super(BatchTask, cls).get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
+            except luigi.parameter.MissingParameterException as exc:
+                use_packaged_settings()  # the exit code
+                missing = next(name for name, one in params if not (name in kwargs or one.has_task_value(family, name)))
+                hint = f"`luigi --module {typed('module')} {family} --help` shows what there is."
+                raise UsageError(f"{family} needs --{missing.replace('_', '-')}.", hint) from exc
             if cls.command:
-                unresolved = dict(super(BatchTask, cls).get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
-                interrupts.watch(registry.alarm(cls.command, unresolved["production"]))
+                interrupts.watch(registry.alarm(cls.command, given["production"]))
             use_packaged_settings()
             values = super().get_param_values(params, args, kwargs)
         named = dict(values)

@@ -36,10 +36,11 @@ _STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
 _SILENT_SECONDS = 60.0
 #: Of a call: luigid cannot be reached, or another server answers. The errors of `requests` are OSErrors.
 _FAILURES = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
-#: What Luigi reads without its parameter classes, and would warn about as unused.
-_RPC = {
-    "rpc_retry_attempts": luigi.NumericalParameter(var_type=int, min_value=0, max_value=10_000),
-    "rpc_retry_wait": luigi.NumericalParameter(var_type=int, min_value=0, max_value=10_000),
+#: What Luigi reads without its parameter classes, and warns about as unused wherever luigi.cfg has it; luigid may
+#: restart in the middle of a run, so the defaults are ours.
+_RPC: dict[str, Any] = {
+    "rpc_retry_attempts": luigi.NumericalParameter(default=30, var_type=int, min_value=0, max_value=10_000),
+    "rpc_retry_wait": luigi.NumericalParameter(default=2, var_type=int, min_value=0, max_value=10_000),
     "rpc_connect_timeout": luigi.FloatParameter(default=10.0),
     "rpc_log_retries": luigi.BoolParameter(default=True),
 }
@@ -72,6 +73,11 @@ def choose_parser(*, late: bool = False) -> None:
     ) as exc:  # of the file, or of Luigi about it
         message = f"Luigi's configuration luigi.toml cannot be read: {exc}."
         raise SettingsError(" ".join(message.split()), "Correct it: each section once, then `name = value`.") from exc
+
+
+def read_again() -> None:
+    """Let Luigi read its configuration once more, whose file may be new."""
+    luigi.configuration.get_config().reload()
 
 
 def use_packaged_settings() -> None:
