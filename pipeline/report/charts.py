@@ -22,12 +22,12 @@ MAXIMUM_ROWS = 48
 #: Fewest durations for a distribution or a quantile.
 FEWEST = 5
 
-#: Size of the SVG and of the margins around the plot, in user units.
-WIDTH = 960
+#: Size of the SVG and of the margins around the plot, in user units, of which a narrow window has fewer pixels.
+WIDTH = 640
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 44
 #: Width of a letter of a worker's name, at the font size of a narrow window.
-_LETTER = 8.5
-_LANE = 26
+_LETTER = 9.5
+_LANE = 20
 _BINS = 120
 _TICKS = [step * 10**decade for decade in range(-4, 4) for step in (1, 2, 5)]
 #: Minimum width of a bar, as a share of the plot, so that short steps stay visible.
@@ -192,7 +192,7 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
 
 def _time_ticks(x: _Scale, unit: _Unit) -> list[Tick]:
     axis = _Scale(0, x.most / unit.seconds, 0, 1)
-    return [Tick(x(tick * unit.seconds), _number(tick)) for tick in axis.ticks(10)]
+    return [Tick(x(tick * unit.seconds), _number(tick)) for tick in axis.ticks(8)]
 
 
 def _text_of(span: Span) -> str:
@@ -273,7 +273,7 @@ def _over_time(
     area: bool = False,
 ) -> Chart:
     """Return a chart of lines, each given as CSS class, name and points (seconds, value)."""
-    unit, height = _Unit(clock.total), 260
+    unit, height = _Unit(clock.total), 210
     x = _Scale(0, clock.total, _LEFT, WIDTH - _RIGHT)
     y = _Scale(0, max(value for *_, points in lines for _, value in points), height - _BOTTOM, _TOP)
     return Chart(
@@ -303,14 +303,14 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
     counts = {int(bucket): n for bucket, n in histogram.items() if n}
     first, last = min(counts), max(counts)
     ticks = [seconds for seconds in _TICKS if first - 1 <= _place(seconds) <= last]
-    if len(ticks) > 8:
+    if len(ticks) > 7:
         ticks = ticks[::3]
     quantiles = [(name, quantile(histogram, share)) for name, share in _QUANTILES]
     listed = ", ".join(f"{name} within {milliseconds(seconds)}" for name, seconds in quantiles)
     words = f"{listed}, all within {milliseconds(bound_of(last))}. {about}"
     if counted < ops:
         words += f" The durations of {counted} of {ops} are known; markers of earlier versions have none."
-    height = 290
+    height = 230
     # On this axis, bucket b spans from b - 1 to b.
     x = _Scale(first - 1.5, last + 0.5, _LEFT, WIDTH - _RIGHT)
     y = _Scale(0, max(counts.values()), height - _BOTTOM, _TOP)

@@ -122,7 +122,7 @@ def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
     assert ask(browser, "document.documentElement.scrollWidth") <= WIDTHS[width]
     too_wide = ask(
         browser,
-        "[...document.querySelectorAll('.plot, svg.photo, .cards > div, h1, li')]"
+        "[...document.querySelectorAll('.plot, .plot svg, svg.photo, .cards > div, h1, li')]"
         ".filter(one => one.getBoundingClientRect().right > innerWidth).length",
     )
     assert too_wide == 0
@@ -134,7 +134,10 @@ def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
     assert [name for name, _ in plots] == ["timeline", "rate", "done", "latency"]
     assert all(drawn > 0 for _, drawn in plots), plots
     assert all(ask(browser, "[...document.querySelectorAll('img')].map(one => one.naturalWidth > 0)"))
-    # The legend of the timeline is seen together with its bars, however far those are scrolled.
+    letters = "[...document.querySelectorAll('.plot text')].map(one => one.getBoundingClientRect())"
+    unseen = "one => one.left < 0 || one.right > innerWidth || one.height < 10"
+    assert ask(browser, f"{letters}.filter({unseen}).length") == 0
+    # The legend of the timeline is seen together with its bars.
     gap, right = ask(
         browser,
         "(() => { const box = name => document.querySelector(name).getBoundingClientRect();"
