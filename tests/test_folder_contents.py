@@ -182,6 +182,11 @@ def test_a_recognition_directly_in_another_one_is_nested(tmp_path: Path) -> None
     assert "recognition_7/recognition_9 for one: name recognition_7 with --source" in found.notices[0].message
 
 
+def test_the_objects_of_the_embedded_storage_are_not_named_as_a_dataset(tmp_path: Path) -> None:
+    found = look(tmp_path, *PAIR, ".pipeline/storage/b1/recognitions/9/camera1.jpg")
+    assert noticed(found) == [("folder_unknown", ".pipeline")]
+
+
 @pytest.mark.parametrize("kind", ["dangling", "loop", "pipe"])
 @pytest.mark.parametrize("name", [PAIR[1], "AM.json"])
 def test_a_photo_or_document_that_is_no_regular_file_is_named(tmp_path: Path, name: str, kind: str) -> None:

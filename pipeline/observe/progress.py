@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from tqdm import tqdm
@@ -227,7 +227,7 @@ class ProgressDisplay(BlockThread):
                 continue
             if phase.began not in self._begun:
                 self._begun.add(phase.began)
-                self._log("phase_started", f"{phase.name} started", phase)
+                self._log("phase_started", f"{phase.name} started", replace(phase, done=phase.before, seconds=0.0))
             if phase.over or finished:
                 self._ended.add(phase.began)
                 self._end(phase)
