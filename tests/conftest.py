@@ -156,9 +156,9 @@ def bucket() -> str:
 
 
 @pytest.fixture
-def has_photos(is_app: bool) -> bool:
+def has_photos(is_app: bool, request: pytest.FixtureRequest) -> bool:
     """Whether the database has photos before the test, so that their bucket has to exist."""
-    return is_app
+    return is_app or "app_template" in request.fixturenames
 
 
 @pytest.fixture

@@ -416,7 +416,8 @@ def test_a_page_and_the_status_cover_an_adopted_batch(run: Run, project: Project
     assert done.code == 0, done.err
     assert "1 recognition, 2 photos" in done.out
     assert "Adopted: another tool loaded it, as manual_load." in done.out
-    assert "manual_load" in run("status").out
+    [line] = [line for line in run("status").out.splitlines() if line.startswith("  manual_load ")]
+    assert line.endswith(", adopted")
     done = run("report", "--batch-id", "manual_load", "--out", tmp_path / "page.html")
     assert done.code == 0, done.err
     assert str(project.numbers[0]) in (tmp_path / "page.html").read_text(encoding="utf-8")

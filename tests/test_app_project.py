@@ -56,11 +56,6 @@ def catalogue(dsn: str) -> dict[str, list[tuple[object, ...]]]:
 
 
 @pytest.fixture
-def has_photos() -> bool:
-    return True
-
-
-@pytest.fixture
 def database_url(postgres_server: EmbeddedPostgres, app_template: str) -> Iterator[str]:
     """The address of a database as the app has it, not migrated yet."""
     with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}", app_template) as url:

@@ -71,6 +71,7 @@ def test_too_many_rejects_hold_a_batch_and_publish_releases_it(
     assert "Batch b1 is held: 6 recognitions, 12 photos" in held.err
     reason = "10 of 16 recognitions are rejected, more than --max-rejects 20% allows."
     assert f"Error: Batch b1 is held, readers do not see it. {reason}" in held.err
+    assert held.err.count(reason) == 1
     assert "`python -m pipeline publish --batch-id b1`" in held.err
     assert "`python -m pipeline reset --batch-id b1`" in held.err
     assert world.counts(dsn)["public.recognitions"] == 0
@@ -124,7 +125,8 @@ def test_ten_rejects_and_more_than_the_limit_hold_a_batch(
 
 @pytest.mark.parametrize("limit", ["-1", "ten", "101%", "%", "1.5%", "", "9" * 20])
 def test_a_limit_that_is_none_is_wrong_usage(limit: str, run: Run, workdir: Path) -> None:
-    assert run("load", f"--max-rejects={limit}").code == 2
+    done = run("load", f"--max-rejects={limit}")
+    assert (done.code, "such as 20%.\n" in done.err) == (2, True)
 
 
 def test_rejects_that_an_earlier_batch_recorded_do_not_hold(
@@ -363,6 +365,7 @@ def test_the_bare_command_never_ends_with_0_for_a_held_batch(
     assert code == 30
     assert "Batch b1 is held: 6 recognitions" in out
     assert "Held: 10 of 16 recognitions are rejected, more than --max-rejects 15% allows." in out
+    assert ("are rejected, more than" in err, err.count("publish it as it is")) == (False, 1)
     assert "`python -m pipeline publish --batch-id b1`" in err
     assert "`python -m pipeline reset --batch-id b1`" in err
     assert "Traceback" not in err

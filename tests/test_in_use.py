@@ -34,11 +34,6 @@ def project(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def has_photos() -> bool:
-    return True
-
-
-@pytest.fixture
 def database_url(
     postgres_server: EmbeddedPostgres, template_database: str, app_template: str, project: str
 ) -> Iterator[str]:

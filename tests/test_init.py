@@ -21,9 +21,9 @@ from dotenv import dotenv_values
 from embedded_supabase.files import wait_until
 from pipeline.cli import init, main, output
 from pipeline.config import REQUIRED, Settings, load_settings
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, UsageError
 from tests import crontab, test_terminal
-from tests.services import REPOSITORY, MakeDataset, RunPipeline, environment_file
+from tests.services import REPOSITORY, MakeDataset, RunPipeline, environment_file, subprocess_environment
 
 keys = test_terminal.keys
 GOOD = ("http://127.0.0.1:1", "sb_secret_0123456789", "postgresql://u:p%20w@127.0.0.1:1/x")
@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Path, given: Callable[..., None
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(UsageError, match="half cannot be written: File too large"):
             init._write({folder / "half": "x" * 2000})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -351,10 +351,24 @@ def test_services_that_up_started_need_no_settings(
     (home / "env").write_text(environment_file(settings), encoding="utf-8")
     run("--non-interactive")
     assert names(folder) == {".pipeline/env", "luigi.cfg", "crontab"}
-    assert "Next:\n  python -m pipeline up" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Next:\n  python -m pipeline load --dry-run\n" in out
+    assert "ok       alarms: PING_URL is not set" in out
+    [up, luigid, *_] = crontab.read((folder / "crontab").read_text(encoding="utf-8")).lines
+    assert (up.when, luigid.when) == ("@reboot", "@reboot")
+    assert "pipeline up >logs/up.log" in up.command
     given(*GOOD)  # other ones
     run("--non-interactive")
     assert dotenv_values(folder / ".env.local") == dict(zip(REQUIRED, GOOD, strict=True))
+
+
+def test_the_new_luigi_cfg_is_what_is_checked(folder: Path) -> None:
+    command = (sys.executable, "-m", "pipeline", "init", "--non-interactive", "--json")
+    environment = subprocess_environment(dict(zip(REQUIRED, GOOD, strict=True)))
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 3, done.stderr
+    [found] = [one["message"] for one in json.loads(done.stdout)["findings"] if one["check"] == "luigid"]
+    assert "http://127.0.0.1:8082/" in found
 
 
 @pytest.mark.parametrize("value", ["a'b", "a\\b", "a\\'b", "a # b", 'a"b', "ä ö", "a\\\\b", "$HOME", "=a="])

@@ -51,13 +51,19 @@ def test_a_dataset_becomes_rows_and_objects_as_its_files_say(
         "storage_upload: 24 ops",
     ):
         assert f"    {name}" in done.stdout
-    assert re.search(r"    db_bulk_copy: 1 ops, avg \d+\.\d\d ms, total \d+\.\d\d s\n", done.stdout)
+    assert re.search(r"    db_bulk_copy: 1 op, avg \d+\.\d\d ms, total \d+\.\d\d s\n", done.stdout)
     assert "transform" not in done.stdout
     everything = run_pipeline("status", "--batch-id", "b1", "--verbose").stdout
-    totals = [float(one) for one in re.findall(r"^    \w+: \d+ ops, .* total (\d+\.\d\d) s$", everything, re.MULTILINE)]
+    totals = [float(one) for one in re.findall(r"^    \w+: \d+ ops?, .* (\d+\.\d\d) s$", everything, re.MULTILINE)]
     assert len(totals) > 10
     assert totals == sorted(totals, reverse=True)
     world.check(settings, (dataset, "b1", None))
+    payloads = world.query(settings.database_url.reveal(), "SELECT recognition_id, raw_payload FROM public.recipes")
+    assert dict(payloads) == {
+        number: json.loads(path.read_text("utf-8-sig"))
+        for number, folder in world.folders(dataset).items()
+        for path in folder.glob("*correct_dishes.json")
+    }
     markers = world.query(
         settings.database_url.reveal(), "SELECT step, shard FROM ingest.batch_state WHERE batch_id = 'b1' ORDER BY 1, 2"
     )
@@ -373,7 +379,7 @@ def test_an_unfinished_batch_holds_its_recognitions_and_is_resumed_without_an_id
         " $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '23514'; END $$;"
         "CREATE TRIGGER fail BEFORE INSERT ON raw.receipts EXECUTE FUNCTION public.fail()",
     )
-    failed = run_pipeline("load", "--source", dataset, "--limit", "4")
+    failed = run_pipeline("load", "--source", dataset, "--limit", "4", env={"PIPELINE_BATCH_SIZE": "2"})
     assert failed.returncode == 3
     assert "on purpose" in failed.stderr
     assert "Traceback" not in failed.stderr
@@ -385,6 +391,15 @@ def test_an_unfinished_batch_holds_its_recognitions_and_is_resumed_without_an_id
     assert world.query(dsn, "SELECT step FROM ingest.batch_state ORDER BY 1") == [("discover",)]
     assert world.objects(settings) == {}
     world.query(dsn, "DROP FUNCTION public.fail CASCADE")
+    planned = f"Batch {held} is unfinished: 4 recognitions with 8 photos planned"
+    assert f"{planned}, 0 uploaded, 0 copied.\n" in failed.stderr
+    marker = "INSERT INTO ingest.batch_state (batch_id, step, shard, started_at) SELECT %s, 'upload', 1, now()"
+    world.query(dsn, marker, (held,))
+    shown = run_pipeline("status", "--batch-id", held).stdout
+    assert shown.startswith(f"{planned}, 2 uploaded, 0 copied.\n")
+    assert "recognitions_processed: 0 (" in shown
+    assert shown.endswith(f"To go on: python -m pipeline load --batch-id {held} --limit 4\n")
+    world.query(dsn, "DELETE FROM ingest.batch_state WHERE step = 'upload'")
 
     other = run_pipeline("load", "--source", dataset, "--batch-id", "other")
     assert other.returncode == 0

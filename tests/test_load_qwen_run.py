@@ -80,7 +80,7 @@ def test_the_numbers_are_told_as_text_and_kept(run: Run, small_dataset: MakeData
         r"    recognitions_processed: 6 \(\d+\.\d/s\)",
         r"    images_processed: 12 \(\d+\.\d/s\)",
         rf"    detections_processed: {detections} \(\d+\.\d/s\)",
-        r"    db_bulk_copy: 1 ops, avg \d+\.\d\d ms, total \d+\.\d\d s",
+        r"    db_bulk_copy: 1 op, avg \d+\.\d\d ms, total \d+\.\d\d s",
     ):
         assert re.search(f"^{pattern}$", done.out, re.MULTILINE)
     assert "bytes_uploaded" not in done.out

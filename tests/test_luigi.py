@@ -113,7 +113,7 @@ def test_a_failure_is_never_exit_code_0(start: Start, small_dataset: MakeDataset
     # The working directory has no luigi.cfg, as that of an installed wheel: the exit codes come with the package.
     code, stdout, stderr = finish(start(*BARE, *arguments))
     assert code == 30
-    assert stdout.startswith("Batch b1 is loading")
+    assert stdout.startswith("Batch b1 is unfinished: 6 recognitions with 12 photos planned, ")
     assert "Failed: CopyShard(batch_id=b1" in stderr
     assert "To go on: luigi --module pipeline LoadBatch --batch-id b1" in stderr
     assert "Traceback" not in stderr

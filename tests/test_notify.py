@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from pipeline.batches import alarm
-from pipeline.batches.alarm import Memory, news, problem_of
+from pipeline.batches.alarm import Memory, in_words, news, problem_of
 from pipeline.config import Settings
 from pipeline.errors import ClaimedError, DatabaseUnavailable, HeldError, RefusedError, SettingsError, UnfinishedError
 from pipeline.observe import notify
@@ -73,7 +73,7 @@ def test_people_hear_of_a_problem_once_and_of_its_end(
         assert heads(team) == []
     fail_uploads(dsn, on=False)
     assert run(*load, "--force").code == 0
-    assert "Over: UnfinishedError" in json.loads(team.heard[0].body)["message"]
+    assert "Over: unfinished: data error\n" in json.loads(team.heard[0].body)["message"]
     assert heads(team) == ["load succeeds again"]
     assert run(*load).code == 0
     assert heads(team) == []
@@ -208,6 +208,21 @@ def test_a_problem_has_the_same_name_every_night() -> None:
         name(ClaimedError("All is claimed.")),
     ]
     assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        ("UnfinishedError StorageUnavailable", "unfinished: storage unavailable"),
+        ("HeldError", "held"),
+        ("SettingsError Not set: DATABASE_URL.", "settings error: Not set: DATABASE_URL."),
+        ("DatabaseUnavailable 57P03", "database unavailable: 57P03"),
+        ("held batch_20261130_021500", "held batch_20261130_021500"),
+        ("exit code 5 2 dangling", "exit code 5 2 dangling"),
+    ],
+)
+def test_a_problem_is_told_in_words(problem: str, words: str) -> None:
+    assert in_words(problem) == words
 
 
 @pytest.mark.parametrize(

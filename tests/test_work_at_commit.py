@@ -37,11 +37,6 @@ FIRST = 100_024
 
 
 @pytest.fixture
-def has_photos() -> bool:
-    return True
-
-
-@pytest.fixture
 def database_url(postgres_server: EmbeddedPostgres, app_template: str) -> Iterator[str]:
     with fresh_database(postgres_server.dsn, f"app_{uuid.uuid4().hex}", app_template) as url:
         yield url

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
+from pipeline import errors
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN
 from pipeline.config import Secret, read_alarms, redact
 from pipeline.database import Database
 from pipeline.errors import PipelineError, RefusedError, UsageError
+from pipeline.files import replacing
 from pipeline.observe.logger import log_tail
 from pipeline.observe.notify import is_installed, notify
 from pipeline.observe.ping import Ping
@@ -55,6 +55,14 @@ def problem_of(code: int, error: PipelineError | None, detail: str = "") -> str:
     if isinstance(error, (UsageError, RefusedError)):
         text = re.sub(r"\d+", "#", redact(error.message).partition("\n")[0])
     return f"{type(error).__name__} {text}".strip()
+
+
+def in_words(problem: str) -> str:
+    """Return a problem as people read it: names of errors as words, as in `unfinished: storage unavailable`."""
+    names = [name for name in problem.split()[:2] if hasattr(errors, name)]
+    words = [" ".join(re.findall("[A-Z][a-z]+", name)).lower() for name in names]
+    words = [one.removesuffix(" error") if one.endswith(("ed error", "held error")) else one for one in words]
+    return ": ".join(filter(None, [*words, " ".join(problem.split()[len(names) :])]))
 
 
 def news(problem: str, memory: Memory) -> tuple[frozenset[str], frozenset[str]]:
@@ -111,7 +119,7 @@ class Alarm:
         return f"pipeline {self._command} {what.get(code, f'failed with exit code {code}')} on {socket.gethostname()}"
 
     def _body(self, over: Iterable[str], error: PipelineError | None) -> str:
-        after = "".join(f"Over: {problem}\n" for problem in sorted(over))
+        after = "".join(f"Over: {in_words(problem)}\n" for problem in sorted(over))
         target, _, rest = _text(error).partition("\n")
         return f"{after}{target[:_SHOWN_CHARACTERS]}\n{rest[-_SHOWN_CHARACTERS:]}"
 
@@ -139,7 +147,9 @@ class Alarm:
         here = set(known.get(self._command, ())) - over | (frozenset() if is_kept else new)
         if here != set(known.get(self._command, ())):
             try:
-                _replace(self._file, json.dumps({**known, self._command: sorted(here)}))
+                self._file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+                with replacing(self._file) as file:
+                    json.dump({**known, self._command: sorted(here)}, file)
             except OSError as exc:
                 logger.warning("%s cannot be written: %s. The next run tells the same again.", self._file, exc.strerror)
 
@@ -155,10 +165,3 @@ def _text(error: PipelineError | None) -> str:
     """Return the end of the log, and the error that is not there yet."""
     tail, cause = log_tail(), redact(error.message) if error is not None else ""
     return tail if cause in tail else f"{tail}\n{cause}".lstrip()
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.looks import OPTIONS, Look, find_look
@@ -41,8 +43,12 @@ class LoadRequest:
     @classmethod
     def of(cls, batch: Batch) -> LoadRequest:
         """Return the request that made a batch, with its id."""
-        names = ("source", "kind", *OPTIONS)
-        return cls(batch.id, **{name: getattr(batch, name) for name in names})
+        return cls.read({**vars(batch), "batch_id": batch.id})
+
+    @classmethod
+    def read(cls, batch: Mapping[str, Any]) -> LoadRequest:
+        """Return the request that made a batch, with its id, of the summary or the status."""
+        return cls(**{name: batch[name] for name in ("batch_id", "source", "kind", *OPTIONS)})
 
     def options(self, other: LoadRequest) -> list[str]:
         """Return the options of this request that are different in another one."""
@@ -200,3 +206,15 @@ def _new_id(connection: Connection, kind: str, taken: Collection[str]) -> str:
 def reset_command(batch_id: str, production: bool) -> str:
     """Return the command that resets a batch."""
     return command_line(f"reset --batch-id {batch_id}", production)
+
+
+def next_step(batch: Mapping[str, Any], production: bool) -> str:
+    """Return the command that finishes a batch of the summary or the status, or what to decide about one that is held.
+
+    It is empty for a batch with nothing to do.
+    """
+    if batch["state"] == "loading":
+        return LoadRequest.read(batch).command(production)
+    if batch["state"] == "held":
+        return batch_state.held_hint(batch["batch_id"], partial(command_line, production=production))
+    return reset_command(batch["batch_id"], production) if batch["state"] == "resetting" else ""

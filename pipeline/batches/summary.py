@@ -6,16 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
-from pipeline.batches.looks import OPTIONS, Look, describe_changed, describe_known, find_look, summarise_look
+from pipeline.batches.looks import describe_changed, describe_known, find_look, summarise_look
 from pipeline.batches.proofs import describe_proofs, find_proofs
-from pipeline.batches.resolve import LoadRequest, reset_command
-from pipeline.batches.state import KIND_QWEN, held_hint
+from pipeline.batches.resolve import next_step
+from pipeline.batches.state import COPY, KIND_QWEN, UPLOAD
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
@@ -28,6 +28,7 @@ from pipeline.units import counted, duration, moment, size
 #: The throughputs, in their order, and the timings that are shown of every load.
 _THROUGHPUTS = ("recognitions_processed", "images_processed", "detections_processed", "bytes_uploaded")
 _TIMINGS = ("storage_upload", "db_bulk_copy")
+_SHARD_STEPS = (UPLOAD, COPY)
 _LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; the tables have them all
 
 
@@ -55,6 +56,12 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     notices = {row.code: row.notices for row in connection.execute("count_notices", batch_id=batch_id)}
     noticed = connection.execute("list_notices", batch_id=batch_id, count=_LISTED_REJECTS)
     detections = batch.pop("detections_processed")
+    if batch["state"] == "loading":  # what the manifest has is not done yet
+        shards = {row.step: row for row in connection.execute("count_processed", batch_id=batch_id)}
+        batch["planned"] = {"recognitions": batch["recognitions_processed"], "images": batch["images_processed"]}
+        batch["recognitions_done"] = {step: shards[step].recognitions if step in shards else 0 for step in _SHARD_STEPS}
+        batch["recognitions_processed"] = batch["recognitions_done"][COPY]
+        batch["images_processed"] = shards[COPY].images if COPY in shards else 0
     counts = {name: batch[name] for name in ("recognitions_processed", "images_processed")}
     if batch["kind"] == KIND_QWEN:
         counts["detections_processed"] = detections
@@ -68,7 +75,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     rates = {name: round(count / seconds, 2) if seconds > 0 else 0.0 for name, count in counts.items()}
     return {
         **batch,
-        "shards_done": {step: done[step] for step in (batch_state.UPLOAD, batch_state.COPY)},
+        "shards_done": {step: done[step] for step in _SHARD_STEPS},
         "rejected": sum(rejects.values()),
         "rejects": rejects,
         "rejected_inputs": [row._asdict() for row in shown],
@@ -85,7 +92,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
 
 
 def _as_json(row: Any) -> dict[str, Any]:
-    return {name: one.isoformat() if isinstance(one, datetime) else one for name, one in row._asdict().items()}
+    return {name: one.isoformat() if isinstance(one, date) else one for name, one in row._asdict().items()}
 
 
 def active_seconds(intervals: Sequence[tuple[datetime, datetime]]) -> float:
@@ -110,7 +117,7 @@ def performance_metrics(summary: Mapping[str, Any], *, everything: bool = False)
     for name in sorted(operations, key=lambda name: (-operations[name]["total_seconds"], name)):
         if everything or name in _TIMINGS:
             ops, average, total = (operations[name][key] for key in ("ops", "average_seconds", "total_seconds"))
-            lines.append(f"    {name}: {ops} ops, avg {average * 1000:.2f} ms, total {total:.2f} s")
+            lines.append(f"    {name}: {counted(ops, 'op')}, avg {average * 1000:.2f} ms, total {total:.2f} s")
     in_flight = summary.get("gauges", {}).get("requests_in_flight")  # earlier versions did not record it
     if everything and in_flight:
         refused = summary["counters"].get("requests_refused", 0)
@@ -134,6 +141,11 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     photos = counted(summary["images_processed"], "photo")
     found = f"{counted(summary['recognitions_processed'], 'recognition')}, {photos}, {content}"
     lines = [f"Batch {summary['batch_id']} is {state}{verb} {found}."]
+    if planned := summary.get("planned"):
+        done = summary["recognitions_done"]
+        steps = f"{'' if qwen else f'{done[UPLOAD]} uploaded, '}{done[COPY]} copied"
+        found = f"{counted(planned['recognitions'], 'recognition')} with {counted(planned['images'], 'photo')}"
+        lines = [f"Batch {summary['batch_id']} is unfinished: {found} planned, {steps}."]
     if was_done:
         return lines[0]
     if summary.get("adopted"):
@@ -256,7 +268,7 @@ def _read_tables(connection: Connection, *, bucket: str, lists_all: bool) -> dic
         "rows": connection.one("count_rows")._asdict(),
         "newest": {name: one and one.isoformat() for name, one in newest._asdict().items() if name != "batches"},
         "proofs": find_proofs(connection, bucket).as_dict(),
-        "last_looks": [Look(**row._asdict()).as_json() for row in connection.execute("list_last_looks")],
+        "last_looks": list(map(_as_json, connection.execute("list_looks"))),
         "last_loads": list(map(_as_json, connection.execute("list_last_loads"))),
         "batches": list(map(_as_json, batches)),
         "more_batches": newest.batches - len(batches),
@@ -290,22 +302,15 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
     for batch in result["batches"]:
         changed = moment(batch["reset_at"] or batch["finished_at"] or batch["created_at"])
         content = counted(batch["detections"], "detection") if batch["kind"] == KIND_QWEN else size(batch["bytes"])
-        content = f"{counted(batch['recognitions'], 'recognition')}, {content}"
+        content = f"{counted(batch['recognitions'], 'recognition')}, {content}{', adopted' if batch['adopted'] else ''}"
         lines.append(f"  {batch['batch_id']:<{width}}  {batch['state']:<9}  {changed}  {content}")
     if more := result["more_batches"]:
         lines.append(f"  and {more} more: {command_line('status --all', production)}")
     if result["unfinished"]:
         lines.append("Unfinished:")
-    command_of = partial(command_line, production=production)
     for batch in result["unfinished"]:
-        if batch["state"] == "held":
-            command = f"{batch['held_reason']} {held_hint(batch['batch_id'], command_of)}"
-        elif batch["state"] == "resetting":
-            command = reset_command(batch["batch_id"], production)
-        else:
-            names = ("batch_id", "kind", *OPTIONS)
-            command = LoadRequest(**{name: batch[name] for name in names}).command(production)
-        lines.append(f"  {batch['batch_id']} is {batch['state']}: {command}")
+        reason = f"{batch['held_reason']} " if batch["state"] == "held" else ""
+        lines.append(f"  {batch['batch_id']} is {batch['state']}: {reason}{next_step(batch, production)}")
     return "\n".join(lines)
 
 

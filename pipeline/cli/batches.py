@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline import doctor
 from pipeline.batches.held import release
 from pipeline.batches.looks import describe_changed, describe_known
 from pipeline.batches.proofs import find_proofs
-from pipeline.batches.resolve import LoadRequest, require_schema, resolve_batch
-from pipeline.batches.state import KIND_LOAD, held_hint
+from pipeline.batches.resolve import LoadRequest, next_step, require_schema, resolve_batch
+from pipeline.batches.state import KIND_LOAD
 from pipeline.batches.summary import describe, headline, read_status, status_text, summarise
 from pipeline.cli.completion import remember
-from pipeline.cli.measured import Measured, measured
+from pipeline.cli.measured import require_file
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings, read_alarms
@@ -69,10 +71,9 @@ def load_qwen(options: argparse.Namespace) -> None:
 
 
 def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
-    with measured(options) as metrics:
-        registry.open(options.production)
-        parameters = {"workers": options.workers, "local_scheduler": options.local_scheduler}
-        _run_load(_task(options, family), options, metrics, **parameters)
+    require_file(options)
+    registry.open(options.production)
+    _run_load(_task(options, family), options, workers=options.workers, local_scheduler=options.local_scheduler)
 
 
 def _task(options: argparse.Namespace, family: type[Load]) -> Load:
@@ -85,10 +86,10 @@ def publish(options: argparse.Namespace) -> None:
     """Release a batch that is held, and complete its load."""
     _, database = _open(options)
     batch = database.run(partial(release, batch_id=options.batch_id, production=options.production))
-    _run_load(load_of(batch, options.production), options, Measured())
+    _run_load(load_of(batch, options.production), options)
 
 
-def _run_load(task: Load, options: argparse.Namespace, metrics: Measured, **parameters: Any) -> None:
+def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> None:
     """Run a load, print and measure the result; the state of the batch decides the exit code, not Luigi."""
     run = registry.find(task.batch_id, options.production)
     options.batch_id = run.batch_id  # for the log
@@ -106,8 +107,8 @@ def _run_load(task: Load, options: argparse.Namespace, metrics: Measured, **para
         text = describe(summary, was_done=run.was_done, everything=options.verbose)
         print_result(options, {**summary, "failures": [vars(one) for one in run.failures.read()]}, text)
     else:
-        say(headline(summary))
-    metrics.families += batch_metrics(summary)
+        say(headline({**summary, "held_reason": None}))  # the error has it
+    options.families += batch_metrics(summary)
     if not done:
         raise _error_of(run)
 
@@ -232,10 +233,10 @@ def status(options: argparse.Namespace) -> int:
         if options.batch_id:
             database.run(require_schema, read_only=True)
             summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
-            lines = [describe(summary, rejects=100, everything=options.verbose)]
-            if summary["state"] == "held":
-                lines.append(held_hint(options.batch_id, settings.command))
-            print_result(options, summary, "\n".join(lines))
+            text = describe(summary, rejects=100, everything=options.verbose)
+            if step := next_step(summary, options.production):
+                text += f"\n{'' if summary['state'] == 'held' else 'To go on: '}{step}"
+            print_result(options, summary, text)
             return DONE
         result, failures = read_status(settings, database, lists_all=options.all)
     remember(one["batch_id"] for one in (*result.get("unfinished", ()), *result.get("batches", ())))
@@ -244,16 +245,24 @@ def status(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from pipeline import doctor  # imported here because no other command needs it
+    findings = examine(options, options.source, options.max_age)
+    print_result(options, doctor.as_dict(findings), doctor.as_text(findings))
+    return judge(findings)
 
+
+def examine(options: argparse.Namespace, source: str | None, max_age: float | None = None) -> list[doctor.Finding]:
+    """Return what the doctor finds with the settings of a command, or with the error of reading them."""
     settings: Settings | PipelineError
     try:
         settings, _ = _open(options)
     except PipelineError as exc:
         settings = exc
-    findings = doctor.examine(settings, scheduler_url(), options.source, options.max_age)
-    findings += doctor.alarm_findings(read_alarms(options.production))
-    print_result(options, doctor.as_dict(findings), doctor.as_text(findings))
+    findings = doctor.examine(settings, scheduler_url(), source, max_age)
+    return [*findings, *doctor.alarm_findings(read_alarms(options.production))]
+
+
+def judge(findings: Iterable[doctor.Finding]) -> int:
+    """Return the exit code of the worst problem that was found."""
     error = doctor.verdict(findings)
     return exit_code(error) if error is not None else DONE
 
@@ -263,16 +272,15 @@ def verify(options: argparse.Namespace) -> int:
     started = time.monotonic()
     if options.minutes and not options.deep:
         raise UsageError("--minutes belongs to --deep.", "Add --deep.")
-    with measured(options) as metrics:
-        settings, database = _open(options)
-        database.run(require_schema)
-        with closing(Storage(settings)) as storage:
-            report = _compare(options, settings, database, storage, started)
-        metrics.families += verify_metrics(report.counts, report.repaired, report.remaining, deep=options.deep)
-        metrics.code = DIFFERENCES if report.remaining else DONE
+    require_file(options)
+    settings, database = _open(options)
+    database.run(require_schema)
+    with closing(Storage(settings)) as storage:
+        report = _compare(options, settings, database, storage, started)
+    options.families += verify_metrics(report.counts, report.repaired, report.remaining, deep=options.deep)
     if options.interrupts.alarm is not None:
         options.interrupts.alarm.detail = report.differences_text()
-    return metrics.code
+    return DIFFERENCES if report.remaining else DONE
 
 
 def _compare(

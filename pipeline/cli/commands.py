@@ -18,6 +18,7 @@ from pipeline.batches.alarm import WATCHED, Alarm
 from pipeline.cli import batches
 from pipeline.cli.completion import script
 from pipeline.cli.init import init
+from pipeline.cli.measured import write_file
 from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
 from pipeline.cli.parser import Command, build_parser, log_format, parse
 from pipeline.config import home_directory, load_settings
@@ -63,12 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_interruptibly(options: argparse.Namespace) -> int:
-    code, error = _DEFECT, None
+    code, error, began = _DEFECT, None, time.monotonic()
+    is_watched, options.families = options.name in WATCHED and not getattr(options, "dry_run", False), []
     with Interrupts(registry.cancel_statements, registry.resume_hint) as interrupts:
         options.interrupts = interrupts
         try:
             configure_logging(options.verbose, options.log_format)
-            if options.name in WATCHED and not getattr(options, "dry_run", False):
+            if is_watched:
                 interrupts.watch(registry.alarm(options.name, options.production))
             code, error = _run_command(options)
             show("", end="", flush=True)
@@ -80,6 +82,8 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
         finally:
             if (defect := sys.exc_info()[1]) is not None:
                 error = PermanentError(f"{type(defect).__name__}: {defect}", code=type(defect).__name__)
+            if is_watched:
+                write_file(options, code, time.monotonic() - began)
             interrupts.finish(code, error)
     return code
 

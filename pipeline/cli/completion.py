@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import shtab
+
+from pipeline.files import replacing
 
 _KEPT = 100
 _LIST = '"${XDG_CACHE_HOME:-$HOME/.cache}/pipeline/batch-ids"'
@@ -50,9 +51,8 @@ def remember(batch_ids: Iterable[str]) -> None:
         former = path.read_text(encoding="ascii").split() if path.exists() else []
         kept = list(dict.fromkeys([*batch_ids, *former]))[:_KEPT]
         if kept != former:
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="ascii", delete=False) as new:
+            with replacing(path) as new:
                 new.write("\n".join(kept) + "\n")
-            os.replace(new.name, path)
 
 
 def _folder() -> Path:

@@ -10,19 +10,21 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from dotenv import dotenv_values
 
-from pipeline.cli.output import ask, exit_code, print_result
-from pipeline.config import KEY, REQUIRED, URL, Settings, check_required, command_line, home_directory
+from pipeline import doctor
+from pipeline.cli.batches import examine, judge
+from pipeline.cli.output import ask, print_result
+from pipeline.config import KEY, REQUIRED, URL, check_required, command_line, home_directory
 from pipeline.dataset.layout import find_source, usual_sources
-from pipeline.errors import PipelineError, RefusedError, SettingsError, UsageError
+from pipeline.doctor.finding import OK
+from pipeline.errors import RefusedError, SettingsError, UsageError, remedy_of
 from pipeline.extras import DISTRIBUTION
-from pipeline.graph.luigid import scheduler_url
-from pipeline.graph.run import registry
+from pipeline.files import replacing
+from pipeline.graph.luigid import read_again
 from pipeline.observe.logger import say
 
 TIMERS = ("pipeline-load.timer", "pipeline-verify.timer")
@@ -40,8 +42,6 @@ _QUESTIONS = {
 
 def init(options: argparse.Namespace) -> int:
     """Write the files that are not there yet, and check the settings with the doctor; return the exit code of that."""
-    from pipeline import doctor  # imported here because no other command but `status --check` needs it
-
     if not options.non_interactive and (sys.stdin is None or not sys.stdin.isatty()):
         hint = f"Export {', '.join(REQUIRED)}, and add --non-interactive."
         raise RefusedError("`init` asks for settings, and there is no terminal: nothing was written.", hint)
@@ -58,8 +58,9 @@ def init(options: argparse.Namespace) -> int:
     settings_file = folder / (".env.production" if options.production else ".env.local")
     planned: dict[Path, str] = {}
     services = home_directory() / "env"
-    is_embedded = not (options.production or options.url or settings_file.exists()) and services.is_file()
-    if is_embedded and not all(os.environ.get(name) for name in REQUIRED):
+    named = options.production or options.url or settings_file.exists() or all(map(os.environ.get, REQUIRED))
+    is_embedded = not named and services.is_file()
+    if is_embedded:
         settings_file = services
     elif not settings_file.exists():
         values = _variables(options)
@@ -67,25 +68,19 @@ def init(options: argparse.Namespace) -> int:
             values["DATASET_DIR"] = str(dataset)
         planned[settings_file] = fill_in(_template("env.example"), values)
     planned[folder / "luigi.cfg"] = files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8")
-    planned.update(_jobs(folder, dataset, options.systemd, options.production))
+    planned.update(_jobs(folder, dataset, options, is_embedded))
     written, kept = _write(planned)
     if settings_file not in planned:
         kept.insert(0, str(settings_file))
-
-    settings: Settings | PipelineError
-    try:
-        settings = registry.open(options.production).settings
-    except PipelineError as exc:
-        settings = exc
-    source = str(dataset) if dataset.is_dir() else None
-    findings = doctor.examine(settings, scheduler_url(), source)
+    read_again()  # luigi.cfg
+    findings = examine(options, str(dataset) if dataset.is_dir() else None)
     result = {"written": written, "kept": kept, **doctor.as_dict(findings)}
     text = [*(f"written  {path}" for path in written), *(f"kept     {path}, which was there" for path in kept)]
-    text += [doctor.as_text(findings), *_next_steps(options, dataset, is_embedded=settings_file == services)]
+    is_migrated = any((one.check, one.level) == ("migrations", OK) for one in findings)
+    text += [doctor.as_text(findings), *_next_steps(options, dataset, is_embedded, is_migrated)]
     print_result(options, result, "\n".join(text))
     # What `migrate`, the next step, does is not wrong yet.
-    error = doctor.verdict(one for one in findings if one.check != "migrations" or one.kind is not SettingsError)
-    return exit_code(error) if error is not None else 0
+    return judge(one for one in findings if one.check != "migrations" or one.kind is not SettingsError)
 
 
 def _dataset(source: str | None) -> Path:
@@ -151,55 +146,55 @@ def _template(name: str) -> str:
     return files("pipeline.cli").joinpath(f"templates/{name}").read_text(encoding="utf-8")
 
 
-def _jobs(folder: Path, dataset: Path, systemd: bool, production: bool) -> Iterator[tuple[Path, str]]:
+def _jobs(folder: Path, dataset: Path, options: argparse.Namespace, is_embedded: bool) -> Iterator[tuple[Path, str]]:
     """Yield the files of the nightly jobs, with the paths of this machine."""
     programs = Path(sys.executable).parent
     paths = {"/srv/pipeline/.venv/bin": programs, "/srv/pipeline": folder, _DATASET: dataset}
-    texts = {former: str(path).replace("%", "%%") if systemd else str(path) for former, path in paths.items()}
+    texts = {former: str(path).replace("%", "%%") if options.systemd else str(path) for former, path in paths.items()}
     texts |= {"BIN=.venv/bin": f"BIN={programs}", "User=pipeline": f"User={getpass.getuser()}"}
-    if not production:
+    if is_embedded:
+        texts["#@reboot"] = "@reboot"
+    if not options.production:
         texts |= {" --production": "", ".env.production": ".env.local"}
     # In one pass: a new path may contain a former one.
     former = re.compile("|".join(map(re.escape, texts)))
-    for name in UNITS if systemd else ("crontab.example",):
+    for name in UNITS if options.systemd else ("crontab.example",):
         text = former.sub(lambda found: texts[found[0]], _template(name))
         if shutil.which("flock") is None:  # the batch has a lock in the database as well
             text = re.sub(r"flock .*?load\.lock ", "", text)
-        yield folder / "systemd" / name if systemd else folder / "crontab", text
+        yield folder / "systemd" / name if options.systemd else folder / "crontab", text
 
 
 def _write(planned: Mapping[Path, str]) -> tuple[list[str], list[str]]:
     """Write files, the settings for their owner alone; return which were written and which existed already."""
     written, kept = list[str](), list[str]()
     for path, text in planned.items():
-        try:
-            with suppress(FileExistsError):
-                path.parent.mkdir()
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if ".env" in path.name else 0o666)
-        except FileExistsError:
+        if os.path.lexists(path):
             kept.append(str(path))
             continue
-        except OSError as exc:
-            raise UsageError(f"{path} cannot be written: {exc.strerror}.", "Check the owner of the folder.") from exc
         try:
-            with open(descriptor, "w", encoding="utf-8") as file:
+            path.parent.mkdir(exist_ok=True)
+            with replacing(path) as file:
                 file.write(text)
-        except OSError:  # a part of it would be kept the next time
-            path.unlink()
-            raise
+                if ".env" not in path.name:
+                    os.fchmod(file.fileno(), 0o644)
+        except OSError as exc:
+            hint = remedy_of(exc) or "Check the owner of the folder."
+            raise UsageError(f"{path} cannot be written: {exc.strerror}.", hint) from exc
         written.append(str(path))
     return written, kept
 
 
-def _next_steps(options: argparse.Namespace, dataset: Path, *, is_embedded: bool) -> Iterator[str]:
+def _next_steps(options: argparse.Namespace, dataset: Path, is_embedded: bool, is_migrated: bool) -> Iterator[str]:
     yield "Next:"
-    if is_embedded:
-        yield f"  {command_line('up')}     (at each boot of this machine as well)"
-    yield f"  {command_line('migrate', options.production)}"
+    if not is_migrated:  # `up` does that as well
+        yield f"  {command_line('up' if is_embedded else 'migrate', options.production)}"
     yield f"  {command_line('load --dry-run', options.production)}"
     if not dataset.is_dir():
         yield f"  Name the dataset in place of {_DATASET}, in {'systemd/' if options.systemd else 'crontab'}."
     if options.systemd:
+        if is_embedded:
+            yield f"  Let each boot run `{command_line('up')}` before the timers."
         yield "  sudo cp systemd/* /etc/systemd/system/ && sudo systemctl daemon-reload"
         yield f"  sudo systemctl enable --now {' '.join(TIMERS)} pipeline-luigid.service"
     else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from contextlib import suppress
+from functools import cache, partial
 from importlib import metadata
 from importlib.resources import files
 from textwrap import indent
@@ -52,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
         """Show the usage, and return an error."""
         if not writes_json():
             say(self.format_usage().rstrip())
-        return UsageError(f"{message}.", hint or f"`python -m {self.prog} --help` shows what there is.")
+        return UsageError(f"{message.rstrip('.')}.", hint or f"`python -m {self.prog} --help` shows what there is.")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -209,8 +210,8 @@ def _add_batches(add: _Add) -> None:
     what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
     what.add_argument("--all", action="store_true", help="list all batches, not only those that changed last")
     one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
-    text = "with --check: a problem (exit 3) if no dataset or annotations file was looked at for so long"
-    one.add_argument("--max-age", type=_hours, metavar="HOURS", help=text)
+    text = "with --check: a problem (exit 3) if the last look at a dataset, or at an annotations file, is older"
+    one.add_argument("--max-age", type=_above_zero, metavar="HOURS", help=text)
 
     one = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")
     one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
@@ -221,7 +222,7 @@ def _add_batches(add: _Add) -> None:
     one.add_argument("--batch-id", metavar="ID", help="check only this batch")
     one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
     text = "with --deep: read the longest unread objects, until N minutes after the start"
-    one.add_argument("--minutes", type=_minutes, metavar="N", help=text)
+    one.add_argument("--minutes", type=partial(_above_zero, most=MOST_MINUTES), metavar="N", help=text)
     one.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
     one.add_argument("--quiet", action="store_true", help="print only differences")
     one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
@@ -235,16 +236,12 @@ def _max_rejects(text: str) -> str:
     return text
 
 
-def _hours(text: str) -> float:
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of hours above 0")
-    return float(text)
-
-
-def _minutes(text: str) -> float:
-    if not 0 < (minutes := float(text)) <= MOST_MINUTES:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0 and at most {MOST_MINUTES}, a day")
-    return minutes
+def _above_zero(text: str, most: float = sys.float_info.max) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= most:
+            return float(text)
+    limit = f" and at most {most:g}" if most == MOST_MINUTES else ""
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0{limit}")
 
 
 def _number(least: int) -> Callable[[str], int]:

@@ -12,22 +12,27 @@ from pipeline.observe.notify import is_installed, read_services
 from pipeline.observe.ping import is_usable
 from pipeline.units import counted, duration
 
-_SOURCES = {"load": "a dataset", "qwen": "an annotations file"}
+#: What is looked at, and the command that does it, by kind.
+_SOURCES = {"load": ("a dataset", "load"), "qwen": ("an annotations file", "load-qwen")}
 
 
 def look_finding(looks: Sequence[Any], max_age: float | None) -> Finding:
-    """Return how old the last look is, by the rows of list_looks: a problem if it is older than so many hours."""
-    if not looks:
-        message = "No source was looked at yet."
-    else:
-        ages = (f"{_SOURCES[row.kind]} {duration(row.age_seconds)} ago" for row in looks)
+    """Return how old the last looks are, by the rows of list_looks: a problem if one is older than so many hours."""
+    message, old = "No source was looked at yet.", list[str]()
+    if looks:
+        ages = (f"{_SOURCES[row.kind][0]} {duration(row.age_seconds)} ago" for row in looks)
         message = f"Last looked at: {', '.join(ages)}."
         if newest := [row.newest for row in looks if row.newest]:
             message += f" The newest data is of {max(newest)}."
-    if max_age is None or (looks and min(row.age_seconds for row in looks) <= max_age * 3600):
+    if max_age is not None:
+        old = [row.kind for row in looks if row.age_seconds > max_age * 3600] if looks else ["load"]
+    if not old:
         return ok("look", message)
-    message += f" That is more than {max_age:g} h ago." if looks else ""
-    return problem("look", message, "Read the log of the last load, and check cron or the timer.", UnfinishedError)
+    if looks:
+        message += f" More than {max_age:g} h ago: {' and '.join(_SOURCES[kind][0] for kind in old)}."
+    commands = " and ".join(f"`{_SOURCES[kind][1]}`" for kind in old)
+    remedy = f"Read the log of the last {commands}, and check cron or the timer."
+    return problem("look", message, remedy, UnfinishedError)
 
 
 def alarm_findings(alarms: Alarms) -> Iterator[Finding]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded
-from pipeline.batches.resolve import LoadRequest, reset_command
-from pipeline.batches.state import Batch, held_hint
+from pipeline.batches.resolve import next_step, reset_command
+from pipeline.batches.state import Batch
 from pipeline.config import Settings, command_line
 from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
 from pipeline.database.migrate import pending
@@ -337,13 +337,11 @@ def batch_finding(batch: Batch, now: datetime, *, running: bool, production: boo
     message = f"Batch {batch.id} is {batch.state}, started {days}"
     if running:
         return ok("batches", f"{message}, and a run is in progress.")
+    step = next_step({**vars(batch), "batch_id": batch.id}, production)
     if batch.state == "held":
-        remedy = held_hint(batch.id, partial(command_line, production=production))
-        return warning("batches", f"{message}. {batch.held_reason}", remedy)
-    if batch.state == "resetting":
-        return warning("batches", f"{message}.", f"Finish it: {reset_command(batch.id, production)}")
-    remedy = f"Finish it: {LoadRequest.of(batch).command(production)}"
-    if age > _OLD:
+        return warning("batches", f"{message}. {batch.held_reason}", step)
+    remedy = f"Finish it: {step}"
+    if batch.state == "loading" and age > _OLD:
         remedy += f", or remove it: {reset_command(batch.id, production)}"
         message += "; it holds its recognitions, and its objects are in the bucket"
     return warning("batches", f"{message}.", remedy)

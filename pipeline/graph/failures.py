@@ -44,8 +44,7 @@ class Failure:
         return getattr(errors, self.error)(self.message, self.hint) if self.error else None
 
     def __str__(self) -> str:
-        text = f"{self.error}: {self.message}" if self.error else self.message
-        return f"{text}\n{self.hint}" if self.hint else text
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
 class FailureLog:

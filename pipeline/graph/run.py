@@ -30,7 +30,7 @@ from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLO
 from pipeline.batches.summary import describe, headline, summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database, foreign_remark, override_remark, target_of
-from pipeline.errors import PipelineError, RefusedError, SettingsError, TransientError, UsageError
+from pipeline.errors import HeldError, PipelineError, RefusedError, SettingsError, TransientError, UsageError
 from pipeline.graph.failures import Failure, FailureLog, print_failures
 from pipeline.graph.luigid import StatusReporter, choose_parser, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget, MarkerCache
@@ -175,7 +175,7 @@ class Run:
 
     def print_summary(self) -> None:
         """Print the failures on stderr and the numbers of the batch on stdout."""
-        print_failures(self.failures.read())
+        print_failures([one for one in self.failures.read() if one.error != HeldError.__name__])  # the summary has it
         try:
             summary = self.database.run(lambda connection: summarise(connection, self.batch_id))
         except PipelineError as exc:  # the failures above say why

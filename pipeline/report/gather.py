@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from pipeline.batches.bucket import list_recorded, prove_bucket
 from pipeline.batches.resolve import require_schema
-from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, require_batch
+from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD
 from pipeline.batches.summary import summarise
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError, SettingsError
+from pipeline.files import replacing
 from pipeline.report.page import write_page
 from pipeline.report.pictures import Report, Trays, read_rejects
 from pipeline.report.sections import how_to_go_on, no_trays, numbers, requests, time, trays_words
@@ -54,10 +52,9 @@ def write_report(
         step = UPLOAD if summary["kind"] == KIND_LOAD else COPY
         chosen = connection.execute("list_sample", batch_id=batch_id, step=step, count=sample)
         recorded = list_recorded(connection, summary["bucket"])
-        next_step = how_to_go_on(require_batch(connection, batch_id), settings)
-        return summary, spans, sizes, [one.recognition_id for one in chosen], recorded, next_step
+        return summary, spans, sizes, [one.recognition_id for one in chosen], recorded
 
-    summary, spans, sizes, chosen, recorded, next_step = database.run(gather, read_only=True)
+    summary, spans, sizes, chosen, recorded = database.run(gather, read_only=True)
     report = Report(batch_id, summary["state"], str(path))
     # STORAGE_BUCKET may have changed since the load; the photos are in the bucket on record.
     with closing(Storage(settings, bucket=summary["bucket"])) as storage:
@@ -75,27 +72,14 @@ def write_report(
             "trays": trays.read(chosen),
             "trays_words": trays_words(summary, len(chosen)),
             "no_trays": no_trays(summary, sample),
-            "next_step": next_step,
+            "next_step": how_to_go_on(summary, settings.is_production),
             "made_at": datetime.now(timezone.utc).isoformat(),
         }
-        _write(path, page)
+        try:
+            with replacing(path) as out:
+                write_page(out, page)
+        except OSError as exc:
+            message = f"The report cannot be written to {path}: {exc.strerror}."
+            raise SettingsError(message, "Name another file with --out.") from exc
     report.bytes = path.stat().st_size
     return report
-
-
-def _write(path: Path, page: Mapping[str, Any]) -> None:
-    """Write a temporary file in the same folder, readable by its owner alone, then rename it over `path`."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with open(descriptor, "w", encoding="utf-8", newline="\n") as out:
-                write_page(out, page)
-            os.replace(name, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-    except OSError as exc:
-        raise SettingsError(
-            f"The report cannot be written to {path}: {exc.strerror}.", "Name another file with --out."
-        ) from exc

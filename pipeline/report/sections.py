@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.batches.resolve import LoadRequest, reset_command
-from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD, Batch, held_hint
-from pipeline.config import Settings
+from pipeline.batches.resolve import next_step
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
 from pipeline.dataset.records import describe_files
 from pipeline.observe.metrics import merge, quantile
 from pipeline.report import charts
@@ -43,7 +42,7 @@ def numbers(summary: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]
     found = f"of {_grouped(summary['found'])} in the source" if summary["found"] else ""  # photos of annotations
     throughput, photos = summary["throughput"], _grouped(summary["images_processed"])
     cards = [Card("Recognitions", _grouped(summary["recognitions_processed"]), "" if is_qwen else found)]
-    cards.append(Card("Photos", photos, found if is_qwen else size(summary["bytes"])))
+    cards.append(Card("Photos", photos, found if is_qwen else "" if "planned" in summary else size(summary["bytes"])))
     if is_qwen:
         cards.append(Card("Detections", _grouped(summary["detections_processed"])))
     else:
@@ -175,15 +174,13 @@ def _retries(summary: Mapping[str, Any]) -> list[tuple[str, int]]:
     return sorted(retries, key=lambda one: (-one[1], one[0]))
 
 
-def how_to_go_on(batch: Batch, settings: Settings) -> str:
+def how_to_go_on(summary: Mapping[str, Any], production: bool) -> str:
     """Return what to do about a batch that is not done, commands in backticks; empty for one that is."""
-    if batch.state == "held":
-        return f"Readers do not see this batch. {batch.held_reason} {held_hint(batch.id, settings.command)}"
-    if batch.state == "loading":
-        return f"This batch is unfinished. To go on: `{LoadRequest.of(batch).command(settings.is_production)}`"
-    if batch.state == "resetting":
-        return f"The reset of this batch is unfinished. To go on: `{reset_command(batch.id, settings.is_production)}`"
-    return ""
+    step = next_step(summary, production)
+    if summary["state"] == "held":
+        return f"Readers do not see this batch. {summary['held_reason']} {step}"
+    what = "This batch" if summary["state"] == "loading" else "The reset of this batch"
+    return f"{what} is unfinished. To go on: `{step}`" if step else ""
 
 
 def trays_words(summary: Mapping[str, Any], chosen: int) -> str:
@@ -207,6 +204,6 @@ def no_trays(summary: Mapping[str, Any], sample: int) -> str:
     if summary["state"] == "reset":
         gone = "photos" if summary["kind"] == KIND_LOAD else "annotations"
         return f"This batch was reset: its {gone} are gone."
-    if not summary["recognitions_processed"]:
+    if not summary["shards"]:
         return "This batch has no recognitions."
     return "No shard of this batch is done yet, so there is nothing to show."

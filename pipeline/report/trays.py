@@ -82,7 +82,7 @@ def tray_of(recognition_id: int, note: str, photos: Sequence[Photo], rows: Seque
         if row.id in shown:
             numbers[kind] = numbers.get(kind, 0) + 1
             label = f"{_PREFIXES[kind]}{numbers[kind]}"
-        labels[row.id] = kind, label, row.name or row.item_type
+        labels[row.id] = kind, label, row.name or row.item_type.lower()
     seen = {
         row.id: [photo.camera for photo in photos if any(box.initial_tray_item_id == row.id for box in photo.boxes)]
         for row in rows

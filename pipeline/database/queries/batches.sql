@@ -15,6 +15,14 @@ SELECT count(*) AS done FROM ingest.batch_state WHERE batch_id = :batch_id AND s
 -- name: count_notices
 SELECT code, count(*) AS notices FROM ingest.notices WHERE batch_id = :batch_id GROUP BY code ORDER BY code
 
+-- name: count_processed
+-- What the shards with the marker of a step have.
+SELECT s.step, count(*) AS recognitions, sum(cardinality(m.photo_paths))::bigint AS images
+FROM ingest.batch_state s
+JOIN ingest.manifest m ON m.batch_id = s.batch_id AND m.shard = s.shard
+WHERE s.batch_id = :batch_id
+GROUP BY s.step
+
 -- name: count_rejects
 SELECT code, count(*) AS rejects FROM ingest.rejects WHERE batch_id = :batch_id GROUP BY code ORDER BY code
 
@@ -136,7 +144,7 @@ SELECT EXISTS (SELECT FROM ingest.batches WHERE id = :batch_id)
 -- name: list_batches
 -- All or the unfinished batches, those that changed last first, as the status names their columns.
 SELECT id AS batch_id, kind, state, source, recognition_limit AS "limit", force, changed, coordinates, exif_turned, recognitions,
-    bytes, detections, created_at, finished_at, reset_at, held_reason
+    bytes, detections, created_at, finished_at, reset_at, held_reason, adopted
 FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
@@ -152,16 +160,11 @@ FROM ingest.batches
 WHERE state = 'done' AND NOT adopted
 ORDER BY kind, version DESC
 
--- name: list_last_looks
-SELECT DISTINCT ON (kind) * FROM ingest.looks ORDER BY kind, looked_at DESC
-
 -- name: list_looks
--- The last look at a source of each kind, and the newest data that there was.
-SELECT kind, max(looked_at) AS looked_at, max(newest) AS newest,
-    extract(epoch FROM clock_timestamp() - max(looked_at))::float8 AS age_seconds
+-- The last look at a source of each kind, and its age.
+SELECT DISTINCT ON (kind) *, extract(epoch FROM clock_timestamp() - looked_at)::float8 AS age_seconds
 FROM ingest.looks
-GROUP BY kind
-ORDER BY kind
+ORDER BY kind, looked_at DESC
 
 -- name: list_marked
 SELECT step, shard FROM ingest.batch_state WHERE batch_id = :batch_id
