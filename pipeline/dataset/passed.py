@@ -69,8 +69,8 @@ def count_below(source: Path, path: str, as_class: str, *, is_listed: bool = Fal
                         (below.own if is_inner else below.folders).append(inner)
                     if is_inner or not entry.is_symlink():
                         pending.append((inner, found))
-                        is_hidden = f"/{inner}".count("/.")  # as the objects of the embedded Storage
-                        if found != CLUTTER and not (below.nested or is_hidden) and FOLDER.fullmatch(entry.name):
+                        is_named = found != CLUTTER and not below.nested and FOLDER.fullmatch(entry.name)
+                        if is_named and "/." not in f"/{inner}":  # as the objects of the embedded Storage are
                             below.nested = inner
         except OSError as exc:
             below.unread[folder] = f"the folder cannot be read: {exc.strerror}"
