@@ -210,7 +210,7 @@ def _add_batches(add: _Add) -> None:
     what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
     what.add_argument("--all", action="store_true", help="list all batches, not only those that changed last")
     one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
-    text = "with --check: a problem (exit 3) if the last look at a dataset, or at an annotations file, is older"
+    text = "with --check: a problem (exit 3) if nothing, or not what is looked at regularly, was looked at for so long"
     one.add_argument("--max-age", type=_above_zero, metavar="HOURS", help=text)
 
     one = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")

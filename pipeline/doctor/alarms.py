@@ -17,7 +17,11 @@ _SOURCES = {"load": ("a dataset", "load"), "qwen": ("an annotations file", "load
 
 
 def look_finding(looks: Sequence[Any], max_age: float | None) -> Finding:
-    """Return how old the last looks are, by the rows of list_looks: a problem if one is older than so many hours."""
+    """Return how old the last looks are, by the rows of list_looks: a problem if one is older than so many hours.
+
+    A kind of source at which nobody looks regularly, with at most so many hours in between, is not expected again while
+    there are younger looks at another one.
+    """
     message, old = "No source was looked at yet.", list[str]()
     if looks:
         ages = (f"{_SOURCES[row.kind][0]} {duration(row.age_seconds)} ago" for row in looks)
@@ -25,7 +29,10 @@ def look_finding(looks: Sequence[Any], max_age: float | None) -> Finding:
         if newest := [row.newest for row in looks if row.newest]:
             message += f" The newest data is of {max(newest)}."
     if max_age is not None:
-        old = [row.kind for row in looks if row.age_seconds > max_age * 3600] if looks else ["load"]
+        seconds = max_age * 3600
+        late = [row for row in looks if row.age_seconds > seconds]
+        regular = [row.kind for row in late if row.interval_seconds is not None and row.interval_seconds <= seconds]
+        old = regular or [row.kind for row in late if len(late) == len(looks)] or ([] if looks else ["load"])
     if not old:
         return ok("look", message)
     if looks:

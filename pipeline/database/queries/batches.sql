@@ -161,8 +161,9 @@ WHERE state = 'done' AND NOT adopted
 ORDER BY kind, version DESC
 
 -- name: list_looks
--- The last look at a source of each kind, and its age.
-SELECT DISTINCT ON (kind) *, extract(epoch FROM clock_timestamp() - looked_at)::float8 AS age_seconds
+-- The last look at a source of each kind, its age, and how long it came after the one before it.
+SELECT DISTINCT ON (kind) *, extract(epoch FROM clock_timestamp() - looked_at)::float8 AS age_seconds,
+    extract(epoch FROM looked_at - lag(looked_at) OVER (PARTITION BY kind ORDER BY looked_at))::float8 AS interval_seconds
 FROM ingest.looks
 ORDER BY kind, looked_at DESC
 
