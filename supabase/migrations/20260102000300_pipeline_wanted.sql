@@ -10,7 +10,8 @@ BEGIN
     CREATE TEMP TABLE menu_of ON COMMIT DROP AS
     SELECT DISTINCT ON (m.batch_id, m.sha256)
         m.batch_id, m.sha256, encode(sha256(convert_to(m.content::text, 'UTF8')), 'hex') AS content_sha256,
-        ingest.array_of(m.content) AS content
+        ingest.array_of(m.content) AS content,
+        ARRAY(SELECT entry ->> 'ExternalId' FROM jsonb_array_elements(ingest.array_of(m.content)) AS entry) AS external_ids
     FROM (SELECT DISTINCT t.batch_id, r.menu_sha256
           FROM pg_temp.affected t
           JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
@@ -291,11 +292,17 @@ BEGIN
     JOIN pg_temp.present_items p ON p.id = m.item_id AND p.stays
     WHERE d.source = 'MODEL' AND d.item_id IS NULL AND m.recognition_id = d.recognition_id
         AND m.item_type = d.item_type AND m.line_number = d.line_number AND m.nth = d.nth;
+    -- Where no item is there already, the ordinal is that of the detection.
     UPDATE pg_temp.wanted_detections d
-    SET ordinal = (
-        SELECT min(w.ordinal) FROM pg_temp.wanted_items w
-        WHERE w.recognition_id = d.recognition_id AND w.item_type = d.item_type AND w.line_number = d.line_number
-            AND w.nth = d.nth AND w.source = 'MODEL')
-    WHERE d.source = 'MODEL' AND d.item_id IS NULL;
+    SET ordinal = w.ordinal
+    FROM (
+        SELECT recognition_id, item_type, line_number, nth, min(ordinal) AS ordinal
+        FROM pg_temp.wanted_items
+        WHERE source = 'MODEL'
+        GROUP BY recognition_id, item_type, line_number, nth
+        HAVING min(ordinal) <> nth
+    ) w
+    WHERE d.source = 'MODEL' AND d.item_id IS NULL AND d.recognition_id = w.recognition_id
+        AND d.item_type = w.item_type AND d.line_number = w.line_number AND d.nth = w.nth;
 END
 $$;

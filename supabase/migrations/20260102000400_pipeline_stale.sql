@@ -140,20 +140,24 @@ BEGIN
     IF ingest.has_menu_table() THEN
         INSERT INTO pg_temp.stale
         SELECT 'public.recognition_active_menu_items'::regclass, e.id, t.recognition_id
-        FROM pg_temp.affected t
-        JOIN public.recognitions p ON p.id = t.recognition_id
-        JOIN public.menu_items f ON f.menu_id = p.menu_id
-        JOIN public.recognition_active_menu_items e ON e.recognition_id = p.id AND e.external_id = f.external_id
-        LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
-        LEFT JOIN pg_temp.menu_of o ON o.batch_id = r.batch_id AND o.sha256 = r.menu_sha256
-        LEFT JOIN public.menus m ON m.id = p.menu_id
-        WHERE t.existing AND m.content_sha256 IS DISTINCT FROM o.content_sha256
-            AND NOT EXISTS (
-                SELECT FROM jsonb_array_elements(o.content) AS entry WHERE entry ->> 'ExternalId' = f.external_id)
-            -- An adopted recognition keeps the entries that it had.
-            AND NOT (t.was_adopted AND NOT EXISTS (
-                SELECT FROM pg_temp.kept_rows k
-                WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = e.id AND k.content IS NULL))
+        -- First those whose menu is another one: OFFSET 0 keeps the planner from looking at all entries of the others.
+        FROM (
+            SELECT t.recognition_id, t.was_adopted, p.menu_id, coalesce(o.external_ids, '{}') AS external_ids
+            FROM pg_temp.affected t
+            JOIN public.recognitions p ON p.id = t.recognition_id
+            LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
+            LEFT JOIN pg_temp.menu_of o ON o.batch_id = r.batch_id AND o.sha256 = r.menu_sha256
+            LEFT JOIN public.menus m ON m.id = p.menu_id
+            WHERE t.existing AND m.content_sha256 IS DISTINCT FROM o.content_sha256
+            OFFSET 0
+        ) t
+        JOIN public.menu_items f ON f.menu_id = t.menu_id AND f.external_id <> ALL (t.external_ids)
+        JOIN public.recognition_active_menu_items e
+            ON e.recognition_id = t.recognition_id AND e.external_id = f.external_id
+        -- An adopted recognition keeps the entries that it had.
+        WHERE NOT (t.was_adopted AND NOT EXISTS (
+            SELECT FROM pg_temp.kept_rows k
+            WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = e.id AND k.content IS NULL))
         GROUP BY e.id, t.recognition_id;
     END IF;
 

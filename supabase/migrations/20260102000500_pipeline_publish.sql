@@ -42,8 +42,7 @@ BEGIN
         RETURNING id, content_sha256
     )
     INSERT INTO public.menu_items (menu_id, position, external_id, name, category, price, metadata)
-    SELECT s.id, i.position, i.item ->> 'ExternalId', coalesce(i.item ->> 'Name', ''), i.item ->> 'Category',
-        ingest.price_of(i.item -> 'Price'),
+    SELECT s.id, i.position, i.item ->> 'ExternalId', coalesce(i.item ->> 'Name', ''), i.item ->> 'Category', p.price,
         -- A price that is more than a number stays with the rest, as it was.
         i.item - CASE WHEN is_plain THEN ARRAY['ExternalId', 'Name', 'Category', 'Price']
             ELSE ARRAY['ExternalId', 'Name', 'Category'] END
@@ -51,9 +50,10 @@ BEGIN
     JOIN (SELECT DISTINCT ON (content_sha256) content_sha256, content FROM pg_temp.menu_of ORDER BY content_sha256) c
         USING (content_sha256)
     CROSS JOIN LATERAL jsonb_array_elements(c.content) WITH ORDINALITY AS i (item, position)
+    -- OFFSET 0: the price is worked out once.
+    CROSS JOIN LATERAL (SELECT ingest.price_of(i.item -> 'Price') AS price OFFSET 0) p
     CROSS JOIN LATERAL (SELECT CASE jsonb_typeof(i.item -> 'Price') WHEN 'null' THEN true
-        WHEN 'number' THEN ingest.price_of(i.item -> 'Price') IS NOT NULL
-        ELSE ingest.price_of(i.item -> 'Price')::text = i.item ->> 'Price' END) AS p (is_plain);
+        WHEN 'number' THEN p.price IS NOT NULL ELSE p.price::text = i.item ->> 'Price' END) AS q (is_plain);
     GET DIAGNOSTICS stored = ROW_COUNT;
     RETURN stored;
 END
@@ -93,29 +93,51 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.publish_menu_entries() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Fill the app's table of menu entries, if there is one; of an entry that a menu has twice, the first counts.
+-- Fill the app's table of menu entries, if there is one; of an entry that a menu has twice, the first counts. ON CONFLICT
+-- costs a look-up of each entry: a recognition that has none yet does without.
 DECLARE
-    written bigint;
+    written bigint := 0;
+    n bigint;
+    filled boolean;
 BEGIN
     IF NOT ingest.has_menu_table() THEN
         RETURN 0;
     END IF;
     PERFORM ingest.keep_adopted_entries();
-    INSERT INTO public.recognition_active_menu_items (recognition_id, external_id, name, category, price, metadata)
-    SELECT t.recognition_id, i.external_id, i.name, i.category, i.price, i.metadata
+    CREATE TEMP TABLE menu_shown ON COMMIT DROP AS
+    SELECT t.recognition_id, r.menu_id, EXISTS (
+        SELECT FROM public.recognition_active_menu_items e WHERE e.recognition_id = t.recognition_id) AS has_entries
     FROM pg_temp.affected t
     JOIN public.recognitions r ON r.id = t.recognition_id
-    JOIN public.menu_items i ON i.menu_id = r.menu_id
-    WHERE NOT t.is_adopted AND NOT EXISTS (
-        SELECT FROM public.menu_items former
-        WHERE former.menu_id = i.menu_id AND former.external_id = i.external_id AND former.position < i.position)
-    ORDER BY t.recognition_id, i.position
-    ON CONFLICT (recognition_id, external_id) DO UPDATE
-        SET name = excluded.name, category = excluded.category, price = excluded.price, metadata = excluded.metadata
-        WHERE (recognition_active_menu_items.name, recognition_active_menu_items.category,
-               recognition_active_menu_items.price, recognition_active_menu_items.metadata)
-            IS DISTINCT FROM (excluded.name, excluded.category, excluded.price, excluded.metadata);
-    GET DIAGNOSTICS written = ROW_COUNT;
+    WHERE NOT t.is_adopted;
+    CREATE INDEX ON pg_temp.menu_shown (recognition_id);
+    ANALYZE pg_temp.menu_shown;
+    FOREACH filled IN ARRAY ARRAY[false, true] LOOP
+        EXECUTE $insert$
+            INSERT INTO public.recognition_active_menu_items
+                (recognition_id, external_id, name, category, price, metadata)
+            SELECT s.recognition_id, i.external_id, i.name, i.category, i.price, i.metadata
+            FROM pg_temp.menu_shown s
+            CROSS JOIN LATERAL (SELECT item.* FROM public.menu_items item WHERE item.menu_id = s.menu_id OFFSET 0) i
+            WHERE s.has_entries = $1 AND i.id NOT IN (
+                SELECT later.id
+                FROM (SELECT DISTINCT menu_id FROM pg_temp.menu_shown) m
+                JOIN public.menu_items former ON former.menu_id = m.menu_id
+                JOIN public.menu_items later ON later.menu_id = former.menu_id
+                    AND later.external_id = former.external_id AND later.position > former.position)
+            ORDER BY s.recognition_id, i.position
+        $insert$ || CASE WHEN filled THEN $conflict$
+            ON CONFLICT (recognition_id, external_id) DO UPDATE
+                SET name = excluded.name, category = excluded.category, price = excluded.price,
+                    metadata = excluded.metadata
+                WHERE (recognition_active_menu_items.name, recognition_active_menu_items.category,
+                       recognition_active_menu_items.price, recognition_active_menu_items.metadata)
+                    IS DISTINCT FROM (excluded.name, excluded.category, excluded.price, excluded.metadata)
+        $conflict$ ELSE '' END
+        USING filled;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        written := written + n;
+    END LOOP;
     PERFORM ingest.note_added_entries();
     RETURN written;
 END
@@ -185,7 +207,11 @@ BEGIN
     SELECT l.id, o.option ->> 0, o.option ->> 1, jsonb_array_length(w.options) = 1
     FROM pg_temp.wanted_lines w
     JOIN public.recipes p ON p.recognition_id = w.recognition_id
-    JOIN public.recipe_lines l ON l.recipe_id = p.id AND l.line_number = w.line_number
+    -- OFFSET 0 keeps the planner from looking for a line by its number alone.
+    CROSS JOIN LATERAL (
+        SELECT line.id FROM public.recipe_lines line
+        WHERE line.recipe_id = p.id AND line.line_number = w.line_number OFFSET 0
+    ) l
     CROSS JOIN LATERAL jsonb_array_elements(w.options) WITH ORDINALITY AS o (option, n)
     WHERE w.line_id IS NULL
     ORDER BY l.id, o.n;

@@ -8,6 +8,7 @@ SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET default_statistics_target = 10
 SET join_collapse_limit = 1
 AS $$
 -- Plan to make the domain show every recognition of a batch of kind 'load' in the batch's version, or the annotations of
@@ -68,6 +69,7 @@ SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET default_statistics_target = 10
 SET join_collapse_limit = 1
 AS $$
 -- Return which recognitions are in use, of those that are there and whose receipts discovery has copied to raw.receipts
@@ -100,6 +102,7 @@ SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET default_statistics_target = 10
 SET join_collapse_limit = 1
 AS $$
 -- Carry out what ingest.plan_batch() worked out.
@@ -116,6 +119,7 @@ SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET default_statistics_target = 10
 SET join_collapse_limit = 1
 AS $$
 -- Work out what the domain shows once the batch is gone: of each recognition that it shows in this batch's version,
@@ -164,6 +168,7 @@ SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET default_statistics_target = 10
 SET join_collapse_limit = 1
 AS $$
 -- Carry out what ingest.plan_reset() worked out, remove the batch's raw rows and claims; return the rows of public and
