@@ -105,8 +105,8 @@ QUESTIONS: dict[str, Question] = {
     "qwen": Question(
         "Qwen: annotations of a vision model",
         annotating,
-        {"megabytes": (2,), "template": 100},
-        {"megabytes": (10, 200), "template": 1000},
+        {"megabytes": (2,), "template": 100, "copied": 1},
+        {"megabytes": (10, 200), "template": 1000, "copied": 5},
     ),
     "scaling": Question(
         "Scaling: luigid, a second worker, bytes and seconds of a recognition",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
-
-import psycopg2
 
 from benchmarks.bench import REPOSITORY, SMALL, Bench, World
+from benchmarks.domain import copy, export
 from benchmarks.loading import LIMIT_MB
 from benchmarks.rows import Row, middle
 from pipeline.storage import Storage
@@ -101,10 +98,10 @@ def adopting(place: Bench, trays: int, entries: int, added: int, repeats: int) -
             for name, target in sorted({"adopted": world, "nothing": empty}.items(), reverse=bool(turn % 2)):
                 loaded = target.run("load", "--batch-id", "b", "--source", str(dataset), "--local-scheduler", "--json")
                 taken[name] = float(loaded.result["operations"]["transform"]["total_seconds"])
-                files = _export(target, place.folder)
+                files = export(target, place.folder, _TABLES)
                 target.run("reset", "--batch-id", "b", "--confirm", "--json")
                 target.maintain("VACUUM (ANALYZE)")
-                pairs[name].append((taken[name] / added * 1000, _copy(target, files) / added * 1000))
+                pairs[name].append((taken[name] / added * 1000, copy(target, files) / added * 1000))
                 target.query(_REMOVE)
                 target.maintain("VACUUM (ANALYZE)")
             grown.append((taken["adopted"] / added * 1000, taken["nothing"] / added * 1000))
@@ -124,25 +121,3 @@ def _fill(world: World, trays: int, entries: int) -> None:
         keys = (f"recognitions/{n}/camera{c}.jpg" for n in range(_FIRST, _FIRST + trays) for c in (1, 2))
         for _ in executor.map(lambda key: storage.upload(key, key.encode()), keys):
             pass
-
-
-def _export(world: World, folder: Path) -> dict[str, Path]:
-    """Write the rows of the batch into files, by table."""
-    files = {}
-    with closing(psycopg2.connect(world.database_url)) as connection, connection.cursor() as cursor:
-        for table, statement in _TABLES.items():
-            files[table] = folder / f"rows-{table}"
-            with open(files[table], "wb") as file:
-                cursor.copy_expert(f"COPY ({statement}) TO STDOUT", file)
-    return files
-
-
-def _copy(world: World, files: dict[str, Path]) -> float:
-    """Copy rows into the app's tables, in one transaction; return the seconds."""
-    with closing(psycopg2.connect(world.database_url)) as connection, connection.cursor() as cursor:
-        begin = time.perf_counter()
-        for table, path in files.items():
-            with open(path, "rb") as file:
-                cursor.copy_expert(f"COPY public.{table} FROM STDIN", file)
-        connection.commit()
-        return time.perf_counter() - begin

@@ -1,26 +1,39 @@
-"""Detections a second of an annotations file, beside a plain pass of the JSON parser over it."""
+"""Detections a second of an annotations file, beside a plain pass of the JSON parser over it and a COPY of its rows."""
 
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
+from benchmarks.adopting import APP
 from benchmarks.bench import SMALL, Bench
+from benchmarks.domain import copy, export
 from benchmarks.loading import LIMIT_MB
 from benchmarks.rows import Row
 from benchmarks.seeding import seed
 from pipeline.sample.writer import ANNOTATIONS
+from pipeline.storage import Storage
+
+#: The rows that a load of annotations adds.
+_TABLES = {
+    "initial_tray_items": "SELECT t.* FROM public.initial_tray_items t JOIN ingest.manifest m USING (recognition_id)"
+    " WHERE m.batch_id = 'a' AND t.source = 'MODEL'",
+    "initial_annotations": "SELECT t.* FROM public.initial_annotations t JOIN public.images i ON i.id = t.image_id"
+    " JOIN ingest.manifest m USING (recognition_id) WHERE m.batch_id = 'a'",
+}
 
 
-def annotating(place: Bench, megabytes: tuple[int, ...], template: int) -> list[Row]:
+def annotating(place: Bench, megabytes: tuple[int, ...], template: int, copied: int) -> list[Row]:
     """Load annotations of several sizes for recognitions that were made with SQL.
 
     Arguments:
         megabytes: sizes of the file.
         template: recognitions that are loaded, of which the others are copies.
+        copied: megabytes of the file whose rows are copied to compare, in an empty project and in an app's.
     """
-    rows: list[Row] = []
     origin = place.dataset(template, SMALL)
+    rows = [_compare(place, origin, template, copied, project) for project in (None, APP)]
     smallest = 0.0
     for size in megabytes:
         path = place.folder / f"annotations{size}.json"
@@ -48,6 +61,24 @@ def annotating(place: Bench, megabytes: tuple[int, ...], template: int) -> list[
             Row("  largest process / json.load", run.megabytes, whole.megabytes, "MB"),
         ]
     return rows
+
+
+def _compare(place: Bench, origin: Path, template: int, megabytes: int, project: Path | None) -> Row:
+    """Load annotations, then copy the rows that were added."""
+    path = place.folder / "annotations.json"
+    copies = _write(path, origin, template, megabytes * 1_000_000)
+    with place.world(project=project) as world:
+        with closing(Storage(world.settings)) as storage:
+            storage.ensure_bucket()
+        seed(world, origin, copies)
+        run = world.run("load-qwen", "--file", str(path), "--batch-id", "a", "--local-scheduler", "--json")
+        files = export(world, place.folder, _TABLES)
+        world.run("reset", "--batch-id", "a", "--confirm", "--json")
+        world.maintain("VACUUM (ANALYZE)")
+        detections = run.result["detections_processed"]
+        where = "an app's project" if project else "an empty project"
+        what = f"{megabytes} MB in {where}: load-qwen / COPY of its rows"
+        return Row(what, detections / run.seconds, detections / copy(world, files), "detections/s")
 
 
 def _write(path: Path, origin: Path, recognitions: int, size: int) -> int:

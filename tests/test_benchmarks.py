@@ -33,7 +33,7 @@ TINY: dict[str, dict[str, Any]] = {
     "night": {"recognitions": 4, "repeats": 1},
     "graph": {"tasks": (4,), "repeats": 1, "loaded": 4},
     "growth": {"loaded": (40,), "template": 4, "added": 4, "repeats": 1},
-    "qwen": {"megabytes": (1,), "template": 20},
+    "qwen": {"megabytes": (1,), "template": 20, "copied": 1},
     "scaling": {"tasks": (2, 4), "shared": 40, "seeded": 4, "listed": (4,)},
     "memory": {"sizes": (4,)},
     "sample": {"recognitions": 4},
