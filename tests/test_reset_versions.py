@@ -41,8 +41,9 @@ NATURAL_KEYS = (
 
 
 def by_natural_key(dsn: str) -> dict[tuple[object, ...], int]:
-    """Return (table, natural key) -> id."""
-    return {(n, *row[:-1]): row[-1] for n, text in enumerate(NATURAL_KEYS) for row in world.query(dsn, text)}
+    """Return (table, natural key) -> id; of rows with equal keys, as the app's own trays have, the highest id."""
+    rows = ((n, row) for n, text in enumerate(NATURAL_KEYS) for row in world.query(dsn, text))
+    return {(n, *row[:-1]): row[-1] for n, row in sorted(rows, key=lambda pair: pair[1][-1])}
 
 
 def test_a_forced_version_that_is_reset_gives_back_the_former_one_with_the_ids_that_stayed(
