@@ -1,7 +1,8 @@
 """Random sequences of commands against a small model: what readers see, what the bucket holds, and what is refused.
 
 The model knows batches and nothing else: of each recognition readers see the newest finished batch that holds it, with
-the annotations of the newest finished annotations batch that holds it. Commands are really run, some are really killed.
+the annotations of the newest finished annotations batch that is for its photos. Commands are really run, and some are
+really killed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +51,7 @@ class Batch:
     option: str  # of the load: --force, --changed or none
     held: dict[int, int] = field(default_factory=dict)  # recognition -> seed
     version: int | None = None
+    photos: dict[int, int] = field(default_factory=dict)  # of annotations: recognition -> seed of its photos
     rejects: set[int] = field(default_factory=set)
     is_doubted: bool = False  # a check recorded a reason to hold it
     is_held: bool = False
@@ -67,9 +69,31 @@ class Batches:
         found = [(name, one) for name, one in self.batches.items() if one.kind == kind and one.version is not None]
         return sorted(found, key=lambda item: item[1].version or 0)
 
+    def loaded(self) -> dict[int, int]:
+        """Recognition -> the seed of what readers see of it."""
+        return {number: seed for _, batch in self.done("load") for number, seed in batch.held.items()}
+
     def shown(self, kind: str) -> dict[int, str]:
-        """Recognition -> the batch whose version of it counts."""
-        return {number: name for name, batch in self.done(kind) for number in batch.held}
+        """Recognition -> the batch whose version of it counts; of annotations those of the photos that readers see."""
+        loaded = self.loaded()
+        return {
+            number: name
+            for name, batch in self.done(kind)
+            for number in batch.held
+            if kind == "load" or batch.photos[number] == loaded.get(number)
+        }
+
+    def was_for_another(self, number: int, seed: int) -> bool:
+        """Say whether annotations of a recognition were loaded, and never for the photos that readers see."""
+        photos = {batch.photos[number] for _, batch in self.done("qwen") if batch.held.get(number) == seed}
+        return bool(photos) and self.loaded()[number] not in photos
+
+    def once_done(self, batch: Batch) -> Batches:
+        """Return what there is once a batch is finished."""
+        after = Batches()
+        after.batches = {name: one for name, one in self.batches.items() if one is not batch}
+        after.batches[""] = replace(batch, version=self._versions + 1)
+        return after
 
     def finish(self, name: str) -> None:
         self._versions += 1
@@ -123,9 +147,14 @@ class Machine(RuleBasedStateMachine):
             for number, seed in wanted.items()
             if (batch.kind == "load" or number in loaded)
             and (
-                number not in shown
-                or batch.option == "--force"
-                or (batch.option == "--changed" and self.model.batches[shown[number]].held[number] != seed)
+                batch.option == "--force"
+                or (
+                    (
+                        number not in shown
+                        or (batch.option == "--changed" and self.model.batches[shown[number]].held[number] != seed)
+                    )
+                    and not (batch.kind == "qwen" and self.model.was_for_another(number, seed))
+                )
             )
         }
 
@@ -156,6 +185,7 @@ class Machine(RuleBasedStateMachine):
         batch = Batch(kind, dataset, option)
         batch.held = self._candidates(batch)
         if kind == "qwen":
+            batch.photos = self.model.loaded()
             batch.rejects = set(self._recognitions(dataset)) - set(self.model.shown("load"))
         chosen = len(batch.held)
         for other in self._unfinished():  # what an unfinished batch holds is not for another
@@ -551,12 +581,7 @@ class People(Machine):
 
     def _is_in_use(self, number: int, batch: Batch) -> bool:
         before = self._versions(self.model).get(number)
-        if before is None:
-            return False
-        receipt, marked = before
-        if batch.kind == "load":
-            return self._deletes(number, before, (batch.held[number], marked))
-        return self._deletes(number, before, (receipt, DATASETS[batch.dataset][0]))
+        return before is not None and self._deletes(number, before, self._versions(self.model.once_done(batch))[number])
 
     def _is_refused(self, without: Batches) -> bool:
         before, after = self._versions(self.model), self._versions(without)

@@ -113,8 +113,8 @@ def test_readers_never_see_half_a_batch_nor_a_row_without_its_object(
     for batches, annotated in seen:
         assert batches in ((), whole, mixed)
         assert batches or not annotated
-    # Whole sets of annotations only: of none, of the first file and of the second.
-    assert len({annotated for _, annotated in seen if annotated}) == 2
+    # Whole sets of annotations only: of none, of the first file, of it where photos stay, and of the second file.
+    assert len({annotated for _, annotated in seen if annotated}) == 3
     assert {batches for batches, _ in seen} == {(), whole, mixed}
     assert [*readers[0].missing, *readers[1].missing] == []
     assert min(reader.polls for reader in readers) > 20

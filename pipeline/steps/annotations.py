@@ -105,6 +105,7 @@ def stage_annotations(
         connection.execute("remember_seen_photos", camera=camera)
     for statement in ("drop_skipped_rejects", "add_unknown"):
         connection.execute(statement)
+    connection.execute("add_other_photos")
     connection.execute("add_not_adopted_photos", message=not_adopted(connection.command))
     connection.execute("add_unusable_boxes", exif_turned=exif_turned)
     connection.execute("create_staged_annotations", force=force)

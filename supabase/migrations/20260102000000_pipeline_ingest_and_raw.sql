@@ -116,8 +116,10 @@ CREATE TABLE IF NOT EXISTS ingest.manifest (
     md5s text[],
     menu_sha256 text,
     receipt_sha256 text,
-    -- Of annotations: the cameras whose photos the batch annotates; NULL in a load, which has both.
+    -- Of annotations: the cameras whose photos the batch annotates; NULL in a load, which has both. And the content of
+    -- these photos, NULL where it is not known.
     cameras smallint[],
+    photo_sha256s text[],
     -- As ingest.identity_of gives it, of the files that a later look found equal in content to what was loaded.
     seen text,
     -- Left out after its photos were uploaded; the commit removes its objects and this row.

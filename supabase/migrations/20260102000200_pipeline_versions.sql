@@ -1,5 +1,6 @@
 -- What readers see of a recognition follows from three batches alone: the newest finished one of kind 'load' that holds
--- it, and for each of its two photos the newest finished one of kind 'qwen'. A commit and a reset do the same with it.
+-- it, and for each of its two photos the newest finished one of kind 'qwen' that is for this photo. A commit and a reset
+-- do the same with it.
 -- They list the recognitions that they affect in the temporary table pg_temp.affected:
 --
 --     recognition_id, batch_id (of its photos; NULL when none is left, so that its rows go), qwen_batch_ids (of the
@@ -78,27 +79,16 @@ AS $$
         OR EXISTS (SELECT FROM public.recipes r WHERE r.recognition_id = recognition)
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.newest_version(wanted_kind text, recognition bigint, camera integer, besides text)
-RETURNS SETOF text
+CREATE OR REPLACE FUNCTION ingest.newest_version(recognition bigint, besides text) RETURNS SETOF text
 LANGUAGE sql STABLE
 AS $$
--- The finished batch whose version of a recognition, or of its photo of a camera, readers see, were it not for the
--- batch `besides`.
+-- The finished batch whose version of a recognition readers see, were it not for the batch `besides`.
     SELECT b.id
     FROM ingest.manifest m
     JOIN ingest.batches b ON b.id = m.batch_id
-    WHERE m.recognition_id = recognition AND (camera IS NULL OR camera = ANY (m.cameras))
-        AND b.kind = wanted_kind AND b.state = 'done' AND b.id <> besides
+    WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done' AND b.id <> besides
     ORDER BY b.version DESC
     LIMIT 1
-$$;
-
-CREATE OR REPLACE FUNCTION ingest.newest_annotations(recognition bigint, besides text) RETURNS text[]
-LANGUAGE sql STABLE
-AS $$
--- The batches whose annotations of camera 1 and 2 readers see, were it not for the batch `besides`.
-    SELECT ARRAY[(SELECT q FROM ingest.newest_version('qwen', recognition, 1, besides) q),
-                 (SELECT q FROM ingest.newest_version('qwen', recognition, 2, besides) q)]
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.was_adopted(recognition bigint, besides text) RETURNS boolean
@@ -112,28 +102,67 @@ AS $$
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.is_same_photo(
-    m ingest.manifest, camera integer, width integer, height integer, orientation integer) RETURNS boolean
+    m ingest.manifest, camera integer, sha256 text, width integer, height integer, orientation integer) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 AS $$
--- Whether a photo has the size and orientation for which the boxes of a batch of kind 'qwen' were worked out. Of an
--- adopted photo the orientation is not known: the tool that loaded it encoded it anew.
-    SELECT (width, height, coalesce(orientation, 1))
-        = (m.widths[at], m.heights[at], coalesce(m.orientations[at]::integer, 1))
+-- Whether a photo is the one for which the boxes of a batch of kind 'qwen' were worked out: by content, else by size and
+-- orientation. Of an adopted photo neither content nor orientation is known: the tool that loaded it encoded it anew.
+    SELECT coalesce(sha256 = m.photo_sha256s[at], (width, height, coalesce(orientation, 1))
+        = (m.widths[at], m.heights[at], coalesce(m.orientations[at]::integer, 1)))
     FROM array_position(m.cameras, camera) AS at
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.photo_of(batch text, is_adopted boolean, recognition bigint, camera integer)
-RETURNS TABLE (width integer, height integer, orientation integer)
+CREATE OR REPLACE FUNCTION ingest.annotations_of(recognition bigint, camera integer, batch text)
+RETURNS TABLE (version bigint, entry ingest.manifest)
 LANGUAGE sql STABLE
 AS $$
--- A photo as a batch has it; what an adopted batch has is in the domain alone.
-    SELECT f.width, f.height, f.orientation::integer
+-- What finished batches of kind 'qwen' have of a camera, whichever photo it is for, once `batch` is committed, or if it is
+-- finished already, reset. Without a version is the one that is committed.
+    SELECT b.version, m
+    FROM ingest.manifest m
+    JOIN ingest.batches b ON b.id = m.batch_id
+    WHERE m.recognition_id = recognition AND camera = ANY (m.cameras)
+        AND b.kind = 'qwen' AND (b.state = 'done') <> (b.id = batch)
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.annotations_of_photo(
+    recognition bigint, camera integer, sha256 text, width integer, height integer, orientation integer, batch text)
+RETURNS SETOF text
+LANGUAGE sql STABLE
+AS $$
+-- The batch whose annotations of a photo readers see, once `batch` is committed or reset.
+    SELECT (a.entry).batch_id
+    FROM ingest.annotations_of(recognition, camera, batch) a
+    WHERE ingest.is_same_photo(a.entry, camera, sha256, width, height, orientation)
+    ORDER BY a.version DESC
+    LIMIT 1
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.photo_of(shown text, is_adopted boolean, recognition bigint, camera integer)
+RETURNS TABLE (sha256 text, width integer, height integer, orientation integer)
+LANGUAGE sql STABLE
+AS $$
+-- A photo as the batch `shown` has it; what an adopted batch has is in the domain alone.
+    SELECT f.sha256, f.width, f.height, f.orientation::integer
     FROM raw.photos f
-    WHERE NOT is_adopted AND f.batch_id = batch AND f.recognition_id = recognition AND f.camera_number = camera
+    WHERE NOT is_adopted AND f.batch_id = shown AND f.recognition_id = recognition AND f.camera_number = camera
     UNION ALL
-    SELECT i.width, i.height, i.orientation::integer
+    SELECT i.sha256, i.width, i.height, i.orientation::integer
     FROM public.images i
     WHERE is_adopted AND i.recognition_id = recognition AND i.camera_number = camera
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.newest_annotations(shown text, is_adopted boolean, recognition bigint, batch text)
+RETURNS text[]
+LANGUAGE sql STABLE
+AS $$
+-- The batches whose annotations of camera 1 and 2 readers see on the photos of the batch `shown`, once `batch` is
+-- committed or reset.
+    SELECT ARRAY[
+        (SELECT q FROM ingest.photo_of(shown, is_adopted, recognition, 1) f CROSS JOIN LATERAL
+            ingest.annotations_of_photo(recognition, 1, f.sha256, f.width, f.height, f.orientation, batch) q),
+        (SELECT q FROM ingest.photo_of(shown, is_adopted, recognition, 2) f CROSS JOIN LATERAL
+            ingest.annotations_of_photo(recognition, 2, f.sha256, f.width, f.height, f.orientation, batch) q)]
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.options_of(dishes jsonb) RETURNS jsonb

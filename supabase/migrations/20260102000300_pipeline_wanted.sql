@@ -184,9 +184,6 @@ BEGIN
                 AS nth, NULL::bigint AS adopted_id, NULL::bigint AS adopted_item_id
         FROM pg_temp.affected t
         CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
-        CROSS JOIN LATERAL ingest.photo_of(
-            t.batch_id, t.is_adopted, t.recognition_id, newest.camera_number::integer) f
-        JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = t.recognition_id
         -- OFFSET 0 keeps the planner from reading all detections of a batch at once for a camera.
         CROSS JOIN LATERAL (
             SELECT one.* FROM raw.detections one
@@ -194,7 +191,6 @@ BEGIN
                 AND one.camera_number = newest.camera_number
             OFFSET 0
         ) q
-        WHERE ingest.is_same_photo(m, newest.camera_number::integer, f.width, f.height, f.orientation)
         UNION ALL
         SELECT k.recognition_id, i.camera_number,
             row_number() OVER (PARTITION BY k.recognition_id, i.camera_number ORDER BY k.id), k.label,
@@ -209,7 +205,8 @@ BEGIN
         CROSS JOIN LATERAL ingest.photo_of(t.batch_id, false, t.recognition_id, i.camera_number) f
         WHERE t.was_adopted AND NOT t.is_adopted AND t.qwen_batch_ids[i.camera_number] IS NULL
             AND k.content ->> 'source' = 'MODEL'
-            AND (f.width, f.height, f.orientation) = (i.width, i.height, coalesce(i.orientation, 1))
+            AND coalesce(f.sha256 = i.sha256,
+                (f.width, f.height, f.orientation) = (i.width, i.height, coalesce(i.orientation, 1)))
             -- One that others deleted does not come back.
             AND (k.deleted OR EXISTS (SELECT FROM pg_temp.present_annotations p WHERE p.id = k.id))
     ) d

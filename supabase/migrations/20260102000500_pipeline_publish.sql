@@ -370,23 +370,28 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.notice_other_photos(batch text) RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Record which annotations are left out, since they are for another photo: in a batch, or if that is NULL in theirs.
+-- Record of which photos the newest annotations are left out, since they are for another photo: in the batch that is
+-- committed, or if it is reset in theirs.
 BEGIN
     INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
-    SELECT coalesce(batch, m.batch_id), t.recognition_id, m.photo_paths[at], 'annotations_other_photo', format(
-        'the annotations of %s are left out: they are for a photo of %s x %s pixels and orientation %s, and it has %s x %s '
-        'and %s now', m.batch_id, m.widths[at], m.heights[at], coalesce(m.orientations[at], 1), f.width, f.height,
-        coalesce(f.orientation, 1)), 'transform'
+    SELECT CASE own.state WHEN 'done' THEN m.batch_id ELSE own.id END, t.recognition_id, m.photo_paths[at],
+        'annotations_other_photo', format('the annotations of %s are left out: they are for another photo (%s x %s pixels, '
+        'orientation %s, SHA-256 %s) than the one that is there now (%s x %s pixels, orientation %s, SHA-256 %s)',
+        m.batch_id, m.widths[at], m.heights[at], coalesce(m.orientations[at], 1),
+        coalesce(left(m.photo_sha256s[at], 12), 'unknown'), f.width, f.height, coalesce(f.orientation, 1),
+        coalesce(left(f.sha256, 12), 'unknown')), 'transform'
     FROM pg_temp.affected t
-    CROSS JOIN LATERAL unnest(t.qwen_batch_ids) WITH ORDINALITY AS newest (batch_id, camera_number)
-    CROSS JOIN LATERAL ingest.photo_of(t.batch_id, t.is_adopted, t.recognition_id, newest.camera_number::integer) f
-    JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = t.recognition_id
-    CROSS JOIN LATERAL array_position(m.cameras, newest.camera_number::smallint) AS at
-    WHERE NOT ingest.is_same_photo(m, newest.camera_number::integer, f.width, f.height, f.orientation)
+    CROSS JOIN generate_series(1, 2) AS camera
+    CROSS JOIN LATERAL (
+        SELECT (a.entry).* FROM ingest.annotations_of(t.recognition_id, camera, batch) a ORDER BY a.version DESC LIMIT 1
+    ) m
+    CROSS JOIN LATERAL ingest.photo_of(t.batch_id, t.is_adopted, t.recognition_id, camera) f
+    CROSS JOIN LATERAL array_position(m.cameras, camera::smallint) AS at
+    JOIN ingest.batches own ON own.id = batch
+    WHERE t.qwen_batch_ids IS NOT NULL AND m.batch_id IS DISTINCT FROM t.qwen_batch_ids[camera]
         AND EXISTS (
             SELECT FROM raw.detections d
-            WHERE d.batch_id = m.batch_id AND d.recognition_id = t.recognition_id
-                AND d.camera_number = newest.camera_number)
-    ORDER BY t.recognition_id, newest.camera_number;
+            WHERE d.batch_id = m.batch_id AND d.recognition_id = t.recognition_id AND d.camera_number = camera)
+    ORDER BY t.recognition_id, camera;
 END
 $$;

@@ -23,7 +23,8 @@ BEGIN
     IF kind = 'load' THEN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT r.recognition_id, r.batch_id,
-            CASE WHEN annotated THEN ingest.newest_annotations(r.recognition_id, batch) END AS qwen_batch_ids,
+            CASE WHEN annotated THEN ingest.newest_annotations(r.batch_id, false, r.recognition_id, batch) END
+                AS qwen_batch_ids,
             ingest.is_there(r.recognition_id) AS existing, false AS is_adopted,
             adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted
         FROM raw.receipts r
@@ -39,16 +40,13 @@ BEGIN
         JOIN public.recognitions p ON p.id = m.recognition_id
         WHERE m.batch_id = batch AND NOT m.rejected AND NOT ingest.is_on_record(p.id);
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, shown.id AS batch_id, ARRAY[
-                CASE WHEN 1 = ANY (m.cameras) THEN m.batch_id ELSE former[1] END,
-                CASE WHEN 2 = ANY (m.cameras) THEN m.batch_id ELSE former[2] END] AS qwen_batch_ids,
-            true AS existing, shown.adopted AS is_adopted,
-            adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
+        SELECT p.id AS recognition_id, shown.id AS batch_id,
+            ingest.newest_annotations(shown.id, shown.adopted, p.id, batch) AS qwen_batch_ids, true AS existing,
+            shown.adopted AS is_adopted, adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
         JOIN ingest.batches shown ON shown.id = CASE WHEN adopting
-            THEN (SELECT v FROM ingest.newest_version('load', p.id, NULL, batch) v) ELSE p.batch_id END
-        CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
+            THEN (SELECT v FROM ingest.newest_version(p.id, batch) v) ELSE p.batch_id END
         WHERE m.batch_id = batch AND NOT m.rejected;
     END IF;
     PERFORM ingest.plan_adopted();
@@ -131,32 +129,31 @@ BEGIN
     IF target.kind = 'load' THEN
         -- An adopted version may have given annotations to those that came after it.
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, former.id AS batch_id,
-            CASE WHEN former.id IS NOT NULL THEN ingest.newest_annotations(p.id, batch) END AS qwen_batch_ids,
-            true AS existing, coalesce(former.adopted, false) AS is_adopted,
-            ingest.was_adopted(p.id, batch) AS was_adopted
+        SELECT p.id AS recognition_id, former.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
+            coalesce(former.adopted, false) AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
-        LEFT JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) newest (id) ON true
+        LEFT JOIN LATERAL ingest.newest_version(p.id, batch) newest (id) ON true
         LEFT JOIN ingest.batches former ON former.id = newest.id
         WHERE m.batch_id = batch AND target.state = 'done' AND NOT m.rejected
             AND (target.adopted OR p.batch_id = batch);
     ELSE
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, shown.id AS batch_id, former AS qwen_batch_ids, true AS existing,
+        SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
             shown.adopted AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
-        CROSS JOIN LATERAL ingest.newest_version('load', p.id, NULL, batch) newest (id)
+        CROSS JOIN LATERAL ingest.newest_version(p.id, batch) newest (id)
         JOIN ingest.batches shown ON shown.id = newest.id
-        CROSS JOIN LATERAL ingest.newest_annotations(p.id, batch) former
-        WHERE m.batch_id = batch AND target.state = 'done' AND EXISTS (
-            SELECT FROM unnest(m.cameras) AS camera
-            LEFT JOIN ingest.batches f ON f.id = former[camera]
-            WHERE f.version IS NULL OR f.version < target.version);
+        WHERE m.batch_id = batch AND target.state = 'done'
+            AND batch = ANY (ingest.newest_annotations(shown.id, shown.adopted, p.id, ''));
     END IF;
     PERFORM ingest.plan_adopted();
     PERFORM ingest.restore_adopted();
+    -- Of adopted photos once they are back.
+    UPDATE pg_temp.affected t
+    SET qwen_batch_ids = ingest.newest_annotations(t.batch_id, t.is_adopted, t.recognition_id, batch)
+    WHERE t.batch_id IS NOT NULL;
     PERFORM ingest.plan_affected();
 END
 $$;
@@ -179,7 +176,7 @@ DECLARE
     name text;
 BEGIN
     PERFORM ingest.publish_affected(b.kind) FROM ingest.batches b WHERE b.id = batch;
-    PERFORM ingest.notice_other_photos(NULL);
+    PERFORM ingest.notice_other_photos(batch);
     SELECT count(*) INTO removed FROM pg_temp.stale;
     FOREACH name IN ARRAY ARRAY['photos', 'receipts', 'menus', 'detections'] LOOP
         EXECUTE format('DELETE FROM raw.%I WHERE batch_id = $1', name) USING batch;

@@ -4,6 +4,13 @@
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT recognition_id, path, 'not_adopted', :message, true FROM pg_temp.photos WHERE of_others
 
+-- name: add_other_photos
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT recognition_id, path, 'annotations_other_photo', 'the values are left out: ' || other || ' loaded them for another '
+    'photo than the one that is there now (SHA-256 ' || coalesce(left(sha256, 12), 'unknown') || ')', true
+FROM pg_temp.photos
+WHERE other IS NOT NULL
+
 -- name: add_unknown
 -- A photo of a recognition that is not loaded is a reject of its own; so is one that was adopted without its size.
 INSERT INTO pg_temp.found (recognition_id, path, code, message)
@@ -56,11 +63,13 @@ WHERE p.is_changed
 -- Photos in the annotations file; superseded are entries of a photo that has another one.
 SELECT count(image_id) AS found,
     count(*) FILTER (WHERE loaded) AS already_loaded,
-    count(*) FILTER (WHERE image_id IS NOT NULL AND NOT loaded AND holder IS NOT NULL) AS held_elsewhere,
-    coalesce(array_agg(DISTINCT holder) FILTER (WHERE image_id IS NOT NULL AND NOT loaded AND holder IS NOT NULL), '{}')
-        AS held_by,
+    count(*) FILTER (WHERE is_held) AS held_elsewhere,
+    coalesce(array_agg(DISTINCT holder) FILTER (WHERE is_held), '{}') AS held_by,
     (SELECT count(*) FROM pg_temp.entries) - count(*) AS superseded_copies
 FROM pg_temp.photos
+CROSS JOIN LATERAL (
+    SELECT image_id IS NOT NULL AND NOT loaded AND holder IS NOT NULL AND other IS NULL AS is_held
+) held
 
 -- name: create_boxes
 -- The boxes of the photos to annotate, in pixels of the photo as it is stored: scaled from the frame that the model
@@ -138,15 +147,16 @@ CREATE TEMP TABLE entries (
 -- name: create_photos
 -- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file
 -- several times, the key that sorts last in natural order counts, and of equal keys the last. A suspect is annotated, by
--- the batch that is `former` or by another tool, and perhaps with other values.
+-- the batch that is `former` or by another tool, and perhaps with other values. Values that the batch `other` loaded for
+-- another photo are left out until they change.
 CREATE TEMP TABLE photos ON COMMIT DROP AS
-SELECT e.*, i.id AS image_id, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
-    known.of_others, known.lacks_size, former.batch_id AS former,
-    annotated.there AND former.digest IS DISTINCT FROM e.digest AND num_nulls(i.width, i.height) = 0
-        AND ingest.is_on_record(e.recognition_id) AS is_suspect,
+SELECT e.*, i.id AS image_id, i.sha256, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
+    known.of_others, known.lacks_size, known.former, known.other,
+    annotated.there AND record.former_digest IS DISTINCT FROM e.digest AND known.other IS NULL
+        AND num_nulls(i.width, i.height) = 0 AND ingest.is_on_record(e.recognition_id) AS is_suspect,
     false AS is_changed,
     i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AND NOT known.lacks_size
-        AS is_free
+        AND known.other IS NULL AS is_free
 FROM (
     SELECT DISTINCT ON (recognition_id, camera_number) *
     FROM pg_temp.entries
@@ -162,14 +172,23 @@ CROSS JOIN LATERAL (
     SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a
         WHERE a.image_id = i.id AND a.source = 'MODEL') AS there
 ) annotated
-LEFT JOIN LATERAL (
-    SELECT m.batch_id, m.sha256s[array_position(m.cameras, e.camera_number)] AS digest
-    FROM ingest.newest_version('qwen', e.recognition_id, e.camera_number, :batch_id) newest (batch_id)
-    JOIN ingest.manifest m ON m.batch_id = newest.batch_id AND m.recognition_id = e.recognition_id
-) former ON annotated.there
+CROSS JOIN LATERAL (
+    SELECT (array_agg(m.batch_id ORDER BY m.version DESC) FILTER (WHERE m.is_same))[1] AS former,
+        (array_agg(m.digest ORDER BY m.version DESC) FILTER (WHERE m.is_same))[1] AS former_digest,
+        CASE WHEN NOT coalesce(bool_or(m.is_same) FILTER (WHERE m.digest = e.digest), true)
+            THEN max(m.batch_id COLLATE "C") FILTER (WHERE m.digest = e.digest) END AS other
+    FROM (
+        SELECT a.version, (a.entry).batch_id, (a.entry).sha256s[array_position((a.entry).cameras, e.camera_number)] AS digest,
+            ingest.is_same_photo(a.entry, e.camera_number, i.sha256, i.width, i.height, i.orientation) AS is_same
+        FROM ingest.annotations_of(e.recognition_id, e.camera_number, '') a
+        WHERE i.id IS NOT NULL
+    ) m
+) record
 CROSS JOIN LATERAL (
     SELECT i.id IS NOT NULL AND NOT annotated.there AND NOT ingest.is_on_record(e.recognition_id) AS of_others,
-        i.id IS NOT NULL AND NOT annotated.there AND num_nulls(i.width, i.height) > 0 AS lacks_size
+        i.id IS NOT NULL AND NOT annotated.there AND num_nulls(i.width, i.height) > 0 AS lacks_size,
+        CASE WHEN annotated.there THEN record.former END AS former,
+        CASE WHEN NOT :force AND e.detections > 0 THEN record.other END AS other
 ) known
 
 -- name: create_staged_annotations
@@ -189,7 +208,8 @@ WITH late AS (
         AND EXISTS (
             SELECT FROM public.initial_annotations a WHERE a.image_id = p.image_id AND a.source = 'MODEL')
         AND NOT (p.loaded AND p.former IS NOT DISTINCT FROM (
-            SELECT v FROM ingest.newest_version('qwen', p.recognition_id, p.camera_number, :batch_id) v))
+            SELECT v FROM ingest.annotations_of_photo(
+                p.recognition_id, p.camera_number, p.sha256, p.width, p.height, p.orientation, '') v))
     RETURNING s.recognition_id, s.number
 ), counted AS (
     UPDATE ingest.batches SET already_loaded = already_loaded + (SELECT count(*) FROM late) WHERE id = :batch_id
@@ -285,13 +305,13 @@ JOIN pg_temp.boxes b USING (number)
 WHERE b.is_usable
 
 -- name: insert_manifest_annotations
--- All of a batch's annotations are one shard: discovery copies them itself. They are for photos of this size.
+-- All of a batch's annotations are one shard: discovery copies them itself. They are for these photos.
 INSERT INTO ingest.manifest (batch_id, recognition_id, shard, cameras, photo_paths, photo_sizes, photo_mtimes,
-    object_keys, widths, heights, orientations, sha256s)
+    object_keys, photo_sha256s, widths, heights, orientations, sha256s)
 SELECT :batch_id, s.recognition_id, 1, array_agg(s.camera_number ORDER BY s.camera_number),
     array_agg(s.path ORDER BY s.camera_number), array_agg(s.size ORDER BY s.camera_number), '{}', '{}',
-    array_agg(p.width ORDER BY s.camera_number), array_agg(p.height ORDER BY s.camera_number),
-    array_agg(p.orientation ORDER BY s.camera_number), array_agg(p.digest ORDER BY s.camera_number)
+    array_agg(p.sha256 ORDER BY s.camera_number), array_agg(p.width ORDER BY s.camera_number),
+    array_agg(p.height ORDER BY s.camera_number), array_agg(p.orientation ORDER BY s.camera_number), array_agg(p.digest ORDER BY s.camera_number)
 FROM pg_temp.staged s
 JOIN pg_temp.photos p USING (number)
 JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = s.recognition_id AND c.batch_id = :batch_id

@@ -29,7 +29,7 @@ FROM ingest.manifest m
 JOIN ingest.batches b ON b.id = m.batch_id
 LEFT JOIN LATERAL (
     SELECT k.object_keys, k.sha256s, k.md5s
-    FROM ingest.newest_version('load', m.recognition_id, NULL, m.batch_id) newest (batch_id)
+    FROM ingest.newest_version(m.recognition_id, m.batch_id) newest (batch_id)
     JOIN ingest.manifest k ON k.batch_id = newest.batch_id AND k.recognition_id = m.recognition_id
     JOIN ingest.batches o ON o.id = k.batch_id AND (o.bucket, o.bucket_created_at) = (b.bucket, b.bucket_created_at)
 ) f ON b.changed

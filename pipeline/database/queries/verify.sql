@@ -2,19 +2,18 @@
 -- batch on record has: the app had them before, or another tool loaded them.
 
 -- name: check_annotations
--- Each detection of the newest finished annotations of a photo as it is is one annotation, and the model has no other.
-SELECT newest.batch_id, 'recognition ' || i.recognition_id || ', camera ' || i.camera_number AS what,
+-- Each detection of the newest finished annotations that are for a photo is one annotation, and the model has no other.
+SELECT coalesce(newest.batch_id, shown.batch_id) AS batch_id, 'recognition ' || i.recognition_id || ', camera ' || i.camera_number AS what,
     'has ' || found.annotations || ' annotations instead of ' || wanted.detections AS message
 FROM public.images i
 JOIN public.recognitions r ON r.id = i.recognition_id
-JOIN LATERAL ingest.newest_version('load', r.id, NULL, '') shown (batch_id) ON true
-LEFT JOIN LATERAL ingest.newest_version('qwen', i.recognition_id, i.camera_number, '') newest (batch_id) ON true
+JOIN LATERAL ingest.newest_version(r.id, '') shown (batch_id) ON true
+LEFT JOIN LATERAL ingest.annotations_of_photo(
+    i.recognition_id, i.camera_number, i.sha256, i.width, i.height, i.orientation, '') newest (batch_id) ON true
 CROSS JOIN LATERAL (
     SELECT count(*) AS detections
     FROM raw.detections q
-    JOIN ingest.manifest m USING (batch_id, recognition_id)
     WHERE q.batch_id = newest.batch_id AND q.recognition_id = i.recognition_id AND q.camera_number = i.camera_number
-        AND ingest.is_same_photo(m, i.camera_number, i.width, i.height, i.orientation)
 ) wanted
 CROSS JOIN LATERAL (
     SELECT count(*) AS annotations FROM public.initial_annotations a WHERE a.image_id = i.id AND a.source = 'MODEL'
@@ -37,7 +36,7 @@ SELECT shown.id AS batch_id, 'recognition ' || r.id || ', camera ' || c AS what,
     CASE WHEN i.id IS NULL THEN 'has no image'
         ELSE 'names ' || i.storage_path || ', which is not what batch ' || shown.id || ' sent' END AS message
 FROM public.recognitions r
-JOIN LATERAL ingest.newest_version('load', r.id, NULL, '') newest (batch_id) ON true
+JOIN LATERAL ingest.newest_version(r.id, '') newest (batch_id) ON true
 JOIN ingest.batches shown ON shown.id = newest.batch_id
 CROSS JOIN generate_series(1, 2) AS c
 LEFT JOIN public.images i ON i.recognition_id = r.id AND i.camera_number = c
