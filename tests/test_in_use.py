@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import uuid
@@ -13,6 +14,7 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 import pytest
+from PIL import Image
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
@@ -211,6 +213,40 @@ def test_annotations_that_people_work_on_stay_and_the_rest_goes_on(
     assert world.inconsistencies(settings) == []
     assert run("reset", "--batch-id", "q2", "--confirm").code == 0
     assert rows_of(dsn, first) == before
+
+
+@pytest.mark.parametrize("option", ["--changed", "--force"])
+def test_another_photo_of_boxes_that_people_work_on_is_neither_sent_nor_shown(
+    option: str, run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, second, third = numbers = ids_of(dataset)
+    values = {key_of(one): value_of("dish_0", "dish_7") for one in numbers}
+    values |= {key_of(one, "Qualifying"): value_of("dish_0") for one in numbers}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    for number in (first, second):
+        people.begin(number)
+        next(world.folders(dataset)[number].rglob("*_Main.jpg")).write_bytes(jpeg(number))
+    next(world.folders(dataset)[third].rglob("*_Main.jpg")).write_bytes(jpeg(third))
+    before = [rows_of(dsn, number) for number in (first, second)]
+    assert run("load", "--source", dataset, "--batch-id", "b2", option).code == 0
+    assert notices(dsn, "b2") == [(first, "in_use", "discover"), (second, "in_use", "discover")]
+    assert shown(dsn, numbers) == ["b1", "b1", "b2"]
+    assert [rows_of(dsn, number) for number in (first, second)] == before
+    assert {key.split("/")[2] for key in world.objects(settings) if key.startswith("b2/")} == {str(third)}
+    assert world.inconsistencies(settings) == []
+    people.end(first)
+    assert run("load", "--source", dataset, "--batch-id", "b3", option).code == 0
+    assert shown(dsn, [first, second]) == ["b3", "b1"]
+    boxes = "SELECT count(*) FROM public.initial_annotations a JOIN public.images i ON i.id = a.image_id"
+    assert world.query(dsn, f"{boxes} WHERE i.recognition_id = {first}") == [(1,)]
+    assert world.inconsistencies(settings) == []
+
+
+def jpeg(number: int) -> bytes:
+    """Return a photo of the size of the sample's, and of another size in bytes."""
+    photo = io.BytesIO()
+    Image.new("RGB", (160, 120), (number % 256, 9, 99)).save(photo, "JPEG")
+    return photo.getvalue()
 
 
 def test_annotations_are_done_where_all_photos_are_in_use(

@@ -26,7 +26,7 @@ def not_adopted(command: Callable[[str], str]) -> str:
 
 
 def leave_in_use(connection: Connection, batch_id: str, source: Path) -> None:
-    """Take recognitions out of pg_temp.staged whose new receipt would delete rows that others reference."""
+    """Take recognitions out of pg_temp.staged whose new receipt or photos would delete rows that others reference."""
     after = -1
     while page := connection.execute("list_present", after=after, count=_PAGE):
         after = page[-1].recognition_id

@@ -71,7 +71,7 @@ SET default_statistics_target = 10
 SET join_collapse_limit = 1
 AS $$
 -- Return which recognitions are in use, of those that are there and whose receipts discovery has copied to raw.receipts
--- to ask. This looks at receipts alone and locks nothing; the commit looks again.
+-- to ask. This looks at receipts and sizes of photos in pg_temp.staged, and locks nothing; the commit looks again.
 BEGIN
     CREATE TEMP TABLE affected ON COMMIT DROP AS
     SELECT r.recognition_id, r.batch_id, true AS existing, false AS is_adopted,
@@ -83,6 +83,26 @@ BEGIN
     PERFORM ingest.plan_lines();
     PERFORM ingest.plan_items();
     PERFORM ingest.plan_stale_lines();
+    -- A photo of another size in bytes is another photo. Its boxes go, if all that is on record of it is for the former one.
+    INSERT INTO pg_temp.stale
+    SELECT 'public.initial_annotations'::regclass, a.id, t.recognition_id
+    FROM pg_temp.affected t
+    JOIN pg_temp.staged s ON s.recognition_id = t.recognition_id
+    JOIN public.images i ON i.recognition_id = t.recognition_id AND i.byte_size <> s.photo_sizes[i.camera_number]
+    JOIN public.initial_annotations a ON a.image_id = i.id AND a.source = 'MODEL'
+    WHERE NOT t.was_adopted AND NOT EXISTS (
+        SELECT FROM ingest.annotations_of(t.recognition_id, i.camera_number, '') o
+        WHERE (o.entry).photo_sha256s[array_position((o.entry).cameras, i.camera_number)] IS DISTINCT FROM i.sha256);
+    INSERT INTO pg_temp.stale
+    SELECT DISTINCT 'public.initial_tray_items'::regclass::oid, p.id, p.recognition_id
+    FROM pg_temp.stale d
+    JOIN public.initial_annotations a ON a.id = d.id
+    JOIN pg_temp.present_items p ON p.id = a.initial_tray_item_id AND p.source = 'MODEL'
+    WHERE d.relation = 'public.initial_annotations'::regclass AND NOT EXISTS (
+        SELECT FROM public.initial_annotations o
+        WHERE o.initial_tray_item_id = p.id AND NOT EXISTS (
+            SELECT FROM pg_temp.stale g WHERE g.relation = 'public.initial_annotations'::regclass AND g.id = o.id));
+    ANALYZE pg_temp.stale;
     RETURN QUERY
     SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
     FROM ingest.find_references(false) f
