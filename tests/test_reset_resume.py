@@ -154,7 +154,10 @@ def test_what_is_unfinished_is_finished_though_what_it_builds_on_is_reset_meanwh
 ) -> None:
     dataset = own_dataset(6)
     load(dataset, "b1")
+    photos = {path: path.read_bytes() for path in dataset.rglob("*.jpg")}
     vary(dataset)
+    for path, content in photos.items():  # the annotations are for these
+        path.write_bytes(content)
     forced = ("load", "--source", dataset, "--batch-id", "b2", "--force", "--local-scheduler")
     annotations = ("load-qwen", "--file", dataset / ANNOTATIONS, "--batch-id", "q1", "--local-scheduler")
     fail_at(dsn, "transform")

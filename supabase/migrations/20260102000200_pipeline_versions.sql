@@ -8,7 +8,7 @@
 --     is_adopted (batch_id is an adopted batch, whose rows stay as they are), was_adopted (an adopted batch has it, whose
 --     annotations stay on photos of the same size until others take their place)
 --
--- ingest.plan_affected() works out from the raw rows what is wanted, and which rows are stale (pg_temp.stale), and
+-- ingest.plan_affected() fills in qwen_batch_ids and works out from the raw rows what is wanted, and which rows are stale (pg_temp.stale), and
 -- changes nothing; ingest.publish_affected() writes the one and deletes the other. Rows go by natural key: those that
 -- stay keep their ids.
 --
@@ -107,9 +107,10 @@ LANGUAGE sql IMMUTABLE
 AS $$
 -- Whether a photo is the one for which the boxes of a batch of kind 'qwen' were worked out: by content, else by size and
 -- orientation. Of an adopted photo neither content nor orientation is known: the tool that loaded it encoded it anew.
-    SELECT coalesce(sha256 = m.photo_sha256s[at], (width, height, coalesce(orientation, 1))
-        = (m.widths[at], m.heights[at], coalesce(m.orientations[at]::integer, 1)))
-    FROM array_position(m.cameras, camera) AS at
+-- An expression without FROM, so that the planner inlines it.
+    SELECT coalesce(sha256 = m.photo_sha256s[array_position(m.cameras, camera)],
+        width = m.widths[array_position(m.cameras, camera)] AND height = m.heights[array_position(m.cameras, camera)]
+        AND coalesce(orientation, 1) = coalesce(m.orientations[array_position(m.cameras, camera)]::integer, 1))
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.annotations_of(recognition bigint, camera integer, batch text)
@@ -150,19 +151,6 @@ AS $$
     SELECT i.sha256, i.width, i.height, i.orientation::integer
     FROM public.images i
     WHERE is_adopted AND i.recognition_id = recognition AND i.camera_number = camera
-$$;
-
-CREATE OR REPLACE FUNCTION ingest.newest_annotations(shown text, is_adopted boolean, recognition bigint, batch text)
-RETURNS text[]
-LANGUAGE sql STABLE
-AS $$
--- The batches whose annotations of camera 1 and 2 readers see on the photos of the batch `shown`, once `batch` is
--- committed or reset.
-    SELECT ARRAY[
-        (SELECT q FROM ingest.photo_of(shown, is_adopted, recognition, 1) f CROSS JOIN LATERAL
-            ingest.annotations_of_photo(recognition, 1, f.sha256, f.width, f.height, f.orientation, batch) q),
-        (SELECT q FROM ingest.photo_of(shown, is_adopted, recognition, 2) f CROSS JOIN LATERAL
-            ingest.annotations_of_photo(recognition, 2, f.sha256, f.width, f.height, f.orientation, batch) q)]
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.options_of(dishes jsonb) RETURNS jsonb

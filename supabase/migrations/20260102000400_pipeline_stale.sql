@@ -184,10 +184,22 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.plan_affected() RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_affected(batch text) RETURNS void
 LANGUAGE plpgsql
 AS $$
+-- Plan what readers see of pg_temp.affected once `batch` is committed or reset.
 BEGIN
+    IF EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND (b.state = 'done') <> (b.id = batch)) THEN
+        UPDATE pg_temp.affected t
+        SET qwen_batch_ids = ARRAY[
+            (SELECT q FROM ingest.photo_of(t.batch_id, t.is_adopted, t.recognition_id, 1) f
+             CROSS JOIN LATERAL ingest.annotations_of_photo(
+                 t.recognition_id, 1, f.sha256, f.width, f.height, f.orientation, batch) q),
+            (SELECT q FROM ingest.photo_of(t.batch_id, t.is_adopted, t.recognition_id, 2) f
+             CROSS JOIN LATERAL ingest.annotations_of_photo(
+                 t.recognition_id, 2, f.sha256, f.width, f.height, f.orientation, batch) q)]
+        WHERE t.batch_id IS NOT NULL;
+    END IF;
     CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
     ANALYZE pg_temp.affected;
     -- Work on a recognition that begins now waits for the commit, and then finds its new rows; so does a choice.

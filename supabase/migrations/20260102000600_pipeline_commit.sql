@@ -17,14 +17,11 @@ AS $$
 -- plan those that are of others, and return them without a table.
 DECLARE
     kind CONSTANT text := (SELECT b.kind FROM ingest.batches b WHERE b.id = batch);
-    annotated CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND b.state = 'done');
     adopting CONSTANT boolean := EXISTS (SELECT FROM ingest.batches b WHERE b.adopted);
 BEGIN
     IF kind = 'load' THEN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT r.recognition_id, r.batch_id,
-            CASE WHEN annotated THEN ingest.newest_annotations(r.batch_id, false, r.recognition_id, batch) END
-                AS qwen_batch_ids,
+        SELECT r.recognition_id, r.batch_id, NULL::text[] AS qwen_batch_ids,
             ingest.is_there(r.recognition_id) AS existing, false AS is_adopted,
             adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted
         FROM raw.receipts r
@@ -40,8 +37,7 @@ BEGIN
         JOIN public.recognitions p ON p.id = m.recognition_id
         WHERE m.batch_id = batch AND NOT m.rejected AND NOT ingest.is_on_record(p.id);
         CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, shown.id AS batch_id,
-            ingest.newest_annotations(shown.id, shown.adopted, p.id, batch) AS qwen_batch_ids, true AS existing,
+        SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
             shown.adopted AS is_adopted, adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
@@ -50,7 +46,7 @@ BEGIN
         WHERE m.batch_id = batch AND NOT m.rejected;
     END IF;
     PERFORM ingest.plan_adopted();
-    PERFORM ingest.plan_affected();
+    PERFORM ingest.plan_affected(batch);
     RETURN QUERY
     SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
     FROM ingest.find_references(true) f
@@ -165,16 +161,16 @@ BEGIN
         JOIN public.recognitions p ON p.id = m.recognition_id
         CROSS JOIN LATERAL ingest.newest_version(p.id, batch) newest (id)
         JOIN ingest.batches shown ON shown.id = newest.id
-        WHERE m.batch_id = batch AND target.state = 'done'
-            AND batch = ANY (ingest.newest_annotations(shown.id, shown.adopted, p.id, ''));
+        WHERE m.batch_id = batch AND target.state = 'done' AND EXISTS (
+            SELECT FROM unnest(m.cameras) AS camera
+            CROSS JOIN LATERAL ingest.photo_of(shown.id, shown.adopted, p.id, camera) f
+            CROSS JOIN LATERAL ingest.annotations_of_photo(
+                p.id, camera, f.sha256, f.width, f.height, f.orientation, '') q
+            WHERE q = batch);
     END IF;
     PERFORM ingest.plan_adopted();
     PERFORM ingest.restore_adopted();
-    -- Of adopted photos once they are back.
-    UPDATE pg_temp.affected t
-    SET qwen_batch_ids = ingest.newest_annotations(t.batch_id, t.is_adopted, t.recognition_id, batch)
-    WHERE t.batch_id IS NOT NULL;
-    PERFORM ingest.plan_affected();
+    PERFORM ingest.plan_affected(batch);
 END
 $$;
 
