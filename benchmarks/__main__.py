@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.adopting import adopting
 from benchmarks.annotating import annotating
+from benchmarks.array import array
 from benchmarks.bench import REPOSITORY, Bench, bench
 from benchmarks.copying import copying
 from benchmarks.distance import distance
@@ -95,6 +96,12 @@ QUESTIONS: dict[str, Question] = {
         graph,
         {"tasks": (20,), "repeats": 1, "loaded": 100},
         {"tasks": (100, 500, 1000), "repeats": 1, "loaded": 1000},
+    ),
+    "array": Question(
+        "Array: shards of one small recognition, xargs -P 4",
+        array,
+        {"shards": (20, 100)},
+        {"shards": (100, 1000, 10_000)},
     ),
     "growth": Question(
         "Growth: small photos, one process",

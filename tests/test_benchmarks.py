@@ -32,6 +32,7 @@ TINY: dict[str, dict[str, Any]] = {
     "rerun": {"sizes": (4,), "repeats": 1},
     "night": {"recognitions": 4, "repeats": 1},
     "graph": {"tasks": (4,), "repeats": 1, "loaded": 4},
+    "array": {"shards": (4,)},
     "growth": {"loaded": (40,), "template": 4, "added": 4, "repeats": 1},
     "qwen": {"megabytes": (1,), "template": 20, "copied": 1},
     "scaling": {"tasks": (2, 4), "shared": 40, "seeded": 4, "listed": (4,)},

@@ -28,8 +28,8 @@ from pipeline.observe.ping import Ping
 
 logger = logging.getLogger(__name__)
 
-#: Commands that are watched, and the kind of batch that they hold back.
-WATCHED = {"load": KIND_LOAD, "load-qwen": KIND_QWEN, "verify": ""}
+#: Commands that are watched, and the kind of batch that they hold back, as a pattern.
+WATCHED = {"load": KIND_LOAD, "load-qwen": KIND_QWEN, "finish": "%", "verify": ""}
 _STATEMENT_SECONDS = 5.0
 _NEWS_SECONDS = 30.0  # to look up what people know, and to notify them
 _SHOWN_CHARACTERS = 3000

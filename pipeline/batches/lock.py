@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pipeline.batches import state
+from pipeline.batches.state import ARRAY, RUN
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import DatabaseUnavailable, Interrupted, PipelineError, RefusedError
@@ -28,16 +29,26 @@ class BatchLock:
     A thread checks the lock every two seconds and replaces a connection that broke; it calls `on_lost` with the error
     if another run took the lock meanwhile. Raises RefusedError if another run holds the lock after `patience` seconds,
     DatabaseUnavailable if the database has not responded by then.
+
+    `mode` is RUN; ARRAY, which processes of an array share beside a run; or ALONE, for what removes the batch.
     """
 
     def __init__(
-        self, settings: Settings, batch_id: str, on_lost: Callable[[RefusedError], None], *, patience: float = 10.0
+        self,
+        settings: Settings,
+        batch_id: str,
+        on_lost: Callable[[RefusedError], None],
+        *,
+        mode: str = RUN,
+        patience: float = 10.0,
     ) -> None:
         self._settings, self._batch_id, self._on_lost, self._patience = settings, batch_id, on_lost, patience
+        self._mode = mode
         self._stack = ExitStack()
         self._connection: Connection | None = None
         self._backend: dict[str, Any] | None = None
-        self._application = f"pipeline lock {batch_id}"[:63]  # PostgreSQL truncates the name to 63 bytes
+        word = "array" if mode == ARRAY else "lock"
+        self._application = f"pipeline {word} {batch_id}"[:63]  # PostgreSQL truncates the name to 63 bytes
         self._released = threading.Event()
         self._take()
         self._thread = threading.Thread(target=self._keep, name=self._application, daemon=True)
@@ -74,7 +85,7 @@ class BatchLock:
                     connection.execute("end_backend", application=self._application, **self._backend)
                 self._backend = connection.one("find_backend")._asdict()
                 self._connection = connection
-            return state.try_lock(self._connection, self._batch_id)
+            return state.try_lock(self._connection, self._batch_id, self._mode)
         except BaseException:
             self._disconnect()
             raise

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,9 @@ LOAD, RESET = "load", "reset"  # the whole of a batch
 
 #: The content of a batch: photos with their documents, or annotations of loaded photos.
 KIND_LOAD, KIND_QWEN = "load", "qwen"
+
+#: The lock of a batch: of a run, shared by the processes of an array, or against both.
+RUN, ARRAY, ALONE = "run", "array", "alone"
 
 WHOLE = 0  # the shard number of a marker that stands for the whole batch
 
@@ -117,9 +120,9 @@ def is_gone(connection: Connection, batch_id: str, created_at: datetime) -> bool
     return batch is not None and batch.created_at == created_at and batch.state in ("resetting", "reset")
 
 
-def try_lock(connection: Connection, batch_id: str) -> bool:
-    """Try to take the batch's run lock until the transaction ends; return whether it was free."""
-    return bool(connection.one("try_lock_batch", batch_id=batch_id).locked)
+def try_lock(connection: Connection, batch_id: str, mode: str = ALONE) -> bool:
+    """Try to take the batch's lock until the transaction ends, in a mode above; return whether it was free."""
+    return bool(connection.one(f"try_lock_{mode}", batch_id=batch_id).locked)
 
 
 def hold_step(
@@ -160,9 +163,10 @@ def progress(connection: Connection, batch_id: str, step: str) -> tuple[int, int
     return int(row.total), int(row.marked)
 
 
-def pending_shards(connection: Connection, batch_id: str, step: str, after: int = 0) -> list[int]:
-    """Return the shards of a batch after `after` that have no marker of a step, ascending."""
-    return [row.shard for row in connection.execute("list_pending_shards", batch_id=batch_id, step=step, after=after)]
+def pending_shards(connection: Connection, batch_id: str, step: str, shards: Iterable[int]) -> list[int]:
+    """Return those of the shards that have no marker of a step, ascending."""
+    rows = connection.execute("list_pending_shards", batch_id=batch_id, step=step, shards=list(shards))
+    return [row.shard for row in rows]
 
 
 def list_marked(connection: Connection, batch_id: str) -> list[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,6 +90,16 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         "counters": counters,
         "gauges": {name: {"last": entry["last"], "max": entry["max"]} for name, entry in sorted(gauges.items())},
     }
+
+
+def keep_summary(connection: Connection, batch_id: str) -> dict[str, Any]:
+    """Keep the numbers of a batch that is done with it, mark the load, and return them."""
+    batch_state.hold(connection, batch_id, state="done")
+    if not batch_state.await_step(connection, batch_id, batch_state.LOAD):
+        batch_state.mark(connection, batch_id, batch_state.LOAD, batch_state.WHOLE, connection.one("now").now, {})
+    summary = summarise(connection, batch_id)
+    connection.execute("update_batch_metrics", batch_id=batch_id, metrics=json.dumps(summary, ensure_ascii=False))
+    return summary
 
 
 def _as_json(row: Any) -> dict[str, Any]:

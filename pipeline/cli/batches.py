@@ -73,10 +73,10 @@ def load_qwen(options: argparse.Namespace) -> None:
 def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
     require_file(options)
     registry.open(options.production)
-    _run_load(_task(options, family), options, workers=options.workers, local_scheduler=options.local_scheduler)
+    _run_load(task_of(options, family), options, workers=options.workers, local_scheduler=options.local_scheduler)
 
 
-def _task(options: argparse.Namespace, family: type[Load]) -> Load:
+def task_of(options: argparse.Namespace, family: type[Load]) -> Load:
     """Return the task with the parameters that options of the same names give."""
     names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
     return family(**{name: value for name in names if (value := getattr(options, name, None)) is not None})

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.batches.alarm import WATCHED, Alarm
-from pipeline.cli import batches
+from pipeline.cli import array, batches
 from pipeline.cli.completion import script
 from pipeline.cli.init import init
 from pipeline.cli.measured import write_file
@@ -211,6 +211,9 @@ COMMANDS: Mapping[str, Command] = {
     "adopt": batches.adopt,
     "publish": batches.publish,
     "worker": batches.worker,
+    "discover": array.discover,
+    "shard": array.shard,
+    "finish": array.finish,
     "reset": batches.reset,
     "status": batches.status,
     "verify": batches.verify,

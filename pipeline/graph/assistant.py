@@ -33,7 +33,7 @@ from pipeline.graph.run import Environment, RunRegistry
 from pipeline.graph.tasks import CopyShard, UploadShard
 from pipeline.graph.worker import PooledWorker
 from pipeline.observe.logger import say
-from pipeline.steps.source import has_source
+from pipeline.steps.source import require_dataset
 from pipeline.storage import Storage
 from pipeline.units import counted
 
@@ -146,16 +146,13 @@ class Assistant(PooledWorker):
         """Return the batch of a task; raise UsageError unless its dataset is on this host."""
         database = self._environment.database
         batch = database.run(lambda connection: state.require_batch(connection, task.batch_id))
-        if not database.run(lambda connection: has_source(connection, batch, task.shard)):
-            hint = "Mount it here under the same path, with the same file times; nothing was rejected for want of it."
-            problem = f"is not on this host: {batch.source} has no file as discovery saw it."
-            raise UsageError(f"The dataset of batch {batch.id} {problem}", hint)
+        database.run(lambda connection: require_dataset(connection, batch, task.shard))
         return batch
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         task, status = self._scheduled_tasks[kwargs["task_id"]], kwargs["status"]
         if status == DONE and "expl" in kwargs:  # it ran here
-            self._help.done[task.batch_id, task.step] += 1
+            self._help.done[task.batch_id, task.step] += task.shards
         if status == FAILED:
             # luigid would offer the task to this worker again; the next worker has another id, and leaves it out.
             self._help.failed.append(task)

@@ -6,7 +6,7 @@ Importing the package changes nothing of Luigi. A process runs our worker once L
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -56,13 +56,18 @@ class BatchTask(luigi.Task):
         values["supabase_project"] = project
 
     @property
+    def shard_numbers(self) -> Sequence[int]:
+        """Return the shards of the markers."""
+        return (WHOLE,)
+
+    @property
     def active_run(self) -> Run:
         """Return the run of this process that the task belongs to."""
         return registry.find(self.batch_id, self.production, reset=self.step == RESET)
 
     def output(self) -> luigi.Target:
-        """Return the marker."""
-        return BatchStateTarget(self.active_run.markers, self.batch_id, self.step, getattr(self, "shard", WHOLE))
+        """Return the markers."""
+        return BatchStateTarget(self.active_run.markers, self.batch_id, self.step, self.shard_numbers)
 
     def complete(self) -> bool:
         """Return whether the marker is there."""
@@ -109,9 +114,10 @@ def _record_process_failure(task: BatchTask, message: str) -> None:
 
 
 class ShardTask(BatchTask):
-    """A task of one shard."""
+    """A task of one shard, or of several where a batch has more than Luigi's scheduler can take."""
 
     shard = luigi.IntParameter(description="the shard, from 1")
+    shards = luigi.IntParameter(default=1, description="how many, from that one on", positional=False)
     # The visualiser shows the name of a task and its parameters, nothing else.
     part = luigi.Parameter(default="", significant=False, description="which shard of how many; filled in")
 
@@ -121,8 +127,15 @@ class ShardTask(BatchTask):
         super().resolve(values)
         which = values["part"].rpartition(", ")[0]  # of the task that it was cloned from
         if not which:
-            which = f"shard {values['shard']} of {registry.find(values['batch_id'], values['production']).shards}"
+            first, several = values["shard"], values["shards"] > 1
+            which = f"shards {first} to {first + values['shards'] - 1}" if several else f"shard {first}"
+            which += f" of {registry.find(values['batch_id'], values['production']).shards}"
         values["part"] = f"{which}, {cls.step}"
+
+    @property
+    def shard_numbers(self) -> Sequence[int]:
+        """Return the shards."""
+        return range(self.shard, self.shard + self.shards)
 
 
 class RootTask(BatchTask):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import luigi
@@ -46,13 +47,13 @@ class MarkerCache:
 
 @dataclass(frozen=True)
 class BatchStateTarget(luigi.Target):
-    """A row of ingest.batch_state; for a reset, the state of its batch."""
+    """Rows of ingest.batch_state, one for each shard; for a reset, the state of its batch."""
 
     markers: MarkerCache = field(repr=False)
     batch_id: str
     step: str
-    shard: int = WHOLE
+    shards: Iterable[int] = (WHOLE,)
 
     def exists(self) -> bool:
-        """Return whether the marker is there."""
-        return self.markers.exists(self.step, self.shard)
+        """Return whether the markers are there."""
+        return all(self.markers.exists(self.step, shard) for shard in self.shards)

@@ -26,7 +26,19 @@ from pipeline.batches.alarm import Alarm
 from pipeline.batches.bucket import open_bucket
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch
-from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, UPLOAD, WHOLE, held_hint
+from pipeline.batches.state import (
+    ALONE,
+    ARRAY,
+    COPY,
+    KIND_LOAD,
+    KIND_QWEN,
+    LOAD,
+    RESET,
+    RUN,
+    UPLOAD,
+    WHOLE,
+    held_hint,
+)
 from pipeline.batches.summary import describe, headline, summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database, foreign_remark, override_remark, target_of
@@ -36,6 +48,7 @@ from pipeline.graph.luigid import StatusReporter, choose_parser, use_packaged_se
 from pipeline.graph.markers import BatchStateTarget, MarkerCache
 from pipeline.observe.logger import say, show
 from pipeline.observe.progress import ProgressCounter
+from pipeline.steps.discover import MAXIMUM_SHARDS
 from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage
 
@@ -108,6 +121,7 @@ class Run:
         self.counter, self.failures = ProgressCounter(), FailureLog()
         self.unavailable = multiprocessing.RawValue("i", 0)  # failures in a row because a service was away
         self.discovery: luigi.Task | None = None  # once it is scheduled
+        self.maximum_shards = MAXIMUM_SHARDS  # of a batch that this run discovers
         self.lock: BatchLock | None = None
         self.lost: RefusedError | None = None  # to raise once another run has taken the batch
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
@@ -121,16 +135,29 @@ class Run:
         """Return how many shards the batch has, once discovery has told."""
         return self.database.run(lambda connection: state.require_batch(connection, self.batch_id)).shards
 
+    def open_bucket(self) -> None:
+        """Make the bucket of a load, or prove that it is the one on record."""
+        if self._needs_bucket:
+            with closing(Storage(self.environment.settings)) as storage:
+                self.bucket_created_at = open_bucket(self.database, storage, self.batch_id)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Keep a reset away during the block, and nothing else; raise RefusedError where one goes on."""
+        self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost, mode=ARRAY)
+        try:
+            yield
+        finally:
+            self.release()
+
     def claim(self) -> None:
         """Take the batch's lock and make the bucket, once; raise RefusedError where another run goes on."""
         if self.lock is not None:
             return
-        settings = self.environment.settings
-        self.lock = BatchLock(settings, self.batch_id, self._on_lost)
+        mode = ALONE if self.target.step == RESET else RUN
+        self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost, mode=mode)
         try:
-            if self._needs_bucket:
-                with closing(Storage(settings)) as storage:
-                    self.bucket_created_at = open_bucket(self.database, storage, self.batch_id)
+            self.open_bucket()
         except BaseException:
             self.release()
             raise

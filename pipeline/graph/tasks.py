@@ -9,12 +9,12 @@ ResetBatch
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date as Day
 from datetime import datetime, time, timezone
+from functools import partial
 from typing import Any
 
 import luigi
@@ -25,21 +25,22 @@ from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.batches.looks import OPTIONS, Look
 from pipeline.batches.resolve import LoadRequest, find_newest_done
 from pipeline.batches.state import COPY, DISCOVER, KIND_LOAD, KIND_QWEN, LOAD, RESET, TRANSFORM, UPLOAD, WHOLE
-from pipeline.batches.summary import describe, summarise
+from pipeline.batches.summary import describe, keep_summary
 from pipeline.config import command_line
 from pipeline.database import Connection
 from pipeline.dataset.frame import PIXELS
 from pipeline.errors import DataError, RefusedError, UnfinishedError
 from pipeline.graph.base import BatchTask, RootTask, ShardTask
 from pipeline.graph.luigid import percent
-from pipeline.graph.run import Run, registry
+from pipeline.graph.run import Environment, Run, registry
 from pipeline.observe.logger import show
 from pipeline.observe.metrics import Metrics
 from pipeline.observe.progress import StatusMessage
 from pipeline.steps.copy import copy_shard
-from pipeline.steps.discover import Request, discover
+from pipeline.steps.discover import MAXIMUM_SHARDS, Request, discover
 from pipeline.steps.reset import describe_reset, find_batch_to_reset, plan_reset, reset_batch
 from pipeline.steps.transform import transform_batch, withdraw_lost_shards
+from pipeline.steps.upload import ProgressOf
 from pipeline.storage import Storage
 from pipeline.units import counted
 
@@ -60,11 +61,13 @@ class UploadShard(ShardTask):
         """Upload, then mark."""
         run = self.require_lock()
         with run.environment.uploader() as uploader, self.reporting(self._progress):
-            uploader.upload(self.batch_id, self.shard, run.counter.start_shard)
-        run.markers.present.add((UPLOAD, self.shard))
+            for shard in self.shard_numbers:
+                uploader.upload(self.batch_id, shard, run.counter.start_shard)
+                run.markers.present.add((UPLOAD, shard))
 
     def _progress(self) -> StatusMessage | None:
-        done, total = self.active_run.counter.read_shard(self.shard)
+        counts = [self.active_run.counter.read_shard(shard) for shard in self.shard_numbers]
+        done, total = map(sum, zip(*counts, strict=True))
         return (f"{2 * done} of {2 * total} photos", percent(done, total)) if total else None
 
 
@@ -74,22 +77,26 @@ class CopyShard(ShardTask):
     step = COPY
 
     def requires(self) -> Any:
-        """Return the upload of the same shard."""
+        """Return the upload of the same shards."""
         return self.clone(UploadShard)  # type: ignore[no-untyped-call]
 
     def run(self) -> None:
-        """Copy and mark in one transaction."""
+        """Copy and mark, a transaction for each shard."""
+        messages = ["copying"]
+        reporting = self.reporting(lambda: (messages[-1], 100 * (len(messages) - 1) // self.shards))
+        with closing(Storage(self.active_run.environment.settings)) as storage, reporting:
+            for shard in self.shard_numbers:
+                self._copy(shard, storage, messages.append)
+
+    def _copy(self, shard: int, storage: Storage, report: Callable[[str], None]) -> None:
         run = self.require_lock()
-        environment, metrics, messages = run.environment, Metrics(), ["copying"]
-        reporting = self.reporting(lambda: (messages[-1], 100 if len(messages) > 1 else 0))
         try:
-            with closing(Storage(environment.settings, metrics)) as storage, reporting:
-                arguments = run.database, storage, self.batch_id, self.shard, metrics, messages.append
-                copy_shard(*arguments, may_reject=environment.may_reject)
+            arguments = run.database, storage, self.batch_id, shard, Metrics(), report
+            copy_shard(*arguments, may_reject=run.environment.may_reject)
         except (DataError, UnfinishedError):
-            run.markers.present.discard((UPLOAD, self.shard))  # the upload was rolled back, here or by another process
+            run.markers.present.discard((UPLOAD, shard))  # the upload was rolled back, here or by another process
             raise
-        run.markers.present.add((COPY, self.shard))
+        run.markers.present.add((COPY, shard))
 
 
 class RequestTask(BatchTask):
@@ -140,6 +147,7 @@ class Discover(RequestTask):
         options = {name: value for name, value in self.param_kwargs.items() if name in _OPTIONS}
         source, settings = getattr(self, self.named), run.environment.settings
         options |= {"kind": self.kind, "bucket_created_at": run.bucket_created_at}
+        options["maximum_shards"] = run.maximum_shards
         request = Request.of(settings, self.batch_id, source, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
         is_load = self.kind == KIND_LOAD
@@ -182,8 +190,8 @@ class Transform(RequestTask):
         if run.lock is not None or self.kind != KIND_LOAD:
             return run.discovery
         batch = run.database.run(lambda connection: state.find_batch(connection, self.batch_id))
-        shards = range(1, batch.shards + 1) if batch is not None else ()
-        return [run.discovery, *(self.clone(CopyShard, shard=one) for one in shards)]  # type: ignore[no-untyped-call]
+        total = batch.shards if batch is not None else 0
+        return [run.discovery, *self._copies(range(1, total + 1), total)]
 
     def run(self) -> Iterator[DynamicRequirements]:
         """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
@@ -191,8 +199,7 @@ class Transform(RequestTask):
         if run.markers.exists(TRANSFORM, WHOLE):  # there is nothing to load
             return
 
-        def pending(connection: Connection) -> list[int]:
-            return state.pending_shards(connection, self.batch_id, COPY)
+        pending = partial(state.pending_shards, batch_id=self.batch_id, step=COPY, shards=range(1, run.shards + 1))
 
         def look(connection: Connection) -> tuple[list[int], tuple[int, int]]:
             return pending(connection), state.progress(connection, self.batch_id, run.counted)
@@ -201,7 +208,7 @@ class Transform(RequestTask):
         if shards:
             run.counter.start("upload", total, done)
             self.report(f"waiting for {counted(len(shards), 'shard')}", 0)
-            copies = [self.clone(CopyShard, shard=shard) for shard in shards]  # type: ignore[no-untyped-call]
+            copies = self._copies(shards, run.shards)
             yield DynamicRequirements(copies, custom_complete=lambda _: not run.database.run(pending))
         run.counter.start("transform", total)
         messages, percents, metrics = ["beginning"], [0], Metrics()
@@ -209,22 +216,19 @@ class Transform(RequestTask):
         with closing(Storage(run.environment.settings, metrics)) as storage, reporting:
             messages.append("comparing the bucket with what was sent")
             for shard in withdraw_lost_shards(run.database, storage, self.batch_id):
-                self._send_again(shard, storage, metrics)
+                run.markers.present -= {(UPLOAD, shard), (COPY, shard)}
+                send_shard(run.environment, storage, self.batch_id, shard)  # an error leaves it to the next run
             arguments = run.database, storage, self.batch_id, metrics, messages.append
             transform_batch(*arguments, max_rejects=self.max_rejects)
             percents.append(100)
         run.counter.set_done(total)
         run.counter.finish()
 
-    def _send_again(self, shard: int, storage: Storage, metrics: Metrics) -> None:
-        """Upload and copy a shard that lost objects since; an error leaves it to the next run."""
-        run = self.active_run
-        environment, done = run.environment, {(UPLOAD, shard), (COPY, shard)}
-        run.markers.present -= done
-        with environment.uploader() as uploader:
-            uploader.upload(self.batch_id, shard)
-        copy_shard(run.database, storage, self.batch_id, shard, metrics, may_reject=environment.may_reject)
-        run.markers.present |= done
+    def _copies(self, shards: Iterable[int], total: int) -> list[CopyShard]:
+        """Return the tasks that copy these shards: one for each, or for ranges where there are more than tasks."""
+        size = -(-total // MAXIMUM_SHARDS)
+        firsts = sorted({shard - (shard - 1) % size for shard in shards})
+        return [self.clone(CopyShard, shard=one, shards=min(size, total - one + 1)) for one in firsts]  # type: ignore[no-untyped-call]
 
 
 class TransformBatch(Transform, LoadParameters):
@@ -279,19 +283,9 @@ class Load(RootTask, RequestTask):
 
     def run(self) -> None:
         """Keep the numbers of the load with the batch, and mark."""
-
-        def work(connection: Connection) -> dict[str, Any]:
-            state.hold(connection, self.batch_id, state="done")
-            if not state.await_step(connection, self.batch_id, LOAD):
-                state.mark(connection, self.batch_id, LOAD, WHOLE, connection.one("now").now, {})
-            summary = summarise(connection, self.batch_id)
-            metrics = json.dumps(summary, ensure_ascii=False)
-            connection.execute("update_batch_metrics", batch_id=self.batch_id, metrics=metrics)
-            return summary
-
         if self.complete():  # there is nothing to load
             return
-        summary = self.active_run.database.run(work)
+        summary = self.active_run.database.run(partial(keep_summary, batch_id=self.batch_id))
         self.report(describe(summary), 100)
 
 
@@ -342,6 +336,19 @@ class LoadQwen(Load, QwenParameters):
 
     command = "load-qwen"
     transform = TransformQwen
+
+
+def send_shard(
+    environment: Environment,
+    storage: Storage,
+    batch_id: str,
+    shard: int,
+    progress_of: ProgressOf = lambda *_: lambda _: None,
+) -> None:
+    """Upload and copy a shard without Luigi."""
+    with environment.uploader() as uploader:
+        uploader.upload(batch_id, shard, progress_of)
+    copy_shard(environment.database, storage, batch_id, shard, Metrics(), may_reject=environment.may_reject)
 
 
 def load_of(batch: state.Batch, production: bool) -> Load:

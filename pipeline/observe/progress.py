@@ -30,7 +30,7 @@ _PHASES = {
     "transform": "recognition",
     "reset": "photo",
 }
-_SLOTS = 1024  # more than the shards of a batch (at most 1,000); the last one is for other workers
+_SLOTS = 1024  # shards share them where there are more; the last one is for other workers
 _REDRAW_SECONDS, _PLAIN_SECONDS, _STATUS_SECONDS = 0.2, 30.0, 1.0
 _LAST_STATUS_SECONDS = 3.0  # the longest wait for the last message
 
@@ -65,7 +65,8 @@ class Phase:
 class ProgressCounter:
     """What is done of each phase, shared with forked workers.
 
-    Each shard has a slot of its own, so no lock is shared: a worker that is killed cannot leave one locked.
+    Each of a thousand shards has a slot of its own, so no lock is shared: a worker that is killed cannot leave one
+    locked. Where there are more shards, those of a slot add up.
     """
 
     def __init__(self) -> None:
@@ -73,11 +74,13 @@ class ProgressCounter:
         self._totals = multiprocessing.RawArray("q", _SLOTS)
         self._current = multiprocessing.RawValue("i", -1)
         self._rows = [multiprocessing.RawArray("d", 5) for _ in _PHASES]  # before, done, total, begin, end
+        self._parts: dict[int, list[int]] = {}  # done and total of each shard that this process started
 
     def start(self, phase: str, total: int = 0, before: int = 0) -> None:
         """Start a phase, which ends the one before it; earlier runs did `before` of the total."""
         self.finish()
         self._done[:] = self._totals[:] = [0] * _SLOTS
+        self._parts.clear()
         index = list(_PHASES).index(phase)
         self._rows[index][:] = [before, before, total, time.monotonic(), 0.0]
         self._current.value = index
@@ -91,11 +94,15 @@ class ProgressCounter:
 
     def start_shard(self, shard: int, total: int = 0) -> Callable[[int], None]:
         """Set a shard to zero, and return a thread-safe function that adds to it."""
-        slot, lock = shard % _SLOTS, threading.Lock()
-        self._done[slot], self._totals[slot] = 0, total
+        slot, lock, part = shard % _SLOTS, threading.Lock(), [0, total]
+        done, former = self._parts.get(shard, (0, 0))
+        self._parts[shard] = part
+        self._done[slot] -= done
+        self._totals[slot] += total - former
 
         def add(count: int) -> None:
             with lock:
+                part[0] += count
                 self._done[slot] += count
 
         return add

@@ -47,7 +47,7 @@ from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
-#: Keeps a batch below a thousand tasks: two per shard and three per batch.
+#: Keeps a batch below a thousand tasks: two per shard and three per batch. An array of processes may have more.
 MAXIMUM_SHARDS = 490
 _PAGE = 2000
 _SHOWN_REJECTS = 50
@@ -77,6 +77,7 @@ class Request:
     batch_size: int = 100
     threads: int = 16
     bucket_created_at: datetime | None = None
+    maximum_shards: int = MAXIMUM_SHARDS
 
     @classmethod
     def of(cls, settings: Settings, batch_id: str, source: str, **options: Any) -> Request:
@@ -235,8 +236,9 @@ def _write_batch(connection: Connection, request: Request, seen: _Seen, staged: 
     connection.execute(drop_late, batch_id=batch_id, force=request.force)
     lost = connection.one("add_lost", batch_id=batch_id, kind=request.kind)
     claimed = connection.one("count_claims", batch_id=batch_id).claims
+    size = shard_size(claimed, request.batch_size, request.maximum_shards)
     insert_manifest = "insert_manifest" if is_load else "insert_manifest_annotations"
-    connection.execute(insert_manifest, batch_id=batch_id, shard_size=shard_size(claimed, request.batch_size))
+    connection.execute(insert_manifest, batch_id=batch_id, shard_size=size)
     connection.execute("insert_found_rejects", batch_id=batch_id)
     counts = connection.one("update_batch_counts", batch_id=batch_id, files=json.dumps(seen.files))
     if staged is not None:
@@ -311,9 +313,9 @@ def _refuse_empty(connection: Connection, source: Path) -> NoReturn:
     raise UsageError(f"The dataset {source} holds no recognition.", hint)
 
 
-def shard_size(recognitions: int, batch_size: int) -> int:
+def shard_size(recognitions: int, batch_size: int, maximum_shards: int = MAXIMUM_SHARDS) -> int:
     """Return the recognitions per shard: `batch_size`, or more if there would be too many shards."""
-    return max(batch_size, -(-recognitions // MAXIMUM_SHARDS))
+    return max(batch_size, -(-recognitions // maximum_shards))
 
 
 def _stage(

@@ -16,7 +16,7 @@ from pipeline.batches.state import Batch
 from pipeline.database import Connection
 from pipeline.dataset.layout import holder_of, holds_recognitions, modified
 from pipeline.dataset.records import Reject
-from pipeline.errors import SourceUnavailable, remedy_of
+from pipeline.errors import SourceUnavailable, UsageError, remedy_of
 
 _GONE = frozenset({"folder_unreadable", "photo_vanished", "photo_unreadable", "json_vanished", "json_unreadable"})
 _CHANGED = frozenset({"photo_changed", "json_changed"})
@@ -73,13 +73,16 @@ def _is_available(path: Path, code: str) -> bool:
         return False
 
 
-def has_source(connection: Connection, batch: Batch, shard: int) -> bool:
-    """Return whether some files of a shard exist on this host with the size and time that discovery recorded."""
+def require_dataset(connection: Connection, batch: Batch, shard: int) -> None:
+    """Raise UsageError unless some files of a shard are on this host as discovery saw them, or it has none."""
     rows = connection.execute("sample_manifest", batch_id=batch.id, shard=shard, count=_SAMPLE)
     for row in rows:
         for path, size, mtime in zip(row.photo_paths, row.photo_sizes, row.photo_mtimes, strict=True):
             with suppress(OSError):
                 facts = os.stat(f"{batch.source}/{path}")
                 if (facts.st_size, modified(facts)) == (size, mtime):
-                    return True
-    return not any(row.photo_paths for row in rows)
+                    return
+    if any(row.photo_paths for row in rows):
+        hint = "Mount it here under the same path, with the same file times; nothing was rejected for want of it."
+        problem = f"is not on this host: {batch.source} has no file as discovery saw it."
+        raise UsageError(f"The dataset of batch {batch.id} {problem}", hint)

@@ -10,7 +10,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import KEY_FORM, prove_bucket
+from pipeline.batches.bucket import KEY_FORM, prove_bucket, require_bucket
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
@@ -24,6 +24,7 @@ from pipeline.units import counted
 logger = logging.getLogger(__name__)
 
 _ROUNDS = 3
+_LOOKED_AHEAD = 64  # shards among which the next one without a marker is started ahead
 _LISTED_HINT = "Look at what is between this machine and Storage."
 
 #: Called with a shard and its number of recognitions; returns what is called with 1 for each completed one.
@@ -69,12 +70,13 @@ class Uploader:
         """
         if self._next is not None and (self._next.batch_id, self._next.shard) != (batch_id, shard):
             self._abandon_next()
-        started, self._next = self._next or self._start(batch_id, range(shard, shard + 1), progress_of), None
+        started, self._next = self._next or self._start(batch_id, (shard,), progress_of), None
         if started is None:
             return
         try:
             if self._starts_ahead:
-                self._start_next(batch_id, range(shard + 1, started.held.shards + 1), progress_of)
+                last = min(started.held.shards, shard + _LOOKED_AHEAD)
+                self._start_next(batch_id, range(shard + 1, last + 1), progress_of)
             self._finish(started)
         except BaseException as exc:  # an interrupt included
             started.transfer.stop()
@@ -87,17 +89,15 @@ class Uploader:
         self._abandon_next()
         self._threads.executor.shutdown()
 
-    def _start(self, batch_id: str, shards: range, progress_of: ProgressOf) -> _StartedShard | None:
+    def _start(self, batch_id: str, shards: Sequence[int], progress_of: ProgressOf) -> _StartedShard | None:
         """Start the first of `shards` without a marker; return None if all have one."""
 
         def work(connection: Connection) -> tuple[int, Batch, list[Entry]] | None:
             held = batch_state.hold(connection, batch_id)
-            pending = batch_state.pending_shards(connection, batch_id, UPLOAD, after=shards.start - 1)
-            if not pending or pending[0] not in shards:
+            pending = batch_state.pending_shards(connection, batch_id, UPLOAD, shards)
+            if not pending:
                 return None
-            if held.bucket != self._storage.bucket:
-                message = f"Batch {batch_id} goes into the bucket {held.bucket}, not into {self._storage.bucket}."
-                raise RefusedError(message, "Set STORAGE_BUCKET to the former value.")
+            require_bucket(held, self._storage.bucket)
             return pending[0], held, _entries(connection, batch_id, pending[0])
 
         found = self._database.run(work)
@@ -114,7 +114,7 @@ class Uploader:
         transfer = ShardTransfer(self._threads, storage, Path(held.source), entries, present, metrics, progress)
         return _StartedShard(batch_id, shard, held, entries, storage, metrics, transfer)
 
-    def _start_next(self, batch_id: str, shards: range, progress_of: ProgressOf) -> None:
+    def _start_next(self, batch_id: str, shards: Sequence[int], progress_of: ProgressOf) -> None:
         try:
             self._next = self._start(batch_id, shards, progress_of)
         except PipelineError as exc:  # the shard's own task will report it

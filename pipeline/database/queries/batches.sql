@@ -38,6 +38,9 @@ SELECT
     (SELECT count(*) FROM public.initial_tray_items) AS initial_tray_items,
     (SELECT count(*) FROM public.initial_annotations) AS initial_annotations
 
+-- name: count_recognitions
+SELECT count(*) AS recognitions FROM ingest.manifest WHERE batch_id = :batch_id AND shard = ANY (CAST(:shards AS integer[]))
+
 -- name: delete_claims_rejected
 DELETE FROM ingest.claims
 WHERE kind = :kind AND batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
@@ -151,7 +154,7 @@ ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
 LIMIT :count
 
 -- name: list_held
-SELECT id FROM ingest.batches WHERE state = 'held' AND kind = :kind
+SELECT id FROM ingest.batches WHERE state = 'held' AND kind LIKE :kind
 
 -- name: list_last_loads
 -- The last finished batch of each kind.
@@ -177,13 +180,12 @@ WHERE batch_id = :batch_id
 ORDER BY started_at, step, shard
 
 -- name: list_pending_shards
+-- Those of the given shards without a marker. The planner counts the array: a few are looked up one by one.
 SELECT s.shard
-FROM ingest.batches b
-CROSS JOIN LATERAL generate_series(:after + 1, b.shards) AS s (shard)
-WHERE b.id = :batch_id
-    AND NOT EXISTS (
-        SELECT FROM ingest.batch_state m WHERE m.batch_id = b.id AND m.step = :step AND m.shard = s.shard
-    )
+FROM unnest(CAST(:shards AS integer[])) AS s (shard)
+WHERE NOT EXISTS (
+    SELECT FROM ingest.batch_state m WHERE m.batch_id = :batch_id AND m.step = :step AND m.shard = s.shard
+)
 ORDER BY s.shard
 
 -- name: list_notices
@@ -201,7 +203,7 @@ ORDER BY id
 LIMIT :count
 
 -- name: list_running
--- Batches that a run is loading now: it holds the lock of try_lock_batch.sql. A key of 64 bits is in pg_locks as two
+-- Batches that a run is loading now: it holds the lock of try_lock_run. A key of 64 bits is in pg_locks as two
 -- halves; the locks of other databases of the server are there as well.
 SELECT b.id
 FROM ingest.batches b
@@ -259,8 +261,17 @@ SELECT set_config('enable_seqscan', 'off', true)
 -- name: set_held_reason
 UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
 
--- name: try_lock_batch
--- One run of a batch at a time; the lock ends with the transaction.
+-- name: try_lock_alone
+-- What removes something of a batch runs beside no other; a lock ends with its transaction.
+SELECT CASE WHEN pg_try_advisory_xact_lock(hashtextextended('pipeline.batch:' || :batch_id, 0))
+    THEN pg_try_advisory_xact_lock(hashtextextended('pipeline.array:' || :batch_id, 0)) ELSE false END AS locked
+
+-- name: try_lock_array
+-- The processes of an array run beside each other, and beside one run.
+SELECT pg_try_advisory_xact_lock_shared(hashtextextended('pipeline.array:' || :batch_id, 0)) AS locked
+
+-- name: try_lock_run
+-- One run of a batch at a time.
 SELECT pg_try_advisory_xact_lock(hashtextextended('pipeline.batch:' || :batch_id, 0)) AS locked
 
 -- name: update_batch_metrics

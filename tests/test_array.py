@@ -1,0 +1,477 @@
+"""Processes of an array: in any order, twice, beside each other and beside a load, killed, and never beside a reset."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.batches.lock import BatchLock
+from pipeline.batches.state import ALONE, ARRAY
+from pipeline.cli.array import INDEX_VARIABLES
+from pipeline.config import Settings
+from pipeline.database import Connection
+from pipeline.graph.run import registry
+from pipeline.graph.tasks import CopyShard, TransformBatch
+from pipeline.sample.writer import ANNOTATIONS
+from pipeline.storage import Storage
+from tests import world
+from tests.listeners import listening
+from tests.runner import ForkServer, Runner, moments
+from tests.services import MakeDataset
+from tests.test_kill import SERIAL, killed, unusable
+
+MARKED = "SELECT step, count(*) FROM ingest.batch_state WHERE batch_id = 'a1' GROUP BY step ORDER BY step"
+
+
+@pytest.fixture
+def runner(workdir: Path, fork_server: ForkServer) -> Runner:
+    """Commands in the working directory, in processes of their own, with shards of two recognitions."""
+    return Runner(fork_server, workdir, SERIAL)
+
+
+class Here:
+    """Commands in this process, with shards of two recognitions: each call is one command and its exit code."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str | Path) -> int:
+        code = cli.main([str(one) for one in arguments])
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def discover(self, dataset: Path, batch_id: str = "a1") -> int:
+        """Discover a dataset and return the number of its shards."""
+        assert self("discover", "--source", dataset, "--batch-id", batch_id, "--json") == 0, self.err
+        found = json.loads(self.out)
+        assert found["batch_id"] == batch_id
+        return int(found["shards"])
+
+    def shard(self, *indices: object, of: int, batch_id: str = "a1") -> int:
+        return self("shard", "--batch-id", batch_id, "--of", str(of), "--index", *map(str, indices))
+
+    def finish(self, batch_id: str = "a1") -> int:
+        return self("finish", "--batch-id", batch_id)
+
+
+@pytest.fixture
+def here(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    for name, value in SERIAL.items():
+        monkeypatch.setenv(name, value)
+    for name in INDEX_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return Here(capsys)
+
+
+# The three commands
+
+
+def test_slices_in_any_order_and_twice_load_what_a_load_does(
+    here: Here, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    dataset = small_dataset(12)
+    assert here.discover(dataset) == here.discover(dataset) == 6
+    assert here.finish() == 3
+    assert "6 of 6 shards are not done: 0-5." in here.err
+    for index in (3, 0, 3):
+        assert here.shard(index, of=4) == 0, here.err
+    assert world.counts(settings.database_url.reveal())["public.recognitions"] == 0
+    assert here.finish() == 3
+    again = re.search(r"Do them with `python -m pipeline (.*?)`", here.err)
+    assert again is not None
+    assert here(*shlex.split(again[1])) == 0
+    assert here.out == "Batch a1: 3 shards done.\n"
+    assert here.finish() == 0
+    assert "Batch a1 is done: 12 recognitions" in here.out
+    assert here.finish() == 0
+    assert "already" in here.out
+    assert here.shard("0-3", of=4) == 0
+    assert "0 shards done, 6 were done before" in here.out
+    assert here.discover(dataset) == 6
+    world.check(settings, (dataset, "a1", None))
+
+
+def test_several_indices_and_ranges_are_one_process(here: Here, settings: Settings, small_dataset: MakeDataset) -> None:
+    assert here.discover(small_dataset(12)) == 6
+    assert here("shard", "--batch-id", "a1", "--of", "20", "--index", "19", "0-9", "4", "--json") == 0
+    assert json.loads(here.out) == {"batch_id": "a1", "shards": 4, "done": 4}  # of 20 slices, 14 are empty
+    assert here.shard("3", of=20) == 0
+    assert here.shard("10-18", of=20) == 0
+    assert here.finish() == 0
+    world.check(settings, (small_dataset(12), "a1", None))
+
+
+@pytest.mark.parametrize("variable", INDEX_VARIABLES)
+def test_the_engines_variable_is_the_index_unless_one_is_given(
+    variable: str, here: Here, settings: Settings, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here.discover(small_dataset(4)) == 2
+    for name in INDEX_VARIABLES[INDEX_VARIABLES.index(variable) :]:
+        monkeypatch.setenv(name, "1" if name == variable else "0")  # the first of them counts
+    assert here("shard", "--batch-id", "a1", "--of", "2") == 0
+    done = "SELECT DISTINCT shard FROM ingest.batch_state WHERE step = 'copy' ORDER BY 1"
+    assert world.query(settings.database_url.reveal(), done) == [(2,)]
+    assert here.shard(0, of=2) == 0
+    assert world.query(settings.database_url.reveal(), done) == [(1,), (2,)]
+    monkeypatch.setenv(variable, "two")
+    assert here("shard", "--batch-id", "a1", "--of", "2") == 2
+    assert f"{variable} is 'two'" in here.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--of", "2", "--index", "2"], "--index is '2'"),
+        (["--of", "2", "--index", "-1"], "-1"),
+        (["--of", "2", "--index", "1-0"], "--index is '1-0'"),
+        (["--of", "2", "--index", "0-2"], "--index is '0-2'"),
+        (["--of", "2", "--index", "x"], "--index is 'x'"),
+        (["--of", "2", "--index", "1.0"], "--index is '1.0'"),
+        (["--of", "0", "--index", "0"], "0 is less than 1"),
+        (["--index", "0"], "--of"),
+        (["--of", "2"], "No index says which slice"),
+    ],
+)
+def test_wrong_indices_are_refused(arguments: list[str], message: str, here: Here) -> None:
+    assert here("shard", "--batch-id", "a1", *arguments) == 2
+    assert message in here.err
+
+
+def test_options_of_both_kinds_exclude_each_other(here: Here, small_dataset: MakeDataset) -> None:
+    dataset = small_dataset(2)
+    assert here("discover", "--source", dataset, "--file", dataset / ANNOTATIONS) == 2
+    assert "--source and --file exclude each other" in here.err
+
+
+@pytest.mark.parametrize("command", [("shard", "--of", "1", "--index", "0"), ("finish",)])
+def test_a_batch_that_is_unknown_or_reset_is_refused(
+    command: Sequence[str], here: Here, small_dataset: MakeDataset
+) -> None:
+    assert here(*command, "--batch-id", "a1") == 2
+    assert "There is no batch a1." in here.err
+    assert here(*command, "--batch-id", "../a1") == 2
+    here.discover(small_dataset(2))
+    assert here("reset", "--batch-id", "a1", "--confirm") == 0
+    assert here(*command, "--batch-id", "a1") == 4
+    assert "Batch a1 is reset." in here.err
+
+
+def test_where_there_is_nothing_to_load_all_three_say_so(here: Here, small_dataset: MakeDataset) -> None:
+    assert here("load", "--source", small_dataset(2), "--batch-id", "b1", "--local-scheduler") == 0
+    assert here("discover", "--source", small_dataset(2), "--batch-id", "a1") == 0
+    assert "Nothing to load" in here.out
+    assert here.discover(small_dataset(2)) == 0
+    assert here.shard(0, of=3) == 0
+    assert here.out == "Batch a1: 0 shards done.\n"
+    assert here.finish() == 0
+    assert "Nothing to load" in here.out
+
+
+def test_annotations_are_copied_by_discovery(here: Here, settings: Settings, small_dataset: MakeDataset) -> None:
+    dataset = small_dataset(4)
+    assert here("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler") == 0
+    file = dataset / ANNOTATIONS
+    assert here("discover", "--file", file, "--batch-id", "q1", "--json") == 0
+    assert (json.loads(here.out)["kind"], json.loads(here.out)["shards"]) == ("qwen", 1)
+    assert here.shard("0-4", of=5, batch_id="q1") == 0
+    assert "0 shards done, 1 were done before" in here.out
+    assert here.finish("q1") == 0
+    world.check(settings, (dataset, "b1", None), qwen=file)
+
+
+def test_a_batch_that_is_held_ends_with_6_until_it_is_published(
+    here: Here, settings: Settings, own_dataset: MakeDataset
+) -> None:
+    dataset = unusable(own_dataset(14))
+    assert here.discover(dataset) == 2
+    assert here.shard("0-1", of=2) == 0
+    assert [here.finish(), here.finish(), here.shard(0, of=1)] == [6, 6, 0]
+    assert here("discover", "--source", dataset, "--batch-id", "a1") == 6
+    assert here("finish", "--batch-id", "a1", "--max-rejects", "90%") == 6
+    assert here("publish", "--batch-id", "a1") == 0
+    assert here.finish() == 0
+    world.check(settings, (dataset, "a1", sorted(world.folders(dataset))[10:]))
+
+
+def test_finish_decides_what_may_be_rejected(here: Here, settings: Settings, own_dataset: MakeDataset) -> None:
+    dataset = unusable(own_dataset(14))
+    assert here.discover(dataset) == 2
+    assert here.shard("0-1", of=2) == 0
+    assert here("finish", "--batch-id", "a1", "--max-rejects", "90%") == 0
+    world.check(settings, (dataset, "a1", sorted(world.folders(dataset))[10:]))
+
+
+def test_another_bucket_is_refused(
+    here: Here, settings: Settings, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, other = small_dataset(4), f"{settings.bucket}-other"
+    assert here.discover(dataset) == 2
+    for codes, commands in (
+        ([4, 3], (partial(here.shard, 0, of=1), here.finish)),
+        ([0, 4], (partial(here.shard, 0, of=1), here.finish)),
+    ):
+        monkeypatch.setenv("STORAGE_BUCKET", other)
+        assert [command() for command in commands] == codes, here.err
+        assert world.objects(settings) == {} or codes == [0, 4]
+        monkeypatch.delenv("STORAGE_BUCKET")
+        assert here.shard(0, of=1) == 0
+    assert here.finish() == 0
+    world.check(settings, (dataset, "a1", None))
+
+
+def test_a_machine_without_the_dataset_rejects_nothing(
+    here: Here, settings: Settings, own_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    dataset = own_dataset(4)
+    assert here.discover(dataset) == 2
+    dataset.rename(tmp_path / "elsewhere")
+    assert here.shard(0, of=1) == 2
+    assert "is not on this host" in here.err
+    (tmp_path / "elsewhere").rename(dataset)
+    assert here.shard(0, of=1) == 0
+    (dataset).rename(tmp_path / "elsewhere")
+    assert here.finish() == 0, "it needs no file"
+    (tmp_path / "elsewhere").rename(dataset)
+    world.check(settings, (dataset, "a1", None))
+
+
+def test_production_is_another_project(
+    here: Here, settings: Settings, small_dataset: MakeDataset, workdir: Path
+) -> None:
+    commands = (
+        ("discover", "--source", small_dataset(2), "--batch-id", "a1"),
+        ("shard", "--batch-id", "a1", "--of", "1", "--index", "0"),
+        ("finish", "--batch-id", "a1"),
+    )
+    assert [here(*command, "--production") for command in commands] == [2, 2, 2]
+    (workdir / ".env.local").rename(workdir / ".env.production")
+    for command in commands:
+        assert here(*command, "--production") == 0, here.err
+        if command[0] == "discover":
+            assert "`python -m pipeline finish --batch-id a1 --production`" in here.out
+    world.check(settings, (small_dataset(2), "a1", None))
+
+
+def test_what_the_bucket_lost_since_is_sent_again(here: Here, settings: Settings, small_dataset: MakeDataset) -> None:
+    dataset = small_dataset(4)
+    assert here.discover(dataset) == 2
+    assert here.shard(0, of=1) == 0
+    with closing(Storage(settings)) as storage:
+        storage.remove([next(iter(world.objects(settings)))])
+    assert here.finish() == 0
+    world.check(settings, (dataset, "a1", None))
+
+
+def test_a_shard_of_bad_data_keeps_no_other_from_its_turn(
+    here: Here, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    dsn = settings.database_url.reveal()
+    assert here.discover(small_dataset(6)) == 3
+    world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard <> 2)")
+    assert here.shard("0-2", of=3) == 3
+    assert "Failed: shard 2 of batch a1" in here.err
+    assert world.query(dsn, MARKED) == [("copy", 2), ("discover", 1), ("upload", 2)]
+    assert here.finish() == 3
+    assert "1 of 3 shards are not done: 1." in here.err
+    world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
+    assert here.shard(1, of=3) == 0
+    assert here.finish() == 0
+    world.check(settings, (small_dataset(6), "a1", None))
+
+
+def test_a_slice_that_is_done_asks_the_same_at_any_size(
+    here: Here, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    execute = Connection.execute
+
+    def counted(self: Connection, name: str, **values: object) -> object:
+        asked.append(name)
+        return execute(self, name, **values)
+
+    numbers = []
+    for batch_id, count in (("a1", 4), ("a2", 20)):
+        assert here.discover(small_dataset(count, seed=count, first_id=1000 * count), batch_id) == count // 2
+        assert here.shard(0, of=1, batch_id=batch_id) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "execute", counted)
+            asked.clear()
+            assert here.shard(0, of=1, batch_id=batch_id) == 0
+            numbers.append(len(asked))
+    assert numbers[0] == numbers[1] < 10
+
+
+def test_a_load_groups_shards_into_its_tasks(
+    here: Here, settings: Settings, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here.discover(small_dataset(14)) == 7
+    assert here.shard(4, of=7) == 0
+    ran: list[list[int]] = []
+    run = CopyShard.run
+
+    def recorded(self: CopyShard) -> None:
+        ran.append([*self.shard_numbers])
+        run(self)
+
+    monkeypatch.setattr(CopyShard, "run", recorded)
+    monkeypatch.setattr("pipeline.graph.tasks.MAXIMUM_SHARDS", 3)
+    assert here("load", "--source", small_dataset(14), "--batch-id", "a1", "--local-scheduler") == 0, here.err
+    assert sorted(ran) == [[1, 2, 3], [4, 5, 6], [7]]
+    world.check(settings, (small_dataset(14), "a1", None))
+
+
+def test_a_load_has_less_than_a_thousand_tasks_for_any_number_of_shards(here: Here, small_dataset: MakeDataset) -> None:
+    here.discover(small_dataset(2))
+    registry.open(production=False)
+    transform = TransformBatch(batch_id="a1")  # type: ignore[call-arg]
+    for total in (1, 490, 491, 981, 10_000):
+        groups = [[*one.shard_numbers] for one in transform._copies(range(1, total + 1), total)]
+        assert len(groups) <= 490
+        assert [one for group in groups for one in group] == [*range(1, total + 1)]
+        assert [*transform._copies([total], total)[0].shard_numbers] == groups[-1]
+
+
+def test_finish_alone_is_told_to_the_monitor(
+    here: Here, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening() as monitor:
+        monkeypatch.setenv("PING_URL", f"{monitor.url}/ping")
+        here.discover(small_dataset(2))
+        assert monitor.paths() == []
+        assert here.finish() == 3
+        assert monitor.paths() == ["/ping/start", "/ping/3"]
+        assert here.shard(0, of=1) == 0
+        assert monitor.paths() == []
+        assert here.finish() == 0
+        assert monitor.paths() == ["/ping/start", "/ping"]
+
+
+# Beside each other, and killed
+
+
+def test_processes_beside_each_other_and_beside_a_load(
+    runner: Runner, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    dataset = small_dataset(12)
+    discover = ("discover", "--source", dataset, "--batch-id", "a1")
+    assert [one.finish().code for one in [runner.start(*discover) for _ in range(2)]] == [0, 0]
+    shard, load = (
+        ("shard", "--batch-id", "a1", "--of", "1", "--index", "0"),
+        ("load", *discover[1:], "--local-scheduler"),
+    )
+    started = [runner.start(*command) for command in (shard, load, shard, discover)]
+    ended = [one.finish() for one in started]
+    assert [one.code for one in ended] == [0, 0, 0, 0], ended
+    finished = [one.finish() for one in [runner.start("finish", "--batch-id", "a1") for _ in range(2)]]
+    assert [one.code for one in finished] == [0, 0], finished
+    world.check(settings, (dataset, "a1", None))
+
+
+def test_a_reset_waits_for_the_processes_of_an_array_and_is_refused(
+    here: Here, settings: Settings, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, reset = small_dataset(4), ("reset", "--batch-id", "a1", "--confirm")
+    here.discover(dataset)
+    monkeypatch.setattr("pipeline.graph.run.BatchLock", partial(BatchLock, patience=0.1))
+    process = BatchLock(settings, "a1", print, mode=ARRAY)
+    try:
+        assert here(*reset) == 4
+        assert "Another run of batch a1 is going on." in here.err
+        assert here.shard(0, of=1) == 0, "processes share the lock"
+        assert here("load", "--source", dataset, "--batch-id", "a1", "--local-scheduler") == 0, "and a load takes none"
+        assert here("verify", "--repair") == 0
+    finally:
+        process.release()
+    resetting = BatchLock(settings, "a2", print, mode=ALONE)
+    try:
+        assert here("discover", "--source", dataset, "--force", "--batch-id", "a2") == 4
+    finally:
+        resetting.release()
+    assert here(*reset) == 0
+    world.nothing(settings)
+
+
+def disturbed(
+    runner: Runner, settings: Settings, dataset: Path, chance: random.Random, check: Callable[[], None]
+) -> int:
+    """Do a batch with four processes at a time that are killed at random; return how many were."""
+    kills = 0
+    discover = ("discover", "--source", dataset, "--batch-id", "a1")
+    running = runner.start(*discover)
+    running.wait(chance.uniform(0, 1))
+    running.signal(signal.SIGKILL)
+    kills += running.finish().code == -signal.SIGKILL
+    assert runner(*discover).code == 0
+    pending = [0, 1, 2, 3, 4, 5, 0, 3]
+    while pending:
+        chance.shuffle(pending)
+        turn = [
+            (one, runner.start("shard", "--batch-id", "a1", "--of", "6", "--index", str(one))) for one in pending[:4]
+        ]
+        for index, running in turn:
+            if chance.random() < 0.6:
+                running.wait(chance.uniform(0, 0.6))
+                running.signal(signal.SIGKILL)
+            code = running.finish().code
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+            if code == 0:
+                pending.remove(index)
+        assert world.dangling(settings) == []
+    for after in (chance.uniform(0, 1), None):
+        running = runner.start("finish", "--batch-id", "a1")
+        if after is not None:
+            running.wait(after)
+            running.signal(signal.SIGKILL)
+        code = running.finish().code
+        kills += code != 0
+    assert code == 0
+    check()
+    return kills
+
+
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 9), marks=pytest.mark.slow)])
+def test_killed_at_random_the_same_processes_end_as_if_undisturbed(
+    seeds: range, runner: Runner, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    dataset = small_dataset(12)
+    check = partial(world.compare, settings, world.wanted((dataset, "a1", None)))
+    kills = 0
+    for seed in seeds:
+        print(f"seed {seed}")
+        kills += disturbed(runner, settings, dataset, random.Random(seed), check)
+        assert runner("reset", "--batch-id", "a1", "--confirm").code == 0
+        world.nothing(settings)
+    assert kills > len(seeds)
+
+
+@pytest.mark.slow
+def test_killed_between_any_two_writes_of_each_command(
+    runner: Runner, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    dataset = small_dataset(4)
+    commands: tuple[tuple[str | Path, ...], ...] = (
+        ("discover", "--source", dataset, "--batch-id", "a1"),
+        ("shard", "--batch-id", "a1", "--of", "1", "--index", "0"),
+        ("finish", "--batch-id", "a1"),
+    )
+    undisturbed = [moments(runner(*command).writes) for command in commands]
+    world.check(settings, (dataset, "a1", None))
+    assert [len(one) > 4 for one in undisturbed] == [True, True, True]
+    for turn in range(max(map(len, undisturbed))):
+        assert runner("reset", "--batch-id", "a1", "--confirm").code == 0
+        for command, chosen in zip(commands, undisturbed, strict=True):
+            print(f"{command[0]} killed after {chosen[turn % len(chosen)]} writes")
+            killed(runner, settings, command, chosen[turn % len(chosen)])
+        world.check(settings, (dataset, "a1", None))
