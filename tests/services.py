@@ -40,6 +40,9 @@ _FOREIGN = (
     "LUIGI_CONFIG_PATH",
     "LUIGI_CONFIG_PARSER",
     "NETRC",
+    "JOB_COMPLETION_INDEX",
+    "SLURM_ARRAY_TASK_ID",
+    "AWS_BATCH_JOB_ARRAY_INDEX",
 )
 _FOREIGN_PREFIXES = ("PIPELINE_", "PG")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

@@ -131,7 +131,7 @@ def test_blocks_have_a_language_and_json_is_json(name: str) -> None:
     text = DOCS[name]
     assert text.count("```") == 2 * len(list(blocks(text)))
     for language, block in blocks(text):
-        assert language in {"sh", "sql", "json", "python", "js", "text", "mermaid"}, language
+        assert language in {"sh", "sql", "json", "yaml", "python", "js", "text", "mermaid"}, language
         if language == "json":
             json.loads(block)
 
