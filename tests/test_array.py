@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import tree
 from pipeline import cli
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.state import ALONE, ARRAY
@@ -27,7 +32,7 @@ from pipeline.storage import Storage
 from tests import world
 from tests.listeners import listening
 from tests.runner import ForkServer, Runner, moments
-from tests.services import MakeDataset
+from tests.services import MakeDataset, subprocess_environment
 from tests.test_kill import SERIAL, killed, unusable
 
 MARKED = "SELECT step, count(*) FROM ingest.batch_state WHERE batch_id = 'a1' GROUP BY step ORDER BY step"
@@ -475,3 +480,55 @@ def test_killed_between_any_two_writes_of_each_command(
             print(f"{command[0]} killed after {chosen[turn % len(chosen)]} writes")
             killed(runner, settings, command, chosen[turn % len(chosen)])
         world.check(settings, (dataset, "a1", None))
+
+
+def xargs(workdir: Path, shards: int, indices: int, kills: int, chance: random.Random) -> tuple[int, int]:
+    """Run `xargs -P 4` once over all shards, and kill so many of its processes; return its exit code and the kills."""
+    python = shlex.join([sys.executable, "-m", "pipeline", "shard", "--batch-id", "a1", "--of", str(shards)])
+    shell = ["sh", "-c", f'{python} --index "$@" || exit 1', "shard"]  # xargs stops where a process is killed
+    process = subprocess.Popen(
+        ["xargs", "-P", "4", "-n", str(indices), *shell],
+        cwd=workdir,
+        env=subprocess_environment({"PIPELINE_THREAD_COUNT": "2"}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write("\n".join(map(str, range(shards))))
+    process.stdin.close()
+    done = 0
+    while process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, indices / 10))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in tree(process.pid)}
+            ours = [pid for pid, command in commands.items() if command.startswith(sys.executable.encode())]
+            if ours and done < kills:
+                os.kill(chance.choice(ours), signal.SIGKILL)
+                done += 1
+    return process.returncode, done
+
+
+@pytest.mark.slow
+def test_xargs_whose_processes_are_killed_at_random_beside_a_load(
+    runner: Runner, workdir: Path, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    shards = int(os.environ.get("ARRAY_SHARDS", "40"))  # 10000 takes half an hour
+    dataset, chance, one = small_dataset(shards), random.Random(7), {"PIPELINE_BATCH_SIZE": "1"}
+    arguments = ("--source", dataset, "--batch-id", "a1")
+    assert runner("discover", *arguments, env=one).code == 0
+    assert world.query(settings.database_url.reveal(), "SELECT shards FROM ingest.batches") == [(shards,)]
+    indices, kills = max(5, shards // 40), max(4, shards // 250)
+    code, killed = xargs(workdir, shards, indices, kills, chance)
+    assert (code, killed > 1) == (123, True)
+    load = runner.start("load", *arguments, "--workers", "2", "--local-scheduler", env=one)
+    while code:
+        code, more = xargs(workdir, shards, indices, kills - killed, chance)
+        killed += more
+    loaded = load.finish(timeout=3600)
+    assert loaded.code == 0, loaded.stderr
+    assert runner("finish", "--batch-id", "a1").code == 0
+    print(f"{shards} shards, {killed} processes killed")
+    world.check(settings, (dataset, "a1", None))
