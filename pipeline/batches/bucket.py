@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.state import Batch
 from pipeline.database import Connection, Database
 from pipeline.errors import AccessDenied, PipelineError, RefusedError
 from pipeline.storage import Storage
@@ -83,13 +82,6 @@ def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime
             raise RefusedError(message, _ANOTHER_HINT)
     created_at: datetime = storage.ensure_bucket()["created_at"]
     return created_at
-
-
-def require_bucket(batch: Batch, bucket: str) -> None:
-    """Raise RefusedError unless a batch goes into this bucket."""
-    if batch.bucket != bucket:
-        message = f"Batch {batch.id} goes into the bucket {batch.bucket}, not into {bucket}."
-        raise RefusedError(message, "Set STORAGE_BUCKET to the former value.")
 
 
 def list_recorded(connection: Connection, bucket: str) -> dict[str, datetime | None]:

@@ -16,7 +16,6 @@ from functools import partial
 from itertools import groupby
 
 from pipeline.batches import state
-from pipeline.batches.bucket import require_bucket
 from pipeline.batches.looks import find_look
 from pipeline.batches.resolve import check_batch_id, require_schema
 from pipeline.batches.state import COPY, KIND_LOAD, Batch
@@ -39,24 +38,21 @@ from pipeline.units import counted
 #: Kubernetes, Slurm and AWS Batch name a process's index in these; the first that is set counts.
 INDEX_VARIABLES = ("JOB_COMPLETION_INDEX", "SLURM_ARRAY_TASK_ID", "AWS_BATCH_JOB_ARRAY_INDEX")
 _INDEX = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
-_OF_LOAD, _OF_QWEN = ("source", "limit", "strict"), ("file", "coordinates", "exif_turned")
 _SHOWN = 20  # ranges of shards in a message
 
 
 def discover(options: argparse.Namespace) -> None:
     """Write the manifest of a batch, in shards of exactly the batch size however many these are."""
-    of_load, of_qwen = (
-        [name for name in names if getattr(options, name) not in (None, False)] for names in (_OF_LOAD, _OF_QWEN)
-    )
-    if of_load and of_qwen:
-        flags = " and ".join(f"--{one[0].replace('_', '-')}" for one in (of_load, of_qwen))
-        raise UsageError(f"{flags} exclude each other.", "Discover a dataset, or an annotations file.")
+    of_qwen = options.file is not None or options.coordinates or options.exif_turned
+    if of_qwen and (options.source or options.limit or options.strict):
+        hint = "Give options of load, to discover a dataset, or of load-qwen, for an annotations file."
+        raise UsageError("There are options of load and of load-qwen.", hint)
     registry.open(options.production)
     load = task_of(options, LoadQwen if of_qwen else LoadBatch)
     run = registry.find(load.batch_id, options.production)
     options.batch_id = run.batch_id  # for the log
     remember([run.batch_id])
-    run.maximum_shards = sys.maxsize
+    run.maximum_shards, run.command = sys.maxsize, ""
     discovery = load.clone(load.transform.discovery)  # type: ignore[no-untyped-call]
     with run.shared(), ProgressDisplay(run.counter, batch_id=run.batch_id):
         run.open_bucket()
@@ -87,7 +83,6 @@ def shard(options: argparse.Namespace) -> None:
 
 def _process(run: Run, batch: Batch, shards: Sequence[int]) -> None:
     environment, failed = run.environment, None
-    require_bucket(batch, environment.settings.bucket)
     run.database.run(partial(require_dataset, batch=batch, shard=shards[0]))
     count = {"batch_id": run.batch_id, "shards": shards}
     total = run.database.run(lambda connection: connection.one("count_recognitions", **count).recognitions)
@@ -144,8 +139,7 @@ def _join(options: argparse.Namespace) -> tuple[Run, Batch | None]:
     check_batch_id(options.batch_id)
     batch = environment.database.run(find)
     run = registry.find(options.batch_id, options.production)
-    more = f" --of {options.of} --index {' '.join(options.index or [])}".rstrip() if options.name == "shard" else ""
-    run.command = environment.settings.command(f"{options.name} --batch-id {options.batch_id}{more}")
+    run.command = ""  # what goes on with it is the same command, and no load
     return run, batch
 
 

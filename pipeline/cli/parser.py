@@ -119,7 +119,6 @@ def build_parser(commands: Mapping[str, Command]) -> _Parser:
 
     _add_services(add)
     _add_loads(add)
-    _add_array(add)
     _add_batches(add)
     one = add("completion", "Print the completion script for a shell.")
     one.add_argument("shell", choices=("bash", "zsh", "tcsh"), metavar="SHELL", help="bash, zsh or tcsh")
@@ -160,73 +159,48 @@ def _add_services(add: _Add) -> None:
 
 def _add_loads(add: _Add) -> None:
     load = add("load", "Load a dataset: photos into Storage, rows into PostgreSQL.")
-    _add_dataset(load)
-    what = load.add_mutually_exclusive_group()
-    what.add_argument("--force", action="store_true", help="also load what is loaded already, as a new version")
-    what.add_argument("--changed", action="store_true", help="also load what changed since it was loaded")
-    load.add_argument("--dry-run", action="store_true", help="print what would be loaded; write nothing")
-
     qwen = add("load-qwen", "Load the annotations of a vision model for loaded photos.")
-    _add_annotations(qwen)
-    what = qwen.add_mutually_exclusive_group()
-    what.add_argument("--force", action="store_true", help="replace the annotations of the photos in the file")
-    what.add_argument("--changed", action="store_true", help="also load the photos whose values in the file changed")
+    worker = add("worker", "Process shards of running loads, on a further machine; needs a luigid.")
+    found = add("discover", "Begin a load whose shards the processes of an array do: write its manifest.")
+    shard = add("shard", "Upload and copy a slice of the shards of a batch, as a process of an array.")
+    finish = add("finish", "Publish a batch whose shards are done.")
 
-    for one in (load, qwen):
-        _add_batch(one)
-        _add_result(one)
+    for one in (load, found):
+        one.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
+        one.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
+        one.add_argument(
+            "--strict", action="store_true", help="check all before the upload; a reject refuses the batch"
+        )
+    for one in (qwen, found):
+        text = "annotations file (QWEN_ANNOTATIONS, or a default place)"
+        place: dict[str, Any] = {"nargs": "?", "const": ""} if one is found else {}  # without a value, a default place
+        one.add_argument("--file", metavar="PATH", help=text, **place)
+        text = "what a box's numbers are: pixels, 1000 (0 to 1000), 1 (0 to 1), or the size of resized photos (pixels)"
+        one.add_argument("--coordinates", metavar="C", help=text)
+        one.add_argument("--exif-turned", action="store_true", help="the model saw photos turned as EXIF data says")
+    for one in (load, qwen, found):
+        what = one.add_mutually_exclusive_group()
+        what.add_argument("--force", action="store_true", help="also load what is loaded already, as a new version")
+        what.add_argument("--changed", action="store_true", help="also load what changed since it was loaded")
+        text = "the batch (the newest unfinished one with the same options, or a new one)"
+        one.add_argument("--batch-id", metavar="ID", help=text)
+    for one in (shard, finish):
+        one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
+    for one in (load, qwen, finish):
+        text = f"hold the batch if at least ten and more of it are rejected, a number or N%% ({MAXIMUM_REJECTS}%)"
+        one.add_argument("--max-rejects", type=_max_rejects, default=MAXIMUM_REJECTS, metavar="N", help=text)
+        one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
+    for one in (load, qwen, worker):
         one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
+    for one in (load, qwen):
         one.add_argument("--local-scheduler", action="store_true", help="do not use a luigid")
-
-    one = add("worker", "Process shards of running loads, on a further machine; needs a luigid.")
-    one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
-    one.add_argument("--idle", type=_number(0), default=60, metavar="SECONDS", help="exit when idle for this long (60)")
-
-
-def _add_array(add: _Add) -> None:
-    one = add("discover", "Begin a load whose shards the processes of an array do: write its manifest.")
-    _add_dataset(one)
-    _add_annotations(one, nargs="?", const="")  # without a value, the file in a default place
-    what = one.add_mutually_exclusive_group()
-    what.add_argument("--force", action="store_true", help="also what is loaded already")
-    what.add_argument("--changed", action="store_true", help="also what changed since it was loaded")
-    _add_batch(one)
-
-    one = add("shard", "Upload and copy a slice of the shards of a batch, as a process of an array.")
-    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
+    load.add_argument("--dry-run", action="store_true", help="print what would be loaded; write nothing")
+    text = "exit when idle for this long (60)"
+    worker.add_argument("--idle", type=_number(0), default=60, metavar="SECONDS", help=text)
     text = "the slice, from 0; several, or ranges such as 0-99 (the variable of Kubernetes, Slurm or AWS Batch)"
-    one.add_argument("--index", nargs="*", metavar="I", help=text)
+    shard.add_argument("--index", nargs="*", metavar="I", help=text)
     text = "number of slices; each is a range of shards, none where there are more slices than shards"
-    one.add_argument("--of", type=_number(1), required=True, metavar="N", help=text)
-
-    one = add("finish", "Publish a batch whose shards are done.")
-    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-    _add_result(one)
-
-
-def _add_dataset(one: _Parser) -> None:
-    one.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
-    one.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
-    one.add_argument("--strict", action="store_true", help="check all before the upload; a reject refuses the batch")
-
-
-def _add_annotations(one: _Parser, **options: Any) -> None:
-    text = "annotations file (QWEN_ANNOTATIONS, or a default place)"
-    one.add_argument("--file", metavar="PATH", help=text, **options)
-    text = "what the numbers of a box are: pixels, 1000 (0 to 1000), 1 (0 to 1), or the size of resized photos (pixels)"
-    one.add_argument("--coordinates", metavar="C", help=text)
-    one.add_argument("--exif-turned", action="store_true", help="the model saw photos turned as their EXIF data says")
-
-
-def _add_batch(one: _Parser) -> None:
-    text = "the batch (the newest unfinished one with the same options, or a new one)"
-    one.add_argument("--batch-id", metavar="ID", help=text)
-
-
-def _add_result(one: _Parser) -> None:
-    text = f"hold the batch if at least ten and more of it are rejected, a number or N%% ({MAXIMUM_REJECTS}%)"
-    one.add_argument("--max-rejects", type=_max_rejects, default=MAXIMUM_REJECTS, metavar="N", help=text)
-    one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
+    shard.add_argument("--of", type=_number(1), required=True, metavar="N", help=text)
 
 
 def _add_batches(add: _Add) -> None:

@@ -56,18 +56,15 @@ class BatchTask(luigi.Task):
         values["supabase_project"] = project
 
     @property
-    def shard_numbers(self) -> Sequence[int]:
-        """Return the shards of the markers."""
-        return (WHOLE,)
-
-    @property
     def active_run(self) -> Run:
         """Return the run of this process that the task belongs to."""
         return registry.find(self.batch_id, self.production, reset=self.step == RESET)
 
     def output(self) -> luigi.Target:
         """Return the markers."""
-        return BatchStateTarget(self.active_run.markers, self.batch_id, self.step, self.shard_numbers)
+        return BatchStateTarget(
+            self.active_run.markers, self.batch_id, self.step, getattr(self, "shard_numbers", (WHOLE,))
+        )
 
     def complete(self) -> bool:
         """Return whether the marker is there."""

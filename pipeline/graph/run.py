@@ -26,19 +26,7 @@ from pipeline.batches.alarm import Alarm
 from pipeline.batches.bucket import open_bucket
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch
-from pipeline.batches.state import (
-    ALONE,
-    ARRAY,
-    COPY,
-    KIND_LOAD,
-    KIND_QWEN,
-    LOAD,
-    RESET,
-    RUN,
-    UPLOAD,
-    WHOLE,
-    held_hint,
-)
+from pipeline.batches.state import ALONE, ARRAY, COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, RUN, UPLOAD, WHOLE
 from pipeline.batches.summary import describe, headline, summarise
 from pipeline.config import Settings, load_settings
 from pipeline.database import Database, foreign_remark, override_remark, target_of
@@ -214,7 +202,7 @@ class Run:
             return
         show(headline(summary, rejects, was_done=self.was_done))
         if summary["state"] == "held":
-            say(held_hint(self.batch_id, self.environment.settings.command))
+            say(state.held_hint(self.batch_id, self.environment.settings.command))
         elif not self.is_finished():
             say(f"To go on: {self.command}")
 
@@ -318,7 +306,7 @@ class RunRegistry:
     def resume_hint(self) -> str:
         """Return how an interrupted command is resumed."""
         run = next(iter(self._runs.values()), None)
-        return f"To go on: {run.command}" if run is not None else "Run the same command again."
+        return f"To go on: {run.command}" if run is not None and run.command else "Run the same command again."
 
     def attend(self, run: Run) -> bool:
         """Follow the worker that schedules a run, if it is Luigi's own; return whether it is."""

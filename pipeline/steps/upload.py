@@ -10,7 +10,7 @@ from os.path import commonprefix
 from pathlib import Path
 
 from pipeline.batches import state as batch_state
-from pipeline.batches.bucket import KEY_FORM, prove_bucket, require_bucket
+from pipeline.batches.bucket import KEY_FORM, prove_bucket
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
@@ -97,7 +97,9 @@ class Uploader:
             pending = batch_state.pending_shards(connection, batch_id, UPLOAD, shards)
             if not pending:
                 return None
-            require_bucket(held, self._storage.bucket)
+            if held.bucket != self._storage.bucket:
+                message = f"Batch {batch_id} goes into the bucket {held.bucket}, not into {self._storage.bucket}."
+                raise RefusedError(message, "Set STORAGE_BUCKET to the former value.")
             return pending[0], held, _entries(connection, batch_id, pending[0])
 
         found = self._database.run(work)
