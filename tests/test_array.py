@@ -375,10 +375,12 @@ def test_processes_beside_each_other_and_beside_a_load(
         ("shard", "--batch-id", "a1", "--of", "1", "--index", "0"),
         ("load", *discover[1:], "--local-scheduler"),
     )
-    started = [runner.start(*command) for command in (shard, load, shard, discover)]
+    finish = ("finish", "--batch-id", "a1")
+    started = [runner.start(*command) for command in (shard, load, finish, shard, discover)]
     ended = [one.finish() for one in started]
-    assert [one.code for one in ended] == [0, 0, 0, 0], ended
-    finished = [one.finish() for one in [runner.start("finish", "--batch-id", "a1") for _ in range(2)]]
+    assert [one.code for one in ended] == [0, 0, ended[2].code, 0, 0], ended
+    assert ended[2].code == 0 or "shards are not done" in ended[2].stderr
+    finished = [one.finish() for one in [runner.start(*finish) for _ in range(2)]]
     assert [one.code for one in finished] == [0, 0], finished
     world.check(settings, (dataset, "a1", None))
 
@@ -395,7 +397,10 @@ def test_a_reset_waits_for_the_processes_of_an_array_and_is_refused(
         assert "Another run of batch a1 is going on." in here.err
         assert here.shard(0, of=1) == 0, "processes share the lock"
         assert here("load", "--source", dataset, "--batch-id", "a1", "--local-scheduler") == 0, "and a load takes none"
-        assert here("verify", "--repair") == 0
+        with closing(Storage(settings)) as storage:
+            storage.upload("a1/recognitions/1/camera1.jpg", b"of a shard that is under way")
+        assert here("verify", "--repair") == 5
+        assert "a run of batch a1 is going on" in here.out
     finally:
         process.release()
     resetting = BatchLock(settings, "a2", print, mode=ALONE)
@@ -427,9 +432,11 @@ def disturbed(
         for index, running in turn:
             if chance.random() < 0.6:
                 running.wait(chance.uniform(0, 0.6))
-                running.signal(signal.SIGKILL)
-            code = running.finish().code
-            assert code in (0, -signal.SIGKILL)
+                running.signal(chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
+            ended = running.finish()
+            code = ended.code
+            assert code in (0, 130, -signal.SIGKILL, -signal.SIGTERM)
+            assert code != 130 or "Interrupted. Run the same command again." in ended.stderr
             kills += code != 0
             if code == 0:
                 pending.remove(index)
