@@ -22,7 +22,7 @@ from pipeline.batches.state import COPY, KIND_LOAD, Batch
 from pipeline.batches.summary import describe, headline, keep_summary, summarise
 from pipeline.cli.batches import task_of
 from pipeline.cli.completion import remember
-from pipeline.cli.measured import measured
+from pipeline.cli.measured import require_file
 from pipeline.cli.output import print_result
 from pipeline.database import Connection
 from pipeline.errors import DataError, RefusedError, UnfinishedError, UsageError
@@ -103,20 +103,20 @@ def _process(run: Run, batch: Batch, shards: Sequence[int]) -> None:
 
 def finish(options: argparse.Namespace) -> None:
     """Publish a batch whose shards are done."""
-    with measured(options) as metrics:
-        run, batch = _join(options)
-        run.was_done = batch is None or batch.marked
-        if batch is not None and not batch.marked:
-            family = TransformBatch if batch.kind == KIND_LOAD else TransformQwen
-            values = {"batch_id": batch.id, "production": options.production, "max_rejects": options.max_rejects}
-            with run.shared(), ProgressDisplay(run.counter, batch_id=batch.id):
-                for _ in family(**values).run():  # it yields while shards are not done
-                    raise _unfinished(run, batch)
-                if not run.target.exists():
-                    run.database.run(partial(keep_summary, batch_id=batch.id))
-        summary = run.database.run(partial(summarise, batch_id=run.batch_id))
-        print_result(options, summary, describe(summary, was_done=run.was_done, everything=options.verbose))
-        metrics.families += batch_metrics(summary)
+    require_file(options)
+    run, batch = _join(options)
+    run.was_done = batch is None or batch.marked
+    if batch is not None and not batch.marked:
+        family = TransformBatch if batch.kind == KIND_LOAD else TransformQwen
+        values = {"batch_id": batch.id, "production": options.production, "max_rejects": options.max_rejects}
+        with run.shared(), ProgressDisplay(run.counter, batch_id=batch.id):
+            for _ in family(**values).run():  # it yields while shards are not done
+                raise _unfinished(run, batch)
+            if not run.target.exists():
+                run.database.run(partial(keep_summary, batch_id=batch.id))
+    summary = run.database.run(partial(summarise, batch_id=run.batch_id))
+    print_result(options, summary, describe(summary, was_done=run.was_done, everything=options.verbose))
+    options.families += batch_metrics(summary)
 
 
 def _join(options: argparse.Namespace) -> tuple[Run, Batch | None]:
