@@ -49,7 +49,17 @@ from tests.services import (
 
 #: Statements that only look or take a lock, and those whose tables go with their transaction.
 _READS = ("list_", "find_", "count_", "now", "hold_", "lock_", "try_")
-_TEMPORARY = ("create_", "analyze_", "index_", "plan_", "add_unknown", "drop_skipped_", "drop_known", "drop_changed")
+_TEMPORARY = (
+    "create_",
+    "analyze_",
+    "index_",
+    "plan_",
+    "add_unknown",
+    "drop_skipped_",
+    "drop_known",
+    "drop_changed",
+    "drop_not_taken",
+)
 
 
 @dataclass(frozen=True)

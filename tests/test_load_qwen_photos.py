@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Settings
-from pipeline.database import Connection, Database
+from pipeline.database import Database
 from pipeline.steps.annotations import stage_annotations
 from pipeline.steps.reset import reset_batch
 from tests import annotating, world
@@ -163,14 +163,14 @@ def test_a_photo_that_another_batch_annotated_meanwhile_is_left_and_its_neighbou
     }
     part = write(tmp_path / "part.json", theirs)
 
-    def stage_and_lose(connection: Connection, path: Path, batch_id: str, **options: Any) -> Any:
+    def stage_and_lose(*arguments: Any, **options: Any) -> str:
         monkeypatch.setattr(STAGE, stage_annotations)
-        found = stage_annotations(connection, path, batch_id, **options)
+        held_reason = stage_annotations(*arguments, **options)
         with closing(Database(settings)) as other:
             faster = Annotate(settings, other, part)
             faster.discover("q0")
             faster.transform("q0")
-        return found
+        return held_reason
 
     monkeypatch.setattr(STAGE, stage_and_lose)
     annotate = Annotate(settings, database, write(tmp_path / "all.json", ours))

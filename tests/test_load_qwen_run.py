@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Settings
-from pipeline.database import Connection, Database
+from pipeline.database import Database
 from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.errors import HeldError
 from pipeline.steps.annotations import stage_annotations
@@ -265,9 +265,9 @@ def test_a_file_that_vanished_before_discovery_is_one_sentence_and_nothing_is_wr
 ) -> None:
     file = dataset / ANNOTATIONS
 
-    def vanish(connection: Connection, path: Path, batch_id: str, **options: Any) -> Any:
+    def vanish(*arguments: Any, **options: Any) -> str:
         file.unlink()
-        return stage_annotations(connection, path, batch_id, **options)
+        return stage_annotations(*arguments, **options)
 
     monkeypatch.setattr(STAGE, vanish)
     failed = run("load-qwen", "--file", file, "--batch-id", "q1")
@@ -282,12 +282,12 @@ def test_what_another_discovery_took_meanwhile_is_told(
     ids = ids_of(dataset)
     part = write(tmp_path / "part.json", of(read(annotate.file), ids[:4]))
 
-    def stage_and_lose(connection: Connection, path: Path, batch_id: str, **options: Any) -> Any:
+    def stage_and_lose(*arguments: Any, **options: Any) -> str:
         monkeypatch.setattr(STAGE, stage_annotations)
-        found = stage_annotations(connection, path, batch_id, **options)
+        held_reason = stage_annotations(*arguments, **options)
         with closing(Database(settings)) as other:
             Annotate(settings, other, part).discover("q0")
-        return found
+        return held_reason
 
     monkeypatch.setattr(STAGE, stage_and_lose)
     found = annotate.discover()
@@ -304,14 +304,14 @@ def test_what_another_batch_annotated_meanwhile_is_skipped_unless_forced(
     ids = ids_of(dataset)
     part = write(tmp_path / "part.json", of(read(annotate.file), ids[:4]))
 
-    def stage_and_lose(connection: Connection, path: Path, batch_id: str, **options: Any) -> Any:
+    def stage_and_lose(*arguments: Any, **options: Any) -> str:
         monkeypatch.setattr(STAGE, stage_annotations)
-        found = stage_annotations(connection, path, batch_id, **options)
+        held_reason = stage_annotations(*arguments, **options)
         with closing(Database(settings)) as other:
             faster = Annotate(settings, other, part)
             faster.discover("q0")
             faster.transform("q0")
-        return found
+        return held_reason
 
     monkeypatch.setattr(STAGE, stage_and_lose)
     found = annotate.discover(force=force)

@@ -216,6 +216,29 @@ def test_a_range_of_days_is_completed_by_one_load(
     assert world.query(dsn, "SELECT count(*) FROM ingest.looks") == [(2,)]
 
 
+@habit(DAYS, "`ResetBatch` of what a day loaded", "works: the days that were done are not, and are loaded again")
+def test_days_are_not_done_any_more_once_a_batch_is_reset(
+    service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    first, *_, today = nights(2)
+    source = str(small_dataset(3))
+    command = ("luigi", "--module", "pipeline")
+    (workdir / "luigi.cfg").write_text(f"[LoadNight]\nsource = {source}\n[retcode]\nscheduling_error = 35\n")
+    ranged = (*command, "RangeDaily", "--no-lock", "--of", "LoadNight", "--start", first, *service.options)
+    done = run_luigi(*ranged)
+    assert done.code == 0, done.stderr
+    assert done.stderr.count(f"Scheduler: luigid at {service.url}") == 1
+    [loaded_first] = loaded(settings)
+    # A later look, which found that everything was loaded.
+    assert run_luigi(*command, "LoadBatch", "--batch-id", "look", "--source", source, LOCAL).code == 0
+    assert run_luigi(*command, "ResetBatch", "--batch-id", loaded_first, "--confirm", LOCAL).code == 0
+    again = run_luigi(*command, "LoadNight", "--date", today, LOCAL)
+    assert (again.code, "Nothing to load" in again.stdout, "is done: 3 recognitions" in again.stdout) == (0, False, True)
+    assert list(loaded(settings).values()) == [(3, 1)]
+    assert run_luigi(*ranged).code == 0
+    assert list(loaded(settings).values()) == [(3, 1)]
+
+
 @habit(DAYS, "`batch_method=max` on the date of a subclass", "works: luigid runs the newest day for all")
 def test_days_are_run_as_one_where_a_subclass_batches_them(
     service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings

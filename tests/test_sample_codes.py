@@ -24,6 +24,7 @@ ABSENT = {
     "photo_changed": "a file is written during a load",
     "json_changed": "a file is written during a load",
     "in_use": "an app works with what was loaded",
+    "other_source": "another source has the recognition",
     "photo_size_unknown": "another tool has loaded before",
     "adopted_without_photo": "another tool has loaded before",
     "adopted_without_size": "another tool has loaded before",

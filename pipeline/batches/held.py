@@ -29,7 +29,8 @@ def check_max_rejects(text: str) -> tuple[int, bool]:
 
 def find_claimed(connection: Connection, weight: Any) -> ClaimedError | None:
     """Return the error of a batch whose inputs are all claimed by others, or rejected as before; None if one is not."""
-    if weight.usable or weight.rejected or not weight.held_elsewhere or weight.released_at is not None:
+    is_empty = not (weight.usable or weight.rejected or weight.transient)
+    if not is_empty or not weight.held_elsewhere or weight.released_at is not None:
         return None
     return claimed_error(connection, weight.held_by)
 

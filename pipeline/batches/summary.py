@@ -192,6 +192,8 @@ def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
         skipped.append(f"{unit(summary['already_loaded'])} already {'annotated' if qwen else 'loaded'}")
     if summary["held_elsewhere"]:
         skipped.append(f"{unit(summary['held_elsewhere'])} held by unfinished {', '.join(summary['held_by'])}")
+    elif summary["held_by"]:
+        skipped.append(f"unfinished {', '.join(summary['held_by'])}, which loads some of it anew")
     if summary["beyond_limit"]:
         skipped.append(f"{summary['beyond_limit']} beyond the limit")
     if skipped:

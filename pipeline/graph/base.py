@@ -18,7 +18,7 @@ from luigi.cmdline_parser import CmdlineParser
 from pipeline.batches.state import RESET, WHOLE
 from pipeline.errors import PipelineError, RefusedError, UsageError
 from pipeline.graph.failures import Failure, exit_on_error
-from pipeline.graph.luigid import typed, use_packaged_settings
+from pipeline.graph.luigid import announce, scheduler_url, typed, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget
 from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import Run, registry
@@ -184,7 +184,11 @@ class RootTask(BatchTask):
 
     def requires(self) -> Any:
         """Take the lock of the batch when Luigi's worker schedules this task; raise RefusedError if another has it."""
-        if registry.attend(self.active_run):
+        run = self.active_run
+        if registry.attend(run):
+            is_command = CmdlineParser.get_instance() is not None
+            if is_command and run.lock is None and not luigi.interface.core().local_scheduler:
+                announce(scheduler_url(), run.environment.project)
             with self.recording_failures():
-                self.active_run.claim()
+                run.claim()
         return []

@@ -192,8 +192,13 @@ class SharedScheduler(RemoteScheduler):
 
 def join(url: str, project: str) -> SharedScheduler:
     """Return the luigid at an address, and say that the run uses it."""
-    say(f"Scheduler: luigid at {url}, where this project is {project}", logging.INFO)
+    announce(url, project)
     return SharedScheduler(url)
+
+
+def announce(url: str, project: str) -> None:
+    """Say which luigid a run uses, and what it calls the project."""
+    say(f"Scheduler: luigid at {url}, where this project is {project}", logging.INFO)
 
 
 class StatusReporter:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pipeline.database import Connection
 from pipeline.dataset.annotations import Entry, read_entries
@@ -20,7 +19,7 @@ from pipeline.dataset.frame import LARGE, contradiction, frame_of
 from pipeline.dataset.records import Deviation, Notice, Reject
 from pipeline.errors import BadInput, UnfinishedError
 from pipeline.steps.in_use import not_adopted
-from pipeline.steps.staging import copy_found
+from pipeline.steps.staging import Seen, copy_found
 
 #: Maximum number of buffered entries and rejects, and bytes of buffered detections.
 _PAGE = 2000
@@ -31,37 +30,14 @@ _FOUND = ("number", "recognition_id", "path", "code", "message")
 _LONGEST_PATH = 300  # the end of a key names the photo
 
 
-@dataclass(frozen=True)
-class Staged:
-    """What is selected: `counts` of photos, and why the batch is to be held (empty if it is not).
-
-    Counts are found, already_loaded, held_elsewhere, held_by and superseded_copies; and of the photos whose values
-    changed since they were loaded those to load, and those that other batches hold.
-    """
-
-    counts: Any
-    held_reason: str
-    changed: int
-    held: int
-    held_by: list[str]
-
-
-def stage_annotations(
-    connection: Connection,
-    path: Path,
-    batch_id: str,
-    *,
-    force: bool,
-    changed: bool,
-    coordinates: str,
-    exif_turned: bool,
-    progress: Callable[[int, int], None],
-) -> Staged:
+def stage_annotations(seen: Seen, batch_id: str, coordinates: str, *, exif_turned: bool) -> str:
     """Read the file; fill pg_temp.boxes, pg_temp.staged (the selected photos) and pg_temp.found (rejects).
 
-    `progress` is called with the size of the file and the bytes read so far. Raises UsageError if the file is not one
-    JSON object, and UnfinishedError if it cannot be read.
+    Returns why the batch is to be held, empty if it is not. `seen` has counts of photos, and its `progress` is called
+    with the size of the file and the bytes read so far. Raises UsageError if the file is not one JSON object, and
+    UnfinishedError if it cannot be read.
     """
+    connection, path, progress = seen.connection, seen.source, seen.progress
     for statement in ("create_found", "create_entries", "create_detections"):
         connection.execute(statement)
     rows: list[Sequence[object]] = []
@@ -95,12 +71,12 @@ def stage_annotations(
     progress(total, total)
     for statement in ("analyze_entries", "analyze_detections"):
         connection.execute(statement)
-    connection.execute("create_photos", batch_id=batch_id, force=force)
+    connection.execute("create_photos", batch_id=batch_id, force=seen.is_forced)
     connection.execute("analyze_photos")
     width, height = frame_of(coordinates)
     connection.execute("create_boxes", exif_turned=exif_turned, frame_width=width, frame_height=height)
     connection.execute("analyze_boxes")
-    connection.execute("find_changed_photos", changed=changed)
+    connection.execute("find_changed_photos", changed=seen.is_taken)
     for camera in (1, 2):
         connection.execute("remember_seen_photos", camera=camera)
     for statement in ("drop_skipped_rejects", "add_unknown"):
@@ -108,15 +84,14 @@ def stage_annotations(
     connection.execute("add_other_photos")
     connection.execute("add_not_adopted_photos", message=not_adopted(connection.command))
     connection.execute("add_unusable_boxes", exif_turned=exif_turned)
-    connection.execute("create_staged_annotations", force=force)
+    connection.execute("create_staged_annotations", force=seen.is_forced)
+    connection.execute("create_passed_by_photos")
     held_reason, notices = _check_frame(connection, path, coordinates)
     notices += [Notice(None, str(path), *one) for one in sorted(forms)]
     copy_found(connection, notices)
-    differ = connection.one("count_changed_photos")
-    found = connection.one("count_annotated")
-    if changed:
-        return Staged(found, held_reason, differ.staged, differ.held, differ.held_by)
-    return Staged(found, held_reason, differ.changed - differ.held, 0, [])
+    differ = connection.one("count_changed_photos", changed=seen.is_taken)
+    seen.found, seen.changed, seen.held = connection.one("count_annotated"), differ.changed, differ.held
+    return held_reason
 
 
 def _check_frame(connection: Connection, path: Path, coordinates: str) -> tuple[str, list[Notice]]:

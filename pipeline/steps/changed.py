@@ -10,8 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from datetime import date
+from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -25,22 +24,9 @@ from pipeline.dataset.records import NOT_TAKEN, UNCHANGED, File, Inspected, Noti
 from pipeline.errors import BadInput
 from pipeline.steps.parallel import spread
 from pipeline.steps.read import hash_file, read_file
-from pipeline.steps.staging import copy_found, copy_staged
+from pipeline.steps.staging import Seen, copy_found, copy_staged
 
 _PAGE = 2000
-
-
-@dataclass
-class Left:
-    """What became of the recognitions that are not new: `unusable` changed and cannot be used, `held` by other batches.
-
-    `newest` is the last day on which one of them was captured.
-    """
-
-    unusable: int = 0
-    held: int = 0
-    held_by: set[str] = field(default_factory=set)
-    newest: date | None = None
 
 
 @dataclass(frozen=True)
@@ -52,24 +38,13 @@ class _Look:
     is_suspect: bool
 
 
-def look_at_left(
-    connection: Connection,
-    source: Path,
-    last: int,
-    executor: Executor,
-    advance: Callable[[int], None],
-    files: Counter[str],
-    drop_known: Callable[[], object],
-    check: Callable[[Any], Inspected] | None,
-    *,
-    taken: bool,
-) -> Left:
-    """Look at what is loaded, held by another batch, or beyond the limit, and add its files to `files` by class.
+def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any], Inspected] | None) -> None:
+    """Look at what is loaded, held by another batch, or beyond the limit, and add its files by class.
 
-    What changed is added to pg_temp.staged, and `drop_known` takes out what is rejected already. Only if it is `taken`,
-    what cannot be used of it is a reject; `check` finds that out for --strict.
+    What changed is added to pg_temp.staged, unless it is rejected already. What cannot be used of it is a reject;
+    `check` finds that out for --strict.
     """
-    left, after = Left(), -1
+    connection, source, files, after = seen.connection, seen.source, seen.files, -1
     while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
         after = page[-1].recognition_id
         untouched = list(spread(partial(_count_untouched, str(source)), page, executor))
@@ -79,34 +54,33 @@ def look_at_left(
         looks = list(spread(lambda one: (one[0], _look(source, *one)), rest, executor))
         suspects = [row for row, look in looks if look.is_suspect]
         changed = _compare(connection, source, suspects, executor) if suspects else {}
-        if check is not None and taken:
+        if check is not None and seen.is_taken:
             usable = [row for row in suspects if row.recognition_id in changed and row.holder is None]
             changed |= {row.recognition_id: one for row, one in zip(usable, executor.map(check, usable), strict=True)}
-        found: list[Reject | Notice] = []
+        notices: list[Notice] = []
+        rejects: list[Reject] = []
         for row, look in looks:
             one = changed.get(row.recognition_id)
             if one is None:
                 files.update(look.files)
-                found += look.notices
+                notices += look.notices
             elif row.holder is not None:
                 files[NOT_TAKEN] += look.files.total()
-                if taken:
-                    left.held += 1
-                    left.held_by.add(row.holder)
+                seen.held += seen.is_taken
                 del changed[row.recognition_id]
-            elif isinstance(one.result, Reject) and not taken:
-                files[NOT_TAKEN] += look.files.total()
-                left.unusable += 1
+            elif isinstance(one.result, Reject):
+                rejects.append(one.result)
+                files.update(one.files if seen.is_taken else {NOT_TAKEN: look.files.total()})
             else:
                 files.update(one.files)
-                found += [*one.notices, one.result] if isinstance(one.result, Reject) else one.notices if taken else []
+            if one is not None and row.holder is None and seen.is_taken:
+                notices += one.notices
         if staged := [one.result for one in changed.values() if isinstance(one.result, Recognition)]:
             copy_staged(connection, staged, {row.recognition_id: row.former for row in suspects})
-            drop_known()
-        copy_found(connection, found)
-        left.newest = max(filter(None, (left.newest, *(row.captured_on for row in page))), default=None)
-        advance(len(page))
-    return left
+            seen.drop_known()
+        copy_found(connection, notices)
+        copy_found(connection, rejects, is_taken=seen.is_taken)
+        seen.advance(row.captured_on for row in page)
 
 
 def _count_untouched(source: str, row: Any) -> int:

@@ -9,11 +9,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.held import claimed_error
@@ -24,25 +24,16 @@ from pipeline.database import Connection, Database
 from pipeline.dataset.frame import PIXELS
 from pipeline.dataset.layout import list_folders
 from pipeline.dataset.recognition import inspect_copies
-from pipeline.dataset.records import (
-    FILE_CLASSES,
-    NOT_TAKEN,
-    REJECTED,
-    USED,
-    Inspected,
-    Recognition,
-    Reject,
-    describe_codes,
-)
+from pipeline.dataset.records import NOT_TAKEN, USED, Inspected, Recognition, Reject, describe_codes
 from pipeline.errors import RefusedError, UsageError, printable
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.annotations import Staged, stage_annotations
+from pipeline.steps.annotations import stage_annotations
 from pipeline.steps.changed import look_at_left
 from pipeline.steps.in_use import leave_in_use, not_adopted
 from pipeline.steps.parallel import spread
 from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
 from pipeline.steps.source import require_source
-from pipeline.steps.staging import copy_found, copy_staged
+from pipeline.steps.staging import Progress, Seen, copy_found, copy_staged
 from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
@@ -51,13 +42,7 @@ logger = logging.getLogger(__name__)
 MAXIMUM_SHARDS = 490
 _PAGE = 2000
 _SHOWN_REJECTS = 50
-
 _SHOWN_NEAR = 3
-
-Result = TypeVar("Result")
-
-#: Called with the total and the number done.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -115,38 +100,6 @@ class Discovery:
     batch_made: bool
 
 
-@dataclass
-class _Seen:
-    """What a look at the source adds up; the last four are recognitions or photos.
-
-    Attributes:
-        found: the row of counts of the source.
-        files: number of files below the source, by class.
-        newest: the last day on which a recognition was captured.
-        beyond_limit: what is new, and not taken.
-        changed: what is no longer as it was loaded.
-        known: rejects that an earlier look recorded.
-        held: what changed, and is held by the batches `held_by`.
-    """
-
-    found: Any = None
-    files: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FILE_CLASSES, 0)))
-    newest: date | None = None
-    beyond_limit: int = 0
-    changed: int = 0
-    known: int = 0
-    held: int = 0
-    held_by: set[str] = field(default_factory=set)
-
-    def counts(self, request: Request) -> dict[str, Any]:
-        """Return the counts of the source, as the columns of a batch; what changed and is taken is not loaded."""
-        counts: dict[str, Any] = self.found._asdict()
-        counts["already_loaded"] -= self.held + (self.changed if request.changed else 0)
-        counts["held_elsewhere"] += self.held
-        counts["held_by"] = sorted(self.held_by.union(counts["held_by"]))
-        return {**counts, "beyond_limit": self.beyond_limit}
-
-
 def discover(
     database: Database, request: Request, *, dry_run: bool = False, progress: Progress = lambda *_: None
 ) -> Discovery | None:
@@ -159,7 +112,9 @@ def discover(
     """
 
     def work(connection: Connection) -> Discovery | None:
-        if not dry_run and batch_state.await_step(connection, request.batch_id, DISCOVER):
+        # A dry run does not wait for a run of the batch.
+        is_done = batch_state.is_done if dry_run else batch_state.await_step
+        if is_done(connection, request.batch_id, DISCOVER):
             return None
         found = _discover(connection, request, progress)
         if found.held_elsewhere and not (dry_run or found.recognitions or found.rejects):
@@ -171,39 +126,37 @@ def discover(
 
 def _discover(connection: Connection, request: Request, progress: Progress) -> Discovery:
     connection.enqueue("prefer_indexes")
-    now, metrics, seen = connection.one("now").now, Metrics(), _Seen()
-    staged: Staged | None = None
+    now, metrics, held_reason = connection.one("now").now, Metrics(), ""
+    seen = Seen(connection, Path(request.source), progress, request.force, request.changed)
     if request.kind == KIND_LOAD:
-        _stage_dataset(connection, request, metrics, progress, seen)
+        _stage_dataset(request, metrics, seen)
     else:
         with metrics.timed("discover_annotations"):
-            options = asdict(request)
-            names = ("batch_id", "force", "changed", "coordinates", "exif_turned")
-            path = Path(request.source)
-            staged = stage_annotations(connection, path, progress=progress, **{name: options[name] for name in names})
-        seen.found, seen.changed, seen.held = staged.counts, staged.changed, staged.held
-        seen.held_by = set(staged.held_by)
-    rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
+            held_reason = stage_annotations(
+                seen, request.batch_id, request.coordinates, exif_turned=request.exif_turned
+            )
+    rejects = _count_rejects(connection)
     if request.strict and rejects:
         _refuse(connection, rejects)
-    known = connection.one("drop_known", kind=request.kind, source=request.source, force=request.force)
-    seen.known += known.rejects
-    if known.rejects:
-        rejects = {row.code: row.rejects for row in connection.execute("count_found_rejects")}
+    look = {"kind": request.kind, "source": request.source}
+    connection.execute("mark_over", **look)
+    seen.known = connection.one("drop_known", **look, force=request.force).rejects
+    seen.changed += connection.one("drop_not_taken").changed
+    rejects = _count_rejects(connection)
     notices = {row.code: row.notices for row in connection.execute("count_found_notices")}
     is_made = bool(rejects or connection.one("count_staged").staged)
-    numbers = {**seen.counts(request), "recognitions": 0, "photos": 0, "bytes": 0, "shards": 0}
+    numbers = {**seen.counts(), "recognitions": 0, "photos": 0, "bytes": 0, "shards": 0}
     if is_made:
         with metrics.timed("discover_manifest"):
-            numbers |= _write_batch(connection, request, seen, staged)
-        if staged is not None and numbers["shards"]:
+            numbers |= _write_batch(connection, request, seen, held_reason)
+        if request.kind != KIND_LOAD and numbers["shards"]:
             copied_at, copied = connection.one("now").now, Metrics()
             with copied.timed("db_bulk_copy"):
                 connection.execute("insert_annotations", batch_id=request.batch_id)
             batch_state.mark(connection, request.batch_id, COPY, 1, copied_at, copied.as_dict())
         batch_state.mark(connection, request.batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
     else:
-        numbers["files"] = _without_used(seen.files) if staged is None else {}
+        numbers["files"] = _without_used(seen.files) if request.kind == KIND_LOAD else {}
     connection.execute("insert_found_notices", batch_id=request.batch_id)
     found = Discovery(
         batch_id=request.batch_id,
@@ -220,15 +173,19 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     return found
 
 
+def _count_rejects(connection: Connection) -> dict[str, int]:
+    return {row.code: row.rejects for row in connection.execute("count_found_rejects")}
+
+
 def _without_used(files: Counter[str]) -> dict[str, int]:
     """Return numbers of files by class, where nothing is taken of what could be used."""
     return {**files, USED: 0, NOT_TAKEN: files[NOT_TAKEN] + files[USED]}
 
 
-def _write_batch(connection: Connection, request: Request, seen: _Seen, staged: Staged | None) -> dict[str, Any]:
+def _write_batch(connection: Connection, request: Request, seen: Seen, held_reason: str) -> dict[str, Any]:
     """Write the batch, its claims, its manifest and its rejects; return its counts."""
-    batch_id, is_load = request.batch_id, staged is None
-    if not connection.execute("insert_batch", **asdict(request), **seen.counts(request)):
+    batch_id, is_load = request.batch_id, request.kind == KIND_LOAD
+    if not connection.execute("insert_batch", **asdict(request), **seen.counts()):
         raise RefusedError(f"Another run started batch {batch_id} in the meantime.", "Run the same command again.")
     connection.execute("analyze_staged")
     connection.execute("insert_claims", batch_id=batch_id, kind=request.kind)
@@ -241,69 +198,42 @@ def _write_batch(connection: Connection, request: Request, seen: _Seen, staged: 
     connection.execute(insert_manifest, batch_id=batch_id, shard_size=size)
     connection.execute("insert_found_rejects", batch_id=batch_id)
     counts = connection.one("update_batch_counts", batch_id=batch_id, files=json.dumps(seen.files))
-    if staged is not None:
+    if not is_load:
         connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
-        if staged.held_reason:
-            batch_state.set_held_reason(connection, batch_id, staged.held_reason)
+    if held_reason:
+        batch_state.set_held_reason(connection, batch_id, held_reason)
     return {**lost._asdict(), **counts._asdict()}
 
 
-def _stage_dataset(connection: Connection, request: Request, metrics: Metrics, progress: Progress, seen: _Seen) -> None:
+def _stage_dataset(request: Request, metrics: Metrics, seen: Seen) -> None:
     """Fill pg_temp.staged with the inputs to load, and add up what else is there."""
-    source, files = Path(request.source), seen.files
+    connection, source = seen.connection, seen.source
     with metrics.timed("discover_walk"):
         connection.execute("create_found")
-        copy_found(connection, list_folders(source, files))
+        copy_found(connection, list_folders(source, seen.files))
         connection.execute("analyze_found")
         connection.execute("create_candidates", batch_id=request.batch_id, force=request.force)
         connection.execute("index_candidates")
         seen.found = connection.one("count_found")
-        rejected = {row.code for row in connection.execute("count_found_rejects")}
-        if not seen.found.found and not rejected:
+        if not seen.found.found and not _count_rejects(connection):
             _refuse_empty(connection, source)
         connection.execute("add_not_adopted", message=not_adopted(connection.command))
         connection.execute("add_vanished", source=request.source)
     with metrics.timed("discover_inspect"), ThreadPoolExecutor(min(8, request.threads)) as executor:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(seen.found.found, done)
-
         strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
-        last = _stage(connection, request, executor, advance, seen, strictly)
-        left = look_at_left(
-            connection,
-            source,
-            last,
-            executor,
-            advance,
-            files,
-            partial(_drop_known, connection, request, seen),
-            strictly if request.strict else None,
-            taken=request.changed,
-        )
-        seen.held, seen.held_by = left.held, left.held_by
-        seen.newest = max(filter(None, (seen.newest, left.newest)), default=None)
+        check = strictly if request.strict else None
+        last = _stage(seen, request.limit, executor, check)
+        look_at_left(seen, last, executor, check)
         staged = connection.one("count_changed")
-        seen.changed = staged.changed + left.unusable
-        if staged.changed and not request.changed:
-            files.update({USED: -staged.files, NOT_TAKEN: staged.files})
-            connection.execute("drop_changed")
+        seen.changed = staged.changed
         if request.force or request.changed:
             leave_in_use(connection, request.batch_id, source)
+            connection.execute("add_other_source", source=request.source)
+        connection.execute("create_passed_by", last=last, changed=request.changed)
+        if staged.changed and not request.changed:
+            seen.files.update({USED: -staged.files, NOT_TAKEN: staged.files})
+            connection.execute("drop_changed")
         seen.beyond_limit = connection.one("count_beyond", after=last).beyond
-
-
-def _drop_known(connection: Connection, request: Request, seen: _Seen) -> int:
-    """Take out of pg_temp.staged what was rejected after its discovery and did not change; return how much that is."""
-    if request.force:
-        return 0
-    known = connection.one("drop_known_staged", source=request.source)
-    seen.known += known.recognitions
-    seen.files.update({USED: -known.files, REJECTED: known.files})
-    return int(known.recognitions)
 
 
 def _refuse_empty(connection: Connection, source: Path) -> NoReturn:
@@ -318,36 +248,23 @@ def shard_size(recognitions: int, batch_size: int, maximum_shards: int = MAXIMUM
     return max(batch_size, -(-recognitions // maximum_shards))
 
 
-def _stage(
-    connection: Connection,
-    request: Request,
-    executor: Executor,
-    advance: Callable[[int], None],
-    seen: _Seen,
-    strictly: Callable[[Any], Inspected],
-) -> int:
+def _stage(seen: Seen, limit: int | None, executor: Executor, check: Callable[[Any], Inspected] | None) -> int:
     """Inspect candidates, lowest id first, until the limit is reached; return the last id inspected, or -1."""
+    connection, wanted, last = seen.connection, sys.maxsize if limit is None else limit, -1
     connection.execute("create_staged")
-    source = Path(request.source)
-    wanted = sys.maxsize if request.limit is None else request.limit
-    last = -1
     # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
     while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
         last = page[-1].recognition_id
-        found = list(
-            executor.map(strictly, page) if request.strict else spread(partial(_inspect, source), page, executor)
-        )
+        found = list(executor.map(check, page) if check else spread(partial(_inspect, seen.source), page, executor))
         usable = [one.result for one in found if isinstance(one.result, Recognition)]
         rejects = [one.result for one in found if isinstance(one.result, Reject)]
-        require_source(source, rejects)
+        require_source(seen.source, rejects)
         copy_staged(connection, usable)
         copy_found(connection, [*rejects, *(notice for one in found for notice in one.notices)])
         for one in found:
             seen.files.update(one.files)
-        days = (one.captured_on for one in usable)
-        seen.newest = max(filter(None, (seen.newest, *days)), default=None)
-        advance(len(page))
-        wanted -= len(usable) - (_drop_known(connection, request, seen) if usable else 0)
+        seen.advance(one.result.captured_on if isinstance(one.result, Recognition) else None for one in found)
+        wanted -= len(usable) - (seen.drop_known() if usable else 0)
     return last
 
 

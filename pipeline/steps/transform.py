@@ -61,7 +61,7 @@ def transform_batch(
         connection.execute("forget_known", batch_id=batch_id)
         weight = connection.one("count_usable", batch_id=batch_id)
         claimed = find_claimed(connection, weight)
-        if claimed or not (weight.listed or weight.rejected or weight.held_reason):
+        if claimed or not (weight.listed or weight.rejected or weight.transient or weight.held_reason):
             _forget(connection, batch_id, with_look=claimed is not None)
             return claimed
         if reason := find_reason(connection, batch_id, weight, max_rejects):
@@ -78,6 +78,7 @@ def transform_batch(
                 parts.append(f"{row.operation}: {counted(row.rows_written, 'row')} in {row.seconds:.2f} s")
                 logger.info("transform: %s", parts[-1])
         report("committing")
+        connection.execute("mark_over_known", batch_id=batch_id)
         connection.execute("delete_claims", batch_id=batch_id)
         done = connection.one("update_batch_complete", batch_id=batch_id, state="done", reason=None)
         batch_state.mark(connection, batch_id, TRANSFORM, WHOLE, held.now, numbers.as_dict())

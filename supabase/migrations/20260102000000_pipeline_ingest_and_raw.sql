@@ -141,6 +141,22 @@ CREATE TABLE IF NOT EXISTS ingest.claims (
 CREATE INDEX IF NOT EXISTS claims_batch ON ingest.claims (batch_id);
 COMMENT ON TABLE ingest.claims IS 'Which unfinished batch holds a recognition: at most one.';
 
+CREATE OR REPLACE FUNCTION ingest.name_of(path text) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+-- A path from the folder of its recognition on, which is the same wherever the dataset is; else the path.
+    SELECT coalesce(substring(path FROM '(?i)(?:^|/)((?:recognition_)?[0-9]+(?:/.*|$))'), path)
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.sizes_of(identity text) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+-- Size and name of each file of an identity, without its time and the place of the dataset.
+    SELECT string_agg(split_part(file, ' ', 1) || ' ' || ingest.name_of(regexp_replace(file, '^[0-9]+ [0-9]+ ', '')), '//'
+        ORDER BY position)
+    FROM unnest(string_to_array(identity, '//')) WITH ORDINALITY AS f (file, position)
+$$;
+
 CREATE TABLE IF NOT EXISTS ingest.rejects (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     batch_id text NOT NULL REFERENCES ingest.batches (id),
@@ -152,12 +168,14 @@ CREATE TABLE IF NOT EXISTS ingest.rejects (
     shard integer NOT NULL DEFAULT 0,
     -- As ingest.identity_of gives it, of a recognition whose files are not worth reading again until they change.
     identity text,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- When a later look at the source no longer found it, or a later batch loaded the recognition.
+    over_at timestamptz
 );
 CREATE INDEX IF NOT EXISTS rejects_batch ON ingest.rejects (batch_id, step, shard);
-CREATE INDEX IF NOT EXISTS rejects_identity ON ingest.rejects (recognition_id) WHERE identity IS NOT NULL;
+CREATE INDEX IF NOT EXISTS rejects_recognition ON ingest.rejects (recognition_id);
 -- Equal rejects of earlier batches. By hash, since a path may be longer than an entry of a B-tree.
-CREATE INDEX IF NOT EXISTS rejects_content ON ingest.rejects USING hash ((path || code || message));
+CREATE INDEX IF NOT EXISTS rejects_content ON ingest.rejects USING hash ((ingest.name_of(path) || code || message));
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
 CREATE TABLE IF NOT EXISTS ingest.notices (
@@ -170,7 +188,9 @@ CREATE TABLE IF NOT EXISTS ingest.notices (
     message text NOT NULL,
     step text NOT NULL,
     shard integer NOT NULL DEFAULT 0,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- When a later look at the source no longer found it.
+    over_at timestamptz
 );
 CREATE INDEX IF NOT EXISTS notices_batch ON ingest.notices (batch_id, step, shard);
 CREATE INDEX IF NOT EXISTS notices_content ON ingest.notices USING hash ((path || code || message));

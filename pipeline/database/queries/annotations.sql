@@ -25,8 +25,8 @@ CROSS JOIN LATERAL (
 
 -- name: add_unusable_boxes
 -- The messages have the numbers of the file, where they can be searched for.
-INSERT INTO pg_temp.found (recognition_id, path, code, message)
-SELECT p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 'box_malformed' END,
+INSERT INTO pg_temp.found (number, taken, recognition_id, path, code, message)
+SELECT p.number, p.is_free, p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 'box_malformed' END,
     'the box ' || concat_ws(', ', d.x1, d.y1, d.x2, d.y2) || ' of ' || b.label
         || CASE WHEN b.repeats > 0 THEN ', which is there ' || b.repeats + 1 || ' times,' ELSE '' END || CASE
         WHEN b.is_outside THEN ' lies outside the photo of ' || p.width || ' x ' || p.height || ' pixels'
@@ -36,7 +36,7 @@ SELECT p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 
 FROM pg_temp.boxes b
 JOIN pg_temp.photos p USING (number)
 JOIN pg_temp.detections d USING (number, detection)
-WHERE NOT b.is_usable AND p.is_free
+WHERE NOT b.is_usable AND (p.is_free OR p.is_unusable)
 
 -- name: analyze_boxes
 ANALYZE pg_temp.boxes
@@ -51,10 +51,11 @@ ANALYZE pg_temp.entries
 ANALYZE pg_temp.photos
 
 -- name: count_changed_photos
--- Photos whose values are no longer those of their annotations: all, those that are staged, and those that others hold.
-SELECT count(*) AS changed, count(*) FILTER (WHERE s.number IS NOT NULL) AS staged,
-    count(*) FILTER (WHERE p.holder IS NOT NULL) AS held,
-    coalesce(array_agg(DISTINCT p.holder) FILTER (WHERE p.holder IS NOT NULL), '{}') AS held_by
+-- Photos whose values are no longer those of their annotations, and those of them that are to be loaded and others hold.
+-- What is not usable of the others is counted by its rejects.
+SELECT count(*) FILTER (WHERE CASE WHEN :changed THEN s.number IS NOT NULL ELSE p.holder IS NULL AND NOT p.is_unusable END)
+        AS changed,
+    count(*) FILTER (WHERE :changed AND p.holder IS NOT NULL) AS held
 FROM pg_temp.photos p
 LEFT JOIN pg_temp.staged s USING (number)
 WHERE p.is_changed
@@ -63,12 +64,12 @@ WHERE p.is_changed
 -- Photos in the annotations file; superseded are entries of a photo that has another one.
 SELECT count(image_id) AS found,
     count(*) FILTER (WHERE loaded) AS already_loaded,
-    count(*) FILTER (WHERE is_held) AS held_elsewhere,
+    count(*) FILTER (WHERE NOT loaded AND is_held) AS held_elsewhere,
     coalesce(array_agg(DISTINCT holder) FILTER (WHERE is_held), '{}') AS held_by,
     (SELECT count(*) FROM pg_temp.entries) - count(*) AS superseded_copies
 FROM pg_temp.photos
 CROSS JOIN LATERAL (
-    SELECT image_id IS NOT NULL AND NOT loaded AND holder IS NOT NULL AND other IS NULL AS is_held
+    SELECT image_id IS NOT NULL AND holder IS NOT NULL AND other IS NULL AS is_held
 ) held
 
 -- name: create_boxes
@@ -144,17 +145,22 @@ CREATE TEMP TABLE entries (
     detections bigint
 ) ON COMMIT DROP
 
+-- name: create_passed_by_photos
+-- Recognitions with photos that this look did not inspect: held by other batches, or changed and not taken.
+CREATE TEMP TABLE passed_by ON COMMIT DROP AS
+SELECT recognition_id FROM pg_temp.photos WHERE holder IS NOT NULL OR (is_changed AND NOT is_free)
+
 -- name: create_photos
 -- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file
 -- several times, the key that sorts last in natural order counts, and of equal keys the last. A suspect is annotated, by
--- the batch that is `former` or by another tool, and perhaps with other values. Values that the batch `other` loaded for
--- another photo are left out until they change.
+-- the batch that is `former` or by another tool, and perhaps with other values. An unusable one changed, and is not taken.
+-- Values that the batch `other` loaded for another photo are left out until they change.
 CREATE TEMP TABLE photos ON COMMIT DROP AS
 SELECT e.*, i.id AS image_id, i.sha256, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
     known.of_others, known.lacks_size, known.former, known.other,
     annotated.there AND record.former_digest IS DISTINCT FROM e.digest AND known.other IS NULL
         AND num_nulls(i.width, i.height) = 0 AND ingest.is_on_record(e.recognition_id) AS is_suspect,
-    false AS is_changed,
+    false AS is_changed, false AS is_unusable,
     i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AND NOT known.lacks_size
         AND known.other IS NULL AS is_free
 FROM (
@@ -194,7 +200,7 @@ CROSS JOIN LATERAL (
 -- name: create_staged_annotations
 -- A photo without any detection is loaded only to take the place of a former version.
 CREATE TEMP TABLE staged ON COMMIT DROP AS
-SELECT p.recognition_id, p.camera_number, p.number, p.path, p.size
+SELECT p.recognition_id, p.camera_number, p.number, p.path, p.size, NULL::text AS identity
 FROM pg_temp.photos p
 LEFT JOIN (SELECT DISTINCT b.number FROM pg_temp.boxes b WHERE b.is_usable) usable USING (number)
 WHERE p.is_free AND (usable.number IS NOT NULL OR ((:force OR p.loaded) AND p.detections = 0))
@@ -224,10 +230,17 @@ WHERE c.kind = 'qwen' AND c.batch_id = :batch_id AND c.recognition_id = late.rec
 
 -- name: drop_skipped_rejects
 -- What is wrong with photos that are not looked at this time is not told.
-DELETE FROM pg_temp.found f
-USING pg_temp.entries e
+WITH skipped AS (
+    DELETE FROM pg_temp.found f
+    USING pg_temp.entries e
+    JOIN pg_temp.photos p USING (recognition_id, camera_number)
+    WHERE e.number = f.number AND NOT p.is_free AND NOT p.is_unusable
+)
+UPDATE pg_temp.found f
+SET taken = false, number = p.number
+FROM pg_temp.entries e
 JOIN pg_temp.photos p USING (recognition_id, camera_number)
-WHERE e.number = f.number AND NOT p.is_free
+WHERE e.number = f.number AND p.is_unusable
 
 -- name: find_changed_photos
 -- Compare the boxes of suspects with those on record: in order with those of a batch, in any order with those of another
@@ -258,7 +271,8 @@ WITH given AS (
     GROUP BY p.number
 )
 UPDATE pg_temp.photos p
-SET is_changed = true, is_free = :changed AND p.holder IS NULL
+SET is_changed = true, is_free = :changed AND p.holder IS NULL,
+    is_unusable = NOT :changed AND p.holder IS NULL AND given.boxes IS NULL AND p.detections IS DISTINCT FROM 0
 FROM pg_temp.photos s
 LEFT JOIN given USING (number)
 LEFT JOIN recorded USING (number)

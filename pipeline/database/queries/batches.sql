@@ -101,11 +101,15 @@ SELECT EXISTS (
 ) AS done
 
 -- name: find_newest_done
+-- A look is no longer true once a batch of its source is reset: what that one loaded is to be loaded again.
 SELECT l.*
 FROM ingest.looks l
 LEFT JOIN ingest.batches b ON b.id = l.batch_id
 WHERE l.kind = :kind AND l.source = :source AND (l.kind <> 'load' OR l.bucket = :bucket)
     AND l.seen @> CAST(:options AS jsonb) AND (NOT l.batch_made OR b.state = 'done')
+    AND NOT EXISTS (
+        SELECT FROM ingest.batches r
+        WHERE r.kind = l.kind AND r.source = l.source AND (r.state = 'resetting' OR r.reset_at > l.looked_at))
 ORDER BY l.looked_at DESC
 LIMIT 1
 

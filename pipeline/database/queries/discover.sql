@@ -22,6 +22,15 @@ RETURNING b.already_loaded, b.held_elsewhere, b.held_by
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT recognition_id, paths[1], 'not_adopted', :message, true FROM pg_temp.candidates WHERE of_others
 
+-- name: add_other_source
+-- What is loaded anew, and was loaded from another source.
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT s.recognition_id, regexp_replace(s.photo_paths[1], '(/photos)?/[^/]*$', '', 'i'), 'other_source',
+    'the recognition is loaded anew, since it differs from what batch ' || b.id || ' loaded from ' || b.source, true
+FROM pg_temp.staged s
+JOIN ingest.batches b ON b.id = s.former
+WHERE s.changed AND b.source <> :source AND NOT b.adopted
+
 -- name: add_vanished
 -- Recognitions that were loaded from this source and are not in a folder that cannot be read.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
@@ -62,15 +71,14 @@ SELECT count(*) AS found,
     coalesce(sum(cardinality(paths) - 1), 0)::bigint AS superseded_copies,
     count(*) FILTER (WHERE loaded) AS already_loaded,
     count(*) FILTER (WHERE NOT loaded AND NOT of_others AND holder IS NOT NULL) AS held_elsewhere,
-    coalesce(array_agg(DISTINCT holder) FILTER (WHERE NOT loaded AND NOT of_others AND holder IS NOT NULL), '{}')
-        AS held_by
+    coalesce(array_agg(DISTINCT holder) FILTER (WHERE holder IS NOT NULL), '{}') AS held_by
 FROM pg_temp.candidates
 
 -- name: count_found_notices
 SELECT code, count(*) AS notices FROM pg_temp.found WHERE is_notice GROUP BY code ORDER BY code
 
 -- name: count_found_rejects
-SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL AND NOT is_notice GROUP BY code ORDER BY code
+SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL AND NOT is_notice AND taken GROUP BY code ORDER BY code
 
 -- name: count_staged
 SELECT count(*) AS staged FROM pg_temp.staged
@@ -103,8 +111,18 @@ CREATE TEMP TABLE found (
     code text,
     message text,
     is_notice boolean NOT NULL DEFAULT false,
+    taken boolean NOT NULL DEFAULT true, -- false for a reject of what changed and stays as it is
     rank integer NOT NULL DEFAULT 0
 ) ON COMMIT DROP
+
+-- name: create_passed_by
+-- Recognitions that this look did not inspect: held by other batches, beyond the limit, or changed and not taken.
+CREATE TEMP TABLE passed_by ON COMMIT DROP AS
+SELECT recognition_id
+FROM pg_temp.candidates
+WHERE holder IS NOT NULL OR (NOT loaded AND NOT of_others AND recognition_id > :last)
+UNION SELECT recognition_id FROM pg_temp.staged WHERE changed AND NOT :changed
+UNION SELECT recognition_id FROM pg_temp.found WHERE NOT taken
 
 -- name: create_staged
 CREATE TEMP TABLE staged (
@@ -135,36 +153,47 @@ WHERE c.batch_id = :batch_id AND NOT :force AND s.recognition_id = c.recognition
 DELETE FROM pg_temp.staged WHERE changed
 
 -- name: drop_known
--- What an earlier look at the source recorded with the same words is not told again, but for notices of a forced load.
+-- What the previous look at the source had is not told again, but for notices of a forced load, and of what is loaded
+-- anew, since each version has its notices. A reject is known wherever the dataset was then.
 WITH known AS (
     DELETE FROM pg_temp.found f
     WHERE f.code IS NOT NULL AND CASE WHEN f.is_notice
-        THEN NOT :force AND EXISTS (
-            SELECT FROM ingest.notices e
-            JOIN ingest.looks l ON l.batch_id = e.batch_id
-            WHERE e.path || e.code || e.message = f.path || f.code || f.message
-                AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND l.kind = :kind AND l.source = :source)
+        THEN NOT :force AND NOT EXISTS (SELECT FROM pg_temp.staged s WHERE s.recognition_id = f.recognition_id)
+            AND EXISTS (
+                SELECT FROM ingest.notices e
+                JOIN ingest.looks l ON l.batch_id = e.batch_id
+                WHERE e.path || e.code || e.message = f.path || f.code || f.message AND e.over_at IS NULL
+                    AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND l.kind = :kind AND l.source = :source)
         ELSE EXISTS (
             SELECT FROM ingest.rejects e
-            JOIN ingest.looks l ON l.batch_id = e.batch_id
-            WHERE e.path || e.code || e.message = f.path || f.code || f.message
-                AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND l.kind = :kind AND l.source = :source)
+            JOIN ingest.batches b ON b.id = e.batch_id
+            WHERE ingest.name_of(e.path) || e.code || e.message = ingest.name_of(f.path) || f.code || f.message
+                AND e.over_at IS NULL AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND b.kind = :kind)
         END
     RETURNING f.is_notice
 )
 SELECT count(*) FILTER (WHERE NOT is_notice) AS rejects FROM known
 
 -- name: drop_known_staged
--- What an upload or a copy rejected, and is what it was then.
+-- What an upload or a copy rejected, and is what it was then: it is a reject of this look.
 WITH known AS (
     DELETE FROM pg_temp.staged s
-    WHERE EXISTS (
-        SELECT FROM ingest.rejects e
-        JOIN ingest.looks l ON l.batch_id = e.batch_id
-        WHERE e.recognition_id = s.recognition_id AND e.identity = s.identity AND l.kind = 'load' AND l.source = :source)
-    RETURNING cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path) AS files
+    USING ingest.rejects e
+    WHERE e.recognition_id = s.recognition_id AND e.identity = s.identity AND e.over_at IS NULL
+    RETURNING s.recognition_id, e.path, e.code, e.message,
+        cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path) AS files
+), rejected AS (
+    INSERT INTO pg_temp.found (recognition_id, path, code, message)
+    SELECT recognition_id, path, code, message FROM known
 )
 SELECT count(*) AS recognitions, coalesce(sum(files), 0)::bigint AS files FROM known
+
+-- name: drop_not_taken
+-- Rejects of what changed and is not taken, which a load that takes it would tell.
+WITH dropped AS (
+    DELETE FROM pg_temp.found WHERE NOT taken RETURNING coalesce(number, recognition_id) AS input
+)
+SELECT count(DISTINCT input) AS changed FROM dropped
 
 -- name: drop_in_use
 -- Their photos are not sent; their files are not taken.
@@ -259,7 +288,7 @@ LIMIT :count
 -- name: list_found_rejects
 SELECT recognition_id, path, code, message
 FROM pg_temp.found
-WHERE code IS NOT NULL AND NOT is_notice
+WHERE code IS NOT NULL AND NOT is_notice AND taken
 ORDER BY path COLLATE "C"
 LIMIT :count
 
@@ -341,6 +370,42 @@ FROM pg_temp.found
 WHERE is_notice AND code IN ('folder_name', 'folder_nested', 'file_archive')
 ORDER BY path COLLATE "C"
 LIMIT :count
+
+-- name: mark_over
+-- What an earlier look at the source had and this one no longer finds. The commit decides on what an upload, a copy or
+-- a commit found of recognitions that are loaded again, with files of the same size.
+WITH earlier AS MATERIALIZED (
+    SELECT batch_id FROM ingest.looks WHERE kind = :kind AND source = :source
+), notices AS (
+    UPDATE ingest.notices e
+    SET over_at = clock_timestamp()
+    FROM earlier
+    WHERE e.batch_id = earlier.batch_id AND e.step IN ('discover', 'transform') AND e.over_at IS NULL
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.found f
+            WHERE f.path || f.code || f.message = e.path || e.code || e.message
+                AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.staged s WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover')
+        AND NOT EXISTS (SELECT FROM pg_temp.passed_by p WHERE p.recognition_id = e.recognition_id)
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.found f WHERE f.code = 'folder_unreadable' AND starts_with(e.path, f.path || '/'))
+)
+UPDATE ingest.rejects e
+SET over_at = clock_timestamp()
+FROM earlier
+WHERE e.batch_id = earlier.batch_id AND e.over_at IS NULL
+    AND NOT EXISTS (
+        SELECT FROM pg_temp.found f
+        WHERE ingest.name_of(f.path) || f.code || f.message = ingest.name_of(e.path) || e.code || e.message
+            AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
+    AND NOT EXISTS (
+        SELECT FROM pg_temp.staged s
+        WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover'
+            AND coalesce(ingest.sizes_of(e.identity) = ingest.sizes_of(s.identity), true))
+    AND NOT EXISTS (SELECT FROM pg_temp.passed_by p WHERE p.recognition_id = e.recognition_id)
+    AND NOT EXISTS (
+        SELECT FROM pg_temp.found f WHERE f.code = 'folder_unreadable' AND starts_with(e.path, f.path || '/'))
 
 -- name: remember_seen
 UPDATE ingest.manifest m

@@ -98,11 +98,12 @@ LIMIT 1
 
 -- name: count_usable
 -- How much of a batch can be used and how much is rejected, in recognitions, or in photos of annotations. A photo is
--- rejected if no box of it is left. What stays as it is could have been used.
+-- rejected if no box of it is left. What stays as it is could have been used; what changed or vanished during the load is
+-- `transient`, and left to the next one.
 WITH left_out AS (
     SELECT recognition_id FROM ingest.notices WHERE batch_id = :batch_id AND code IN ('in_use', 'not_adopted')
 ), rejected AS (
-    SELECT
+    SELECT every(r.code ~ '_(changed|vanished)$') AS is_transient
     FROM ingest.batches b
     JOIN ingest.rejects r ON r.batch_id = b.id
         AND (r.recognition_id IS NULL OR r.recognition_id NOT IN (SELECT recognition_id FROM left_out))
@@ -121,12 +122,15 @@ WITH left_out AS (
         ELSE coalesce(r.recognition_id || '/' || photo.camera, '#' || r.id) END
 )
 SELECT b.kind, b.source, b.found, b.already_loaded, b.held_elsewhere, b.held_by, b.held_reason, b.released_at,
-    manifest.listed, (SELECT count(*) FROM rejected) AS rejected,
+    manifest.listed, rejected.rejected, rejected.transient,
     (SELECT count(*) FROM left_out) + CASE b.kind WHEN 'load' THEN manifest.listed ELSE (
         SELECT count(*)
         FROM (SELECT DISTINCT d.recognition_id, d.camera_number FROM raw.detections d WHERE d.batch_id = b.id) photo
     ) END AS usable
 FROM ingest.batches b
+CROSS JOIN (
+    SELECT count(*) FILTER (WHERE NOT is_transient) AS rejected, count(*) FILTER (WHERE is_transient) AS transient FROM rejected
+) rejected
 CROSS JOIN LATERAL (
     SELECT count(*) AS listed FROM ingest.manifest m WHERE m.batch_id = b.id AND NOT m.rejected
 ) manifest
@@ -140,37 +144,56 @@ DELETE FROM ingest.looks WHERE batch_id = :batch_id
 UPDATE ingest.looks SET batch_made = false, rejected = 0 WHERE batch_id = :batch_id
 
 -- name: forget_known
--- What was rejected or noticed since discovery, with the words that an earlier load recorded, is not told again, but for
--- notices of a forced load, and rejects of files that have another size since.
-WITH earlier AS (
-    SELECT l.batch_id, b.force
-    FROM ingest.batches b
-    JOIN ingest.looks l ON l.kind = b.kind AND l.source = b.source AND l.batch_id <> b.id
-    WHERE b.id = :batch_id
+-- What was rejected or noticed since discovery, and the look before had, is not told again, but for notices of a forced
+-- load and of what is loaded, rejects of files that have another size since, and files that changed during the load.
+WITH batch AS (
+    SELECT id, kind, source, force FROM ingest.batches WHERE id = :batch_id
 ), notices AS (
     DELETE FROM ingest.notices n
-    WHERE n.batch_id = :batch_id AND EXISTS (
-        SELECT FROM ingest.notices e
-        WHERE e.path || e.code || e.message = n.path || n.code || n.message AND e.batch_id <> n.batch_id
-            AND e.recognition_id IS NOT DISTINCT FROM n.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier WHERE NOT force))
+    USING batch b
+    WHERE n.batch_id = b.id AND n.step <> 'discover' AND NOT b.force
+        AND NOT EXISTS (SELECT FROM ingest.manifest m WHERE m.batch_id = b.id AND m.recognition_id = n.recognition_id)
+        AND EXISTS (
+            SELECT FROM ingest.notices e
+            JOIN ingest.looks l ON l.batch_id = e.batch_id
+            WHERE e.path || e.code || e.message = n.path || n.code || n.message AND e.over_at IS NULL
+                AND e.recognition_id = n.recognition_id AND e.batch_id <> b.id AND l.kind = b.kind AND l.source = b.source)
+), known AS (
+    SELECT r.id, e.id AS earlier_id, r.identity
+    FROM batch b
+    JOIN ingest.rejects r ON r.batch_id = b.id AND r.step <> 'discover'
+    JOIN ingest.rejects e ON e.recognition_id = r.recognition_id AND e.over_at IS NULL AND e.batch_id <> b.id
+    JOIN ingest.batches k ON k.id = e.batch_id AND k.kind = b.kind
+    WHERE ingest.name_of(e.path) || e.code || e.message = ingest.name_of(r.path) || r.code || r.message
+        AND ingest.sizes_of(e.identity) IS NOT DISTINCT FROM ingest.sizes_of(r.identity)
+        AND r.code !~ '_(vanished|changed)$'
 ), rejects AS (
-    DELETE FROM ingest.rejects r
-    WHERE r.batch_id = :batch_id AND EXISTS (
-        SELECT FROM ingest.rejects e
-        WHERE e.path || e.code || e.message = r.path || r.code || r.message AND e.batch_id <> r.batch_id
-            AND e.recognition_id IS NOT DISTINCT FROM r.recognition_id AND e.batch_id IN (SELECT batch_id FROM earlier)
-            AND regexp_replace(e.identity, '(^|//)([0-9]+) [0-9]+ ', '\1\2 ', 'g')
-                IS NOT DISTINCT FROM regexp_replace(r.identity, '(^|//)([0-9]+) [0-9]+ ', '\1\2 ', 'g'))
-    RETURNING r.recognition_id, r.path || r.code || r.message AS content, r.identity
+    DELETE FROM ingest.rejects r USING known WHERE r.id = known.id RETURNING r.id
 ), seen AS (
     -- The next look compares the files with what they are now.
-    UPDATE ingest.rejects e
-    SET identity = r.identity
-    FROM rejects r
-    WHERE r.identity IS NOT NULL AND e.path || e.code || e.message = r.content AND e.recognition_id = r.recognition_id
-        AND e.batch_id IN (SELECT batch_id FROM earlier)
+    UPDATE ingest.rejects e SET identity = known.identity FROM known WHERE e.id = known.earlier_id AND known.identity IS NOT NULL
 )
 UPDATE ingest.looks SET known_rejects = known_rejects + (SELECT count(*) FROM rejects) WHERE batch_id = :batch_id
+
+-- name: mark_over_known
+-- Earlier rejects and notices of what the batch loads, and rejects in whose place it has others.
+WITH batch AS (
+    SELECT id, kind FROM ingest.batches WHERE id = :batch_id
+), decided AS MATERIALIZED (
+    SELECT recognition_id FROM ingest.manifest WHERE batch_id = :batch_id
+    UNION SELECT recognition_id FROM ingest.rejects WHERE batch_id = :batch_id AND step <> 'discover'
+), notices AS (
+    UPDATE ingest.notices e
+    SET over_at = clock_timestamp()
+    FROM batch b, decided d, ingest.looks l
+    WHERE e.recognition_id = d.recognition_id AND e.step = 'transform' AND e.batch_id <> b.id AND e.over_at IS NULL
+        AND l.batch_id = e.batch_id AND l.kind = b.kind
+)
+UPDATE ingest.rejects e
+SET over_at = clock_timestamp()
+FROM batch b, decided d, ingest.batches k
+WHERE e.recognition_id = d.recognition_id AND e.batch_id <> b.id AND e.over_at IS NULL
+    AND k.id = e.batch_id AND k.kind = b.kind AND k.kind = 'load'
 
 -- name: update_batch_files
 UPDATE ingest.batches b SET files = ingest.files_of(b) WHERE id = :batch_id
