@@ -67,10 +67,19 @@ def leave_a_note(folder: Path) -> None:
     (folder / "notes.txt").write_text("x")
 
 
+def leave_a_note_beside(folder: Path) -> None:
+    leave_a_note(folder.parent)
+
+
+def nest(folder: Path) -> None:
+    (folder / "recognition_77").mkdir()
+
+
 #: What happens to a recognition, and what is told of it; the last one was never loaded.
 FAULTS: list[tuple[str, Callable[[Path], object]]] = [
     ("folder_vanished", shutil.rmtree),
-    ("file_unknown", leave_a_note),
+    ("file_unknown", leave_a_note_beside),
+    ("folder_nested", nest),
     ("in_use", lose_the_receipt),
     ("photo_count", lose_a_photo),
     ("photo_truncated", cut_a_photo),
@@ -79,7 +88,7 @@ FAULTS: list[tuple[str, Callable[[Path], object]]] = [
 
 
 def test_what_the_look_before_did_not_have_is_told_again(run: Run, own_dataset: MakeDataset, dsn: str) -> None:
-    dataset = own_dataset(8)
+    dataset = own_dataset(9)
     numbers = ids_of(dataset)[: len(FAULTS)]
     for number in numbers:
         give_receipt(dataset, number, RECEIPT)
@@ -105,6 +114,7 @@ def test_what_the_look_before_did_not_have_is_told_again(run: Run, own_dataset: 
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(former, folder)
         shutil.rmtree(folders[-1])
+        (folders[0].parent / "notes.txt").unlink()
         assert nights.night()["told"] == []
 
 
@@ -126,6 +136,7 @@ def test_a_version_keeps_its_notices_when_the_former_batch_is_reset(
     assert sorted(one["code"] for one in shown["noticed_inputs"]) == wanted
     left = world.query(dsn, "SELECT code FROM ingest.notices ORDER BY code")
     assert left == [(code,) for code in wanted]
+    assert world.query(dsn, "SELECT * FROM ingest.notices WHERE over_at IS NOT NULL") == []
 
 
 @pytest.mark.parametrize("name", ["photo", "json"])

@@ -372,8 +372,8 @@ ORDER BY path COLLATE "C"
 LIMIT :count
 
 -- name: mark_over
--- What an earlier look at the source had and this one no longer finds. The commit decides on what an upload, a copy or
--- a commit found of recognitions that are loaded again, with files of the same size.
+-- What an earlier look at the source had and this one no longer finds. Not inspected are the files of what is loaded. The
+-- commit decides on what an upload, a copy or a commit found of what is loaded again, with files of the same size.
 WITH earlier AS MATERIALIZED (
     SELECT batch_id FROM ingest.looks WHERE kind = :kind AND source = :source
 ), notices AS (
@@ -385,6 +385,8 @@ WITH earlier AS MATERIALIZED (
             SELECT FROM pg_temp.found f
             WHERE f.path || f.code || f.message = e.path || e.code || e.message
                 AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
+        AND (e.code ~ '^folder_' OR NOT EXISTS (
+            SELECT FROM ingest.manifest m WHERE m.batch_id = e.batch_id AND m.recognition_id = e.recognition_id))
         AND NOT EXISTS (
             SELECT FROM pg_temp.staged s WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover')
         AND NOT EXISTS (SELECT FROM pg_temp.passed_by p WHERE p.recognition_id = e.recognition_id)
