@@ -233,7 +233,7 @@ def test_days_are_not_done_any_more_once_a_batch_is_reset(
     assert run_luigi(*command, "LoadBatch", "--batch-id", "look", "--source", source, LOCAL).code == 0
     assert run_luigi(*command, "ResetBatch", "--batch-id", loaded_first, "--confirm", LOCAL).code == 0
     again = run_luigi(*command, "LoadNight", "--date", today, LOCAL)
-    assert (again.code, "Nothing to load" in again.stdout, "is done: 3 recognitions" in again.stdout) == (0, False, True)
+    assert (again.code, "is done: 3 recognitions" in again.stdout) == (0, True)
     assert list(loaded(settings).values()) == [(3, 1)]
     assert run_luigi(*ranged).code == 0
     assert list(loaded(settings).values()) == [(3, 1)]

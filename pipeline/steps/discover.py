@@ -138,9 +138,10 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     rejects = _count_rejects(connection)
     if request.strict and rejects:
         _refuse(connection, rejects)
-    look = {"kind": request.kind, "source": request.source}
-    connection.execute("mark_over", **look)
-    seen.known = connection.one("drop_known", **look, force=request.force).rejects
+    connection.execute("create_earlier", kind=request.kind, source=request.source)
+    for statement in ("analyze_earlier", "mark_over"):
+        connection.execute(statement)
+    seen.known = connection.one("drop_known", force=request.force).rejects
     seen.changed += connection.one("drop_not_taken").changed
     rejects = _count_rejects(connection)
     notices = {row.code: row.notices for row in connection.execute("count_found_notices")}

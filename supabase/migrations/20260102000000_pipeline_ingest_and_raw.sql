@@ -148,6 +148,13 @@ AS $$
     SELECT coalesce(substring(path FROM '(?i)(?:^|/)((?:recognition_)?[0-9]+(?:/.*|$))'), path)
 $$;
 
+CREATE OR REPLACE FUNCTION ingest.content_of(is_notice boolean, path text, code text, message text) RETURNS text
+LANGUAGE sql IMMUTABLE
+AS $$
+-- What makes two notices or two rejects of a recognition the same; NULL without a code.
+    SELECT CASE WHEN code IS NOT NULL THEN CASE WHEN is_notice THEN path ELSE ingest.name_of(path) END || code || message END
+$$;
+
 CREATE OR REPLACE FUNCTION ingest.sizes_of(identity text) RETURNS text
 LANGUAGE sql IMMUTABLE
 AS $$
@@ -174,8 +181,6 @@ CREATE TABLE IF NOT EXISTS ingest.rejects (
 );
 CREATE INDEX IF NOT EXISTS rejects_batch ON ingest.rejects (batch_id, step, shard);
 CREATE INDEX IF NOT EXISTS rejects_recognition ON ingest.rejects (recognition_id);
--- Equal rejects of earlier batches. By hash, since a path may be longer than an entry of a B-tree.
-CREATE INDEX IF NOT EXISTS rejects_content ON ingest.rejects USING hash ((ingest.name_of(path) || code || message));
 COMMENT ON TABLE ingest.rejects IS 'Inputs that a batch left out, each with its reason.';
 
 CREATE TABLE IF NOT EXISTS ingest.notices (
@@ -193,6 +198,7 @@ CREATE TABLE IF NOT EXISTS ingest.notices (
     over_at timestamptz
 );
 CREATE INDEX IF NOT EXISTS notices_batch ON ingest.notices (batch_id, step, shard);
+-- Equal notices of earlier looks. By hash, since a path may be longer than an entry of a B-tree.
 CREATE INDEX IF NOT EXISTS notices_content ON ingest.notices USING hash ((path || code || message));
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';

@@ -45,6 +45,9 @@ WHERE b.kind = 'load' AND b.source = :source
         WHERE f.code IS NOT NULL AND NOT f.is_notice AND starts_with(m.photo_paths[1], f.path || '/')
     )
 
+-- name: analyze_earlier
+ANALYZE pg_temp.earlier, pg_temp.found
+
 -- name: analyze_found
 ANALYZE pg_temp.found
 
@@ -102,6 +105,23 @@ CROSS JOIN LATERAL (
 -- name: create_documents
 CREATE TEMP TABLE IF NOT EXISTS documents (recognition_id bigint NOT NULL, receipt jsonb, menu jsonb) ON COMMIT DROP
 
+-- name: create_earlier
+-- What earlier looks had and the newest since then still had: notices of this source, and rejects wherever the dataset was.
+-- A look inspects its own source, and of what a batch loaded only the folders.
+CREATE TEMP TABLE earlier ON COMMIT DROP AS
+SELECT n.id, true AS is_notice, n.recognition_id, ingest.content_of(true, n.path, n.code, n.message) AS content, n.path, n.step,
+    NULL AS identity, n.code ~ '^folder_' OR NOT EXISTS (
+        SELECT FROM ingest.manifest m WHERE m.batch_id = n.batch_id AND m.recognition_id = n.recognition_id) AS is_inspected
+FROM ingest.looks l
+JOIN ingest.notices n ON n.batch_id = l.batch_id
+WHERE l.kind = :kind AND l.source = :source AND n.step IN ('discover', 'transform') AND n.over_at IS NULL
+UNION ALL
+SELECT r.id, false, r.recognition_id, ingest.content_of(false, r.path, r.code, r.message), r.path, r.step, r.identity,
+    b.source = :source
+FROM ingest.batches b
+JOIN ingest.rejects r ON r.batch_id = b.id
+WHERE b.kind = :kind AND r.over_at IS NULL
+
 -- name: create_found
 -- Folders of recognitions, whose code is NULL, rejects and notices; a lower rank is a newer export.
 CREATE TEMP TABLE found (
@@ -112,7 +132,8 @@ CREATE TEMP TABLE found (
     message text,
     is_notice boolean NOT NULL DEFAULT false,
     taken boolean NOT NULL DEFAULT true, -- false for a reject of what changed and stays as it is
-    rank integer NOT NULL DEFAULT 0
+    rank integer NOT NULL DEFAULT 0,
+    content text GENERATED ALWAYS AS (ingest.content_of(is_notice, path, code, message)) STORED
 ) ON COMMIT DROP
 
 -- name: create_passed_by
@@ -153,23 +174,14 @@ WHERE c.batch_id = :batch_id AND NOT :force AND s.recognition_id = c.recognition
 DELETE FROM pg_temp.staged WHERE changed
 
 -- name: drop_known
--- What the previous look at the source had is not told again, but for notices of a forced load, and of what is loaded
--- anew, since each version has its notices. A reject is known wherever the dataset was then.
+-- What the previous look had is not told again, but for notices of a forced load, and of what is loaded anew, since each
+-- version has its notices.
 WITH known AS (
     DELETE FROM pg_temp.found f
-    WHERE f.code IS NOT NULL AND CASE WHEN f.is_notice
-        THEN NOT :force AND NOT EXISTS (SELECT FROM pg_temp.staged s WHERE s.recognition_id = f.recognition_id)
-            AND EXISTS (
-                SELECT FROM ingest.notices e
-                JOIN ingest.looks l ON l.batch_id = e.batch_id
-                WHERE e.path || e.code || e.message = f.path || f.code || f.message AND e.over_at IS NULL
-                    AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND l.kind = :kind AND l.source = :source)
-        ELSE EXISTS (
-            SELECT FROM ingest.rejects e
-            JOIN ingest.batches b ON b.id = e.batch_id
-            WHERE ingest.name_of(e.path) || e.code || e.message = ingest.name_of(f.path) || f.code || f.message
-                AND e.over_at IS NULL AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id AND b.kind = :kind)
-        END
+    USING (SELECT DISTINCT is_notice, recognition_id, content FROM pg_temp.earlier) e
+    WHERE e.content = f.content AND e.is_notice = f.is_notice AND e.recognition_id IS NOT DISTINCT FROM f.recognition_id
+        AND NOT (f.is_notice AND (:force OR EXISTS (
+            SELECT FROM pg_temp.staged s WHERE s.recognition_id = f.recognition_id)))
     RETURNING f.is_notice
 )
 SELECT count(*) FILTER (WHERE NOT is_notice) AS rejects FROM known
@@ -372,42 +384,26 @@ ORDER BY path COLLATE "C"
 LIMIT :count
 
 -- name: mark_over
--- What an earlier look at the source had and this one no longer finds. Not inspected are the files of what is loaded. The
--- commit decides on what an upload, a copy or a commit found of what is loaded again, with files of the same size.
-WITH earlier AS MATERIALIZED (
-    SELECT batch_id FROM ingest.looks WHERE kind = :kind AND source = :source
-), notices AS (
-    UPDATE ingest.notices e
-    SET over_at = clock_timestamp()
-    FROM earlier
-    WHERE e.batch_id = earlier.batch_id AND e.step IN ('discover', 'transform') AND e.over_at IS NULL
+-- What an earlier look at the source had and this one no longer finds. The commit decides on what an upload, a copy or a
+-- commit found of what is loaded again, with files of the same size.
+WITH gone AS MATERIALIZED (
+    SELECT e.id, e.is_notice
+    FROM pg_temp.earlier e
+    WHERE e.is_inspected
         AND NOT EXISTS (
             SELECT FROM pg_temp.found f
-            WHERE f.path || f.code || f.message = e.path || e.code || e.message
-                AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
-        AND (e.code ~ '^folder_' OR NOT EXISTS (
-            SELECT FROM ingest.manifest m WHERE m.batch_id = e.batch_id AND m.recognition_id = e.recognition_id))
+            WHERE f.content = e.content AND f.is_notice = e.is_notice AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
         AND NOT EXISTS (
-            SELECT FROM pg_temp.staged s WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover')
+            SELECT FROM pg_temp.staged s
+            WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover'
+                AND (e.identity IS NULL OR ingest.sizes_of(e.identity) = ingest.sizes_of(s.identity)))
         AND NOT EXISTS (SELECT FROM pg_temp.passed_by p WHERE p.recognition_id = e.recognition_id)
         AND NOT EXISTS (
             SELECT FROM pg_temp.found f WHERE f.code = 'folder_unreadable' AND starts_with(e.path, f.path || '/'))
+), notices AS (
+    UPDATE ingest.notices SET over_at = clock_timestamp() WHERE id = ANY (ARRAY(SELECT id FROM gone WHERE is_notice))
 )
-UPDATE ingest.rejects e
-SET over_at = clock_timestamp()
-FROM earlier
-WHERE e.batch_id = earlier.batch_id AND e.over_at IS NULL
-    AND NOT EXISTS (
-        SELECT FROM pg_temp.found f
-        WHERE ingest.name_of(f.path) || f.code || f.message = ingest.name_of(e.path) || e.code || e.message
-            AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
-    AND NOT EXISTS (
-        SELECT FROM pg_temp.staged s
-        WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover'
-            AND coalesce(ingest.sizes_of(e.identity) = ingest.sizes_of(s.identity), true))
-    AND NOT EXISTS (SELECT FROM pg_temp.passed_by p WHERE p.recognition_id = e.recognition_id)
-    AND NOT EXISTS (
-        SELECT FROM pg_temp.found f WHERE f.code = 'folder_unreadable' AND starts_with(e.path, f.path || '/'))
+UPDATE ingest.rejects SET over_at = clock_timestamp() WHERE id = ANY (ARRAY(SELECT id FROM gone WHERE NOT is_notice))
 
 -- name: remember_seen
 UPDATE ingest.manifest m

@@ -164,7 +164,7 @@ WITH batch AS (
     JOIN ingest.rejects r ON r.batch_id = b.id AND r.step <> 'discover'
     JOIN ingest.rejects e ON e.recognition_id = r.recognition_id AND e.over_at IS NULL AND e.batch_id <> b.id
     JOIN ingest.batches k ON k.id = e.batch_id AND k.kind = b.kind
-    WHERE ingest.name_of(e.path) || e.code || e.message = ingest.name_of(r.path) || r.code || r.message
+    WHERE ingest.content_of(false, e.path, e.code, e.message) = ingest.content_of(false, r.path, r.code, r.message)
         AND ingest.sizes_of(e.identity) IS NOT DISTINCT FROM ingest.sizes_of(r.identity)
         AND r.code !~ '_(vanished|changed)$'
 ), rejects AS (
@@ -179,21 +179,23 @@ UPDATE ingest.looks SET known_rejects = known_rejects + (SELECT count(*) FROM re
 -- Earlier rejects and notices of what the batch loads, and rejects in whose place it has others.
 WITH batch AS (
     SELECT id, kind FROM ingest.batches WHERE id = :batch_id
-), decided AS MATERIALIZED (
-    SELECT recognition_id FROM ingest.manifest WHERE batch_id = :batch_id
-    UNION SELECT recognition_id FROM ingest.rejects WHERE batch_id = :batch_id AND step <> 'discover'
 ), notices AS (
     UPDATE ingest.notices e
     SET over_at = clock_timestamp()
-    FROM batch b, decided d, ingest.looks l
-    WHERE e.recognition_id = d.recognition_id AND e.step = 'transform' AND e.batch_id <> b.id AND e.over_at IS NULL
-        AND l.batch_id = e.batch_id AND l.kind = b.kind
+    FROM batch b
+    JOIN ingest.looks l ON l.kind = b.kind AND l.batch_id <> b.id
+    WHERE e.batch_id = l.batch_id AND e.step = 'transform' AND e.over_at IS NULL
+        AND EXISTS (SELECT FROM ingest.manifest m WHERE m.batch_id = b.id AND m.recognition_id = e.recognition_id)
 )
 UPDATE ingest.rejects e
 SET over_at = clock_timestamp()
-FROM batch b, decided d, ingest.batches k
-WHERE e.recognition_id = d.recognition_id AND e.batch_id <> b.id AND e.over_at IS NULL
-    AND k.id = e.batch_id AND k.kind = b.kind AND k.kind = 'load'
+FROM batch b
+JOIN ingest.batches k ON k.kind = b.kind AND k.id <> b.id
+WHERE e.batch_id = k.id AND k.kind = 'load' AND e.over_at IS NULL
+    AND (EXISTS (SELECT FROM ingest.manifest m WHERE m.batch_id = b.id AND m.recognition_id = e.recognition_id)
+        OR EXISTS (
+            SELECT FROM ingest.rejects r
+            WHERE r.batch_id = b.id AND r.step <> 'discover' AND r.recognition_id = e.recognition_id))
 
 -- name: update_batch_files
 UPDATE ingest.batches b SET files = ingest.files_of(b) WHERE id = :batch_id
