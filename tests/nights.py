@@ -163,7 +163,8 @@ def year(kinds: list[str]) -> Iterator[Night]:
                 told = (told | new) - over
         alert = None
         checked_at = number * DAY + CHECK_AT
-        looks = [SimpleNamespace(kind="load", age_seconds=(checked_at - looked_at) * 3600, newest=None)]
+        age = (checked_at - looked_at) * 3600
+        looks = [SimpleNamespace(kind="load", age_seconds=age, interval_seconds=DAY * 3600, newest=None)]
         if look_finding(looks, MAX_AGE).level == PROBLEM:
             alert = checked_at
         held = frozenset()
