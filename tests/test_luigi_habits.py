@@ -345,7 +345,7 @@ def test_a_failed_task_has_a_mail_and_the_code_of_the_user(
         assert run_luigi(*load).code == 77
         told = [mail for mail in box.mails if mail.startswith("Luigi: CopyShard(batch_id=fails")]
         assert len(told) == 1
-    assert "DataError: PostgreSQL: new row" in told[0]
+    assert "\n\nPostgreSQL: new row" in told[0]
     (workdir / "luigi.cfg").unlink()
     assert run_luigi(*load).code == 30
     assert wait_until(lambda: any("CopyShard" in mail for mail in service.box.mails), 20)

@@ -122,7 +122,7 @@ def flaws(first: int, last: int, other: int, facts: dict[str, Any]) -> Iterator[
         "check_annotations",
         "INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, bbox, source) "
         f"SELECT min(id), {facts['item']}, 1, '{{}}', 'MODEL' FROM public.images WHERE recognition_id = {other}",
-        (None, f"recognition {other}, camera 1", "has 1 annotations instead of 0"),
+        ("b3", f"recognition {other}, camera 1", "has 1 annotations instead of 0"),
     )
     yield Flaw(
         "check_annotations",

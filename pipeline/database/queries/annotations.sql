@@ -146,9 +146,12 @@ CREATE TEMP TABLE entries (
 ) ON COMMIT DROP
 
 -- name: create_passed_by_photos
--- Recognitions with photos that this look did not inspect: held by other batches, or changed and not taken.
+-- Recognitions with photos that this look did not inspect: held by other batches, or changed and not taken; and annotated
+-- already, of which it repeats nothing that the batch of the annotations recorded.
 CREATE TEMP TABLE passed_by ON COMMIT DROP AS
-SELECT recognition_id FROM pg_temp.photos WHERE holder IS NOT NULL OR (is_changed AND NOT is_free)
+SELECT recognition_id, CASE WHEN holder IS NULL AND NOT is_changed THEN former END AS batch_id
+FROM pg_temp.photos
+WHERE image_id IS NOT NULL AND NOT is_free
 
 -- name: create_photos
 -- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file

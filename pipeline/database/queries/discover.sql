@@ -109,14 +109,14 @@ CREATE TEMP TABLE IF NOT EXISTS documents (recognition_id bigint NOT NULL, recei
 -- What earlier looks had and the newest since then still had: notices of this source, and rejects wherever the dataset was.
 -- A look inspects its own source, and of what a batch loaded only the folders.
 CREATE TEMP TABLE earlier ON COMMIT DROP AS
-SELECT n.id, true AS is_notice, n.recognition_id, ingest.content_of(true, n.path, n.code, n.message) AS content, n.path, n.step,
+SELECT n.id, n.batch_id, true AS is_notice, n.recognition_id, ingest.content_of(true, n.path, n.code, n.message) AS content, n.path, n.step,
     NULL AS identity, n.code ~ '^folder_' OR NOT EXISTS (
         SELECT FROM ingest.manifest m WHERE m.batch_id = n.batch_id AND m.recognition_id = n.recognition_id) AS is_inspected
 FROM ingest.looks l
 JOIN ingest.notices n ON n.batch_id = l.batch_id
 WHERE l.kind = :kind AND l.source = :source AND n.step IN ('discover', 'transform') AND n.over_at IS NULL
 UNION ALL
-SELECT r.id, false, r.recognition_id, ingest.content_of(false, r.path, r.code, r.message), r.path, r.step, r.identity,
+SELECT r.id, r.batch_id, false, r.recognition_id, ingest.content_of(false, r.path, r.code, r.message), r.path, r.step, r.identity,
     b.source = :source
 FROM ingest.batches b
 JOIN ingest.rejects r ON r.batch_id = b.id
@@ -137,13 +137,14 @@ CREATE TEMP TABLE found (
 ) ON COMMIT DROP
 
 -- name: create_passed_by
--- Recognitions that this look did not inspect: held by other batches, beyond the limit, or changed and not taken.
+-- Recognitions that this look did not inspect: held by other batches, beyond the limit, or changed and not taken. Only
+-- what `batch_id` recorded of one is not looked at where that is not NULL.
 CREATE TEMP TABLE passed_by ON COMMIT DROP AS
-SELECT recognition_id
+SELECT recognition_id, NULL::text AS batch_id
 FROM pg_temp.candidates
 WHERE holder IS NOT NULL OR (NOT loaded AND NOT of_others AND recognition_id > :last)
-UNION SELECT recognition_id FROM pg_temp.staged WHERE changed AND NOT :changed
-UNION SELECT recognition_id FROM pg_temp.found WHERE NOT taken
+UNION SELECT recognition_id, NULL FROM pg_temp.staged WHERE changed AND NOT :changed
+UNION SELECT recognition_id, NULL FROM pg_temp.found WHERE NOT taken
 
 -- name: create_staged
 CREATE TEMP TABLE staged (
@@ -397,7 +398,9 @@ WITH gone AS MATERIALIZED (
             SELECT FROM pg_temp.staged s
             WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover'
                 AND (e.identity IS NULL OR ingest.sizes_of(e.identity) = ingest.sizes_of(s.identity)))
-        AND NOT EXISTS (SELECT FROM pg_temp.passed_by p WHERE p.recognition_id = e.recognition_id)
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.passed_by p
+            WHERE p.recognition_id = e.recognition_id AND (p.batch_id IS NULL OR p.batch_id = e.batch_id))
         AND NOT EXISTS (
             SELECT FROM pg_temp.found f WHERE f.code = 'folder_unreadable' AND starts_with(e.path, f.path || '/'))
 ), notices AS (
