@@ -8,13 +8,14 @@ import os
 import shlex
 import stat
 import subprocess
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from embedded_supabase.disk import DURABLE, Disk
 from embedded_supabase.errors import SetupError
 
 
@@ -47,23 +48,34 @@ def lock_home(home: Path, name: str) -> Iterator[None]:
         ) from exc
 
 
-def make_home(home: Path) -> None:
-    """Create the folder of the embedded services, mode 0700; for root 0711.
+def make_home(home: Path, disk: Disk = DURABLE) -> None:
+    """Create the folder of the embedded services, mode 0700, for root 0711; its name is durable.
 
     Raises:
         SetupError: it cannot be created, or it exists and is not private.
     """
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
+        make_parents(home, disk)
         # PostgreSQL does not run as root, and its user must be able to traverse the folder. Secret files are 0600.
-        make_folder(home, 0o711 if os.geteuid() == 0 else 0o700)
+        make_folder(home, 0o711 if os.geteuid() == 0 else 0o700, disk=disk)
         check_home(home)
+        # Also for an existing home, which a killed process may have created. A folder of others may not be readable.
+        with suppress(PermissionError):
+            disk.sync_folder(home.parent)
     except (FileExistsError, NotADirectoryError):
         raise SetupError(f"{home} is not a folder.", "Set PIPELINE_HOME to another path.") from None
     except OSError as exc:
         raise SetupError(
             f"The folder {home} cannot be created: {exc.strerror}.", "Set PIPELINE_HOME to a folder of yours."
         ) from exc
+
+
+def make_parents(path: Path, disk: Disk = DURABLE) -> None:
+    """Create the missing folders above a path; their names are durable."""
+    for folder in reversed(path.parents):
+        if not folder.is_dir():
+            disk.make_folder(folder, 0o777)
+            disk.sync_folder(folder.parent)
 
 
 def check_home(home: Path) -> None:
@@ -137,33 +149,25 @@ def end_process(process: subprocess.Popen[Any], seconds: float) -> None:
         process.wait()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file of mode 0600; a concurrent reader sees either the old or the new content."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # created with mode 0600
+def write_atomically(path: Path, text: str, disk: Disk = DURABLE) -> None:
+    """Write a file of mode 0600, durably; a concurrent reader sees either the old or the new content."""
+    fresh = _fresh_name(path)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)  # otherwise a power failure may leave it empty
-        os.replace(name, path)
+        with disk.create(fresh) as file:
+            file.write(text.encode())
+            disk.sync(file)  # otherwise a power failure may leave it empty
+        disk.rename(fresh, path)
     except BaseException:
-        os.unlink(name)
+        disk.unlink(fresh)
         raise
+    disk.sync_folder(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None) -> None:
+def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None, disk: Disk = DURABLE) -> None:
     """Create a folder with this mode and owner (uid, gid), regardless of the umask; keep an existing folder.
 
-    The folder is created under a temporary name and renamed, so that a crash cannot leave one with the wrong owner.
+    The folder is created under a temporary name and renamed, so that a crash cannot leave one with the wrong owner. The
+    caller makes its name durable, also that of an existing folder, which a killed process may have created.
 
     Raises:
         FileExistsError: the name is taken by something other than a folder.
@@ -172,16 +176,20 @@ def make_folder(path: Path, mode: int, owner: tuple[int, int] | None = None) -> 
         return
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    fresh = tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)
-    os.chmod(fresh, mode)
-    if owner is not None:
-        os.chown(fresh, *owner, follow_symlinks=False)
+    fresh = _fresh_name(path)
+    disk.make_folder(fresh)
+    disk.set_access(fresh, mode, owner)
+    disk.sync_folder(fresh)  # mode and owner
     try:
-        os.rename(fresh, path)
+        disk.rename(fresh, path)
     except OSError:
         os.rmdir(fresh)
         if not path.is_dir():  # another process created it meanwhile
             raise
+
+
+def _fresh_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def is_private(path: Path, owner: int) -> bool:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedded_supabase.disk import Disk
 from embedded_supabase.files import lock_home
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class HomeServer(ABC):
 
     def __init__(self, home: Path, *, durable: bool = True) -> None:
         self.home = Path(os.path.abspath(home))
-        self._durable = durable
+        self._disk = Disk(durable=durable)
 
     def __enter__(self) -> Self:
         self.start()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from embedded_supabase.disk import Disk
 from embedded_supabase.storage.errors import ApiError
 from embedded_supabase.storage.records import Attributes, Bucket, Object, Sorting, now, sorting_of
 from embedded_supabase.storage.store import ObjectStore
@@ -30,14 +31,14 @@ LIMITS = st.integers(1, 4)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A store that the tests of lists share, each example with a bucket of its own."""
-    with closing(ObjectStore(tmp_path_factory.mktemp("store"), durable=False)) as store:
+    with closing(ObjectStore(tmp_path_factory.mktemp("store"), Disk(durable=False))) as store:
         yield store
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[ObjectStore]:
     """A store of this test's own, with the bucket `b`."""
-    with closing(ObjectStore(tmp_path, durable=False)) as store:
+    with closing(ObjectStore(tmp_path, Disk(durable=False))) as store:
         add_bucket(store, "b")
         yield store
 
@@ -285,14 +286,14 @@ def test_emptying_a_bucket_removes_its_files_only(own: ObjectStore, tmp_path: Pa
 
 
 def test_the_next_start_removes_what_no_row_names_and_keeps_the_rest(tmp_path: Path) -> None:
-    with closing(ObjectStore(tmp_path, durable=False)) as store:
+    with closing(ObjectStore(tmp_path, Disk(durable=False))) as store:
         add_bucket(store, "b")
         kept = put(store, "b", "k", b"content")
         incoming = store.receive()
         incoming.write(b"under way")
         stray = tmp_path / "objects" / "ab" / str(uuid.uuid4())
         stray.write_bytes(b"renamed, but never committed")
-    with closing(ObjectStore(tmp_path, durable=False)) as store:
+    with closing(ObjectStore(tmp_path, Disk(durable=False))) as store:
         assert files(tmp_path) == [store.content_path(kept)]
         assert store.get("b", "k") == kept
         assert read(store, "b", "k") == b"content"

@@ -16,6 +16,7 @@ import tornado.httpclient
 import tornado.httpserver
 import tornado.netutil
 
+from embedded_supabase.disk import Disk
 from embedded_supabase.storage.auth import mint_key
 from embedded_supabase.storage.faults import FaultInjector
 from embedded_supabase.storage.handler import Handler
@@ -209,7 +210,7 @@ def test_a_file_that_cannot_be_synced_is_not_stored(
 def test_a_store_that_is_not_durable_syncs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    store = ObjectStore(tmp_path, durable=False)
+    store = ObjectStore(tmp_path, Disk(durable=False))
     try:
         asyncio.run(fill(store))
         assert store._commits._connection.execute("PRAGMA synchronous").fetchone()[0] == 0

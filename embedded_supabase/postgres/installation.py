@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from embedded_supabase.disk import DURABLE
 from embedded_supabase.errors import SetupError
 from embedded_supabase.files import error_line, make_folder
 
@@ -148,6 +149,7 @@ def _copy(folder: Path) -> Path:
                 path = os.path.join(parent, name)
                 if not os.path.islink(path):
                     os.chmod(path, 0o755 if os.stat(path).st_mode & stat.S_IXUSR else 0o644)
+        os.sync()  # otherwise a power failure may leave empty programs under the final name
         try:
             fresh.rename(copies)
         except OSError:
@@ -165,6 +167,7 @@ def shared_folder() -> Path:
     for folder in _SHARED_FOLDERS:
         try:
             make_folder(folder, 0o711)
+            DURABLE.sync_folder(folder.parent)
         except OSError:
             continue
         found = folder.lstat()

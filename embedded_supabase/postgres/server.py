@@ -30,7 +30,6 @@ from embedded_supabase.files import (
     is_private,
     make_folder,
     make_home,
-    sync_folder,
     wait_until,
     write_atomically,
 )
@@ -123,7 +122,7 @@ class EmbeddedPostgres(HomeServer):
             ServiceUnavailable: the server is still recovering, or processes of a previous server still run.
         """
         binaries()  # raises before the home is created
-        make_home(self.home)
+        make_home(self.home, self._disk)
         with self._locked():
             self._start()
         return self.dsn
@@ -158,6 +157,9 @@ class EmbeddedPostgres(HomeServer):
         if not place.data.exists():
             self._initdb(place, programs, user)
         self._check_data(place)
+        # Otherwise a power failure after later commits may undo what this start, or one that was killed, created.
+        for folder in {place.base, place.base.parent, self.home}:
+            self._disk.sync_folder(folder)
         if status == _NO_RESPONSE and self._clear_former_server(place, programs):
             self._launch(place, programs)
         if not wait_until(lambda: self._status(place) == _READY, _START_SECONDS):
@@ -212,7 +214,7 @@ class EmbeddedPostgres(HomeServer):
 
     def _prepare_folders(self, place: Place, user: User | None) -> Place:
         """Create missing folders where the server's user can reach them, and record them."""
-        make_folder(place.base, 0o711 if user else 0o700)
+        make_folder(place.base, 0o711 if user else 0o700, disk=self._disk)
         if user is not None and not can_enter(place.base, user):
             if place.data.exists():
                 raise SetupError(
@@ -228,7 +230,7 @@ class EmbeddedPostgres(HomeServer):
         record = {"home": str(self.home), "base": str(place.base), "socket": str(place.socket)}
         text = json.dumps(record, indent=2) + "\n"
         if not self._record.exists() or self._record.read_text(encoding="utf-8") != text:
-            write_atomically(self._record, text)
+            write_atomically(self._record, text, self._disk)
         return place
 
     def _socket_folder(self, place: Place, user: User | None) -> Path:
@@ -237,7 +239,7 @@ class EmbeddedPostgres(HomeServer):
         inside = place.base / "socket"
         # libpq splits host names at commas, even at percent-encoded ones.
         if len(os.fsencode(inside / f".s.PGSQL.{PORT}")) <= _SOCKET_LIMIT and "," not in str(inside):
-            make_folder(inside, 0o700, (user.uid, user.gid) if user else None)
+            make_folder(inside, 0o700, (user.uid, user.gid) if user else None, self._disk)
             return inside
         if place.socket != inside and is_private(place.socket, owner):
             return place.socket
@@ -255,14 +257,13 @@ class EmbeddedPostgres(HomeServer):
             os.chown(fresh, user.uid, user.gid, follow_symlinks=False)
         options = "-U postgres -A trust -E UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8"
         command = [str(programs / "initdb"), "-D", str(fresh), *options.split()]
-        if not self._durable:
+        if not self._disk.durable:
             command.append("--no-sync")
         error = self._run(place, command)
         if error is not None:
             shutil.rmtree(fresh, ignore_errors=True)
             raise ServiceFailed(f"initdb failed: {error}", start_hint(place))
-        fresh.rename(place.data)
-        sync_folder(place.base)  # otherwise a power failure may undo the rename after later commits
+        self._disk.rename(fresh, place.data)
 
     def _check_data(self, place: Place) -> None:
         version = (place.data / "PG_VERSION").read_text(encoding="ascii").strip()
@@ -305,7 +306,7 @@ class EmbeddedPostgres(HomeServer):
         directories = '"' + str(place.socket).replace('"', '""') + '"'
         settings = {
             **_SERVER,
-            **(_DURABLE if self._durable else _NOT_DURABLE),
+            **(_DURABLE if self._disk.durable else _NOT_DURABLE),
             "unix_socket_directories": directories,
         }
         options = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from embedded_supabase.files import sync_folder
+from embedded_supabase.disk import Disk
 
 
 class Incoming:
     """The file of an upload in progress, which no reader sees."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path
-        self._file = open(path, "xb")  # noqa: SIM115 (closed by finish or abandon)
+        self._disk = disk
+        self._file = disk.create(path)  # closed by finish or abandon
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._sealed = False
         self.size = 0
@@ -37,19 +37,18 @@ class Incoming:
         self._sealed = True
         return self._md5.hexdigest()
 
-    def finish(self, target: Path, *, durable: bool) -> None:
-        """Rename the file to its target, or remove it on an error; with `durable`, sync the file and the folder.
+    def finish(self, target: Path) -> None:
+        """Sync the file, rename it to its target and sync the folder, or remove it on an error.
 
         Raises:
             OSError: the file cannot be written, synced or renamed.
         """
         try:
             with self._file:
-                self._file.flush()
-                publish_file(self._file, self._path, target, durable=durable)
+                _publish(self._file, self._path, target, self._disk)
         except OSError:
             for path in (self._path, target):
-                path.unlink(missing_ok=True)
+                self._disk.unlink(path)
             raise
 
     def abandon(self) -> None:
@@ -58,30 +57,26 @@ class Incoming:
             return
         with contextlib.suppress(OSError):  # closing flushes the buffer, which fails again on a full disk
             self._file.close()
-        self._path.unlink(missing_ok=True)
+        self._disk.unlink(self._path)
 
 
-def publish_file(file: BinaryIO, path: Path, target: Path, *, durable: bool) -> None:
-    """Rename a written file; with `durable`, sync it before and its folder afterwards."""
-    if durable:
-        os.fsync(file.fileno())
-    os.rename(path, target)
-    if durable:
-        sync_folder(target.parent)
-
-
-def copy_file(source: BinaryIO, path: Path, target: Path, *, durable: bool) -> None:
-    """Copy an open file to `path` and rename it to its target, or remove it on an error; close the source.
+def copy_file(source: BinaryIO, path: Path, target: Path, disk: Disk) -> None:
+    """Copy an open file to `path`, sync and rename it as `Incoming.finish`, or remove it on an error; close the source.
 
     Raises:
         OSError: the copy cannot be written, synced or renamed.
     """
     try:
-        with source, open(path, "xb") as copy:
+        with source, disk.create(path) as copy:
             shutil.copyfileobj(source, copy)
-            copy.flush()
-            publish_file(copy, path, target, durable=durable)
+            _publish(copy, path, target, disk)
     except OSError:
         for written in (path, target):
-            written.unlink(missing_ok=True)
+            disk.unlink(written)
         raise
+
+
+def _publish(file: BinaryIO, path: Path, target: Path, disk: Disk) -> None:
+    disk.sync(file)
+    disk.rename(path, target)
+    disk.sync_folder(target.parent)

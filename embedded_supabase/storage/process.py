@@ -100,13 +100,9 @@ class EmbeddedStorage(HomeServer):
             SetupError: the folder cannot be used, or other users can read the secret.
             ServiceFailed: the server does not start; the message contains the reason.
         """
-        make_home(self.home)
+        make_home(self.home, self._disk)
         with self._locked():
-            make_folder(self._root, 0o700)
-            if not self._secret_file.exists():
-                self._stop()  # a running server has another secret
-                write_atomically(self._secret_file, secrets.token_hex(32) + "\n")
-            read_secret(self._secret_file)
+            self._prepare()
             if self._is_alive():
                 # An interrupted `start` may have left it while it was still starting.
                 port = self._await_response()
@@ -117,7 +113,7 @@ class EmbeddedStorage(HomeServer):
                     )
             else:
                 port = self._launch()
-            write_atomically(self.home / "storage.port", f"{port}\n")
+            write_atomically(self.home / "storage.port", f"{port}\n", self._disk)
         return _url(port)
 
     def stop(self) -> bool:
@@ -133,6 +129,14 @@ class EmbeddedStorage(HomeServer):
 
     # The caller of the methods below holds the lock
 
+    def _prepare(self) -> None:
+        """Create the folder and the secret."""
+        make_folder(self._root, 0o700, disk=self._disk)
+        if not self._secret_file.exists():
+            self._stop()  # a running server has another secret
+            write_atomically(self._secret_file, secrets.token_hex(32) + "\n", self._disk)
+        read_secret(self._secret_file)
+
     def _launch(self) -> int:
         """Start the daemon and return its port as soon as it responds."""
         (self._root / "server.json").unlink(missing_ok=True)  # left by a killed server
@@ -140,7 +144,7 @@ class EmbeddedStorage(HomeServer):
         port = preferred if preferred and is_free(preferred) else free_port()
         command = [sys.executable, "-m", "embedded_supabase.storage", "--root", str(self._root)]
         command += ["--secret-file", str(self._secret_file), "--port", str(port)]
-        if not self._durable:
+        if not self._disk.durable:
             command.append("--no-sync")
         descriptor = os.open(self.log_path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(descriptor, "rb") as output:

@@ -28,6 +28,8 @@ import tornado.iostream
 import tornado.netutil
 import tornado.web
 
+from embedded_supabase.disk import Disk
+from embedded_supabase.files import make_parents
 from embedded_supabase.storage.faults import FaultInjector
 from embedded_supabase.storage.handler import HEADER_LIMIT
 from embedded_supabase.storage.routes import application
@@ -79,7 +81,9 @@ def main() -> int:
     options = parser.parse_args()
     secret = options.secret_file.read_text(encoding="ascii").strip()
     faults = FaultInjector(options.latency / 1000, options.capacity)
-    options.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    disk = Disk(durable=not options.no_sync)
+    make_parents(options.root.absolute(), disk)
+    disk.make_folder(options.root)
     with open(options.root / "server.lock", "a", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +99,7 @@ def main() -> int:
             fresh.replace(record)
 
         try:
-            store = ObjectStore(options.root, durable=not options.no_sync)
+            store = ObjectStore(options.root, disk)
             asyncio.run(serve(store, secret, options.port, faults, started))
         except OSError as exc:
             print(f"error: {exc.strerror or exc}", file=sys.stderr)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from embedded_supabase.files import sync_folder
+from embedded_supabase.disk import DURABLE, Disk
 from embedded_supabase.storage.errors import (
     bucket_exists,
     bucket_missing,
@@ -49,24 +50,25 @@ class ObjectStore:
 
     Arguments:
         root: the folder.
-        durable: False turns fsync off, for tests whose data need not survive a power failure.
+        disk: performs the changes of files and folders.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
-        self._durable = durable
+    def __init__(self, root: Path, disk: Disk = DURABLE) -> None:
+        self._disk = disk
         self._objects = root / "objects"
         self._incoming = root / "incoming"
-        for folder in (self._objects, self._incoming, *(self._objects / f"{number:02x}" for number in range(256))):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        self._index = connect(root / "index.sqlite", durable=durable)
+        for folder in (self._objects, self._incoming):
+            disk.make_folder(folder)
+        for name in sorted({f"{number:02x}" for number in range(256)}.difference(os.listdir(self._objects))):
+            disk.make_folder(self._objects / name)
+        self._index = connect(root / "index.sqlite", durable=disk.durable)
         self._index.executescript(SCHEMA)
-        self._commits = GroupCommit(connect(root / "index.sqlite", durable=durable), durable=durable)
-        self._threads = ThreadPoolExecutor(_SYNC_THREADS, "sync") if durable else None
+        self._commits = GroupCommit(connect(root / "index.sqlite", durable=disk.durable), durable=disk.durable)
+        self._threads = ThreadPoolExecutor(_SYNC_THREADS, "sync") if disk.durable else None
         self.listing = Listing(self._index)
         self._sweep()
-        if durable:
-            for folder in (self._objects, root, root.parent):
-                sync_folder(folder)
+        disk.sync_folder(self._objects)
+        disk.sync_folder(root.parent)
 
     def close(self) -> None:
         """Finish syncs and commits that have begun, and close the index."""
@@ -76,13 +78,13 @@ class ObjectStore:
         self._index.close()
 
     def _sweep(self) -> None:
-        for path in self._incoming.iterdir():
-            path.unlink()
+        for name in os.listdir(self._incoming):
+            self._disk.unlink(self._incoming / name)
         named = {version for (version,) in self._index.execute("SELECT version FROM objects")}
-        for folder in self._objects.iterdir():
-            for path in folder.iterdir():
-                if path.name not in named:
-                    path.unlink()
+        for folder in list(os.scandir(self._objects)):
+            for version in os.listdir(folder):
+                if version not in named:
+                    self._disk.unlink(Path(folder.path, version))
 
     # Buckets
 
@@ -150,7 +152,7 @@ class ObjectStore:
 
     def receive(self) -> Incoming:
         """Begin an upload."""
-        return Incoming(self._incoming / str(uuid.uuid4()))
+        return Incoming(self._incoming / str(uuid.uuid4()), self._disk)
 
     async def put(self, bucket_id: str, key: str, incoming: Incoming, attributes: Attributes) -> Object:
         """Store an upload under a key, and replace an existing object.
@@ -161,7 +163,7 @@ class ObjectStore:
         """
         version = str(uuid.uuid4())
         etag = incoming.seal()
-        await self._run(partial(incoming.finish, self._path(version), durable=self._durable))
+        await self._run(partial(incoming.finish, self._path(version)))
         return await self._write(bucket_id, key, version, incoming.size, etag, attributes)
 
     async def _write(
@@ -265,7 +267,7 @@ class ObjectStore:
         version = str(uuid.uuid4())
         content = open(self._path(source.version), "rb")  # noqa: SIM115 (closed by copy_file)
         path, target = self._incoming / version, self._path(version)
-        await self._run(partial(copy_file, content, path, target, durable=self._durable))
+        await self._run(partial(copy_file, content, path, target, self._disk))
         return await self._write(bucket_id, key, version, source.size, source.etag, attributes)
 
     # Files
@@ -279,7 +281,7 @@ class ObjectStore:
 
     def _remove(self, versions: Iterable[str]) -> None:
         for version in versions:
-            self._path(version).unlink(missing_ok=True)
+            self._disk.unlink(self._path(version))
 
     def _path(self, version: str) -> Path:
         return self._objects / version[:2] / version
