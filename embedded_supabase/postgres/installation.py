@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedded_supabase.disk import DURABLE
 from embedded_supabase.errors import SetupError
 from embedded_supabase.files import error_line, make_folder
 
@@ -167,7 +166,6 @@ def shared_folder() -> Path:
     for folder in _SHARED_FOLDERS:
         try:
             make_folder(folder, 0o711)
-            DURABLE.sync_folder(folder.parent)
         except OSError:
             continue
         found = folder.lstat()

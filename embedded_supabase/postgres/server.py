@@ -158,7 +158,7 @@ class EmbeddedPostgres(HomeServer):
             self._initdb(place, programs, user)
         self._check_data(place)
         # Otherwise a power failure after later commits may undo what this start, or one that was killed, created.
-        for folder in {place.base, place.base.parent, self.home}:
+        for folder in (place.base, self.home):
             self._disk.sync_folder(folder)
         if status == _NO_RESPONSE and self._clear_former_server(place, programs):
             self._launch(place, programs)
@@ -225,6 +225,8 @@ class EmbeddedPostgres(HomeServer):
                 place.base.rmdir()
             base = Path(tempfile.mkdtemp(prefix="home-", dir=shared_folder()))
             base.chmod(0o711)
+            for parent in base.parents[:2]:
+                self._disk.sync_folder(parent)
             place = Place(base, base / "socket")
         place = Place(place.base, self._socket_folder(place, user))
         record = {"home": str(self.home), "base": str(place.base), "socket": str(place.socket)}

@@ -9,6 +9,7 @@ the folder above.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import stat
@@ -58,8 +59,9 @@ class Tree:
     folders: dict[str, int]
 
     def digest(self) -> int:
-        """Return a number that is the same for equal contents of a process."""
-        return hash((frozenset(self.files.items()), frozenset(self.folders.items())))
+        """Return a number that is the same for equal contents."""
+        described = repr((sorted(self.files.items()), sorted(self.folders.items())))
+        return int.from_bytes(hashlib.sha256(described.encode()).digest()[:8], "big")
 
     def write(self, folder: Path) -> None:
         """Write the content below an existing folder."""
@@ -208,7 +210,7 @@ class _Random(_Choice):
     def content(self, file: File) -> bytes:
         if not file.pending:
             return file.content
-        kind = self._chance.choice(("values", "beginning", "sectors"))
+        kind = self._chance.choice(("values", "beginning", "sectors", "sectors"))
         if kind == "values":
             return self.one_of([file.content, _after(file.content, file.pending)])
         if kind == "beginning":
@@ -230,11 +232,10 @@ class _Random(_Choice):
             sizes.append(len(content))
             for sector in touched:
                 sectors[sector].append(_sector(content, sector))
-        size = self.one_of(sizes)
+        size = self._chance.choice(sizes)
         mixed = bytearray(file.content).ljust(max(sizes), b"\0")
         for sector, values in sectors.items():
-            value = self.one_of(values)
-            mixed[sector * SECTOR : sector * SECTOR + SECTOR] = value
+            mixed[sector * SECTOR : sector * SECTOR + SECTOR] = self._chance.choice(values)
         return bytes(mixed[:size].ljust(size, b"\0"))
 
 

@@ -94,7 +94,7 @@ class Operation:
 Step = Sequence[Operation]
 
 
-def script(seed: int = 0) -> list[list[Step]]:
+def script(seed: str) -> list[list[Step]]:
     """Return the steps between the starts of a server."""
     chance = random.Random(seed)
     names = (f"k{number}" for number in itertools.count())
@@ -251,7 +251,7 @@ class _Inline(Executor):
         return future
 
 
-def record(client: Client, folder: Path, progress: Progress, seed: int = 0) -> Recorder:
+def record(client: Client, folder: Path, progress: Progress, seed: str) -> Recorder:
     """Run a script on a disk, and return the recorder."""
     recorder = Recorder(folder)
     chance = random.Random(seed)

@@ -25,6 +25,8 @@ from tests.power.script import (
 
 #: States of one pass through a log; a pass applies each entry once.
 _PASS = 50
+#: States of one part, which has a script of its own.
+PART = 125
 #: One of so many states has a second power failure, while the server starts again or answers what was left.
 _TWICE = 10
 #: A missing sync is looked for in the entries after it, so many on average.
@@ -63,7 +65,7 @@ class Recording:
         return Model(self.before, self.inodes, without)
 
 
-def recording(client: Client, folder: Path, before: Path, first: Progress, seed: int) -> Recording:
+def recording(client: Client, folder: Path, before: Path, first: Progress, seed: str) -> Recording:
     """Run the script of a client on a disk; `before` is a copy of the disk, which the recording keeps using."""
     recorder: Recorder = record(client, folder, first, seed)
     return Recording(client, recorder.log, before, recorder.first, first)
@@ -79,10 +81,10 @@ def disks() -> Iterator[Path]:
         yield Path(folder)
 
 
-def first_recordings(folder: Path, seed: int) -> list[Recording]:
+def first_recordings(folder: Path, seed: str) -> list[Recording]:
     """Record a server that is alone, and one of a home."""
     made = []
-    for is_home in (True, False):
+    for is_home in (False, True):
         before, disk = folder / f"before-{is_home}", folder / f"disk-{is_home}"
         for path in (before, disk):
             (path / "srv").mkdir(parents=True)
@@ -124,10 +126,16 @@ def _moments(one: Recording, states: int, chance: random.Random, without: str) -
     """Return numbers of entries after which the power fails."""
     length = len(one.log)
     if without:
-        missing = [
-            number for number, entry in enumerate(one.log, 1) if isinstance(entry, Synced) and entry.site == without
-        ]
-        return [min(length, chance.choice(missing) + int(chance.expovariate(1 / _AFTER))) for _ in range(states)]
+        syncs = [number for number, entry in enumerate(one.log) if isinstance(entry, Synced)]
+        missing = [place for place, number in enumerate(syncs) if getattr(one.log[number], "site", "") == without]
+        moments = []
+        for _ in range(states):
+            place = chance.choice(missing)
+            if chance.randrange(2):  # when most is at stake: before one of the next syncs
+                moments.append([*syncs, length][min(len(syncs), place + chance.randint(1, 3))])
+            else:
+                moments.append(min(length, syncs[place] + 1 + int(chance.expovariate(1 / _AFTER))))
+        return moments
     weights = [1.0]
     for entry in one.log:
         weights.append(_FOLDER_WEIGHT if isinstance(entry, Made) and entry.is_folder else 1.0)
@@ -150,7 +158,7 @@ def _check_state(one: Recording, model: Model, end: int, folder: Path, chance: r
         before.mkdir()
         tree.write(before)
         with failures_are_violations():
-            second = recording(one.client, disk, before, progress, chance.randrange(1 << 30))
+            second = recording(one.client, disk, before, progress, str(chance.random()))
         later, [end] = second.model(model.without), _moments(second, 1, chance, "")
         for entry in second.log[:end]:
             later.apply(entry)
@@ -185,3 +193,27 @@ def remove(folder: str) -> None:
         else:
             os.unlink(entry.path)
     os.rmdir(folder)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The result of a part: its seed, the length of both logs, and what was checked and found."""
+
+    seed: str
+    entries: int
+    count: Count
+    found: list[str]
+
+
+def check_part(arguments: tuple[int, int, int]) -> Part:
+    """Check some states of a server alone and of one in a home."""
+    seed, number, states = arguments
+    name = f"{seed}.{number}"
+    count, found = Count(), list[str]()
+    with disks() as folder:
+        recordings = first_recordings(folder, name)
+        for place, one in enumerate(recordings):
+            share = states // 2 + (place and states % 2)
+            chance = random.Random(f"{name}.{place}")
+            found += [each.describe() for each in violations(one, folder, share, chance, count)]
+    return Part(name, sum(len(one.log) for one in recordings), count, found)
