@@ -8,13 +8,16 @@ PROCESSES ?= 4
 SIZE ?= full
 # Of the fuzz: number of files; SEED repeats a run.
 COUNT ?= 20000
+# Of the power failures: number of states of Storage, and of loads; SEED repeats a run.
+STATES ?= 10000
+LOADS ?= 10
 STAMP := $(VENV)/.installed
 # What is tested in the project of an app as well, and the share of it that `test-slow` runs.
 APP_TESTS := $(wildcard $(patsubst %,tests/test_%*.py,annotations changed concurrency held identity in_use kill load looks model readers \
 	report reset verify))
 APP_SHARE := tests/test_model.py tests/test_readers.py tests/test_reset_versions.py tests/test_annotations_of_others.py
 
-.PHONY: demo test test-slow test-app test-system check docs bench fuzz clean
+.PHONY: demo test test-slow test-app test-system check docs bench fuzz power clean
 
 demo: $(STAMP)
 	@BIN=$(BIN) sh docs/demo.sh
@@ -47,6 +50,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/database.py
 	$(BIN)/python -m tests.nights
+	$(BIN)/python -m tests.power.syncs
 	$(BIN)/python docs/habits.py
 
 bench: $(STAMP)
@@ -54,6 +58,9 @@ bench: $(STAMP)
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz --count $(COUNT) $(if $(SEED),--seed $(SEED))
+
+power: $(STAMP)
+	$(BIN)/python -m tests.power --states $(STATES) --loads $(LOADS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) .pipeline build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -90,6 +90,16 @@ def test_up_starts_both_services_and_a_second_up_leaves_them_alone(home: Path) -
     assert status_of(home, "bucket") == 200
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_up_starts_both_services_so_that_they_survive_a_power_failure(home: Path) -> None:
+    started = services.up(home)
+    for name in ("fsync", "full_page_writes", "synchronous_commit"):
+        assert execute(started.postgres.where, f"SHOW {name}") == [("on",)]
+    command = Path(f"/proc/{started.storage.pid}/cmdline").read_bytes().split(b"\0")
+    assert b"embedded_supabase.storage" in command
+    assert b"--no-sync" not in command
+
+
 def test_the_env_file_is_private_and_reads_the_same_for_sh_and_dotenv(home: Path) -> None:
     started = services.up(home)
     assert started.env == home / "env"

@@ -67,6 +67,7 @@ class ObjectStore:
         self._threads = ThreadPoolExecutor(_SYNC_THREADS, "sync") if disk.durable else None
         self.listing = Listing(self._index)
         self._sweep()
+        # SQLite syncs the root, with the first commit of its log.
         disk.sync_folder(self._objects)
         disk.sync_folder(root.parent)
 

@@ -78,6 +78,7 @@ def disks() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(
         prefix="power-", dir=memory if os.access(memory, os.W_OK | os.X_OK) else None, ignore_cleanup_errors=True
     ) as folder:
+        os.chmod(folder, 0o711)  # the user of PostgreSQL passes through
         yield Path(folder)
 
 
