@@ -38,6 +38,8 @@ def check_states(states: int, seed: int, processes: int) -> int:
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for part in pool.map(check_part, work):
             parts.append(part)
+            if len(parts) % 10 == 0:
+                print(f"{len(parts)} of {len(work)} parts", file=sys.stderr, flush=True)
             for message in part.found:
                 print(f"violation in part {part.seed}: {message}", flush=True)
     found = sum(len(part.found) for part in parts)

@@ -345,6 +345,8 @@ def check(client: Client, folder: Path, progress: Progress) -> None:
 
 def _check_home(home: Path, secret: str) -> None:
     for name, wanted in (("jwt-secret", secret), ("storage.port", PORT)):
+        if not (home / name).exists():
+            raise Violation(f"{name} is missing")
         if (home / name).read_text(encoding="ascii") != wanted:
             raise Violation(f"{name} has another content")
     mode = stat.S_IMODE((home / POSTGRES).stat().st_mode)

@@ -79,7 +79,7 @@ def disks() -> Iterator[Path]:
         prefix="power-", dir=memory if os.access(memory, os.W_OK | os.X_OK) else None, ignore_cleanup_errors=True
     ) as folder:
         os.chmod(folder, 0o711)  # the user of PostgreSQL passes through
-        yield Path(folder)
+        yield Path(folder).resolve()
 
 
 def first_recordings(folder: Path, seed: str) -> list[Recording]:
@@ -132,7 +132,7 @@ def _moments(one: Recording, states: int, chance: random.Random, without: str) -
         moments = []
         for _ in range(states):
             place = chance.choice(missing)
-            if chance.randrange(2):  # when most is at stake: before one of the next syncs
+            if chance.randrange(4):  # when most is at stake: before one of the next syncs
                 moments.append([*syncs, length][min(len(syncs), place + chance.randint(1, 3))])
             else:
                 moments.append(min(length, syncs[place] + 1 + int(chance.expovariate(1 / _AFTER))))
