@@ -420,7 +420,7 @@ def disturbed(
     They are killed after some of their writes, which no machine is too fast for, and ended at any time.
     """
     discover = ("discover", "--source", dataset, "--batch-id", "a1")
-    kills = runner(*discover, kill_after=chance.randrange(3)).code == -signal.SIGKILL
+    kills = int(runner(*discover, kill_after=chance.randrange(3)).code == -signal.SIGKILL)
     assert runner(*discover).code == 0
     pending = [0, 1, 2, 3, 4, 5, 0, 3]
     while pending:

@@ -54,8 +54,7 @@ def test_every_question_is_answered(place: Bench, name: str) -> None:
     rows = question.answer(place, **TINY[name])
     assert rows
     for row in rows:
-        assert row.reference > 0, row
-        assert math.isfinite(row.ratio), row
+        assert math.isfinite(row.ratio), row  # the difference of two times may be less than nothing
     assert len(as_table(question.title, rows, 1.0).splitlines()) == len(rows) + 2
 
 
