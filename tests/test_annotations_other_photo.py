@@ -97,6 +97,12 @@ def notices(dsn: str, batch_id: str) -> list[str]:
     return [step for (step,) in world.query(dsn, statement, (batch_id, CODE))]
 
 
+def open_notices(dsn: str) -> list[str]:
+    """Return the batches that have a notice of a photo without its annotations which is not over."""
+    statement = "SELECT batch_id FROM ingest.notices WHERE code = %s AND over_at IS NULL ORDER BY id"
+    return [batch_id for (batch_id,) in world.query(dsn, statement, (CODE,))]
+
+
 @pytest.mark.parametrize("option", ["--changed", "--force"])
 @pytest.mark.parametrize("cameras", [(1,), (2,), (1, 2)], ids=str)
 def test_boxes_go_with_the_content_of_their_photo_and_come_back_with_it(
@@ -176,9 +182,12 @@ def test_a_photo_that_comes_back_has_its_boxes_again(
     assert boxes(dsn) == {**before, 2: []}
     put_back(former)
     assert run("load", "--source", dataset, "--batch-id", "b3", "--changed").code == 0
-    assert (boxes(dsn), notices(dsn, "b3")) == (before, [])
+    assert (boxes(dsn), notices(dsn, "b3"), open_notices(dsn)) == (before, [], [])
     assert run("reset", "--batch-id", "b3", "--confirm").code == 0
-    assert boxes(dsn) == {**before, 2: []}
+    assert (boxes(dsn), open_notices(dsn)) == ({**before, 2: []}, ["q1"])
+    assert json.loads(run("status", "--batch-id", "q1", "--json").out)["notices"] == {CODE: 1}
+    assert run("reset", "--batch-id", "b2", "--confirm").code == 0
+    assert (boxes(dsn), open_notices(dsn)) == (before, [])
     assert world.inconsistencies(settings) == []
 
 

@@ -496,6 +496,49 @@ def test_a_menu_that_others_reference_stays_with_one_of_its_recognitions(
     assert world.inconsistencies(settings) == []
 
 
+@pytest.mark.parametrize("project", ["app"], indirect=True)
+def test_menu_entries_that_others_added_or_changed_stay(
+    run: Run, people: People, own_dataset: MakeDataset, dsn: str, project: str
+) -> None:
+    dataset = own_dataset(3)
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    menu = min(dataset.rglob("*AM.json"))
+    number = int(menu.parent.name.removeprefix("recognition_"))
+    entries = json.loads(menu.read_bytes().decode("utf-8-sig"))
+    edited, gone = (entry["ExternalId"] for entry in entries[:2])
+    table = "public.recognition_active_menu_items"
+    world.query(
+        dsn, f"UPDATE {table} SET price = 3.33 WHERE recognition_id = %s AND external_id = %s", (number, edited)
+    )
+    own = f"INSERT INTO {table} (recognition_id, external_id, name, price) VALUES (%s, '888', 'of the app', 5)"
+    world.query(dsn, own, (number,))
+
+    def shown() -> dict[str, tuple[Any, ...]]:
+        rows = world.query(
+            dsn, f"SELECT external_id, id, name, price FROM {table} WHERE recognition_id = %s ORDER BY id", (number,)
+        )
+        return {key: tuple(rest) for key, *rest in rows}
+
+    before = shown()
+    added = [{**entries[0], "ExternalId": key, "Name": "of the menu"} for key in ("888", "889")]
+    menu.write_text(json.dumps([*(one for one in entries if one["ExternalId"] != gone), *added]), encoding="utf-8")
+    for batch_id, option in (("b2", "--changed"), ("b3", "--force")):
+        assert run("load", "--source", dataset, "--batch-id", batch_id, option).code == 0
+        after = shown()
+        assert after.pop("889")[1] == "of the menu"
+        assert after == {key: value for key, value in before.items() if key != gone}
+        kept = "SELECT message FROM ingest.notices WHERE batch_id = %s AND code = 'menu_entry_kept'"
+        assert [text[-3:] for (text,) in world.query(dsn, kept, (batch_id,))] == [": 2"]
+    for batch_id in ("b3", "b2"):
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+    assert {key: value[1:] for key, value in shown().items()} == {key: value[1:] for key, value in before.items()}
+    refused = run("reset", "--batch-id", "b1", "--confirm")
+    assert (refused.code, f"{table} (2 rows, to public.recognitions)" in refused.err) == (4, True)
+    world.query(dsn, f"DELETE FROM {table} WHERE external_id IN ('888', %s)", (edited,))
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert shown() == {}
+
+
 def test_an_adopted_recognition_is_loaded_by_force_once_nobody_works_on_it(
     run: Run, people: People, own_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:

@@ -24,6 +24,7 @@ ABSENT = {
     "photo_changed": "a file is written during a load",
     "json_changed": "a file is written during a load",
     "in_use": "an app works with what was loaded",
+    "menu_entry_kept": "an app adds or changes entries of a menu",
     "other_source": "another source has the recognition",
     "photo_size_unknown": "another tool has loaded before",
     "adopted_without_photo": "another tool has loaded before",

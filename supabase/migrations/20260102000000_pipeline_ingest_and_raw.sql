@@ -199,6 +199,8 @@ CREATE TABLE IF NOT EXISTS ingest.notices (
 );
 CREATE INDEX IF NOT EXISTS notices_batch ON ingest.notices (batch_id, step, shard);
 -- Equal notices of earlier looks. By hash, since a path may be longer than an entry of a B-tree.
+CREATE INDEX IF NOT EXISTS notices_other_photo ON ingest.notices (recognition_id)
+    WHERE code = 'annotations_other_photo' AND over_at IS NULL;
 CREATE INDEX IF NOT EXISTS notices_content ON ingest.notices USING hash ((path || code || message));
 COMMENT ON TABLE ingest.notices IS
     'Inputs that were passed over, or used in a way that a person should know of, each with its reason.';

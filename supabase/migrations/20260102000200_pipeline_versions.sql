@@ -221,11 +221,16 @@ BEGIN
                 WHEN 'public.initial_annotations'::regclass THEN ' AND app.source IS DISTINCT FROM ''MODEL'''
                 WHEN 'public.initial_tray_items'::regclass
                     THEN ' AND (app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'') OR app.item_type NOT IN (''FOOD'', ''PLATE''))'
+                WHEN 'public.recognition_active_menu_items'::regclass
+                    THEN ' AND target.menu_id IS NOT NULL AND NOT EXISTS (SELECT FROM pg_temp.stale g'
+                        ' WHERE g.relation = ''public.recognition_active_menu_items''::regclass AND g.id = app.id)'
                 ELSE '' END
         FROM pg_catalog.pg_constraint c
         WHERE c.contype = 'f' AND c.conparentid = 0 AND c.confrelid = ANY (ours::oid[])
             AND (c.conrelid <> ALL (ours::oid[])
-                OR c.conrelid IN ('public.initial_tray_items'::regclass, 'public.initial_annotations'::regclass))
+                OR c.conrelid IN ('public.initial_tray_items'::regclass, 'public.initial_annotations'::regclass)
+                OR (c.conrelid = 'public.recognition_active_menu_items'::regclass
+                    AND c.confrelid = 'public.recognitions'::regclass))
             AND EXISTS (SELECT FROM pg_temp.stale d WHERE d.relation = c.confrelid)
         ORDER BY 1, 2
     LOOP

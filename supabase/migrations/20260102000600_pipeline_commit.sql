@@ -123,6 +123,7 @@ AS $$
 BEGIN
     PERFORM ingest.notice_other_photos(batch);
     RETURN QUERY SELECT p.* FROM ingest.batches b CROSS JOIN LATERAL ingest.publish_affected(b.kind) p WHERE b.id = batch;
+    PERFORM ingest.notice_menu_entries(batch);
 END
 $$;
 
