@@ -13,7 +13,7 @@
 -- stay keep their ids.
 --
 -- The settings of the planner stand once, on the entry functions at the end; the functions that these call inherit
--- them. Every join goes through an index, row by row, in the order in which it is written: right after a bulk load there
+-- them, but for ingest.publish_unannotated(). Every join goes through an index, row by row, in the order in which it is written: right after a bulk load there
 -- are no statistics yet, a scan of a whole table looks cheap, and the cost of a batch must not depend on what is loaded
 -- already. The samples of ANALYZE are small: it runs on each temporary table, and many have wide rows.
 

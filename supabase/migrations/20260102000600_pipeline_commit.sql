@@ -1,5 +1,119 @@
 -- The entry functions: the commit of a batch, and its reset.
 
+CREATE OR REPLACE FUNCTION ingest.plan_unannotated(batch text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out unannotated: recognitions of a batch of kind 'qwen' that get their first annotations. None of their rows changes,
+-- so the batch needs no comparison with them: a batch of ours shows them, with the photos that it is for, without any
+-- annotation or item of the model, and with one item for each place of their receipt lines. OFFSET 0: each photo is a look-up
+-- in an index.
+BEGIN
+    PERFORM FROM public.recognitions r
+    WHERE r.id IN (SELECT m.recognition_id FROM ingest.manifest m WHERE m.batch_id = batch AND NOT m.rejected)
+    ORDER BY r.id FOR UPDATE;
+    CREATE TEMP TABLE unannotated ON COMMIT DROP AS
+    SELECT r.id AS recognition_id
+    FROM ingest.manifest m
+    JOIN public.recognitions r ON r.id = m.recognition_id
+    JOIN ingest.batches shown ON shown.id = r.batch_id
+    JOIN ingest.manifest own ON own.batch_id = r.batch_id AND own.recognition_id = r.id
+    CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE
+                ingest.is_same_photo(m, i.camera_number, i.sha256, i.width, i.height, i.orientation)) AS same,
+            count(*) FILTER (WHERE EXISTS (
+                SELECT FROM public.initial_annotations a WHERE a.image_id = i.id OFFSET 0)) AS annotated
+        FROM public.images i
+        WHERE i.recognition_id = r.id
+    ) photo
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS found, count(line.id) AS placed
+        FROM public.initial_tray_items i
+        LEFT JOIN public.recipe_lines line ON line.id = i.recipe_line_id AND line.line_number = i.line_number
+            AND i.ordinal BETWEEN 1 AND line.quantity AND i.source = 'RECIPE_LINE_OPTION' AND i.item_type = 'FOOD'
+        WHERE i.recognition_id = r.id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE')
+    ) item
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(line.quantity), 0) AS places
+        FROM public.recipes p
+        JOIN public.recipe_lines line ON line.recipe_id = p.id
+        WHERE p.recognition_id = r.id
+    ) receipt
+    WHERE m.batch_id = batch AND NOT m.rejected AND shown.kind = 'load' AND shown.state = 'done' AND NOT shown.adopted
+        AND photo.same = cardinality(m.cameras) AND photo.annotated = 0
+        AND item.placed = item.found AND item.placed = receipt.places
+        AND NOT EXISTS (
+            SELECT FROM ingest.manifest o
+            JOIN ingest.batches b ON b.id = o.batch_id
+            WHERE o.recognition_id = r.id AND o.batch_id <> batch AND b.state = 'done' AND (b.kind = 'qwen' OR b.adopted));
+    CREATE UNIQUE INDEX ON pg_temp.unannotated (recognition_id);
+    ANALYZE pg_temp.unannotated;
+    CREATE TEMP TABLE unannotated_photos ON COMMIT DROP AS
+    SELECT i.id, i.recognition_id, i.camera_number
+    FROM pg_temp.unannotated u
+    JOIN public.images i ON i.recognition_id = u.recognition_id;
+    CREATE TEMP TABLE unannotated_lines ON COMMIT DROP AS
+    SELECT i.recognition_id, i.line_number, array_agg(i.id ORDER BY i.ordinal) AS item_ids
+    FROM pg_temp.unannotated u
+    JOIN public.initial_tray_items i ON i.recognition_id = u.recognition_id
+    WHERE i.source = 'RECIPE_LINE_OPTION' AND i.item_type = 'FOOD'
+    GROUP BY i.recognition_id, i.line_number;
+    -- None of them goes before its annotations are there.
+    PERFORM FROM public.initial_tray_items i
+    WHERE i.recognition_id IN (SELECT u.recognition_id FROM pg_temp.unannotated u)
+    ORDER BY i.id FOR KEY SHARE;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.publish_unannotated(batch text) RETURNS bigint
+LANGUAGE plpgsql
+SET enable_nestloop = off
+SET enable_hashjoin = on
+AS $$
+-- Write the annotations of pg_temp.unannotated with the items that only the model saw, by the rule of plan_detections().
+-- This joins only what the batch has, as a whole, whatever the statistics say.
+DECLARE
+    written bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_temp.unannotated) THEN
+        RETURN 0;
+    END IF;
+    WITH seen AS MATERIALIZED (
+        SELECT d.*, CASE d.line_number WHEN 0 THEN 'PLATE' ELSE 'FOOD' END::public.item_type AS item_type,
+            image.id AS image_id, place.item_ids[least(d.nth, cardinality(place.item_ids))] AS item_id
+        FROM (
+            SELECT q.recognition_id, q.camera_number, q.detection, q.label, ingest.line_of(q.label) AS line_number,
+                jsonb_build_object('x', q.x1, 'y', q.y1, 'w', trim_scale(q.x2 - q.x1), 'h', trim_scale(q.y2 - q.y1))
+                    AS bbox,
+                row_number() OVER (
+                    PARTITION BY q.recognition_id, q.camera_number, q.label COLLATE "C" ORDER BY q.detection)::integer AS nth
+            FROM raw.detections q
+            WHERE q.batch_id = batch
+            OFFSET 0
+        ) d
+        JOIN pg_temp.unannotated_photos image USING (recognition_id, camera_number)
+        LEFT JOIN pg_temp.unannotated_lines place USING (recognition_id, line_number)
+    ), item AS (
+        INSERT INTO public.initial_tray_items (recognition_id, item_type, source, line_number, ordinal, metadata)
+        SELECT s.recognition_id, s.item_type, 'MODEL', s.line_number, s.nth,
+            CASE s.nth WHEN 1 THEN jsonb_build_object('qwen_label', min(s.label)) ELSE '{}' END
+                || jsonb_build_object('item_number', s.nth)
+        FROM seen s
+        WHERE s.item_id IS NULL
+        GROUP BY s.recognition_id, s.item_type, s.line_number, s.nth
+        ORDER BY s.recognition_id, s.item_type, s.line_number, s.nth
+        RETURNING id, recognition_id, line_number, ordinal
+    )
+    INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, detection, label, bbox, source)
+    SELECT s.image_id, coalesce(s.item_id, item.id), s.detection, s.label, s.bbox, 'MODEL'
+    FROM seen s
+    LEFT JOIN item ON s.item_id IS NULL AND item.recognition_id = s.recognition_id AND item.line_number = s.line_number
+        AND item.ordinal = s.nth
+    ORDER BY s.image_id, s.detection;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION ingest.plan_batch(batch text)
 RETURNS TABLE (recognition_id bigint, app regclass, referencing bigint)
 LANGUAGE plpgsql
@@ -31,11 +145,15 @@ BEGIN
         WHERE t.existing AND NOT ingest.is_on_record(t.recognition_id)
         RETURNING t.recognition_id, NULL::regclass, NULL::bigint;
     ELSE
+        PERFORM ingest.plan_unannotated(batch);
         RETURN QUERY
         SELECT p.id, NULL::regclass, NULL::bigint
-        FROM ingest.manifest m
+        FROM (
+            SELECT m.recognition_id FROM ingest.manifest m WHERE m.batch_id = batch AND NOT m.rejected
+            EXCEPT SELECT u.recognition_id FROM pg_temp.unannotated u
+        ) m
         JOIN public.recognitions p ON p.id = m.recognition_id
-        WHERE m.batch_id = batch AND NOT m.rejected AND NOT ingest.is_on_record(p.id);
+        WHERE NOT ingest.is_on_record(p.id);
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
             shown.adopted AS is_adopted, adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
@@ -43,7 +161,8 @@ BEGIN
         JOIN public.recognitions p ON p.id = m.recognition_id
         JOIN ingest.batches shown ON shown.id = CASE WHEN adopting
             THEN (SELECT v FROM ingest.newest_version(p.id, batch) v) ELSE p.batch_id END
-        WHERE m.batch_id = batch AND NOT m.rejected;
+        WHERE m.batch_id = batch AND NOT m.rejected
+            AND NOT EXISTS (SELECT FROM pg_temp.unannotated u WHERE u.recognition_id = p.id);
     END IF;
     PERFORM ingest.plan_adopted();
     PERFORM ingest.plan_affected(batch);
@@ -120,10 +239,20 @@ SET default_statistics_target = 10
 SET join_collapse_limit = 1
 AS $$
 -- Carry out what ingest.plan_batch() worked out.
+DECLARE
+    kind CONSTANT text := (SELECT b.kind FROM ingest.batches b WHERE b.id = batch);
+    started timestamptz;
 BEGIN
     PERFORM ingest.notice_other_photos(batch);
-    RETURN QUERY SELECT p.* FROM ingest.batches b CROSS JOIN LATERAL ingest.publish_affected(b.kind) p WHERE b.id = batch;
+    RETURN QUERY SELECT p.* FROM ingest.publish_affected(kind) p;
     PERFORM ingest.notice_menu_entries(batch);
+    IF kind = 'qwen' THEN
+        started := clock_timestamp();
+        operation := 'transform_unannotated';
+        rows_written := ingest.publish_unannotated(batch);
+        seconds := extract(epoch FROM clock_timestamp() - started);
+        RETURN NEXT;
+    END IF;
 END
 $$;
 
