@@ -75,14 +75,13 @@ CROSS JOIN LATERAL (
 -- name: create_boxes
 -- The boxes of the photos to annotate, in pixels of the photo as it is stored: scaled from the frame that the model
 -- saw, turned back as the EXIF orientation says, rounded, and clipped at the edges. A box that overhangs by more than
--- 2 % of a side is not clipped. Equal boxes of one label are one, of the first detection.
+-- 2 % of a side is not clipped. Equal boxes of one label are one, of the first detection. OFFSET 0: each value is worked out
+-- once, and not again in each expression that has it.
 CREATE TEMP TABLE boxes ON COMMIT DROP AS
-WITH scaled AS MATERIALIZED (
+WITH scaled AS (
     SELECT p.number, d.detection, d.label, p.width, p.height, turn.orientation,
-        d.x1 * seen.width / coalesce(:frame_width, seen.width) AS x1,
-        d.y1 * seen.height / coalesce(:frame_height, seen.height) AS y1,
-        d.x2 * seen.width / coalesce(:frame_width, seen.width) AS x2,
-        d.y2 * seen.height / coalesce(:frame_height, seen.height) AS y2
+        coalesce(d.x1 * seen.width / :frame_width, d.x1) AS x1, coalesce(d.y1 * seen.height / :frame_height, d.y1) AS y1,
+        coalesce(d.x2 * seen.width / :frame_width, d.x2) AS x2, coalesce(d.y2 * seen.height / :frame_height, d.y2) AS y2
     FROM pg_temp.photos p
     JOIN pg_temp.detections d USING (number)
     CROSS JOIN LATERAL (SELECT CASE WHEN :exif_turned THEN p.orientation ELSE 1 END AS orientation) turn
@@ -91,7 +90,8 @@ WITH scaled AS MATERIALIZED (
             CASE WHEN turn.orientation >= 5 THEN p.width ELSE p.height END AS height
     ) seen
     WHERE p.is_free OR p.is_suspect
-), placed AS MATERIALIZED (
+    OFFSET 0
+), placed AS (
     SELECT number, detection, label, width, height,
         round(CASE WHEN orientation IN (2, 3) THEN width - x2 WHEN orientation IN (5, 6) THEN y1
             WHEN orientation IN (7, 8) THEN width - y2 ELSE x1 END, 3) AS x1,
@@ -102,23 +102,25 @@ WITH scaled AS MATERIALIZED (
         round(CASE WHEN orientation IN (3, 4) THEN height - y1 WHEN orientation IN (5, 8) THEN x2
             WHEN orientation IN (6, 7) THEN height - x1 ELSE y2 END, 3) AS y2
     FROM scaled
+    OFFSET 0
+), judged AS (
+    SELECT *, x2 <= 0 OR y2 <= 0 OR x1 >= width OR y1 >= height OR greatest(-x1, x2 - width) > 0.02 * width
+        OR greatest(-y1, y2 - height) > 0.02 * height AS is_outside
+    FROM placed
+    OFFSET 0
 ), clipped AS (
     SELECT number, detection, label, is_outside, least(x1, y1) < 0 OR x2 > width OR y2 > height AS is_clipped,
         trim_scale(CASE WHEN is_outside THEN x1 ELSE greatest(x1, 0) END) AS x1,
         trim_scale(CASE WHEN is_outside THEN y1 ELSE greatest(y1, 0) END) AS y1,
         trim_scale(CASE WHEN is_outside THEN x2 ELSE least(x2, width) END) AS x2,
         trim_scale(CASE WHEN is_outside THEN y2 ELSE least(y2, height) END) AS y2
-    FROM placed
-    CROSS JOIN LATERAL (
-        SELECT x2 <= 0 OR y2 <= 0 OR x1 >= width OR y1 >= height OR greatest(-x1, x2 - width) > 0.02 * width
-            OR greatest(-y1, y2 - height) > 0.02 * height AS is_outside
-    ) beyond
+    FROM judged
+    OFFSET 0
 )
 SELECT number, min(detection) AS detection, label, x1, y1, x2, y2, is_outside, bool_or(is_clipped) AS is_clipped,
-    is_usable, count(*) - 1 AS repeats
+    NOT is_outside AND x1 < x2 AND y1 < y2 AS is_usable, count(*) - 1 AS repeats
 FROM clipped
-CROSS JOIN LATERAL (SELECT NOT is_outside AND x1 < x2 AND y1 < y2 AS is_usable) verdict
-GROUP BY number, label, x1, y1, x2, y2, is_outside, is_usable
+GROUP BY number, label, x1, y1, x2, y2, is_outside
 
 -- name: create_detections
 -- One row a usable detection, numbered from 1 in its entry.
@@ -172,14 +174,14 @@ FROM (
     ORDER BY recognition_id, camera_number, detections IS NULL, rank COLLATE "C" DESC, number DESC
 ) e
 LEFT JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = e.recognition_id AND c.batch_id <> :batch_id
--- OFFSET 0: each photo is a look-up in an index, whatever the statistics say.
+-- OFFSET 0: each photo is a look-up in an index, whatever the statistics say, and each value is worked out once.
 LEFT JOIN LATERAL (
     SELECT image.* FROM public.images image
     WHERE image.recognition_id = e.recognition_id AND image.camera_number = e.camera_number OFFSET 0
 ) i ON true
 CROSS JOIN LATERAL (
     SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a
-        WHERE a.image_id = i.id AND a.source = 'MODEL') AS there
+        WHERE a.image_id = i.id AND a.source = 'MODEL') AS there OFFSET 0
 ) annotated
 CROSS JOIN LATERAL (
     SELECT (array_agg(m.batch_id ORDER BY m.version DESC) FILTER (WHERE m.is_same))[1] AS former,
@@ -198,6 +200,7 @@ CROSS JOIN LATERAL (
         i.id IS NOT NULL AND NOT annotated.there AND num_nulls(i.width, i.height) > 0 AS lacks_size,
         CASE WHEN annotated.there THEN record.former END AS former,
         CASE WHEN NOT :force AND e.detections > 0 THEN record.other END AS other
+    OFFSET 0
 ) known
 
 -- name: create_staged_annotations

@@ -259,8 +259,9 @@ WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bi
 SELECT clock_timestamp() AS now, current_setting('server_version_num')::int AS version
 
 -- name: prefer_indexes
--- Until the end of the transaction: right after a bulk load there are no statistics yet, and a scan looks cheap.
-SELECT set_config('enable_seqscan', 'off', true)
+-- Until the end of the transaction: right after a bulk load there are no statistics yet, and a scan looks cheap. Small
+-- samples are enough for temporary tables.
+SELECT set_config('enable_seqscan', 'off', true), set_config('default_statistics_target', '10', true)
 
 -- name: set_held_reason
 UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
