@@ -405,6 +405,43 @@ def test_no_bucket_is_created_beside_the_photos_that_are_there(
     assert command("load", "--source", dataset, "--batch-id", "b1").code == 0
 
 
+@pytest.mark.parametrize("adopted", [False, True], ids=["unknown", "adopted"])
+def test_no_photo_goes_to_another_bucket_than_that_of_the_app(
+    adopted: bool,
+    command: Command,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    dsn: str,
+    workdir: Path,
+    stored: Bucket,
+) -> None:
+    dataset = small_dataset(2)
+    world.query(dsn, "INSERT INTO public.recognitions (id, batch_id) VALUES (7, 'manual')")
+    with closing(Storage(settings)) as storage:
+        storage.ensure_bucket()
+    for camera in (1, 2):
+        key = f"recognitions/7/camera{camera}.jpg"
+        put_stranger(stored, key)
+        columns = "recognition_id, camera_number, storage_path, width, height"
+        world.query(dsn, f"INSERT INTO public.images ({columns}) VALUES (7, %s, %s, 4, 3)", (camera, key))
+    if adopted:
+        assert command("adopt", "--confirm").code == 0
+    other = replace(settings, bucket=f"{settings.bucket}-x")
+    with closing(Storage(other)) as storage:
+        storage.ensure_bucket()
+    (workdir / ".env.local").write_text(environment_file(other), encoding="utf-8")
+    refused = command("load", "--source", dataset, "--batch-id", "b1")
+    assert (refused.code, refused.out) == (4, "")
+    assert f"are in the bucket {settings.bucket}, not in {other.bucket}, for example recognitions/7/" in refused.err
+    assert f"Set STORAGE_BUCKET={settings.bucket}." in refused.err
+    assert replace(stored, settings=other).listed() == []
+    checked = command("status", "--check").out
+    said = f"1 finished batch is in the bucket {settings.bucket}, not in {other.bucket}, for example manual."
+    assert (said in checked) == adopted
+    (workdir / ".env.local").write_text(environment_file(settings), encoding="utf-8")
+    assert command("load", "--source", dataset, "--batch-id", "b1").code == 0
+
+
 def test_an_upload_leaves_alone_what_others_have_in_the_range_of_its_shard(
     command: Command, dsn: str, small_dataset: MakeDataset, stored: Bucket
 ) -> None:

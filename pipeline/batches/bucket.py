@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import datetime
 from typing import Any
 
 from pipeline.batches import state as batch_state
+from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.errors import AccessDenied, PipelineError, RefusedError
 from pipeline.storage import Storage
@@ -20,14 +22,13 @@ from pipeline.storage import Storage
 KEY_FORM = re.compile(r"[^/]+/recognitions/[0-9]+/camera[12]\.jpg")
 #: The prefix of the objects of adopted batches.
 ADOPTED_PREFIX = "recognitions/"
+#: Photos of others that are looked for until one is found: a row may name an object that is nowhere.
+_PROBES = 3
 _HINT = (
     "NEXT_PUBLIC_SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY must be of the project that the batch was started in. "
     "If its bucket was deleted, docs/reference/storage-answers.md says how to go on."
 )
-_ANOTHER_HINT = (
-    "Set STORAGE_BUCKET to the bucket of those photos; `status --check` finds it. "
-    "If new photos are to go to a bucket of their own, create it first."
-)
+_ANOTHER_HINT = "Set STORAGE_BUCKET to the bucket of those photos; `status --check` finds it."
 
 
 def prove_bucket(
@@ -63,25 +64,52 @@ def check_bucket(
             raise RefusedError(f"{message}: it is another bucket.", _HINT)
 
 
-def open_bucket(database: Database, storage: Storage, batch_id: str) -> datetime:
+def open_bucket(database: Database, settings: Settings, batch_id: str) -> datetime:
     """Create the first batch's bucket, or prove that it is that of this batch or of others; return its creation time.
 
-    Raises RefusedError if it is another one, or if it does not exist although the project has photos; and what
-    `Storage.ensure_bucket` raises.
+    Raises RefusedError if it is another one, if it does not exist although the project has photos, or if the photos
+    that other tools stored are in another bucket; and what `Storage.ensure_bucket` raises.
     """
 
-    def recorded(connection: Connection) -> Mapping[str, datetime | None]:
+    def ask(connection: Connection) -> tuple[Mapping[str, datetime | None], list[str]]:
+        others = [row.key for row in connection.execute("list_photos_of_others", count=_PROBES)]
         batch = batch_state.find_batch(connection, batch_id)
         if batch is not None and batch.state != "reset":
-            return {batch_id: batch.bucket_created_at}
-        return list_recorded(connection, storage.bucket)
+            return {batch_id: batch.bucket_created_at}, others
+        return list_recorded(connection, settings.bucket), others
 
-    if prove_bucket(storage, database.run(recorded, read_only=True), RefusedError) is None:
-        for photo in database.run(lambda connection: connection.execute("find_photo"), read_only=True):
-            message = f"There is no bucket {storage.bucket}, but the project has photos already, such as {photo.key}."
-            raise RefusedError(message, _ANOTHER_HINT)
-    created_at: datetime = storage.ensure_bucket()["created_at"]
+    recorded, others = database.run(ask, read_only=True)
+    with closing(Storage(settings)) as storage:
+        if prove_bucket(storage, recorded, RefusedError) is None:
+            for photo in database.run(lambda connection: connection.execute("find_photo"), read_only=True):
+                message = (
+                    f"There is no bucket {storage.bucket}, but the project has photos already, such as {photo.key}."
+                )
+                raise RefusedError(message, _ANOTHER_HINT)
+        for key in others:
+            found = find_bucket_of(settings, key)
+            if found not in (None, settings.bucket):
+                message = (
+                    f"The photos that the project has already are in the bucket {found}, for example {key}, not in"
+                )
+                raise RefusedError(f"{message} {settings.bucket}.", f"Set STORAGE_BUCKET={found}.")
+            if found is not None:
+                break
+        created_at: datetime = storage.ensure_bucket()["created_at"]
     return created_at
+
+
+def find_bucket_of(settings: Settings, key: str) -> str | None:
+    """Return the bucket that has an object, the configured one if several do; None if none has it."""
+    with closing(Storage(settings)) as storage:
+        if storage.find(key) is not None:
+            return settings.bucket
+        names = storage.list_buckets()
+    for name in names:
+        with closing(Storage(settings, bucket=name)) as storage:
+            if name != settings.bucket and storage.find(key) is not None:
+                return name
+    return None
 
 
 def list_recorded(connection: Connection, bucket: str) -> dict[str, datetime | None]:

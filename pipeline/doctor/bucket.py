@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.batches.bucket import check_bucket
+from pipeline.batches.bucket import check_bucket, find_bucket_of
 from pipeline.config import Settings
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.doctor.clock import moment, offset_of_header
@@ -162,24 +162,19 @@ def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterato
 
 def examine_adoption(settings: Settings, key: str) -> Iterator[Finding]:
     """Yield a finding about photos that another tool stored, of which `key` is one: where they are."""
-    with closing(Storage(settings)) as storage:
-        try:
-            names = sorted(storage.list_buckets(), key=lambda name: name != settings.bucket)
-        except PipelineError as exc:
-            yield of_error("adopt", exc)
-            return
-    for name in names:
-        with closing(Storage(settings, bucket=name)) as storage:
-            if storage.find(key) is None:
-                continue
-        if name == settings.bucket:
-            message = f"Photos that another tool stored in the bucket {name} are not on record, for example {key}."
-            yield warning("adopt", message, f"Look at `{settings.command('adopt --dry-run')}`.")
-        else:
-            message = f"The photos that the app has already are in the bucket {name}, for example {key}."
-            yield problem("adopt", message, f"Set STORAGE_BUCKET={name}, so that new ones go there too.")
+    try:
+        name = find_bucket_of(settings, key)
+    except PipelineError as exc:
+        yield of_error("adopt", exc)
         return
-    yield warning("adopt", f"The app has photos that no bucket has, for example {key}.", "Check the project's URL.")
+    if name is None:
+        yield warning("adopt", f"The app has photos that no bucket has, for example {key}.", "Check the project's URL.")
+    elif name == settings.bucket:
+        message = f"Photos that another tool stored in the bucket {name} are not on record, for example {key}."
+        yield warning("adopt", message, f"Look at `{settings.command('adopt --dry-run')}`.")
+    else:
+        message = f"The photos that the app has already are in the bucket {name}, for example {key}."
+        yield problem("adopt", message, f"Set STORAGE_BUCKET={name}, so that new ones go there too.")
 
 
 def types_finding(allowed: object) -> Finding:

@@ -126,8 +126,7 @@ class Run:
     def open_bucket(self) -> None:
         """Make the bucket of a load, or prove that it is the one on record."""
         if self._needs_bucket:
-            with closing(Storage(self.environment.settings)) as storage:
-                self.bucket_created_at = open_bucket(self.database, storage, self.batch_id)
+            self.bucket_created_at = open_bucket(self.database, self.environment.settings, self.batch_id)
 
     @contextmanager
     def shared(self) -> Iterator[None]:

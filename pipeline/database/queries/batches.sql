@@ -234,6 +234,28 @@ FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting')
 ORDER BY created_at, id
 
+-- name: list_photos_of_others
+-- Some photos that no batch sent: of the oldest and the newest of the project, so that its size does not matter.
+SELECT i.storage_path AS key
+FROM (
+    (SELECT id, recognition_id, storage_path FROM public.images ORDER BY id LIMIT 100)
+    UNION
+    (SELECT id, recognition_id, storage_path FROM public.images ORDER BY id DESC LIMIT 100)
+) i
+WHERE NOT EXISTS (
+    SELECT FROM ingest.manifest m JOIN ingest.batches b ON b.id = m.batch_id
+    WHERE m.recognition_id = i.recognition_id AND i.storage_path = ANY (m.object_keys) AND NOT b.adopted)
+ORDER BY i.id
+LIMIT :count
+
+-- name: list_other_buckets
+-- Where the photos of finished batches are that are not in the configured bucket.
+SELECT bucket, count(*) AS batches, min(id) AS batch_id
+FROM ingest.batches
+WHERE kind = 'load' AND state = 'done' AND bucket <> :bucket AND recognitions > 0
+GROUP BY bucket
+ORDER BY bucket
+
 -- name: list_recorded_buckets
 -- A batch for each bucket of a name that objects were sent to.
 SELECT DISTINCT ON (bucket_created_at) id, bucket_created_at
