@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -415,15 +416,15 @@ def test_no_photo_goes_to_another_bucket_than_that_of_the_app(
     workdir: Path,
     stored: Bucket,
 ) -> None:
-    dataset = small_dataset(2)
-    world.query(dsn, "INSERT INTO public.recognitions (id, batch_id) VALUES (7, 'manual')")
+    dataset, number = small_dataset(2), uuid.uuid4().int % 10**12  # other tests share the server
+    world.query(dsn, "INSERT INTO public.recognitions (id, batch_id) VALUES (%s, 'manual')", (number,))
     with closing(Storage(settings)) as storage:
         storage.ensure_bucket()
     for camera in (1, 2):
-        key = f"recognitions/7/camera{camera}.jpg"
+        key = f"recognitions/{number}/camera{camera}.jpg"
         put_stranger(stored, key)
         columns = "recognition_id, camera_number, storage_path, width, height"
-        world.query(dsn, f"INSERT INTO public.images ({columns}) VALUES (7, %s, %s, 4, 3)", (camera, key))
+        world.query(dsn, f"INSERT INTO public.images ({columns}) VALUES (%s, %s, %s, 4, 3)", (number, camera, key))
     if adopted:
         assert command("adopt", "--confirm").code == 0
     other = replace(settings, bucket=f"{settings.bucket}-x")
@@ -432,7 +433,9 @@ def test_no_photo_goes_to_another_bucket_than_that_of_the_app(
     (workdir / ".env.local").write_text(environment_file(other), encoding="utf-8")
     refused = command("load", "--source", dataset, "--batch-id", "b1")
     assert (refused.code, refused.out) == (4, "")
-    assert f"are in the bucket {settings.bucket}, not in {other.bucket}, for example recognitions/7/" in refused.err
+    assert (
+        f"are in the bucket {settings.bucket}, not in {other.bucket}, for example recognitions/{number}/" in refused.err
+    )
     assert f"Set STORAGE_BUCKET={settings.bucket}." in refused.err
     assert replace(stored, settings=other).listed() == []
     checked = command("status", "--check").out

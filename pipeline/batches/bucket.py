@@ -82,17 +82,13 @@ def open_bucket(database: Database, settings: Settings, batch_id: str) -> dateti
     with closing(Storage(settings)) as storage:
         if prove_bucket(storage, recorded, RefusedError) is None:
             for photo in database.run(lambda connection: connection.execute("find_photo"), read_only=True):
-                message = (
-                    f"There is no bucket {storage.bucket}, but the project has photos already, such as {photo.key}."
-                )
-                raise RefusedError(message, _ANOTHER_HINT)
+                message = f"There is no bucket {storage.bucket}, but the project has photos already"
+                raise RefusedError(f"{message}, such as {photo.key}.", _ANOTHER_HINT)
         for key in others:
             found = find_bucket_of(settings, key)
             if found not in (None, settings.bucket):
-                message = (
-                    f"The photos that the project has already are in the bucket {found}, for example {key}, not in"
-                )
-                raise RefusedError(f"{message} {settings.bucket}.", f"Set STORAGE_BUCKET={found}.")
+                message = f"The photos that the project has already are in the bucket {found}, not in {settings.bucket}"
+                raise RefusedError(f"{message}, for example {key}.", f"Set STORAGE_BUCKET={found}.")
             if found is not None:
                 break
         created_at: datetime = storage.ensure_bucket()["created_at"]
