@@ -402,7 +402,8 @@ BEGIN
         INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
         SELECT CASE own.state WHEN 'done' THEN m.batch_id ELSE own.id END, t.recognition_id, m.photo_paths[at],
             'annotations_other_photo', format('the annotations of %s are left out: they are for another photo (%s x %s pixels, '
-            'orientation %s, SHA-256 %s) than the one that is there now (%s x %s pixels, orientation %s, SHA-256 %s)',
+            'orientation %s, SHA-256 %s) than the one that is there now (%s x %s pixels, orientation %s, SHA-256 %s); load-qwen '
+            '--force loads them',
             m.batch_id, m.widths[at], m.heights[at], coalesce(m.orientations[at], 1),
             coalesce(left(m.photo_sha256s[at], 12), 'unknown'), f.width, f.height, coalesce(f.orientation, 1),
             coalesce(left(f.sha256, 12), 'unknown')), 'transform'

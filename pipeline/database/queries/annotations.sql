@@ -7,7 +7,7 @@ SELECT recognition_id, path, 'not_adopted', :message, true FROM pg_temp.photos W
 -- name: add_other_photos
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT recognition_id, path, 'annotations_other_photo', 'the values are left out: ' || other || ' loaded them for another '
-    'photo than the one that is there now (SHA-256 ' || coalesce(left(sha256, 12), 'unknown') || ')', true
+    'photo than the one that is there now (SHA-256 ' || coalesce(left(sha256, 12), 'unknown') || '); load-qwen --force loads them', true
 FROM pg_temp.photos
 WHERE other IS NOT NULL
 
@@ -18,7 +18,14 @@ SELECT e.recognition_id, e.path, reject.code, reject.message
 FROM pg_temp.entries e
 JOIN pg_temp.photos p USING (recognition_id, camera_number)
 CROSS JOIN LATERAL (
-    SELECT 'recognition_unknown', 'the recognition ' || e.recognition_id || ' is not loaded' WHERE p.image_id IS NULL
+    SELECT 'recognition_unknown', 'the recognition ' || e.recognition_id || coalesce((
+            SELECT CASE b.state WHEN 'held' THEN format(' is in batch %s, which is held: publish', b.id)
+                ELSE format(' is in batch %s, which is unfinished: finish', b.id) END
+                || format(' %s, then load the annotations again', b.id)
+            FROM ingest.claims c JOIN ingest.batches b ON b.id = c.batch_id
+            WHERE c.kind = 'load' AND c.recognition_id = e.recognition_id AND b.state IN ('held', 'loading')
+        ), ' is not loaded')
+    WHERE p.image_id IS NULL
     UNION ALL
     SELECT 'photo_size_unknown', 'the image of the photo has no width or no height' WHERE p.lacks_size
 ) reject (code, message)
