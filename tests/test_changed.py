@@ -156,6 +156,14 @@ def test_exactly_what_changed_is_loaded_anew(
 
     done = run("load", "--source", dataset, "--batch-id", "b2", "--changed", "--json")
     assert done.code == 0, done.err
+    for name in ("found", "already_loaded", "changed_since_load", "beyond_limit", "known_rejects", "files"):
+        assert dry[name] == json.loads(done.out)[name], name
+    shown = run("status", "--batch-id", "b2").out
+    assert f"{len(changed)} of them are new versions of recognitions that changed.\n" in shown
+    assert "changed since" not in shown
+    nothing = run("load", "--source", dataset, "--changed", "--dry-run")
+    assert nothing.out.startswith(f"Nothing to load: {dataset} has 16 recognitions. Nothing was written.\n")
+    assert "16 already loaded" in nothing.out
     counters = json.loads(done.out)["counters"]
     assert (counters["objects_uploaded"], counters["objects_copied"]) == (1, 2 * len(changed) - 1)
     rest = [number for number in numbers if number not in changed]

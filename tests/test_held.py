@@ -83,13 +83,16 @@ def test_too_many_rejects_hold_a_batch_and_publish_releases_it(
     done = run("publish", "--batch-id", "b1")
     assert done.code == 0
     assert "Batch b1 is done: 6 recognitions" in done.out
+    assert done.err.endswith("Batch b1 is published.\n")
+    assert "Resuming" not in done.err
     assert re.search(
-        rf"^Held, until it was released at .* UTC: {re.escape(reason)} Most often ", done.out, re.MULTILINE
+        rf"^Held, until it was published at .* UTC: {re.escape(reason)} Most often ", done.out, re.MULTILINE
     )
     world.check(settings, (dataset, "b1", ids[10:]))
     once_more = run("publish", "--batch-id", "b1")
     assert once_more.code == 0
     assert "Batch b1 is done already" in once_more.out
+    assert re.search(r"^Batch b1 was published already, at .* UTC\.$", once_more.err, re.MULTILINE)
 
 
 @pytest.mark.parametrize("most", [12, 1000], ids=["most", "all"])
@@ -201,6 +204,26 @@ def test_annotations_of_recognitions_that_are_not_loaded_are_held(run: Run, smal
     held = run("load-qwen", "--file", small_dataset(3) / ANNOTATIONS, "--batch-id", "q1")
     assert held.code == 6
     assert "No photo of " in held.err
+    assert "publish" not in held.err
+
+
+@pytest.mark.parametrize("state", ["held", "unfinished"])
+def test_annotations_of_recognitions_in_another_batch_name_it(
+    state: str, run: Run, own_dataset: MakeDataset, dsn: str, tmp_path: Path
+) -> None:
+    dataset = own_dataset(16)
+    ids = ids_of(dataset)
+    if state == "held":
+        strip(dataset, ids[:10])
+        assert run("load", "--source", dataset, "--batch-id", "b1").code == 6
+    else:
+        fail_uploads(dsn, on=True)
+        assert run("load", "--source", dataset, "--batch-id", "b1").code == 3
+    file = write(tmp_path / "boxes.json", {key_of(ids[-1]): value_of("plate")})
+    told = run("load-qwen", "--file", file, "--batch-id", "q1")
+    word = "publish" if state == "held" else "finish"
+    message = f"the recognition {ids[-1]} is in batch b1, which is {state}: {word} b1, then load the annotations again"
+    assert (told.code, message in told.err) == (6, True)
 
 
 @pytest.mark.parametrize("kind", ["load", "load-qwen"])
@@ -261,7 +284,7 @@ def test_status_tells_why_a_batch_is_held_and_what_to_do(run: Run, own_dataset: 
     for arguments in ((), ("--check",), ("--batch-id", "b1")):
         shown = run("status", *arguments).out
         assert summary["held_reason"] in shown
-        assert "`python -m pipeline publish --batch-id b1`" in shown
+        assert "publish" not in shown  # there is nothing to publish
         assert "`python -m pipeline reset --batch-id b1`" in shown
     [unfinished] = json.loads(run("status", "--json").out)["unfinished"]
     assert (unfinished["state"], unfinished["held_reason"]) == ("held", summary["held_reason"])

@@ -199,6 +199,8 @@ def test_one_of_every_kind_of_reject_is_left_out_and_the_rest_is_loaded(
     }
     assert all((dataset / path).exists() and message for _, path, message in found)
     assert f"Rejected: {len(BROKEN)} (" in done.stdout
+    summary = json.loads(run_pipeline("status", "--batch-id", "b1", "--json").stdout)
+    assert summary["found"] == summary["recognitions_processed"] + summary["rejected"]
     world.check(settings, (dataset, "b1", good))
 
 
@@ -237,6 +239,7 @@ def test_a_dry_run_tells_and_writes_nothing(
     assert told.returncode == 0
     assert "Would load 4 recognitions, 8 photos" in told.stdout
     assert "Nothing was written." in told.stdout
+    assert "\nPhotos and documents were not read: " in told.stdout
     found = json.loads(run_pipeline("load", "--source", dataset, "--dry-run", "--json").stdout)
     assert found["dry_run"] is True
     assert found["rejects"]["photo_count"] == 2

@@ -173,6 +173,13 @@ def test_what_storage_refused_is_sent_again_every_night(
         quiet = run("load", "--source", dataset, "--batch-id", "n1")
         assert quiet.code == 0
         assert (batches(dsn), looks(dsn)[1]) == (["b1"], ("n1", False, 0, refused))
+        summary = json.loads(run("status", "--batch-id", "n1", "--json").out)
+        assert summary["files"]["used"] == 0
+        assert summary["files"]["rejected"] >= 2 * refused
+        dry = run("load", "--source", dataset, "--dry-run").out
+        assert dry.startswith("Nothing that is new would be loaded. Nothing was written.\n")
+        again = f"{refused} recognition{'' if refused == 1 else 's'}"
+        assert f"\nWould try {again} again that an earlier load rejected.\n" in dry
         assert len(world.objects(settings)) == 2 * (12 - refused)
         limit(None)
     assert run("load", "--source", dataset, "--batch-id", "b2").code == 0

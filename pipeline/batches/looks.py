@@ -49,7 +49,7 @@ class Look:
 def record_look(connection: Connection, request: Any, found: Any) -> None:
     """Record what a discovery saw: the request and the result of pipeline.steps.discover."""
     seen = {name: getattr(request, name) for name in OPTIONS} | {name: getattr(found, name) for name in _NUMBERS}
-    loaded = found.already_loaded + (found.changed_since_load if request.changed else 0)
+    loaded = found.already_loaded + (found.changed_since_load if request.changed and found.batch_made else 0)
     connection.execute(
         "insert_look",
         **{name: getattr(request, name) for name in ("batch_id", "kind", "source", "bucket")},

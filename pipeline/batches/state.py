@@ -47,6 +47,7 @@ class Batch:
     coordinates: str
     exif_turned: bool
     shards: int
+    recognitions: int
     photos: int
     created_at: datetime
     reset_at: datetime | None
@@ -99,14 +100,16 @@ def hold(
 
 def held_error(connection: Connection, batch_id: str) -> HeldError:
     """Return the error of a batch that is held."""
-    reason = require_batch(connection, batch_id).held_reason
-    message = f"Batch {batch_id} is held, readers do not see it. {reason}"
-    return HeldError(message, held_hint(batch_id, connection.command))
+    batch = require_batch(connection, batch_id)
+    message = f"Batch {batch_id} is held, readers do not see it. {batch.held_reason}"
+    return HeldError(message, held_hint(batch_id, connection.command, usable=batch.recognitions > 0))
 
 
-def held_hint(batch_id: str, command: Callable[[str], str]) -> str:
-    """Return what to do about a held batch; `command` makes a command line of ours."""
+def held_hint(batch_id: str, command: Callable[[str], str], *, usable: bool) -> str:
+    """Return what to do about a held batch, of which something is usable; `command` makes a command line of ours."""
     publish, reset = (command(f"{name} --batch-id {batch_id}") for name in ("publish", "reset"))
+    if not usable:
+        return f"Remove it, correct options or input, then load again: `{reset}`."
     return (
         f"If options or input were wrong, remove it, then load again with them corrected: `{reset}`. "
         f"If not, publish it as it is: `{publish}`."

@@ -16,7 +16,7 @@ from pipeline.batches.bucket import list_recorded, prove_bucket
 from pipeline.batches.looks import describe_changed, describe_known, find_look, summarise_look
 from pipeline.batches.proofs import describe_proofs, find_proofs
 from pipeline.batches.resolve import next_step
-from pipeline.batches.state import COPY, KIND_QWEN, UPLOAD
+from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import pending
@@ -63,6 +63,8 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         batch["recognitions_done"] = {step: shards[step].recognitions if step in shards else 0 for step in _SHARD_STEPS}
         batch["recognitions_processed"] = batch["recognitions_done"][COPY]
         batch["images_processed"] = shards[COPY].images if COPY in shards else 0
+    if batch["changed"] and batch["kind"] == KIND_LOAD:
+        batch["new_versions"] = connection.one("count_new_versions", batch_id=batch_id).recognitions
     counts = {name: batch[name] for name in ("recognitions_processed", "images_processed")}
     if batch["kind"] == KIND_QWEN:
         counts["detections_processed"] = detections
@@ -164,7 +166,7 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
         lines.append(f"Adopted: another tool loaded it, {f'as {former}' if former else 'without an id'}.")
     if reason := summary.get("held_reason"):  # earlier versions held no batch
         released_at = summary["released_at"]
-        then = f", until it was released at {moment(released_at)}" if released_at else ""
+        then = f", until it was published at {moment(released_at)}" if released_at else ""
         lines.append(printable(f"Held{then}: {reason}"))
     return "\n".join([*lines, *_describe_rest(summary, rejects)])
 
@@ -180,8 +182,13 @@ def describe(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
 def _describe_look(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines about a look that found nothing to load."""
     unit = partial(counted, noun="photo" if summary["kind"] == KIND_QWEN else "recognition")
-    yield printable(f"Nothing to load: {summary['source']} has {unit(summary['found'])}. No batch was made.")
+    yield f"{nothing_to_load(summary['source'], unit(summary['found']))} No batch was made."
     yield f"Looked at {moment(summary['looked_at'])}, on record as {summary['batch_id']}."
+
+
+def nothing_to_load(source: str, found: str) -> str:
+    """Return a sentence about a source that has nothing new."""
+    return printable(f"Nothing to load: {source} has {found}.")
 
 
 def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
@@ -205,7 +212,15 @@ def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
         copies = counted(summary["superseded_copies"], "earlier copy was", "earlier copies were")
         lines.append(f"{twice} was taken, {copies} left.")
     if changed := summary.get("changed_since_load"):
-        lines.append(describe_changed(summary["kind"], changed, summary["changed"]))
+        if (versions := summary.get("new_versions")) and summary["state"] == "done":
+            which = (
+                "of them is a new version of a recognition"
+                if versions == 1
+                else "of them are new versions of recognitions"
+            )
+            lines.append(f"{versions} {which} that changed.")
+        else:
+            lines.append(describe_changed(summary["kind"], changed, summary["changed"]))
     if known := summary.get("known_rejects"):
         lines.append(describe_known(known))
     if files := summary.get("files"):  # earlier versions did not count them

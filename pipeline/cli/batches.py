@@ -18,7 +18,7 @@ from pipeline.batches.looks import describe_changed, describe_known
 from pipeline.batches.proofs import find_proofs
 from pipeline.batches.resolve import LoadRequest, next_step, require_schema, resolve_batch
 from pipeline.batches.state import KIND_LOAD
-from pipeline.batches.summary import describe, headline, read_status, status_text, summarise
+from pipeline.batches.summary import describe, headline, nothing_to_load, read_status, status_text, summarise
 from pipeline.cli.completion import remember
 from pipeline.cli.measured import require_file
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
@@ -49,7 +49,7 @@ from pipeline.steps.discover import Discovery, Request, discover
 from pipeline.steps.reset import Plan, describe_reset, plan_reset
 from pipeline.steps.verify import Verification
 from pipeline.storage import Storage
-from pipeline.units import counted, size
+from pipeline.units import counted, moment, size
 
 
 def _open(options: argparse.Namespace) -> tuple[Settings, Database]:
@@ -86,7 +86,13 @@ def publish(options: argparse.Namespace) -> None:
     """Release a batch that is held, and complete its load."""
     _, database = _open(options)
     batch = database.run(partial(release, batch_id=options.batch_id, production=options.production))
-    _run_load(load_of(batch, options.production), options)
+    task = load_of(batch, options.production)
+    registry.find(batch.id, options.production).resumed = ""
+    _run_load(task, options)
+    if batch.state != "done":
+        say(f"Batch {batch.id} is published.", logging.INFO)
+    elif batch.released_at is not None:
+        say(f"Batch {batch.id} was published already, at {moment(batch.released_at.isoformat())}.", logging.INFO)
 
 
 def _run_load(task: Load, options: argparse.Namespace, **parameters: Any) -> None:
@@ -133,11 +139,11 @@ def _dry_run(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"batch_id": batch.batch_id, "discovered": True}
     text = f"{batch.batch_id} is on record already; nothing new would be selected."
     if not batch.done and (found := discover(database, request, dry_run=True)) is not None:
-        result, text = asdict(found), _describe(found, options.changed)
+        result, text = asdict(found), _describe(found, options.changed, options.strict)
     print_result(options, {"dry_run": True, **result}, text)
 
 
-def _describe(found: Discovery, taken: bool) -> str:
+def _describe(found: Discovery, taken: bool, strict: bool) -> str:
     holders = f" {', '.join(found.held_by)}" if found.held_by else ""
     rejects = f"\nRejects seen so far: {describe_codes(found.rejects)}." if found.rejects else ""
     if found.known_rejects:
@@ -146,13 +152,31 @@ def _describe(found: Discovery, taken: bool) -> str:
         rejects += f"\n{describe_changed(KIND_LOAD, found.changed_since_load, taken)}"
     notices = f"\nNotices: {describe_codes(found.notices)}." if found.notices else ""
     return (
-        f"Would load {counted(found.recognitions, 'recognition')}, {counted(found.photos, 'photo')}, "
-        f"{size(found.bytes)}, in {counted(found.shards, 'shard')}, as batch {found.batch_id}. Nothing was written.\n"
+        f"{_describe_plan(found, strict)}\n"
         f"Dataset: {found.source}: {counted(found.found, 'recognition')}, {found.already_loaded} already loaded, "
         f"{found.held_elsewhere} held by unfinished batches{holders}, {found.beyond_limit} beyond the limit, "
         f"{counted(found.superseded_copies, 'other copy', 'other copies')}.\n"
         f"Files: {describe_files(found.files)}.{rejects}{notices}"
     )
+
+
+def _describe_plan(found: Discovery, strict: bool) -> str:
+    """Return what a load would do; what was rejected before, and would be tried again, is counted apart."""
+    if not found.batch_made:
+        return f"{nothing_to_load(found.source, counted(found.found, 'recognition'))} Nothing was written."
+    recognitions, photos = found.recognitions - found.retried, found.photos - 2 * found.retried
+    text = (
+        f"Would load {counted(recognitions, 'recognition')}, {counted(photos, 'photo')}, "
+        f"{size(found.bytes - found.retried_bytes)}, in {counted(found.shards, 'shard')}, as batch {found.batch_id}. "
+        "Nothing was written."
+    )
+    if found.retried and not recognitions and not found.rejects:
+        text = "Nothing that is new would be loaded. Nothing was written."
+    if found.retried:
+        text += f"\nWould try {counted(found.retried, 'recognition')} again that an earlier load rejected."
+    if recognitions and not strict:
+        text += "\nPhotos and documents were not read: the load rejects what it finds unusable in them."
+    return text
 
 
 def worker(options: argparse.Namespace) -> None:

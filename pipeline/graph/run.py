@@ -201,7 +201,8 @@ class Run:
             return
         show(headline(summary, rejects, was_done=self.was_done))
         if summary["state"] == "held":
-            say(state.held_hint(self.batch_id, self.environment.settings.command))
+            usable = summary["recognitions_processed"] > 0
+            say(state.held_hint(self.batch_id, self.environment.settings.command, usable=usable))
         elif not self.is_finished():
             say(f"To go on: {self.command}")
 

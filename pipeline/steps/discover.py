@@ -76,7 +76,8 @@ class Discovery:
     """What discovery found; counts are recognitions unless the name says otherwise.
 
     Of annotations, found, already_loaded, changed_since_load, held_elsewhere and superseded_copies are photos. Without
-    anything to load, no batch is made. Rejects and notices are those that no earlier look recorded.
+    anything to load, no batch is made. Rejects and notices are those that no earlier look recorded. `retried` are those
+    to load that an earlier upload or copy rejected for a limit that may have been raised since.
     """
 
     batch_id: str
@@ -91,6 +92,8 @@ class Discovery:
     recognitions: int
     photos: int
     bytes: int
+    retried: int
+    retried_bytes: int
     shards: int
     rejects: dict[str, int]
     known_rejects: int
@@ -146,7 +149,17 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     rejects = _count_rejects(connection)
     notices = {row.code: row.notices for row in connection.execute("count_found_notices")}
     is_made = bool(rejects or connection.one("count_staged").staged)
-    numbers = {**seen.counts(), "recognitions": 0, "photos": 0, "bytes": 0, "shards": 0}
+    numbers = {
+        **seen.counts(),
+        "recognitions": 0,
+        "photos": 0,
+        "bytes": 0,
+        "shards": 0,
+        "retried": 0,
+        "retried_bytes": 0,
+    }
+    if request.kind == KIND_LOAD:
+        numbers |= connection.one("count_retried")._asdict()
     if is_made:
         with metrics.timed("discover_manifest"):
             numbers |= _write_batch(connection, request, seen, held_reason)
@@ -157,6 +170,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
             batch_state.mark(connection, request.batch_id, COPY, 1, copied_at, copied.as_dict())
         batch_state.mark(connection, request.batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
     else:
+        numbers["already_loaded"] += seen.changed if request.changed else 0
         numbers["files"] = _without_used(seen.files) if request.kind == KIND_LOAD else {}
     connection.execute("insert_found_notices", batch_id=request.batch_id)
     found = Discovery(

@@ -98,7 +98,7 @@ def transform_batch(
 
 def _forget(connection: Connection, batch_id: str, *, with_look: bool) -> None:
     more = ("delete_notices", "delete_look") if with_look else ("empty_look",)
-    for statement in (*_FORGET, *more):
+    for statement in (*more, *_FORGET):
         connection.execute(statement, batch_id=batch_id)
 
 

@@ -12,6 +12,13 @@ WHERE m.batch_id = :batch_id
 -- name: count_markers
 SELECT count(*) AS done FROM ingest.batch_state WHERE batch_id = :batch_id AND step = :step
 
+-- name: count_new_versions
+-- The recognitions of a batch that another one has already.
+SELECT count(*) AS recognitions
+FROM ingest.manifest m
+CROSS JOIN LATERAL ingest.newest_version(m.recognition_id, m.batch_id) former (batch_id)
+WHERE m.batch_id = :batch_id AND NOT m.rejected AND former.batch_id IS NOT NULL
+
 -- name: count_notices
 SELECT code, count(*) AS notices FROM ingest.notices WHERE batch_id = :batch_id GROUP BY code ORDER BY code
 
@@ -83,7 +90,7 @@ SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
 
 -- name: find_batch
 SELECT id, kind, state, source, recognition_limit AS "limit", force, changed, bucket, bucket_created_at, coordinates,
-    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics,
+    exif_turned, shards, recognitions, photos, created_at, reset_at, held_reason, released_at, adopted, metrics,
     EXISTS (SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'load' AND s.shard = 0) AS marked,
     clock_timestamp() AS now
 FROM ingest.batches b
@@ -228,7 +235,7 @@ SELECT problem FROM ingest.notifications WHERE command = :command
 
 -- name: list_unfinished
 SELECT id, kind, state, source, recognition_limit AS "limit", force, changed, bucket, bucket_created_at, coordinates,
-    exif_turned, shards, photos, created_at, reset_at, held_reason, released_at, adopted, metrics, false AS marked,
+    exif_turned, shards, recognitions, photos, created_at, reset_at, held_reason, released_at, adopted, metrics, false AS marked,
     clock_timestamp() AS now
 FROM ingest.batches
 WHERE state IN ('loading', 'held', 'resetting')

@@ -69,8 +69,10 @@ WHERE changed
 SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
 
 -- name: count_found
--- What the dataset holds, and why some of it is not taken.
-SELECT count(*) AS found,
+-- What the dataset holds, and why some of it is not taken. A folder whose number or name cannot be used is a recognition.
+SELECT count(*) + (
+        SELECT count(*) FROM pg_temp.found WHERE NOT is_notice AND code IN ('id_invalid', 'path_encoding')
+    ) AS found,
     coalesce(sum(cardinality(paths) - 1), 0)::bigint AS superseded_copies,
     count(*) FILTER (WHERE loaded) AS already_loaded,
     count(*) FILTER (WHERE NOT loaded AND NOT of_others AND holder IS NOT NULL) AS held_elsewhere,
@@ -82,6 +84,15 @@ SELECT code, count(*) AS notices FROM pg_temp.found WHERE is_notice GROUP BY cod
 
 -- name: count_found_rejects
 SELECT code, count(*) AS rejects FROM pg_temp.found WHERE code IS NOT NULL AND NOT is_notice AND taken GROUP BY code ORDER BY code
+
+-- name: count_retried
+-- What an upload or a copy rejected, and a load tries again.
+SELECT count(*) AS retried, coalesce(sum(size), 0)::bigint AS retried_bytes
+FROM pg_temp.staged s
+CROSS JOIN LATERAL (SELECT sum(one) AS size FROM unnest(s.photo_sizes) AS one) photos
+WHERE EXISTS (
+    SELECT FROM pg_temp.earlier e
+    WHERE e.recognition_id = s.recognition_id AND NOT e.is_notice AND e.step <> 'discover')
 
 -- name: count_staged
 SELECT count(*) AS staged FROM pg_temp.staged

@@ -140,8 +140,11 @@ WHERE b.id = :batch_id
 DELETE FROM ingest.looks WHERE batch_id = :batch_id
 
 -- name: empty_look
--- The look found nothing to load after all.
-UPDATE ingest.looks SET batch_made = false, rejected = 0 WHERE batch_id = :batch_id
+-- The look found nothing to load after all: no file is used.
+UPDATE ingest.looks l
+SET batch_made = false, rejected = 0, seen = l.seen || jsonb_build_object('files', b.files)
+FROM ingest.batches b
+WHERE l.batch_id = :batch_id AND b.id = l.batch_id
 
 -- name: forget_known
 -- What was rejected or noticed since discovery, and the look before had, is not told again, but for notices of a forced
