@@ -6,20 +6,38 @@ LoadQwen adds the annotations of a vision model, ResetBatch takes a batch out ag
 """
 
 import configparser
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 _FILE = "Luigi's configuration (luigi.cfg, luigi.toml or LUIGI_CONFIG_PATH)"
 _SAVE = "Correct it: UTF-8 without a byte order mark, each section once, its header in brackets, then `name = value`."
+_INTERRUPTED = b"Interrupted. Run the same command again.\n"
 _FREE = "Free space there, raise the limit of `ulimit -f`, or set TMPDIR to another folder."
+_IS_COMMAND = Path(sys.argv[0]).name in ("-m", "pipeline")  # else a program of others imports this
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End a process that has not begun its command; an exception could be lost in the middle of an import."""
+    try:
+        os.write(2, _INTERRUPTED)
+    finally:
+        os._exit(130)
+
+
+if _IS_COMMAND:  # the imports below take longer than some commands
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(_number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(_number, _end)
 
 try:
     # It reads its configuration and looks for TMPDIR at its import. The errors of a luigi.toml are of many classes.
     import luigi as luigi
 except (configparser.Error, ValueError, TypeError, AttributeError, LookupError, FileNotFoundError) as exc:
-    # In a program of others, the error is theirs.
-    if Path(sys.argv[0]).name not in ("-m", "pipeline"):
-        raise
+    if not _IS_COMMAND:
+        raise  # the error is theirs
     what, hint, code = f"{_FILE} cannot be read: {' '.join(str(exc).split())}", _SAVE, 2
     if isinstance(exc, FileNotFoundError):
         what, hint, code = f"{exc.strerror}.", _FREE, 3

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg2
@@ -107,6 +108,44 @@ def resumes(run: RunPipeline, settings: Settings, dataset: Path, *arguments: str
     again = run("load", "--batch-id", "b1", "--source", dataset, *LOCAL, *arguments)
     assert again.returncode == 0, again.stderr
     world.check(settings, (dataset, "b1", None))
+
+
+# The start of the program
+
+SCRIPT = (str(Path(sys.executable).with_name("pipeline")),)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda one: one.name)
+@pytest.mark.parametrize("form", [OURS, SCRIPT], ids=["module", "script"])
+@pytest.mark.parametrize("module", ["luigi", "requests", "sqlalchemy"])
+def test_a_signal_during_an_import(
+    module: str, form: tuple[str, ...], how: signal.Signals, tmp_path: Path, start: Start
+) -> None:
+    stub = tmp_path / f"{module}.py"
+    stub.write_text("import sys, time\nprint('imported', file=sys.stderr, flush=True)\ntime.sleep(60)\n", "utf-8")
+    path = f"{tmp_path}:{subprocess_environment()['PYTHONPATH']}"
+    running = start(*form, "status", env={"PYTHONPATH": path})
+    read_until(running, "imported")
+    assert ended(running, how) == "Interrupted. Run the same command again.\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the handlers of a process")
+@pytest.mark.parametrize("form", [OURS, SCRIPT], ids=["module", "script"])
+def test_a_signal_at_any_moment_of_the_start(form: tuple[str, ...], start: Start) -> None:
+    def handles(running: subprocess.Popen[str]) -> bool:
+        status = Path(f"/proc/{running.pid}/status").read_text(encoding="utf-8")
+        [caught] = re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+        return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+    for tenths in range(10):
+        running = start(*form, "load", "--source", "/nowhere")
+        assert wait_until(partial(handles, running), 60)
+        time.sleep(tenths / 10)
+        running.send_signal(signal.SIGTERM)
+        _, stderr = running.communicate(timeout=3 * SECONDS)
+        if tenths and "Error: " in stderr:
+            break  # the command, which fails, was quicker than the signal
+        assert (running.returncode, stderr) == (130, "Interrupted. Run the same command again.\n")
 
 
 # Storage
