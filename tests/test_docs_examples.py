@@ -1,7 +1,8 @@
 """Every command line and every statement in the documents is parsed, and runs where a test can run it.
 
 The blocks of a document run in their order, in a folder with the settings of both environments and a dataset. Paths
-such as /srv/datasets lead into the folder of the test. `make`, `pip` and `ssh` lines are checked and not run.
+such as /srv/datasets lead into the folder of the test. `make`, `pip` and `ssh` lines are checked and not run. The
+result of a load that a document shows is that of its run.
 """
 
 from __future__ import annotations
@@ -149,6 +150,7 @@ class Shell:
     def __init__(self, root: Path, settings: Settings) -> None:
         self.folder, self.settings = root / "work", settings
         self._root = root
+        self.printed = ""  # by all lines, on stdout
         self._started: list[subprocess.Popen[str]] = []
 
     def run(self, line: str) -> None:
@@ -165,6 +167,7 @@ class Shell:
             answers = " ".join(environment_file(self.settings).splitlines())
             typed = f"{answers} {typed} --non-interactive --source {self._root}/srv/datasets/RRS_Dataset"
         ended = self._bash(typed)
+        self.printed += ended.stdout
         assert ended.returncode in _codes(line), f"{line}\n{ended.returncode}\n{ended.stdout}\n{ended.stderr}"
 
     def execute(self, statements: str) -> None:
@@ -348,6 +351,22 @@ def test_every_block_of_a_document_runs(name: str, shell: Shell) -> None:
             shell.execute(block)
         elif language == "python":
             shell.run_python(block)
+
+    for line in results(DOCS[name]):
+        assert line in shell.printed, line
+
+
+def results(text: str) -> list[str]:
+    """Return what a document shows of the result of a load, without what it leaves out and without times and rates."""
+    shown = [block for language, block in blocks(text) if language == "text" and block.startswith("Batch b1 is done")]
+    cut = (
+        re.split(r"…| \([\d.]+ ?\w*/s|, avg|Total time: ", line)[0] for block in shown for line in block.splitlines()
+    )
+    return [line.rstrip() for line in cut if line.strip()]
+
+
+def test_the_tutorial_shows_the_result_of_a_load() -> None:
+    assert len(results(DOCS["docs/tutorial.md"])) > 10
 
 
 def test_contributing_names_the_rooms_that_there_are() -> None:

@@ -89,6 +89,12 @@ def test_the_files_have_the_paths_of_the_folder(
     out = capsys.readouterr().out
     assert f"written  {settings_file}\n" in out
     assert "problem  network: " in out
+    check = " ".join(("python -m pipeline status --check", *options))
+    assert f"Next:\n  Correct what is named above, then `{check}`.\n" in out
+    settings_text = settings_file.read_text(encoding="utf-8")
+    assert settings_text.startswith(
+        f"# Settings of the loads {'with' if options else 'without'} --production.\n# A var"
+    )
     assert GOOD[1] not in out
 
 
@@ -339,7 +345,8 @@ def test_pending_migrations_are_the_next_step_and_no_failure(
     assert run("--non-interactive") == 0
     out = capsys.readouterr().out
     assert "pending, the first is" in out
-    assert "Next:\n  python -m pipeline migrate\n" in out
+    assert "Next:\n  python -m pipeline migrate\n  python -m pipeline load --dry-run --source PATH\n" in out
+    assert out.splitlines()[-1].startswith("  crontab crontab ")
 
 
 def test_services_that_up_started_need_no_settings(
@@ -352,7 +359,7 @@ def test_services_that_up_started_need_no_settings(
     run("--non-interactive")
     assert names(folder) == {".pipeline/env", "luigi.cfg", "crontab"}
     out = capsys.readouterr().out
-    assert "Next:\n  python -m pipeline load --dry-run\n" in out
+    assert "Next:\n  python -m pipeline load --dry-run --source PATH\n" in out
     assert "ok       alarms: PING_URL is not set" in out
     [up, luigid, *_] = crontab.read((folder / "crontab").read_text(encoding="utf-8")).lines
     assert (up.when, luigid.when) == ("@reboot", "@reboot")

@@ -66,7 +66,9 @@ def init(options: argparse.Namespace) -> int:
         values = _variables(options)
         if dataset.is_dir():
             values["DATASET_DIR"] = str(dataset)
-        planned[settings_file] = fill_in(_template("env.example"), values)
+        _, _, rest = _template("env.example").partition("\n")  # without the line that says to copy it
+        first = f"# Settings of the loads {'with' if options.production else 'without'} --production.\n"
+        planned[settings_file] = fill_in(first + rest, values)
     planned[folder / "luigi.cfg"] = files("pipeline.graph").joinpath("luigi.cfg").read_text(encoding="utf-8")
     planned.update(_jobs(folder, dataset, options, is_embedded))
     written, kept = _write(planned)
@@ -76,11 +78,16 @@ def init(options: argparse.Namespace) -> int:
     findings = examine(options, str(dataset) if dataset.is_dir() else None)
     result = {"written": written, "kept": kept, **doctor.as_dict(findings)}
     text = [*(f"written  {path}" for path in written), *(f"kept     {path}, which was there" for path in kept)]
+    # What `migrate`, one of the next steps, does is not wrong yet.
+    code = judge(one for one in findings if one.check != "migrations" or one.kind is not SettingsError)
     is_migrated = any((one.check, one.level) == ("migrations", OK) for one in findings)
-    text += [doctor.as_text(findings), *_next_steps(options, dataset, is_embedded, is_migrated)]
+    text += [doctor.as_text(findings), "Next:"]
+    if code:
+        check = command_line("status --check", options.production)
+        text.append(f"  Correct what is named above, then `{check}`.")
+    text += _next_steps(options, dataset, is_embedded, is_migrated)
     print_result(options, result, "\n".join(text))
-    # What `migrate`, the next step, does is not wrong yet.
-    return judge(one for one in findings if one.check != "migrations" or one.kind is not SettingsError)
+    return code
 
 
 def _dataset(source: str | None) -> Path:
@@ -186,11 +193,11 @@ def _write(planned: Mapping[Path, str]) -> tuple[list[str], list[str]]:
 
 
 def _next_steps(options: argparse.Namespace, dataset: Path, is_embedded: bool, is_migrated: bool) -> Iterator[str]:
-    yield "Next:"
     if not is_migrated:  # `up` does that as well
         yield f"  {command_line('up' if is_embedded else 'migrate', options.production)}"
-    yield f"  {command_line('load --dry-run', options.production)}"
-    if not dataset.is_dir():
+    source = "" if dataset.is_dir() else " --source PATH"
+    yield f"  {command_line(f'load --dry-run{source}', options.production)}"
+    if source:
         yield f"  Name the dataset in place of {_DATASET}, in {'systemd/' if options.systemd else 'crontab'}."
     if options.systemd:
         if is_embedded:
