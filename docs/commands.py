@@ -15,7 +15,8 @@ _HEAD = """# Commands
 
 `make docs` generates this page from the parser; `python -m pipeline COMMAND --help` prints the same. The console script
 `pipeline` is the same as `python -m pipeline`; `pipeline --version` prints the version. Results go to stdout; progress,
-errors and hints go to stderr. The [README](../../README.md#exit-codes) lists the exit codes.
+errors and hints go to stderr. The [README](../../README.md#exit-codes) lists the exit codes. Code 2 is
+also that of a `worker` without a luigid, and of a `worker` or a `shard` on a machine without the dataset.
 
 ## Options of every command
 """

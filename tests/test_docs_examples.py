@@ -50,7 +50,7 @@ _LUIGI_OPTIONS = {"--workers", "--local-scheduler"}
 #: What runs before a document's own blocks.
 _LOAD = "python -m pipeline load --source /srv/datasets/RRS_Dataset --batch-id b1"
 _ANNOTATE = "python -m pipeline load-qwen --file /srv/datasets/qwen_annotations.json --batch-id q1"
-_LUIGID = "luigid --address 127.0.0.1 --port 8082"
+_LUIGID = "luigid --address 127.0.0.1 --port 8082 --state-path luigid.state"
 PRELUDES: dict[str, tuple[str, ...]] = {
     "docs/guides/annotations.md": (_LOAD,),
     "docs/guides/from-the-older-script.md": (f"{_LOAD} --limit 1",),
@@ -232,7 +232,7 @@ class Shell:
         line = re.sub(r"--address \S+", "--address 127.0.0.1", re.sub(r"--port \d+", f"--port {port}", line))
         with (self.folder / "luigid.log").open("wb") as log:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {line} --state-path luigid.state"],
+                ["bash", "-c", f"exec {line}"],
                 cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,

@@ -47,7 +47,7 @@ def alarm_findings(alarms: Alarms) -> Iterator[Finding]:
     if alarms.ping_url is None:
         yield ok("alarms", "PING_URL is not set: no monitor hears of a load that does not run.")
     elif is_usable(alarms.ping_url):
-        yield ok("alarms", "PING_URL is set: load, load-qwen and verify report to a monitor.")
+        yield ok("alarms", "PING_URL is set: load, load-qwen, finish and verify report to a monitor.")
     else:
         yield warning("alarms", "PING_URL is not an http or https URL.", "Copy the URL of the check again.")
     if alarms.notify_urls is None:
