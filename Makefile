@@ -12,6 +12,7 @@ COUNT ?= 20000
 STATES ?= 10000
 LOADS ?= 10
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 # What is tested in the project of an app as well, and the share of it that `test-slow` runs.
 APP_TESTS := $(wildcard $(patsubst %,tests/test_%*.py,annotations changed concurrency held identity in_use kill load looks model readers \
 	report reset verify))
@@ -19,7 +20,7 @@ APP_SHARE := tests/test_model.py tests/test_readers.py tests/test_reset_versions
 
 .PHONY: demo test test-slow test-app test-system check docs bench fuzz power clean
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	@BIN=$(BIN) sh docs/demo.sh
 
 test: $(STAMP)
@@ -65,12 +66,18 @@ power: $(STAMP)
 clean:
 	rm -rf $(VENV) .pipeline build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(STAMP): requirements.txt requirements-dev.txt setup.py
+# What the demo needs is part of what the tests need: with those installed, nothing is left to do for it.
+$(STAMP): REQUIRED = -e '.[dev]'
+$(STAMP): WHAT = the pipeline and its tools with pip, about a minute
+$(DEMO_STAMP): REQUIRED = -e '.[all]'
+$(DEMO_STAMP): WHAT = the pipeline with pip, about half a minute
+
+$(STAMP) $(DEMO_STAMP): requirements.txt requirements-dev.txt setup.py
 	@echo "Installation, step 1 of 3: check the version of $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
 	@echo "Installation, step 2 of 3: create the virtual environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "Installation, step 3 of 3: install the pipeline and its tools with pip, about a minute"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $(STAMP)
+	@echo "Installation, step 3 of 3: install $(WHAT)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(REQUIRED)
+	@touch $@ $(DEMO_STAMP)
 	@echo "Installed in $(VENV); it is not installed again until the requirements change"

@@ -178,7 +178,7 @@ def test_where_there_is_nothing_to_load_all_three_say_so(here: Here, small_datas
     assert "Nothing to load" in here.out
     assert here.discover(small_dataset(2)) == 0
     assert here.shard(0, of=3) == 0
-    assert here.out == "Batch a1: 0 shards done.\n"
+    assert here.out == "Batch a1: nothing to load, nothing to do.\n"
     assert here.finish() == 0
     assert "Nothing to load" in here.out
 

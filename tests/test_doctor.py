@@ -561,7 +561,7 @@ def token(claims: Mapping[str, object]) -> str:
         ("a.b.c", WARNING, "neither a JSON Web Token"),
         (token({"role": "anon", "exp": 9e9}), PROBLEM, "the role anon"),
         (token({}), PROBLEM, "a key without a role"),
-        (token({"role": "service_role"}), OK, "without an expiry"),
+        (token({"role": "service_role"}), OK, "has the role service_role and does not expire"),
         (token({"role": "service_role", "exp": 9e9}), OK, "valid until 2255-"),
         (token({"role": "service_role", "exp": 1e99}), OK, "valid until 9999-"),
         (token({"role": "service_role", "exp": 1000.0}), PROBLEM, "has expired, at 1970-01-01 00:16:40 UTC"),

@@ -288,6 +288,9 @@ def test_status_tells_why_a_batch_is_held_and_what_to_do(run: Run, own_dataset: 
         assert "`python -m pipeline reset --batch-id b1`" in shown
     [unfinished] = json.loads(run("status", "--json").out)["unfinished"]
     assert (unfinished["state"], unfinished["held_reason"]) == ("held", summary["held_reason"])
+    [heading, told_of_rest] = run("reset", "--batch-id", "b1", "--dry-run").out.splitlines()
+    assert heading.startswith("Reset of batch b1, load, held, started ")
+    assert told_of_rest == "  nothing is stored for it"
 
 
 def test_a_held_batch_is_reset_as_if_never_loaded(

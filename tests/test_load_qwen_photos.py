@@ -81,6 +81,7 @@ def test_a_forced_file_replaces_only_the_photos_that_it_has(
     # q1 is shown only where q2 does not take its place.
     plan = run("reset", "--batch-id", "q1", "--dry-run").out
     assert "restored" not in plan
+    assert plan.startswith("Reset of batch q1, load-qwen, done, started ")
     assert "public.initial_annotations: 4 rows are deleted" in plan
     assert run("reset", "--batch-id", "q2", "--confirm").code == 0
     check(settings, dataset, tmp_path, former)

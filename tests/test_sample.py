@@ -19,6 +19,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageStat
 
+from pipeline.cli import main
 from pipeline.errors import UsageError
 from pipeline.sample import write_sample
 from pipeline.sample.broken import LATER
@@ -293,6 +294,14 @@ def test_broken_recognitions_alone(tmp_path: Path) -> None:
     written = write(tmp_path, 0, size=SMALL, broken=True)
     assert (written.summary.recognitions, len(written.summary.broken_ids)) == (0, len(BROKEN))
     assert len(written.annotations) == 2
+
+
+@pytest.mark.parametrize(("recognitions", "is_held"), [(1, True), (120, False)])
+def test_the_command_says_that_a_load_of_a_small_sample_is_held(
+    recognitions: int, is_held: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(tmp_path / "ds"), "--recognitions", str(recognitions), "--broken"]) == 0
+    assert ("More than 20% of it are broken: a load is held" in capsys.readouterr().out) == is_held
 
 
 def test_unusual_recognitions_follow_the_broken_ones_and_change_nothing_else(small: Written, tmp_path: Path) -> None:

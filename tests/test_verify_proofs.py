@@ -189,12 +189,12 @@ def test_the_status_says_how_old_the_oldest_proof_is(
     command: Command, load: LoadBatch, night: Nights, small_dataset: MakeDataset, dsn: str
 ) -> None:
     def said() -> str:
-        return "".join(line for line in command("status").out.splitlines() if line.startswith("Proofs: "))
+        return "".join(line for line in command("status").out.splitlines() if line.startswith("Content checks: "))
 
     assert said() == ""
     load(small_dataset(3), "b1")
     hint = ": `python -m pipeline verify --deep --minutes 20`"
-    assert said() == f"Proofs: 6 of 6 objects never read{hint}"
+    assert said() == f"Content checks: no object was read back yet{hint}"
     assert json.loads(command("status", "--json").out)["proofs"] == {
         "objects": 6,
         "never_read": 6,
@@ -202,13 +202,15 @@ def test_the_status_says_how_old_the_oldest_proof_is(
         "days": None,
     }
     night()
-    assert said().startswith("Proofs: every object was read within the last day; the oldest proof is of 20")
+    assert said().startswith("Content checks: every object was read within the last day; the oldest proof is of 20")
     world.query(dsn, "UPDATE ingest.proofs SET read_at = '2025-10-03 04:00Z' WHERE camera_number = 2")
     world.query(dsn, "UPDATE ingest.proofs SET read_at = now() - interval '22 days 1 hour' WHERE camera_number = 2")
     assert "within the last 23 days; the oldest proof is of " in said()
     load(small_dataset(1, seed=9), "b2")
     world.query(dsn, "UPDATE ingest.proofs SET read_at = '2025-10-03 04:00Z' WHERE camera_number = 2")
-    told = "Proofs: 2 of 8 objects never read; the oldest proof of the others is of 2025-10-03 04:00:00 UTC"
+    told = (
+        "Content checks: 2 of 8 objects not read back yet; the oldest proof of the others is of 2025-10-03 04:00:00 UTC"
+    )
     assert said() == f"{told}{hint}"
 
 

@@ -39,7 +39,8 @@ def describe_proofs(proofs: dict[str, Any], production: bool) -> str:
     if never:
         others = f"; the oldest proof of the others is of {moment(oldest)}" if oldest else ""
         command = command_line("verify --deep --minutes 20", production)
-        return f"{never} of {counted(objects, 'object')} never read{others}: `{command}`"
+        which = f"{never} of {counted(objects, 'object')} not" if oldest else "no object was"
+        return f"{which} read back yet{others}: `{command}`"
     days = math.ceil(proofs["days"])
     within = f"{days} days" if days > 1 else "day"
     return f"every object was read within the last {within}; the oldest proof is of {moment(oldest)}"

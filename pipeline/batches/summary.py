@@ -324,7 +324,7 @@ def status_text(result: Mapping[str, Any], production: bool) -> str:
     lines.append("Rows: " + ", ".join(f"{name} {count}" for name, count in result["rows"].items()))
     lines += _describe_nights(result)
     if proofs := describe_proofs(result["proofs"], production):
-        lines.append(f"Proofs: {proofs}")
+        lines.append(f"Content checks: {proofs}")
     lines.append("Batches, the last changed first:" if result["batches"] else "No batch was loaded yet.")
     width = max((len(batch["batch_id"]) for batch in result["batches"]), default=0)
     for batch in result["batches"]:

@@ -78,7 +78,8 @@ def shard(options: argparse.Namespace) -> None:
             _process(run, batch, pending)
     result = {"batch_id": run.batch_id, "shards": len(shards), "done": len(pending)}
     before = f", {len(shards) - len(pending)} were done before" if len(pending) < len(shards) else ""
-    print_result(options, result, f"Batch {run.batch_id}: {counted(len(pending), 'shard')} done{before}.")
+    what = f"{counted(len(pending), 'shard')} done{before}" if batch is not None else "nothing to load, nothing to do"
+    print_result(options, result, f"Batch {run.batch_id}: {what}.")
 
 
 def _process(run: Run, batch: Batch, shards: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.batches.alarm import WATCHED, Alarm
+from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.cli import array, batches
 from pipeline.cli.completion import script
 from pipeline.cli.init import init
@@ -186,6 +187,8 @@ def sample(options: argparse.Namespace) -> None:
     text = f"{directory}: {counted(done.recognitions, 'recognition')}, {photos}, {size(done.bytes)}, {detections}"
     broken, unusual = len(done.broken_ids), len(done.unusual_ids)
     text += f", {broken} broken, {unusual} unusual, in {done.seconds:.1f} s"
+    if broken * 100 > check_max_rejects(MAXIMUM_REJECTS)[0] * (done.recognitions + broken + unusual):
+        text += f"\nMore than {MAXIMUM_REJECTS} of it are broken: a load is held, unless it has --max-rejects 100%."
     print_result(options, {"directory": str(directory), "broken": broken, **asdict(done)}, text)
 
 

@@ -148,8 +148,11 @@ def _parse(
         )
     except (UnicodeDecodeError, json.JSONDecodeError) as exc:
         kind = kind_of(content)
-        what = f"no JSON, or cut: {exc}" if kind in ("", JSON_ARRAY, JSON_OBJECT) else kind
-        raise BadInput("json_broken", f"the file is {what}") from exc
+        if kind in ("", JSON_ARRAY, JSON_OBJECT):
+            kind = f"no JSON, or cut: {exc}"
+            if isinstance(exc, UnicodeDecodeError):
+                kind = f"not UTF-8, or cut (byte {exc.start + 1})"
+        raise BadInput("json_broken", f"the file is {kind}") from exc
     except RecursionError as exc:
         raise BadInput("json_shape", "the file is nested too deeply") from exc
     _require_jsonb(text)

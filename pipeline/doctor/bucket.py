@@ -86,7 +86,7 @@ def key_findings(key: str, now: float) -> Iterator[Finding]:
     if role != SERVICE:
         named = f"the key of the role {str(role)[:30]}" if role else "a key without a role"
         found.append(problem("key", f"The key is {named}, not of service_role.", _COPY_KEY, AccessDenied))
-    yield from found or [ok("key", f"The key is one of service_role, {_validity(claims)}.")]
+    yield from found or [ok("key", f"The key has the role service_role and {_validity(claims)}.")]
 
 
 def _time_findings(claims: Mapping[str, Any], now: float) -> Iterator[Finding]:
@@ -112,7 +112,7 @@ def _number(value: object) -> float | None:
 
 def _validity(claims: Mapping[str, Any]) -> str:
     expiry = _number(claims.get("exp"))
-    return f"valid until {moment(expiry)}" if expiry is not None else "without an expiry"
+    return f"is valid until {moment(expiry)}" if expiry is not None else "does not expire"
 
 
 def project_finding(url: str, key: str, host: str, user: str) -> Finding | None:

@@ -97,13 +97,16 @@ def describe_reset(plan: Plan) -> str:
     batch = plan.batch
     if batch.state == "reset":
         return f"Batch {batch.id} was reset before; nothing of it is left."
-    lines = [f"Reset of batch {batch.id}, {batch.kind}, {batch.state}, started {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
+    kind = "load" if batch.kind == KIND_LOAD else "load-qwen"
+    lines = [f"Reset of batch {batch.id}, {kind}, {batch.state}, started {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
     if batch.adopted:
         lines.append("  another tool loaded it: the pipeline cannot load again what is deleted")
     if batch.state == "resetting":
         lines.append("  its rows are deleted already; the rest is removed now")
     lines += [f"  {name}: {counted(rows, 'row is', 'rows are')} deleted" for name, rows in sorted(plan.rows.items())]
-    if batch.kind == KIND_LOAD:
+    if not (any(plan.rows.values()) or plan.objects or batch.photos):
+        lines.append("  nothing is stored for it")
+    elif batch.kind == KIND_LOAD:
         objects = counted(plan.objects, "object is", "objects are")
         more = f"; {counted(batch.photos, 'photo is', 'photos are')} on record" if plan.objects < batch.photos else ""
         lines.append(f"  bucket {batch.bucket}: {objects} deleted, {size(plan.bytes)}{more}")
