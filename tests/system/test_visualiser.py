@@ -184,7 +184,6 @@ def test_a_shard_that_failed_is_seen_with_its_cause_and_no_secret(
     visualiser.picture(tmp_path / "failed.png")
     visualiser.press(".showError", "CopyShard", "shard=2")
     cause = visualiser.window("#errorModal")
-    assert "DatabaseError: " in cause
     assert "the service says: <b>no</b> ***" in cause  # as letters: the page takes none of it for markup
     visualiser.picture(tmp_path / "cause.png")
     everything = asked_of_luigid(luigid, "task_list", status="", upstream_status="")
