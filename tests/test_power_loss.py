@@ -69,7 +69,7 @@ def test_a_load_that_a_power_failure_ends_is_finished_by_the_same_command(short_
     with loads(path, recognitions=6) as runs:
         entries = runs.entries()
         assert len(entries) > 100
-        runs.interrupted(chance.choice(entries), 2, chance)
+        runs.interrupted(chance.choice(entries), 1, chance)
 
 
 # Which syncs there are

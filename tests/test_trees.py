@@ -85,7 +85,7 @@ def check_load(place: Place, tree: Tree) -> None:
         assert sum(classes.values()) == sum(path.is_file() for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(int(os.environ.get("TREES", "40")), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(int(os.environ.get("TREES", "20")), marks=pytest.mark.slow)])
 def test_the_files_of_any_tree_add_up_and_what_is_usable_is_loaded(
     count: int,
     postgres_server: EmbeddedPostgres,

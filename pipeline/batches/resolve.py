@@ -216,6 +216,6 @@ def next_step(batch: Mapping[str, Any], production: bool) -> str:
     if batch["state"] == "loading":
         return LoadRequest.read(batch).command(production)
     if batch["state"] == "held":
-        usable = batch.get("recognitions", batch.get("recognitions_processed")) > 0
+        usable = batch.get("recognitions", batch.get("recognitions_processed")) != 0
         return batch_state.held_hint(batch["batch_id"], partial(command_line, production=production), usable=usable)
     return reset_command(batch["batch_id"], production) if batch["state"] == "resetting" else ""
