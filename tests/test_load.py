@@ -58,7 +58,8 @@ def test_a_dataset_becomes_rows_and_objects_as_its_files_say(
     assert len(totals) > 10
     assert totals == sorted(totals, reverse=True)
     world.check(settings, (dataset, "b1", None))
-    payloads = world.query(settings.database_url.reveal(), "SELECT recognition_id, raw_payload FROM public.recipes")
+    statement = f"SELECT recognition_id, raw_payload FROM public.recipes WHERE {world.ours('public.recipes')}"
+    payloads = world.query(settings.database_url.reveal(), statement)
     assert dict(payloads) == {
         number: json.loads(path.read_text("utf-8-sig"))
         for number, folder in world.folders(dataset).items()
