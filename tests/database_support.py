@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,21 @@ def ask(connection: Connection, query: str) -> Any:
 def transact(database: Database, work: Callable[[Connection], object]) -> None:
     with database.transaction() as connection:
         work(connection)
+
+
+@contextmanager
+def recorded_statements() -> Iterator[list[str]]:
+    """Record the names of the statements that are executed in the block."""
+    asked: list[str] = []
+    execute = Connection.execute
+
+    def recorded(self: Connection, name: str, /, **values: object) -> Any:
+        asked.append(name)
+        return execute(self, name, **values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connection, "execute", recorded)
+        yield asked
 
 
 @pytest.fixture

@@ -24,12 +24,12 @@ from pipeline.batches.lock import BatchLock
 from pipeline.batches.state import ALONE, ARRAY
 from pipeline.cli.array import INDEX_VARIABLES
 from pipeline.config import Settings
-from pipeline.database import Connection
 from pipeline.graph.run import registry
 from pipeline.graph.tasks import CopyShard, TransformBatch
 from pipeline.sample.writer import ANNOTATIONS
 from pipeline.storage import Storage
 from tests import world
+from tests.database_support import recorded_statements
 from tests.listeners import listening
 from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset, subprocess_environment
@@ -295,23 +295,12 @@ def test_a_shard_of_bad_data_keeps_no_other_from_its_turn(
     world.check(settings, (small_dataset(6), "a1", None))
 
 
-def test_a_slice_that_is_done_asks_the_same_at_any_size(
-    here: Here, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    execute = Connection.execute
-
-    def counted(self: Connection, name: str, **values: object) -> object:
-        asked.append(name)
-        return execute(self, name, **values)
-
+def test_a_slice_that_is_done_asks_the_same_at_any_size(here: Here, small_dataset: MakeDataset) -> None:
     numbers = []
     for batch_id, count in (("a1", 4), ("a2", 20)):
         assert here.discover(small_dataset(count, seed=count, first_id=1000 * count), batch_id) == count // 2
         assert here.shard(0, of=1, batch_id=batch_id) == 0
-        with monkeypatch.context() as patch:
-            patch.setattr(Connection, "execute", counted)
-            asked.clear()
+        with recorded_statements() as asked:
             assert here.shard(0, of=1, batch_id=batch_id) == 0
             numbers.append(len(asked))
     assert numbers[0] == numbers[1] < 10

@@ -16,13 +16,13 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.config import Settings
-from pipeline.database import Connection
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, MAXIMUM_PHOTO_BYTES
 from pipeline.graph.run import registry
 from pipeline.sample.broken import BROKEN
 from pipeline.storage import Storage
 from pipeline.units import moment
 from tests import world
+from tests.database_support import recorded_statements
 from tests.services import MakeDataset, RunPipeline, Start, after_target
 from tests.test_luigi import as_first, first_line
 
@@ -90,21 +90,12 @@ def test_a_second_run_changes_nothing_and_says_that_the_batch_is_done(
 def test_a_second_run_asks_as_much_of_a_large_batch_as_of_a_small_one(
     small_dataset: MakeDataset, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[str] = []
-    execute = Connection.execute
-
-    def counted(self: Connection, name: str, **values: object) -> object:
-        asked.append(name)
-        return execute(self, name, **values)
-
     monkeypatch.setenv("PIPELINE_BATCH_SIZE", "1")
     numbers = []
     for batch_id, count in (("small", 3), ("large", 20)):
         arguments = ["load", "--source", str(small_dataset(count, seed=count)), "--batch-id", batch_id]
         assert main(arguments) == 0
-        with monkeypatch.context() as patch:
-            patch.setattr(Connection, "execute", counted)
-            asked.clear()
+        with recorded_statements() as asked:
             assert main(arguments) == 0
             numbers.append(len(asked))
     assert f"nothing was loaded. It has {count} recognitions" in capsys.readouterr().out

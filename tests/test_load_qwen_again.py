@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from embedded_supabase.ports import free_port
 from pipeline.config import Settings
-from pipeline.database import Connection
 from pipeline.dataset.annotations import ANNOTATIONS
 from tests import annotating, world
 from tests.annotating import (
@@ -33,6 +30,7 @@ from tests.annotating import (
     value_of,
     write,
 )
+from tests.database_support import recorded_statements
 from tests.services import MakeDataset
 from tests.test_luigi import as_first, first_line
 
@@ -46,13 +44,6 @@ dsn = annotating.dsn
 def test_a_second_run_changes_nothing(
     run: Run, small_dataset: MakeDataset, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    execute = Connection.execute
-
-    def counted(self: Connection, name: str, **values: object) -> Sequence[Any]:
-        asked.append(name)
-        return execute(self, name, **values)
-
     monkeypatch.setenv("PIPELINE_BATCH_SIZE", "1")
     numbers = []
     for seed, count in ((1, 2), (2, 9)):
@@ -62,9 +53,7 @@ def test_a_second_run_changes_nothing(
         first = run("load-qwen", "--file", file, "--batch-id", f"q{seed}")
         assert first.code == 0
         before = world.dump(dsn), world.counts(dsn)
-        with monkeypatch.context() as patch:
-            patch.setattr(Connection, "execute", counted)
-            asked.clear()
+        with recorded_statements() as asked:
             again = run("load-qwen", "--file", file, "--batch-id", f"q{seed}")
             numbers.append(len(asked))
         assert replace(again, out=as_first(again.out)) == replace(first, out=first_line(first.out))

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from pipeline.config import Settings
-from pipeline.database import Connection
 from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.sample.broken import BROKEN
 from pipeline.storage import Storage
 from tests import annotating, world
 from tests.annotating import Run, ids_of, key_of, value_of, write
+from tests.database_support import recorded_statements
 from tests.services import MakeDataset, Start
 from tests.test_luigi import BARE, finish
 
@@ -72,20 +72,12 @@ def test_a_quiet_night_makes_no_batch_and_is_on_record(
 def test_the_statements_of_a_quiet_night_do_not_grow(
     run: Run, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    execute = Connection.execute
-
-    def counted(self: Connection, name: str, /, **values: object) -> Sequence[Any]:
-        asked.append(name)
-        return execute(self, name, **values)
-
     numbers = []
     monkeypatch.setenv("PIPELINE_BATCH_SIZE", "1")
     for count in (2, 9):
         dataset = small_dataset(count, seed=count)
         assert run("load", "--source", dataset).code == 0
-        with monkeypatch.context() as patch:
-            patch.setattr(Connection, "execute", counted)
+        with recorded_statements() as asked:
             for name in ("look", "look again"):
                 asked.clear()
                 assert run("load", "--source", dataset, "--changed", "--batch-id", f"n{count}").code == 0
