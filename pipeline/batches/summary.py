@@ -213,12 +213,8 @@ def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
         lines.append(f"{twice} was taken, {copies} left.")
     if changed := summary.get("changed_since_load"):
         if (versions := summary.get("new_versions")) and summary["state"] == "done":
-            which = (
-                "of them is a new version of a recognition"
-                if versions == 1
-                else "of them are new versions of recognitions"
-            )
-            lines.append(f"{versions} {which} that changed.")
+            what = "is a new version of a recognition" if versions == 1 else "are new versions of recognitions"
+            lines.append(f"{versions} of them {what} that changed.")
         else:
             lines.append(describe_changed(summary["kind"], changed, summary["changed"]))
     if known := summary.get("known_rejects"):

@@ -125,11 +125,8 @@ def build_parser(commands: Mapping[str, Command]) -> _Parser:
     for name, one in parsers.choices.items():  # last, so that `--help` lists a command's own options first
         if name not in _WITHOUT_PRODUCTION:
             text = "use .env.production; fail if it does not exist"
-            text = (
-                "write .env.production instead of .env.local, or check the one that is there"
-                if name == "init"
-                else text
-            )
+            if name == "init":
+                text = "write .env.production instead of .env.local, or check the one that is there"
             one.add_argument("--production", action="store_true", help=text)
         one.add_argument(
             "--verbose", action="store_true", help="log every step to stderr; show all timings, and tracebacks"

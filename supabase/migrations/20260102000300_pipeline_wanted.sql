@@ -303,3 +303,67 @@ BEGIN
         AND d.item_type = w.item_type AND d.line_number = w.line_number AND d.nth = w.nth;
 END
 $$;
+
+CREATE OR REPLACE FUNCTION ingest.plan_unannotated(batch text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Work out unannotated: recognitions of a batch of kind 'qwen' that get their first annotations. None of their rows changes,
+-- so the batch needs no comparison with them: a batch of ours shows them, with the photos that it is for, without any
+-- annotation or item of the model, and with one item for each place of their receipt lines. OFFSET 0: each photo is a look-up
+-- in an index.
+BEGIN
+    PERFORM FROM public.recognitions r
+    WHERE r.id IN (SELECT m.recognition_id FROM ingest.manifest m WHERE m.batch_id = batch AND NOT m.rejected)
+    ORDER BY r.id FOR UPDATE;
+    CREATE TEMP TABLE unannotated ON COMMIT DROP AS
+    SELECT r.id AS recognition_id
+    FROM ingest.manifest m
+    JOIN public.recognitions r ON r.id = m.recognition_id
+    JOIN ingest.batches shown ON shown.id = r.batch_id
+    JOIN ingest.manifest own ON own.batch_id = r.batch_id AND own.recognition_id = r.id
+    CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE
+                ingest.is_same_photo(m, i.camera_number, i.sha256, i.width, i.height, i.orientation)) AS same,
+            count(*) FILTER (WHERE EXISTS (
+                SELECT FROM public.initial_annotations a WHERE a.image_id = i.id OFFSET 0)) AS annotated
+        FROM public.images i
+        WHERE i.recognition_id = r.id
+    ) photo
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS found, count(line.id) AS placed
+        FROM public.initial_tray_items i
+        LEFT JOIN public.recipe_lines line ON line.id = i.recipe_line_id AND line.line_number = i.line_number
+            AND i.ordinal BETWEEN 1 AND line.quantity AND i.source = 'RECIPE_LINE_OPTION' AND i.item_type = 'FOOD'
+        WHERE i.recognition_id = r.id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE')
+    ) item
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(line.quantity), 0) AS places
+        FROM public.recipes p
+        JOIN public.recipe_lines line ON line.recipe_id = p.id
+        WHERE p.recognition_id = r.id
+    ) receipt
+    WHERE m.batch_id = batch AND NOT m.rejected AND shown.kind = 'load' AND shown.state = 'done' AND NOT shown.adopted
+        AND photo.same = cardinality(m.cameras) AND photo.annotated = 0
+        AND item.placed = item.found AND item.placed = receipt.places
+        AND NOT EXISTS (
+            SELECT FROM ingest.manifest o
+            JOIN ingest.batches b ON b.id = o.batch_id
+            WHERE o.recognition_id = r.id AND o.batch_id <> batch AND b.state = 'done' AND (b.kind = 'qwen' OR b.adopted));
+    CREATE UNIQUE INDEX ON pg_temp.unannotated (recognition_id);
+    ANALYZE pg_temp.unannotated;
+    CREATE TEMP TABLE unannotated_photos ON COMMIT DROP AS
+    SELECT i.id, i.recognition_id, i.camera_number
+    FROM pg_temp.unannotated u
+    JOIN public.images i ON i.recognition_id = u.recognition_id;
+    CREATE TEMP TABLE unannotated_lines ON COMMIT DROP AS
+    SELECT i.recognition_id, i.line_number, array_agg(i.id ORDER BY i.ordinal) AS item_ids
+    FROM pg_temp.unannotated u
+    JOIN public.initial_tray_items i ON i.recognition_id = u.recognition_id
+    WHERE i.source = 'RECIPE_LINE_OPTION' AND i.item_type = 'FOOD'
+    GROUP BY i.recognition_id, i.line_number;
+    -- None of them goes before its annotations are there.
+    PERFORM FROM public.initial_tray_items i
+    WHERE i.recognition_id IN (SELECT u.recognition_id FROM pg_temp.unannotated u)
+    ORDER BY i.id FOR KEY SHARE;
+END
+$$;

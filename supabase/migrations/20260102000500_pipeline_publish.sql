@@ -31,17 +31,20 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.publish_menus() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Store each menu content that pg_temp.affected needs and that is not there; note the menus that recognitions have so far.
+-- Store each menu content that pg_temp.affected needs and that is not there; note for publish_menu_entries() which menus the
+-- recognitions have so far.
 DECLARE
     stored bigint;
 BEGIN
-    CREATE TEMP TABLE menu_former ON COMMIT DROP AS
-    SELECT r.id AS recognition_id, r.menu_id
-    FROM pg_temp.affected t
-    JOIN public.recognitions r ON r.id = t.recognition_id
-    WHERE t.existing AND r.menu_id IS NOT NULL;
-    CREATE INDEX ON pg_temp.menu_former (recognition_id);
-    ANALYZE pg_temp.menu_former;
+    IF ingest.has_menu_table() THEN
+        CREATE TEMP TABLE menu_former ON COMMIT DROP AS
+        SELECT r.id AS recognition_id, r.menu_id
+        FROM pg_temp.affected t
+        JOIN public.recognitions r ON r.id = t.recognition_id
+        WHERE t.existing AND r.menu_id IS NOT NULL;
+        CREATE INDEX ON pg_temp.menu_former (recognition_id);
+        ANALYZE pg_temp.menu_former;
+    END IF;
     WITH stored_menus AS (
         INSERT INTO public.menus (content_sha256)
         SELECT DISTINCT content_sha256 FROM pg_temp.menu_of ORDER BY content_sha256
@@ -381,72 +384,5 @@ BEGIN
         seconds := extract(epoch FROM clock_timestamp() - started);
         RETURN NEXT;
     END LOOP;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION ingest.notice_other_photos(batch text) RETURNS void
-LANGUAGE plpgsql
-AS $$
--- Record of which photos the newest annotations are left out, since they are for another photo: in the batch that is
--- committed, or if it is reset in theirs. What was recorded of these photos before is over. The numbers of a batch whose
--- notices change are not those that were kept when it was done.
-BEGIN
-    IF EXISTS (SELECT FROM ingest.notices e WHERE e.code = 'annotations_other_photo' AND e.over_at IS NULL) THEN
-        UPDATE ingest.notices e
-        SET over_at = clock_timestamp()
-        FROM pg_temp.affected t
-        WHERE e.recognition_id = t.recognition_id AND e.code = 'annotations_other_photo' AND e.over_at IS NULL
-            AND e.step = 'transform';
-    END IF;
-    WITH added AS (
-        INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
-        SELECT CASE own.state WHEN 'done' THEN m.batch_id ELSE own.id END, t.recognition_id, m.photo_paths[at],
-            'annotations_other_photo', format('the annotations of %s are left out: they are for another photo (%s x %s pixels, '
-            'orientation %s, SHA-256 %s) than the one that is there now (%s x %s pixels, orientation %s, SHA-256 %s); load-qwen '
-            '--force loads them',
-            m.batch_id, m.widths[at], m.heights[at], coalesce(m.orientations[at], 1),
-            coalesce(left(m.photo_sha256s[at], 12), 'unknown'), f.width, f.height, coalesce(f.orientation, 1),
-            coalesce(left(f.sha256, 12), 'unknown')), 'transform'
-        FROM pg_temp.affected t
-        CROSS JOIN generate_series(1, 2) AS camera
-        CROSS JOIN LATERAL (
-            SELECT (a.entry).* FROM ingest.annotations_of(t.recognition_id, camera, batch) a ORDER BY a.version DESC LIMIT 1
-        ) m
-        CROSS JOIN LATERAL ingest.photo_of(t.batch_id, t.is_adopted, t.recognition_id, camera) f
-        CROSS JOIN LATERAL array_position(m.cameras, camera::smallint) AS at
-        JOIN ingest.batches own ON own.id = batch
-        WHERE t.qwen_batch_ids IS NOT NULL AND m.batch_id IS DISTINCT FROM t.qwen_batch_ids[camera]
-            AND EXISTS (
-                SELECT FROM raw.detections d
-                WHERE d.batch_id = m.batch_id AND d.recognition_id = t.recognition_id AND d.camera_number = camera)
-        ORDER BY t.recognition_id, camera
-        RETURNING batch_id
-    )
-    UPDATE ingest.batches b SET metrics = '{}' WHERE b.state = 'done' AND b.id IN (SELECT a.batch_id FROM added a);
-END
-$$;
-
-CREATE OR REPLACE FUNCTION ingest.notice_menu_entries(batch text) RETURNS void
-LANGUAGE plpgsql
-AS $$
--- Record of which recognitions of a batch others added or changed entries that the menu has as well; these stay.
-BEGIN
-    IF to_regclass('pg_temp.menu_shown') IS NULL THEN
-        RETURN;
-    END IF;
-    INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
-    SELECT batch, s.recognition_id, m.menu_path, 'menu_entry_kept', 'entries of the menu that others added or changed, '
-        'and that stay as they are: ' || count(DISTINCT e.id), 'transform'
-    FROM pg_temp.menu_shown s
-    JOIN ingest.manifest m ON m.batch_id = batch AND m.recognition_id = s.recognition_id AND m.menu_path IS NOT NULL
-    JOIN public.menu_items i ON i.menu_id = s.menu_id
-    JOIN public.recognition_active_menu_items e
-        ON e.recognition_id = s.recognition_id AND e.external_id = i.external_id
-    WHERE s.has_entries AND NOT EXISTS (
-        SELECT FROM public.menu_items f
-        WHERE f.menu_id = s.menu_id AND f.external_id = e.external_id
-            AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata))
-    GROUP BY s.recognition_id, m.menu_path
-    ORDER BY s.recognition_id;
 END
 $$;

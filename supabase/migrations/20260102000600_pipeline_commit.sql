@@ -1,69 +1,5 @@
 -- The entry functions: the commit of a batch, and its reset.
 
-CREATE OR REPLACE FUNCTION ingest.plan_unannotated(batch text) RETURNS void
-LANGUAGE plpgsql
-AS $$
--- Work out unannotated: recognitions of a batch of kind 'qwen' that get their first annotations. None of their rows changes,
--- so the batch needs no comparison with them: a batch of ours shows them, with the photos that it is for, without any
--- annotation or item of the model, and with one item for each place of their receipt lines. OFFSET 0: each photo is a look-up
--- in an index.
-BEGIN
-    PERFORM FROM public.recognitions r
-    WHERE r.id IN (SELECT m.recognition_id FROM ingest.manifest m WHERE m.batch_id = batch AND NOT m.rejected)
-    ORDER BY r.id FOR UPDATE;
-    CREATE TEMP TABLE unannotated ON COMMIT DROP AS
-    SELECT r.id AS recognition_id
-    FROM ingest.manifest m
-    JOIN public.recognitions r ON r.id = m.recognition_id
-    JOIN ingest.batches shown ON shown.id = r.batch_id
-    JOIN ingest.manifest own ON own.batch_id = r.batch_id AND own.recognition_id = r.id
-    CROSS JOIN LATERAL (
-        SELECT count(*) FILTER (WHERE
-                ingest.is_same_photo(m, i.camera_number, i.sha256, i.width, i.height, i.orientation)) AS same,
-            count(*) FILTER (WHERE EXISTS (
-                SELECT FROM public.initial_annotations a WHERE a.image_id = i.id OFFSET 0)) AS annotated
-        FROM public.images i
-        WHERE i.recognition_id = r.id
-    ) photo
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS found, count(line.id) AS placed
-        FROM public.initial_tray_items i
-        LEFT JOIN public.recipe_lines line ON line.id = i.recipe_line_id AND line.line_number = i.line_number
-            AND i.ordinal BETWEEN 1 AND line.quantity AND i.source = 'RECIPE_LINE_OPTION' AND i.item_type = 'FOOD'
-        WHERE i.recognition_id = r.id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE')
-    ) item
-    CROSS JOIN LATERAL (
-        SELECT coalesce(sum(line.quantity), 0) AS places
-        FROM public.recipes p
-        JOIN public.recipe_lines line ON line.recipe_id = p.id
-        WHERE p.recognition_id = r.id
-    ) receipt
-    WHERE m.batch_id = batch AND NOT m.rejected AND shown.kind = 'load' AND shown.state = 'done' AND NOT shown.adopted
-        AND photo.same = cardinality(m.cameras) AND photo.annotated = 0
-        AND item.placed = item.found AND item.placed = receipt.places
-        AND NOT EXISTS (
-            SELECT FROM ingest.manifest o
-            JOIN ingest.batches b ON b.id = o.batch_id
-            WHERE o.recognition_id = r.id AND o.batch_id <> batch AND b.state = 'done' AND (b.kind = 'qwen' OR b.adopted));
-    CREATE UNIQUE INDEX ON pg_temp.unannotated (recognition_id);
-    ANALYZE pg_temp.unannotated;
-    CREATE TEMP TABLE unannotated_photos ON COMMIT DROP AS
-    SELECT i.id, i.recognition_id, i.camera_number
-    FROM pg_temp.unannotated u
-    JOIN public.images i ON i.recognition_id = u.recognition_id;
-    CREATE TEMP TABLE unannotated_lines ON COMMIT DROP AS
-    SELECT i.recognition_id, i.line_number, array_agg(i.id ORDER BY i.ordinal) AS item_ids
-    FROM pg_temp.unannotated u
-    JOIN public.initial_tray_items i ON i.recognition_id = u.recognition_id
-    WHERE i.source = 'RECIPE_LINE_OPTION' AND i.item_type = 'FOOD'
-    GROUP BY i.recognition_id, i.line_number;
-    -- None of them goes before its annotations are there.
-    PERFORM FROM public.initial_tray_items i
-    WHERE i.recognition_id IN (SELECT u.recognition_id FROM pg_temp.unannotated u)
-    ORDER BY i.id FOR KEY SHARE;
-END
-$$;
-
 CREATE OR REPLACE FUNCTION ingest.publish_unannotated(batch text) RETURNS bigint
 LANGUAGE plpgsql
 SET enable_nestloop = off
@@ -224,6 +160,73 @@ BEGIN
     GROUP BY f.recognition_id, f.app
     ORDER BY f.recognition_id, f.app;
     DELETE FROM raw.receipts r WHERE r.batch_id = batch;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.notice_other_photos(batch text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Record of which photos the newest annotations are left out, since they are for another photo: in the batch that is
+-- committed, or if it is reset in theirs. What was recorded of these photos before is over. The numbers of a batch whose
+-- notices change are not those that were kept when it was done.
+BEGIN
+    IF EXISTS (SELECT FROM ingest.notices e WHERE e.code = 'annotations_other_photo' AND e.over_at IS NULL) THEN
+        UPDATE ingest.notices e
+        SET over_at = clock_timestamp()
+        FROM pg_temp.affected t
+        WHERE e.recognition_id = t.recognition_id AND e.code = 'annotations_other_photo' AND e.over_at IS NULL
+            AND e.step = 'transform';
+    END IF;
+    WITH added AS (
+        INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
+        SELECT CASE own.state WHEN 'done' THEN m.batch_id ELSE own.id END, t.recognition_id, m.photo_paths[at],
+            'annotations_other_photo', format('the annotations of %s are left out: they are for another photo (%s x %s pixels, '
+            'orientation %s, SHA-256 %s) than the one that is there now (%s x %s pixels, orientation %s, SHA-256 %s); load-qwen '
+            '--force loads them',
+            m.batch_id, m.widths[at], m.heights[at], coalesce(m.orientations[at], 1),
+            coalesce(left(m.photo_sha256s[at], 12), 'unknown'), f.width, f.height, coalesce(f.orientation, 1),
+            coalesce(left(f.sha256, 12), 'unknown')), 'transform'
+        FROM pg_temp.affected t
+        CROSS JOIN generate_series(1, 2) AS camera
+        CROSS JOIN LATERAL (
+            SELECT (a.entry).* FROM ingest.annotations_of(t.recognition_id, camera, batch) a ORDER BY a.version DESC LIMIT 1
+        ) m
+        CROSS JOIN LATERAL ingest.photo_of(t.batch_id, t.is_adopted, t.recognition_id, camera) f
+        CROSS JOIN LATERAL array_position(m.cameras, camera::smallint) AS at
+        JOIN ingest.batches own ON own.id = batch
+        WHERE t.qwen_batch_ids IS NOT NULL AND m.batch_id IS DISTINCT FROM t.qwen_batch_ids[camera]
+            AND EXISTS (
+                SELECT FROM raw.detections d
+                WHERE d.batch_id = m.batch_id AND d.recognition_id = t.recognition_id AND d.camera_number = camera)
+        ORDER BY t.recognition_id, camera
+        RETURNING batch_id
+    )
+    UPDATE ingest.batches b SET metrics = '{}' WHERE b.state = 'done' AND b.id IN (SELECT a.batch_id FROM added a);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.notice_menu_entries(batch text) RETURNS void
+LANGUAGE plpgsql
+AS $$
+-- Record of which recognitions of a batch others added or changed entries that the menu has as well; these stay.
+BEGIN
+    IF to_regclass('pg_temp.menu_shown') IS NULL THEN
+        RETURN;
+    END IF;
+    INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
+    SELECT batch, s.recognition_id, m.menu_path, 'menu_entry_kept', 'entries of the menu that others added or changed, '
+        'and that stay as they are: ' || count(DISTINCT e.id), 'transform'
+    FROM pg_temp.menu_shown s
+    JOIN ingest.manifest m ON m.batch_id = batch AND m.recognition_id = s.recognition_id AND m.menu_path IS NOT NULL
+    JOIN public.menu_items i ON i.menu_id = s.menu_id
+    JOIN public.recognition_active_menu_items e
+        ON e.recognition_id = s.recognition_id AND e.external_id = i.external_id
+    WHERE s.has_entries AND NOT EXISTS (
+        SELECT FROM public.menu_items f
+        WHERE f.menu_id = s.menu_id AND f.external_id = e.external_id
+            AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata))
+    GROUP BY s.recognition_id, m.menu_path
+    ORDER BY s.recognition_id;
 END
 $$;
 
