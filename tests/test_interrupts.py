@@ -113,6 +113,13 @@ def resumes(run: RunPipeline, settings: Settings, dataset: Path, *arguments: str
 # The start of the program
 
 SCRIPT = (str(Path(sys.executable).with_name("pipeline")),)
+#: Python calls a handler between two calls: a signal right before a long one is handled after it.
+SLOW_IMPORT = """
+import sys, time
+print("imported", file=sys.stderr, flush=True)
+for _ in range(6000):
+    time.sleep(0.01)
+"""
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda one: one.name)
@@ -122,7 +129,7 @@ def test_a_signal_during_an_import(
     module: str, form: tuple[str, ...], how: signal.Signals, tmp_path: Path, start: Start
 ) -> None:
     stub = tmp_path / f"{module}.py"
-    stub.write_text("import sys, time\nprint('imported', file=sys.stderr, flush=True)\ntime.sleep(60)\n", "utf-8")
+    stub.write_text(SLOW_IMPORT, "utf-8")
     path = f"{tmp_path}:{subprocess_environment()['PYTHONPATH']}"
     running = start(*form, "status", env={"PYTHONPATH": path})
     read_until(running, "imported")

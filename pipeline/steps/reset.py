@@ -149,7 +149,7 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
     """Delete the batch's rows from public and raw, unless that is done; return None if the batch is reset."""
     connection.execute("lock_batch", batch_id=batch_id)
     connection.execute("lock_commits")
-    batch = find_batch_to_reset(connection, batch_id)
+    batch = batch_state.require_batch(connection, batch_id)
     if batch.state == "reset":
         return None
     if batch.state != "resetting":
@@ -226,7 +226,7 @@ def _list_keys(database: Database, batch_id: str, *, sent: bool) -> Iterator[str
 def _delete_manifest(connection: Connection, batch_id: str) -> None:
     """Delete manifest, markers and rejects, and record the time of the reset."""
     connection.execute("lock_batch", batch_id=batch_id)
-    if find_batch_to_reset(connection, batch_id).state == "resetting":
+    if batch_state.require_batch(connection, batch_id).state == "resetting":
         for statement in (
             "delete_proofs",
             "delete_manifest",

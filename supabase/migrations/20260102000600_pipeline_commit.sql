@@ -128,6 +128,9 @@ BEGIN
     SELECT r.recognition_id, r.batch_id, true AS existing, false AS is_adopted,
         ingest.was_adopted(r.recognition_id, batch) AS was_adopted
     FROM raw.receipts r WHERE r.batch_id = batch;
+    IF NOT EXISTS (SELECT FROM pg_temp.affected) THEN
+        RETURN;
+    END IF;
     CREATE UNIQUE INDEX ON pg_temp.affected (recognition_id);
     ANALYZE pg_temp.affected;
     PERFORM ingest.plan_adopted();

@@ -197,6 +197,9 @@ BEGIN
     FROM pg_temp.affected t
     JOIN pg_temp.kept_rows k ON k.recognition_id = t.recognition_id
     WHERE t.is_adopted AND NOT k.is_new AND k.content IS NOT NULL;
+    IF NOT EXISTS (SELECT FROM pg_temp.restored) THEN
+        RETURN;
+    END IF;
     CREATE UNIQUE INDEX ON pg_temp.restored (relation, id);
     ANALYZE pg_temp.restored;
 
