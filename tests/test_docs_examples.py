@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -29,6 +30,7 @@ from embedded_supabase.postgres.installation import binaries
 from pipeline import cli
 from pipeline.config import Settings
 from pipeline.graph.luigid import answers
+from tests.runner import Ended, ForkServer, start_forked
 from tests.services import (
     REPOSITORY,
     MakeDataset,
@@ -45,6 +47,8 @@ SECONDS = 120
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CALL = re.compile(r"(?:python -m pipeline|(?<![\w/.-])pipeline) (?=[a-z-]+\b)([^|;&>)\n]*)")
 _BARE = re.compile(r"luigi --module pipeline ([^|;&>)\n]*)")
+#: One command without anything that a shell would interpret; what starts services is left to a shell.
+_COMMAND = re.compile(r"(python -m pipeline|pipeline|luigi) (?!up\b|down\b|init\b)([^|&;<>$`*?~]*)")
 _LUIGI_OPTIONS = {"--workers", "--local-scheduler"}
 
 #: What runs before a document's own blocks.
@@ -145,11 +149,12 @@ class Shell:
 
     Arguments:
         root: the folder that /srv and /tmp stand for; the working directory is below it.
+        server: forks for a line that is one command of ours or of Luigi's; bash runs the others.
     """
 
-    def __init__(self, root: Path, settings: Settings) -> None:
+    def __init__(self, root: Path, settings: Settings, server: ForkServer) -> None:
         self.folder, self.settings = root / "work", settings
-        self._root = root
+        self._root, self._server = root, server
         self.printed = ""  # by all lines, on stdout
         self._started: list[subprocess.Popen[str]] = []
 
@@ -166,9 +171,9 @@ class Shell:
         if "pipeline init" in line:  # as from a terminal, on which its reader answers
             answers = " ".join(environment_file(self.settings).splitlines())
             typed = f"{answers} {typed} --non-interactive --source {self._root}/srv/datasets/RRS_Dataset"
-        ended = self._bash(typed)
+        ended = self._fork(typed) or self._bash(typed)
         self.printed += ended.stdout
-        assert ended.returncode in _codes(line), f"{line}\n{ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        assert ended.code in _codes(line), f"{line}\n{ended.code}\n{ended.stdout}\n{ended.stderr}"
 
     def execute(self, statements: str) -> None:
         """Run SQL as the owner of the tables."""
@@ -181,7 +186,7 @@ class Shell:
         """Run the task `Nightly` of a module with Luigi's own command."""
         (self.folder / "nightly.py").write_text(self._here(program), encoding="utf-8")
         ended = self._bash("luigi --module nightly Nightly --local-scheduler")
-        assert ended.returncode == 0, ended.stderr
+        assert ended.code == 0, ended.stderr
 
     def fill_in(self, path: Path) -> None:
         """Add settings to a file of variables, as its reader does."""
@@ -194,10 +199,20 @@ class Shell:
         for process in self._started:
             end_group(process)
         if (self.folder / ".pipeline" / "postgres").exists():
-            assert self._bash("python -m pipeline down").returncode == 0
+            assert self._bash("python -m pipeline down").code == 0
 
-    def _bash(self, line: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+    def _fork(self, line: str) -> Ended | None:
+        """Run a line that is one command; return None for a line that needs a shell, or a process of its own."""
+        match = _COMMAND.fullmatch(line)
+        if match is None:
+            return None
+        output = Path(tempfile.mkdtemp(dir=self._root))
+        program = "luigi" if match[1] == "luigi" else "pipeline"
+        arguments = shlex.split(match[2], comments=True)
+        return start_forked(self._server, output, self.folder, arguments, self._environment(), program).finish(SECONDS)
+
+    def _bash(self, line: str) -> Ended:
+        done = subprocess.run(
             ["bash", "-c", line],
             cwd=self.folder,
             env=self._environment(),
@@ -207,6 +222,7 @@ class Shell:
             timeout=SECONDS,
             check=False,
         )
+        return Ended(done.returncode, done.stdout, done.stderr, [])
 
     def _environment(self) -> dict[str, str]:
         environment = subprocess_environment()
@@ -297,6 +313,7 @@ def shell(
     settings: Settings,
     own_dataset: MakeDataset,
     made_data: Path,
+    fork_server: ForkServer,
 ) -> Iterator[Shell]:
     """A shell for the document that the test names, with what its first line expects."""
     name = request.node.callspec.params["name"]
@@ -313,7 +330,7 @@ def shell(
     for copy in (datasets / "qwen_annotations.json", work / "new.json"):
         shutil.copy(dataset / "qwen_annotations.json", copy)
     shutil.copy(REPOSITORY / "luigi.cfg", work)
-    shell = Shell(root, settings)
+    shell = Shell(root, settings, fork_server)
     if name not in ALONE:
         shell.fill_in(work / ".env.local")
         shell.fill_in(work / ".env.production")
