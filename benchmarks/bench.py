@@ -308,9 +308,9 @@ def _maintain(dsn: str, statement: str) -> None:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
-    """Give a folder with a PostgreSQL of its own, and take both away."""
-    folder = Path(tempfile.mkdtemp(prefix="pipeline-bench-", dir="/tmp"))  # short, for the path of a socket
+def bench(directory: Path = Path("/tmp")) -> Iterator[Bench]:
+    """Give a folder with a PostgreSQL of its own, and take both away; the path of the directory must be short."""
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-bench-", dir=directory))
     folder.chmod(0o711)
     place = Bench(folder)
     try:

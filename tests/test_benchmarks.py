@@ -25,7 +25,7 @@ from tests.services import REPOSITORY
 TINY: dict[str, dict[str, Any]] = {
     "upload": {"recognitions": 8, "far": 8, "repeats": 1},
     "copy": {"recognitions": 4, "repeats": 1},
-    "large": {"sizes": (110, 120)},
+    "large": {"sizes": (2, 4)},
     "load": {"sizes": (4, 8), "counted": 4},
     "distance": {"recognitions": 4, "delay": 0.001},
     "adopt": {"trays": 4, "entries": 2, "added": 4, "repeats": 1},
@@ -42,8 +42,8 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Bench]:
-    with bench() as made:
+def place(short_folder: Path) -> Iterator[Bench]:
+    with bench(short_folder) as made:
         yield made
 
 
