@@ -18,8 +18,8 @@ from pipeline.sample.writer import ANNOTATIONS
 from tests import annotating, test_luigi, world
 from tests.annotating import Run, ids_of, key_of, value_of, write
 from tests.proxies import Fault, Request, StorageProxy, page
-from tests.services import MakeDataset, Start
-from tests.test_luigi import BARE, finish
+from tests.services import MakeDataset, RunLuigi, Start
+from tests.test_luigi import TASK, finish, told
 
 run = annotating.run
 dsn = annotating.dsn
@@ -374,7 +374,7 @@ def test_two_publishes_at_once_commit_once(
 @pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["local", "luigid"])
 def test_the_bare_command_never_ends_with_0_for_a_held_batch(
     shared: bool,
-    start: Start,
+    run_luigi: RunLuigi,
     own_dataset: MakeDataset,
     settings: Settings,
     workdir: Path,
@@ -386,8 +386,8 @@ def test_the_bare_command_never_ends_with_0_for_a_held_batch(
     if shared:
         address = f"[core]\nscheduler_url = {request.getfixturevalue('luigid')}\n"
         (workdir / "luigi.cfg").write_text(address, encoding="utf-8")
-    command = (*BARE, "--source", dataset, "--batch-id", "b1")
-    code, out, err = finish(start(*command, "--max-rejects", "15%"))
+    command = (*TASK, "--source", dataset, "--batch-id", "b1")
+    code, out, err = told(run_luigi(*command, "--max-rejects", "15%"))
     assert code == 30
     assert "Batch b1 is held: 6 recognitions" in out
     assert "Held: 10 of 16 recognitions are rejected, more than --max-rejects 15% allows." in out
@@ -395,11 +395,11 @@ def test_the_bare_command_never_ends_with_0_for_a_held_batch(
     assert "`python -m pipeline publish --batch-id b1`" in err
     assert "`python -m pipeline reset --batch-id b1`" in err
     assert "Traceback" not in err
-    code, _, err = finish(start(*command))
+    code, _, err = told(run_luigi(*command))
     assert (code, "Batch b1 is held" in err) == (40, True)
-    code, _, err = finish(start(*BARE, "--source", dataset, "--batch-id", "b2", "--max-rejects", "many"))
+    code, _, err = told(run_luigi(*TASK, "--source", dataset, "--batch-id", "b2", "--max-rejects", "many"))
     assert (code, "--max-rejects is 'many'" in err) == (40, True)
-    code, out, _ = finish(start(*PUBLISH, "--batch-id", "b1"))
+    code, out, _ = told(run_luigi("pipeline", "publish", "--batch-id", "b1"))
     assert (code, "Batch b1 is done: 6 recognitions" in out) == (0, True)
     world.check(settings, (dataset, "b1", ids[10:]))
 

@@ -31,10 +31,10 @@ from tests.annotating import (
     value_of,
     write,
 )
-from tests.services import MakeDataset, RunPipeline, Start, after_target
-from tests.test_luigi import as_first, finish, first_line
+from tests.services import MakeDataset, RunLuigi, RunPipeline, Start, after_target
+from tests.test_luigi import as_first, finish, first_line, told
 
-BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadQwen")
+BARE = ("luigi", "--module", "pipeline", "LoadQwen")
 #: Where discovery calls what reads the file.
 STAGE = "pipeline.steps.discover.stage_annotations"
 
@@ -140,21 +140,21 @@ def test_memory_stays_bounded_whatever_the_values_hold(
 
 
 def test_the_bare_command_and_ours_are_one_engine(
-    run: Run, start: Start, small_dataset: MakeDataset, settings: Settings, dsn: str
+    run: Run, run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:
     dataset = small_dataset(6)
     file = dataset / ANNOTATIONS
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
     arguments = ("--file", file, "--batch-id", "q1", "--local-scheduler")
-    first = finish(start(*BARE, *arguments))
+    first = told(run_luigi(*BARE, *arguments))
     assert (first[0], after_target(first[2])) == (0, "")
     assert first[1].startswith("Batch q1 is done: 6 recognitions, 12 photos, ")
     assert "Performance Metrics:" in first[1]
-    again = finish(start(*BARE, *arguments))
+    again = told(run_luigi(*BARE, *arguments))
     assert (again[0], as_first(again[1]), again[2]) == (0, first_line(first[1]), first[2])
     assert run("load-qwen", *arguments) == Done(again[0], again[1], after_target(again[2]))
     world.check(settings, (dataset, "b1", None), qwen=file)
-    code, stdout, stderr = finish(start(*BARE, *arguments, "--force"))
+    code, stdout, stderr = told(run_luigi(*BARE, *arguments, "--force"))
     assert (code, stdout) == (40, "")
     assert "Error: Batch q1 was started with no --force." in stderr
 

@@ -22,16 +22,22 @@ from pipeline.config import Settings
 from pipeline.graph.failures import Failure
 from tests import world
 from tests.habits import habit
-from tests.services import MakeDataset, Start, after_target, running_luigid
+from tests.runner import Ended
+from tests.services import MakeDataset, RunLuigi, Start, after_target, running_luigid
 
 BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "LoadBatch")
 COMMAND = (sys.executable, "-m", "pipeline", "load")
+TASK = ("luigi", "--module", "pipeline", "LoadBatch")
 SLOW = {"PIPELINE_BATCH_SIZE": "2", "PIPELINE_THREAD_COUNT": "1"}
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
     stdout, stderr = process.communicate(timeout=timeout)
     return process.returncode, stdout, stderr
+
+
+def told(ended: Ended) -> tuple[int, str, str]:
+    return ended.code, ended.stdout, ended.stderr
 
 
 #: How the summary of a load that found its batch done begins.
@@ -62,11 +68,11 @@ def markers(settings: Settings) -> int:
 
 
 def test_the_bare_command_without_luigid_warns_once_and_loads(
-    start: Start, small_dataset: MakeDataset, settings: Settings
+    run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     arguments = ("--batch-id", "b1", "--source", small_dataset(6), "--scheduler-url", url)
-    code, stdout, stderr = finish(start(*BARE, *arguments))
+    code, stdout, stderr = told(run_luigi(*TASK, *arguments))
     assert code == 0
     assert after_target(stderr).count("\n") == 1
     assert f"luigid does not answer at {url}: using the local scheduler." in stderr
@@ -76,55 +82,57 @@ def test_the_bare_command_without_luigid_warns_once_and_loads(
 
 
 def test_the_bare_command_with_a_local_scheduler_says_no_word_of_luigid(
-    start: Start, small_dataset: MakeDataset, settings: Settings
+    run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     arguments = ("--batch-id", "b1", "--source", small_dataset(6), "--local-scheduler")
-    first = finish(start(*BARE, *arguments))
+    first = told(run_luigi(*TASK, *arguments))
     assert (first[0], after_target(first[2])) == (0, "")
     assert first[1].startswith("Batch b1 is done: 6 recognitions")
-    again = finish(start(*BARE, *arguments))
+    again = told(run_luigi(*TASK, *arguments))
     assert (again[0], after_target(again[2])) == (0, "")
     assert as_first(again[1]) == first_line(first[1])
-    assert finish(start(*COMMAND, *arguments)) == again
+    assert told(run_luigi("pipeline", "load", *arguments)) == again
     world.check(settings, (small_dataset(6), "b1", None))
 
 
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "4"])
 def test_luigid_schedules_the_work_and_is_told_no_secret(
-    workers: str, luigid: str, start: Start, small_dataset: MakeDataset, settings: Settings
+    workers: str, luigid: str, run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     arguments = ("--batch-id", "b1", "--source", small_dataset(12), "--workers", workers, "--scheduler-url", luigid)
-    code, stdout, stderr = finish(start(*BARE, *arguments, env={"PIPELINE_BATCH_SIZE": "3"}))
+    code, stdout, stderr = told(run_luigi(*TASK, *arguments, env={"PIPELINE_BATCH_SIZE": "3"}))
     assert (code, after_target(stderr)) == (0, "")
     assert stdout.startswith("Batch b1 is done: 12 recognitions")
     world.check(settings, (small_dataset(12), "b1", None))
     with requests.Session() as session:
         session.trust_env = False
-        told = session.get(f"{luigid}/api/task_list", params={"data": '{"status": "DONE"}'}, timeout=10).text
-    assert told.count("UploadShard_b1") >= 4
-    assert settings.key.reveal() not in told
-    assert settings.database_url.reveal() not in told
+        heard = session.get(f"{luigid}/api/task_list", params={"data": '{"status": "DONE"}'}, timeout=10).text
+    assert heard.count("UploadShard_b1") >= 4
+    assert settings.key.reveal() not in heard
+    assert settings.database_url.reveal() not in heard
 
 
-def test_a_failure_is_never_exit_code_0(start: Start, small_dataset: MakeDataset, settings: Settings) -> None:
+def test_a_failure_is_never_exit_code_0(run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings) -> None:
     dsn = settings.database_url.reveal()
     world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard < 0)")
     arguments = ("--batch-id", "b1", "--source", small_dataset(6), "--local-scheduler")
     # The working directory has no luigi.cfg, as that of an installed wheel: the exit codes come with the package.
-    code, stdout, stderr = finish(start(*BARE, *arguments))
+    code, stdout, stderr = told(run_luigi(*TASK, *arguments))
     assert code == 30
     assert stdout.startswith("Batch b1 is unfinished: 6 recognitions with 12 photos planned, ")
     assert "Failed: CopyShard(batch_id=b1" in stderr
     assert "To go on: luigi --module pipeline LoadBatch --batch-id b1" in stderr
     assert "Traceback" not in stderr
     world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
-    assert finish(start(*BARE, *arguments))[0] == 0
+    assert told(run_luigi(*TASK, *arguments))[0] == 0
     world.check(settings, (small_dataset(6), "b1", None))
 
 
-def test_an_error_before_the_first_task_is_a_sentence_and_a_hint(start: Start, small_dataset: MakeDataset) -> None:
-    code, stdout, stderr = finish(
-        start(*BARE, "--batch-id", "../b1", "--source", small_dataset(3), "--local-scheduler")
+def test_an_error_before_the_first_task_is_a_sentence_and_a_hint(
+    run_luigi: RunLuigi, small_dataset: MakeDataset
+) -> None:
+    code, stdout, stderr = told(
+        run_luigi(*TASK, "--batch-id", "../b1", "--source", small_dataset(3), "--local-scheduler")
     )
     assert (code, stdout) == (40, "")
     assert "Error: The batch id '../b1' is not valid." in stderr
@@ -189,14 +197,14 @@ def test_a_statement_that_waits_in_postgresql_does_not_hold_up_a_stop(
 
 @habit("Workers", "`kill -9` of a load under luigid, and the same command again", "works: it goes on at once")
 def test_stopped_under_luigid_the_same_command_finishes_it_at_once(
-    luigid: str, start: Start, small_dataset: MakeDataset, settings: Settings
+    luigid: str, start: Start, run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings
 ) -> None:
     arguments = ("--source", small_dataset(40), "--workers", "3", "--batch-id", "b1", "--scheduler-url", luigid)
     running = start(*BARE, *arguments, env=SLOW)
     wait_until(lambda: markers(settings) >= 5 or running.poll() is not None, 60)
     running.kill()
     assert finish(running)[0] == -signal.SIGKILL
-    code, _, stderr = finish(start(*BARE, *arguments))
+    code, _, stderr = told(run_luigi(*TASK, *arguments))
     assert code == 0
     assert re.fullmatch(r"Resuming batch b1: \d+ of 40 recognitions were uploaded before\.\n", after_target(stderr))
     world.check(settings, (small_dataset(40), "b1", None))

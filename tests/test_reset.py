@@ -24,14 +24,21 @@ from pipeline.sample.writer import ANNOTATIONS
 from pipeline.storage import Storage
 from tests import reset_support, test_luigi, world
 from tests.reset_support import NOTES, Command, LoadBatch, batch_states, everything, state
-from tests.services import MakeDataset, RunPipeline, Start, after_target, environment_file, subprocess_environment
-from tests.test_luigi import finish
+from tests.services import (
+    MakeDataset,
+    RunLuigi,
+    RunPipeline,
+    after_target,
+    environment_file,
+    subprocess_environment,
+)
+from tests.test_luigi import told
 
 command = reset_support.command
 dsn = reset_support.dsn
 load = reset_support.load
 
-BARE = (sys.executable, "-m", "luigi", "--module", "pipeline", "ResetBatch", "--local-scheduler")
+BARE = ("luigi", "--module", "pipeline", "ResetBatch", "--local-scheduler")
 luigid = test_luigi.luigid
 
 
@@ -310,24 +317,24 @@ def test_what_is_not_below_the_prefix_of_the_batch_stays(
 
 
 def test_the_bare_command_resets_what_is_confirmed(
-    load: LoadBatch, start: Start, small_dataset: MakeDataset, settings: Settings, dsn: str
+    load: LoadBatch, run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:
     load(small_dataset(3, broken=True), "b1")
     before = everything(settings)
-    code, out, err = finish(start(*BARE, "--batch-id", "b1"))
+    code, out, err = told(run_luigi(*BARE, "--batch-id", "b1"))
     assert (code, out) == (40, "")
     assert "Error: Batch b1 is not reset without --confirm." in err
     assert "Hint: " in err
     assert "Traceback" not in err
     assert everything(settings) == before
     world.query(dsn, NOTES.create)
-    code, out, err = finish(start(*BARE, "--batch-id", "b1", "--confirm"))
+    code, out, err = told(run_luigi(*BARE, "--batch-id", "b1", "--confirm"))
     assert code == 30
     assert re.search(NOTES.told(3), err)
     assert "Traceback" not in err
     world.query(dsn, f"DROP TABLE {NOTES.table}")
     assert everything(settings) == before
-    done = finish(start(*BARE, "--batch-id", "b1", "--confirm"))
+    done = told(run_luigi(*BARE, "--batch-id", "b1", "--confirm"))
     assert (done[0], after_target(done[2])) == (0, "")
     plan, summary = done[1].split("Batch b1 is reset, it had 3 recognitions, 6 photos, ")
     assert plan.startswith("Reset of batch b1, load, done, started ")
@@ -335,7 +342,7 @@ def test_the_bare_command_resets_what_is_confirmed(
     assert f"\n  bucket {settings.bucket}: 6 objects are deleted, " in plan
     assert "Rejected" not in summary
     world.nothing(settings)
-    again = finish(start(*BARE, "--batch-id", "b1", "--confirm"))
+    again = told(run_luigi(*BARE, "--batch-id", "b1", "--confirm"))
     assert again[:2] == (0, f"Batch b1 is reset, it had 3 recognitions, 6 photos, {summary}")
 
 
