@@ -51,17 +51,7 @@ from tests.services import (
 _LATE = ("embedded_supabase.services", "pipeline.report.gather", "pipeline.sample", "simplejpeg")
 #: Statements that only look or take a lock, and those whose tables go with their transaction.
 _READS = ("list_", "find_", "count_", "now", "hold_", "lock_", "try_")
-_TEMPORARY = (
-    "create_",
-    "analyze_",
-    "index_",
-    "plan_",
-    "add_unknown",
-    "drop_skipped_",
-    "drop_known",
-    "drop_changed",
-    "drop_not_taken",
-)
+_TEMPORARY = ("create_", "plan_", "add_unusable", "drop_known", "drop_changed", "drop_not_taken")
 
 
 @dataclass(frozen=True)

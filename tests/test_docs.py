@@ -300,7 +300,7 @@ def codes_in_sql(insert: str) -> set[str]:
     found = set()
     for path in (*(ROOT / "pipeline").rglob("*.sql"), *(ROOT / "supabase").rglob("*.sql")):
         for query in re.split(
-            r"^-- name: \w+$|^CREATE OR REPLACE FUNCTION ", path.read_text(encoding="utf-8"), flags=re.MULTILINE
+            r"^-- name: \w+$|^CREATE OR REPLACE FUNCTION |;$", path.read_text(encoding="utf-8"), flags=re.MULTILINE
         ):
             if insert in query:
                 found |= set(re.findall(r"'([a-z]+_[a-z_]+)'", query))

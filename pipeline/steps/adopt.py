@@ -20,8 +20,6 @@ from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
-_FORGET = ("forget_adopted_manifest", "forget_adopted_markers", "forget_adopted_notices", "forget_adopted_batches")
-
 
 @dataclass(frozen=True)
 class Adoption:
@@ -69,9 +67,7 @@ def adopt(database: Database, storage: Storage, *, keep: bool) -> Adoption:
         stored = ((one.key, one.size, one.md5) for one in storage.list_objects(ADOPTED_PREFIX))
         connection.copy_in("pg_temp.listed", ("key", "size", "md5"), stored)
         connection.enqueue("lock_commits")
-        for statement in ("index_listed", "analyze_listed", "create_adopting", "index_adopting", "analyze_adopting"):
-            connection.execute(statement)
-        connection.execute("create_adopted_batches")
+        connection.execute("create_adopting")
         counts = connection.one("count_adopting")._asdict()
         batches = [row._asdict() for row in connection.execute("list_adopted_batches")]
         if counts["photos_missing"] and not counts["photos"]:
@@ -79,11 +75,9 @@ def adopt(database: Database, storage: Storage, *, keep: bool) -> Adoption:
             raise RefusedError(f"The bucket {storage.bucket} has no photo of what is to be adopted.", hint)
         if left := connection.execute("find_resetting"):
             raise _unfinished(connection, left[0].id)
-        connection.execute("insert_adopted_batches", bucket=storage.bucket, bucket_created_at=found["created_at"])
+        bucket = {"bucket": storage.bucket, "bucket_created_at": found["created_at"]}
         largest = max((one["recognitions"] for one in batches), default=0)
-        connection.execute("insert_adopted_manifest", shard_size=shard_size(largest, 100))
-        for statement in ("insert_adopted_notices", "insert_adopted_markers", "update_adopted_batches"):
-            connection.execute(statement)
+        connection.execute("insert_adopted", **bucket, shard_size=shard_size(largest, 100))
         return Adoption(storage.bucket, batches=batches, **counts)
 
     adoption = database.run(work, timeout=0, keep=keep)
@@ -123,8 +117,7 @@ def forget(database: Database, *, keep: bool) -> Forgotten:
         if left := connection.execute("find_adopted_resetting"):
             raise _unfinished(connection, left[0].id)
         batches = [row._asdict() for row in connection.execute("list_adopted")]
-        for statement in _FORGET:
-            connection.execute(statement)
+        connection.execute("forget_adopted")
         return Forgotten(batches)
 
     return database.run(work, timeout=0, keep=keep)

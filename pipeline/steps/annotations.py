@@ -38,7 +38,7 @@ def stage_annotations(seen: Seen, batch_id: str, coordinates: str, *, exif_turne
     UnfinishedError if it cannot be read.
     """
     connection, path, progress = seen.connection, seen.source, seen.progress
-    for statement in ("create_found", "create_entries", "create_detections"):
+    for statement in ("create_found", "create_entries"):
         connection.execute(statement)
     rows: list[Sequence[object]] = []
     lines: list[bytes] = []
@@ -69,23 +69,14 @@ def stage_annotations(seen: Seen, batch_id: str, coordinates: str, *, exif_turne
                 size = 0
     flush()
     progress(total, total)
-    for statement in ("analyze_entries", "analyze_detections"):
-        connection.execute(statement)
     connection.execute("create_photos", batch_id=batch_id, force=seen.is_forced)
-    connection.execute("analyze_photos")
     width, height = frame_of(coordinates)
     connection.execute("create_boxes", exif_turned=exif_turned, frame_width=width, frame_height=height)
-    connection.execute("analyze_boxes")
     connection.execute("find_changed_photos", changed=seen.is_taken)
     for camera in (1, 2):
         connection.execute("remember_seen_photos", camera=camera)
-    for statement in ("drop_skipped_rejects", "add_unknown"):
-        connection.execute(statement)
-    connection.execute("add_other_photos")
-    connection.execute("add_not_adopted_photos", message=not_adopted(connection.command))
-    connection.execute("add_unusable_boxes", exif_turned=exif_turned)
+    connection.execute("add_unusable", message=not_adopted(connection.command), exif_turned=exif_turned)
     connection.execute("create_staged_annotations", force=seen.is_forced)
-    connection.execute("create_passed_by_photos")
     held_reason, notices = _check_frame(connection, path, coordinates)
     notices += [Notice(None, str(path), *one) for one in sorted(forms)]
     copy_found(connection, notices)

@@ -100,14 +100,10 @@ def _copy_documents(
     rejects += [reject for reject in unread if reject.recognition_id not in lost]
     require_source(Path(source), rejects, may_reject=may_reject)
     if rejects:
-        rejected = {"batch_id": batch_id, "recognition_ids": [reject.recognition_id for reject in rejects]}
-        connection.execute("delete_files_rejected", **rejected)
-        connection.execute("delete_notices_rejected", **rejected)
-        # Their photos are already in the bucket; the transform step removes them.
-        connection.execute("mark_manifest_rejected", **rejected)
-        connection.execute("delete_claims_rejected", **rejected, kind=KIND_LOAD)
         batch_state.add_inputs(connection, batch_id, COPY, shard, rejects)
         connection.execute("note_rejected", batch_id=batch_id, step=COPY, shard=shard)
+        ids = [reject.recognition_id for reject in rejects]
+        connection.execute("leave_out_copy", batch_id=batch_id, recognition_ids=ids)
     return len(rejects)
 
 

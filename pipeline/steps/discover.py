@@ -141,9 +141,7 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     rejects = _count_rejects(connection)
     if request.strict and rejects:
         _refuse(connection, rejects)
-    connection.execute("create_earlier", kind=request.kind, source=request.source)
-    for statement in ("analyze_earlier", "mark_over"):
-        connection.execute(statement)
+    connection.execute("mark_over", kind=request.kind, source=request.source)
     seen.known = connection.one("drop_known", force=request.force).rejects
     seen.changed += connection.one("drop_not_taken").changed
     rejects = _count_rejects(connection)
@@ -202,7 +200,6 @@ def _write_batch(connection: Connection, request: Request, seen: Seen, held_reas
     batch_id, is_load = request.batch_id, request.kind == KIND_LOAD
     if not connection.execute("insert_batch", **asdict(request), **seen.counts()):
         raise RefusedError(f"Another run started batch {batch_id} in the meantime.", "Run the same command again.")
-    connection.execute("analyze_staged")
     connection.execute("insert_claims", batch_id=batch_id, kind=request.kind)
     drop_late = "drop_late_claims" if is_load else "drop_late_annotations"
     connection.execute(drop_late, batch_id=batch_id, force=request.force)
@@ -226,14 +223,11 @@ def _stage_dataset(request: Request, metrics: Metrics, seen: Seen) -> None:
     with metrics.timed("discover_walk"):
         connection.execute("create_found")
         copy_found(connection, list_folders(source, seen.files))
-        connection.execute("analyze_found")
         connection.execute("create_candidates", batch_id=request.batch_id, force=request.force)
-        connection.execute("index_candidates")
         seen.found = connection.one("count_found")
         if not seen.found.found and not _count_rejects(connection):
             _refuse_empty(connection, source)
-        connection.execute("add_not_adopted", message=not_adopted(connection.command))
-        connection.execute("add_vanished", source=request.source)
+        connection.execute("add_found", message=not_adopted(connection.command), source=request.source)
     with metrics.timed("discover_inspect"), ThreadPoolExecutor(min(8, request.threads)) as executor:
         strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
         check = strictly if request.strict else None

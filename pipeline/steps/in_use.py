@@ -47,10 +47,7 @@ def set_aside(connection: Connection, batch_id: str) -> bool:
     found = _left_out(connection, "plan_batch", batch_id)
     if found:
         codes, messages = map(list, zip(*found.values(), strict=True))
-        left_out = {"batch_id": batch_id, "recognition_ids": list(found)}
-        for statement in ("delete_notices_rejected", "set_aside_files"):
-            connection.execute(statement, **left_out)
-        connection.execute("set_aside", **left_out, codes=codes, messages=messages)
+        connection.execute("set_aside", batch_id=batch_id, recognition_ids=list(found), codes=codes, messages=messages)
     return bool(found)
 
 

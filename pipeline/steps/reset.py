@@ -227,12 +227,4 @@ def _delete_manifest(connection: Connection, batch_id: str) -> None:
     """Delete manifest, markers and rejects, and record the time of the reset."""
     connection.execute("lock_batch", batch_id=batch_id)
     if batch_state.require_batch(connection, batch_id).state == "resetting":
-        for statement in (
-            "delete_proofs",
-            "delete_manifest",
-            "delete_markers",
-            "delete_rejects",
-            "delete_notices",
-            "mark_reset",
-        ):
-            connection.execute(statement, batch_id=batch_id)
+        connection.execute("delete_records", batch_id=batch_id)

@@ -21,9 +21,6 @@ from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
 
-#: Statements that forget a batch in which nothing can be used.
-_FORGET = ("plan_reset", "execute_reset", "delete_manifest", "delete_markers", "delete_rejects", "delete_batch")
-
 
 def transform_batch(
     database: Database,
@@ -56,13 +53,12 @@ def transform_batch(
             if missing:
                 message = f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet."
                 raise UnfinishedError(message, "Run the same command again.")
-        connection.execute("update_batch_files", batch_id=batch_id)
-        connection.execute("delete_rejected", batch_id=batch_id)
-        connection.execute("forget_known", batch_id=batch_id)
+        connection.execute("settle_rejected", batch_id=batch_id)
         weight = connection.one("count_usable", batch_id=batch_id)
         claimed = find_claimed(connection, weight)
         if claimed or not (weight.listed or weight.rejected or weight.transient or weight.held_reason):
-            _forget(connection, batch_id, with_look=claimed is not None)
+            for statement in ("empty_look" if claimed is None else "delete_look", "forget_batch"):
+                connection.execute(statement, batch_id=batch_id)
             return claimed
         if reason := find_reason(connection, batch_id, weight, max_rejects):
             hold_back(connection, batch_id, reason)
@@ -94,12 +90,6 @@ def transform_batch(
             outcome = database.run(work, timeout=0)
     if isinstance(outcome, PipelineError):
         raise outcome
-
-
-def _forget(connection: Connection, batch_id: str, *, with_look: bool) -> None:
-    more = ("delete_notices", "delete_look") if with_look else ("empty_look",)
-    for statement in (*more, *_FORGET):
-        connection.execute(statement, batch_id=batch_id)
 
 
 def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) -> list[int]:

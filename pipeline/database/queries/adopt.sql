@@ -3,13 +3,9 @@
 -- name: create_listed
 CREATE TEMP TABLE listed (key text NOT NULL, size bigint NOT NULL, md5 text) ON COMMIT DROP
 
--- name: index_listed
-CREATE UNIQUE INDEX ON pg_temp.listed (key)
-
--- name: analyze_listed
-ANALYZE pg_temp.listed
-
 -- name: create_adopting
+CREATE UNIQUE INDEX ON pg_temp.listed (key);
+ANALYZE pg_temp.listed;
 -- Recognitions that no batch has on record, each with its photos: arrays of two, NULL where there is none. An object
 -- belongs to a photo if the row names it, and the key has the form that the older script gives it.
 CREATE TEMP TABLE adopting ON COMMIT DROP AS
@@ -24,9 +20,9 @@ LEFT JOIN pg_temp.listed one ON one.key = a.storage_path AND one.key = 'recognit
 LEFT JOIN pg_temp.listed two ON two.key = b.storage_path AND two.key = 'recognitions/' || r.id || '/camera2.jpg'
 WHERE NOT EXISTS (
     SELECT FROM ingest.manifest m JOIN ingest.batches k ON k.id = m.batch_id
-    WHERE m.recognition_id = r.id AND k.kind = 'load')
-
--- name: create_adopted_batches
+    WHERE m.recognition_id = r.id AND k.kind = 'load');
+CREATE UNIQUE INDEX ON pg_temp.adopting (recognition_id);
+ANALYZE pg_temp.adopting;
 -- An id of the older script stays if it can be one of ours and is free; without one, and else, it is adopted_<n>.
 CREATE TEMP TABLE adopted_batches ON COMMIT DROP AS
 WITH former AS (
@@ -45,12 +41,6 @@ CROSS JOIN (
     SELECT coalesce(max(substring(id FROM '^adopted_([0-9]{1,9})$')::bigint), 0) AS highest
     FROM (SELECT id FROM ingest.batches UNION SELECT former_id FROM former) ids
 ) taken
-
--- name: index_adopting
-CREATE UNIQUE INDEX ON pg_temp.adopting (recognition_id)
-
--- name: analyze_adopting
-ANALYZE pg_temp.adopting
 
 -- name: count_adopting
 SELECT count(*) AS recognitions,
@@ -71,7 +61,7 @@ ORDER BY id COLLATE "C"
 -- Adopted batches whose reset was interrupted: what is left of them must go first.
 SELECT b.id FROM ingest.batches b JOIN pg_temp.adopted_batches USING (id) WHERE b.state = 'resetting' ORDER BY b.id
 
--- name: insert_adopted_batches
+-- name: insert_adopted
 -- A batch that was reset and is there again becomes a new version.
 INSERT INTO ingest.batches
     (id, kind, state, source, bucket, bucket_created_at, version, finished_at, adopted, adopted_from)
@@ -85,9 +75,7 @@ ON CONFLICT (id) DO UPDATE
         reset_at = NULL, shards = CASE batches.state WHEN 'reset' THEN 0 ELSE batches.shards END,
         bucket = CASE batches.state WHEN 'reset' THEN excluded.bucket ELSE batches.bucket END,
         bucket_created_at = CASE batches.state WHEN 'reset' THEN excluded.bucket_created_at
-            ELSE batches.bucket_created_at END
-
--- name: insert_adopted_manifest
+            ELSE batches.bucket_created_at END;
 INSERT INTO ingest.manifest (batch_id, recognition_id, shard, photo_paths, photo_sizes, photo_mtimes, object_keys,
     widths, heights, sha256s, md5s)
 SELECT b.id, a.recognition_id, k.shards + (row_number() OVER (
@@ -95,9 +83,7 @@ SELECT b.id, a.recognition_id, k.shards + (row_number() OVER (
     '{}', a.sizes, '{}', a.object_keys, a.widths, a.heights, '{NULL,NULL}', a.md5s
 FROM pg_temp.adopting a
 JOIN pg_temp.adopted_batches b USING (former_id)
-JOIN ingest.batches k ON k.id = b.id
-
--- name: insert_adopted_notices
+JOIN ingest.batches k ON k.id = b.id;
 -- What a recognition lacks: verification passes over it.
 INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
 SELECT b.id, a.recognition_id, lacks.path, lacks.code, lacks.message, 'adopt'
@@ -114,9 +100,7 @@ CROSS JOIN LATERAL (
     SELECT a.paths[c], 'adopted_without_size', 'the image of camera ' || c || ' has no width or no height'
     WHERE a.paths[c] IS NOT NULL AND num_nulls(a.widths[c], a.heights[c]) > 0
 ) lacks
-ORDER BY a.recognition_id, c
-
--- name: insert_adopted_markers
+ORDER BY a.recognition_id, c;
 INSERT INTO ingest.batch_state (batch_id, step, shard, started_at, worker)
 SELECT b.id, marker.step, marker.shard, clock_timestamp(), 'adopt'
 FROM pg_temp.adopted_batches b
@@ -127,9 +111,7 @@ CROSS JOIN LATERAL (
     FROM (SELECT DISTINCT shard FROM ingest.manifest WHERE batch_id = b.id) m
     CROSS JOIN unnest(ARRAY['upload', 'copy']) AS step
 ) marker
-ON CONFLICT (batch_id, step, shard) DO NOTHING
-
--- name: update_adopted_batches
+ON CONFLICT (batch_id, step, shard) DO NOTHING;
 UPDATE ingest.batches b
 SET shards = m.shards, recognitions = m.recognitions, found = m.recognitions, photos = m.photos, bytes = m.bytes
 FROM (
@@ -159,14 +141,8 @@ SELECT id, adopted_from AS former_id, recognitions FROM ingest.batches WHERE ado
 -- name: find_adopted_resetting
 SELECT id FROM ingest.batches WHERE adopted AND state = 'resetting' ORDER BY id
 
--- name: forget_adopted_manifest
-DELETE FROM ingest.manifest WHERE batch_id IN (SELECT id FROM ingest.batches WHERE adopted)
-
--- name: forget_adopted_markers
-DELETE FROM ingest.batch_state WHERE batch_id IN (SELECT id FROM ingest.batches WHERE adopted)
-
--- name: forget_adopted_notices
-DELETE FROM ingest.notices WHERE batch_id IN (SELECT id FROM ingest.batches WHERE adopted)
-
--- name: forget_adopted_batches
+-- name: forget_adopted
+DELETE FROM ingest.manifest WHERE batch_id IN (SELECT id FROM ingest.batches WHERE adopted);
+DELETE FROM ingest.batch_state WHERE batch_id IN (SELECT id FROM ingest.batches WHERE adopted);
+DELETE FROM ingest.notices WHERE batch_id IN (SELECT id FROM ingest.batches WHERE adopted);
 DELETE FROM ingest.batches WHERE adopted

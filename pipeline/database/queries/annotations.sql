@@ -1,60 +1,54 @@
 -- Discovery of an annotations file: entries in temporary tables, then boxes, claims, manifest and raw rows.
 
--- name: add_not_adopted_photos
-INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
-SELECT recognition_id, path, 'not_adopted', :message, true FROM pg_temp.photos WHERE of_others
-
--- name: add_other_photos
-INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
-SELECT recognition_id, path, 'annotations_other_photo', 'the values are left out: ' || other || ' loaded them for another '
-    'photo than the one that is there now (SHA-256 ' || coalesce(left(sha256, 12), 'unknown') || '); load-qwen --force loads them', true
-FROM pg_temp.photos
-WHERE other IS NOT NULL
-
--- name: add_unknown
--- A photo of a recognition that is not loaded is a reject of its own; so is one that was adopted without its size.
-INSERT INTO pg_temp.found (recognition_id, path, code, message)
-SELECT e.recognition_id, e.path, reject.code, reject.message
-FROM pg_temp.entries e
-JOIN pg_temp.photos p USING (recognition_id, camera_number)
+-- name: create_photos
+ANALYZE pg_temp.entries;
+ANALYZE pg_temp.detections;
+-- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file
+-- several times, the key that sorts last in natural order counts, and of equal keys the last. A suspect is annotated, by
+-- the batch that is `former` or by another tool, and perhaps with other values. An unusable one changed, and is not taken.
+-- Values that the batch `other` loaded for another photo are left out until they change.
+CREATE TEMP TABLE photos ON COMMIT DROP AS
+SELECT e.*, i.id AS image_id, i.sha256, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
+    known.of_others, known.lacks_size, known.former, known.other,
+    annotated.there AND record.former_digest IS DISTINCT FROM e.digest AND known.other IS NULL
+        AND num_nulls(i.width, i.height) = 0 AND ingest.is_on_record(e.recognition_id) AS is_suspect,
+    false AS is_changed, false AS is_unusable,
+    i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AND NOT known.lacks_size
+        AND known.other IS NULL AS is_free
+FROM (
+    SELECT DISTINCT ON (recognition_id, camera_number) *
+    FROM pg_temp.entries
+    ORDER BY recognition_id, camera_number, detections IS NULL, rank COLLATE "C" DESC, number DESC
+) e
+LEFT JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = e.recognition_id AND c.batch_id <> :batch_id
+-- OFFSET 0: each photo is a look-up in an index, whatever the statistics say, and each value is worked out once.
+LEFT JOIN LATERAL (
+    SELECT image.* FROM public.images image
+    WHERE image.recognition_id = e.recognition_id AND image.camera_number = e.camera_number OFFSET 0
+) i ON true
 CROSS JOIN LATERAL (
-    SELECT 'recognition_unknown', 'the recognition ' || e.recognition_id || coalesce((
-            SELECT CASE b.state WHEN 'held' THEN format(' is in batch %s, which is held: publish', b.id)
-                ELSE format(' is in batch %s, which is unfinished: finish', b.id) END
-                || format(' %s, then load the annotations again', b.id)
-            FROM ingest.claims c JOIN ingest.batches b ON b.id = c.batch_id
-            WHERE c.kind = 'load' AND c.recognition_id = e.recognition_id AND b.state IN ('held', 'loading')
-        ), ' is not loaded')
-    WHERE p.image_id IS NULL
-    UNION ALL
-    SELECT 'photo_size_unknown', 'the image of the photo has no width or no height' WHERE p.lacks_size
-) reject (code, message)
-
--- name: add_unusable_boxes
--- The messages have the numbers of the file, where they can be searched for.
-INSERT INTO pg_temp.found (number, taken, recognition_id, path, code, message)
-SELECT p.number, p.is_free, p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 'box_malformed' END,
-    'the box ' || concat_ws(', ', d.x1, d.y1, d.x2, d.y2) || ' of ' || b.label
-        || CASE WHEN b.repeats > 0 THEN ', which is there ' || b.repeats + 1 || ' times,' ELSE '' END || CASE
-        WHEN b.is_outside THEN ' lies outside the photo of ' || p.width || ' x ' || p.height || ' pixels'
-            || CASE WHEN p.orientation > 1 AND NOT :exif_turned THEN ', which its EXIF data turns: see --exif-turned'
-                ELSE '' END
-        ELSE ' has no area in the photo' END
-FROM pg_temp.boxes b
-JOIN pg_temp.photos p USING (number)
-JOIN pg_temp.detections d USING (number, detection)
-WHERE NOT b.is_usable AND (p.is_free OR p.is_unusable)
-
--- name: analyze_boxes
-ANALYZE pg_temp.boxes
-
--- name: analyze_detections
-ANALYZE pg_temp.detections
-
--- name: analyze_entries
-ANALYZE pg_temp.entries
-
--- name: analyze_photos
+    SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a
+        WHERE a.image_id = i.id AND a.source = 'MODEL') AS there OFFSET 0
+) annotated
+CROSS JOIN LATERAL (
+    SELECT (array_agg(m.batch_id ORDER BY m.version DESC) FILTER (WHERE m.is_same))[1] AS former,
+        (array_agg(m.digest ORDER BY m.version DESC) FILTER (WHERE m.is_same))[1] AS former_digest,
+        CASE WHEN NOT coalesce(bool_or(m.is_same) FILTER (WHERE m.digest = e.digest), true)
+            THEN max(m.batch_id COLLATE "C") FILTER (WHERE m.digest = e.digest) END AS other
+    FROM (
+        SELECT a.version, (a.entry).batch_id, (a.entry).sha256s[array_position((a.entry).cameras, e.camera_number)] AS digest,
+            ingest.is_same_photo(a.entry, e.camera_number, i.sha256, i.width, i.height, i.orientation) AS is_same
+        FROM ingest.annotations_of(e.recognition_id, e.camera_number, '') a
+        WHERE i.id IS NOT NULL
+    ) m
+) record
+CROSS JOIN LATERAL (
+    SELECT i.id IS NOT NULL AND NOT annotated.there AND NOT ingest.is_on_record(e.recognition_id) AS of_others,
+        i.id IS NOT NULL AND NOT annotated.there AND num_nulls(i.width, i.height) > 0 AS lacks_size,
+        CASE WHEN annotated.there THEN record.former END AS former,
+        CASE WHEN NOT :force AND e.detections > 0 THEN record.other END AS other
+    OFFSET 0
+) known;
 ANALYZE pg_temp.photos
 
 -- name: count_changed_photos
@@ -127,19 +121,8 @@ WITH scaled AS (
 SELECT number, min(detection) AS detection, label, x1, y1, x2, y2, is_outside, bool_or(is_clipped) AS is_clipped,
     NOT is_outside AND x1 < x2 AND y1 < y2 AS is_usable, count(*) - 1 AS repeats
 FROM clipped
-GROUP BY number, label, x1, y1, x2, y2, is_outside
-
--- name: create_detections
--- One row a usable detection, numbered from 1 in its entry.
-CREATE TEMP TABLE detections (
-    number bigint NOT NULL,
-    detection integer NOT NULL,
-    label text NOT NULL,
-    x1 numeric NOT NULL,
-    y1 numeric NOT NULL,
-    x2 numeric NOT NULL,
-    y2 numeric NOT NULL
-) ON COMMIT DROP
+GROUP BY number, label, x1, y1, x2, y2, is_outside;
+ANALYZE pg_temp.boxes
 
 -- name: create_entries
 -- One row an entry of the annotations file, numbered in its order; detections is NULL where none of it can be used.
@@ -152,63 +135,17 @@ CREATE TEMP TABLE entries (
     size bigint NOT NULL,
     digest text NOT NULL, -- of what of it can be used, and of the options
     detections bigint
+) ON COMMIT DROP;
+-- One row a usable detection, numbered from 1 in its entry.
+CREATE TEMP TABLE detections (
+    number bigint NOT NULL,
+    detection integer NOT NULL,
+    label text NOT NULL,
+    x1 numeric NOT NULL,
+    y1 numeric NOT NULL,
+    x2 numeric NOT NULL,
+    y2 numeric NOT NULL
 ) ON COMMIT DROP
-
--- name: create_passed_by_photos
--- Recognitions with photos that this look did not inspect: held by other batches, or changed and not taken; and annotated
--- already, of which it repeats nothing that the batch of the annotations recorded.
-CREATE TEMP TABLE passed_by ON COMMIT DROP AS
-SELECT recognition_id, CASE WHEN holder IS NULL AND NOT is_changed THEN former END AS batch_id
-FROM pg_temp.photos
-WHERE image_id IS NOT NULL AND NOT is_free
-
--- name: create_photos
--- The photos in the annotations file, and what stands in the way of annotating each. Of a photo that is in the file
--- several times, the key that sorts last in natural order counts, and of equal keys the last. A suspect is annotated, by
--- the batch that is `former` or by another tool, and perhaps with other values. An unusable one changed, and is not taken.
--- Values that the batch `other` loaded for another photo are left out until they change.
-CREATE TEMP TABLE photos ON COMMIT DROP AS
-SELECT e.*, i.id AS image_id, i.sha256, i.width, i.height, i.orientation, annotated.there AS loaded, c.batch_id AS holder,
-    known.of_others, known.lacks_size, known.former, known.other,
-    annotated.there AND record.former_digest IS DISTINCT FROM e.digest AND known.other IS NULL
-        AND num_nulls(i.width, i.height) = 0 AND ingest.is_on_record(e.recognition_id) AS is_suspect,
-    false AS is_changed, false AS is_unusable,
-    i.id IS NOT NULL AND NOT annotated.there AND c.batch_id IS NULL AND NOT known.of_others AND NOT known.lacks_size
-        AND known.other IS NULL AS is_free
-FROM (
-    SELECT DISTINCT ON (recognition_id, camera_number) *
-    FROM pg_temp.entries
-    ORDER BY recognition_id, camera_number, detections IS NULL, rank COLLATE "C" DESC, number DESC
-) e
-LEFT JOIN ingest.claims c ON c.kind = 'qwen' AND c.recognition_id = e.recognition_id AND c.batch_id <> :batch_id
--- OFFSET 0: each photo is a look-up in an index, whatever the statistics say, and each value is worked out once.
-LEFT JOIN LATERAL (
-    SELECT image.* FROM public.images image
-    WHERE image.recognition_id = e.recognition_id AND image.camera_number = e.camera_number OFFSET 0
-) i ON true
-CROSS JOIN LATERAL (
-    SELECT NOT :force AND EXISTS (SELECT FROM public.initial_annotations a
-        WHERE a.image_id = i.id AND a.source = 'MODEL') AS there OFFSET 0
-) annotated
-CROSS JOIN LATERAL (
-    SELECT (array_agg(m.batch_id ORDER BY m.version DESC) FILTER (WHERE m.is_same))[1] AS former,
-        (array_agg(m.digest ORDER BY m.version DESC) FILTER (WHERE m.is_same))[1] AS former_digest,
-        CASE WHEN NOT coalesce(bool_or(m.is_same) FILTER (WHERE m.digest = e.digest), true)
-            THEN max(m.batch_id COLLATE "C") FILTER (WHERE m.digest = e.digest) END AS other
-    FROM (
-        SELECT a.version, (a.entry).batch_id, (a.entry).sha256s[array_position((a.entry).cameras, e.camera_number)] AS digest,
-            ingest.is_same_photo(a.entry, e.camera_number, i.sha256, i.width, i.height, i.orientation) AS is_same
-        FROM ingest.annotations_of(e.recognition_id, e.camera_number, '') a
-        WHERE i.id IS NOT NULL
-    ) m
-) record
-CROSS JOIN LATERAL (
-    SELECT i.id IS NOT NULL AND NOT annotated.there AND NOT ingest.is_on_record(e.recognition_id) AS of_others,
-        i.id IS NOT NULL AND NOT annotated.there AND num_nulls(i.width, i.height) > 0 AS lacks_size,
-        CASE WHEN annotated.there THEN record.former END AS former,
-        CASE WHEN NOT :force AND e.detections > 0 THEN record.other END AS other
-    OFFSET 0
-) known
 
 -- name: create_staged_annotations
 -- A photo without any detection is loaded only to take the place of a former version.
@@ -216,7 +153,13 @@ CREATE TEMP TABLE staged ON COMMIT DROP AS
 SELECT p.recognition_id, p.camera_number, p.number, p.path, p.size, NULL::text AS identity
 FROM pg_temp.photos p
 LEFT JOIN (SELECT DISTINCT b.number FROM pg_temp.boxes b WHERE b.is_usable) usable USING (number)
-WHERE p.is_free AND (usable.number IS NOT NULL OR ((:force OR p.loaded) AND p.detections = 0))
+WHERE p.is_free AND (usable.number IS NOT NULL OR ((:force OR p.loaded) AND p.detections = 0));
+-- Recognitions with photos that this look did not inspect: held by other batches, or changed and not taken; and annotated
+-- already, of which it repeats nothing that the batch of the annotations recorded.
+CREATE TEMP TABLE passed_by ON COMMIT DROP AS
+SELECT recognition_id, CASE WHEN holder IS NULL AND NOT is_changed THEN former END AS batch_id
+FROM pg_temp.photos
+WHERE image_id IS NOT NULL AND NOT is_free
 
 -- name: drop_late_annotations
 -- Another batch may have committed since the candidates were chosen. A recognition without any photo left is given up.
@@ -241,7 +184,7 @@ WHERE c.kind = 'qwen' AND c.batch_id = :batch_id AND c.recognition_id = late.rec
         WHERE s.recognition_id = c.recognition_id AND s.number NOT IN (SELECT number FROM late)
     )
 
--- name: drop_skipped_rejects
+-- name: add_unusable
 -- What is wrong with photos that are not looked at this time is not told.
 WITH skipped AS (
     DELETE FROM pg_temp.found f
@@ -253,7 +196,44 @@ UPDATE pg_temp.found f
 SET taken = false, number = p.number
 FROM pg_temp.entries e
 JOIN pg_temp.photos p USING (recognition_id, camera_number)
-WHERE e.number = f.number AND p.is_unusable
+WHERE e.number = f.number AND p.is_unusable;
+-- A photo of a recognition that is not loaded is a reject of its own; so is one that was adopted without its size.
+INSERT INTO pg_temp.found (recognition_id, path, code, message)
+SELECT e.recognition_id, e.path, reject.code, reject.message
+FROM pg_temp.entries e
+JOIN pg_temp.photos p USING (recognition_id, camera_number)
+CROSS JOIN LATERAL (
+    SELECT 'recognition_unknown', 'the recognition ' || e.recognition_id || coalesce((
+            SELECT CASE b.state WHEN 'held' THEN format(' is in batch %s, which is held: publish', b.id)
+                ELSE format(' is in batch %s, which is unfinished: finish', b.id) END
+                || format(' %s, then load the annotations again', b.id)
+            FROM ingest.claims c JOIN ingest.batches b ON b.id = c.batch_id
+            WHERE c.kind = 'load' AND c.recognition_id = e.recognition_id AND b.state IN ('held', 'loading')
+        ), ' is not loaded')
+    WHERE p.image_id IS NULL
+    UNION ALL
+    SELECT 'photo_size_unknown', 'the image of the photo has no width or no height' WHERE p.lacks_size
+) reject (code, message);
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT recognition_id, path, 'annotations_other_photo', 'the values are left out: ' || other || ' loaded them for another '
+    'photo than the one that is there now (SHA-256 ' || coalesce(left(sha256, 12), 'unknown') || '); load-qwen --force loads them', true
+FROM pg_temp.photos
+WHERE other IS NOT NULL;
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT recognition_id, path, 'not_adopted', :message, true FROM pg_temp.photos WHERE of_others;
+-- The messages have the numbers of the file, where they can be searched for.
+INSERT INTO pg_temp.found (number, taken, recognition_id, path, code, message)
+SELECT p.number, p.is_free, p.recognition_id, p.path, CASE WHEN b.is_outside THEN 'box_outside' ELSE 'box_malformed' END,
+    'the box ' || concat_ws(', ', d.x1, d.y1, d.x2, d.y2) || ' of ' || b.label
+        || CASE WHEN b.repeats > 0 THEN ', which is there ' || b.repeats + 1 || ' times,' ELSE '' END || CASE
+        WHEN b.is_outside THEN ' lies outside the photo of ' || p.width || ' x ' || p.height || ' pixels'
+            || CASE WHEN p.orientation > 1 AND NOT :exif_turned THEN ', which its EXIF data turns: see --exif-turned'
+                ELSE '' END
+        ELSE ' has no area in the photo' END
+FROM pg_temp.boxes b
+JOIN pg_temp.photos p USING (number)
+JOIN pg_temp.detections d USING (number, detection)
+WHERE NOT b.is_usable AND (p.is_free OR p.is_unusable)
 
 -- name: find_changed_photos
 -- Compare the boxes of suspects with those on record: in order with those of a batch, in any order with those of another

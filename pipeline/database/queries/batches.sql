@@ -280,10 +280,6 @@ SELECT pg_advisory_xact_lock(1668246893)
 -- Whoever writes a marker, or removes what its absence allows to remove, goes alone until the end of the transaction.
 SELECT pg_advisory_xact_lock(hashtextextended('pipeline.step:' || :batch_id || '/' || :step || '/' || :shard, 0))
 
--- name: mark_manifest_rejected
-UPDATE ingest.manifest SET rejected = true
-WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
-
 -- name: now
 SELECT clock_timestamp() AS now, current_setting('server_version_num')::int AS version
 

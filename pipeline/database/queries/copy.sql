@@ -22,14 +22,16 @@ CROSS JOIN LATERAL (
 ) AS known
 RETURNING sha256
 
--- name: delete_notices_rejected
--- Those of its photos and documents; what discovery passed over stays so.
-DELETE FROM ingest.notices
-WHERE batch_id = :batch_id AND step <> 'discover' AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
-
--- name: delete_files_rejected
+-- name: leave_out_copy
+-- The photos are in the bucket already: the commit removes them. What discovery passed over stays so.
 DELETE FROM raw.photos
-WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]));
+DELETE FROM ingest.notices
+WHERE batch_id = :batch_id AND step <> 'discover' AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]));
+UPDATE ingest.manifest SET rejected = true
+WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]));
+DELETE FROM ingest.claims
+WHERE kind = 'load' AND batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
 
 -- name: list_documents
 -- The batch in a row, then the documents of a shard, each in a row with nothing of the batch in it.

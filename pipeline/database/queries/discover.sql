@@ -17,21 +17,10 @@ FROM lost
 WHERE b.id = :batch_id
 RETURNING b.already_loaded, b.held_elsewhere, b.held_by
 
--- name: add_not_adopted
+-- name: add_found
 -- Recognitions that are there and that no finished batch has: they stay as they are.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
-SELECT recognition_id, paths[1], 'not_adopted', :message, true FROM pg_temp.candidates WHERE of_others
-
--- name: add_other_source
--- What is loaded anew, and was loaded from another source.
-INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
-SELECT s.recognition_id, regexp_replace(s.photo_paths[1], '(/photos)?/[^/]*$', '', 'i'), 'other_source',
-    'the recognition is loaded anew, since it differs from what batch ' || b.id || ' loaded from ' || b.source, true
-FROM pg_temp.staged s
-JOIN ingest.batches b ON b.id = s.former
-WHERE s.changed AND b.source <> :source AND NOT b.adopted
-
--- name: add_vanished
+SELECT recognition_id, paths[1], 'not_adopted', :message, true FROM pg_temp.candidates WHERE of_others;
 -- Recognitions that were loaded from this source and are not in a folder that cannot be read.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT r.id, m.photo_paths[1], 'folder_vanished', 'the folder is gone from the dataset; what was loaded of it stays', true
@@ -45,14 +34,39 @@ WHERE b.kind = 'load' AND b.source = :source
         WHERE f.code IS NOT NULL AND NOT f.is_notice AND starts_with(m.photo_paths[1], f.path || '/')
     )
 
--- name: analyze_earlier
-ANALYZE pg_temp.earlier, pg_temp.found
+-- name: add_other_source
+-- What is loaded anew, and was loaded from another source.
+INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
+SELECT s.recognition_id, regexp_replace(s.photo_paths[1], '(/photos)?/[^/]*$', '', 'i'), 'other_source',
+    'the recognition is loaded anew, since it differs from what batch ' || b.id || ' loaded from ' || b.source, true
+FROM pg_temp.staged s
+JOIN ingest.batches b ON b.id = s.former
+WHERE s.changed AND b.source <> :source AND NOT b.adopted
 
--- name: analyze_found
-ANALYZE pg_temp.found
+-- name: create_candidates
+ANALYZE pg_temp.found;
+-- Each recognition with its folders, the newest first, and what stands in the way of loading it.
+CREATE TEMP TABLE candidates ON COMMIT DROP AS
+SELECT f.recognition_id, f.paths, known.loaded, c.batch_id AS holder,
+    NOT known.loaded AND ingest.is_there(f.recognition_id) AND NOT ingest.is_on_record(f.recognition_id) AS of_others
+FROM (
+    SELECT recognition_id, array_agg(path ORDER BY rank, path COLLATE "C" DESC) AS paths
+    FROM pg_temp.found
+    WHERE code IS NULL
+    GROUP BY recognition_id
+) f
+LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = f.recognition_id AND c.batch_id <> :batch_id
+CROSS JOIN LATERAL (
+    SELECT NOT :force AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.recognition_id) AS loaded
+) known;
+CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
 
--- name: analyze_staged
-ANALYZE pg_temp.staged
+-- name: insert_claims
+ANALYZE pg_temp.staged;
+-- The primary key decides between two discoveries at once; in order, so that they cannot wait for each other.
+INSERT INTO ingest.claims (kind, recognition_id, batch_id)
+SELECT :kind, s.recognition_id, :batch_id FROM pg_temp.staged s ORDER BY s.recognition_id
+ON CONFLICT (kind, recognition_id) DO NOTHING
 
 -- name: count_beyond
 SELECT count(*) AS beyond
@@ -97,26 +111,10 @@ WHERE EXISTS (
 -- name: count_staged
 SELECT count(*) AS staged FROM pg_temp.staged
 
--- name: create_candidates
--- Each recognition with its folders, the newest first, and what stands in the way of loading it.
-CREATE TEMP TABLE candidates ON COMMIT DROP AS
-SELECT f.recognition_id, f.paths, known.loaded, c.batch_id AS holder,
-    NOT known.loaded AND ingest.is_there(f.recognition_id) AND NOT ingest.is_on_record(f.recognition_id) AS of_others
-FROM (
-    SELECT recognition_id, array_agg(path ORDER BY rank, path COLLATE "C" DESC) AS paths
-    FROM pg_temp.found
-    WHERE code IS NULL
-    GROUP BY recognition_id
-) f
-LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = f.recognition_id AND c.batch_id <> :batch_id
-CROSS JOIN LATERAL (
-    SELECT NOT :force AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.recognition_id) AS loaded
-) known
-
 -- name: create_documents
 CREATE TEMP TABLE IF NOT EXISTS documents (recognition_id bigint NOT NULL, receipt jsonb, menu jsonb) ON COMMIT DROP
 
--- name: create_earlier
+-- name: mark_over
 -- What earlier looks had and the newest since then still had: notices of this source, and rejects wherever the dataset was.
 -- A look inspects its own source, and of what a batch loaded only the folders.
 CREATE TEMP TABLE earlier ON COMMIT DROP AS
@@ -131,7 +129,30 @@ SELECT r.id, r.batch_id, false, r.recognition_id, ingest.content_of(false, r.pat
     b.source = :source
 FROM ingest.batches b
 JOIN ingest.rejects r ON r.batch_id = b.id
-WHERE b.kind = :kind AND r.over_at IS NULL
+WHERE b.kind = :kind AND r.over_at IS NULL;
+ANALYZE pg_temp.earlier, pg_temp.found;
+-- What an earlier look at the source had and this one no longer finds. The commit decides on what an upload, a copy or a
+-- commit found of what is loaded again, with files of the same size.
+WITH gone AS MATERIALIZED (
+    SELECT e.id, e.is_notice
+    FROM pg_temp.earlier e
+    WHERE e.is_inspected
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.found f
+            WHERE f.content = e.content AND f.is_notice = e.is_notice AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.staged s
+            WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover'
+                AND (e.identity IS NULL OR ingest.sizes_of(e.identity) = ingest.sizes_of(s.identity)))
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.passed_by p
+            WHERE p.recognition_id = e.recognition_id AND (p.batch_id IS NULL OR p.batch_id = e.batch_id))
+        AND NOT EXISTS (
+            SELECT FROM pg_temp.found f WHERE f.code = 'folder_unreadable' AND starts_with(e.path, f.path || '/'))
+), notices AS (
+    UPDATE ingest.notices SET over_at = clock_timestamp() WHERE id = ANY (ARRAY(SELECT id FROM gone WHERE is_notice))
+)
+UPDATE ingest.rejects SET over_at = clock_timestamp() WHERE id = ANY (ARRAY(SELECT id FROM gone WHERE NOT is_notice))
 
 -- name: create_found
 -- Folders of recognitions, whose code is NULL, rejects and notices; a lower rank is a newer export.
@@ -237,9 +258,6 @@ JOIN pg_class c ON c.oid = f.app
 JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY f.recognition_id, 2
 
--- name: index_candidates
-CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
-
 -- name: insert_batch
 INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, changed, strict, bucket,
     bucket_created_at, coordinates, exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit)
@@ -257,12 +275,6 @@ ON CONFLICT (id) DO UPDATE
         metrics = '{}'
     WHERE batches.state = 'reset'
 RETURNING id
-
--- name: insert_claims
--- The primary key decides between two discoveries at once; in order, so that they cannot wait for each other.
-INSERT INTO ingest.claims (kind, recognition_id, batch_id)
-SELECT :kind, s.recognition_id, :batch_id FROM pg_temp.staged s ORDER BY s.recognition_id
-ON CONFLICT (kind, recognition_id) DO NOTHING
 
 -- name: insert_found_rejects
 INSERT INTO ingest.rejects (batch_id, recognition_id, path, code, message, step)
@@ -394,30 +406,6 @@ FROM pg_temp.found
 WHERE is_notice AND code IN ('folder_name', 'folder_nested', 'file_archive')
 ORDER BY path COLLATE "C"
 LIMIT :count
-
--- name: mark_over
--- What an earlier look at the source had and this one no longer finds. The commit decides on what an upload, a copy or a
--- commit found of what is loaded again, with files of the same size.
-WITH gone AS MATERIALIZED (
-    SELECT e.id, e.is_notice
-    FROM pg_temp.earlier e
-    WHERE e.is_inspected
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.found f
-            WHERE f.content = e.content AND f.is_notice = e.is_notice AND f.recognition_id IS NOT DISTINCT FROM e.recognition_id)
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.staged s
-            WHERE s.recognition_id = e.recognition_id AND e.step <> 'discover'
-                AND (e.identity IS NULL OR ingest.sizes_of(e.identity) = ingest.sizes_of(s.identity)))
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.passed_by p
-            WHERE p.recognition_id = e.recognition_id AND (p.batch_id IS NULL OR p.batch_id = e.batch_id))
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.found f WHERE f.code = 'folder_unreadable' AND starts_with(e.path, f.path || '/'))
-), notices AS (
-    UPDATE ingest.notices SET over_at = clock_timestamp() WHERE id = ANY (ARRAY(SELECT id FROM gone WHERE is_notice))
-)
-UPDATE ingest.rejects SET over_at = clock_timestamp() WHERE id = ANY (ARRAY(SELECT id FROM gone WHERE NOT is_notice))
 
 -- name: remember_seen
 UPDATE ingest.manifest m

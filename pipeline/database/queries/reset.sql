@@ -13,23 +13,14 @@ SELECT coalesce(sum(num_nonnulls(object_keys[1], object_keys[2])), 0)::bigint AS
     coalesce(sum(coalesce(photo_sizes[1], 0) + coalesce(photo_sizes[2], 0)), 0)::bigint AS bytes
 FROM ingest.manifest WHERE batch_id = :batch_id
 
--- name: delete_batch
-DELETE FROM ingest.batches WHERE id = :batch_id
-
--- name: delete_manifest
-DELETE FROM ingest.manifest WHERE batch_id = :batch_id
-
--- name: delete_markers
-DELETE FROM ingest.batch_state WHERE batch_id = :batch_id
-
--- name: delete_notices
-DELETE FROM ingest.notices WHERE batch_id = :batch_id
-
--- name: delete_proofs
-DELETE FROM ingest.proofs WHERE batch_id = :batch_id
-
--- name: delete_rejects
-DELETE FROM ingest.rejects WHERE batch_id = :batch_id
+-- name: delete_records
+-- The row of the batch stays: that it was there, and when it went, is history.
+DELETE FROM ingest.proofs WHERE batch_id = :batch_id;
+DELETE FROM ingest.manifest WHERE batch_id = :batch_id;
+DELETE FROM ingest.batch_state WHERE batch_id = :batch_id;
+DELETE FROM ingest.rejects WHERE batch_id = :batch_id;
+DELETE FROM ingest.notices WHERE batch_id = :batch_id;
+UPDATE ingest.batches SET state = 'reset', reset_at = clock_timestamp(), version = NULL WHERE id = :batch_id
 
 -- name: execute_reset
 SELECT ingest.execute_reset(:batch_id) AS removed
@@ -75,10 +66,6 @@ JOIN ingest.batches b ON b.id = former.batch_id
 JOIN ingest.batches gone ON gone.id = m.batch_id AND b.version < gone.version
 GROUP BY former.batch_id
 ORDER BY former.batch_id
-
--- name: mark_reset
--- The row stays: that the batch was there, and when it went, is history.
-UPDATE ingest.batches SET state = 'reset', reset_at = clock_timestamp(), version = NULL WHERE id = :batch_id
 
 -- name: mark_resetting
 UPDATE ingest.batches SET state = 'resetting' WHERE id = :batch_id

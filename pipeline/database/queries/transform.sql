@@ -3,9 +3,6 @@
 -- name: delete_claims
 DELETE FROM ingest.claims WHERE batch_id = :batch_id
 
--- name: delete_rejected
-DELETE FROM ingest.manifest WHERE batch_id = :batch_id AND rejected
-
 -- name: list_rejected_keys
 SELECT recognition_id, object_keys AS keys_of_photos
 FROM ingest.manifest
@@ -31,6 +28,18 @@ LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY p.recognition_id, 2
 
 -- name: set_aside
+-- Those of their photos and documents; what discovery passed over stays so.
+DELETE FROM ingest.notices
+WHERE batch_id = :batch_id AND step <> 'discover' AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]));
+-- They are not taken, instead of used.
+UPDATE ingest.batches b
+SET files = b.files || jsonb_build_object('used', (b.files -> 'used')::bigint - m.files,
+    'not_taken', (b.files -> 'not_taken')::bigint + m.files)
+FROM (
+    SELECT sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path))::bigint AS files
+    FROM ingest.manifest WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+) m
+WHERE b.id = :batch_id AND b.kind = 'load';
 -- Leave recognitions out of a batch; their objects are removed with those of rejects. The notices are for recognitions, or
 -- for photos of annotations.
 WITH left_out AS (
@@ -56,17 +65,6 @@ WITH left_out AS (
 )
 UPDATE ingest.manifest SET rejected = true
 WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
-
--- name: set_aside_files
--- They are not taken, instead of used.
-UPDATE ingest.batches b
-SET files = b.files || jsonb_build_object('used', (b.files -> 'used')::bigint - m.files,
-    'not_taken', (b.files -> 'not_taken')::bigint + m.files)
-FROM (
-    SELECT sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path))::bigint AS files
-    FROM ingest.manifest WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
-) m
-WHERE b.id = :batch_id AND b.kind = 'load'
 
 -- name: transform_batch
 SELECT operation, rows_written, seconds FROM ingest.transform_batch(:batch_id)
@@ -137,6 +135,7 @@ CROSS JOIN LATERAL (
 WHERE b.id = :batch_id
 
 -- name: delete_look
+DELETE FROM ingest.notices WHERE batch_id = :batch_id;
 DELETE FROM ingest.looks WHERE batch_id = :batch_id
 
 -- name: empty_look
@@ -146,7 +145,18 @@ SET batch_made = false, rejected = 0, seen = l.seen || jsonb_build_object('files
 FROM ingest.batches b
 WHERE l.batch_id = :batch_id AND b.id = l.batch_id
 
--- name: forget_known
+-- name: forget_batch
+-- One in which nothing can be used.
+SELECT ingest.plan_reset(:batch_id);
+SELECT ingest.execute_reset(:batch_id);
+DELETE FROM ingest.manifest WHERE batch_id = :batch_id;
+DELETE FROM ingest.batch_state WHERE batch_id = :batch_id;
+DELETE FROM ingest.rejects WHERE batch_id = :batch_id;
+DELETE FROM ingest.batches WHERE id = :batch_id
+
+-- name: settle_rejected
+UPDATE ingest.batches b SET files = ingest.files_of(b) WHERE id = :batch_id;
+DELETE FROM ingest.manifest WHERE batch_id = :batch_id AND rejected;
 -- What was rejected or noticed since discovery, and the look before had, is not told again, but for notices of a forced
 -- load and of what is loaded, rejects of files that have another size since, and files that changed during the load.
 WITH batch AS (
@@ -199,9 +209,6 @@ WHERE e.batch_id = k.id AND k.kind = 'load' AND e.over_at IS NULL
         OR EXISTS (
             SELECT FROM ingest.rejects r
             WHERE r.batch_id = b.id AND r.step <> 'discover' AND r.recognition_id = e.recognition_id))
-
--- name: update_batch_files
-UPDATE ingest.batches b SET files = ingest.files_of(b) WHERE id = :batch_id
 
 -- name: withdraw_shard
 -- Forget the upload and the copy of a shard, so that both are done anew, and what was rejected in between.
