@@ -81,6 +81,7 @@ class Verification:
         """
         self._database, self._storage, self._bucket = database, storage, bucket
         self._batch_id, self._deep = batch_id, deep
+        self._filters = {"bucket": bucket, "batch_id": batch_id}
         self._batches = self._list_batches()
         self._equal = self._foreign = 0
         self._is_complete = False
@@ -107,8 +108,7 @@ class Verification:
                 self.elsewhere.setdefault(one.bucket, []).append(one.id)
 
     def _list_batches(self) -> dict[str, Any]:
-        rows = self._database.run(methodcaller("execute", "list_verifiable"), read_only=True)
-        return {row.id: row for row in rows}
+        return {row.id: row for row in self._rows("list_verifiable")}
 
     def run(self) -> Iterator[Finding]:
         """Yield a finding for every expected or stored object, then for every inconsistency."""
@@ -145,23 +145,21 @@ class Verification:
 
         Each page is to be read and recorded before the next.
         """
-        filters = {"bucket": self._bucket, "batch_id": self._batch_id}
-
-        def rows(statement: str, **parameters: object) -> Sequence[Any]:
-            def work(connection: Connection) -> Sequence[Any]:
-                connection.enqueue("prefer_indexes")
-                return connection.execute(statement, **parameters)
-
-            return self._database.run(work, timeout=0, read_only=True)
-
-        before = rows("now")[0].now
-        for batch in rows("list_unproven", **filters):
+        before = self._rows("now")[0].now
+        for batch in self._rows("list_unproven", **self._filters):
             after = -1
-            while page := rows("list_never_read", batch_id=batch.id, after=after, count=PAGE // 2):
+            while page := self._rows("list_never_read", batch_id=batch.id, after=after, count=PAGE // 2):
                 after = page[-1].recognition_id
                 yield page
-        while page := rows("list_oldest_read", before=before, count=PAGE, **filters):
+        while page := self._rows("list_oldest_read", before=before, count=PAGE, **self._filters):
             yield page
+
+    def _rows(self, statement: str, **parameters: object) -> Sequence[Any]:
+        def work(connection: Connection) -> Sequence[Any]:
+            connection.enqueue("prefer_indexes")
+            return connection.execute(statement, **parameters)
+
+        return self._database.run(work, timeout=0, read_only=True)
 
     def _read_row(self, row: Any, deadline: float) -> tuple[Finding, bool] | None:
         """Read an object and return whether it differs in a way that `run` does not see; None after the deadline."""
@@ -183,12 +181,12 @@ class Verification:
                 self._database.run(methodcaller("execute", statement, **values))
 
     def _compare(self) -> Iterator[Finding]:
-        """Merge the expected keys with the stored ones; both are sorted."""
+        """Merge the expected keys with the stored ones; each source is sorted."""
         prefix = ""
         if self._batch_id is not None:
             prefix = ADOPTED_PREFIX if self._batches[self._batch_id].adopted else f"{self._batch_id}/"
         stored = self._storage.list_objects(prefix)
-        merged = heapq.merge(self._expected(), stored, key=attrgetter("key"))
+        merged = heapq.merge(self._expected(), self._expected_adopted(), stored, key=attrgetter("key"))
         for _, same in itertools.groupby(merged, key=attrgetter("key")):
             first, *stored_too = same  # of an expected key and its object, the key comes first
             if not isinstance(first, StoredObject):
@@ -197,28 +195,17 @@ class Verification:
                 yield finding
 
     def _expected(self) -> Iterator[Any]:
-        """Yield the expected objects; the adopted ones come where a batch named as their prefix would."""
-        wanted = [one for one in self._batches.values() if self._is_wanted(one) and not one.adopted]
-        is_before = [f"{one.id}/" < ADOPTED_PREFIX for one in wanted]
-        yield from self._expected_of(itertools.compress(wanted, is_before))
-        yield from self._expected_adopted()
-        yield from self._expected_of(one for one, before in zip(wanted, is_before, strict=True) if not before)
-
-    def _expected_of(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
-            for shard in range(1, batch.shards + 1):
-                work = methodcaller("execute", "list_expected", batch_id=batch.id, shard=shard)
-                yield from self._database.run(work, timeout=0, read_only=True)
+        for batch in self._batches.values():
+            if self._is_wanted(batch) and not batch.adopted:
+                for shard in range(1, batch.shards + 1):
+                    yield from self._rows("list_expected", batch_id=batch.id, shard=shard)
 
     def _expected_adopted(self) -> Iterator[Any]:
-        if not any(self._is_wanted(one) and one.adopted for one in self._batches.values()):
-            return
-        filters, after = {"bucket": self._bucket, "batch_id": self._batch_id}, ""
-        while rows := self._database.run(
-            methodcaller("execute", "list_expected_adopted", after=after, count=PAGE, **filters), read_only=True
-        ):
-            after = str(rows[-1].recognition_id)
-            yield from (row for row in rows if row.key is not None)
+        after = ""
+        if any(self._is_wanted(one) and one.adopted for one in self._batches.values()):
+            while rows := self._rows("list_expected_adopted", after=after, count=PAGE, **self._filters):
+                after = str(rows[-1].recognition_id)
+                yield from (row for row in rows if row.key is not None)
 
     def _is_here(self, batch: Any) -> bool:
         """Return whether a batch, if there is one, has its objects in this bucket."""
