@@ -149,15 +149,13 @@ class Alarms:
     home: Path
 
 
-def read_alarms(
-    production: bool = False, environ: Mapping[str, str] = os.environ, directory: Path | None = None
-) -> Alarms:
+def read_alarms(production: bool) -> Alarms:
     """Read PING_URL and NOTIFY_URLS, of the process environment alone where the file of the environment is unusable."""
     values: dict[str, str] = {}
     with suppress(SettingsError):  # `load_settings` reports it
-        _, path = _choose(production, environ, directory or Path.cwd())
+        _, path = _choose(production, os.environ, Path.cwd())
         values = _read(path) if path is not None else {}
-    values |= {name: value for name, value in environ.items() if value}
+    values |= {name: value for name, value in os.environ.items() if value}
     ping, notify = (values.get("PING_URL") or "").strip(), (values.get("NOTIFY_URLS") or "").strip()
     # A part of them may be in the message of a library.
     for secret in (*ping.split("?"), *re.split(r"[\s,]+", notify)):

@@ -67,11 +67,6 @@ def find_reason(connection: Connection, batch_id: str, weight: Any, max_rejects:
     return None
 
 
-def hold_back(connection: Connection, batch_id: str, reason: str) -> None:
-    """Record that a complete batch is held."""
-    connection.execute("update_batch_complete", batch_id=batch_id, state="held", reason=reason)
-
-
 def release(connection: Connection, batch_id: str, production: bool) -> Batch:
     """Let a held batch commit, and return it; one that is released or done stays as it is.
 

@@ -97,7 +97,7 @@ def summarise_look(connection: Connection, look: Look) -> dict[str, Any]:
 def describe_changed(kind: str, changed: int, taken: bool) -> str:
     """Return a sentence about what changed since it was loaded."""
     what = counted(changed, "photo" if kind == KIND_QWEN else "recognition")
-    text = f"{what} changed since {'it was' if changed == 1 else 'they were'} loaded"
+    text = f"{what} " + ("changed since it was loaded" if changed == 1 else "changed since they were loaded")
     command = "load-qwen --changed" if kind == KIND_QWEN else "load --changed"
     return f"{text}." if taken else f"{text}: {command}"
 

@@ -10,32 +10,23 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from pipeline.database import Connection, line_of
-from pipeline.dataset.documents import check_menu, check_receipt, json_of
+from pipeline.dataset.documents import check_menu, check_receipt
 from pipeline.dataset.passed import count_below, uncounted
 from pipeline.dataset.recognition import inspect_copies
-from pipeline.dataset.records import NOT_TAKEN, UNCHANGED, File, Inspected, Notice, Recognition, Reject
+from pipeline.dataset.records import NOT_TAKEN, UNCHANGED, Inspected, Notice, Recognition, Reject
 from pipeline.errors import BadInput
+from pipeline.steps.in_use import read_document
 from pipeline.steps.parallel import spread
-from pipeline.steps.read import hash_file, read_file
+from pipeline.steps.read import hash_file
 from pipeline.steps.staging import Seen, copy_found, copy_staged
 
 _PAGE = 2000
-
-
-@dataclass(frozen=True)
-class _Look:
-    """The files below a recognition's folders by class, and whether they may have changed since they were loaded."""
-
-    files: Counter[str]
-    notices: list[Notice]
-    is_suspect: bool
 
 
 def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any], Inspected] | None) -> None:
@@ -50,27 +41,28 @@ def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any
         untouched = list(spread(partial(_count_untouched, str(source)), page, executor))
         alone = [bool(count) and len(row.paths) == 1 for row, count in zip(page, untouched, strict=True)]
         files[UNCHANGED] += sum(compress(untouched, alone))
-        rest = [(row, bool(count)) for row, count, done in zip(page, untouched, alone, strict=True) if not done]
-        looks = list(spread(lambda one: (one[0], _look(source, *one)), rest, executor))
-        suspects = [row for row, look in looks if look.is_suspect]
+        rest = [row for row, done in zip(page, alone, strict=True) if not done]
+        looks = list(spread(partial(_look, source), rest, executor))
+        pairs = zip(page, untouched, strict=True)
+        suspects = [row for row, count in pairs if row.loaded and row.identity is not None and not count]
         changed = _compare(connection, source, suspects, executor) if suspects else {}
         if check is not None and seen.is_taken:
             usable = [row for row in suspects if row.recognition_id in changed and row.holder is None]
             changed |= {row.recognition_id: one for row, one in zip(usable, executor.map(check, usable), strict=True)}
         notices: list[Notice] = []
         rejects: list[Reject] = []
-        for row, look in looks:
+        for row, (files_below, noticed) in zip(rest, looks, strict=True):
             one = changed.get(row.recognition_id)
             if one is None:
-                files.update(look.files)
-                notices += look.notices
+                files.update(files_below)
+                notices += noticed
             elif row.holder is not None:
-                files[NOT_TAKEN] += look.files.total()
+                files[NOT_TAKEN] += files_below.total()
                 seen.held += seen.is_taken
                 del changed[row.recognition_id]
             elif isinstance(one.result, Reject):
                 rejects.append(one.result)
-                files.update(one.files if seen.is_taken else {NOT_TAKEN: look.files.total()})
+                files.update(one.files if seen.is_taken else {NOT_TAKEN: files_below.total()})
             else:
                 files.update(one.files)
             if one is not None and row.holder is None and seen.is_taken:
@@ -113,8 +105,8 @@ def _count_untouched(source: str, row: Any) -> int:
     return len(recorded) if is_same else 0
 
 
-def _look(source: Path, row: Any, is_untouched: bool) -> _Look:
-    """Look at the folders of a recognition; open no file."""
+def _look(source: Path, row: Any) -> tuple[Counter[str], list[Notice]]:
+    """Return the files below a recognition's folders by class, and what is noticed there; open no file."""
     start = row.identity.split("//")[0].split(" ", 2)[-1] if row.identity else ""
     own = next((path for path in row.paths if start.startswith(f"{path}/")), row.paths[0])
     files, notices = Counter[str](), []
@@ -122,7 +114,7 @@ def _look(source: Path, row: Any, is_untouched: bool) -> _Look:
         below = count_below(source, path, UNCHANGED if row.loaded and path == own else NOT_TAKEN)
         files.update(below.files)
         notices += uncounted(row.recognition_id, path, below)
-    return _Look(files, notices, row.loaded and row.identity is not None and not is_untouched)
+    return files, notices
 
 
 def _compare(connection: Connection, source: Path, suspects: Sequence[Any], executor: Executor) -> dict[int, Inspected]:
@@ -200,18 +192,7 @@ def _find_other_documents(connection: Connection, source: Path, adopted: Sequenc
 def _documents(source: Path, adopted: Sequence[Any], broken: list[int]) -> Iterator[bytes]:
     for one in adopted:
         try:
-            receipt, menu = (
-                _document(source, file, check) for file, check in ((one.receipt, check_receipt), (one.menu, check_menu))
-            )
+            receipt = read_document(source, one.receipt, check_receipt)
+            yield line_of((one.recognition_id, receipt, read_document(source, one.menu, check_menu)))
         except BadInput:  # the upload rejects it
             broken.append(one.recognition_id)
-        else:
-            yield line_of((one.recognition_id, receipt, menu))
-
-
-def _document(source: Path, file: File | None, check: Callable[[bytes], object]) -> bytes | None:
-    if file is None:
-        return None
-    content = read_file(source, file, "json")
-    check(content)
-    return json_of(content)

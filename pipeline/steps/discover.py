@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -142,20 +141,14 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     if request.strict and rejects:
         _refuse(connection, rejects)
     connection.execute("mark_over", kind=request.kind, source=request.source)
-    seen.known = connection.one("drop_known", force=request.force).rejects
+    known = connection.one("drop_known", force=request.force).rejects
     seen.changed += connection.one("drop_not_taken").changed
     rejects = _count_rejects(connection)
     notices = {row.code: row.notices for row in connection.execute("count_found_notices")}
     is_made = bool(rejects or connection.one("count_staged").staged)
-    numbers = {
-        **seen.counts(),
-        "recognitions": 0,
-        "photos": 0,
-        "bytes": 0,
-        "shards": 0,
-        "retried": 0,
-        "retried_bytes": 0,
-    }
+    numbers = seen.counts() | dict.fromkeys(
+        ("recognitions", "photos", "bytes", "shards", "retried", "retried_bytes"), 0
+    )
     if request.kind == KIND_LOAD:
         numbers |= connection.one("count_retried")._asdict()
     if is_made:
@@ -169,14 +162,15 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
         batch_state.mark(connection, request.batch_id, DISCOVER, WHOLE, now, metrics.as_dict())
     else:
         numbers["already_loaded"] += seen.changed if request.changed else 0
-        numbers["files"] = _without_used(seen.files) if request.kind == KIND_LOAD else {}
+        files = {**seen.files, USED: 0, NOT_TAKEN: seen.files[NOT_TAKEN] + seen.files[USED]}
+        numbers["files"] = files if request.kind == KIND_LOAD else {}  # of what could be used, nothing is taken
     connection.execute("insert_found_notices", batch_id=request.batch_id)
     found = Discovery(
         batch_id=request.batch_id,
         source=request.source,
         changed_since_load=seen.changed,
         rejects=rejects,
-        known_rejects=seen.known,
+        known_rejects=known,
         notices=notices,
         newest=seen.newest,
         batch_made=is_made,
@@ -188,11 +182,6 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
 
 def _count_rejects(connection: Connection) -> dict[str, int]:
     return {row.code: row.rejects for row in connection.execute("count_found_rejects")}
-
-
-def _without_used(files: Counter[str]) -> dict[str, int]:
-    """Return numbers of files by class, where nothing is taken of what could be used."""
-    return {**files, USED: 0, NOT_TAKEN: files[NOT_TAKEN] + files[USED]}
 
 
 def _write_batch(connection: Connection, request: Request, seen: Seen, held_reason: str) -> dict[str, Any]:

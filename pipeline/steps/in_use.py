@@ -6,6 +6,7 @@ Discovery leaves out what it knows of, so that it is not uploaded; the commit lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,15 @@ def _left_out(connection: Connection, query: str, batch_id: str) -> dict[int, tu
 def _receipts(batch_id: str, source: Path, rows: Iterable[Any]) -> Iterator[bytes]:
     """Yield lines of raw.receipts; the upload rejects what cannot be read."""
     for row in rows:
-        content = None
-        try:
-            if row.receipt_path is not None:
-                content = read_file(source, File(row.receipt_path, row.receipt_size, row.receipt_mtime), "json")
-                check_receipt(content)
-                content = json_of(content)
-        except BadInput:
-            continue
-        yield line_of((batch_id, row.recognition_id, content))
+        with suppress(BadInput):
+            file = File(row.receipt_path, row.receipt_size, row.receipt_mtime) if row.receipt_path is not None else None
+            yield line_of((batch_id, row.recognition_id, read_document(source, file, check_receipt)))
+
+
+def read_document(source: Path, file: File | None, check: Callable[[bytes], object]) -> bytes | None:
+    """Return the JSON of a document, None if there is no file; raise BadInput if it cannot be read or is not valid."""
+    if file is None:
+        return None
+    content = read_file(source, file, "json")
+    check(content)
+    return json_of(content)

@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Seen:
-    """A look at a source, and what it adds up; the last four are recognitions or photos.
+    """A look at a source, and what it adds up; the last three are recognitions or photos.
 
     Attributes:
         is_taken: whether what changed is loaded anew.
@@ -30,7 +30,6 @@ class Seen:
         newest: the last day on which a recognition was captured.
         beyond_limit: what is new, and not taken.
         changed: what is no longer as it was loaded.
-        known: rejects that an earlier look recorded.
         held: what changed and would be taken, and other batches hold.
     """
 
@@ -44,7 +43,6 @@ class Seen:
     newest: date | None = None
     beyond_limit: int = 0
     changed: int = 0
-    known: int = 0
     held: int = 0
     _done: int = 0
 

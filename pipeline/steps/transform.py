@@ -9,7 +9,7 @@ from operator import methodcaller
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import prove_bucket
-from pipeline.batches.held import MAXIMUM_REJECTS, find_claimed, find_reason, hold_back
+from pipeline.batches.held import MAXIMUM_REJECTS, find_claimed, find_reason
 from pipeline.batches.state import COPY, KIND_LOAD, TRANSFORM, UPLOAD, WHOLE
 from pipeline.database import Connection, Database
 from pipeline.database.errors import references_refused
@@ -61,7 +61,7 @@ def transform_batch(
                 connection.execute(statement, batch_id=batch_id)
             return claimed
         if reason := find_reason(connection, batch_id, weight, max_rejects):
-            hold_back(connection, batch_id, reason)
+            connection.execute("update_batch_complete", batch_id=batch_id, state="held", reason=reason)
             return batch_state.held_error(connection, batch_id)
         report("publishing the rows of the batch, all in one transaction")
         parts, numbers = [], metrics.copy()
