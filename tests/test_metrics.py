@@ -248,6 +248,12 @@ SUMMARY: dict[str, Any] = {
     "superseded_copies": 0,
     "rejected": 0,
     "rejects": {},
+    "noticed": 0,
+    "notices": {},
+    "held_reason": None,
+    "files": {},
+    "counters": {},
+    "gauges": {},
     "total_seconds": 75.0,
     "throughput": {
         "recognitions_processed": {"count": 12904, "per_second": 172.05},

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.batches.state import KIND_QWEN
 from pipeline.database import Connection
@@ -13,12 +12,10 @@ from pipeline.units import counted
 
 #: The options of a load that a run which resumes it has to share.
 OPTIONS = ("limit", "force", "changed", "coordinates", "exif_turned")
-_LISTED_NOTICES = 100
 _NUMBERS = ("held_elsewhere", "held_by", "superseded_copies", "beyond_limit", "rejects", "notices", "files")
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """A row of ingest.looks; `seen` has the options of the load, and further numbers."""
 
     batch_id: str
@@ -40,11 +37,6 @@ class Look:
         """Return the options of the load."""
         return {name: self.seen[name] for name in OPTIONS}
 
-    def as_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        newest = self.newest.isoformat() if self.newest is not None else None
-        return {**vars(self), "looked_at": self.looked_at.isoformat(), "newest": newest}
-
 
 def record_look(connection: Connection, request: Any, found: Any) -> None:
     """Record what a discovery saw: the request and the result of pipeline.steps.discover."""
@@ -65,33 +57,6 @@ def find_look(connection: Connection, batch_id: str) -> Look | None:
     """Return what was seen when a load request with this id was looked at, None if it was not."""
     rows = connection.execute("find_look", batch_id=batch_id)
     return Look(**rows[0]._asdict()) if rows else None
-
-
-def summarise_look(connection: Connection, look: Look) -> dict[str, Any]:
-    """Return a look that made no batch in the form of the summary of a batch, into which nothing was loaded."""
-    notices = {row.code: row.notices for row in connection.execute("count_notices", batch_id=look.batch_id)}
-    noticed = connection.execute("list_notices", batch_id=look.batch_id, count=_LISTED_NOTICES)
-    counts = {"recognitions_processed": 0, "images_processed": 0}
-    counts |= {"detections_processed" if look.kind == KIND_QWEN else "bytes_uploaded": 0}
-    return {
-        **{name: value for name, value in look.as_json().items() if name not in ("seen", "changed")},
-        **look.seen,
-        "state": "done",
-        "changed_since_load": look.changed,
-        "rejected_inputs": [],
-        "notices": notices,
-        "noticed": sum(notices.values()),
-        "noticed_inputs": [row._asdict() for row in noticed],
-        "bytes": 0,
-        "shards": 0,
-        "shards_done": {},
-        **counts,
-        "total_seconds": 0.0,
-        "throughput": {name: {"count": 0, "per_second": 0.0} for name in counts},
-        "operations": {},
-        "counters": {},
-        "gauges": {},
-    }
 
 
 def describe_changed(kind: str, changed: int, taken: bool) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
-from pipeline.batches.looks import describe_changed, describe_known, find_look, summarise_look
+from pipeline.batches.looks import Look, describe_changed, describe_known, find_look
 from pipeline.batches.proofs import describe_proofs, find_proofs
 from pipeline.batches.resolve import next_step
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
@@ -30,7 +30,7 @@ from pipeline.units import counted, duration, moment, size
 _THROUGHPUTS = ("recognitions_processed", "images_processed", "detections_processed", "bytes_uploaded")
 _TIMINGS = ("storage_upload", "db_bulk_copy")
 _SHARD_STEPS = (UPLOAD, COPY)
-_LISTED_REJECTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; the tables have them all
+_LISTED_INPUTS, _LISTED_BATCHES = 100, 10  # in a summary and in the status; the tables have them all
 
 
 def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
     if found is None or found.state == "reset":
         look = find_look(connection, batch_id)
         if look is not None and not look.batch_made:
-            return summarise_look(connection, look)
+            return _summarise_look(connection, look)
     found = found or batch_state.require_batch(connection, batch_id)
     if found.metrics:  # stored when the batch was done, since a reset deletes its markers
         reset_at = found.reset_at.isoformat() if found.reset_at is not None else None
@@ -51,11 +51,6 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         merge(total, marker.metrics)
     done = Counter(marker.step for marker in markers)
     seconds = active_seconds([(marker.started_at, marker.finished_at) for marker in markers])
-    counters, operations, gauges = (total.get(name, {}) for name in ("counters", "operations", "gauges"))
-    rejects = {row.code: row.rejects for row in connection.execute("count_rejects", batch_id=batch_id)}
-    shown = connection.execute("list_rejects", batch_id=batch_id, count=_LISTED_REJECTS)
-    notices = {row.code: row.notices for row in connection.execute("count_notices", batch_id=batch_id)}
-    noticed = connection.execute("list_notices", batch_id=batch_id, count=_LISTED_REJECTS)
     detections = batch.pop("detections_processed")
     if batch["state"] == "loading":  # what the manifest has is not done yet
         shards = {row.step: row for row in connection.execute("count_processed", batch_id=batch_id)}
@@ -65,6 +60,41 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
         batch["images_processed"] = shards[COPY].images if COPY in shards else 0
     if batch["changed"] and batch["kind"] == KIND_LOAD:
         batch["new_versions"] = connection.one("count_new_versions", batch_id=batch_id).recognitions
+    shards_done = {step: done[step] for step in _SHARD_STEPS}
+    measured = _measured(batch, detections, seconds, total)
+    return {**batch, "shards_done": shards_done, **_list_inputs(connection, batch_id), **measured}
+
+
+def _summarise_look(connection: Connection, look: Look) -> dict[str, Any]:
+    """Return a look that made no batch in the form of the summary of a batch, into which nothing was loaded."""
+    nothing = {"kind": look.kind, "recognitions_processed": 0, "images_processed": 0}
+    return {
+        **{name: value for name, value in _as_json(look).items() if name not in ("seen", "changed")},
+        **look.seen,
+        "state": "done",
+        "changed_since_load": look.changed,
+        **_list_inputs(connection, look.batch_id),
+        "bytes": 0,
+        "shards": 0,
+        "shards_done": {},
+        **_measured(nothing, 0, 0.0, {}),
+    }
+
+
+def _list_inputs(connection: Connection, batch_id: str) -> dict[str, Any]:
+    """Return how many rejects and notices there are, also by code, and the first of them."""
+    found: dict[str, Any] = {}
+    for what, table in (("rejected", "rejects"), ("noticed", "notices")):
+        found[table] = dict(connection.execute(f"count_{table}", batch_id=batch_id))
+        found[what] = sum(found[table].values())
+        shown = connection.execute(f"list_{table}", batch_id=batch_id, count=_LISTED_INPUTS) if found[what] else ()
+        found[f"{what}_inputs"] = [row._asdict() for row in shown]
+    return found
+
+
+def _measured(batch: Mapping[str, Any], detections: int, seconds: float, total: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was processed in so many seconds, and the metrics of all markers."""
+    counters, operations, gauges = (total.get(name, {}) for name in ("counters", "operations", "gauges"))
     counts = {name: batch[name] for name in ("recognitions_processed", "images_processed")}
     if batch["kind"] == KIND_QWEN:
         counts["detections_processed"] = detections
@@ -77,14 +107,6 @@ def summarise(connection: Connection, batch_id: str) -> dict[str, Any]:
 
     rates = {name: round(count / seconds, 2) if seconds > 0 else 0.0 for name, count in counts.items()}
     return {
-        **batch,
-        "shards_done": {step: done[step] for step in _SHARD_STEPS},
-        "rejected": sum(rejects.values()),
-        "rejects": rejects,
-        "rejected_inputs": [row._asdict() for row in shown],
-        "noticed": sum(notices.values()),
-        "notices": notices,
-        "noticed_inputs": [row._asdict() for row in noticed],
         **counts,
         "total_seconds": round(seconds, 3),
         "throughput": {name: {"count": count, "per_second": rates[name]} for name, count in counts.items()},
@@ -131,7 +153,7 @@ def performance_metrics(summary: Mapping[str, Any], *, everything: bool = False)
         if everything or name in _TIMINGS:
             ops, average, total = (operations[name][key] for key in ("ops", "average_seconds", "total_seconds"))
             lines.append(f"    {name}: {counted(ops, 'op')}, avg {average * 1000:.2f} ms, total {total:.2f} s")
-    in_flight = summary.get("gauges", {}).get("requests_in_flight")  # earlier versions did not record it
+    in_flight = summary["gauges"].get("requests_in_flight")  # of annotations there are none
     if everything and in_flight:
         refused = summary["counters"].get("requests_refused", 0)
         lines.append(f"  Requests in flight: {in_flight['last']} (peak {in_flight['max']}), {refused} refused")
@@ -164,7 +186,7 @@ def headline(summary: Mapping[str, Any], rejects: int = 10, *, was_done: bool = 
     if summary.get("adopted"):
         former = summary["adopted_from"]
         lines.append(f"Adopted: another tool loaded it, {f'as {former}' if former else 'without an id'}.")
-    if reason := summary.get("held_reason"):  # earlier versions held no batch
+    if reason := summary["held_reason"]:
         released_at = summary["released_at"]
         then = f", until it was published at {moment(released_at)}" if released_at else ""
         lines.append(printable(f"Held{then}: {reason}"))
@@ -219,7 +241,7 @@ def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
             lines.append(describe_changed(summary["kind"], changed, summary["changed"]))
     if known := summary.get("known_rejects"):
         lines.append(describe_known(known))
-    if files := summary.get("files"):  # earlier versions did not count them
+    if files := summary["files"]:
         lines.append(f"Files: {describe_files(files)}.")
     return [*lines, *(_inputs(summary, rejects) if rejects else ())]
 
@@ -227,7 +249,7 @@ def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
 def _inputs(summary: Mapping[str, Any], limit: int) -> Iterator[str]:
     """Yield lines about rejects and notices, and the first of them."""
     for what, table in (("rejected", "rejects"), ("noticed", "notices")):
-        total = summary.get(what, 0)  # earlier versions recorded no notices
+        total = summary[what]
         if not total:
             continue
         yield f"{what.capitalize()}: {total} ({describe_codes(summary[table])})."
