@@ -13,16 +13,8 @@ from pathlib import Path
 
 from pipeline.dataset.clutter import is_clutter
 from pipeline.dataset.names import FOLDER, last, near_recognition
-from pipeline.dataset.passed import (
-    add_clutter,
-    as_text,
-    count_below,
-    is_folder,
-    is_searched,
-    pass_file,
-    pass_folder,
-)
-from pipeline.dataset.records import MAXIMUM_BIGINT, REJECTED, Folder, Notice, Reject, is_text
+from pipeline.dataset.passed import as_text, count_below, is_folder, is_searched, pass_file, pass_folder
+from pipeline.dataset.records import CLUTTER, MAXIMUM_BIGINT, REJECTED, Folder, Notice, Reject, is_text
 from pipeline.errors import UsageError
 
 MAXIMUM_PHOTO_BYTES = 32 << 20
@@ -105,7 +97,10 @@ def _level(
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if is_clutter(entry.name):
-                add_clutter(source, entry, path, files)
+                if entry.is_dir(follow_symlinks=False):
+                    files.update(count_below(source, path, CLUTTER).files)
+                else:
+                    files[CLUTTER] += not is_folder(entry)
             elif not is_folder(entry):
                 yield pass_file(entry, path, files)
             elif entry.is_symlink() and is_searched(source, entry):

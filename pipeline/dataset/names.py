@@ -43,11 +43,6 @@ def is_photo(path: str) -> bool:
     return _PHOTO.fullmatch(last(path)) is not None
 
 
-def is_usual_photo(path: str) -> bool:
-    """Return whether a photo's name ends in .jpg or .jpeg."""
-    return path.lower().endswith((".jpg", ".jpeg"))
-
-
 def is_copy(path: str) -> bool:
     """Return whether a file's name ends as systems name copies."""
     return _COPY.search(os.path.splitext(last(path))[0]) is not None

@@ -98,14 +98,6 @@ def is_searched(source: Path, link: os.DirEntry[str]) -> bool:
     return target.is_relative_to(own) or own.is_relative_to(target)
 
 
-def add_clutter(source: Path, entry: os.DirEntry[str], path: str, files: Counter[str]) -> None:
-    """Count a file that is clutter, or all below such a folder."""
-    if entry.is_dir(follow_symlinks=False):
-        files.update(count_below(source, path, CLUTTER).files)
-    elif not is_folder(entry):
-        files[CLUTTER] += 1
-
-
 def pass_file(entry: os.DirEntry[str], path: str, files: Counter[str]) -> Notice:
     """Count a file that is in no recognition's folder, and return its notice."""
     files[PASSED_OVER] += 1
@@ -119,7 +111,17 @@ def pass_folder(source: Path, path: str, files: Counter[str]) -> Notice:
         return Notice(None, as_text(path), "folder_unknown", "the link leads to a folder, and is not followed")
     below = count_below(source, path, PASSED_OVER)
     files.update(below.files)
-    one = _why(path, below)
+    content = f"it has {counted(sum(below.files.values()), 'file')}"
+    if below.unread:
+        why = "; ".join(f"{as_text(one)}: {why}" for one, why in below.unread.items())
+        one = Deviation("folder_unknown", why)
+    elif below.nested:
+        one = _nested(below)
+    elif nearly := near_recognition(last(path)):
+        message = f"the name resembles recognition_{nearly}, and only a folder of exactly that name is loaded"
+        one = Deviation("folder_name", f"{message}; {content}")
+    else:
+        one = Deviation("folder_unknown", f"the folder holds no recognition; {content}")
     return Notice(None, as_text(path), *one)
 
 
@@ -137,15 +139,3 @@ def _nested(below: Below) -> Deviation:
         del outer[-1]  # an export, beside which there may be others
     message = f"recognitions below it are not loaded, {as_text(below.nested)} for one"
     return Deviation("folder_nested", f"{message}: name {as_text('/'.join(outer))} with --source")
-
-
-def _why(path: str, below: Below) -> Deviation:
-    if below.unread:
-        return Deviation("folder_unknown", "; ".join(f"{as_text(one)}: {why}" for one, why in below.unread.items()))
-    content = f"it has {counted(sum(below.files.values()), 'file')}"
-    if below.nested:
-        return _nested(below)
-    if nearly := near_recognition(last(path)):
-        message = f"the name resembles recognition_{nearly}, and only a folder of exactly that name is loaded"
-        return Deviation("folder_name", f"{message}; {content}")
-    return Deviation("folder_unknown", f"the folder holds no recognition; {content}")

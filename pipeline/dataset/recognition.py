@@ -11,17 +11,7 @@ from pathlib import Path
 
 from pipeline.dataset.dates import captured_on
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, MAXIMUM_PHOTO_BYTES, modified
-from pipeline.dataset.names import (
-    MENU,
-    RECEIPT,
-    camera_of,
-    describe,
-    is_copy,
-    is_photo,
-    is_usual_photo,
-    last,
-    other_recognition,
-)
+from pipeline.dataset.names import MENU, RECEIPT, camera_of, describe, is_copy, is_photo, last, other_recognition
 from pipeline.dataset.passed import SPECIAL, Below, as_text, count_below, uncounted
 from pipeline.dataset.records import (
     CLUTTER,
@@ -125,7 +115,8 @@ def _choose(folder: Folder, files: list[File], below: Below) -> Recognition | Re
     pair = _by_camera(photos)
     if pair is None:
         whole = [file for file in photos if not is_copy(file.path)]
-        pair = _by_camera(whole) or _by_camera([file for file in whole if is_usual_photo(file.path)])
+        usual = [file for file in whole if file.path.lower().endswith((".jpg", ".jpeg"))]
+        pair = _by_camera(whole) or _by_camera(usual)
     if pair is None:
         if 2 in (len(photos), len(whole)):
             return reject("photo_cameras", f"the photos are not one Main and one Qualifying{_names(below)}")

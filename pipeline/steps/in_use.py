@@ -15,7 +15,6 @@ from pipeline.dataset.documents import check_receipt, json_of
 from pipeline.dataset.records import File
 from pipeline.errors import BadInput
 from pipeline.steps.read import read_file
-from pipeline.units import counted
 
 _PAGE = 2000
 _IN_USE = "the recognition stays as it is, since rows of others reference what would be deleted: "
@@ -34,10 +33,7 @@ def leave_in_use(connection: Connection, batch_id: str, source: Path) -> None:
         columns = ("batch_id", "recognition_id", "receipt")
         connection.copy_lines("raw.receipts", columns, _receipts(batch_id, source, page))
     if after >= 0:
-        found = _left_out(connection, "find_in_use", batch_id)
-        connection.execute(
-            "drop_in_use", recognition_ids=list(found), messages=[message for _, message in found.values()]
-        )
+        connection.execute("drop_in_use", batch_id=batch_id, in_use=_IN_USE)
 
 
 def set_aside(connection: Connection, batch_id: str) -> bool:
@@ -45,25 +41,11 @@ def set_aside(connection: Connection, batch_id: str) -> bool:
 
     Their objects are removed with those of rejects, after this transaction and before the one that publishes the rest.
     """
-    found = _left_out(connection, "plan_batch", batch_id)
-    if found:
-        codes, messages = map(list, zip(*found.values(), strict=True))
-        connection.execute("set_aside", batch_id=batch_id, recognition_ids=list(found), codes=codes, messages=messages)
-    return bool(found)
-
-
-def _left_out(connection: Connection, query: str, batch_id: str) -> dict[int, tuple[str, str]]:
-    """Return code and sentence of each recognition that a query found."""
-    tables: dict[int, list[str]] = {}
-    for row in connection.execute(query, batch_id=batch_id):
-        names = tables.setdefault(row.recognition_id, [])
-        if row.table is not None:
-            names.append(f"{row.table} ({counted(row.referencing, 'row')})")
-    message = not_adopted(connection.command)
-    return {
-        number: ("in_use", _IN_USE + ", ".join(names)) if names else ("not_adopted", message)
-        for number, names in tables.items()
-    }
+    reasons = {"in_use": _IN_USE, "not_adopted": not_adopted(connection.command)}
+    if not connection.one("plan_batch", batch_id=batch_id, **reasons).recognitions:
+        return False
+    connection.execute("set_aside", batch_id=batch_id)
+    return True
 
 
 def _receipts(batch_id: str, source: Path, rows: Iterable[Any]) -> Iterator[bytes]:

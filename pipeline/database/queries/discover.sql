@@ -242,21 +242,20 @@ SELECT count(DISTINCT input) AS changed FROM dropped
 
 -- name: drop_in_use
 -- Their photos are not sent; their files are not taken.
-WITH left_out AS (
-    DELETE FROM pg_temp.staged s
-    USING unnest(CAST(:recognition_ids AS bigint[]), CAST(:messages AS text[])) AS u (recognition_id, message)
+WITH in_use AS MATERIALIZED (
+    SELECT f.recognition_id, :in_use || string_agg(format('%s.%s (%s row%s)', n.nspname, c.relname, f.referencing, left('s', (f.referencing <> 1)::integer)),
+        ', ' ORDER BY n.nspname || '.' || c.relname) AS message
+    FROM ingest.find_in_use(:batch_id) f
+    JOIN pg_class c ON c.oid = f.app
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    GROUP BY f.recognition_id
+), left_out AS (
+    DELETE FROM pg_temp.staged s USING in_use u
     WHERE s.recognition_id = u.recognition_id
     RETURNING s.recognition_id, s.photo_paths[1] AS path, u.message
 )
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT recognition_id, regexp_replace(path, '(/photos)?/[^/]*$', '', 'i'), 'in_use', message, true FROM left_out
-
--- name: find_in_use
-SELECT f.recognition_id, n.nspname || '.' || c.relname AS "table", f.referencing
-FROM ingest.find_in_use(:batch_id) f
-JOIN pg_class c ON c.oid = f.app
-JOIN pg_namespace n ON n.oid = c.relnamespace
-ORDER BY f.recognition_id, 2
 
 -- name: insert_batch
 INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, changed, strict, bucket,

@@ -19,52 +19,52 @@ WHERE m.batch_id = :batch_id AND m.shard = :shard AND NOT m.rejected
 ORDER BY m.recognition_id::text COLLATE "C", c
 
 -- name: plan_batch
--- The recognitions of a batch that stay as they are: their change would delete rows that others reference, with table and
--- number of rows; or, without a table, no batch has them on record.
-SELECT p.recognition_id, n.nspname || '.' || c.relname AS "table", p.referencing
+-- The recognitions of a batch that stay as they are: their change would delete rows that others reference, named with table
+-- and number of rows; or, without a table, no batch has them on record.
+CREATE TEMP TABLE left_out ON COMMIT DROP AS
+SELECT p.recognition_id, CASE WHEN count(c.oid) > 0 THEN 'in_use' ELSE 'not_adopted' END AS code,
+    coalesce(:in_use || string_agg(format('%s.%s (%s row%s)', n.nspname, c.relname, p.referencing, left('s', (p.referencing <> 1)::integer)),
+        ', ' ORDER BY n.nspname || '.' || c.relname) FILTER (WHERE c.oid IS NOT NULL), :not_adopted) AS message
 FROM ingest.plan_batch(:batch_id) p
 LEFT JOIN pg_class c ON c.oid = p.app
 LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
-ORDER BY p.recognition_id, 2
+GROUP BY p.recognition_id;
+SELECT count(*) AS recognitions FROM pg_temp.left_out
 
 -- name: set_aside
 -- Those of their photos and documents; what discovery passed over stays so.
 DELETE FROM ingest.notices
-WHERE batch_id = :batch_id AND step <> 'discover' AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]));
+WHERE batch_id = :batch_id AND step <> 'discover' AND recognition_id = ANY (ARRAY(SELECT recognition_id FROM pg_temp.left_out));
 -- They are not taken, instead of used.
 UPDATE ingest.batches b
 SET files = b.files || jsonb_build_object('used', (b.files -> 'used')::bigint - m.files,
     'not_taken', (b.files -> 'not_taken')::bigint + m.files)
 FROM (
     SELECT sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path))::bigint AS files
-    FROM ingest.manifest WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+    FROM ingest.manifest WHERE batch_id = :batch_id AND recognition_id = ANY (ARRAY(SELECT recognition_id FROM pg_temp.left_out))
 ) m
 WHERE b.id = :batch_id AND b.kind = 'load';
 -- Leave recognitions out of a batch; their objects are removed with those of rejects. The notices are for recognitions, or
 -- for photos of annotations.
-WITH left_out AS (
-    SELECT m.*, u.code, u.message
-    FROM unnest(CAST(:recognition_ids AS bigint[]), CAST(:codes AS text[]), CAST(:messages AS text[]))
-        AS u (recognition_id, code, message)
-    JOIN ingest.manifest m ON m.batch_id = :batch_id AND m.recognition_id = u.recognition_id
-), noticed AS (
+WITH noticed AS (
     INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step)
     SELECT m.batch_id, m.recognition_id,
-        CASE WHEN m.cameras IS NULL THEN regexp_replace(path, '(/photos)?/[^/]*$', '', 'i') ELSE path END, m.code, m.message,
+        CASE WHEN m.cameras IS NULL THEN regexp_replace(path, '(/photos)?/[^/]*$', '', 'i') ELSE path END, l.code, l.message,
         'transform'
-    FROM left_out m
+    FROM pg_temp.left_out l
+    JOIN ingest.manifest m ON m.batch_id = :batch_id AND m.recognition_id = l.recognition_id
     CROSS JOIN LATERAL unnest(m.photo_paths) WITH ORDINALITY AS photo (path, n)
     WHERE n = 1 OR m.cameras IS NOT NULL
     ORDER BY m.recognition_id, n
 ), photos AS (
-    DELETE FROM raw.photos WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+    DELETE FROM raw.photos WHERE batch_id = :batch_id AND recognition_id = ANY (ARRAY(SELECT recognition_id FROM pg_temp.left_out))
 ), receipts AS (
-    DELETE FROM raw.receipts WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+    DELETE FROM raw.receipts WHERE batch_id = :batch_id AND recognition_id = ANY (ARRAY(SELECT recognition_id FROM pg_temp.left_out))
 ), detections AS (
-    DELETE FROM raw.detections WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+    DELETE FROM raw.detections WHERE batch_id = :batch_id AND recognition_id = ANY (ARRAY(SELECT recognition_id FROM pg_temp.left_out))
 )
 UPDATE ingest.manifest SET rejected = true
-WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+WHERE batch_id = :batch_id AND recognition_id = ANY (ARRAY(SELECT recognition_id FROM pg_temp.left_out))
 
 -- name: transform_batch
 SELECT operation, rows_written, seconds FROM ingest.transform_batch(:batch_id)
