@@ -277,6 +277,6 @@ def test_a_key_whose_folder_and_file_differ_annotates_neither(
 def test_a_small_compressed_file_does_not_cost_minutes(text: bytes) -> None:
     packed = io.BytesIO(gzip.compress(text if text[:1] != b"[" else b'{"b": ' + text))
     started = time.process_time()
-    with pytest.raises(UsageError, match=r"unpacks to more|too deeply"):
+    with pytest.raises(UsageError, match=r"unpacks to more|ends too early"):
         list(read_entries(packed, set()))
     assert time.process_time() - started < 20

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.dataset.detections import photo_of
-from pipeline.dataset.documents import MAXIMUM_DEPTH, unique_keys
+from pipeline.dataset.documents import unique_keys
 from pipeline.dataset.forms import FENCED, GZIP, LINES
 from pipeline.dataset.kinds import JSON_OBJECT, kind_of
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, find_input, usual_sources
@@ -38,8 +38,6 @@ ANNOTATIONS = "qwen_annotations.json"
 _CHUNK = 1 << 20
 #: A compressed file may unpack to so many bytes, or to so many times its size if that is more.
 _UNPACKED, _RATIO = 32 << 20, 100
-#: Beyond this depth the file is refused; beyond MAXIMUM_DEPTH, one value is rejected.
-_DEEPEST = 1_000_000
 _NO_SPACE = re.compile(r"[^ \t\n\r]")
 #: The first characters of values that say themselves where they end, and what ends the others.
 _OPENING = '{["'
@@ -126,7 +124,10 @@ def _read_text(stream: BinaryIO | gzip.GzipFile, forms: set[Deviation]) -> Itera
     if is_lines:
         forms.add(LINES)
         for number, line in enumerate(iter(lambda: stream.readline(MAXIMUM_DOCUMENT_BYTES + 1), b""), 1):
-            yield from _read_line(number, line)
+            try:
+                yield from _read_line(line)
+            except BadInput as exc:
+                yield Entry(f"line {number}", 0, None, exc)
             while len(line) > MAXIMUM_DOCUMENT_BYTES and not line.endswith(b"\n"):  # drop the rest of it
                 line = stream.readline(MAXIMUM_DOCUMENT_BYTES + 1)
         return
@@ -163,36 +164,32 @@ def _is_lines(stream: BinaryIO | gzip.GzipFile) -> bool:
     return bool(_SECTIONS & value.keys()) and any(isinstance(value.get(name), str) for name in _NAMES)
 
 
-def _read_line(number: int, line: bytes) -> Iterator[Entry]:
-    """Yield the entries of a line: the members of its object, or the photo that it names in a field."""
-    name = f"line {number}"
+def _read_line(line: bytes) -> list[Entry]:
+    """Return the entries of a line: the members of its object, or the photo that it names in a field."""
     if len(line) > MAXIMUM_DOCUMENT_BYTES:
-        yield Entry(name, 0, None, BadInput("json_too_large", f"the line has more than {MAXIMUM_DOCUMENT_BYTES} bytes"))
-        return
+        raise BadInput("json_too_large", f"the line has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
     if not line.strip():
-        return
+        return []
     window = _Window(io.BytesIO(line))
     try:
         size, value, problem = window.value()
         is_whole = not window.peek()
     except UsageError:
         size, value, problem, is_whole = 0, None, None, False
-    if problem is None and not (is_whole and isinstance(value, dict)):
-        problem = BadInput("json_broken", "the line is not one whole JSON object")
-    if problem is not None or not isinstance(value, dict):
-        yield Entry(name, 0, None, problem)
-        return
+    if problem is not None:
+        raise problem
+    if not (is_whole and isinstance(value, dict)):
+        raise BadInput("json_broken", "the line is not one whole JSON object")
     photos = [value[field] for field in _NAMES if isinstance(value.get(field), str)]
-    rest = {field: one for field, one in value.items() if field not in _NAMES}
-    if not photos and len(value) > 1 and not any(map(_is_photo, value)):
-        yield Entry(name, 0, None, BadInput("annotation_key", "the line names no photo"))
-    elif not photos:
-        yield from (Entry(key, size, one, None) for key, one in value.items())
-    elif len(photos) > 1:
-        yield Entry(name, 0, None, BadInput("annotation_key", "the line names its photo in several fields"))
-    else:
+    if len(photos) > 1:
+        raise BadInput("annotation_key", "the line names its photo in several fields")
+    if photos:
+        rest = {field: one for field, one in value.items() if field not in _NAMES}
         is_only = len(rest) == 1 and not _SECTIONS & rest.keys()  # a field that has the detections
-        yield Entry(photos[0], size, next(iter(rest.values())) if is_only else rest, None)
+        return [Entry(photos[0], size, next(iter(rest.values())) if is_only else rest, None)]
+    if len(value) > 1 and not any(map(_is_photo, value)):
+        raise BadInput("annotation_key", "the line names no photo")
+    return [Entry(key, size, one, None) for key, one in value.items()]
 
 
 def _is_photo(key: str) -> bool:
@@ -277,13 +274,9 @@ class _Window:
             # What is cut at the end of the window is broken as well, and may be whole with the next chunk.
             if problem is None or len(self._text) - self._at > MAXIMUM_DOCUMENT_BYTES or not self._fill():
                 break
-        brackets = self._text.count("{", self._at, end) + self._text.count("[", self._at, end)
-        is_shallow = problem is None and brackets <= MAXIMUM_DEPTH
-        size, depth = (self._take(end), 0) if is_shallow else self._skip()
+        size = self._take(end) if problem is None else self._skip()
         if size > MAXIMUM_DOCUMENT_BYTES:
             return 0, None, BadInput("json_too_large", f"the value has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
-        if problem is None and depth > MAXIMUM_DEPTH:
-            value, problem = None, _too_deep()
         return size, value, problem
 
     def _take(self, end: int) -> int:
@@ -292,27 +285,24 @@ class _Window:
         self._at = end
         return size
 
-    def _skip(self) -> tuple[int, int]:
-        """Consume a value, JSON or not, by its brackets and quotes; return its bytes and its depth."""
+    def _skip(self) -> int:
+        """Consume a value that is not JSON, or not read, by its brackets and quotes; return its bytes."""
         pattern = _TOKEN if self._text[self._at] in _OPENING else _DELIMITER
-        size = depth = deepest = 0
+        size = depth = 0
         in_string = False
         while True:
             for match in pattern.finditer(self._text, self._at):
                 if pattern is _DELIMITER:
-                    return size + self._take(match.start()), 0
+                    return size + self._take(match.start())
                 token = match[0]
                 if token == '"':
                     in_string = not in_string
                 elif not in_string and token in "{[":
                     depth += 1
-                    deepest = max(deepest, depth)
-                    if depth > _DEEPEST:
-                        raise self.broken("a value is nested too deeply")
                 elif not in_string and token in "}]":
                     depth -= 1
                 if not depth and not in_string:
-                    return size + self._take(match.end()), deepest
+                    return size + self._take(match.end())
             # A backslash at the end escapes the first character of the next chunk.
             cut = (len(self._text) - len(self._text.rstrip("\\"))) % 2
             size += self._take(len(self._text) - cut)
@@ -341,11 +331,7 @@ def _parse(text: str, start: int, decoder: json.JSONDecoder = _DECODER) -> tuple
     except BadInput as exc:
         return None, start, exc
     except RecursionError:
-        return None, start, _too_deep()
+        return None, start, BadInput("json_shape", "the value is nested too deeply")
     except ValueError:
         return _parse(text, start, _FLOAT_DECODER)
     return value, end, None
-
-
-def _too_deep() -> BadInput:
-    return BadInput("json_shape", "the value is nested too deeply")
