@@ -47,7 +47,7 @@ class Finding:
     """The state of the object or the row that `key` names.
 
     An object without a photo on record has no `path` (in the batch's source) and `sha256`; its `size` is its own. The
-    `sha256` of an adopted object is None until it is read, and then learned.
+    `sha256` of an adopted object is None until it is read.
     """
 
     kind: str
@@ -57,7 +57,6 @@ class Finding:
     path: str = ""
     size: int = 0
     sha256: str | None = ""
-    is_learned: bool = False
 
     def line(self) -> str:
         """Return the finding as one line."""
@@ -175,8 +174,7 @@ class Verification:
         for statement, is_equal in (("record_reads", True), ("delete_proofs_of", False)):
             found = [one for one in known if (one.kind == EQUAL) == is_equal]
             values = {"batch_ids": [one.batch_id for one in found], "keys": [one.key for one in found]}
-            if is_equal:
-                values["digests"] = [one.sha256 if one.is_learned else None for one in found]
+            values["digests"] = [one.sha256 for one in found]
             if found:
                 self._database.run(methodcaller("execute", statement, **values))
 
@@ -243,7 +241,7 @@ class Verification:
                 self._storage.find_bucket()  # raises if Storage as a whole is the problem
                 return replace(finding, kind=DAMAGED, message=f"it is listed and cannot be read: {exc.message}")
             if size == finding.size and finding.sha256 in (None, digest):
-                return replace(finding, sha256=digest, is_learned=finding.sha256 is None)
+                return replace(finding, sha256=digest)
         return replace(finding, kind=DAMAGED, message=f"its content differs, {counted(size, 'byte')}")
 
     def _request(self, finding: Finding) -> Finding:

@@ -189,15 +189,15 @@ WITH done AS (
     JOIN done ON done.id = u.batch_id
 ), learned AS (
     UPDATE ingest.manifest m
-    SET sha256s = ARRAY[coalesce(d.digests[1], m.sha256s[1]), coalesce(d.digests[2], m.sha256s[2])]
+    SET sha256s = ARRAY[coalesce(m.sha256s[1], d.digests[1]), coalesce(m.sha256s[2], d.digests[2])]
     FROM (
         SELECT batch_id, recognition_id,
             ARRAY[max(digest) FILTER (WHERE camera = 1), max(digest) FILTER (WHERE camera = 2)] AS digests
         FROM reads
-        WHERE digest IS NOT NULL
         GROUP BY batch_id, recognition_id
     ) d
     WHERE m.batch_id = d.batch_id AND m.recognition_id = d.recognition_id
+        AND (m.sha256s[1] IS NULL AND d.digests[1] IS NOT NULL OR m.sha256s[2] IS NULL AND d.digests[2] IS NOT NULL)
 )
 INSERT INTO ingest.proofs (batch_id, recognition_id, camera_number, read_at)
 SELECT batch_id, recognition_id, camera, now() FROM reads ORDER BY 1, 2, 3
