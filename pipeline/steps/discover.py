@@ -191,19 +191,18 @@ def _write_batch(connection: Connection, request: Request, seen: Seen, held_reas
         raise RefusedError(f"Another run started batch {batch_id} in the meantime.", "Run the same command again.")
     connection.execute("insert_claims", batch_id=batch_id, kind=request.kind)
     drop_late = "drop_late_claims" if is_load else "drop_late_annotations"
-    connection.execute(drop_late, batch_id=batch_id, force=request.force)
-    lost = connection.one("add_lost", batch_id=batch_id, kind=request.kind)
-    claimed = connection.one("count_claims", batch_id=batch_id).claims
+    claimed = connection.one(drop_late, batch_id=batch_id, force=request.force).claims
     size = shard_size(claimed, request.batch_size, request.maximum_shards)
     insert_manifest = "insert_manifest" if is_load else "insert_manifest_annotations"
     connection.execute(insert_manifest, batch_id=batch_id, shard_size=size)
     connection.execute("insert_found_rejects", batch_id=batch_id)
-    counts = connection.one("update_batch_counts", batch_id=batch_id, files=json.dumps(seen.files))
+    files = json.dumps(seen.files)
+    counts = connection.one("update_batch_counts", batch_id=batch_id, kind=request.kind, files=files)
     if not is_load:
         connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
     if held_reason:
         batch_state.set_held_reason(connection, batch_id, held_reason)
-    return {**lost._asdict(), **counts._asdict()}
+    return dict(counts._asdict())
 
 
 def _stage_dataset(request: Request, metrics: Metrics, seen: Seen) -> None:

@@ -84,7 +84,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
         return plan
     count = total = 0
     with closing(Storage(settings, bucket=plan.batch.bucket)) as storage:
-        _prove(storage, plan.batch)
+        prove_bucket(storage, {batch_id: plan.batch.bucket_created_at})
         if plan.batch.adopted:
             return plan
         for found in _list_objects(storage, batch_id):
@@ -97,8 +97,11 @@ def describe_reset(plan: Plan) -> str:
     batch = plan.batch
     if batch.state == "reset":
         return f"Batch {batch.id} was reset before; nothing of it is left."
-    kind = "load" if batch.kind == KIND_LOAD else "load-qwen"
-    lines = [f"Reset of batch {batch.id}, {kind}, {batch.state}, started {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
+    is_load = batch.kind == KIND_LOAD
+    command, what, verb = "load-qwen", "the former annotations of", "are"
+    if is_load:
+        command, what, verb = "load", "the former version of", "is"
+    lines = [f"Reset of batch {batch.id}, {command}, {batch.state}, started {batch.created_at:%Y-%m-%d %H:%M:%S}:"]
     if batch.adopted:
         lines.append("  another tool loaded it: the pipeline cannot load again what is deleted")
     if batch.state == "resetting":
@@ -106,12 +109,10 @@ def describe_reset(plan: Plan) -> str:
     lines += [f"  {name}: {counted(rows, 'row is', 'rows are')} deleted" for name, rows in sorted(plan.rows.items())]
     if not (any(plan.rows.values()) or plan.objects or batch.photos):
         lines.append("  nothing is stored for it")
-    elif batch.kind == KIND_LOAD:
+    elif is_load:
         objects = counted(plan.objects, "object is", "objects are")
         more = f"; {counted(batch.photos, 'photo is', 'photos are')} on record" if plan.objects < batch.photos else ""
         lines.append(f"  bucket {batch.bucket}: {objects} deleted, {size(plan.bytes)}{more}")
-    is_load = batch.kind == KIND_LOAD
-    what, verb = ("the former version of", "is") if is_load else ("the former annotations of", "are")
     for name, count in plan.returning.items():
         lines.append(f"  batch {name}: {what} {counted(count, 'recognition')} {verb} restored")
     for one in plan.blocking:
@@ -129,7 +130,7 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
     batch = database.run(lambda connection: find_batch_to_reset(connection, batch_id))
     if batch.kind == KIND_LOAD and batch.state != "reset":
         with closing(Storage(settings, bucket=batch.bucket)) as storage:
-            _prove(storage, batch)
+            prove_bucket(storage, {batch_id: batch.bucket_created_at})
     with references_refused():
         going = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
     if going is None:
@@ -162,10 +163,6 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
         connection.execute("mark_resetting", batch_id=batch_id)
         logger.info("reset: %s of public and raw", counted(removed, "row"))
     return batch
-
-
-def _prove(storage: Storage, batch: Batch) -> None:
-    prove_bucket(storage, {batch.id: batch.bucket_created_at})
 
 
 def _list_objects(storage: Storage, batch_id: str) -> Iterator[StoredObject]:

@@ -182,7 +182,8 @@ WHERE c.kind = 'qwen' AND c.batch_id = :batch_id AND c.recognition_id = late.rec
     AND NOT EXISTS (
         SELECT FROM pg_temp.staged s
         WHERE s.recognition_id = c.recognition_id AND s.number NOT IN (SELECT number FROM late)
-    )
+    );
+SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
 
 -- name: add_unusable
 -- What is wrong with photos that are not looked at this time is not told.

@@ -1,22 +1,5 @@
 -- Discovery of a dataset: folders in temporary tables, then batch, claims and manifest.
 
--- name: add_lost
--- What another discovery took, or another batch loaded, while this one looked.
-WITH lost AS (
-    SELECT count(*) FILTER (WHERE c.batch_id IS NULL) AS loaded,
-        count(*) FILTER (WHERE c.batch_id IS NOT NULL) AS held,
-        coalesce(array_agg(DISTINCT c.batch_id) FILTER (WHERE c.batch_id IS NOT NULL), '{}') AS holders
-    FROM pg_temp.staged s
-    LEFT JOIN ingest.claims c ON c.kind = :kind AND c.recognition_id = s.recognition_id
-    WHERE c.batch_id IS DISTINCT FROM :batch_id
-)
-UPDATE ingest.batches b
-SET already_loaded = b.already_loaded + lost.loaded, held_elsewhere = b.held_elsewhere + lost.held,
-    held_by = ARRAY(SELECT DISTINCT holder FROM unnest(b.held_by || lost.holders) AS holder ORDER BY holder)
-FROM lost
-WHERE b.id = :batch_id
-RETURNING b.already_loaded, b.held_elsewhere, b.held_by
-
 -- name: add_found
 -- Recognitions that are there and that no finished batch has: they stay as they are.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
@@ -78,9 +61,6 @@ WHERE recognition_id > :after AND NOT loaded AND NOT of_others AND holder IS NUL
 SELECT count(*) AS changed, coalesce(sum(cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path)), 0)::bigint AS files
 FROM pg_temp.staged
 WHERE changed
-
--- name: count_claims
-SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
 
 -- name: count_found
 -- What the dataset holds, and why some of it is not taken. A folder whose number or name cannot be used is a recognition.
@@ -201,7 +181,8 @@ CREATE TEMP TABLE staged (
 DELETE FROM ingest.claims c
 USING pg_temp.staged s, public.recognitions r
 WHERE c.batch_id = :batch_id AND NOT :force AND s.recognition_id = c.recognition_id AND r.id = c.recognition_id
-    AND (NOT s.changed OR r.batch_id IS DISTINCT FROM s.former)
+    AND (NOT s.changed OR r.batch_id IS DISTINCT FROM s.former);
+SELECT count(*) AS claims FROM ingest.claims WHERE batch_id = :batch_id
 
 -- name: drop_changed
 DELETE FROM pg_temp.staged WHERE changed
@@ -421,6 +402,20 @@ WHERE batch_id = :batch_id AND shard = :shard
 LIMIT :count
 
 -- name: update_batch_counts
+-- What another discovery took, or another batch loaded, while this one looked.
+WITH lost AS (
+    SELECT count(*) FILTER (WHERE c.batch_id IS NULL) AS loaded,
+        count(*) FILTER (WHERE c.batch_id IS NOT NULL) AS held,
+        coalesce(array_agg(DISTINCT c.batch_id) FILTER (WHERE c.batch_id IS NOT NULL), '{}') AS holders
+    FROM pg_temp.staged s
+    LEFT JOIN ingest.claims c ON c.kind = :kind AND c.recognition_id = s.recognition_id
+    WHERE c.batch_id IS DISTINCT FROM :batch_id
+)
+UPDATE ingest.batches b
+SET already_loaded = b.already_loaded + lost.loaded, held_elsewhere = b.held_elsewhere + lost.held,
+    held_by = ARRAY(SELECT DISTINCT holder FROM unnest(b.held_by || lost.holders) AS holder ORDER BY holder)
+FROM lost
+WHERE b.id = :batch_id;
 -- After discovery; the commit counts again, when shards may have rejected some. What another batch took in the meantime
 -- was not taken.
 UPDATE ingest.batches b
@@ -436,4 +431,4 @@ FROM (
 ) m
 CROSS JOIN (SELECT CAST(:files AS jsonb) AS files) AS given
 WHERE b.id = :batch_id
-RETURNING b.shards, b.recognitions, b.photos, b.bytes, b.files
+RETURNING b.shards, b.recognitions, b.photos, b.bytes, b.files, b.already_loaded, b.held_elsewhere, b.held_by
