@@ -40,17 +40,11 @@ class Look(NamedTuple):
 
 def record_look(connection: Connection, request: Any, found: Any) -> None:
     """Record what a discovery saw: the request and the result of pipeline.steps.discover."""
-    seen = {name: getattr(request, name) for name in OPTIONS} | {name: getattr(found, name) for name in _NUMBERS}
-    loaded = found.already_loaded + (found.changed_since_load if request.changed and found.batch_made else 0)
-    connection.execute(
-        "insert_look",
-        **{name: getattr(request, name) for name in ("batch_id", "kind", "source", "bucket")},
-        **{name: getattr(found, name) for name in ("batch_made", "found", "known_rejects", "newest")},
-        already_loaded=loaded,
-        changed=found.changed_since_load,
-        rejected=sum(found.rejects.values()),
-        seen=json.dumps(seen),
-    )
+    values = {**vars(request), **vars(found)}
+    values["seen"] = json.dumps({name: values[name] for name in (*OPTIONS, *_NUMBERS)})
+    values["already_loaded"] += found.changed_since_load if request.changed and found.batch_made else 0
+    values |= {"changed": found.changed_since_load, "rejected": sum(found.rejects.values())}
+    connection.execute("insert_look", **values)
 
 
 def find_look(connection: Connection, batch_id: str) -> Look | None:

@@ -100,10 +100,8 @@ class Verification:
                 raise UnfinishedError(message, f"Finish it first: `{database.command('status')}` has the command.")
         here = [one for one in self._batches.values() if self._is_here(one) and batch_id in (None, one.id)]
         prove_bucket(storage, {one.id: one.bucket_created_at for one in here if one.state != "reset"})
-        if batch_id is not None:
-            return
         for one in self._batches.values():
-            if one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket:
+            if batch_id is None and one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket:
                 self.elsewhere.setdefault(one.bucket, []).append(one.id)
 
     def _list_batches(self) -> dict[str, Any]:
