@@ -72,20 +72,13 @@ def require_batch(connection: Connection, batch_id: str) -> Batch:
     raise UsageError(f"There is no batch {batch_id}.", f"See `{connection.command('status')}` for a list.")
 
 
-def hold(
-    connection: Connection,
-    batch_id: str,
-    *,
-    state: str = "loading",
-    alone: bool = False,
-    created_at: datetime | None = None,
-) -> Batch:
-    """Lock the batch's row until the transaction ends: shared, or `alone` for its commit.
+def hold(connection: Connection, batch_id: str, *, state: str = "loading", created_at: datetime | None = None) -> Batch:
+    """Lock the batch's row in shared mode until the transaction ends.
 
     Raises RefusedError if it has another state, or was started at another time than `created_at`, after a reset;
     HeldError if it is held.
     """
-    connection.enqueue("lock_batch" if alone else "hold_batch", batch_id=batch_id)
+    connection.enqueue("hold_batch", batch_id=batch_id)
     batch = find_batch(connection, batch_id)
     found = batch.state if batch is not None else "unknown"
     if batch is not None and created_at not in (None, batch.created_at):

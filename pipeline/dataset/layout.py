@@ -81,7 +81,7 @@ def list_folders(source: Path, files: Counter[str]) -> Iterator[Folder | Reject 
         raise UsageError(message, "Check its owner and mode, then run again.") from exc
     for rank, export in enumerate(sorted(exports, key=_natural, reverse=True), 1):
         try:
-            if _holds(source / export, near_recognition):
+            if holds_recognitions(source / export, near_recognition):
                 yield from _level(source, export, rank, files)
             else:
                 yield pass_folder(source, export, files)
@@ -128,14 +128,10 @@ def holder_of(path: str) -> str:
     return first if rest and not FOLDER.fullmatch(first) else ""
 
 
-def holds_recognitions(directory: Path) -> bool:
-    """Return whether a folder contains recognitions; raises OSError if it cannot be listed."""
-    return _holds(directory, FOLDER.fullmatch)
-
-
-def _holds(directory: Path, is_wanted: Callable[[str], object]) -> bool:
+def holds_recognitions(directory: Path, is_one: Callable[[str], object] = FOLDER.fullmatch) -> bool:
+    """Return whether a folder contains recognitions, by their names; raises OSError if it cannot be listed."""
     with os.scandir(directory) as entries:
-        return any(is_wanted(entry.name) and is_folder(entry) for entry in entries)
+        return any(is_one(entry.name) and is_folder(entry) for entry in entries)
 
 
 def _folder(path: str, rank: int) -> Folder | Reject:

@@ -46,13 +46,11 @@ def transform_batch(
         connection.enqueue("lock_commits")
         if batch_state.is_done(connection, batch_id, TRANSFORM):
             return None
-        held = batch_state.hold(connection, batch_id, alone=True)
-        steps = {UPLOAD: "uploaded", COPY: "copied"} if held.kind == KIND_LOAD else {COPY: "copied"}
-        for step, what in steps.items():
-            missing = held.shards - connection.one("count_markers", batch_id=batch_id, step=step).done
-            if missing:
-                message = f"Batch {batch_id}: {missing} of {held.shards} shards are not {what} yet."
-                raise UnfinishedError(message, "Run the same command again.")
+        held = batch_state.hold(connection, batch_id)
+        # A marker of COPY implies that of the upload: it is written after it, and deleted with it.
+        if missing := held.shards - connection.one("count_markers", batch_id=batch_id, step=COPY).done:
+            message = f"Batch {batch_id}: {missing} of {held.shards} shards are not copied yet."
+            raise UnfinishedError(message, "Run the same command again.")
         connection.execute("settle_rejected", batch_id=batch_id)
         weight = connection.one("count_usable", batch_id=batch_id)
         claimed = find_claimed(connection, weight)
