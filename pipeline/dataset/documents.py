@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pipeline.dataset.kinds import JSON_ARRAY, JSON_OBJECT, kind_of
-from pipeline.dataset.prices import is_price
 from pipeline.dataset.records import Deviation, is_text
 from pipeline.errors import BadInput
 
@@ -46,9 +45,6 @@ def check_menu(content: bytes) -> tuple[Deviation, ...]:
             for field in ("Category", "Price"):
                 if isinstance(entry.get(field), (dict, list)):
                     raise BadInput("json_shape", f"{where} has a {field} that is not a single value")
-            price = entry.get("Price")
-            if price is not None and not is_price(price):
-                _add(found, Deviation("price_unknown", f"{where} has the Price {_shown(price)}, which is no amount"))
     return tuple(found.values())
 
 

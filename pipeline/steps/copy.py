@@ -99,6 +99,7 @@ def _copy_documents(
         connection.copy_lines("raw.receipts", ("batch_id", "recognition_id", "receipt", "menu_sha256"), lines)
     rejects += [reject for reject in unread if reject.recognition_id not in lost]
     require_source(Path(source), rejects, may_reject=may_reject)
+    connection.enqueue("notice_prices", batch_id=batch_id, shard=shard)
     if rejects:
         batch_state.add_inputs(connection, batch_id, COPY, shard, rejects)
         connection.execute("note_rejected", batch_id=batch_id, step=COPY, shard=shard)

@@ -36,7 +36,8 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.price_of(price jsonb) RETURNS numeric
 LANGUAGE sql IMMUTABLE
 AS $$
--- The amount of a price, NULL if there is none. pipeline/dataset/prices.py has the same rule.
+-- The amount of a price of at most two decimals, a number or a text such as "1 234,50 ₽"; NULL if there is none. A point or
+-- comma is a decimal one, but not before three digits, which may be a group; groups are where they are no decimals.
     SELECT CASE WHEN abs(amount) < 10000000 THEN
         CASE WHEN round(amount::double precision::numeric, 2) = amount::double precision::numeric
             THEN round(amount, 2) END

@@ -33,6 +33,25 @@ WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bi
 DELETE FROM ingest.claims
 WHERE kind = 'load' AND batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
 
+-- name: notice_prices
+-- Recognitions of a shard whose menu has a price that is none: the first such entry. Most are plain numbers, which the
+-- first condition tells.
+INSERT INTO ingest.notices (batch_id, recognition_id, path, code, message, step, shard)
+SELECT m.batch_id, m.recognition_id, m.menu_path, 'price_unknown', 'entry ' || unknown.position || ' of the menu has the Price '
+    || CASE WHEN length(unknown.price) > 60 THEN left(unknown.price, 60) || '…' || right(unknown.price, 1)
+        ELSE unknown.price END || ', which is no amount', 'copy', m.shard
+FROM (
+    SELECT DISTINCT ON (u.sha256) u.sha256, entry.position, (entry.item -> 'Price')::text AS price
+    FROM raw.menus u
+    CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(u.content)) WITH ORDINALITY AS entry (item, position)
+    WHERE u.batch_id = :batch_id AND u.shard = :shard AND entry.item ->> 'Price' !~ '^[0-9]{1,7}([.][0-9]{1,2})?$'
+        AND ingest.price_of(entry.item -> 'Price') IS NULL
+    ORDER BY u.sha256, entry.position
+) unknown
+JOIN ingest.manifest m ON m.menu_sha256 = unknown.sha256
+WHERE m.batch_id = :batch_id AND m.shard = :shard AND NOT m.rejected
+ORDER BY m.recognition_id
+
 -- name: list_documents
 -- The batch in a row, then the documents of a shard, each in a row with nothing of the batch in it.
 SELECT kind, state, source, clock_timestamp() AS now,
