@@ -135,12 +135,11 @@ def reset_batch(database: Database, settings: Settings, batch_id: str, counter: 
         going = database.run(lambda connection: _unpublish(connection, batch_id), timeout=0)
     if going is None:
         return
-    batch = going
-    if batch.kind == KIND_LOAD:
+    if going.kind == KIND_LOAD:
         counter = counter or ProgressCounter()
-        counter.start("reset", batch.photos)
-        with closing(Storage(settings, bucket=batch.bucket)) as storage:
-            _remove_objects(database, storage, batch, counter.start_shard(1))
+        counter.start("reset", going.photos)
+        with closing(Storage(settings, bucket=going.bucket)) as storage:
+            _remove_objects(database, storage, going, counter.start_shard(1))
         counter.finish()
     database.run(lambda connection: _delete_manifest(connection, batch_id), timeout=0)
     logger.info("reset: batch %s is reset", batch_id)
