@@ -129,10 +129,9 @@ def _compare(connection: Connection, source: Path, suspects: Sequence[Any], exec
     adopted = [number for number in same if recorded[number].adopted and isinstance(same[number].result, Recognition)]
     for number in _find_other_documents(connection, source, [same[one].result for one in adopted]) if adopted else ():
         changed[number] = same.pop(number)
-    identities = [one.result.identity for one in same.values() if isinstance(one.result, Recognition)]
-    numbers = [number for number, one in same.items() if isinstance(one.result, Recognition)]
-    batches = [recorded[number].batch_id for number in numbers]
-    connection.execute("remember_seen", recognition_ids=numbers, batch_ids=batches, identities=identities)
+    usable = {number: one.result.identity for number, one in same.items() if isinstance(one.result, Recognition)}
+    ids = {"recognition_ids": list(usable), "batch_ids": [recorded[number].batch_id for number in usable]}
+    connection.execute("remember_seen", **ids, identities=list(usable.values()))
     return changed
 
 
