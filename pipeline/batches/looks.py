@@ -32,11 +32,6 @@ class Look(NamedTuple):
     newest: date | None
     seen: dict[str, Any]
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Return the options of the load."""
-        return {name: self.seen[name] for name in OPTIONS}
-
 
 def record_look(connection: Connection, request: Any, found: Any) -> None:
     """Record what a discovery saw: the request and the result of pipeline.steps.discover."""

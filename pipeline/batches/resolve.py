@@ -113,7 +113,7 @@ def resolve_batch(
                 look = find_look(connection, request.batch_id)
                 if look is None or look.batch_made:
                     return ResolvedBatch(request.batch_id, _source(settings, request))
-                made = LoadRequest(look.batch_id, look.source, kind=look.kind, **look.options)
+                made = LoadRequest.read({**look._asdict(), **look.seen})
                 _require_same(made, look.bucket, settings, request)
                 return ResolvedBatch(look.batch_id, look.source, True, True)
             if batch.state == "held" and batch.kind == request.kind:
