@@ -13,14 +13,7 @@ import sqlalchemy.exc
 from pipeline.config import command_line, redact
 from pipeline.database.address import address_of, malformed_url, sentence_of
 from pipeline.database.login import login_refusal
-from pipeline.errors import (
-    AccessDenied,
-    DatabaseError,
-    DatabaseUnavailable,
-    DataError,
-    PipelineError,
-    RefusedError,
-)
+from pipeline.errors import AccessDenied, DatabaseError, DatabaseUnavailable, DataError, PipelineError, RefusedError
 
 #: Of ingest.refuse_referenced(), and foreign_key_violation.
 _REFERENCED, _FOREIGN_KEY_VIOLATION = "IN001", "23503"

@@ -65,12 +65,7 @@ def choose_parser(*, late: bool = False) -> None:
     os.environ["LUIGI_CONFIG_PARSER"] = "toml"
     try:
         InterfaceLogging.config = luigi.configuration.get_config()  # it has the other parser from its import on
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-    ) as exc:  # of the file, or of Luigi about it
+    except (ValueError, TypeError, AttributeError, LookupError) as exc:  # of the file, or of Luigi about it
         message = f"Luigi's configuration luigi.toml cannot be read: {exc}."
         raise SettingsError(" ".join(message.split()), "Correct it: each section once, then `name = value`.") from exc
 
