@@ -207,41 +207,35 @@ def _add_loads(add: _Add) -> None:
 
 
 def _add_batches(add: _Add) -> None:
-    one = add("adopt", "Put on record what another tool loaded, as finished batches.")
-    one.add_argument("--undo", action="store_true", help="forget adopted batches instead; delete nothing")
-    one.add_argument("--confirm", action="store_true", help="do not prompt")
-    one.add_argument("--dry-run", action="store_true", help="print what would be put on record; change nothing")
+    adopt = add("adopt", "Put on record what another tool loaded, as finished batches.")
+    publish = add("publish", "Publish a batch that is held.")
+    reset = add("reset", "Remove a batch as if it had never been loaded.")
+    status = add("status", "Show the environment, both connections, and the batches.")
+    report = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")
+    verify = add("verify", "Compare manifest and tables with the bucket, in both directions.")
 
-    one = add("publish", "Publish a batch that is held.")
-    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-
-    one = add("reset", "Remove a batch as if it had never been loaded.")
-    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-    one.add_argument("--confirm", action="store_true", help="do not prompt")
-    one.add_argument("--dry-run", action="store_true", help="print what would be removed; change nothing")
-
-    one = add("status", "Show the environment, both connections, and the batches.")
-    what = one.add_mutually_exclusive_group()
-    complete_values(what.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch"))
-    what.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
-    what.add_argument("--all", action="store_true", help="list all batches, not only those that changed last")
-    one.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
+    for one in (publish, reset, report):
+        one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
+    adopt.add_argument("--undo", action="store_true", help="forget adopted batches instead; delete nothing")
+    for one, what in ((adopt, "put on record"), (reset, "removed")):
+        one.add_argument("--confirm", action="store_true", help="do not prompt")
+        one.add_argument("--dry-run", action="store_true", help=f"print what would be {what}; change nothing")
+    shown = status.add_mutually_exclusive_group()
+    complete_values(shown.add_argument("--batch-id", metavar="ID", help="show the metrics of this batch"))
+    shown.add_argument("--check", action="store_true", help="check all prerequisites of a load, with remedies")
+    shown.add_argument("--all", action="store_true", help="list all batches, not only those that changed last")
+    status.add_argument("--source", metavar="PATH", help="with --check: compare this dataset with the bucket's limits")
     text = "with --check: a problem (exit 3) if nothing, or not what is looked at regularly, was looked at for so long"
-    one.add_argument("--max-age", type=_above_zero, metavar="HOURS", help=text)
-
-    one = add("report", "Write a page about a batch: timings, rejects, and photos with their boxes.")
-    one.add_argument("--batch-id", metavar="ID", required=True, help="the batch")
-    one.add_argument("--out", metavar="FILE", help="file to write (report-ID.html in the working directory)")
-    one.add_argument("--sample", type=_number(0), default=12, metavar="N", help="number of recognitions to show (12)")
-
-    one = add("verify", "Compare manifest and tables with the bucket, in both directions.")
-    one.add_argument("--batch-id", metavar="ID", help="check only this batch")
-    one.add_argument("--deep", action="store_true", help="also read every object and compare its content")
+    status.add_argument("--max-age", type=_above_zero, metavar="HOURS", help=text)
+    report.add_argument("--out", metavar="FILE", help="file to write (report-ID.html in the working directory)")
+    report.add_argument("--sample", type=_number(0), default=12, metavar="N", help="recognitions to show (12)")
+    verify.add_argument("--batch-id", metavar="ID", help="check only this batch")
+    verify.add_argument("--deep", action="store_true", help="also read every object and compare its content")
     text = "with --deep: read the longest unread objects, until N minutes after the start"
-    one.add_argument("--minutes", type=partial(_above_zero, most=MOST_MINUTES), metavar="N", help=text)
-    one.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
-    one.add_argument("--quiet", action="store_true", help="print only differences")
-    one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
+    verify.add_argument("--minutes", type=partial(_above_zero, most=MOST_MINUTES), metavar="N", help=text)
+    verify.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
+    verify.add_argument("--quiet", action="store_true", help="print only differences")
+    verify.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
 
 
 def _max_rejects(text: str) -> str:
