@@ -172,9 +172,8 @@ def _unfinished(run: Run, batch: Batch) -> UnfinishedError:
     """Return the error of a batch with shards that are not done, with the command that does them."""
     every = range(1, batch.shards + 1)
     missing = run.database.run(partial(state.pending_shards, batch_id=batch.id, step=COPY, shards=every))
-    ranges = [
-        [number - 1 for _, number in one] for _, one in groupby(enumerate(missing), lambda pair: pair[1] - pair[0])
-    ]
+    runs = groupby(enumerate(missing), lambda pair: pair[1] - pair[0])
+    ranges = [[number - 1 for _, number in one] for _, one in runs]
     indices = " ".join(f"{one[0]}-{one[-1]}" if one[1:] else str(one[0]) for one in ranges[:_SHOWN])
     message = f"Batch {batch.id}: {len(missing)} of {batch.shards} shards are not done: {indices}"
     again = run.environment.settings.command(f"shard --batch-id {batch.id} --of {batch.shards} --index {indices}")

@@ -26,20 +26,13 @@ from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings, read_alarms
 from pipeline.database import Database, target_of
 from pipeline.dataset.records import describe_codes, describe_files
-from pipeline.errors import (
-    ClaimedError,
-    HeldError,
-    PipelineError,
-    RefusedError,
-    UnfinishedError,
-    UsageError,
-)
+from pipeline.errors import ClaimedError, HeldError, PipelineError, RefusedError, UnfinishedError, UsageError
 from pipeline.extras import extra
 from pipeline.graph import assistant
 from pipeline.graph.failures import Failure, print_failures
 from pipeline.graph.luigid import scheduler_url
 from pipeline.graph.run import Run, registry
-from pipeline.graph.tasks import Load, LoadBatch, LoadQwen, ResetBatch, load_of
+from pipeline.graph.tasks import Load, LoadBatch, ResetBatch, load_of
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say, show
 from pipeline.observe.prometheus import batch_metrics, verify_metrics
@@ -57,20 +50,11 @@ def _open(options: argparse.Namespace) -> tuple[Settings, Database]:
     return environment.settings, environment.database
 
 
-def load(options: argparse.Namespace) -> None:
-    """Load a dataset."""
-    if options.dry_run:
+def load(options: argparse.Namespace, family: type[Load] = LoadBatch) -> None:
+    """Load a dataset, or with another family of tasks an annotations file."""
+    if getattr(options, "dry_run", False):
         _dry_run(options)
-    else:
-        _load_batch(options, LoadBatch)
-
-
-def load_qwen(options: argparse.Namespace) -> None:
-    """Load an annotations file."""
-    _load_batch(options, LoadQwen)
-
-
-def _load_batch(options: argparse.Namespace, family: type[Load]) -> None:
+        return
     require_file(options)
     registry.open(options.production)
     _run_load(task_of(options, family), options, workers=options.workers, local_scheduler=options.local_scheduler)
@@ -246,11 +230,11 @@ def adopt(options: argparse.Namespace) -> None:
 def status(options: argparse.Namespace) -> int:
     """Show the environment and the batches."""
     if options.check:
-        return _check(options)
-    if options.source:
-        raise UsageError("--source belongs to --check.", "Add --check.")
-    if options.max_age:
-        raise UsageError("--max-age belongs to --check.", "Add --check.")
+        findings = examine(options, options.source, options.max_age)
+        print_result(options, doctor.as_dict(findings), doctor.as_text(findings))
+        return judge(findings)
+    if options.source or options.max_age:
+        raise UsageError(f"--{'source' if options.source else 'max-age'} belongs to --check.", "Add --check.")
     settings, _ = _open(options)
     settings = replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))  # show errors at once
     with closing(registry.watch(Database(settings))) as database:
@@ -266,12 +250,6 @@ def status(options: argparse.Namespace) -> int:
     remember(one["batch_id"] for one in (*result.get("unfinished", ()), *result.get("batches", ())))
     print_result(options, result, status_text(result, options.production))
     return exit_code(failures[0]) if failures else DONE
-
-
-def _check(options: argparse.Namespace) -> int:
-    findings = examine(options, options.source, options.max_age)
-    print_result(options, doctor.as_dict(findings), doctor.as_text(findings))
-    return judge(findings)
 
 
 def examine(options: argparse.Namespace, source: str | None, max_age: float | None = None) -> list[doctor.Finding]:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,7 @@ from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, 
 from pipeline.extras import extra
 from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
+from pipeline.graph.tasks import LoadQwen
 from pipeline.observe.logger import configure_logging, log_event, say, say_error, show
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.units import counted, size
@@ -155,11 +157,8 @@ def apply_migrations(options: argparse.Namespace) -> None:
     else:
         with closing(registry.open(options.production).database) as database:
             if options.release_history:
-                word, names = "released", release_history(database)
-                some, none = (
-                    "moved to ingest.schema_migrations",
-                    "The history of the Supabase CLI has no record of ours",
-                )
+                word, names, some = "released", release_history(database), "moved to ingest.schema_migrations"
+                none = "The history of the Supabase CLI has no record of ours"
             else:
                 refuse_obstacles(database)
                 word, names = "applied", [one.label for one in migrate(database)]
@@ -210,7 +209,7 @@ COMMANDS: Mapping[str, Command] = {
     "migrate": apply_migrations,
     "sample": sample,
     "load": batches.load,
-    "load-qwen": batches.load_qwen,
+    "load-qwen": partial(batches.load, family=LoadQwen),
     "adopt": batches.adopt,
     "publish": batches.publish,
     "worker": batches.worker,
