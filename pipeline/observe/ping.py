@@ -39,11 +39,11 @@ def is_usable(url: Secret) -> bool:
 
 
 class Ping:
-    """The pings of one run of a command."""
+    """The pings of one run of a command; one that the monitor does not take is a warning."""
 
     def __init__(self, url: Secret) -> None:
         self._url = url
-        self._requests: list[_Request] = []
+        self._last: threading.Thread | None = None
 
     def start(self) -> None:
         """Report the begin."""
@@ -55,43 +55,33 @@ class Ping:
             logger.warning("The monitor of PING_URL did not respond within %.0f s.", _END_SECONDS)
 
     def _send(self, suffix: str, text: str, seconds: float) -> bool:
-        """Send a ping after the earlier ones; return whether it ended within so many seconds."""
+        """Send a ping after the one before it; return whether it ended within so many seconds."""
         if not is_usable(self._url):
             logger.warning("PING_URL is not a URL such as https://hc-ping.com/<uuid>: nothing is pinged.")
             return True
         parts = urlsplit(self._url.reveal())
         url = parts._replace(path=parts.path.rstrip("/") + suffix, fragment="").geturl()
         body = text.encode()[-BODY_BYTES:].decode(errors="ignore").encode()
-        request = _Request(url, body, [*self._requests])
-        self._requests.append(request)
-        request.start()
-        request.join(seconds)
-        if request.is_alive():
-            return False
-        if request.failure:
-            logger.warning("The monitor of PING_URL %s.", request.failure)
-        return True
+        thread = threading.Thread(target=_post, args=(url, body, self._last), name="ping", daemon=True)
+        self._last = thread
+        thread.start()
+        thread.join(seconds)
+        return not thread.is_alive()
 
 
-class _Request(threading.Thread):
-    """A POST after earlier ones, with `failure` as the reason why the monitor did not take it."""
-
-    def __init__(self, url: str, body: bytes, earlier: list[_Request]) -> None:
-        super().__init__(name="ping", daemon=True)
-        self._url, self._body, self._earlier = url, body, earlier
-        self.failure = ""
-
-    def run(self) -> None:
-        """Send, a few times if need be."""
-        for request in self._earlier:
-            request.join(_TIMEOUT[0])
-        for attempt in range(_ATTEMPTS):
-            if attempt:
-                time.sleep(_PAUSE_SECONDS)
-            try:
-                with requests.post(self._url, self._body, timeout=_TIMEOUT, headers=_HEADERS, stream=True) as response:
-                    self.failure = "" if response.ok else f"responded with status {response.status_code}"
-                    if response.status_code < 500:
-                        break
-            except (requests.RequestException, ValueError) as exc:  # its message contains the URL
-                self.failure = f"cannot be reached ({type(exc).__name__})"
+def _post(url: str, body: bytes, earlier: threading.Thread | None) -> None:
+    """Send a request after an earlier one, a few times if need be."""
+    failure = ""
+    if earlier is not None:
+        earlier.join(_TIMEOUT[0])
+    for attempt in range(_ATTEMPTS):
+        time.sleep(_PAUSE_SECONDS if attempt else 0)
+        try:
+            with requests.post(url, body, timeout=_TIMEOUT, headers=_HEADERS, stream=True) as response:
+                failure = "" if response.ok else f"responded with status {response.status_code}"
+                if response.status_code < 500:
+                    break
+        except (requests.RequestException, ValueError) as exc:  # its message contains the URL
+            failure = f"cannot be reached ({type(exc).__name__})"
+    if failure:
+        logger.warning("The monitor of PING_URL %s.", failure)
