@@ -22,7 +22,6 @@ from pipeline.batches.state import COPY, KIND_LOAD, Batch
 from pipeline.batches.summary import describe, headline, keep_summary, summarise
 from pipeline.cli.batches import task_of
 from pipeline.cli.completion import remember
-from pipeline.cli.measured import require_file
 from pipeline.cli.output import print_result
 from pipeline.database import Connection
 from pipeline.errors import DataError, RefusedError, UnfinishedError, UsageError
@@ -104,7 +103,6 @@ def _process(run: Run, batch: Batch, shards: Sequence[int]) -> None:
 
 def finish(options: argparse.Namespace) -> None:
     """Publish a batch whose shards are done."""
-    require_file(options)
     run, batch = _join(options)
     run.was_done = batch is None or batch.marked
     if batch is not None and not batch.marked:

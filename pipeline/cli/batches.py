@@ -20,7 +20,6 @@ from pipeline.batches.resolve import LoadRequest, next_step, require_schema, res
 from pipeline.batches.state import KIND_LOAD
 from pipeline.batches.summary import describe, headline, nothing_to_load, read_status, status_text, summarise
 from pipeline.cli.completion import remember
-from pipeline.cli.measured import require_file
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
 from pipeline.config import Settings, read_alarms
@@ -55,7 +54,6 @@ def load(options: argparse.Namespace, family: type[Load] = LoadBatch) -> None:
     if getattr(options, "dry_run", False):
         _dry_run(options)
         return
-    require_file(options)
     registry.open(options.production)
     _run_load(task_of(options, family), options, workers=options.workers, local_scheduler=options.local_scheduler)
 
@@ -274,7 +272,6 @@ def verify(options: argparse.Namespace) -> int:
     started = time.monotonic()
     if options.minutes and not options.deep:
         raise UsageError("--minutes belongs to --deep.", "Add --deep.")
-    require_file(options)
     settings, database = _open(options)
     database.run(require_schema)
     with closing(Storage(settings)) as storage:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.cli import array, batches
 from pipeline.cli.completion import script
 from pipeline.cli.init import init
-from pipeline.cli.measured import write_file
 from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
 from pipeline.cli.parser import Command, build_parser, log_format, parse
 from pipeline.config import home_directory, load_settings
@@ -34,6 +33,7 @@ from pipeline.graph.run import registry
 from pipeline.graph.tasks import LoadQwen
 from pipeline.observe.logger import configure_logging, log_event, say, say_error, show
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
+from pipeline.observe.prometheus import look_metrics, run_metrics, write_metrics
 from pipeline.units import counted, size
 
 _DEFECT = 1  # exit code of an exception that nobody catches
@@ -86,7 +86,7 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
             if (defect := sys.exc_info()[1]) is not None:
                 error = PermanentError(f"{type(defect).__name__}: {defect}", code=type(defect).__name__)
             if is_watched:
-                write_file(options, code, time.monotonic() - began)
+                _write_metrics(options, code, time.monotonic() - began)
             interrupts.finish(code, error)
     return code
 
@@ -113,6 +113,18 @@ def _run_command(options: argparse.Namespace) -> tuple[int, PipelineError | None
             say("".join(traceback.format_exception(exc)))
         say_error(exc)
         return exit_code(exc), exc
+
+
+def _write_metrics(options: argparse.Namespace, code: int, seconds: float) -> None:
+    """Write the families that the command has left in its options, and those of every run, to --metrics-file."""
+    if options.metrics_file is None:
+        return
+    families = [*run_metrics(code, seconds), *options.families]
+    environment = registry.environments.get(options.production)
+    if environment is not None:
+        with suppress(PipelineError), environment.database.transaction(read_only=True) as connection:
+            families += look_metrics(connection.execute("list_looks"))
+    write_metrics(options.metrics_file, options.name, families)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from contextlib import suppress
 from functools import cache, partial
 from importlib import metadata
 from importlib.resources import files
+from pathlib import Path
 from textwrap import indent
 from typing import Any, NoReturn
 
@@ -192,7 +194,7 @@ def _add_loads(add: _Add) -> None:
     for one in (load, qwen, finish):
         text = f"hold the batch if at least ten and more of it are rejected, a number or N%% ({MAXIMUM_REJECTS}%)"
         one.add_argument("--max-rejects", type=_max_rejects, default=MAXIMUM_REJECTS, metavar="N", help=text)
-        one.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
+        _add_metrics_file(one)
     for one in (load, qwen, worker):
         one.add_argument("--workers", type=_number(1), default=1, metavar="N", help="worker processes (1)")
     for one in (load, qwen):
@@ -235,7 +237,19 @@ def _add_batches(add: _Add) -> None:
     verify.add_argument("--minutes", type=partial(_above_zero, most=MOST_MINUTES), metavar="N", help=text)
     verify.add_argument("--repair", action="store_true", help="upload missing and damaged objects, remove orphans")
     verify.add_argument("--quiet", action="store_true", help="print only differences")
-    verify.add_argument("--metrics-file", metavar="FILE", help="write metrics for Prometheus's textfile collector")
+    _add_metrics_file(verify)
+
+
+def _add_metrics_file(one: _Parser) -> None:
+    text = "write metrics for Prometheus's textfile collector"
+    one.add_argument("--metrics-file", type=_new_file, metavar="FILE", help=text)
+
+
+def _new_file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} is no file in an existing, writable folder")
+    return path
 
 
 def _max_rejects(text: str) -> str:

@@ -5,7 +5,7 @@ The labels of a series are the same every night: only `pipeline_batch_info` has 
 
 from __future__ import annotations
 
-import os
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
-from pipeline.errors import SettingsError
+from pipeline.observe.logger import say
 
 
 class Family(NamedTuple):
@@ -26,15 +26,8 @@ class Family(NamedTuple):
     label: str = ""
 
 
-def require_writable(path: Path) -> None:
-    """Raise SettingsError if no file can be created at the path; called before the command starts."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"The metrics cannot be written to {path}.", "Name a file in an existing, writable folder.")
-
-
 def write_metrics(path: Path, command: str, families: Iterable[Family]) -> None:
-    """Write metrics, atomically because the collector may read at any time; raise SettingsError if that fails.
+    """Write metrics, atomically because the collector may read at any time; a failure is a warning.
 
     Every series has the label `command`.
     """
@@ -46,8 +39,8 @@ def write_metrics(path: Path, command: str, families: Iterable[Family]) -> None:
     try:
         write_to_textfile(str(path), registry)
     except OSError as exc:
-        message = f"The metrics cannot be written to {path}: {exc.strerror}."
-        raise SettingsError(message, "The command itself is not affected.") from exc
+        why = f"{exc.strerror}. The command itself is not affected."
+        say(f"The metrics cannot be written to {path}: {why}", logging.WARNING)
 
 
 def run_metrics(exit_code: int, seconds: float) -> Iterator[Family]:
