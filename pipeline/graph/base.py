@@ -49,9 +49,8 @@ class BatchTask(luigi.Task):
         """Fill in what the parameters leave open; raise RefusedError for a task of another project."""
         given, project = values["supabase_project"], registry.environment(values["production"]).project
         if given not in ("", project):
-            message = (
-                f"{cls.__name__} of batch {values['batch_id']} is a task of the project {given}, not of {project}."
-            )
+            task = f"{cls.__name__} of batch {values['batch_id']}"
+            message = f"{task} is a task of the project {given}, not of {project}."
             raise RefusedError(message, "Leave --supabase-project out; `pipeline worker` takes tasks of its project.")
         values["supabase_project"] = project
 
@@ -62,9 +61,8 @@ class BatchTask(luigi.Task):
 
     def output(self) -> luigi.Target:
         """Return the markers."""
-        return BatchStateTarget(
-            self.active_run.markers, self.batch_id, self.step, getattr(self, "shard_numbers", (WHOLE,))
-        )
+        shards = getattr(self, "shard_numbers", (WHOLE,))
+        return BatchStateTarget(self.active_run.markers, self.batch_id, self.step, shards)
 
     def complete(self) -> bool:
         """Return whether the marker is there."""

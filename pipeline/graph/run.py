@@ -87,15 +87,22 @@ class Environment:
 
 
 class Run:
-    """One load, or without a request one reset, of one batch; forked processes share counter and failures."""
+    """One load, or without a request one reset, of one batch; forked processes share counter and failures.
+
+    `found` is what the request of a load resolved to; a process that only runs tasks of the load does not know it.
+    """
 
     def __init__(
-        self, environment: Environment, batch_id: str, request: LoadRequest | None, source: str = "", ours: bool = True
+        self, environment: Environment, batch_id: str, request: LoadRequest | None, found: ResolvedBatch | None = None
     ) -> None:
-        self.environment, self.batch_id, self.source = environment, batch_id, source
+        self.environment, self.batch_id = environment, batch_id
         self.database: Database = environment.database
         self.requests: set[LoadRequest] = set()  # those that resolve to this run
-        self.markers = MarkerCache(self.database, batch_id, schedules=ours)
+        self.markers = MarkerCache(self.database, batch_id, schedules=found is not None or request is None)
+        found = found or ResolvedBatch(batch_id, "")
+        self.source, self.was_done, self.resumed = found.source, found.done, found.resumed  # before the run
+        if found.marked:
+            self.markers.present.add((LOAD, WHOLE))
         if request is None:
             kind, step = "", RESET
             self.command = environment.settings.command(f"reset --batch-id {batch_id} --confirm")
@@ -113,8 +120,6 @@ class Run:
         self.lock: BatchLock | None = None
         self.lost: RefusedError | None = None  # to raise once another run has taken the batch
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
-        self.was_done = False  # before the run
-        self.resumed = ""  # what earlier runs did
         self.is_announced = False  # the user has seen the plan of the reset
         self.follower: tuple[threading.Thread, threading.Thread] | None = None  # of Luigi's worker, and that worker
 
@@ -249,12 +254,7 @@ class RunRegistry:
 
     def alarm(self, command: str, production: bool) -> Alarm:
         """Return the alarm of a command that is watched."""
-
-        def find_database() -> Database | None:
-            environment = self.environments.get(production)
-            return environment.database if environment is not None else None
-
-        return Alarm(command, production, find_database)
+        return Alarm(command, production, lambda: getattr(self.environments.get(production), "database", None))
 
     def resolve(self, request: LoadRequest, production: bool) -> Run:
         """Return the run of a request, as long as it lasts; raise RefusedError if it has other parameters."""
@@ -272,20 +272,12 @@ class RunRegistry:
         whole = replace(request, batch_id=batch.batch_id, source=batch.source)
         found = self._runs.get((LOAD, batch.batch_id, production))
         if found is None or not found.requests:
-            found = self._begin(environment, request, batch)
+            found = self._runs[LOAD, batch.batch_id, production] = Run(environment, batch.batch_id, request, batch)
         elif whole not in found.requests:
             message = f"Batch {batch.batch_id} is being loaded by this process with other parameters."
             raise RefusedError(message, "Give each load a --batch-id of its own.")
         found.requests |= {request, whole}
         return found
-
-    def _begin(self, environment: Environment, request: LoadRequest, batch: ResolvedBatch) -> Run:
-        run = Run(environment, batch.batch_id, request, batch.source)
-        run.was_done, run.resumed = batch.done, batch.resumed
-        if batch.marked:
-            run.markers.present.add((LOAD, WHOLE))
-        self._runs[LOAD, batch.batch_id, environment.settings.is_production] = run
-        return run
 
     def _settle(self) -> None:
         """Wait until runs whose worker has ended are forgotten."""
@@ -299,8 +291,7 @@ class RunRegistry:
             self._settle()
         key = RESET if reset else LOAD, batch_id, production
         if key not in self._runs:
-            request = None if reset else LoadRequest(batch_id)
-            self._runs[key] = Run(self.environment(production), batch_id, request, ours=reset)
+            self._runs[key] = Run(self.environment(production), batch_id, None if reset else LoadRequest(batch_id))
         return self._runs[key]
 
     def resume_hint(self) -> str:

@@ -9,7 +9,7 @@ ResetBatch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date as Day
@@ -86,17 +86,14 @@ class CopyShard(ShardTask):
         reporting = self.reporting(lambda: (messages[-1], 100 * (len(messages) - 1) // self.shards))
         with closing(Storage(self.active_run.environment.settings)) as storage, reporting:
             for shard in self.shard_numbers:
-                self._copy(shard, storage, messages.append)
-
-    def _copy(self, shard: int, storage: Storage, report: Callable[[str], None]) -> None:
-        run = self.require_lock()
-        try:
-            arguments = run.database, storage, self.batch_id, shard, Metrics(), report
-            copy_shard(*arguments, may_reject=run.environment.may_reject)
-        except (DataError, UnfinishedError):
-            run.markers.present.discard((UPLOAD, shard))  # the upload was rolled back, here or by another process
-            raise
-        run.markers.present.add((COPY, shard))
+                run = self.require_lock()
+                arguments = run.database, storage, self.batch_id, shard, Metrics(), messages.append
+                try:
+                    copy_shard(*arguments, may_reject=run.environment.may_reject)
+                except (DataError, UnfinishedError):
+                    run.markers.present.discard((UPLOAD, shard))  # rolled back, here or by another process
+                    raise
+                run.markers.present.add((COPY, shard))
 
 
 class RequestTask(BatchTask):
