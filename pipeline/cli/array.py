@@ -20,13 +20,12 @@ from pipeline.batches.looks import find_look
 from pipeline.batches.resolve import check_batch_id, require_schema
 from pipeline.batches.state import COPY, KIND_LOAD, Batch
 from pipeline.batches.summary import describe, headline, keep_summary, summarise
-from pipeline.cli.batches import task_of
 from pipeline.cli.completion import remember
 from pipeline.cli.output import print_result
 from pipeline.database import Connection
 from pipeline.errors import DataError, RefusedError, UnfinishedError, UsageError
 from pipeline.graph.run import Run, registry
-from pipeline.graph.tasks import LoadBatch, LoadQwen, TransformBatch, TransformQwen, send_shard
+from pipeline.graph.tasks import LoadBatch, LoadQwen, TransformBatch, TransformQwen, send_shard, task_of
 from pipeline.observe.logger import say
 from pipeline.observe.progress import ProgressDisplay
 from pipeline.observe.prometheus import batch_metrics
@@ -47,7 +46,7 @@ def discover(options: argparse.Namespace) -> None:
         hint = "Give options of load, to discover a dataset, or of load-qwen, for an annotations file."
         raise UsageError("There are options of load and of load-qwen.", hint)
     registry.open(options.production)
-    load = task_of(options, LoadQwen if of_qwen else LoadBatch)
+    load = task_of(LoadQwen if of_qwen else LoadBatch, vars(options))
     run = registry.find(load.batch_id, options.production)
     options.batch_id = run.batch_id  # for the log
     remember([run.batch_id])

@@ -31,7 +31,7 @@ from pipeline.graph import assistant
 from pipeline.graph.failures import Failure, print_failures
 from pipeline.graph.luigid import scheduler_url
 from pipeline.graph.run import Run, registry
-from pipeline.graph.tasks import Load, LoadBatch, ResetBatch, load_of
+from pipeline.graph.tasks import Load, LoadBatch, ResetBatch, load_of, task_of
 from pipeline.graph.worker import run_task
 from pipeline.observe.logger import say, show
 from pipeline.observe.prometheus import batch_metrics, verify_metrics
@@ -55,13 +55,7 @@ def load(options: argparse.Namespace, family: type[Load] = LoadBatch) -> None:
         _dry_run(options)
         return
     registry.open(options.production)
-    _run_load(task_of(options, family), options, workers=options.workers, local_scheduler=options.local_scheduler)
-
-
-def task_of(options: argparse.Namespace, family: type[Load]) -> Load:
-    """Return the task with the parameters that options of the same names give."""
-    names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
-    return family(**{name: value for name in names if (value := getattr(options, name, None)) is not None})
+    _run_load(task_of(family, vars(options)), options, workers=options.workers, local_scheduler=options.local_scheduler)
 
 
 def publish(options: argparse.Namespace) -> None:

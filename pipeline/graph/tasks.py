@@ -9,7 +9,7 @@ ResetBatch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import date as Day
@@ -348,12 +348,16 @@ def send_shard(
     copy_shard(environment.database, storage, batch_id, shard, Metrics(), may_reject=environment.may_reject)
 
 
+def task_of(family: type[Load], values: Mapping[str, Any]) -> Load:
+    """Return the task with the parameters that values of the same names give."""
+    names = family.get_param_names(include_significant=True)  # type: ignore[no-untyped-call]
+    return family(**{name: values[name] for name in names if values.get(name) is not None})
+
+
 def load_of(batch: state.Batch, production: bool) -> Load:
     """Return the task that loaded a batch."""
     family = LoadBatch if batch.kind == KIND_LOAD else LoadQwen
-    values = {**vars(LoadRequest.of(batch)), family.named: batch.source, "production": production}
-    names = family.get_param_names()  # type: ignore[no-untyped-call]
-    return family(**{name: values[name] for name in names if values.get(name) is not None})
+    return task_of(family, {**vars(LoadRequest.of(batch)), family.named: batch.source, "production": production})
 
 
 class ResetBatch(RootTask):
