@@ -43,11 +43,8 @@ _ANSWERED = "The server answers: look at its log, and check user, password, data
 
 #: The first match decides. A circuit breaker or a full pooler is transient: it passes without a change of settings.
 _REFUSALS: tuple[tuple[str, type[PipelineError], str], ...] = (
-    (
-        "^(connection to .*? failed: )?(invalid |weak |could not (parse|match) |require_auth )",
-        SettingsError,
-        _PARAMETER,
-    ),
+    ("^(connection to .*? failed: )?(invalid |weak |require_auth )", SettingsError, _PARAMETER),
+    ("^(connection to .*? failed: )?could not (parse|match) ", SettingsError, _PARAMETER),
     ("service file|definition of service", SettingsError, _PARAMETER),
     ('(configuration|startup|for|set) parameter|parameter "" cannot|command-line argument', SettingsError, _PARAMETER),
     ("ECIRCUITBREAKER|circuit breaker open", DatabaseUnavailable, _BLOCKED),
@@ -63,11 +60,8 @@ _REFUSALS: tuple[tuple[str, type[PipelineError], str], ...] = (
     ("certificate|private key", AccessDenied, _CERTIFICATE),
     ("channel binding|authentication method|GSSAPI encryption required", AccessDenied, _DEMAND),
     ("session is (not )?read-only|in hot standby mode", AccessDenied, _DEMAND),
-    (
-        'database "" (does not exist|is disabled)|no such database|permission denied for database',
-        AccessDenied,
-        _DATABASE,
-    ),
+    ('database "" (does not exist|is disabled)', AccessDenied, _DATABASE),
+    ("no such database|permission denied for database", AccessDenied, _DATABASE),
     ("not currently accepting connections|is not permitted to log in", AccessDenied, _DATABASE),
     ("authentication (failed|error|query)|auth failed|EAUTHQUERY|password", AccessDenied, _PASSWORD),
     ('no such user|user not found|no user|role "" does not exist', AccessDenied, _PASSWORD),
