@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
 #: For how long luigid may be silent before a run ends, unless Luigi's own retries end earlier.
 _SILENT_SECONDS = 60.0
-#: Of a call: luigid cannot be reached, or another server answers. The errors of `requests` are OSErrors.
+#: Of a call: luigid cannot be reached, or another server answers.
 _FAILURES = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
 #: What Luigi reads without its parameter classes, and warns about as unused wherever luigi.cfg has it; luigid may
 #: restart in the middle of a run, so the defaults are ours.
@@ -157,24 +157,19 @@ class SharedScheduler(RemoteScheduler):
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_before_delay(_SILENT_SECONDS),
             wait=tenacity.wait_fixed(wait),
-            retry=tenacity.retry_if_exception_type(_FAILURES),
+            retry=tenacity.retry_if_exception_type(LuigidUnavailable),
             before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
             reraise=True,
         )
 
-    def _fetch(self, url_suffix: str, body: Any) -> str:
-        """Send a request in place of Luigi, which counts its attempts, whatever time each takes."""
+    def _request(self, url: Any, data: Any, attempts: int = 1, allow_null: bool = True) -> Any:
+        """Call a function in place of Luigi, which counts its attempts, whatever time each takes."""
         began = time.monotonic()
         try:
-            return self._retrying(self._post, self._address + url_suffix, body)
-        except _FAILURES as exc:
-            message = f"{self._address} has not responded for {time.monotonic() - began:.0f} s ({exc})"
+            return self._retrying(call, self._address, url.rpartition("/")[2], self._timeout, **data)
+        except LuigidUnavailable as exc:
+            message = f"{self._address} has not responded for {time.monotonic() - began:.0f} s ({exc.__cause__})"
             raise RPCError(message, exc) from exc
-
-    def _post(self, url: str, body: Any) -> str:
-        text = str(self._fetcher.fetch(url, body, self._timeout))
-        json.loads(text)["response"]  # of luigid, and not of another server
-        return text
 
     def ping(self, **arguments: Any) -> Any:
         """Report that the worker is alive; a retry would block every fork meanwhile."""
