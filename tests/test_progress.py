@@ -35,9 +35,9 @@ from pipeline.observe.progress import (
     ProgressCounter,
     ProgressDisplay,
     StatusMessage,
-    StatusThread,
     format_end,
     format_progress,
+    status_thread,
 )
 
 NUMBERS = r"(\d+)% \| (\d+)/(\d+) \| (\d+)/s \| ETA: (\d+s|\d+m \d\ds|\d+h \d\dm|unknown) \| (\w+), (recognitions?)"
@@ -498,14 +498,14 @@ def sent(read: list[StatusMessage | None], *, last: bool = True) -> tuple[list[S
         read_count += 1
         return next(rest)
 
-    status_thread = StatusThread(next_one, told.append, last=last)
+    thread = status_thread(next_one, told.append, last=last)
     pauses = Pauses()
-    status_thread._finished = pauses  # type: ignore[assignment]
-    with status_thread:
+    thread._finished = pauses  # type: ignore[assignment]
+    with thread:
         for count in range(1, len(read)):
             pauses.may_go.release()
             assert wait_until(lambda wanted=count: read_count == wanted, 30)  # type: ignore[misc]
-    assert not status_thread._thread.is_alive()
+    assert not thread._thread.is_alive()
     return told, pauses
 
 
@@ -527,13 +527,13 @@ def test_a_receiver_that_does_not_respond_delays_the_end_briefly(monkeypatch: py
     def listen(_: object) -> None:
         answers.wait(60)
 
-    status_thread = StatusThread(lambda: ("a", 1), listen)
-    with status_thread:
+    thread = status_thread(lambda: ("a", 1), listen)
+    with thread:
         pass
-    assert status_thread._thread.is_alive()  # only the thread still waits
+    assert thread._thread.is_alive()  # only the thread still waits
     answers.set()
-    status_thread._thread.join(30)
-    assert not status_thread._thread.is_alive()
+    thread._thread.join(30)
+    assert not thread._thread.is_alive()
 
 
 # luigid

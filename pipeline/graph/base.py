@@ -24,7 +24,7 @@ from pipeline.graph.process import Interrupts, bound_memory
 from pipeline.graph.run import Run, registry
 from pipeline.graph.worker import SchedulerFactory
 from pipeline.observe.logger import configure_logging
-from pipeline.observe.progress import StatusMessage, StatusThread
+from pipeline.observe.progress import StatusMessage, status_thread
 
 
 class BatchTask(luigi.Task):
@@ -100,7 +100,7 @@ class BatchTask(luigi.Task):
     def reporting(self, read: Callable[[], StatusMessage | None]) -> AbstractContextManager[object]:
         """Report to the visualiser during the block what `read` returns."""
         status = registry.status
-        return StatusThread(read, partial(status.report, self.task_id)) if status is not None else nullcontext()
+        return status_thread(read, partial(status.report, self.task_id)) if status is not None else nullcontext()
 
 
 @BatchTask.event_handler(luigi.Event.PROCESS_FAILURE)  # type: ignore[no-untyped-call,untyped-decorator]

@@ -24,7 +24,6 @@ from luigi.scheduler import WORKER_STATE_DISABLED, Scheduler
 from luigi.task_status import DONE, FAILED, PENDING
 
 from pipeline.batches import state
-from pipeline.database import Connection
 from pipeline.errors import PipelineError, TransientError, UnfinishedError, UsageError
 from pipeline.graph.failures import Failure, exit_on_error
 from pipeline.graph.luigid import SharedScheduler, StatusReporter, answers, join, percent, scheduler_url
@@ -32,7 +31,7 @@ from pipeline.graph.pool import Pool, PooledTask
 from pipeline.graph.process import Interrupts
 from pipeline.graph.run import Run, RunRegistry
 from pipeline.observe.logger import say
-from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessage, StatusThread
+from pipeline.observe.progress import BlockThread, ProgressDisplay, StatusMessage, status_thread
 from pipeline.units import counted
 
 logger = logging.getLogger(__name__)
@@ -130,9 +129,9 @@ class RunWorker(PooledWorker):
             stack.enter_context(ProgressDisplay(run.counter, batch_id=run.batch_id))
             if status is not None and self._root is not None:
                 send = functools.partial(status.report, self._root.task_id)
-                stack.enter_context(StatusThread(progress, send, last=False))
+                stack.enter_context(status_thread(progress, send, last=False))
             if self.shares:
-                stack.enter_context(_PeerCounter(run))
+                stack.enter_context(_peer_counter(run))
             succeeded = super().run()
         if run.lost is not None:
             raise run.lost
@@ -188,31 +187,23 @@ class RunWorker(PooledWorker):
         return result
 
 
-class _PeerCounter(BlockThread):
+def _peer_counter(run: Run) -> BlockThread:
     """Count in the progress of a run the shards that other workers mark; each counts as the same share of the batch."""
+    before: set[int] | None = None
 
-    def __init__(self, run: Run) -> None:
-        super().__init__("peers", _PEERS_SECONDS, longest_wait=0)
-        self._batch_run = run
-        self._before: set[int] | None = None
-
-    def tick(self, finished: bool) -> None:
-        """Read the markers, and set what is done in shards of others."""
-        run, total = self._batch_run, self._batch_run.counter.read("upload")[2]
+    def tick(finished: bool) -> None:
+        nonlocal before
+        total = run.counter.read("upload")[2]
         if finished or not total:
             return
+        with contextlib.suppress(TransientError):  # the steps themselves report it
+            markers = run.database.run(lambda connection: state.list_marked(connection, run.batch_id))
+            marked = {shard for step, shard in markers if step == run.counted}
+            before = marked if before is None else before
+            others = sum(not run.counter.read_shard(shard)[0] for shard in marked - before)
+            run.counter.set_done_by_others(total * others // max(1, run.shards))
 
-        def read(connection: Connection) -> tuple[int, set[int]]:
-            marked = {shard for step, shard in state.list_marked(connection, run.batch_id) if step == run.counted}
-            return state.require_batch(connection, run.batch_id).shards, marked
-
-        try:
-            shards, marked = run.database.run(read)
-        except TransientError:  # the steps themselves report it
-            return
-        self._before = marked if self._before is None else self._before
-        others = sum(not run.counter.read_shard(shard)[0] for shard in marked - self._before)
-        run.counter.set_done_by_others(total * others // max(1, shards))
+    return BlockThread("peers", _PEERS_SECONDS, tick, longest_wait=0)
 
 
 class SchedulerFactory:

@@ -181,13 +181,15 @@ def format_end(phase: Phase, columns: int | None = None) -> str:
 
 
 class BlockThread:
-    """Call `tick` at intervals (seconds), from a thread of its own, during a block and once at its end.
+    """Call `tick` at intervals (seconds), from a thread of its own, during a block, and once, with True, at its end.
 
     The end of the block waits `longest_wait` seconds at most for the last call; None for any time.
     """
 
-    def __init__(self, name: str, interval: float, longest_wait: float | None = None) -> None:
-        self._interval, self._longest_wait = interval, longest_wait
+    def __init__(
+        self, name: str, interval: float, tick: Callable[[bool], None], longest_wait: float | None = None
+    ) -> None:
+        self._interval, self._tick, self._longest_wait = interval, tick, longest_wait
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -203,11 +205,7 @@ class BlockThread:
         finished = False
         while not finished:
             finished = self._finished.wait(self._interval)
-            self.tick(finished)
-
-    def tick(self, finished: bool) -> None:
-        """Do the work; `finished` in the call at the end of the block."""
-        raise NotImplementedError
+            self._tick(finished)
 
 
 class ProgressDisplay(BlockThread):
@@ -217,7 +215,7 @@ class ProgressDisplay(BlockThread):
     """
 
     def __init__(self, counter: ProgressCounter, stream: TextIO | None = None, **fields: object) -> None:
-        super().__init__("progress", _REDRAW_SECONDS)
+        super().__init__("progress", _REDRAW_SECONDS, self._show)
         self._counter, self._fields = counter, fields
         self._stream = stream or sys.stderr or io.StringIO()  # a process may start without stderr
         self._has_bar = self._stream.isatty() and not writes_json()
@@ -227,8 +225,7 @@ class ProgressDisplay(BlockThread):
         self._ended: set[float] = set()
         self._written = time.monotonic()
 
-    def tick(self, finished: bool) -> None:
-        """Show the counter."""
+    def _show(self, finished: bool) -> None:
         for phase in self._counter.phases():
             if phase.began in self._ended:
                 continue
@@ -279,22 +276,20 @@ class ProgressDisplay(BlockThread):
             redirect_to_null(self._stream)
 
 
-class StatusThread(BlockThread):
-    """Send status messages that changed, at most once a second, and with `last` at the end of the block.
+def status_thread(
+    read: Callable[[], StatusMessage | None], send: Callable[[StatusMessage], None], *, last: bool = True
+) -> BlockThread:
+    """Return a thread that sends status messages that changed, once a second, and with `last` at the end of its block.
 
-    Only this thread waits for a slow receiver. `read` returns None if there is no message yet.
+    Only that thread waits for a slow receiver. `read` returns None if there is no message yet.
     """
+    sent: StatusMessage | None = None
 
-    def __init__(
-        self, read: Callable[[], StatusMessage | None], send: Callable[[StatusMessage], None], *, last: bool = True
-    ) -> None:
-        super().__init__("status", _STATUS_SECONDS, _LAST_STATUS_SECONDS)
-        self._read, self._send, self._last = read, send, last
-        self._sent: StatusMessage | None = None
+    def tick(finished: bool) -> None:
+        nonlocal sent
+        message = read() if last or not finished else None
+        if message is not None and message != sent:
+            send(message)
+            sent = message
 
-    def tick(self, finished: bool) -> None:
-        """Send the message if it changed."""
-        message = self._read() if self._last or not finished else None
-        if message is not None and message != self._sent:
-            self._send(message)
-            self._sent = message
+    return BlockThread("status", _STATUS_SECONDS, tick, _LAST_STATUS_SECONDS)
