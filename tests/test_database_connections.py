@@ -19,7 +19,8 @@ from embedded_supabase.files import wait_until
 from embedded_supabase.ports import free_port
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Secret
-from pipeline.database import Connection, Database, split_parameters
+from pipeline.database import Connection, Database
+from pipeline.database.address import split_parameters
 from pipeline.database.login import login_refusal
 from pipeline.errors import (
     AccessDenied,

@@ -269,20 +269,18 @@ def verify(options: argparse.Namespace) -> int:
     settings, database = _open(options)
     database.run(require_schema)
     with closing(Storage(settings)) as storage:
-        report = _compare(options, settings, database, storage, started)
+        report = _compare(options, database, storage, started)
     options.families += verify_metrics(report.counts, report.repaired, report.remaining, deep=options.deep)
     if options.interrupts.alarm is not None:
         options.interrupts.alarm.detail = report.differences_text()
     return DIFFERENCES if report.remaining else DONE
 
 
-def _compare(
-    options: argparse.Namespace, settings: Settings, database: Database, storage: Storage, started: float
-) -> VerifyReport:
+def _compare(options: argparse.Namespace, database: Database, storage: Storage, started: float) -> VerifyReport:
     storage.check_host()
     deep, minutes = options.deep and not options.minutes, options.minutes or 0
-    verification = Verification(database, storage, settings.bucket, batch_id=options.batch_id, deep=deep)
-    with VerifyReport(options, verification, settings.bucket) as report:
+    verification = Verification(database, storage, storage.bucket, batch_id=options.batch_id, deep=deep)
+    with VerifyReport(options, verification, storage.bucket) as report:
         for finding in verification.run():
             report.found(finding)
         if minutes:
@@ -290,7 +288,7 @@ def _compare(
             deadline = max(started + 60 * minutes, time.monotonic() + 6 * minutes)
             for finding in verification.read_longest_unread(deadline):
                 report.found(finding, again=True)
-            count = partial(find_proofs, bucket=settings.bucket, batch_id=options.batch_id)
+            count = partial(find_proofs, bucket=storage.bucket, batch_id=options.batch_id)
             report.was_read(verification.read, database.run(count, read_only=True))
         report.total()
         if options.repair:

@@ -20,7 +20,7 @@ from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.cli import array, batches
 from pipeline.cli.completion import script
 from pipeline.cli.init import init
-from pipeline.cli.output import DONE, UNFINISHED, exit_code, os_error, print_result
+from pipeline.cli.output import DONE, UNFINISHED, exit_code, print_result
 from pipeline.cli.parser import Command, build_parser, log_format, parse
 from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
@@ -31,7 +31,7 @@ from pipeline.extras import extra
 from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
 from pipeline.graph.tasks import LoadQwen
-from pipeline.observe.logger import configure_logging, log_event, say, say_error, show
+from pipeline.observe.logger import OutputError, configure_logging, log_event, say, say_error, show
 from pipeline.observe.progress import ProgressCounter, ProgressDisplay
 from pipeline.observe.prometheus import look_metrics, run_metrics, write_metrics
 from pipeline.units import counted, size
@@ -93,15 +93,18 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
 
 def _explain(exc: OSError, code: int) -> int:
     """Print what the operating system refused, and return the exit code; raise the error again if it is of our own."""
-    cause, hint = os_error(exc)
-    if not cause:
+    why = f"{exc.filename}: {exc.strerror}" if exc.filename is not None else str(exc.strerror)
+    cause, hint = f"The operating system refuses what the pipeline needs: {why}.", remedy_of(exc)
+    if isinstance(exc, OutputError):
+        cause = f"The output cannot be written: {why}."
+        hint = "Free space there, raise `ulimit -f`, or send it elsewhere."
+    elif not hint and exc.filename is not None:
         raise exc
-    code = UNFINISHED if code == _DEFECT else code
     if not isinstance(exc, BrokenPipeError):  # the reader of the output left
         say(f"Error: {cause}")
-        say(f"Hint: {hint}")
+        say(f"Hint: {hint or 'Run it again with --verbose.'}")
         code = code or UNFINISHED
-    return code
+    return UNFINISHED if code == _DEFECT else code
 
 
 def _run_command(options: argparse.Namespace) -> tuple[int, PipelineError | None]:

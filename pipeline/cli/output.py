@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from pipeline.errors import HeldError, Interrupted, PipelineError, RefusedError, UsageError, remedy_of
+from pipeline.errors import HeldError, Interrupted, PipelineError, RefusedError, UsageError
 from pipeline.graph.process import INTERRUPTED
-from pipeline.observe.logger import OutputError, show
+from pipeline.observe.logger import show
 
 DONE, USAGE, UNFINISHED, REFUSED, DIFFERENCES, HELD = 0, 2, 3, 4, 5, 6
 
@@ -38,17 +38,6 @@ def print_result(options: argparse.Namespace, value: Mapping[str, Any], text: st
     """Print a result on stdout: as text, or with `--json` as one JSON object."""
     with suppress(BrokenPipeError):  # the reader closed the pipe; the exit code stays the same
         show(json.dumps(value, ensure_ascii=False, default=str) if options.json else text)
-
-
-def os_error(error: OSError) -> tuple[str, str]:
-    """Return what an error of the operating system is about, and the remedy; empty for a defect of ours."""
-    why = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
-    if isinstance(error, OutputError):
-        return f"The output cannot be written: {why}.", "Free space there, raise `ulimit -f`, or send it elsewhere."
-    hint = remedy_of(error)
-    if not hint and error.filename is not None:
-        return "", ""
-    return f"The operating system refuses what the pipeline needs: {why}.", hint or "Run it again with --verbose."
 
 
 def require_typed(word: str, question: str, failed: str, why: str) -> None:

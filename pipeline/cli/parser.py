@@ -130,9 +130,8 @@ def build_parser(commands: Mapping[str, Command]) -> _Parser:
             if name == "init":
                 text = "write .env.production instead of .env.local, or check the one that is there"
             one.add_argument("--production", action="store_true", help=text)
-        one.add_argument(
-            "--verbose", action="store_true", help="log every step to stderr; show all timings, and tracebacks"
-        )
+        text = "log every step to stderr; show all timings, and tracebacks"
+        one.add_argument("--verbose", action="store_true", help=text)
         one.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
         text = "format of stderr: text, or json with one object per line (text)"
         one.add_argument("--log-format", choices=("text", "json"), default="text", metavar="FORMAT", help=text)
@@ -143,9 +142,7 @@ def _add_services(add: _Add) -> None:
     add("up", "Start the embedded PostgreSQL and Storage server, and apply the migrations.")
     add("down", "Stop the embedded services and keep their data.")
     one = add("init", "Write the settings, luigi.cfg and the nightly jobs into this folder, and check the settings.")
-    one.add_argument(
-        "--url", metavar="URL", help="URL of the project's API; the key and DATABASE_URL are never options"
-    )
+    one.add_argument("--url", metavar="URL", help="URL of the project's API; key and DATABASE_URL are never options")
     one.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
     one.add_argument("--systemd", action="store_true", help="write systemd units instead of a crontab")
     text = "ask nothing: take the settings from the process environment"
@@ -173,9 +170,7 @@ def _add_loads(add: _Add) -> None:
     for one in (load, found):
         one.add_argument("--source", metavar="PATH", help="folder of the dataset (DATASET_DIR, or a default place)")
         one.add_argument("--limit", type=_number(1), metavar="N", help="at most N new recognitions, lowest id first")
-        one.add_argument(
-            "--strict", action="store_true", help="check all before the upload; a reject refuses the batch"
-        )
+        one.add_argument("--strict", action="store_true", help="check all before uploads; a reject refuses the batch")
     for one in (qwen, found):
         text = "annotations file (QWEN_ANNOTATIONS, or a default place)"
         place: dict[str, Any] = {"nargs": "?", "const": ""} if one is found else {}  # without a value, a default place

@@ -1,6 +1,6 @@
 """PostgreSQL: connections, COPY, what errors mean, migrations, and the statements."""
 
-from pipeline.database.address import address_of, foreign_remark, override_remark, split_parameters, target_of
+from pipeline.database.address import address_of, foreign_remark, override_remark, target_of
 from pipeline.database.connection import MINIMUM_VERSION, Connection, Database
 from pipeline.database.copy import line_of
 
@@ -12,6 +12,5 @@ __all__ = [
     "foreign_remark",
     "line_of",
     "override_remark",
-    "split_parameters",
     "target_of",
 ]

@@ -152,10 +152,9 @@ def _pending(ours: Sequence[Migration], records: Sequence[Any]) -> list[Migratio
     for migration in ours:
         same = [record for record in records if record.name == migration.name]
         if same and not any(one.checksum in (None, migration.checksum, _essence(migration.text)) for one in same):
-            raise RefusedError(
-                f"Migration {migration.name} was applied with another text, as version {same[0].version}.",
-                "Use the version of the loader that applied it; the guide to production says what else to do.",
-            )
+            message = f"Migration {migration.name} was applied with another text, as version {same[0].version}."
+            hint = "Use the version of the loader that applied it; the guide to production says what else to do."
+            raise RefusedError(message, hint)
         if not same:
             missing.append(migration)
     return missing

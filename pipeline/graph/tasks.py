@@ -143,8 +143,7 @@ class Discover(RequestTask):
         run = self.require_lock()
         options = {name: value for name, value in self.param_kwargs.items() if name in _OPTIONS}
         source, settings = getattr(self, self.named), run.environment.settings
-        options |= {"kind": self.kind, "bucket_created_at": run.bucket_created_at}
-        options["maximum_shards"] = run.maximum_shards
+        options |= {"kind": self.kind, "bucket_created_at": run.bucket_created_at, "maximum_shards": run.maximum_shards}
         request = Request.of(settings, self.batch_id, source, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
         is_load = self.kind == KIND_LOAD
@@ -336,15 +335,11 @@ class LoadQwen(Load, QwenParameters):
 
 
 def send_shard(
-    environment: Environment,
-    storage: Storage,
-    batch_id: str,
-    shard: int,
-    progress_of: ProgressOf = lambda *_: lambda _: None,
+    environment: Environment, storage: Storage, batch_id: str, shard: int, show: ProgressOf = lambda *_: lambda _: None
 ) -> None:
     """Upload and copy a shard without Luigi."""
     with environment.uploader() as uploader:
-        uploader.upload(batch_id, shard, progress_of)
+        uploader.upload(batch_id, shard, show)
     copy_shard(environment.database, storage, batch_id, shard, Metrics(), may_reject=environment.may_reject)
 
 

@@ -203,7 +203,7 @@ def _peer_counter(run: Run) -> BlockThread:
             others = sum(not run.counter.read_shard(shard)[0] for shard in marked - before)
             run.counter.set_done_by_others(total * others // max(1, run.shards))
 
-    return BlockThread("peers", _PEERS_SECONDS, tick, longest_wait=0)
+    return BlockThread("peers", _PEERS_SECONDS, tick, patience=0)
 
 
 class SchedulerFactory:

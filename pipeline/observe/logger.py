@@ -32,10 +32,8 @@ class RedactingJsonFormatter(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Redact each value before it is encoded: a secret with escaped characters would not be recognised."""
         moment: datetime = log_data.pop("time")
-        fields = {
-            name: value if value is None or isinstance(value, (bool, int, float)) else redact(str(value))
-            for name, value in log_data.items()
-        }
+        plain = (type(None), bool, int, float)
+        fields = {name: one if isinstance(one, plain) else redact(str(one)) for name, one in log_data.items()}
         text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {"time": text, **fields, "level": str(log_data["level"]).lower()}
 

@@ -183,13 +183,11 @@ def format_end(phase: Phase, columns: int | None = None) -> str:
 class BlockThread:
     """Call `tick` at intervals (seconds), from a thread of its own, during a block, and once, with True, at its end.
 
-    The end of the block waits `longest_wait` seconds at most for the last call; None for any time.
+    The end of the block waits `patience` seconds at most for the last call; None for any time.
     """
 
-    def __init__(
-        self, name: str, interval: float, tick: Callable[[bool], None], longest_wait: float | None = None
-    ) -> None:
-        self._interval, self._tick, self._longest_wait = interval, tick, longest_wait
+    def __init__(self, name: str, interval: float, tick: Callable[[bool], None], patience: float | None = None) -> None:
+        self._interval, self._tick, self._patience = interval, tick, patience
         self._finished = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -199,7 +197,7 @@ class BlockThread:
 
     def __exit__(self, *exc_info: object) -> None:
         self._finished.set()
-        self._thread.join(self._longest_wait)
+        self._thread.join(self._patience)
 
     def _run(self) -> None:
         finished = False

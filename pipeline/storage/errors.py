@@ -142,10 +142,8 @@ def error_of(response: Response, request: str) -> PipelineError:
 
 def _error_of_redirect(response: Response, content: bytes, request: str) -> PipelineError:
     """Return the error for a redirect: the API itself has moved where the path is the same, as from http to https."""
-    to = response.headers.get("Location", "")
-    text = (
-        f"{_sender(response, content)} answers {response.status} to {request} and redirects to {_line(to, _MESSAGE)}."
-    )
+    to, sender = response.headers.get("Location", ""), _sender(response, content)
+    text = f"{sender} answers {response.status} to {request} and redirects to {_line(to, _MESSAGE)}."
     if to.endswith(request.partition(" ")[2]):
         return SettingsError(text, _MOVED)
     return StorageError(text, PORTAL, str(response.status))
