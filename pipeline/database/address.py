@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 from urllib.parse import unquote
 
 import psycopg2
@@ -13,15 +12,6 @@ from pipeline.config import Settings, redact
 from pipeline.errors import SettingsError
 
 _VARIABLES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
-
-
-class Address(NamedTuple):
-    """Where a database is; the host, of several the first, is empty or a path for a socket, or empty for a service."""
-
-    host: str
-    port: int
-    user: str
-    database: str
 
 
 def split_parameters(url: str) -> tuple[str, list[str]]:
@@ -54,14 +44,16 @@ def _parameters(url: str) -> tuple[dict[str, str], str]:
     return {name: given.get(name) or environ.get(one) or "" for name, one in _VARIABLES.items()}, service
 
 
-def address_of(url: str) -> Address:
-    """Return the address in a URL; raise SettingsError if it is malformed."""
+def address_of(url: str) -> tuple[str, int, str]:
+    """Return host, port and user of a URL; raise SettingsError if it is malformed.
+
+    The host, of several the first, is empty or a path for a socket, or empty for a service.
+    """
     found, _ = _parameters(url)
     port = found["port"].split(",")[0] or "5432"
     if not port.isdecimal():
         raise SettingsError(f"The port of the database, {port}, is not a number.", "Correct DATABASE_URL or PGPORT.")
-    host = found["host"] or found["hostaddr"]
-    return Address(host.split(",")[0], int(port), found["user"], found["dbname"] or found["user"])
+    return (found["host"] or found["hostaddr"]).split(",")[0], int(port), found["user"]
 
 
 def malformed_url(exc: Exception) -> SettingsError:

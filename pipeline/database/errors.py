@@ -110,7 +110,7 @@ def connection_error(exc: psycopg2.Error, dsn: str, environment: str) -> Pipelin
     message = sentence_of(exc)
     if (refusal := login_refusal(message, is_answer=_ANSWER.search(str(exc)) is not None)) is not None:
         return refusal
-    host, port, *_ = address_of(dsn)
+    host, port, _ = address_of(dsn)
     hint = "Check that it runs and that a firewall lets you through."
     if environment == "embedded":
         hint = f"Start it with `{command_line('up')}`."

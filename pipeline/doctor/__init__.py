@@ -76,7 +76,7 @@ def _examine_key(settings: Settings, facts: Facts) -> Iterator[Finding]:
     key = settings.key.reveal()
     yield from bucket.key_findings(key, service_time(facts.offsets))
     try:
-        host, _, user, _ = address_of(settings.database_url.reveal())
+        host, _, user = address_of(settings.database_url.reveal())
     except PipelineError:
         return  # reported by examine_database
     finding = bucket.project_finding(settings.url, key, host, user)

@@ -41,7 +41,7 @@ _OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user p
 def examine_database(settings: Settings, facts: Facts) -> Iterator[Finding]:
     """Yield findings about the database; only one problem if it does not respond."""
     try:
-        host, port, *_ = address_of(settings.database_url.reveal())
+        host, port, _ = address_of(settings.database_url.reveal())
     except PipelineError as exc:
         yield of_error("database", exc)
         return
