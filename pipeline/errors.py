@@ -65,9 +65,6 @@ class PipelineError(Exception):
         super().__init__(self.message)
         self.code = code
 
-    def __reduce__(self) -> tuple[type[PipelineError], tuple[str, str, str]]:
-        return (type(self), (self.message, self.hint, self.code))
-
 
 class UsageError(PipelineError):
     """An argument or a setting is wrong; nothing was started."""
