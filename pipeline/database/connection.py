@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-MINIMUM_VERSION = 140000
 _LONGEST_WAIT = 60.0
 
 _LOCAL_SETTINGS = {

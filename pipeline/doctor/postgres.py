@@ -16,7 +16,7 @@ from pipeline.batches.bucket import list_recorded
 from pipeline.batches.resolve import next_step, reset_command
 from pipeline.batches.state import Batch
 from pipeline.config import Settings, command_line
-from pipeline.database import MINIMUM_VERSION, Connection, Database, address_of
+from pipeline.database import Connection, Database, address_of
 from pipeline.database.migrate import pending
 from pipeline.doctor.alarms import look_finding
 from pipeline.doctor.clock import offset_of
@@ -34,6 +34,7 @@ _WAIT_SECONDS = 5.0
 _OLD = timedelta(days=7)
 _SHOWN = 5
 _TRANSACTION_PORT = 6543
+_MINIMUM_VERSION = 140000
 _APPLICATION = "pipeline doctor"
 _OWNER = "DATABASE_URL must name the owner of the tables, on Supabase the user postgres."
 
@@ -105,8 +106,8 @@ def _ask(connection: Connection, facts: Facts) -> list[float]:
 def version_finding(version: int) -> Finding:
     """Return a finding about a server's version, such as 140005."""
     text = f"PostgreSQL {version // 10000}.{version % 10000}"
-    if version < MINIMUM_VERSION:
-        return problem("version", f"The server is {text}.", f"Use PostgreSQL {MINIMUM_VERSION // 10000} or newer.")
+    if version < _MINIMUM_VERSION:
+        return problem("version", f"The server is {text}.", f"Use PostgreSQL {_MINIMUM_VERSION // 10000} or newer.")
     return ok("version", f"The server is {text}.")
 
 
