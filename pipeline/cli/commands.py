@@ -56,19 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Alarm(name, "--production" in given, lambda: None).finish(exit_code(exc), exc)
         return exit_code(exc)
     bound_memory()
-    started, code = time.monotonic(), _DEFECT
-    log_event("start", f"{options.name} started", command=options.name)
-    try:
-        code = _run_interruptibly(options)
-        return code
-    finally:
-        facts = {"batch_id": getattr(options, "batch_id", None), "seconds": round(time.monotonic() - started, 3)}
-        log_event("end", f"{options.name} ended with {code}", command=options.name, exit_code=code, **facts)
+    return _run_interruptibly(options)
 
 
 def _run_interruptibly(options: argparse.Namespace) -> int:
     code, error, began = _DEFECT, None, time.monotonic()
     is_watched, options.families = options.name in WATCHED and not getattr(options, "dry_run", False), []
+    log_event("start", f"{options.name} started", command=options.name)
     with Interrupts(registry.cancel_statements, registry.resume_hint) as interrupts:
         options.interrupts = interrupts
         try:
@@ -83,11 +77,14 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
             interrupts.announce()
             code = INTERRUPTED
         finally:
+            seconds = time.monotonic() - began
             if (defect := sys.exc_info()[1]) is not None:
                 error = PermanentError(f"{type(defect).__name__}: {defect}", code=type(defect).__name__)
             if is_watched:
-                _write_metrics(options, code, time.monotonic() - began)
+                _write_metrics(options, code, seconds)
             interrupts.finish(code, error)
+            facts = {"batch_id": getattr(options, "batch_id", None), "seconds": round(seconds, 3), "exit_code": code}
+            log_event("end", f"{options.name} ended with {code}", command=options.name, **facts)
     return code
 
 
