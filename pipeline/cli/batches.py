@@ -269,32 +269,27 @@ def verify(options: argparse.Namespace) -> int:
     settings, database = _open(options)
     database.run(require_schema)
     with closing(Storage(settings)) as storage:
-        report = _compare(options, database, storage, started)
+        storage.check_host()
+        deep, minutes = options.deep and not options.minutes, options.minutes or 0
+        verification = Verification(database, storage, storage.bucket, batch_id=options.batch_id, deep=deep)
+        with VerifyReport(options, verification, storage.bucket) as report:
+            for finding in verification.run():
+                report.found(finding)
+            if minutes:
+                # A tenth of the time at least, so that every object has its turn however long the comparison takes.
+                deadline = max(started + 60 * minutes, time.monotonic() + 6 * minutes)
+                for finding in verification.read_longest_unread(deadline):
+                    report.found(finding, again=True)
+                count = partial(find_proofs, bucket=storage.bucket, batch_id=options.batch_id)
+                report.was_read(verification.read, database.run(count, read_only=True))
+            report.total()
+            if options.repair:
+                for finding, reason in verification.repair(report.differences()):
+                    report.repair(finding, reason)
     options.families += verify_metrics(report.counts, report.repaired, report.remaining, deep=options.deep)
     if options.interrupts.alarm is not None:
         options.interrupts.alarm.detail = report.differences_text()
     return DIFFERENCES if report.remaining else DONE
-
-
-def _compare(options: argparse.Namespace, database: Database, storage: Storage, started: float) -> VerifyReport:
-    storage.check_host()
-    deep, minutes = options.deep and not options.minutes, options.minutes or 0
-    verification = Verification(database, storage, storage.bucket, batch_id=options.batch_id, deep=deep)
-    with VerifyReport(options, verification, storage.bucket) as report:
-        for finding in verification.run():
-            report.found(finding)
-        if minutes:
-            # A tenth of the time at least, so that every object has its turn however long the comparison takes.
-            deadline = max(started + 60 * minutes, time.monotonic() + 6 * minutes)
-            for finding in verification.read_longest_unread(deadline):
-                report.found(finding, again=True)
-            count = partial(find_proofs, bucket=storage.bucket, batch_id=options.batch_id)
-            report.was_read(verification.read, database.run(count, read_only=True))
-        report.total()
-        if options.repair:
-            for finding, reason in verification.repair(report.differences()):
-                report.repair(finding, reason)
-    return report
 
 
 def report(options: argparse.Namespace) -> None:
