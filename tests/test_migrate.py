@@ -80,7 +80,7 @@ def test_every_file_is_named_as_the_supabase_cli_wants_it_and_no_two_share_a_ver
 
 
 def test_other_files_beside_the_migrations_are_left_alone(folder: Path) -> None:
-    for name in ("README.md", "20260101000002_x.sql.bak", "20260101_short.sql", "seed.sql", ".20260101000003_x.sql"):
+    for name in ("README.md", "20260101000002_x.sql.bak", "seed.sql", ".20260101000003_x.sql"):
         write(folder, name, "SELECT 1 / 0")
     assert versions(migrations(folder)) == ["20260101000000", "20260101000001"]
 

@@ -6,7 +6,7 @@ There are two histories. A migration is applied if one of them has its name and 
     ingest.schema_migrations (version, name, checksum, applied_at)      ours in an app's project
 
 The CLI works only while it has a file for each version in its table (https://github.com/supabase/cli). It splits a file
-into statements, without the semicolons and white space between them, so the checksum of its record leaves these out.
+into statements, without the semicolons and white space between them, so a checksum leaves these out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,7 @@ from pipeline.errors import DatabaseError, PermanentError, RefusedError, UsageEr
 
 logger = logging.getLogger(__name__)
 
-_FILE = re.compile(r"(\d{14})_(.*)\.sql")
-_ANY_FILE = re.compile(r"(\d+)_(.*)\.sql")  # as the CLI takes them
+_FILE = re.compile(r"(\d+)_(.*)\.sql")  # as the CLI takes them
 _STAMP = "%Y%m%d%H%M%S"
 
 
@@ -44,19 +43,23 @@ class Migration(NamedTuple):
 
     @property
     def checksum(self) -> str:
-        """Return the SHA-256 of the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """Return the SHA-256 of the text without semicolons and white space, as the query `list_cli_history` does."""
+        return hashlib.sha256(re.sub(r"[ \t\r\n;]", "", self.text).encode()).hexdigest()
 
 
 def migrations(directory: Path | None = None) -> list[Migration]:
     """Return the migrations in order, by default of the package or working copy; raise PermanentError without any."""
     installed = Path(__file__).parents[1] / "migrations"
     working_copy = Path(__file__).parents[2] / "supabase" / "migrations"
-    entries = sorted((directory or (installed if installed.is_dir() else working_copy)).iterdir())
-    found = [(entry, match) for entry in entries if (match := _FILE.fullmatch(entry.name))]
+    found = _read(directory or (installed if installed.is_dir() else working_copy))
     if not found:
         raise PermanentError("The migrations are missing from this installation.", "Install the package again.")
-    return [Migration(match[1], match[2], entry.read_text(encoding="utf-8")) for entry, match in found]
+    return found
+
+
+def _read(folder: Path) -> list[Migration]:
+    found = [(entry, match) for entry in sorted(folder.iterdir()) if (match := _FILE.fullmatch(entry.name))]
+    return [Migration(match[1], match[2], entry.read_text("utf-8", "replace")) for entry, match in found]
 
 
 def migrate(database: Database, directory: Path | None = None) -> list[Migration]:
@@ -107,30 +110,20 @@ def export(folder: Path, directory: Path | None = None) -> list[Path]:
 
 
 def _export(folder: Path, ours: Sequence[Migration]) -> list[Path]:
-    files = [(entry, match) for entry in folder.iterdir() if (match := _ANY_FILE.fullmatch(entry.name))]
-    missing = []
-    for migration in ours:
-        copies = [entry for entry, match in files if match[2] == migration.name]
-        texts = [_essence(entry.read_text(encoding="utf-8", errors="replace")) for entry in copies]
-        if texts and _essence(migration.text) not in texts:
-            hint = "Restore it from its repository; if it was never applied, delete it and export again."
-            raise RefusedError(f"{copies[0]} has another text than this installation exports.", hint)
-        if not texts:
-            missing.append(migration)
-    stamp = max((match[1] for _, match in files), key=int, default="")
+    def refusal(copy: Migration) -> RefusedError:
+        hint = "Restore it from its repository; if it was never applied, delete it and export again."
+        return RefusedError(f"{folder / copy.label}.sql has another text than this installation exports.", hint)
+
+    theirs = _read(folder)
+    stamp = max((one.version for one in theirs), key=int, default="")
     written = []
-    for migration in missing:
-        stamp = _after(stamp) if files else migration.version
+    for migration in _pending(ours, theirs, refusal):
+        stamp = _after(stamp) if theirs else migration.version
         path = folder / f"{stamp}_{migration.name}.sql"
         with open(path, "x", encoding="utf-8", newline="\n") as file:
             file.write(migration.text)
         written.append(path)
     return written
-
-
-def _essence(text: str) -> str:
-    """Return the SHA-256 of a text without semicolons and white space; the query `list_cli_history` has the same."""
-    return hashlib.sha256(re.sub(r"[ \t\r\n;]", "", text).encode()).hexdigest()
 
 
 def _after(stamp: str) -> str:
@@ -147,14 +140,19 @@ def _records(connection: Connection, ours: Sequence[Migration]) -> list[Any]:
     return [*records, *connection.execute("list_history")] if found.own else records
 
 
-def _pending(ours: Sequence[Migration], records: Sequence[Any]) -> list[Migration]:
+def _refusal(record: Any) -> RefusedError:
+    hint = "Use the version of the loader that applied it; the guide to production says what else to do."
+    return RefusedError(f"Migration {record.name} was applied with another text, as version {record.version}.", hint)
+
+
+def _pending(
+    ours: Sequence[Migration], found: Sequence[Any], refusal: Callable[[Any], RefusedError] = _refusal
+) -> list[Migration]:
     missing = []
     for migration in ours:
-        same = [record for record in records if record.name == migration.name]
-        if same and not any(one.checksum in (None, migration.checksum, _essence(migration.text)) for one in same):
-            message = f"Migration {migration.name} was applied with another text, as version {same[0].version}."
-            hint = "Use the version of the loader that applied it; the guide to production says what else to do."
-            raise RefusedError(message, hint)
+        same = [one for one in found if one.name == migration.name]
+        if same and all(one.checksum not in (None, migration.checksum) for one in same):
+            raise refusal(same[0])
         if not same:
             missing.append(migration)
     return missing
