@@ -32,8 +32,7 @@ import errno
 
 _SPACE = "Free space for temporary files (TMPDIR), in /dev/shm and where logs are written."
 _REMEDIES = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
     errno.EFBIG: "Raise the limit for the size of a file: `ulimit -f unlimited`.",
     errno.EMFILE: "Raise the limit for open files: `ulimit -n 4096`.",
     errno.ENFILE: "Raise the limit for open files of all processes: fs.file-max.",

@@ -69,6 +69,4 @@ _FORMATS: dict[type, Callable[[Any], bytes]] = {
     bytes: _escaped,
     int: lambda number: b"%d" % number,
     type(None): lambda _: rb"\N",
-    list: _array,
-    tuple: _array,
 }

@@ -97,11 +97,10 @@ class CopyShard(ShardTask):
 
 
 class RequestTask(BatchTask):
-    """A task of a load: its kind of batch, the parameter that names its source, the unit of discovery."""
+    """A task of a load: its kind of batch, and the parameter that names its source."""
 
     kind: str
     named: str
-    unit: str
 
     # It does not tell one load from another: a resumed batch may have another limit.
     max_rejects = luigi.Parameter(
@@ -112,7 +111,7 @@ class RequestTask(BatchTask):
 class LoadParameters(RequestTask):
     """A task with the parameters of the load of a dataset."""
 
-    kind, named, unit = KIND_LOAD, "source", "recognitions looked at"
+    kind, named = KIND_LOAD, "source"
 
     source = luigi.Parameter(default="", description="the dataset's folder")
     limit = luigi.OptionalIntParameter(default=None, description="at most so many new recognitions, lowest id first")
@@ -124,7 +123,7 @@ class LoadParameters(RequestTask):
 class QwenParameters(RequestTask):
     """A task with the parameters of the load of an annotations file."""
 
-    kind, named, unit = KIND_QWEN, "file", "bytes read"
+    kind, named = KIND_QWEN, "file"
 
     file = luigi.Parameter(default="", description="the annotations file")
     force = luigi.BoolParameter(default=False, description="annotate anew what has annotations already")
@@ -146,13 +145,14 @@ class Discover(RequestTask):
         options |= {"kind": self.kind, "bucket_created_at": run.bucket_created_at, "maximum_shards": run.maximum_shards}
         request = Request.of(settings, self.batch_id, source, **options)
         progress: list[StatusMessage] = [("reading the source", 0)]
-        is_load = self.kind == KIND_LOAD
-        run.counter.start("discover" if is_load else "discover_annotations")
+        phase, each, what = "discover", 1, "recognitions looked at"
+        if self.kind == KIND_QWEN:
+            phase, each, what = "discover_annotations", 1000, "bytes read"
+        run.counter.start(phase)
 
         def show(total: int, done: int) -> None:
-            progress[0] = f"{done} of {total} {self.unit}", percent(done, total)
-            unit = 1 if is_load else 1000
-            run.counter.set_done(done // unit, total // unit)
+            progress[0] = f"{done} of {total} {what}", percent(done, total)
+            run.counter.set_done(done // each, total // each)
 
         with self.reporting(lambda: progress[0]):
             found = discover(run.database, request, progress=show)
