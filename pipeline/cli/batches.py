@@ -39,7 +39,7 @@ from pipeline.steps.adopt import Adoption, Forgotten, forget
 from pipeline.steps.adopt import adopt as put_on_record
 from pipeline.steps.discover import Discovery, Request, discover
 from pipeline.steps.reset import Plan, describe_reset, plan_reset
-from pipeline.steps.verify import Verification
+from pipeline.steps.verify import EQUAL, Verification
 from pipeline.storage import Storage
 from pipeline.units import counted, moment, size
 
@@ -288,7 +288,8 @@ def verify(options: argparse.Namespace) -> int:
                     report.repair(finding, reason)
     options.families += verify_metrics(report.counts, report.repaired, report.remaining, deep=options.deep)
     if options.interrupts.alarm is not None:
-        options.interrupts.alarm.detail = report.differences_text()
+        found = (f"{count} {kind}" for kind, count in report.counts.items() if count and kind != EQUAL)
+        options.interrupts.alarm.detail = ", ".join(found)
     return DIFFERENCES if report.remaining else DONE
 
 

@@ -248,10 +248,7 @@ def _new_file(text: str) -> Path:
 
 
 def _max_rejects(text: str) -> str:
-    try:
-        check_max_rejects(text)
-    except UsageError as exc:
-        raise argparse.ArgumentTypeError(exc.hint) from exc
+    check_max_rejects(text)
     return text
 
 

@@ -71,10 +71,6 @@ class VerifyReport:
         self._spool.seek(0)
         yield from (Finding(**json.loads(line)) for line in self._spool)
 
-    def differences_text(self) -> str:
-        """Return the number of differences of each kind."""
-        return ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count and kind != EQUAL)
-
     def total(self) -> None:
         """Print the number of findings of each kind, and what a repair will do."""
         if self._json:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -141,17 +142,16 @@ class Interrupts:
 
     def _end(self) -> None:
         time.sleep(_END_SECONDS)
-        for work in (self.announce, self._ping):  # stderr may be a full pipe
+        works: list[Callable[[], None]] = [self.announce]
+        if self.alarm is not None:
+            works.append(partial(self.alarm.ping, INTERRUPTED))
+        for work in works:  # stderr may be a full pipe
             message = threading.Thread(target=work, name="message", daemon=True)
             message.start()
             message.join(_MESSAGE_SECONDS)
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(INTERRUPTED)
-
-    def _ping(self) -> None:
-        if self.alarm is not None:
-            self.alarm.ping(INTERRUPTED)
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Repeat a signal whose exception a finalizer swallowed."""
