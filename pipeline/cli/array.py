@@ -88,8 +88,7 @@ def _process(run: Run, batch: Batch, shards: Sequence[int]) -> None:
     run.counter.start("upload", total)
     with environment.keeping_uploader(ahead=False), closing(Storage(environment.settings)) as storage:
         for number in shards:
-            if run.lost is not None:
-                raise run.lost
+            run.require_lock()
             try:
                 send_shard(environment, storage, run.batch_id, number, run.counter.start_shard)
             except DataError as exc:  # of this shard alone: the others go on, as in a load

@@ -49,10 +49,6 @@ def _escaped(text: bytes) -> bytes:
     return text
 
 
-def _array(values: Sequence[object]) -> bytes:
-    return _escaped(f"{{{','.join(map(_element, values))}}}".encode())
-
-
 def _element(value: object) -> str:
     if value is None:
         return "NULL"
@@ -61,7 +57,8 @@ def _element(value: object) -> str:
 
 
 def _other(value: object) -> bytes:
-    return _array(value) if isinstance(value, (list, tuple)) else _escaped(str(value).encode())
+    text = f"{{{','.join(map(_element, value))}}}" if isinstance(value, (list, tuple)) else str(value)
+    return _escaped(text.encode())
 
 
 _FORMATS: dict[type, Callable[[Any], bytes]] = {

@@ -78,12 +78,6 @@ class BatchTask(luigi.Task):
             self.active_run.failed(self, exc)
             raise
 
-    def require_lock(self) -> Run:
-        """Return the run; raise RefusedError once another run has taken the batch: Luigi's own worker goes on."""
-        if self.active_run.lost is not None:
-            raise self.active_run.lost
-        return self.active_run
-
     def on_success(self) -> None:
         """Note that the services answer."""
         self.active_run.unavailable.value = 0

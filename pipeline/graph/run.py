@@ -157,6 +157,12 @@ class Run:
             text = f"Resuming batch {self.batch_id}: {self.resumed}."
             say(text, logging.INFO, event="resumed", batch_id=self.batch_id)
 
+    def require_lock(self) -> Run:
+        """Return the run; raise RefusedError once another run has taken the batch: Luigi's own worker goes on."""
+        if self.lost is not None:
+            raise self.lost
+        return self
+
     def release(self) -> None:
         """Release the lock."""
         if self.lock is not None:

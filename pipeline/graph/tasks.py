@@ -59,7 +59,7 @@ class UploadShard(ShardTask):
 
     def run(self) -> None:
         """Upload, then mark."""
-        run = self.require_lock()
+        run = self.active_run.require_lock()
         with run.environment.uploader() as uploader, self.reporting(self._progress):
             for shard in self.shard_numbers:
                 uploader.upload(self.batch_id, shard, run.counter.start_shard)
@@ -86,7 +86,7 @@ class CopyShard(ShardTask):
         reporting = self.reporting(lambda: (messages[-1], 100 * (len(messages) - 1) // self.shards))
         with closing(Storage(self.active_run.environment.settings)) as storage, reporting:
             for shard in self.shard_numbers:
-                run = self.require_lock()
+                run = self.active_run.require_lock()
                 arguments = run.database, storage, self.batch_id, shard, Metrics(), messages.append
                 try:
                     copy_shard(*arguments, may_reject=run.environment.may_reject)
@@ -139,7 +139,7 @@ class Discover(RequestTask):
 
     def run(self) -> None:
         """Discover and mark in one transaction."""
-        run = self.require_lock()
+        run = self.active_run.require_lock()
         options = {name: value for name, value in self.param_kwargs.items() if name in _OPTIONS}
         source, settings = getattr(self, self.named), run.environment.settings
         options |= {"kind": self.kind, "bucket_created_at": run.bucket_created_at, "maximum_shards": run.maximum_shards}
@@ -191,7 +191,7 @@ class Transform(RequestTask):
 
     def run(self) -> Iterator[DynamicRequirements]:
         """Yield the shards that are not copied yet, all at once; then transform, mark and finish in one transaction."""
-        run = self.require_lock()
+        run = self.active_run.require_lock()
         if run.markers.exists(TRANSFORM, WHOLE):  # there is nothing to load
             return
 

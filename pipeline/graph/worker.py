@@ -133,8 +133,7 @@ class RunWorker(PooledWorker):
             if self.shares:
                 stack.enter_context(_peer_counter(run))
             succeeded = super().run()
-        if run.lost is not None:
-            raise run.lost
+        run.require_lock()
         return succeeded
 
     def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
