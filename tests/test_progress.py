@@ -487,7 +487,7 @@ class Pauses:
         self.may_go.release()
 
 
-def sent(read: list[StatusMessage | None], *, last: bool = True) -> tuple[list[StatusMessage], Pauses]:
+def sent(read: list[StatusMessage | None]) -> tuple[list[StatusMessage], Pauses]:
     """Return the messages sent of those in `read`, the last one read as the block ends; and the pauses."""
     told: list[StatusMessage] = []
     rest = iter(read)
@@ -498,7 +498,7 @@ def sent(read: list[StatusMessage | None], *, last: bool = True) -> tuple[list[S
         read_count += 1
         return next(rest)
 
-    thread = status_thread(next_one, told.append, last=last)
+    thread = status_thread(next_one, told.append)
     pauses = Pauses()
     thread._finished = pauses  # type: ignore[assignment]
     with thread:
@@ -513,11 +513,6 @@ def test_a_changed_message_is_sent_once_a_second_and_at_the_end() -> None:
     messages, pauses = sent([None, ("a", 1), ("a", 1), ("a", 2), ("b", 2)])
     assert messages == [("a", 1), ("a", 2), ("b", 2)]
     assert pauses.asked == [1.0] * 5
-
-
-def test_the_last_message_is_not_sent_with_last_false() -> None:
-    messages, _ = sent([("a", 1), ("b", 2)], last=False)
-    assert messages == [("a", 1)]
 
 
 def test_a_receiver_that_does_not_respond_delays_the_end_briefly(monkeypatch: pytest.MonkeyPatch) -> None:

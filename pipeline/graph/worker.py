@@ -129,7 +129,7 @@ class RunWorker(PooledWorker):
             stack.enter_context(ProgressDisplay(run.counter, batch_id=run.batch_id))
             if status is not None and self._root is not None:
                 send = functools.partial(status.report, self._root.task_id)
-                stack.enter_context(status_thread(progress, send, last=False))
+                stack.enter_context(status_thread(progress, send))
             if self.shares:
                 stack.enter_context(_peer_counter(run))
             succeeded = super().run()

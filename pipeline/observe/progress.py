@@ -274,10 +274,8 @@ class ProgressDisplay(BlockThread):
             redirect_to_null(self._stream)
 
 
-def status_thread(
-    read: Callable[[], StatusMessage | None], send: Callable[[StatusMessage], None], *, last: bool = True
-) -> BlockThread:
-    """Return a thread that sends status messages that changed, once a second, and with `last` at the end of its block.
+def status_thread(read: Callable[[], StatusMessage | None], send: Callable[[StatusMessage], None]) -> BlockThread:
+    """Return a thread that sends status messages that changed, once a second, and at the end of its block.
 
     Only that thread waits for a slow receiver. `read` returns None if there is no message yet.
     """
@@ -285,7 +283,7 @@ def status_thread(
 
     def tick(finished: bool) -> None:
         nonlocal sent
-        message = read() if last or not finished else None
+        message = read()
         if message is not None and message != sent:
             send(message)
             sent = message
