@@ -6,7 +6,6 @@ knows, whose starter is running, and whose dataset this host sees. A task that f
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +68,7 @@ class Assistant(PooledWorker):
             return super().run()
         except BaseException:
             # An interrupt may come between luigid's response and the start of its task, so luigid is asked.
-            with contextlib.suppress(LuigidUnavailable):
+            with suppress(LuigidUnavailable):
                 running = call(scheduler_url(), "task_list", status=RUNNING, upstream_status="", limit=False)
                 self._give_back([key for key, one in running.items() if one["worker_running"] == self._worker_id])
             raise
@@ -166,7 +165,7 @@ class Assistant(PooledWorker):
     def _give_back(self, task_ids: Sequence[str]) -> None:
         """Make tasks that luigid gave to this worker available to others at once."""
         arguments: dict[str, Any] = {"worker": self._worker_id, "status": FAILED, "runnable": False, "assistant": True}
-        with contextlib.suppress(LuigidUnavailable):
+        with suppress(LuigidUnavailable):
             for task_id in task_ids:
                 call(scheduler_url(), "add_task", task_id=task_id, **arguments)
                 call(scheduler_url(), "forgive_failures", task_id=task_id)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -65,7 +64,7 @@ class Pool:
     make: Callable[[luigi.Task], Any]  # called where the task runs; its result's `run` runs the task and reports that
     around: Callable[[], AbstractContextManager[None]]  # entered once in each process
     is_running: Callable[[PooledTask], bool]  # whether Luigi still waits for the result of a task
-    forking: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # entered around each fork
+    forking: Callable[[], AbstractContextManager[None]] = nullcontext  # entered around each fork
     _children: list[_Child] = field(default_factory=list, init=False)
 
     def send(self, task: PooledTask) -> Any:
@@ -75,7 +74,7 @@ class Pool:
         child = next(idle, None) or self._fork()
         child.task = task
         # Where the process has just ended, Luigi notices that and reports the task as failed.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with suppress(BrokenPipeError, ConnectionResetError):
             child.tasks.send(task.task)  # pickled as it is: from its parameters, it would resolve its batch again
         return child.process
 
@@ -132,7 +131,7 @@ def end_with_parent(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class ChildProcess(contextlib.nullcontext[None]):
+class ChildProcess(nullcontext[None]):
     """Luigi's `task_process_context`: the process that Luigi forks for a task ends with its parent."""
 
     def __init__(self, task_process: Any) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import luigi
-import luigi.interface
 import luigi.retcodes
 import luigi.worker
 from luigi.rpc import RemoteScheduler, RPCError
