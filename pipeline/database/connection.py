@@ -23,7 +23,6 @@ from typing import Any, TypeVar, cast
 import backoff
 import psycopg2
 import sqlalchemy
-import sqlalchemy.event
 import sqlalchemy.exc
 from psycopg2 import extensions
 from psycopg2.extras import NamedTupleCursor
@@ -165,10 +164,8 @@ class Database:
     def pool(self) -> QueuePool:
         """Return the pool of this process; one inherited through a fork is neither used nor closed."""
         if self._pool is None or self._pid != os.getpid():
-            create = cast(Any, self._connect)
-            self._pool = QueuePool(create, pool_size=self.connections, max_overflow=0, reset_on_return=None)
-            sqlalchemy.event.listen(self._pool, "checkout", self._on_checkout)
-            sqlalchemy.event.listen(self._pool, "reset", self._on_reset)
+            create, events = cast(Any, self._connect), [(self._on_checkout, "checkout"), (self._on_reset, "reset")]
+            self._pool = QueuePool(create, self.connections, max_overflow=0, reset_on_return=None, events=events)
             self._pid = os.getpid()
         return self._pool
 
