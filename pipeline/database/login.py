@@ -16,10 +16,7 @@ _PARAMETER = (
     "Correct or remove it in DATABASE_URL or, if it is not there, in the environment (PGOPTIONS, PGSSLMODE …). "
     "sslmode=require encrypts without checking a certificate."
 )
-_BLOCKED = (
-    "The pooler blocks logins for some minutes: check the password in DATABASE_URL and those of other clients, then "
-    "wait before the next try."
-)
+_BLOCKED = "The pooler blocks logins for minutes: check the password in DATABASE_URL, and of other clients, then wait."
 _FULL = "Close other clients, lower connection_pool_size, or use the transaction pooler's address (port 6543)."
 _STARTING = "Run the same command again once it has started."
 _TENANT = (
