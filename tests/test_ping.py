@@ -139,13 +139,20 @@ def test_the_luigi_command_pings_its_own_exit_codes(
     ],
 )
 def test_base_paths_and_queries_are_kept(path: str, sent: str, monitor: Listener) -> None:
-    pings = Ping(Secret(monitor.url + path))
-    pings.start()
-    pings.finish(0, "")
-    pings.finish(30, "")
+    for code in (0, 30):
+        pings = Ping(Secret(monitor.url + path))
+        pings.start()
+        pings.finish(code, "")
     assert [one.replace("//", "/") for one in monitor.paths()] == [
-        sent.format(suffix).replace("//", "/") for suffix in ("/start", "", "/30")
+        sent.format(suffix).replace("//", "/") for suffix in ("/start", "", "/start", "/30")
     ]
+
+
+def test_a_run_ends_once(monitor: Listener) -> None:
+    pings = Ping(Secret(monitor.url))
+    pings.finish(130, "")
+    pings.finish(130, "")
+    assert monitor.paths() == ["/130"]
 
 
 def test_the_body_is_the_end_of_the_log(monitor: Listener) -> None:
