@@ -53,7 +53,7 @@ QUESTIONS: dict[str, Question] = {
         "Upload at distance: photos of 120 kB",
         uploading,
         {"recognitions": 100, "far": 100, "repeats": 1},
-        {"recognitions": 1500, "far": 6000, "repeats": 3},
+        {"recognitions": 1500, "far": 6000, "repeats": 5},
     ),
     "copy": Question(
         "COPY: rows of a load, and of annotations",

@@ -25,6 +25,7 @@ from embedded_supabase.files import end_process, wait_until
 from pipeline.graph.luigid import answers
 
 _SECONDS = 30.0
+_LATENCIES = (200, 42)
 _SIZES = """
 SELECT n.nspname, sum(pg_relation_size(c.oid)) FILTER (WHERE c.relkind <> 'i')::bigint,
     sum(pg_relation_size(c.oid)) FILTER (WHERE c.relkind = 'i')::bigint
@@ -50,7 +51,7 @@ def scaling(place: Bench, tasks: tuple[int, ...], shared: int, seeded: int, list
     """
     return [
         *_scheduling(place.folder, tasks),
-        *_sharing(place, shared),
+        *(_sharing(place, shared, latency) for latency in _LATENCIES),
         *_weighing(place, seeded),
         *_looking(place, listed),
         _holding(place, listed[-1]),
@@ -96,13 +97,13 @@ def _scheduling(folder: Path, sizes: tuple[int, ...]) -> list[Row]:
     return [Row(f"luigid, a task of {2 * n:,} / of {2 * sizes[0]:,}", cost, least, "ms") for n, cost in costs.items()]
 
 
-def _sharing(place: Bench, recognitions: int) -> list[Row]:
+def _sharing(place: Bench, recognitions: int, latency: int) -> Row:
     """Load from a Storage that takes its time, alone and with a second worker, four requests each in flight."""
     seconds = []
     dataset = place.dataset(recognitions, SMALL)
     for helpers in (0, 1):
         with ExitStack() as stack:
-            world = stack.enter_context(place.world("--latency", "200"))
+            world = stack.enter_context(place.world("--latency", str(latency)))
             world = world.tuned(thread_count=4, batch_size=10)
             stack.enter_context(_luigid(world.folder))
             started = [stack.enter_context(_helper(world)) for _ in range(helpers)]
@@ -113,7 +114,7 @@ def _sharing(place: Bench, recognitions: int) -> list[Row]:
             workers = world.query("SELECT count(DISTINCT worker) FROM ingest.batch_state WHERE step = 'upload'")
             assert workers == [(helpers + 1,)]
     alone, together = (recognitions / one for one in seconds)
-    return [Row("upload at 200 ms, two workers / one", together, alone, "recognitions/s")]
+    return Row(f"upload at {latency} ms, two workers / one", together, alone, "recognitions/s")
 
 
 @contextmanager

@@ -64,17 +64,17 @@ class Structure:
 
     def has_all_scans(self) -> bool:
         """Return whether every coefficient of every component is coded to its last bit (T.81, annex G)."""
-        left = {self.header[offset] for offset in range(6, len(self.header) - 2, 3)}
-        missing = {(component, k): 1 for component in left for k in range(64)}
+        missing = {self.header[offset]: bytearray(64 * b"\1") for offset in range(6, len(self.header) - 2, 3)}
         for scan in self.scans:
             count = scan[0] if scan else 0
             components, rest = scan[1 : 1 + 2 * count : 2], scan[1 + 2 * count :]
             if len(rest) < 3:
                 return False
+            first, behind = rest[0], min(rest[1], 63) + 1
             for component in components:
-                for k in range(rest[0], min(rest[1], 63) + 1):
-                    missing[component, k] = rest[2] & 15
-        return not any(missing.values())
+                coefficients = missing.setdefault(component, bytearray(64))
+                coefficients[first:behind] = bytes([rest[2] & 15]) * (behind - first)
+        return not any(map(any, missing.values()))
 
 
 def edited(content: bytes, edits: list[Edit]) -> bytes:
