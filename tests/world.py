@@ -165,9 +165,7 @@ def queries(dsn: str, statements: Iterable[str]) -> list[list[tuple[Any, ...]]]:
 
 def domain(dsn: str) -> Domain:
     """Return the domain of a database."""
-    return Domain(
-        *(query(dsn, statement) for statement in (_RECOGNITIONS, _MENUS, _IMAGES, _LINES, _ITEMS, _ANNOTATIONS))
-    )
+    return Domain(*queries(dsn, (_RECOGNITIONS, _MENUS, _IMAGES, _LINES, _ITEMS, _ANNOTATIONS)))
 
 
 def without_ordinals(found: Domain) -> tuple[set[tuple[Any, ...]], list[tuple[Any, ...]]]:
@@ -184,7 +182,8 @@ def counts(dsn: str) -> dict[str, int]:
 
 def dump(dsn: str) -> dict[str, list[tuple[Any, ...]]]:
     """Return all rows of the domain with their ids, for `nothing was changed`."""
-    return {name: query(dsn, f"SELECT t.*::text FROM public.{name} t ORDER BY 1") for name in DOMAIN}
+    texts = (f"SELECT t.*::text FROM public.{name} t ORDER BY 1" for name in DOMAIN)
+    return dict(zip(DOMAIN, queries(dsn, texts), strict=True))
 
 
 def objects(settings: Settings) -> dict[str, str]:
