@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -42,7 +43,8 @@ class Older(Array, Disturbances):
 
     def _domain_of(self, number: int) -> world.Domain:
         parts = vars(super()._found()).values()
-        return world.Domain(*([row for row in part if row[0] == number] for part in parts))
+        found = world.Domain(*([row for row in part if row[0] == number] for part in parts))
+        return replace(found, items=sorted(found.items, key=repr))
 
     def _rows(self) -> list[list[tuple[Any, ...]]]:
         texts = [
@@ -79,20 +81,19 @@ class Older(Array, Disturbances):
         return {**super()._trays(), **dict.fromkeys(self.unadopted, (OLDER, NAME, (None, None)))}
 
     def _part(self, number: int, tray: Tray, name: str, boxes: Boxes) -> world.Domain:
-        if tray != OLDER:
-            return super()._part(number, tray, name, boxes)
-        older = vars(self.older[number])
-        return world.Domain(**{kind: [] if self._is_annotated(kind, boxes) else rows for kind, rows in older.items()})
-
-    def _is_annotated(self, kind: str, boxes: Boxes) -> bool:
-        """Say whether the rows are those that annotations share with the older script's items."""
-        return kind in ("items", "annotations") and boxes != (None, None)
+        if tray == OLDER:
+            # Annotations share items with those of the older script: the model has no opinion on these.
+            older, is_shared = self.older[number], boxes != (None, None)
+            return replace(older, items=[] if is_shared else older.items)
+        part = super()._part(number, tray, name, boxes)
+        return replace(part, items=sorted(part.items, key=repr))
 
     def _found(self) -> world.Domain:
-        shared = {n for n, (tray, _, boxes) in self._trays().items() if tray == OLDER and boxes != (None, None)}
+        """Items are in an order of their own: those of the older script have no line."""
         found = super()._found()
-        for kind in ("items", "annotations"):
-            setattr(found, kind, [row for row in getattr(found, kind) if row[0] not in shared])
+        shared = {n for n, (tray, _, boxes) in self._trays().items() if tray == OLDER and boxes != (None, None)}
+        found.items = sorted((row for row in found.items if row[0] not in shared), key=repr)
+        found.annotations = [row for row in found.annotations if row[0] not in shared]
         return found
 
     def _objects(self, *, unfinished: bool = False) -> dict[str, str]:
