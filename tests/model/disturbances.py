@@ -126,7 +126,7 @@ class Disturbances(Machine):
     def a_command_with_a_wrong_key(self, data: st.DataObject, program: str, wrong: str) -> None:
         name = data.draw(st.sampled_from(sorted([*self._ours(), *self.model.unfinished()])))
         batch = self.model.batches[name]
-        if program == "reset" and batch.kind == "qwen":  # it has nothing in the bucket
+        if program in ("reset", "publish") and batch.kind == "qwen":  # it has nothing in the bucket
             program = "load"
         command = {
             "publish": ["publish", "--batch-id", name],
