@@ -147,7 +147,9 @@ class Machine(RuleBasedStateMachine):
         if chosen and not batch.numbers and not self.model.fresh(name):
             return name, {3}
         # A reject of a recognition is known where another source had the same.
-        may_be_known = {0, 3} if kind == "load" and batch.rejects and not batch.numbers else set()
+        # Of annotations, what is not adopted could have been used.
+        is_open = kind == "load" or self.unadopted & self.datasets[dataset].boxes.keys()
+        may_be_known = {0, 3} if is_open and batch.rejects and not batch.numbers else set()
         return name, {self._code(name), *may_be_known}
 
     def _let_go(self, option: str) -> None:

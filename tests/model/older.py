@@ -77,6 +77,14 @@ class Older(Array, Disturbances):
         self.unadopted = adopted
         assert self._rows() == self.older_rows
 
+    def _code(self, name: str) -> int:
+        batch, left = (
+            self.model.batches[name],
+            "SELECT 1 FROM ingest.notices WHERE batch_id = %s AND code = 'not_adopted'",
+        )
+        could_be_used = not batch.is_held and not batch.is_doubted and self._sql(left, name)
+        return 0 if could_be_used else super()._code(name)
+
     def _trays(self) -> dict[int, tuple[Tray, str, Boxes]]:
         return {**super()._trays(), **dict.fromkeys(self.unadopted, (OLDER, NAME, (None, None)))}
 
