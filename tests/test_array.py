@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,17 +23,18 @@ from benchmarks.processes import tree
 from pipeline import cli
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.state import ALONE, ARRAY
+from pipeline.cli import array
 from pipeline.cli.array import INDEX_VARIABLES
 from pipeline.config import Settings
 from pipeline.graph.run import registry
-from pipeline.graph.tasks import CopyShard, TransformBatch
+from pipeline.graph.tasks import CopyShard, TransformBatch, send_shard
 from pipeline.sample.writer import ANNOTATIONS
 from pipeline.storage import Storage
 from tests import world
 from tests.database_support import recorded_statements
 from tests.listeners import listening
 from tests.runner import ForkServer, Runner, moments
-from tests.services import MakeDataset, subprocess_environment
+from tests.services import MakeDataset, RunPipeline, subprocess_environment
 from tests.test_kill import SERIAL, killed, unusable
 
 MARKED = "SELECT step, count(*) FROM ingest.batch_state WHERE batch_id = 'a1' GROUP BY step ORDER BY step"
@@ -304,6 +306,29 @@ def test_a_slice_that_is_done_asks_the_same_at_any_size(here: Here, small_datase
             assert here.shard(0, of=1, batch_id=batch_id) == 0
             numbers.append(len(asked))
     assert numbers[0] == numbers[1] < 10
+
+
+@pytest.mark.parametrize(("number", "code"), [(4, 0), (14, 6)], ids=["finished", "held"])
+def test_a_shard_that_a_load_does_in_the_meantime_is_done(
+    number: int,
+    code: int,
+    here: Here,
+    run_pipeline: RunPipeline,
+    own_dataset: MakeDataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = own_dataset(number)
+    if code:
+        unusable(dataset)
+    here.discover(dataset)
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(array, "send_shard", send_shard)
+        assert run_pipeline("load", "--batch-id", "a1", "--source", dataset).returncode == code
+        send_shard(*arguments)
+
+    monkeypatch.setattr(array, "send_shard", late)
+    assert here.shard(0, of=1) == 0
 
 
 def test_a_load_groups_shards_into_its_tasks(

@@ -23,7 +23,7 @@ from pipeline.batches.summary import describe, headline, keep_summary, summarise
 from pipeline.cli.completion import remember
 from pipeline.cli.output import print_result
 from pipeline.database import Connection
-from pipeline.errors import DataError, RefusedError, UnfinishedError, UsageError
+from pipeline.errors import DataError, HeldError, RefusedError, UnfinishedError, UsageError
 from pipeline.graph.run import Run, registry
 from pipeline.graph.tasks import LoadBatch, LoadQwen, TransformBatch, TransformQwen, send_shard, task_of
 from pipeline.observe.logger import say
@@ -94,6 +94,10 @@ def _process(run: Run, batch: Batch, shards: Sequence[int]) -> None:
             except DataError as exc:  # of this shard alone: the others go on, as in a load
                 say(f"Failed: shard {number} of batch {run.batch_id}: {exc.message}", logging.ERROR)
                 failed = failed or exc
+            except (RefusedError, HeldError):
+                # A load of the batch, beside this process, did the shard, and finished or held the batch.
+                if run.database.run(partial(state.pending_shards, batch_id=run.batch_id, step=COPY, shards=[number])):
+                    raise
     run.counter.finish()
     if failed is not None:
         raise failed
