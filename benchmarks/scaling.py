@@ -45,13 +45,14 @@ def scaling(place: Bench, tasks: tuple[int, ...], shared: int, seeded: int, list
 
     Arguments:
         tasks: shards that luigid hands out, two tasks each, with nothing to do in them.
-        shared: recognitions that one worker loads, and then two, from a Storage that is far away.
+        shared: recognitions that one worker, and then two, load to a Storage 200 ms away; more to a nearer one.
         seeded: recognitions whose rows are weighed.
         listed: recognitions whose objects are verified.
     """
     return [
         *_scheduling(place.folder, tasks),
-        *(_sharing(place, shared, latency) for latency in _LATENCIES),
+        # As many as take equally long, so that the second worker has begun before they are loaded.
+        *(_sharing(place, shared * _LATENCIES[0] // latency, latency) for latency in _LATENCIES),
         *_weighing(place, seeded),
         *_looking(place, listed),
         _holding(place, listed[-1]),

@@ -300,7 +300,7 @@ _CHECKED: dict[str, Callable[[re.Match[str]], None]] = {
     r"supabase migration up ": _run_elsewhere,  # tests/system/test_supabase_cli.py
     r"uvx --from \S+ pipeline ": _run_elsewhere,  # tests/system/test_uvx.py
     r"sudo (cp systemd/|systemctl )": _run_elsewhere,  # tests/test_init.py
-    r"\.venv/bin/python -m pytest -q (\S+)$": _check_tests,
+    r"(?:[A-Z_]+=\d+ )*\.venv/bin/python -m pytest -q (?:--project app )?(\S+)$": _check_tests,
     r"ssh -N -L (\d+):127\.0\.0\.1:\1 first-machine$": _check_port,
 }
 
