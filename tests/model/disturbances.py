@@ -126,8 +126,8 @@ class Disturbances(Machine):
     def a_command_with_a_wrong_key(self, data: st.DataObject, program: str, wrong: str) -> None:
         name = data.draw(st.sampled_from(sorted([*self._ours(), *self.model.unfinished()])))
         batch = self.model.batches[name]
-        if program in ("reset", "publish") and batch.kind == "qwen":  # it has nothing in the bucket
-            program = "load"
+        if batch.kind == "qwen" and wrong != "user":  # once discovered, it asks Storage for nothing
+            program = "verify"
         command = {
             "publish": ["publish", "--batch-id", name],
             "reset": ["reset", "--batch-id", name, "--confirm"],
