@@ -70,7 +70,7 @@ def test_any_sequence_of_commands_does_what_the_model_says(
         place = partial(placed_runner, postgres_server, template_database, storage_server, fork_server)
 
     Placed.editions, Placed.neighbour = editions, neighbour
-    examples, number = os.environ.get("MODEL", "4" if is_app else "10"), os.environ.get("MODEL_SEED")
+    examples, number = os.environ.get("MODEL", "2" if is_app else "10"), os.environ.get("MODEL_SEED")
     print(f"MODEL_SEED={number} MODEL={examples}")
     chosen = settings(
         max_examples=int(examples),
