@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import selectors
@@ -303,6 +304,8 @@ def _run(order: dict[str, Any]) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        for child in multiprocessing.active_children():  # such as a manager of Luigi's, which an interpreter ends
+            child.terminate()
         os._exit(code)
 
 
