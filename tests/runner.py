@@ -48,7 +48,7 @@ from tests.services import (
     subprocess_environment,
 )
 
-#: What commands import when they need it; here once, before the first fork.
+#: Modules that commands import late; the server imports them once, before the first fork.
 _LATE = ("embedded_supabase.services", "pipeline.report.gather", "pipeline.sample", "simplejpeg")
 #: Statements that only look or take a lock, and those whose tables go with their transaction.
 _READS = ("list_", "find_", "count_", "now", "hold_", "lock_", "try_")
