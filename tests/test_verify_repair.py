@@ -120,12 +120,12 @@ def test_a_bucket_of_strangers_is_left_alone(
     assert not refused.out or json.loads(refused.out)["totals"]["orphan"] == 2
     assert other.listed() == strangers
     with closing(Database(elsewhere)) as database, closing(Storage(elsewhere)) as storage:
-        compared = Verification(database, storage, elsewhere.bucket)
+        compared = Verification(database, storage)
         findings = [one for one in compared.run() if one.kind == "orphan"]
         with pytest.raises(RefusedError, match="The bucket holds 2 objects"):
             list(compared.repair(iter(findings)))
         with pytest.raises(ValueError, match="to its end"):
-            list(Verification(database, storage, elsewhere.bucket).repair(iter(findings)))
+            list(Verification(database, storage).repair(iter(findings)))
     assert other.listed() == strangers
     refused = command("verify", "--repair", "--batch-id", "b2")
     assert refused.code == 4
@@ -248,7 +248,7 @@ def test_what_changes_while_it_is_looked_at_is_no_difference(
     monkeypatch.setattr("pipeline.storage.PAGE", 3)
     monkeypatch.setattr("pipeline.steps.verify.PAGE", 2)
     with closing(Meanwhile(settings, 4, act)) as storage:
-        verification = Verification(database, storage, settings.bucket, deep=deep)
+        verification = Verification(database, storage, deep=deep)
         found = list(verification.run())
     assert storage.acted
     assert [finding for finding in found if finding.kind != "equal"] == []
@@ -311,7 +311,7 @@ def test_repair_leaves_alone_what_was_changed_since_it_was_looked_at(
     put_stranger(stored, left)
     put_stranger(stored, "b1/recognitions/7/camera1.jpg")
     with closing(Storage(settings)) as storage:
-        verification = Verification(database, storage, settings.bucket)
+        verification = Verification(database, storage)
         found = [finding for finding in verification.run() if finding.kind != "equal"]
         assert [(finding.key, finding.kind) for finding in found] == [
             ("b1/recognitions/7/camera1.jpg", "orphan"),
@@ -342,7 +342,7 @@ def test_a_stranger_that_a_batch_has_taken_since_it_was_looked_at_stays(
     load(dataset, "b1")
     put_stranger(stored, f"b2/recognitions/{number}/camera1.jpg")
     with closing(Storage(settings)) as storage:
-        verification = Verification(database, storage, settings.bucket)
+        verification = Verification(database, storage)
         found = [finding for finding in verification.run() if finding.kind != "equal"]
         assert [(finding.batch_id, finding.kind) for finding in found] == [(None, "orphan")]
         load(other, "b2")

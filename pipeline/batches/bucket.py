@@ -85,7 +85,7 @@ def open_bucket(database: Database, settings: Settings, batch_id: str) -> dateti
                 message = f"There is no bucket {storage.bucket}, but the project has photos already"
                 raise RefusedError(f"{message}, such as {photo.key}.", _ANOTHER_HINT)
         for key in others:
-            found = find_bucket_of(settings, key)
+            found = find_bucket_of(storage, settings, key)
             if found not in (None, settings.bucket):
                 message = f"The photos that the project has already are in the bucket {found}, not in {settings.bucket}"
                 raise RefusedError(f"{message}, for example {key}.", f"Set STORAGE_BUCKET={found}.")
@@ -95,16 +95,15 @@ def open_bucket(database: Database, settings: Settings, batch_id: str) -> dateti
     return created_at
 
 
-def find_bucket_of(settings: Settings, key: str) -> str | None:
-    """Return the bucket that has an object, the configured one if several do; None if none has it."""
-    with closing(Storage(settings)) as storage:
-        if storage.find(key) is not None:
-            return settings.bucket
-        names = storage.list_buckets()
-    for name in names:
-        with closing(Storage(settings, bucket=name)) as storage:
-            if name != settings.bucket and storage.find(key) is not None:
-                return name
+def find_bucket_of(storage: Storage, settings: Settings, key: str) -> str | None:
+    """Return the bucket that has an object, that of `storage` if several do; None if none has it."""
+    if storage.find(key) is not None:
+        return storage.bucket
+    for name in storage.list_buckets():
+        if name != storage.bucket:
+            with closing(Storage(settings, bucket=name)) as other:
+                if other.find(key) is not None:
+                    return name
     return None
 
 

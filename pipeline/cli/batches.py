@@ -271,8 +271,8 @@ def verify(options: argparse.Namespace) -> int:
     with closing(Storage(settings)) as storage:
         storage.check_host()
         deep, minutes = options.deep and not options.minutes, options.minutes or 0
-        verification = Verification(database, storage, storage.bucket, batch_id=options.batch_id, deep=deep)
-        with VerifyReport(options, verification, storage.bucket) as report:
+        verification = Verification(database, storage, batch_id=options.batch_id, deep=deep)
+        with VerifyReport(options, verification) as report:
             for finding in verification.run():
                 report.found(finding)
             if minutes:

@@ -23,9 +23,10 @@ class VerifyReport:
     With `--json`, which omits equal objects, one object is printed incrementally, and completed after an error as well.
     """
 
-    def __init__(self, options: argparse.Namespace, verification: Verification, bucket: str) -> None:
+    def __init__(self, options: argparse.Namespace, verification: Verification) -> None:
         self._json, self._quiet, self._repair = options.json, options.quiet or options.json, options.repair
-        self._bucket, self._unfinished, self._elsewhere = bucket, verification.unfinished, verification.elsewhere
+        self._bucket = verification.bucket
+        self._unfinished, self._elsewhere = verification.unfinished, verification.elsewhere
         self.counts: dict[str, int] = dict.fromkeys(SIGNS, 0)
         self.repaired = self.remaining = 0
         self._read: dict[str, int] = {}

@@ -163,7 +163,8 @@ def bucket_findings(name: str, facts: Facts, dataset: Dataset | None) -> Iterato
 def examine_adoption(settings: Settings, key: str) -> Iterator[Finding]:
     """Yield a finding about photos that another tool stored, of which `key` is one: where they are."""
     try:
-        name = find_bucket_of(settings, key)
+        with closing(Storage(settings)) as storage:
+            name = find_bucket_of(storage, settings, key)
     except PipelineError as exc:
         yield of_error("adopt", exc)
         return

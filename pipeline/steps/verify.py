@@ -71,16 +71,16 @@ class Verification:
     """
 
     def __init__(
-        self, database: Database, storage: Storage, bucket: str, *, batch_id: str | None = None, deep: bool = False
+        self, database: Database, storage: Storage, *, batch_id: str | None = None, deep: bool = False
     ) -> None:
         """List the batches, and prove that the key sees their bucket.
 
         Raises UsageError if there is no such batch, UnfinishedError if it is not finished, and what `prove_bucket`
         raises.
         """
-        self._database, self._storage, self._bucket = database, storage, bucket
+        self._database, self._storage, self.bucket = database, storage, storage.bucket
         self._batch_id, self._deep = batch_id, deep
-        self._filters = {"bucket": bucket, "batch_id": batch_id}
+        self._filters = {"bucket": self.bucket, "batch_id": batch_id}
         self._batches = self._list_batches()
         self._equal = self._foreign = 0
         self._is_complete = False
@@ -92,16 +92,16 @@ class Verification:
         self.elsewhere: dict[str, list[str]] = {}
         if batch_id is not None:
             batch = self._batches.get(batch_id)
-            if batch is None or (batch.kind == KIND_LOAD and batch.bucket != bucket):
+            if batch is None or (batch.kind == KIND_LOAD and batch.bucket != self.bucket):
                 hint = f"See `{database.command('status')}` for the batches there are."
-                raise UsageError(f"There is no batch {batch_id} with objects in the bucket {bucket}.", hint)
+                raise UsageError(f"There is no batch {batch_id} with objects in the bucket {self.bucket}.", hint)
             if batch_id in self.unfinished:
                 message = f"Batch {batch_id} is {batch.state}: only a finished batch can be verified."
                 raise UnfinishedError(message, f"Finish it first: `{database.command('status')}` has the command.")
         here = [one for one in self._batches.values() if self._is_here(one) and batch_id in (None, one.id)]
         prove_bucket(storage, {one.id: one.bucket_created_at for one in here if one.state != "reset"})
         for one in self._batches.values():
-            if batch_id is None and one.kind == KIND_LOAD and one.state == "done" and one.bucket != bucket:
+            if batch_id is None and one.kind == KIND_LOAD and one.state == "done" and one.bucket != self.bucket:
                 self.elsewhere.setdefault(one.bucket, []).append(one.id)
 
     def _list_batches(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class Verification:
 
     def _is_here(self, batch: Any) -> bool:
         """Return whether a batch, if there is one, has its objects in this bucket."""
-        return batch is not None and batch.kind == KIND_LOAD and batch.bucket == self._bucket
+        return batch is not None and batch.kind == KIND_LOAD and batch.bucket == self.bucket
 
     def _is_wanted(self, batch: Any) -> bool:
         """Return whether the objects of a batch are expected in this bucket."""
@@ -219,7 +219,7 @@ class Verification:
         owner = None
         if batch is None or batch.kind != KIND_LOAD:
             message = "of no batch on record"
-        elif batch.bucket != self._bucket:
+        elif batch.bucket != self.bucket:
             message = f"of a batch that is in the bucket {batch.bucket}"
         elif batch.id in self.unfinished:
             return None
@@ -309,7 +309,7 @@ class Verification:
             batch, before = batch_state.find_batch(connection, batch_id), self._batches.get(batch_id)
             if (batch and (batch.state, batch.created_at)) != (before and (before.state, before.created_at)):
                 return [(finding, f"batch {batch_id} was changed in the meantime") for finding in group]
-            is_here = before is not None and before.bucket == self._bucket
+            is_here = before is not None and before.bucket == self.bucket
             keys = [finding.key for finding in group]
             rows = connection.execute("list_known_keys", batch_id=batch_id, is_here=is_here, keys=keys)
             known = {row.key for row in rows}
