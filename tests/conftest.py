@@ -33,6 +33,7 @@ from tests.services import (
     StorageServer,
     end_group,
     environment_file,
+    fresh_bucket,
     fresh_database,
     is_foreign,
     local_settings,
@@ -150,9 +151,10 @@ def storage_server(short_folder: Path) -> Iterator[StorageServer]:
 
 
 @pytest.fixture
-def bucket() -> str:
-    """The name of a bucket that does not exist yet."""
-    return f"bucket-{uuid.uuid4().hex}"
+def bucket(storage_server: StorageServer) -> Iterator[str]:
+    """The name of a bucket of this test's own that does not exist yet."""
+    with fresh_bucket(storage_server) as name:
+        yield name
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ from tests.services import (
     StorageServer,
     end,
     environment_file,
+    fresh_bucket,
     fresh_database,
     is_foreign,
     local_settings,
@@ -226,7 +227,8 @@ def placed_runner(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pipeline-model-")))
         url = stack.enter_context(fresh_database(server.dsn, f"model_{uuid.uuid4().hex}", template))
-        found = local_settings(url, storage, f"bucket-{uuid.uuid4().hex}", folder / "home")
+        bucket = stack.enter_context(fresh_bucket(storage))
+        found = local_settings(url, storage, bucket, folder / "home")
         (folder / ".env.local").write_text(environment_file(found), encoding="utf-8")
         if world.query(url, "SELECT 1 FROM public.images LIMIT 1"):  # no load makes a bucket beside photos
             with contextlib.closing(Storage(found)) as door:

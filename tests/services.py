@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -217,6 +218,18 @@ def running_storage(
         yield StorageServer(url, secret, mint_key(secret), root)
     finally:
         end(process)
+
+
+@contextmanager
+def fresh_bucket(server: StorageServer) -> Iterator[str]:
+    """Yield the name of a bucket that does not exist yet, and delete it: a load looks for photos of others in each."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    yield name
+    with requests.Session() as session:
+        session.trust_env = False
+        session.headers["authorization"] = f"Bearer {server.key}"
+        if session.post(f"{server.url}/bucket/{name}/empty", timeout=START_SECONDS).ok:
+            session.delete(f"{server.url}/bucket/{name}", timeout=START_SECONDS).raise_for_status()
 
 
 @contextmanager

@@ -188,9 +188,9 @@ def _execute(options: argparse.Namespace, plan: Plan) -> None:
         target = target_of(registry.environment(options.production).settings)
         question = f"Type the batch's id, {plan.batch.id}, to delete all this from {target}: "
         require_typed(plan.batch.id, question, f"Batch {plan.batch.id} was not reset", "its id was not typed")
-    task = ResetBatch(batch_id=plan.batch.id, confirm=True, production=options.production)  # type: ignore[call-arg]
     run = registry.find(plan.batch.id, options.production, reset=True)
     run.is_announced = True
+    task = ResetBatch(batch_id=plan.batch.id, confirm=True, production=options.production)  # type: ignore[call-arg]
     run_task(registry, run, task, options.interrupts)
     if not run.target.exists():
         raise _error_of(run)

@@ -371,7 +371,8 @@ class ResetBatch(RootTask):
             hint = f"See what would go with `{command}`."
             raise RefusedError(f"Batch {batch_id} is not reset without --confirm.", hint)
         run = registry.find(batch_id, production, reset=True)
-        run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))
+        if not run.is_announced:  # else the batch was found for the plan
+            run.database.run(lambda connection: find_batch_to_reset(connection, batch_id))
         super().resolve(values)
 
     def run(self) -> None:

@@ -146,6 +146,25 @@ AS $$
 -- a photo belongs to item min(j, n) of receipt line k + 1 of quantity n; without such a line, to the j-th item that the
 -- model alone saw there. The j-th plate belongs to the j-th PLATE item.
 BEGIN
+    CREATE TEMP TABLE wanted_detections (
+        recognition_id bigint,
+        camera_number smallint,
+        detection integer,
+        label text,
+        bbox jsonb,
+        adopted_id bigint,
+        annotation_id bigint,
+        item_id bigint,
+        item_type text,
+        source text,
+        line_number integer,
+        nth integer,
+        ordinal integer
+    ) ON COMMIT DROP;
+    IF NOT EXISTS (SELECT FROM pg_temp.affected t WHERE t.qwen_batch_ids IS NOT NULL OR t.was_adopted)
+        AND NOT EXISTS (SELECT FROM pg_temp.present_items p WHERE p.source = 'MODEL') THEN
+        RETURN;
+    END IF;
     CREATE TEMP TABLE present_annotations ON COMMIT DROP AS
     SELECT i.recognition_id, i.camera_number, label.label, a.bbox, a.id, a.initial_tray_item_id AS item_id,
         row_number() OVER (PARTITION BY i.recognition_id, i.camera_number, label.label, a.bbox ORDER BY a.id) AS nth
@@ -167,7 +186,7 @@ BEGIN
     CREATE UNIQUE INDEX ON pg_temp.present_annotations (id);
     ANALYZE pg_temp.present_annotations;
 
-    CREATE TEMP TABLE wanted_detections ON COMMIT DROP AS
+    INSERT INTO pg_temp.wanted_detections
     SELECT d.recognition_id, d.camera_number, d.detection, d.label, coalesce(own.bbox, d.bbox) AS bbox, d.adopted_id,
         coalesce(own.id, a.id) AS annotation_id,
         CASE WHEN kept.id IS NULL OR (kept.source = 'MODEL' AND w.quantity IS NULL)

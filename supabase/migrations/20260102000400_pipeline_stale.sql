@@ -42,6 +42,9 @@ AS $$
 -- An item has a box of a photo once. Where labels differ and annotations keep their items, two detections may come to one:
 -- the second gets an item of its own, which the model alone saw. An annotation that has such an item keeps it.
 BEGIN
+    IF NOT EXISTS (SELECT FROM pg_temp.wanted_detections) THEN
+        RETURN;
+    END IF;
     CREATE TEMP TABLE parted ON COMMIT DROP AS
     SELECT d.recognition_id, d.camera_number, d.detection, d.item_type, d.line_number, p.id AS item_id,
         (coalesce((
