@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg2
 import pytest
@@ -23,6 +24,7 @@ from tests.proxies import LOST, DatabaseProxy, Harm, Message
 from tests.services import (
     REPOSITORY,
     MakeDataset,
+    RunLuigi,
     RunPipeline,
     Start,
     after_target,
@@ -157,60 +159,68 @@ def test_the_documents_have_the_codes_that_are_tested() -> None:
 # Every code of `luigi --module pipeline`
 
 
-def bare(start: Start, *arguments: str | Path, env: dict[str, str] | None = None) -> Ended:
-    return finish(start(*BARE, *arguments, env=env))
+class Bare(NamedTuple):
+    """Run the bare command: forked, but where a signal is sent to it."""
+
+    run: RunLuigi
+    start: Start
+    dataset: Path
+    settings: Settings
+
+    def __call__(self, *arguments: str | Path, env: dict[str, str] | None = None) -> Ended:
+        ended = self.run("luigi", "--module", "pipeline", *arguments, env=env)
+        return ended.code, ended.stdout, ended.stderr
 
 
-def bare_nothing_to_do(start: Start, dataset: Path, settings: Settings) -> Ended:
-    arguments = ("LoadBatch", "--batch-id", "b1", "--source", dataset, "--local-scheduler")
-    assert bare(start, *arguments)[0] == 0
-    return bare(start, *arguments)
+def bare_nothing_to_do(bare: Bare) -> Ended:
+    arguments = ("LoadBatch", "--batch-id", "b1", "--source", bare.dataset, "--local-scheduler")
+    assert bare(*arguments)[0] == 0
+    return bare(*arguments)
 
 
-def bare_wrong_usage(start: Start, dataset: Path, settings: Settings) -> Ended:
-    return bare(start, "LoadBatch", "--no-such-option", "--local-scheduler")
+def bare_wrong_usage(bare: Bare) -> Ended:
+    return bare("LoadBatch", "--no-such-option", "--local-scheduler")
 
 
-def bare_not_run(start: Start, dataset: Path, settings: Settings) -> Ended:
+def bare_not_run(bare: Bare) -> Ended:
     """Let somebody press the visualiser's switch."""
-    with running_luigid(dataset.parent) as url:
+    with running_luigid(bare.dataset.parent) as url:
         asked_of_luigid(url, "pause")
-        return bare(start, "LoadBatch", "--batch-id", "b1", "--source", dataset, "--scheduler-url", url)
+        return bare("LoadBatch", "--batch-id", "b1", "--source", bare.dataset, "--scheduler-url", url)
 
 
-def bare_task_failed(start: Start, dataset: Path, settings: Settings) -> Ended:
-    spoil(settings)
-    return bare(start, "LoadBatch", "--batch-id", "b1", "--source", dataset, "--local-scheduler")
+def bare_task_failed(bare: Bare) -> Ended:
+    spoil(bare.settings)
+    return bare("LoadBatch", "--batch-id", "b1", "--source", bare.dataset, "--local-scheduler")
 
 
-def bare_scheduling_error(start: Start, dataset: Path, settings: Settings) -> Ended:
+def bare_scheduling_error(bare: Bare) -> Ended:
     """Let every question for a marker fail once the run has its lock; the lock itself stays."""
     asked = itertools.count(1)
 
     def plan(message: Message) -> Harm | None:
         return LOST if "AS done" in message.text and next(asked) > 1 else None
 
-    with DatabaseProxy(settings.database_url.reveal(), plan) as proxy:
+    with DatabaseProxy(bare.settings.database_url.reveal(), plan) as proxy:
         environment = {"DATABASE_URL": proxy.url, "PIPELINE_RETRY_MAX_ATTEMPTS": "0"}
-        arguments = ("LoadBatch", "--batch-id", "b1", "--source", dataset, "--local-scheduler")
-        return bare(start, *arguments, env=environment)
+        arguments = ("LoadBatch", "--batch-id", "b1", "--source", bare.dataset, "--local-scheduler")
+        return bare(*arguments, env=environment)
 
 
-def bare_nothing_was_begun(start: Start, dataset: Path, settings: Settings) -> Ended:
-    return bare(start, "LoadBatch", "--batch-id", "b1", "--source", dataset / "nowhere", "--local-scheduler")
+def bare_nothing_was_begun(bare: Bare) -> Ended:
+    return bare("LoadBatch", "--batch-id", "b1", "--source", bare.dataset / "nowhere", "--local-scheduler")
 
 
-def bare_interrupted(start: Start, dataset: Path, settings: Settings) -> Ended:
-    with closing(psycopg2.connect(settings.database_url.reveal())) as connection, connection.cursor() as cursor:
+def bare_interrupted(bare: Bare) -> Ended:
+    with closing(psycopg2.connect(bare.settings.database_url.reveal())) as connection, connection.cursor() as cursor:
         cursor.execute("LOCK TABLE public.images IN ACCESS EXCLUSIVE MODE")  # the transform waits for it
-        running = start(*BARE, "LoadBatch", "--batch-id", "b1", "--source", dataset, "--local-scheduler")
-        assert wait_until(lambda: waits_for_a_lock(settings) or running.poll() is not None, 60)
+        running = bare.start(*BARE, "LoadBatch", "--batch-id", "b1", "--source", bare.dataset, "--local-scheduler")
+        assert wait_until(lambda: waits_for_a_lock(bare.settings) or running.poll() is not None, 60)
         running.terminate()
         return finish(running)
 
 
-Bare = Callable[[Start, Path, Settings], Ended]
-CODES_OF_BARE: dict[int, tuple[Bare, str]] = {
+CODES_OF_BARE: dict[int, tuple[Callable[[Bare], Ended], str]] = {
     0: (bare_nothing_to_do, ""),
     2: (bare_wrong_usage, "unrecognized arguments"),
     25: (bare_not_run, ""),
@@ -222,9 +232,11 @@ CODES_OF_BARE: dict[int, tuple[Bare, str]] = {
 
 
 @pytest.mark.parametrize("code", CODES_OF_BARE)
-def test_each_code_of_the_bare_command(code: int, start: Start, own_dataset: MakeDataset, settings: Settings) -> None:
+def test_each_code_of_the_bare_command(
+    code: int, run_luigi: RunLuigi, start: Start, own_dataset: MakeDataset, settings: Settings
+) -> None:
     make, told = CODES_OF_BARE[code]
-    found, _, stderr = make(start, own_dataset(3), settings)
+    found, _, stderr = make(Bare(run_luigi, start, own_dataset(3), settings))
     assert found == code, stderr
     assert told in stderr
     assert "Traceback" not in stderr

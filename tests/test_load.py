@@ -114,7 +114,8 @@ def test_a_load_without_work_takes_less_than_a_second(start: Start, small_datase
 
     load = ("load", "--source", small_dataset(12), "--batch-id", "b1")
     seconds(*load)
-    assert min(seconds(*load) for _ in range(3)) - seconds("completion", "bash") < 1
+    alone = seconds("completion", "bash")
+    assert any(seconds(*load) - alone < 1 for _ in range(3))
 
 
 def test_json_tells_the_same_and_status_keeps_it(

@@ -18,6 +18,7 @@ from pipeline.doctor.obstacles import find_obstacles
 from tests import annotating, world
 from tests.annotating import Run
 from tests.services import fresh_database
+from tests.sweeps import sweep
 from tests.test_app_project import catalogue
 
 run = annotating.run
@@ -42,7 +43,7 @@ TABLE = "needs a table of its own under that name"
 
 @pytest.mark.parametrize(
     ("statement", "message"),
-    [
+    sweep([
         ("ALTER TABLE public.images ALTER width TYPE text", "public.images.width is text, and the loader"),
         ("ALTER TABLE public.recipes ALTER raw_payload TYPE json", "raw_payload is json, and the loader needs jsonb"),
         ("ALTER TABLE public.recognition_active_menu_items ALTER price TYPE float", "price is double precision, and"),
@@ -68,7 +69,7 @@ TABLE = "needs a table of its own under that name"
         ("CREATE SCHEMA ingest; CREATE SEQUENCE ingest.claims", f"ingest.claims is in the way: the loader {TABLE}"),
         ("CREATE SCHEMA ingest; CREATE FUNCTION ingest.line_of(label text) RETURNS text LANGUAGE sql AS 'SELECT label'",
          "The function ingest.line_of(text) is in the way"),
-    ],
+    ]),
 )  # fmt: skip
 def test_an_obstacle_is_named_before_anything_is_changed(
     run: Run, settings: Settings, dsn: str, statement: str, message: str

@@ -20,6 +20,7 @@ from tests.power.model import SECTOR, Model, Tree
 from tests.power.postgres import first_loss, record_start
 from tests.power.script import Client, Operation, Progress, Violation, check, script
 from tests.power.states import Count, Recording, check_part, disks, first_recordings
+from tests.sweeps import sweep
 
 SEED = 7
 
@@ -50,7 +51,7 @@ def test_no_state_after_a_power_failure_breaks_a_promise(number: int) -> None:
     assert len(part.count.contents) > 60
 
 
-@pytest.mark.parametrize("missing", syncs.SYNCS)
+@pytest.mark.parametrize("missing", sweep(syncs.SYNCS))
 def test_a_missing_sync_is_noticed(recordings: list[Recording], folder: Path, missing: str) -> None:
     assert syncs.first_violation(recordings, missing, folder, SEED, Count()) is not None
 

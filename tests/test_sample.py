@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageStat
 
+from pipeline import sample
 from pipeline.cli import main
 from pipeline.errors import UsageError
 from pipeline.sample import write_sample
@@ -298,8 +300,13 @@ def test_broken_recognitions_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("recognitions", "is_held"), [(1, True), (120, False)])
 def test_the_command_says_that_a_load_of_a_small_sample_is_held(
-    recognitions: int, is_held: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recognitions: int,
+    is_held: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sample, "write_sample", partial(write_sample, size=SMALL))
     assert main(["sample", str(tmp_path / "ds"), "--recognitions", str(recognitions), "--broken"]) == 0
     assert ("More than 20% of it are broken: a load is held" in capsys.readouterr().out) == is_held
 
@@ -456,10 +463,10 @@ def test_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_error_of_the_file_system_is_told_as_it_is(workers: int, tmp_path: Path) -> None:
     def obstruct(_: int) -> None:
-        (tmp_path / EXPORT / f"recognition_{100_024 + 299}").mkdir(exist_ok=True)
+        (tmp_path / EXPORT / f"recognition_{100_024 + 149}").mkdir(exist_ok=True)
 
     with pytest.raises(FileExistsError):
-        write_sample(tmp_path, 300, size=(96, 48), workers=workers, progress=obstruct)
+        write_sample(tmp_path, 150, size=(96, 48), workers=workers, progress=obstruct)
 
 
 def test_processes_end_with_their_parent(tmp_path: Path) -> None:
