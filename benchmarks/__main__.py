@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adopting import adopting
+from benchmarks.annotated import annotated
 from benchmarks.annotating import annotating
 from benchmarks.array import array
 from benchmarks.bench import REPOSITORY, Bench, bench
@@ -30,6 +31,7 @@ from benchmarks.growth import growth
 from benchmarks.large import large
 from benchmarks.loading import loading
 from benchmarks.memory import memory
+from benchmarks.million import million
 from benchmarks.nights import nights
 from benchmarks.rerun import rerun
 from benchmarks.rows import Row, as_table, machine, write_json
@@ -133,6 +135,18 @@ QUESTIONS: dict[str, Question] = {
         {"sizes": (100, 200)},
         {"sizes": (2_000, 200_000)},
     ),
+    "annotated": Question(
+        "Annotations on top of many",
+        annotated,
+        {"template": 100, "copies": 10, "added": 1, "repeats": 1},
+        {"template": 1000, "copies": 500, "added": 10, "repeats": 5},
+    ),
+    "million": Question(
+        "A million folders: discovery, and the look of a night",
+        million,
+        {"folders": 1000, "template": 100},
+        {"folders": 1_000_000, "template": 1000},
+    ),
     "sample": Question(
         "Sample: the generator of datasets",
         sampling,
@@ -143,7 +157,7 @@ QUESTIONS: dict[str, Question] = {
 
 
 #: They are measured where they are named: each takes longer than all the others.
-ALONE = ("large",)
+ALONE = ("annotated", "large", "million")
 
 
 def ask(place: Bench, name: str, size: str) -> tuple[str, list[Row]]:

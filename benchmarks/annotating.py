@@ -81,20 +81,24 @@ def _compare(place: Bench, origin: Path, template: int, megabytes: int, project:
         return Row(what, detections / run.seconds, detections / copy(world, files), "detections/s")
 
 
-def _write(path: Path, origin: Path, recognitions: int, size: int) -> int:
-    """Write the annotations of a dataset again and again until a file is large enough; return how many copies."""
+def write_annotations(path: Path, origin: Path, recognitions: int, copies: range) -> None:
+    """Write the annotations of a dataset once for each of these copies of its recognitions."""
     content = json.loads((origin / ANNOTATIONS).read_text(encoding="utf-8"))
     entries = [
         (key, key.split("recognition_", 1)[1].split("/", 1)[0], json.dumps(value)) for key, value in content.items()
     ]
-    copies = -1
     with open(path, "w", encoding="utf-8") as file:
         separator = "{\n"
-        while file.tell() < size:
-            copies += 1
+        for copy_number in copies:
             for key, number, value in entries:
-                fresh = key.replace(number, str(int(number) + copies * recognitions))
+                fresh = key.replace(number, str(int(number) + copy_number * recognitions))
                 file.write(f"{separator}{json.dumps(fresh)}: {value}")
                 separator = ",\n"
         file.write("\n}\n")
-    return copies
+
+
+def _write(path: Path, origin: Path, recognitions: int, size: int) -> int:
+    """Write the annotations of a dataset and of its copies, at least so many bytes; return how many copies."""
+    copies = -(-size // (origin / ANNOTATIONS).stat().st_size)
+    write_annotations(path, origin, recognitions, range(copies))
+    return copies - 1

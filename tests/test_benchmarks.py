@@ -25,7 +25,9 @@ from tests.services import REPOSITORY
 TINY: dict[str, dict[str, Any]] = {
     "upload": {"recognitions": 8, "far": 8, "repeats": 1},
     "copy": {"recognitions": 4, "repeats": 1},
+    "annotated": {"template": 20, "copies": 2, "added": 1, "repeats": 1},
     "large": {"sizes": (2, 4)},
+    "million": {"folders": 30, "template": 4},
     "load": {"sizes": (4, 8), "counted": 4},
     "distance": {"recognitions": 4, "delay": 0.001},
     "adopt": {"trays": 4, "entries": 2, "added": 4, "repeats": 1},
