@@ -40,9 +40,9 @@ def annotated(place: Bench, template: int, copies: int, added: int, repeats: int
             beside = annotate(none, range(first, first + added))
             pairs.append((annotate(full, range(copies + first, copies + first + added)), beside))
     there, more = (run.result["detections_processed"] for run in (before, pairs[0][0]))
-    each = [run.seconds * 1e6 / run.result["detections_processed"] for run in (before, pairs[0][1])]
+    one, other = (run.seconds * 1e6 / run.result["detections_processed"] for run in (before, pairs[0][1]))
     seconds = [(ours.seconds, beside.seconds) for ours, beside in pairs]
     return [
         middle(f"{more:,} detections more on top of {there:,} / on none", seconds, "s"),
-        Row(f"  one batch of {there:,} / of {more:,}", *each, "us each"),
+        Row(f"  one batch of {there:,} / of {more:,}", one, other, "us each"),
     ]
