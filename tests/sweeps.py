@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 
-def sweep(cases: Iterable[Any], every: int = 4) -> list[Any]:
-    """Return the cases as parameters, tuples as several; the first and each so many later are not slow."""
-    values = (case if isinstance(case, tuple) else (case,) for case in cases)
-    return [pytest.param(*one, marks=[pytest.mark.slow] if nth % every else []) for nth, one in enumerate(values)]
+def sweep(cases: Iterable[tuple[Any, ...]], every: int = 4) -> list[Any]:
+    """Return cases, each a value for each parameter, of which the first and each so many later are not slow.
+
+    `zip(values)` makes cases of the values of one parameter.
+    """
+    return [pytest.param(*case, marks=[pytest.mark.slow] if nth % every else []) for nth, case in enumerate(cases)]

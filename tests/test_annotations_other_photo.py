@@ -16,6 +16,7 @@ from tests import annotating, world
 from tests.annotating import Annotations, Run, break_transforms, ids_of, key_of, mend_transforms, value_of, write
 from tests.runner import ForkServer, Runner
 from tests.services import MakeDataset
+from tests.sweeps import sweep
 
 run = annotating.run
 dsn = annotating.dsn
@@ -104,7 +105,7 @@ def open_notices(dsn: str) -> list[str]:
 
 
 @pytest.mark.parametrize("option", ["--changed", "--force"])
-@pytest.mark.parametrize("cameras", [(1,), (2,), (1, 2)], ids=str)
+@pytest.mark.parametrize("cameras", sweep(zip([(1, 2), (1,), (2,)])), ids=str)
 def test_boxes_go_with_the_content_of_their_photo_and_come_back_with_it(
     run: Run, dataset: Path, file: Path, settings: Settings, dsn: str, option: str, cameras: tuple[int, ...]
 ) -> None:

@@ -43,7 +43,7 @@ def recordings(folder: Path) -> list[Recording]:
 # The promises
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", sweep(zip(range(2))))
 def test_no_state_after_a_power_failure_breaks_a_promise(number: int) -> None:
     part = check_part((SEED, number, 100))
     assert part.found == []
@@ -51,7 +51,7 @@ def test_no_state_after_a_power_failure_breaks_a_promise(number: int) -> None:
     assert len(part.count.contents) > 60
 
 
-@pytest.mark.parametrize("missing", sweep(syncs.SYNCS))
+@pytest.mark.parametrize("missing", sweep(zip(syncs.SYNCS)))
 def test_a_missing_sync_is_noticed(recordings: list[Recording], folder: Path, missing: str) -> None:
     assert syncs.first_violation(recordings, missing, folder, SEED, Count()) is not None
 
