@@ -20,7 +20,7 @@ from embedded_supabase.files import wait_until
 from pipeline.config import Settings
 from tests import world
 from tests.proxies import Request, StorageProxy
-from tests.services import MakeDataset, Start, asked_of_luigid, running_luigid
+from tests.services import REPOSITORY, MakeDataset, Start, asked_of_luigid, running_luigid
 
 pytestmark = pytest.mark.system
 
@@ -53,7 +53,11 @@ $$
 
 @pytest.fixture
 def luigid(tmp_path: Path) -> Iterator[str]:
-    with running_luigid(tmp_path) as url:
+    text = (REPOSITORY / "luigi.cfg").read_text(encoding="utf-8")
+    configuration = tmp_path / "luigi.cfg"
+    # What failed stays so while a browser looks at it.
+    configuration.write_text(text.replace("\nretry_delay = 10\n", "\nretry_delay = 900\n"), encoding="utf-8")
+    with running_luigid(tmp_path, configuration=configuration) as url:
         yield url
 
 
