@@ -310,21 +310,32 @@ LIMIT :count
 
 -- name: list_left
 -- The recognitions that are not inspected as new: loaded, held by another batch, of others, or beyond the limit; and the
--- files that were loaded, or that an earlier look found equal, empty where another tool loaded them.
+-- files that were loaded, or that an earlier look found equal, empty where another tool loaded them. OFFSET 0: each is a
+-- look-up in an index; a merge join would begin with the first recognition for each page.
 SELECT c.recognition_id, c.paths, c.loaded, c.holder, r.batch_id AS former, r.captured_on,
-    coalesce(m.seen, CASE WHEN m.batch_id IS NOT NULL THEN ingest.identity_of(m) END, adopted.seen) AS identity
-FROM pg_temp.candidates c
-LEFT JOIN public.recognitions r ON r.id = c.recognition_id
-LEFT JOIN ingest.manifest m ON m.batch_id = r.batch_id AND m.recognition_id = r.id
+    coalesce(own.seen, adopted.seen) AS identity
+FROM (
+    SELECT recognition_id, paths, loaded, holder
+    FROM pg_temp.candidates
+    WHERE recognition_id > :after AND (loaded OR of_others OR holder IS NOT NULL OR recognition_id > :last)
+    ORDER BY recognition_id
+    LIMIT :count
+) c
+LEFT JOIN LATERAL (
+    SELECT one.id, one.batch_id, one.captured_on
+    FROM public.recognitions one WHERE one.id = c.recognition_id OFFSET 0
+) r ON true
+LEFT JOIN LATERAL (
+    SELECT coalesce(m.seen, ingest.identity_of(m)) AS seen
+    FROM ingest.manifest m WHERE m.batch_id = r.batch_id AND m.recognition_id = r.id OFFSET 0
+) own ON true
 LEFT JOIN LATERAL (
     SELECT coalesce(a.seen, '') AS seen
     FROM ingest.manifest a
-    WHERE m.batch_id IS NULL AND a.recognition_id = r.id AND a.photo_paths = '{}' AND a.cameras IS NULL
+    WHERE own.seen IS NULL AND a.recognition_id = r.id AND a.photo_paths = '{}' AND a.cameras IS NULL
     LIMIT 1
 ) adopted ON true
-WHERE c.recognition_id > :after AND (c.loaded OR c.of_others OR c.holder IS NOT NULL OR c.recognition_id > :last)
 ORDER BY c.recognition_id
-LIMIT :count
 
 -- name: list_other_documents
 -- Adopted recognitions whose receipt, or menu where the app has a table of entries, is not that of pg_temp.documents.
@@ -357,10 +368,10 @@ WHERE ARRAY(
         ORDER BY e.external_id)
 
 -- name: list_present
--- The inputs to load whose recognition is there already.
+-- The inputs to load whose recognition is there already. OFFSET 0 as above.
 SELECT s.recognition_id, s.receipt_path, s.receipt_size, s.receipt_mtime
 FROM pg_temp.staged s
-WHERE s.recognition_id > :after AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = s.recognition_id)
+WHERE s.recognition_id > :after AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = s.recognition_id OFFSET 0)
 ORDER BY s.recognition_id
 LIMIT :count
 
