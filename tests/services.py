@@ -224,12 +224,14 @@ def running_storage(
 def fresh_bucket(server: StorageServer) -> Iterator[str]:
     """Yield the name of a bucket that does not exist yet, and delete it: a load looks for photos of others in each."""
     name = f"bucket-{uuid.uuid4().hex}"
-    yield name
-    with requests.Session() as session:
-        session.trust_env = False
-        session.headers["authorization"] = f"Bearer {server.key}"
-        if session.post(f"{server.url}/bucket/{name}/empty", timeout=START_SECONDS).ok:
-            session.delete(f"{server.url}/bucket/{name}", timeout=START_SECONDS).raise_for_status()
+    try:
+        yield name
+    finally:
+        with requests.Session() as session:
+            session.trust_env = False
+            session.headers["authorization"] = f"Bearer {server.key}"
+            if session.post(f"{server.url}/bucket/{name}/empty", timeout=START_SECONDS).ok:
+                session.delete(f"{server.url}/bucket/{name}", timeout=START_SECONDS).raise_for_status()
 
 
 @contextmanager

@@ -187,9 +187,7 @@ MEETING: dict[str, tuple[list[Any], Value, list[Any], Value]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if nth else case for nth, case in enumerate(MEETING)]
-)
+@pytest.mark.parametrize("case", sweep(zip(MEETING), len(MEETING)))
 def test_labels_with_one_box_that_come_to_one_item_are_all_shown(
     run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path, case: str
 ) -> None:
@@ -255,7 +253,7 @@ def test_a_box_that_a_person_drew_on_the_item_is_no_obstacle(
 BOXES = (("dish_0", 10, 20.5, 50, 40), ("dish_1", 60, 20, 30, 30), ("dish_7", 5, 5, 9, 9), ("plate", 1, 1, 99, 88))
 
 
-@pytest.mark.parametrize("seed", [pytest.param(n, marks=pytest.mark.slow) if n > 1 else n for n in range(1, 11)])
+@pytest.mark.parametrize("seed", sweep(zip(range(1, 11)), 10))
 def test_no_id_comes_to_mean_another_thing_whatever_is_loaded_again(
     run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path, seed: int
 ) -> None:

@@ -25,12 +25,16 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def recipe(clone: Path, target: str) -> str:
+    """Return the commands that a target would run."""
+    return subprocess.run(
+        ["make", "--dry-run", target], cwd=clone, capture_output=True, encoding="utf-8", timeout=30, check=True
+    ).stdout
+
+
 def installs(clone: Path, target: str) -> bool:
     """Return whether a target would begin with an installation."""
-    done = subprocess.run(
-        ["make", "--dry-run", target], cwd=clone, capture_output=True, encoding="utf-8", timeout=30, check=True
-    )
-    return "pip install" in done.stdout
+    return "pip install" in recipe(clone, target)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,4 @@ def test_changed_requirements_are_installed(name: str, target: str, clone: Path)
 
 
 def test_the_installation_for_the_tests_serves_the_demo(clone: Path) -> None:
-    recipe = subprocess.run(
-        ["make", "--dry-run", "test"], cwd=clone, capture_output=True, encoding="utf-8", timeout=30, check=True
-    )
-    assert "touch .venv/.installed .venv/.installed-demo" in recipe.stdout
+    assert "touch .venv/.installed .venv/.installed-demo" in recipe(clone, "test")
