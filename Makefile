@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PROCESSES ?= 4
 # Of the measurements: full takes twenty minutes, small one.
 SIZE ?= full
+# Of the slow cases of each test: which share runs, NUMBER/COUNT; today's of three, 0/1 for all.
+SHARE ?= $(shell expr $$(date +%s) / 86400 % 3)/3
 # Of the fuzz: number of files; SEED repeats a run.
 COUNT ?= 20000
 # Of the power failures: number of states of Storage, and of loads; SEED repeats a run.
@@ -18,6 +20,9 @@ APP_TESTS := $(wildcard $(patsubst %,tests/test_%*.py,annotations changed concur
 	report reset verify))
 APP_SHARE := tests/test_model.py tests/test_readers.py tests/test_reset_versions.py tests/test_annotations_of_others.py
 
+# The tests start hundreds of interpreters, which compile the modules once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow test-app test-system check docs bench fuzz power clean
 
 demo: $(DEMO_STAMP)
@@ -28,7 +33,7 @@ test: $(STAMP)
 
 # Sweeps: a kill between any two writes, any sequence of commands, every question of the benchmark.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not system" --numprocesses $(PROCESSES) --maxschedchunk 1
+	$(BIN)/python -m pytest -m "slow and not system" --share $(SHARE) --numprocesses $(PROCESSES) --maxschedchunk 1
 	$(BIN)/python -m pytest --project app --numprocesses $(PROCESSES) --maxschedchunk 1 $(APP_SHARE)
 
 # What loads and resets, in the project of an app with trays and work of its own; `test-slow` has a share of it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from embedded_supabase.services import create_roles
-from pipeline.config import Settings
+from pipeline.config import Settings, known_secrets
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
 from pipeline.sample import write_sample
@@ -40,6 +41,7 @@ from tests.services import (
     running_storage,
     subprocess_environment,
 )
+from tests.sweeps import Share
 
 SMALL_PHOTO = (160, 120)
 #: Free bytes that servers of all test processes may need in memory.
@@ -49,17 +51,28 @@ _MEMORY = 6 << 30
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests' databases be those of a project: an empty one, or that of an app with trays and work in it."""
     parser.addoption("--project", choices=("empty", "app"), default="empty", help="what the tests' databases hold")
+    parser.addoption("--share", default="0/1", metavar="NUMBER/COUNT", help="which share of a test's slow cases")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the sweeps: with several processes, none of them is left with the longest tests at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow cases of other shares, and begin with slow ones: none of them runs alone at the end."""
+    slow = [item.get_closest_marker("slow") is not None for item in items]
+    tests = [item.nodeid.partition("[")[0] if is_slow else None for item, is_slow in zip(items, slow, strict=True)]
+    taken = Share.parse(config.getoption("--share")).take(tests)
+    config.hook.pytest_deselected(items=list(itertools.compress(items, (not one for one in taken))))
+    items[:] = sorted(itertools.compress(items, taken), key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _hangup() -> None:
     """Let SIGHUP end the commands that tests start, also where the tests run under nohup, which ignores it."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests() -> None:
+    """Begin every test as a new process does: a secret of another test is no secret in the texts of this one."""
+    known_secrets.cache_clear()
 
 
 @pytest.fixture(scope="session")

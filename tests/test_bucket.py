@@ -17,6 +17,7 @@ from tests import reset_support, verify_support, world
 from tests.proxies import Fault, Request, StorageProxy, error, first
 from tests.reset_support import Command, LoadBatch, fail_at, stop_failing
 from tests.services import MakeDataset, StorageServer, environment_file
+from tests.sweeps import sweep
 from tests.test_storage_answers import bucket_request, listed, make_anew, said
 from tests.verify_support import Bucket, photo_of, put_fewer_bytes, put_stranger
 
@@ -166,7 +167,9 @@ def test_a_key_that_sees_the_bucket_and_no_object_is_told_so(
     assert len(asked) == 12
 
 
-@pytest.mark.parametrize("gone", [[], ["k0", "k1"] * 500, ["recognitions"]], ids=["nothing", "others", "no key"])
+@pytest.mark.parametrize(
+    "gone", sweep(zip([[], ["k0", "k1"] * 500, ["recognitions"]])), ids=["nothing", "others", "no key"]
+)
 @pytest.mark.parametrize("is_marked", [True, False], ids=["marked", "unmarked"])
 def test_a_delete_that_deletes_nothing_forgets_nothing(
     load: LoadBatch,

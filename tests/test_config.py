@@ -35,11 +35,6 @@ GOOD = {
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJlLW9mLXRoZS1rZXk"
 
 
-@pytest.fixture(autouse=True)
-def no_secrets_of_other_tests() -> None:
-    known_secrets.cache_clear()
-
-
 def dotenv(values: Mapping[str, str]) -> str:
     return "".join(f"{name}={value}\n" for name, value in values.items())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.extras import extra
+from tests.sweeps import sweep
 
 #: Run a command where a module is not installed.
 WITHOUT = "import sys; sys.modules[sys.argv[1]] = None; from pipeline.cli import main; sys.exit(main(sys.argv[2:]))"
@@ -27,13 +28,15 @@ print("\\n" + json.dumps([code, sorted(sys.modules)]))
 
 @pytest.mark.parametrize(
     ("module", "name", "command"),
-    [
-        ("jwt", "embedded", ["up"]),
-        ("jwt", "embedded", ["down"]),
-        ("PIL", "embedded", ["sample", "data"]),
-        ("jinja2", "report", ["report", "--batch-id", "b1"]),
-        ("PIL", "report", ["report", "--batch-id", "b1"]),
-    ],
+    sweep(
+        [
+            ("jwt", "embedded", ["up"]),
+            ("jwt", "embedded", ["down"]),
+            ("PIL", "embedded", ["sample", "data"]),
+            ("PIL", "report", ["report", "--batch-id", "b1"]),
+            ("jinja2", "report", ["report", "--batch-id", "b1"]),
+        ]
+    ),
 )
 def test_a_command_without_its_libraries_names_the_extra(
     tmp_path: Path, module: str, name: str, command: list[str]

@@ -26,6 +26,8 @@ from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset
 
 SERIAL = {"PIPELINE_THREAD_COUNT": "1", "PIPELINE_BATCH_SIZE": "2"}
+#: The moments of a sweep are dealt out to so many cases.
+PARTS = 3
 
 
 @pytest.fixture
@@ -151,8 +153,9 @@ def killed(runner: Runner, settings: Settings, command: Sequence[str | Path], mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 def test_killed_while_it_is_held_or_published_a_batch_is_published_once(
-    runner: Runner, settings: Settings, own_dataset: MakeDataset
+    part: int, runner: Runner, settings: Settings, own_dataset: MakeDataset
 ) -> None:
     dataset = unusable(own_dataset(14))
     held, loaded = (
@@ -167,8 +170,8 @@ def test_killed_while_it_is_held_or_published_a_batch_is_published_once(
     of_publish = undisturbed(runner, publish, partial(world.compare, settings, loaded))
     assert runner(*reset).code == 0
     assert len(of_publish) > 8
-    turns = zip(of_command, itertools.cycle(of_publish), itertools.cycle(of_reset), strict=False)
-    for turn, (moment, publish_moment, reset_moment) in enumerate(turns):
+    turns = list(zip(of_command, itertools.cycle(of_publish), itertools.cycle(of_reset), strict=False))
+    for turn, (moment, publish_moment, reset_moment) in enumerate(turns[part::PARTS]):
         print(f"killed after {moment} writes, publish after {publish_moment}, reset after {reset_moment}")
         killed(runner, settings, command, moment, code=6)
         held()
@@ -183,9 +186,10 @@ def test_killed_while_it_is_held_or_published_a_batch_is_published_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [load, forced, qwen, worked_on])
+@pytest.mark.parametrize(("make", "part"), [*itertools.product([load, forced, qwen, worked_on], range(PARTS))])
 def test_killed_between_any_two_writes_the_same_command_ends_as_if_undisturbed(
     make: Callable[[Runner, Settings, Path, Path], Scenario],
+    part: int,
     runner: Runner,
     settings: Settings,
     small_dataset: MakeDataset,
@@ -197,7 +201,7 @@ def test_killed_between_any_two_writes_the_same_command_ends_as_if_undisturbed(
     assert len(of_command) > 20
     assert len(of_reset) > 5
     assert len(of_command) > len(of_reset)
-    for moment, reset_moment in itertools.zip_longest(of_command, of_reset):
+    for moment, reset_moment in list(itertools.zip_longest(of_command, of_reset))[part::PARTS]:
         print(f"killed after {moment} writes, the reset after {reset_moment}")
         killed(runner, settings, scenario.command, moment)
         scenario.loaded()

@@ -29,6 +29,7 @@ from tests.annotating import (
     write,
 )
 from tests.services import MakeDataset
+from tests.sweeps import sweep
 
 run = annotating.run
 dsn = annotating.dsn
@@ -348,7 +349,7 @@ def test_bytes_that_are_no_utf8_spoil_their_entry_alone(
     world.check(settings, (dataset, "b1", None), qwen=kept)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": {}', b"PK\x03\x04", None])
+@pytest.mark.parametrize("content", sweep(zip([b"", b"[]", b'{"a": {}', b"PK\x03\x04", None])))
 def test_a_file_that_is_broken_as_a_whole_is_one_sentence_and_nothing_is_written(
     content: bytes | None, run: Run, small_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path
 ) -> None:

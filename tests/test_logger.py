@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.config import Secret, known_secrets
+from pipeline.config import Secret
 from pipeline.errors import UsageError
 from pipeline.observe.logger import ConsoleHandler, configure_logging, say
 
@@ -27,8 +27,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Start without known secrets, and restore logging, which belongs to the process."""
-    known_secrets.cache_clear()
+    """Restore logging, which belongs to the process."""
     levels = {name: logging.getLogger(name).level for name in NAMES}
     handlers = list(logging.getLogger().handlers)
     yield

@@ -1,8 +1,9 @@
-"""Makefile: what is installed once is not installed again, until the requirements change."""
+"""Makefile: what is installed once is not installed again until the requirements change, and the share of a day."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,10 +26,10 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def recipe(clone: Path, target: str) -> str:
+def recipe(clone: Path, *target: str) -> str:
     """Return the commands that a target would run."""
     return subprocess.run(
-        ["make", "--dry-run", target], cwd=clone, capture_output=True, encoding="utf-8", timeout=30, check=True
+        ["make", "--dry-run", *target], cwd=clone, capture_output=True, encoding="utf-8", timeout=30, check=True
     ).stdout
 
 
@@ -62,3 +63,9 @@ def test_changed_requirements_are_installed(name: str, target: str, clone: Path)
 
 def test_the_installation_for_the_tests_serves_the_demo(clone: Path) -> None:
     assert "touch .venv/.installed .venv/.installed-demo" in recipe(clone, "test")
+
+
+def test_the_slow_tests_run_in_shares_another_one_each_day(clone: Path) -> None:
+    assert re.search(r"--share [0-2]/3 ", recipe(clone, "test-slow"))
+    assert "--share 0/1 " in recipe(clone, "test-slow", "SHARE=0/1")
+    assert "--share" not in recipe(clone, "test")

@@ -21,6 +21,7 @@ from pipeline.storage import Storage
 from tests import world
 from tests.database_support import door
 from tests.services import MakeDataset, RunPipeline, Start, after_target, execute, subprocess_environment
+from tests.sweeps import sweep
 
 BIN = Path(sys.executable).parent
 LOAD = ("--batch-id", "b1")
@@ -61,7 +62,9 @@ def one_sentence(stderr: str) -> str:
 _MODULE, _SCRIPT = (sys.executable, "-m", "pipeline"), (str(BIN / "pipeline"),)
 
 
-@pytest.mark.parametrize(("program", "kind"), [*((_MODULE, kind) for kind in _BROKEN), (_SCRIPT, next(iter(_BROKEN)))])
+@pytest.mark.parametrize(
+    ("program", "kind"), sweep([*((_MODULE, kind) for kind in _BROKEN), (_SCRIPT, next(iter(_BROKEN)))], 3)
+)
 def test_a_luigi_cfg_that_cannot_be_read_is_one_sentence(program: tuple[str, ...], kind: str, workdir: Path) -> None:
     (workdir / "luigi.cfg").write_bytes(_BROKEN[kind])
     arguments = [*program, "status"]
@@ -152,14 +155,18 @@ def test_the_limit_of_file_sizes_is_not_a_fault_of_the_output(blocks: int, workd
 @pytest.mark.parametrize("unbuffered", [pytest.param("", marks=pytest.mark.slow), "1"])
 @pytest.mark.parametrize(
     "command",
-    [
-        ("status",),
-        ("status", "--json"),
-        ("verify",),
-        ("verify", "--json"),
-        ("load", "--source", "{dataset}", "--batch-id", "b2", "--force"),
-        ("reset", "--batch-id", "b1", "--dry-run"),
-    ],
+    sweep(
+        zip(
+            [
+                ("status",),
+                ("status", "--json"),
+                ("verify",),
+                ("verify", "--json"),
+                ("load", "--source", "{dataset}", "--batch-id", "b2", "--force"),
+                ("reset", "--batch-id", "b1", "--dry-run"),
+            ]
+        )
+    ),
 )
 def test_a_full_disk_under_stdout_is_a_fault_of_the_output(
     command: tuple[str, ...],
@@ -237,12 +244,14 @@ def test_a_full_disk_under_stderr_does_not_stop_a_load(
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [
-        ("INSERT INTO app_nowhere VALUES (1)", "42P01"),
-        ("PERFORM app_nothing()", "42883"),
-        ("OLD.nothing := 1", "42703"),
-        ("RAISE EXCEPTION 'this tray is being annotated'", "P0001"),
-    ],
+    sweep(
+        [
+            ("INSERT INTO app_nowhere VALUES (1)", "42P01"),
+            ("PERFORM app_nothing()", "42883"),
+            ("OLD.nothing := 1", "42703"),
+            ("RAISE EXCEPTION 'this tray is being annotated'", "P0001"),
+        ]
+    ),
 )
 def test_a_trigger_of_the_app_that_fails_in_a_reset_is_named(
     body: str, code: str, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings

@@ -16,6 +16,7 @@ from pipeline.steps.verify import CHECKS
 from tests import reset_support, world
 from tests.reset_support import Command, LoadBatch, fail_at, stop_failing
 from tests.services import MakeDataset
+from tests.sweeps import sweep
 
 command = reset_support.command
 dsn = reset_support.dsn
@@ -218,7 +219,7 @@ INCONSISTENT = {
 }
 
 
-@pytest.mark.parametrize("kind", INCONSISTENT)
+@pytest.mark.parametrize("kind", sweep(zip(INCONSISTENT)))
 def test_a_database_that_contradicts_itself_is_told_and_left_to_its_owner(
     kind: str, command: Command, load: LoadBatch, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:

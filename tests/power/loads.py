@@ -69,21 +69,21 @@ def recorded_server(disk: StoppingDisk) -> Iterator[StorageServer]:
     addresses: list[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     async def serve(store: ObjectStore) -> None:
-        sockets = tornado.netutil.bind_sockets(0, "127.0.0.1")
-        server = tornado.httpserver.HTTPServer(application(store, SECRET, FaultInjector()))
-        server.add_sockets(sockets)
-        stop = asyncio.Event()
-        addresses.append((f"http://127.0.0.1:{sockets[0].getsockname()[1]}", asyncio.get_running_loop(), stop))
-        running.set()
-        await stop.wait()
-        server.stop()
-        await server.close_all_connections()
+        with closing(store):  # before the loop ends: that would cancel, not close, files that wait for a thread
+            sockets = tornado.netutil.bind_sockets(0, "127.0.0.1")
+            server = tornado.httpserver.HTTPServer(application(store, SECRET, FaultInjector()))
+            server.add_sockets(sockets)
+            stop = asyncio.Event()
+            addresses.append((f"http://127.0.0.1:{sockets[0].getsockname()[1]}", asyncio.get_running_loop(), stop))
+            running.set()
+            await stop.wait()
+            server.stop()
+            await server.close_all_connections()
 
     def work() -> None:
         try:
             disk.make_folder(root)
-            with closing(ObjectStore(root, disk)) as store:
-                asyncio.run(serve(store))
+            asyncio.run(serve(ObjectStore(root, disk)))
         finally:
             running.set()
             ended.set()
