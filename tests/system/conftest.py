@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,21 @@ def require_root() -> None:
         pytest.skip("needs root")
 
 
+@contextmanager
+def network_lock(*, changes: bool) -> Iterator[None]:
+    """Keep the links of this machine as they are, or be the only one that changes them, in all runs of the tests.
+
+    Chromium ends every request with ERR_NETWORK_CHANGED when a link comes or goes. The lock is on a folder that is
+    there for all of them, so that no file is left.
+    """
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX if changes else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(folder)
+
+
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     """A Chromium with a profile of its own, which logs what its pages say and ask the network for."""
@@ -49,8 +67,9 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     for flag in (*_FLAGS, f"--user-data-dir={tmp_path / 'chromium'}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with network_lock(changes=False):
+        driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+        try:
+            yield driver
+        finally:
+            driver.quit()

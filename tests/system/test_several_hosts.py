@@ -40,7 +40,7 @@ from tests.services import (
     local_settings,
     subprocess_environment,
 )
-from tests.system.conftest import require, require_root
+from tests.system.conftest import network_lock, require, require_root
 from tests.test_worker import Luigid, configuration, finish, holding, marked, rejects
 
 pytestmark = pytest.mark.system
@@ -104,6 +104,7 @@ def network() -> Iterator[Network]:
     # 198.18.0.0/15 is for tests of networks (RFC 2544).
     one = Network(uuid.uuid4().hex[:6], f"198.18.{random.randrange(256)}")
     with ExitStack() as stack:
+        stack.enter_context(network_lock(changes=True))
         ip("link", "add", one.name("b"), "type", "bridge")
         stack.callback(ip, "link", "delete", one.name("b"))
         ip("address", "add", f"{one.address}/24", "dev", one.name("b"))
