@@ -317,8 +317,9 @@ def shell(
 ) -> Iterator[Shell]:
     """A shell for the document that the test names, with what its first line expects."""
     name = request.node.callspec.params["name"]
-    # The user of an embedded PostgreSQL must be able to reach this folder, so it is not below tmp_path.
-    root = short_folder / uuid.uuid4().hex
+    # The user of an embedded PostgreSQL must be able to reach this folder, so it is not below tmp_path. With a longer
+    # name, its socket would be in a folder elsewhere, which stays.
+    root = short_folder / uuid.uuid4().hex[:8]
     root.mkdir(mode=0o711)
     work, datasets = root / "work", root / "srv" / "datasets"
     for folder in (work, datasets, root / "srv" / "reports", root / "tmp", root / "app" / "supabase" / "migrations"):
