@@ -54,11 +54,11 @@ QUESTIONS: dict[str, Question] = {
     "upload": Question(
         "Upload at distance: photos of 120 kB",
         uploading,
-        {"recognitions": 100, "far": 100, "repeats": 1},
-        {"recognitions": 1500, "far": 6000, "repeats": 5},
+        {"recognitions": 60, "far": 40, "repeats": 1},
+        {"recognitions": 1000, "far": 3000, "repeats": 5},
     ),
     "copy": Question(
-        "COPY: rows of a load, and of annotations",
+        "COPY: rows of a load",
         copying,
         {"recognitions": 100, "repeats": 1},
         {"recognitions": 4000, "repeats": 5},
@@ -72,14 +72,14 @@ QUESTIONS: dict[str, Question] = {
     "distance": Question(
         "Database at distance: 25 ms each way, one process",
         distance,
-        {"recognitions": 40},
+        {"recognitions": 20},
         {"recognitions": 400},
     ),
     "adopt": Question(
         "An app's project: adopting trays, and a load into its tables",
         adopting,
         {"trays": 200, "entries": 50, "added": 50, "repeats": 1},
-        {"trays": 10_000, "entries": 200, "added": 1000, "repeats": 5},
+        {"trays": 10_000, "entries": 200, "added": 500, "repeats": 5},
     ),
     "rerun": Question(
         "No-op re-run",
@@ -103,7 +103,7 @@ QUESTIONS: dict[str, Question] = {
         "Array: shards of one small recognition, xargs -P 4",
         array,
         {"shards": (20, 100)},
-        {"shards": (100, 1000, 10_000)},
+        {"shards": (100, 3000)},
     ),
     "growth": Question(
         "Growth: small photos, one process",
@@ -114,14 +114,14 @@ QUESTIONS: dict[str, Question] = {
     "qwen": Question(
         "Qwen: annotations of a vision model",
         annotating,
-        {"megabytes": (2,), "template": 100, "copied": 1},
-        {"megabytes": (10, 200), "template": 1000, "copied": 5},
+        {"megabytes": (1,), "template": 50, "copied": 1},
+        {"megabytes": (10, 100), "template": 1000, "copied": 5},
     ),
     "scaling": Question(
         "Scaling: luigid, a second worker, bytes and seconds of a recognition",
         scaling,
-        {"tasks": (10, 50), "shared": 40, "seeded": 100, "listed": (50, 100)},
-        {"tasks": (50, 245, 490), "shared": 600, "seeded": 20_000, "listed": (1000, 4000)},
+        {"tasks": (5, 20), "shared": 30, "seeded": 50, "listed": (20, 40)},
+        {"tasks": (50, 490), "shared": 300, "seeded": 20_000, "listed": (1000, 4000)},
     ),
     "memory": Question(
         "Memory: the largest process, photos of 120 kB",

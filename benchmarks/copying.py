@@ -18,7 +18,6 @@ from benchmarks.bench import SMALL, Bench, World
 from benchmarks.rows import Row, middle
 from embedded_supabase.postgres.installation import binaries
 from pipeline.batches.resolve import LoadRequest, resolve_batch
-from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Database
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.copy import copy_shard
@@ -37,13 +36,12 @@ class _Table:
     )
 
 
-_TABLES = {
-    KIND_LOAD: (
-        _Table("raw.menus", "WHERE batch_id = '{batch}' AND shard = {shard}"),
-        _Table("raw.receipts"),
-        _Table("raw.photos"),
-    ),
-}
+_BATCH = "b1"
+_TABLES = (
+    _Table("raw.menus", "WHERE batch_id = '{batch}' AND shard = {shard}"),
+    _Table("raw.receipts"),
+    _Table("raw.photos"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,26 +72,26 @@ def copying(place: Bench, recognitions: int, repeats: int) -> list[Row]:
         closing(Database(world.settings)) as database,
         closing(Storage(world.settings)) as storage,
     ):
-        shards = _prepare(world, database, storage, KIND_LOAD, dataset)
-        ready = _export(world, place.folder / "ready", KIND_LOAD, shards)
-        return _compare(world, database, storage, KIND_LOAD, shards, ready, repeats)
+        shards = _prepare(world, database, storage, dataset)
+        ready = _export(world, place.folder / "ready", shards)
+        return _compare(world, database, storage, shards, ready, repeats)
 
 
-def _prepare(world: World, database: Database, storage: Storage, kind: str, source: Path) -> range:
-    """Carry a batch, named as its kind, to where all is copied; return its shards."""
+def _prepare(world: World, database: Database, storage: Storage, source: Path) -> range:
+    """Carry the batch to where all is copied; return its shards."""
     storage.ensure_bucket()
-    resolve_batch(world.settings, database, LoadRequest(kind, str(source), kind=kind))
-    found = discover(database, Request.of(world.settings, kind, str(source), kind=kind))
+    resolve_batch(world.settings, database, LoadRequest(_BATCH, str(source)))
+    found = discover(database, Request.of(world.settings, _BATCH, str(source)))
     assert found is not None
     shards = range(1, found.shards + 1)
     with closing(Uploader(database, storage)) as uploader:
         for shard in shards:
-            uploader.upload(kind, shard)
-            copy_shard(database, storage, kind, shard, Metrics())
+            uploader.upload(_BATCH, shard)
+            copy_shard(database, storage, _BATCH, shard, Metrics())
     return shards
 
 
-def _export(world: World, folder: Path, batch: str, shards: Sequence[int]) -> _Ready:
+def _export(world: World, folder: Path, shards: Sequence[int]) -> _Ready:
     """Write what is copied into files, and the scripts that copy them."""
     folder.mkdir()
     rows = size = 0
@@ -101,9 +99,9 @@ def _export(world: World, folder: Path, batch: str, shards: Sequence[int]) -> _R
     with closing(psycopg2.connect(world.database_url)) as connection, connection.cursor() as cursor:
         for shard in shards:
             part = []
-            for table in _TABLES[batch]:
+            for table in _TABLES:
                 path = folder / f"{table.name}-{shard}"
-                which = table.shard.format(batch=batch, shard=shard)
+                which = table.shard.format(batch=_BATCH, shard=shard)
                 with open(path, "wb") as file:
                     cursor.copy_expert(f"COPY (SELECT t.* FROM {table.name} t {which}) TO STDOUT", file)
                 rows += cursor.rowcount
@@ -117,18 +115,18 @@ def _export(world: World, folder: Path, batch: str, shards: Sequence[int]) -> _R
 
 
 def _compare(
-    world: World, database: Database, storage: Storage, batch: str, shards: range, ready: _Ready, repeats: int
+    world: World, database: Database, storage: Storage, shards: range, ready: _Ready, repeats: int
 ) -> list[Row]:
     python = 0.0
 
     def ours() -> None:
         nonlocal python
         begin = time.process_time()
-        _copy_all(database, storage, batch, shards)
+        _copy_all(database, storage, shards)
         python = time.process_time() - begin
 
     def by_workers() -> None:
-        list(workers.map(_copy, [batch] * len(shards), shards, chunksize=4))
+        list(workers.map(_copy, shards, chunksize=4))
 
     each: list[tuple[float, float]] = []
     twice: list[tuple[float, float]] = []
@@ -136,17 +134,16 @@ def _compare(
     shares: list[tuple[float, float]] = []
     with _psql(world) as psql, _workers(world, 2) as workers:
         for _ in range(repeats):
-            peer = _seconds(world, batch, lambda: psql(ready.shards))
-            mine = _seconds(world, batch, ours)
-            both = _seconds(world, batch, by_workers)
-            whole = _seconds(world, batch, lambda: psql(ready.whole))
+            peer = _seconds(world, lambda: psql(ready.shards))
+            mine = _seconds(world, ours)
+            both = _seconds(world, by_workers)
+            whole = _seconds(world, lambda: psql(ready.whole))
             each.append((ready.rows / mine, ready.rows / peer))
             twice.append((ready.rows / both, ready.rows / peer))
             at_once.append((ready.rows / mine, ready.rows / whole))
             shares.append((python, mine))
-    turns, peer_turns = _turns(world, storage, batch, shards, ready)
-    what = "photos and documents" if batch == KIND_LOAD else "annotations"
-    first = middle(f"{what}, a transaction a shard / psql \\copy, the same", each, "rows/s")
+    turns, peer_turns = _turns(world, storage, shards, ready)
+    first = middle("photos and documents, a transaction a shard / psql \\copy, the same", each, "rows/s")
     scale = ready.megabytes / ready.rows
     return [
         first,
@@ -177,20 +174,20 @@ def _connect(world: World) -> None:
     _doors.append((database, Storage(world.settings)))
 
 
-def _copy(batch: str, shard: int) -> None:
-    _copy_all(*_doors[0], batch, (shard,))
+def _copy(shard: int) -> None:
+    _copy_all(*_doors[0], (shard,))
 
 
-def _copy_all(database: Database, storage: Storage, batch: str, shards: Sequence[int]) -> None:
+def _copy_all(database: Database, storage: Storage, shards: Sequence[int]) -> None:
     for shard in shards:
-        copy_shard(database, storage, batch, shard, Metrics())
+        copy_shard(database, storage, _BATCH, shard, Metrics())
 
 
-def _seconds(world: World, batch: str, work: Callable[[], None]) -> float:
+def _seconds(world: World, work: Callable[[], None]) -> float:
     """Return how long the work takes when nothing of the batch is copied yet."""
-    tables = ", ".join(table.name for table in _TABLES[batch])
+    tables = ", ".join(table.name for table in _TABLES)
     world.query(f"TRUNCATE {tables}")
-    world.query("DELETE FROM ingest.batch_state WHERE batch_id = %s AND step = 'copy'", batch)
+    world.query("DELETE FROM ingest.batch_state WHERE batch_id = %s AND step = 'copy'", _BATCH)
     world.maintain("CHECKPOINT")  # which else comes in the middle of one or the other
     os.sync()  # nor is anything of the questions before on its way to the disk
     begin = time.perf_counter()
@@ -198,17 +195,17 @@ def _seconds(world: World, batch: str, work: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def _turns(world: World, storage: Storage, batch: str, shards: range, ready: _Ready) -> tuple[int, int]:
+def _turns(world: World, storage: Storage, shards: range, ready: _Ready) -> tuple[int, int]:
     """Return how often we and psql wait for the database, connecting left out; the batch has its rows in the end."""
     with world.database_relay() as relay, closing(Database(world.through(relay).settings)) as database:
         with _psql(world.through(relay)) as psql:
             relay.forget()
-            _seconds(world, batch, lambda: psql(ready.shards))
+            _seconds(world, lambda: psql(ready.shards))
             peer = relay.turns
         with database.transaction() as connection:
             connection.execute("now")
         relay.forget()
-        _seconds(world, batch, lambda: _copy_all(database, storage, batch, shards))
+        _seconds(world, lambda: _copy_all(database, storage, shards))
         return relay.turns, peer
 
 

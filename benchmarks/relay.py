@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 import threading
 from collections import Counter, deque
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _QUERY = ord("Q")
+#: A statement of ours: comments, strings, identifiers in quotes, and whatever else is no semicolon.
+_STATEMENT = re.compile(r"""(?:--[^\n]*|E'(?:[^'\\]|\\.)*'|'[^']*'|"[^"]*"|[^;'"])+""")
 
 
 class Relay:
@@ -200,5 +203,5 @@ class _Queries:
 
 
 def split_statements(text: str) -> list[str]:
-    """Return the statements of a message; none that the pipeline sends has a semicolon in a string."""
-    return [statement for part in text.split(";") if (statement := part.strip())]
+    """Return the statements of a message; a semicolon in a string or a comment is none between two."""
+    return [statement for part in _STATEMENT.findall(text) if (statement := part.strip())]

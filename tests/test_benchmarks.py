@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.__main__ import QUESTIONS
 from benchmarks.bench import Bench, bench
+from benchmarks.relay import split_statements
 from benchmarks.rows import Row, as_table, machine, middle, write_json
 from benchmarks.seeding import seed
 from pipeline.database import Connection, Database
@@ -88,6 +89,13 @@ def test_the_relay_delays_both_ways_and_counts(place: Bench) -> None:
         assert relay.connections == 1
         assert dict(relay.statements) == {"BEGIN": 1, "SELECT 1": 1, "COMMIT": 1}
         assert relay.turns >= 4
+
+
+def test_statements_are_told_apart_by_semicolons_outside_of_strings_and_comments() -> None:
+    one = """SELECT ';', E'\\';', '\\', "a;b", 1-2 -- the server's; or ours
+"""
+    assert split_statements(f"BEGIN;\n{one};COMMIT") == ["BEGIN", one.strip(), "COMMIT"]
+    assert split_statements("") == []
 
 
 def test_a_row_of_pairs_is_the_one_with_the_median_ratio() -> None:
