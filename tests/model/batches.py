@@ -17,7 +17,7 @@ class Batch:
     trays: dict[int, Tray] = field(default_factory=dict)  # of annotations: those that they are for
     boxes: dict[int, Boxes] = field(default_factory=dict)  # of annotations
     version: int | None = None
-    rejects: set[int] = field(default_factory=set)
+    rejects: dict[int, str] = field(default_factory=dict)  # and what their messages say of a load that holds them
     is_doubted: bool = False  # a check recorded a reason to hold it
     is_held: bool = False
     aside: set[int] = field(default_factory=set)  # left as they are, since people work on them
@@ -102,9 +102,15 @@ class Batches:
         self._versions += 1
         self.batches[name].version = self._versions
 
+    def holding(self, number: int) -> str:
+        """Say which load that is not finished has a recognition, and whether it is held."""
+        found = (name for name in self.unfinished() if number in self.batches[name].trays)
+        name = next((name for name in found if self.batches[name].kind == "load"), "")
+        return f"{name} held" if name and self.batches[name].is_held else name
+
     def fresh(self, name: str) -> set[int]:
-        """What a batch rejected, and no batch before it from the same source."""
+        """What a batch rejected, and no batch before it from the same source with the same message."""
         batch, names = self.batches[name], list(self.batches)
         earlier = [self.batches[other] for other in names[: names.index(name)]]
         known = [one.rejects for one in earlier if (one.kind, one.dataset) == (batch.kind, batch.dataset)]
-        return batch.rejects.difference(*known)
+        return {number for number, why in batch.rejects.items() if all(one.get(number) != why for one in known)}

@@ -98,13 +98,14 @@ class Machine(RuleBasedStateMachine):
                 or (option == "--changed" and tray.differs(loaded[number]))
             }
             batch.trays = {number: tray for number, tray in chosen.items() if tray.is_usable}
-            batch.rejects = {*(chosen.keys() - batch.trays.keys())}
+            batch.rejects = dict.fromkeys(chosen.keys() - batch.trays.keys(), "")
         else:
             batch.trays = loaded
             chosen_boxes = {n: self._chosen_boxes(n, boxes, option) for n, boxes in found.boxes.items() if n in loaded}
             batch.boxes = {number: boxes for number, boxes in chosen_boxes.items() if boxes != (None, None)}
-            batch.rejects = {number for number, boxes in found.boxes.items() if boxes != (None, None)}
-            batch.rejects -= loaded.keys() | self.unadopted
+            rejected = {number for number, boxes in found.boxes.items() if boxes != (None, None)}
+            rejected -= loaded.keys() | self.unadopted
+            batch.rejects = {number: self.model.holding(number) for number in rejected}
         return batch
 
     def _chosen_boxes(self, number: int, boxes: Boxes, option: str) -> Boxes:
@@ -291,7 +292,8 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def run_a_finished_batch_again(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(self._ours()))
-        if self._sql("SELECT FROM ingest.batches WHERE id = %s AND metrics = '{}'", name):  # killed after its commit
+        marker = "SELECT FROM ingest.batch_state WHERE batch_id = %s AND step = 'load'"
+        if not self._sql(marker, name):  # it was killed after its commit
             assert self.runner(*self._command(name)).code == 0
         self._changes_nothing({0}, *self._command(name))
 
