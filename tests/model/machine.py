@@ -137,7 +137,7 @@ class Machine(RuleBasedStateMachine):
         """Begin a batch in the model; return its name, and the codes with which its load may end."""
         self._let_go(option)
         batch = self._discovered(kind, dataset, option)
-        chosen = len(batch.numbers)
+        chosen = batch.numbers
         for other in self.model.unfinished():  # what an unfinished batch holds is not for another
             if self.model.batches[other].kind == kind:
                 for number in {*self.model.batches[other].numbers, *self.model.batches[other].aside}:
@@ -145,7 +145,8 @@ class Machine(RuleBasedStateMachine):
         self._names += 1
         name = f"{kind}{self._names}"
         self.model.batches[name] = batch
-        if chosen and not batch.numbers and not self.model.fresh(name):
+        is_left = all(self._is_in_use(number, batch) for number in batch.numbers)
+        if chosen - batch.numbers and is_left and not self.model.fresh(name):
             return name, {3}
         # A reject of a recognition is known where another source had the same.
         # Of annotations, what is not adopted could have been used.
