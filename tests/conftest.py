@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -21,6 +22,7 @@ from embedded_supabase.services import create_roles
 from pipeline.config import Settings, known_secrets
 from pipeline.database import Database
 from pipeline.database.migrate import migrate
+from pipeline.observe.ping import PING
 from pipeline.sample import write_sample
 from pipeline.storage import Storage
 from tests import world
@@ -73,6 +75,15 @@ def _hangup() -> None:
 def _no_secrets_of_other_tests() -> None:
     """Begin every test as a new process does: a secret of another test is no secret in the texts of this one."""
     known_secrets.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_pings_in_other_tests() -> Iterator[None]:
+    """End every test with the pings that it began: a command in this process does not wait long for its last one."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == PING:
+            thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from pipeline.config import Secret
 
 logger = logging.getLogger(__name__)
 
+#: The name of a thread that sends one.
+PING = "ping"
 #: Most of a log that the monitor is sent; what it takes is at least that.
 BODY_BYTES = 10_000
 #: How long a command waits for the monitor, at its begin and at its end. The first request goes on afterwards.
@@ -68,7 +70,7 @@ class Ping:
         parts = urlsplit(self._url.reveal())
         url = parts._replace(path=parts.path.rstrip("/") + suffix, fragment="").geturl()
         body = text.encode()[-BODY_BYTES:].decode(errors="ignore").encode()
-        thread = threading.Thread(target=_post, args=(url, body, self._last), name="ping", daemon=True)
+        thread = threading.Thread(target=_post, args=(url, body, self._last), name=PING, daemon=True)
         self._last = thread
         thread.start()
         thread.join(seconds)
