@@ -54,7 +54,7 @@ QUESTIONS: dict[str, Question] = {
     "upload": Question(
         "Upload at distance: photos of 120 kB",
         uploading,
-        {"recognitions": 60, "far": 40, "repeats": 1},
+        {"recognitions": 40, "far": 30, "repeats": 1},
         {"recognitions": 1000, "far": 3000, "repeats": 5},
     ),
     "copy": Question(
@@ -66,7 +66,7 @@ QUESTIONS: dict[str, Question] = {
     "load": Question(
         "Whole load: 4 workers, photos of 30 kB",
         loading,
-        {"sizes": (100, 400), "counted": 100},
+        {"sizes": (50, 200), "counted": 50},
         {"sizes": (1000, 4000, 16000), "counted": 1000},
     ),
     "distance": Question(
@@ -78,37 +78,37 @@ QUESTIONS: dict[str, Question] = {
     "adopt": Question(
         "An app's project: adopting trays, and a load into its tables",
         adopting,
-        {"trays": 200, "entries": 50, "added": 50, "repeats": 1},
+        {"trays": 100, "entries": 20, "added": 20, "repeats": 1},
         {"trays": 10_000, "entries": 200, "added": 500, "repeats": 5},
     ),
     "rerun": Question(
         "No-op re-run",
         rerun,
-        {"sizes": (50,), "repeats": 3},
+        {"sizes": (50,), "repeats": 1},
         {"sizes": (100, 2000), "repeats": 7},
     ),
     "night": Question(
         "A night without anything to load: the look at what is loaded",
         nights,
-        {"recognitions": 400, "repeats": 3},
+        {"recognitions": 200, "repeats": 1},
         {"recognitions": 16_000, "repeats": 7},
     ),
     "graph": Question(
         "Graph: shards of one small recognition",
         graph,
-        {"tasks": (20,), "repeats": 1, "loaded": 100},
+        {"tasks": (10,), "repeats": 1, "loaded": 50},
         {"tasks": (100, 500, 1000), "repeats": 1, "loaded": 1000},
     ),
     "array": Question(
         "Array: shards of one small recognition, xargs -P 4",
         array,
-        {"shards": (20, 100)},
+        {"shards": (10, 40)},
         {"shards": (100, 3000)},
     ),
     "growth": Question(
         "Growth: small photos, one process",
         growth,
-        {"loaded": (1000,), "template": 100, "added": 100, "repeats": 1},
+        {"loaded": (500,), "template": 50, "added": 50, "repeats": 1},
         {"loaded": (50_000, 200_000), "template": 1000, "added": 1000, "repeats": 5},
     ),
     "qwen": Question(
@@ -126,7 +126,7 @@ QUESTIONS: dict[str, Question] = {
     "memory": Question(
         "Memory: the largest process, photos of 120 kB",
         memory,
-        {"sizes": (100,)},
+        {"sizes": (50,)},
         {"sizes": (500, 2000)},
     ),
     "large": Question(
