@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests wait for servers as often as they compute: two processes a processor are the quickest.
 PROCESSES ?= 4
-# Of the measurements: full takes twenty minutes, small one.
+# Of the measurements: full takes twenty minutes, small two.
 SIZE ?= full
 # Of the slow cases of each test: which share runs, NUMBER/COUNT; today's of three, 0/1 for all.
 SHARE ?= $(shell expr $$(date +%s) / 86400 % 3)/3

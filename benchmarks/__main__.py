@@ -1,7 +1,7 @@
 """Measure what the project claims, each number beside a peer or a limit of the same run.
 
     python -m benchmarks                  every question, in twenty minutes on two processors
-    python -m benchmarks --small          the same in about a minute, with more noise
+    python -m benchmarks --small          the same in about two minutes, with more noise
     python -m benchmarks growth qwen      some of them
 
 Services and datasets are made in a temporary folder and removed; the numbers are written as JSON as well. Nothing
@@ -176,7 +176,7 @@ def main() -> None:
         "names", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all but {', '.join(ALONE)} by default"
     )
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--small", dest="size", action="store_const", const="small", help="about a minute in all")
+    sizes.add_argument("--small", dest="size", action="store_const", const="small", help="about two minutes in all")
     sizes.add_argument("--full", dest="size", action="store_const", const="full", help="twenty minutes (the default)")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "benchmarks" / "results.json", metavar="FILE")
     parser.set_defaults(size="full")

@@ -203,5 +203,5 @@ class _Queries:
 
 
 def split_statements(text: str) -> list[str]:
-    """Return the statements of a message; a semicolon in a string or a comment is none between two."""
+    """Return the statements of a message; a semicolon in a string or in a comment ends none."""
     return [statement for part in _STATEMENT.findall(text) if (statement := part.strip())]

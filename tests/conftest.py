@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import shutil
 import signal
@@ -58,11 +59,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the slow cases of other shares, and begin with slow ones: none of them runs alone at the end."""
-    slow = [item.get_closest_marker("slow") is not None for item in items]
-    tests = [item.nodeid.partition("[")[0] if is_slow else None for item, is_slow in zip(items, slow, strict=True)]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    tests = [item.nodeid.partition("[")[0] if item.get_closest_marker("slow") else None for item in items]
     taken = Share.parse(config.getoption("--share")).take(tests)
-    config.hook.pytest_deselected(items=list(itertools.compress(items, (not one for one in taken))))
-    items[:] = sorted(itertools.compress(items, taken), key=lambda item: item.get_closest_marker("slow") is None)
+    config.hook.pytest_deselected(items=list(itertools.compress(items, map(operator.not_, taken))))
+    items[:] = itertools.compress(items, taken)
 
 
 @pytest.fixture(scope="session", autouse=True)

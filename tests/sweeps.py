@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+#: The moments of a sweep of kills are dealt out to so many cases, as `make test-slow` has shares.
+PARTS = 3
+
 
 def sweep(cases: Iterable[tuple[Any, ...]], every: int = 4) -> list[Any]:
     """Return cases, each a value for each parameter, of which the first and each so many later are not slow.

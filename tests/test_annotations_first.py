@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -60,23 +61,24 @@ def test_annotations_of_recognitions_without_any_are_the_same_with_and_without_a
     written = re.search(r"transform_unannotated: (\d+) row", done.err)
     assert written is not None
     world.check(settings, (dataset, "b1", None), qwen=dataset / ANNOTATIONS)
-    shown = len([row for row in world.domain(dsn).annotations if row[0] in ids_of(dataset)])
+    numbers = ids_of(dataset)
+    shown = sum(row[0] in numbers for row in world.domain(dsn).annotations)
     assert int(written[1]) == (0 if compares else shown)
     assert shown > 0
 
 
 def test_a_recognition_on_which_anything_was_found_before_is_compared(
-    run: Run, small_dataset: MakeDataset, dsn: str, settings: Settings
+    run: Run, small_dataset: MakeDataset, dsn: str, tmp_path: Path
 ) -> None:
     dataset = small_dataset(6)
     first, *numbers = ids_of(dataset)
     found = dict(zip(FOUND, numbers, strict=True))
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
-    former = write(settings.home.parent / "former.json", {key_of(numbers[-1]): value_of("plate")})
+    former = write(tmp_path / "former.json", {key_of(numbers[-1]): value_of("plate")})
     assert run("load-qwen", "--file", former, "--batch-id", "q0").code == 0
     break_transforms(dsn)
     content = {key_of(number): value_of("dish_1", "plate") for number in (first, *numbers)}
-    command = ("load-qwen", "--file", write(settings.home.parent / "a.json", content), "--batch-id", "q1", "--force")
+    command = ("load-qwen", "--file", write(tmp_path / "a.json", content), "--batch-id", "q1", "--force")
     assert run(*command).code == 3
     for kind, number in found.items():
         world.query(dsn, FOUND[kind].format(number))

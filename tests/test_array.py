@@ -35,6 +35,7 @@ from tests.database_support import recorded_statements
 from tests.listeners import listening
 from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset, RunPipeline, subprocess_environment
+from tests.sweeps import PARTS
 from tests.test_kill import SERIAL, killed, unusable
 
 MARKED = "SELECT step, count(*) FROM ingest.batch_state WHERE batch_id = 'a1' GROUP BY step ORDER BY step"
@@ -477,7 +478,7 @@ def test_killed_at_random_the_same_processes_end_as_if_undisturbed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_killed_between_any_two_writes_of_each_command(
     part: int, runner: Runner, settings: Settings, small_dataset: MakeDataset
 ) -> None:
@@ -490,7 +491,7 @@ def test_killed_between_any_two_writes_of_each_command(
     undisturbed = [moments(runner(*command).writes) for command in commands]
     world.check(settings, (dataset, "a1", None))
     assert [len(one) > 4 for one in undisturbed] == [True, True, True]
-    for turn in range(part, max(map(len, undisturbed)), 3):
+    for turn in range(part, max(map(len, undisturbed)), PARTS):
         assert runner("reset", "--batch-id", "a1", "--confirm").code == 0
         for command, chosen in zip(commands, undisturbed, strict=True):
             print(f"{command[0]} killed after {chosen[turn % len(chosen)]} writes")

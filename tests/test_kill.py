@@ -24,10 +24,9 @@ from tests import world
 from tests.people import NOTES, People
 from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset
+from tests.sweeps import PARTS
 
 SERIAL = {"PIPELINE_THREAD_COUNT": "1", "PIPELINE_BATCH_SIZE": "2"}
-#: The moments of a sweep are dealt out to so many cases.
-PARTS = 3
 
 
 @pytest.fixture

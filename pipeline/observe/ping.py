@@ -18,7 +18,7 @@ from pipeline.config import Secret
 
 logger = logging.getLogger(__name__)
 
-#: The name of a thread that sends one.
+#: The name of a thread that sends a ping.
 PING = "ping"
 #: Most of a log that the monitor is sent; what it takes is at least that.
 BODY_BYTES = 10_000

@@ -103,10 +103,12 @@ class Batches:
         self.batches[name].version = self._versions
 
     def holding(self, number: int) -> str:
-        """Say which load that is not finished has a recognition, and whether it is held."""
-        found = (name for name in self.unfinished() if number in self.batches[name].trays)
-        name = next((name for name in found if self.batches[name].kind == "load"), "")
-        return f"{name} held" if name and self.batches[name].is_held else name
+        """Say which unfinished load has a recognition, and whether it is held; empty if none has it."""
+        for name in self.unfinished():
+            batch = self.batches[name]
+            if batch.kind == "load" and number in batch.trays:
+                return f"{name} held" if batch.is_held else name
+        return ""
 
     def fresh(self, name: str) -> set[int]:
         """What a batch rejected, and no batch before it from the same source with the same message."""

@@ -103,9 +103,8 @@ class Machine(RuleBasedStateMachine):
             batch.trays = loaded
             chosen_boxes = {n: self._chosen_boxes(n, boxes, option) for n, boxes in found.boxes.items() if n in loaded}
             batch.boxes = {number: boxes for number, boxes in chosen_boxes.items() if boxes != (None, None)}
-            rejected = {number for number, boxes in found.boxes.items() if boxes != (None, None)}
-            rejected -= loaded.keys() | self.unadopted
-            batch.rejects = {number: self.model.holding(number) for number in rejected}
+            rejected = found.boxes.keys() - loaded.keys() - self.unadopted
+            batch.rejects = {n: self.model.holding(n) for n in rejected if found.boxes[n] != (None, None)}
         return batch
 
     def _chosen_boxes(self, number: int, boxes: Boxes, option: str) -> Boxes:
@@ -145,8 +144,8 @@ class Machine(RuleBasedStateMachine):
         self._names += 1
         name = f"{kind}{self._names}"
         self.model.batches[name] = batch
-        is_left = all(self._is_in_use(number, batch) for number in batch.numbers)
-        if chosen - batch.numbers and is_left and not self.model.fresh(name):
+        rest_is_in_use = all(self._is_in_use(number, batch) for number in batch.numbers)
+        if chosen - batch.numbers and rest_is_in_use and not self.model.fresh(name):
             return name, {3}
         # A reject of a recognition is known where another source had the same.
         # Of annotations, what is not adopted could have been used.
