@@ -221,6 +221,24 @@ def test_the_distribution_of_durations_has_every_bucket_and_says_what_is_not_kno
     assert charts.latency("Uploads", "", {}, 600) is None
 
 
+@given(st.dictionaries(st.integers(-60, 40).map(str), st.integers(1, 10**6), min_size=1), spans, st.integers(1, 10**7))
+def test_texts_are_inside_the_chart_and_none_lies_on_another(
+    histogram: dict[str, int], given_spans: list[Span], recognitions: int
+) -> None:
+    clock = Clock(given_spans)
+    drawn = [figures(given_spans), *charts.throughput(clock, given_spans, {1: recognitions})]
+    distribution = charts.latency("Uploads", "", histogram, 0)
+    for chart in [*drawn, distribution] if distribution else drawn:
+        for row in (chart.x_texts, chart.labels):
+            ends = sorted(text.ends for text in row)
+            assert all(-0.01 <= left < right <= charts.WIDTH + 0.01 for left, right in ends)
+            assert all(one[1] <= after[0] for one, after in itertools.pairwise(ends))
+        names = [charts.Text(chart.left - 8, tick.at, tick.text, "end") for tick in chart.y_ticks]
+        assert all(name.ends[0] >= 0 for name in names)
+    if distribution:
+        assert "99 %" in [label.text for label in distribution.labels]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.0004, "0.4 ms"), (0.0094, "9.4 ms"), (0.0123, "12 ms"), (1.254, "1.25 s"), (12.34, "12.3 s"), (75, "1m 15s")],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from itertools import accumulate
 
@@ -24,9 +24,10 @@ FEWEST = 5
 
 #: Size of the SVG and of the margins around the plot, in user units, of which a narrow window has fewer pixels.
 WIDTH = 640
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 44
-#: Width of a letter of a worker's name, at the font size of a narrow window.
-_LETTER = 9.5
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 54
+#: Font size in a narrow window (page.css), and the widths of letters in it in DejaVu Sans, a wide font.
+_EM = 19
+_NARROW, _WIDE = " ,.:;|/()[]-ijlrtfI", "mwMW%…"
 _LANE = 20
 _BINS = 120
 _TICKS = [step * 10**decade for decade in range(-4, 4) for step in (1, 2, 5)]
@@ -66,6 +67,13 @@ class Text:
     text: str
     anchor: str = "middle"
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Return the x of its left and of its right end, in a narrow window."""
+        width = _width(self.text)
+        left = self.x - {"start": 0, "middle": width / 2, "end": width}[self.anchor]
+        return left, left + width
+
 
 @dataclass(frozen=True)
 class Tick:
@@ -101,7 +109,6 @@ class Chart:
     marks: Sequence[float] = ()
     labels: Sequence[Text] = ()
     legend: Sequence[tuple[str, str]] = ()
-    y_title: str = ""
 
     @property
     def width(self) -> float:
@@ -122,6 +129,33 @@ class Chart:
     def bottom(self) -> float:
         """Return the bottom edge of the plot."""
         return self.height - _BOTTOM
+
+    @property
+    def x_texts(self) -> list[Text]:
+        """Return the texts of the ticks at the bottom, those that there is room for."""
+        return _fit(Text(tick.at, self.bottom + 24, tick.text) for tick in self.x_ticks)
+
+
+def _width(text: str) -> float:
+    """Return the width of a text in a narrow window, rounded up."""
+    return _EM * sum(0.42 if letter in _NARROW else 1 if letter in _WIDE else 0.65 for letter in text)
+
+
+def _left_of(ticks: Sequence[Tick]) -> int:
+    """Return the left edge of a plot that has room for the texts of its ticks."""
+    return max(_LEFT, round(16 + max((_width(tick.text) for tick in ticks), default=0)))
+
+
+def _fit(texts: Iterable[Text]) -> list[Text]:
+    """Move the texts of a row into the SVG, and leave out each that would lie on one before it."""
+    fitting: list[Text] = []
+    for text in texts:
+        left, right = text.ends
+        moved = replace(text, x=round(text.x - min(left, 0) - max(right - WIDTH, 0), 2))
+        left, right = moved.ends
+        if all(right < start or end < left for start, end in (one.ends for one in fitting)):
+            fitting.append(moved)
+    return fitting
 
 
 class _Scale:
@@ -157,7 +191,11 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
     lanes = [lane for row in shown for lane in row.lanes]
     unit = _Unit(clock.total)
     names = short_names(rows)
-    left = round(16 + _LETTER * max(len(names[row.worker]) for row in shown))
+    middles, at = [], 0
+    for row in shown:
+        middles.append(Tick(_TOP + _LANE * (at + len(row.lanes) / 2), names[row.worker], grid=False))
+        at += len(row.lanes)
+    left = _left_of(middles)
     x = _Scale(0, clock.total, left, WIDTH - _RIGHT)
     thinnest = (WIDTH - _RIGHT - left) * _THINNEST
     bars = []
@@ -168,10 +206,6 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
             width = round(max(thinnest, end - begin), 2)
             begin = round(min(begin, WIDTH - _RIGHT - width), 2)
             bars.append(Bar(span.step, begin, round(y, 1), width, 0.8 * _LANE, _text_of(span)))
-    middles, at = [], 0
-    for row in shown:
-        middles.append(Tick(_TOP + _LANE * (at + len(row.lanes) / 2), names[row.worker], grid=False))
-        at += len(row.lanes)
     height = _TOP + _LANE * len(lanes) + _BOTTOM
     done = {bar.kind for bar in bars}
     return Chart(
@@ -185,7 +219,7 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
         middles,
         bars=bars,
         marks=[x(pause.at) for pause in clock.pauses],
-        labels=[Text(x(pause.at), _TOP - 6, f"{duration(pause.seconds)} later") for pause in clock.pauses],
+        labels=_fit(Text(x(pause.at), _TOP - 6, f"{duration(pause.seconds)} later") for pause in clock.pauses),
         legend=[(step, step) for step in STEPS if step in done],
     )
 
@@ -248,7 +282,7 @@ def throughput(clock: Clock, spans: Sequence[Span], recognitions: Mapping[int, i
     if any(rate):
         stairs = [point for at, one in enumerate(rate) for point in ((bounds[at], one), (bounds[at + 1], one))]
         words = f"At most {max(rate):.1f} {unit}. The work of a shard is assumed to be even over its duration."
-        charts.append(_over_time("rate", title, words, unit, clock, [(step, unit, stairs)], area=True))
+        charts.append(_over_time("rate", title, words, clock, [(step, unit, stairs)], area=True))
     lines = []
     for step in (UPLOAD, COPY):
         bounds, rate = rates(clock, [(one, recognitions.get(one.shard, 0)) for one in spans if one.step == step], _BINS)
@@ -258,7 +292,7 @@ def throughput(clock: Clock, spans: Sequence[Span], recognitions: Mapping[int, i
             lines.append((step, step, list(zip(bounds, done, strict=True))))
     if lines:
         words = "A flat line: no shard was in that step. A growing distance: COPY is slower than upload."
-        charts.append(_over_time("done", "Recognitions done", words, "recognitions", clock, lines))
+        charts.append(_over_time("done", "Recognitions done", words, clock, lines))
     return charts
 
 
@@ -266,32 +300,31 @@ def _over_time(
     name: str,
     title: str,
     words: str,
-    y_title: str,
     clock: Clock,
     lines: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
     *,
     area: bool = False,
 ) -> Chart:
     """Return a chart of lines, each given as CSS class, name and points (seconds, value)."""
-    unit, height = _Unit(clock.total), 210
-    x = _Scale(0, clock.total, _LEFT, WIDTH - _RIGHT)
+    unit, height = _Unit(clock.total), 220
     y = _Scale(0, max(value for *_, points in lines for _, value in points), height - _BOTTOM, _TOP)
+    y_ticks = [Tick(y(tick), _number(tick)) for tick in y.ticks(5)]
+    x = _Scale(0, clock.total, _left_of(y_ticks), WIDTH - _RIGHT)
     return Chart(
         name,
         title,
         words,
         height,
-        _LEFT,
+        _left_of(y_ticks),
         unit.title,
         _time_ticks(x, unit),
-        [Tick(y(tick), _number(tick)) for tick in y.ticks(5)],
+        y_ticks,
         lines=[
             Line(kind, label, " ".join(f"{x(at)},{y(value)}" for at, value in points), area)
             for kind, label, points in lines
         ],
         marks=[x(pause.at) for pause in clock.pauses],
         legend=[(kind, label) for kind, label, _ in lines],
-        y_title=y_title,
     )
 
 
@@ -303,17 +336,18 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
     counts = {int(bucket): n for bucket, n in histogram.items() if n}
     first, last = min(counts), max(counts)
     ticks = [seconds for seconds in _TICKS if first - 1 <= _place(seconds) <= last]
-    if len(ticks) > 7:
+    if len(ticks) > 6:
         ticks = ticks[::3]
     quantiles = [(name, quantile(histogram, share)) for name, share in _QUANTILES]
     listed = ", ".join(f"{name} within {milliseconds(seconds)}" for name, seconds in quantiles)
     words = f"{listed}, all within {milliseconds(bound_of(last))}. {about}"
     if counted < ops:
         words += f" The durations of {counted} of {ops} are known; markers of earlier versions have none."
-    height = 230
-    # On this axis, bucket b spans from b - 1 to b.
-    x = _Scale(first - 1.5, last + 0.5, _LEFT, WIDTH - _RIGHT)
+    height = 240
     y = _Scale(0, max(counts.values()), height - _BOTTOM, _TOP)
+    y_ticks = [Tick(y(tick), _number(tick)) for tick in y.ticks(5)]
+    # On this axis, bucket b spans from b - 1 to b.
+    x = _Scale(first - 1.5, last + 0.5, _left_of(y_ticks), WIDTH - _RIGHT)
     bars = []
     for bucket in range(first, last + 1):
         count, left, top = counts.get(bucket, 0), x(bucket - 0.97), y(counts.get(bucket, 0))
@@ -324,19 +358,18 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
         title,
         words,
         height,
-        _LEFT,
+        _left_of(y_ticks),
         "duration, logarithmic scale",
         [Tick(x(_place(seconds)), milliseconds(seconds)) for seconds in ticks],
-        [Tick(y(tick), _number(tick)) for tick in y.ticks(5)],
+        y_ticks,
         bars=bars,
         marks=[x(_place(seconds)) for _, seconds in quantiles],
-        labels=[
+        labels=_fit(
             Text(
                 x(_place(seconds)) + (4 if name == "99 %" else -4), _TOP - 6, name, "start" if name == "99 %" else "end"
             )
-            for name, seconds in quantiles
-        ],
-        y_title="operations",
+            for name, seconds in reversed(quantiles)
+        ),
     )
 
 

@@ -18,10 +18,10 @@ _QUANTILES = (0.5, 0.95, 0.99)
 #: Per kind of batch: the operation whose durations are charted, the title of the chart, and a note below it.
 _UPLOADS = (
     "storage_upload",
-    "How long the upload of a photo took",
+    "Photos by the duration of their upload",
     "Includes the wait for a free connection, retries and the delays between them.",
 )
-_COPIES = ("db_bulk_copy", "How long the COPY of a shard took", "")
+_COPIES = ("db_bulk_copy", "Shards by the duration of their COPY", "")
 
 
 @dataclass(frozen=True)

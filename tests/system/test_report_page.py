@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.resources import files
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,6 +19,9 @@ from selenium import webdriver
 from selenium.webdriver.support.wait import WebDriverWait
 
 from pipeline.dataset.annotations import ANNOTATIONS
+from pipeline.report import charts
+from pipeline.report.page import draw_chart
+from pipeline.report.timeline import Clock, Span, rows
 from tests import reset_support
 from tests.reset_support import Command, LoadBatch
 from tests.services import MakeDataset
@@ -110,6 +114,27 @@ def computed(browser: webdriver.Chrome, name: str) -> str:
     return str(ask(browser, script))
 
 
+def unreadable(browser: webdriver.Chrome) -> list[str]:
+    """The texts of charts that are small, lie beyond their chart or on another text.
+
+    A quarter of the height of a text is for the letters that it does not have, above or below its line.
+    """
+    found: list[str] = ask(
+        browser,
+        """[...document.querySelectorAll('.plot svg')].flatMap(chart => {
+          const frame = chart.getBoundingClientRect();
+          const boxes = [...chart.querySelectorAll('text')].map(one => [one.textContent, one.getBoundingClientRect()]);
+          const bad = ([text, box], at) => box.height < 10
+            || box.left < frame.left || box.right > frame.right || box.top < frame.top || box.bottom > frame.bottom
+            || boxes.slice(at + 1).some(([_, other]) => box.left < other.right && other.left < box.right
+                                                        && box.top + box.height / 4 < other.bottom
+                                                        && other.top + box.height / 4 < box.bottom);
+          return boxes.filter(bad).map(([text]) => `${chart.id}: ${text}`);
+        })""",
+    )
+    return found
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
@@ -134,9 +159,7 @@ def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
     assert [name for name, _ in plots] == ["timeline", "rate", "done", "latency"]
     assert all(drawn > 0 for _, drawn in plots), plots
     assert all(ask(browser, "[...document.querySelectorAll('img')].map(one => one.naturalWidth > 0)"))
-    letters = "[...document.querySelectorAll('.plot text')].map(one => one.getBoundingClientRect())"
-    unseen = "one => one.left < 0 || one.right > innerWidth || one.height < 10"
-    assert ask(browser, f"{letters}.filter({unseen}).length") == 0
+    assert unreadable(browser) == []
     # The legend of the timeline is seen together with its bars.
     gap, right = ask(
         browser,
@@ -163,6 +186,40 @@ def test_the_page_fits_draws_its_charts_and_asks_for_nothing(
         assert contrast(computed(browser, name), paper) >= 3, name
     small = "[...document.querySelectorAll('main *')].filter(one => parseFloat(getComputedStyle(one).fontSize) < 11)"
     assert ask(browser, f"{small}.filter(one => !one.closest('svg')).length") == 0
+
+
+def hardest_charts() -> Iterator[charts.Chart]:
+    """Charts with many, long and close texts: durations of any spread, large numbers, hosts with long names, pauses."""
+    for first, last in ((-60, 40), (-20, -20), (-9, -8), (-14, -3), (-30, 16), (10, 40)):
+        for most in (first, last):
+            histogram = {str(bucket): 1 for bucket in range(first, last + 1)} | {str(most): 1_234_567}
+            chart = charts.latency("Durations", "", histogram, 0)
+            assert chart
+            yield chart
+    for seconds, shards, size in ((0.2, 3, 7), (170, 40, 16_000), (9_000, 48, 999_000), (300_000, 12, 100_000_000)):
+        worked = [
+            Span(
+                "copy", shard, f"a-long-name-of-a-host-{shard % 9}:{4_000_000 + shard}", begin, begin + seconds / shards
+            )
+            for shard in range(shards)
+            for begin in [shard * seconds / shards + (shard > shards / 2) * seconds + (shard > shards / 3) * seconds]
+        ]
+        yield charts.timeline(rows(worked), Clock(worked))
+        yield from charts.throughput(Clock(worked), worked, dict.fromkeys(range(shards), size // shards))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_texts_of_charts_can_be_read_whatever_the_numbers(
+    browser: webdriver.Chrome, show: Show, tmp_path: Path, width: str
+) -> None:
+    path = tmp_path / "charts.html"
+    style = files("pipeline.report").joinpath("page.css").read_text(encoding="utf-8")
+    drawn = "".join(map(draw_chart, hardest_charts()))
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><style>{style}</style>"
+    path.write_text(f"<!doctype html>{head}{drawn}", encoding="utf-8")
+    show(path, width, "light")
+    assert ask(browser, "document.querySelectorAll('.plot svg').length") > 20
+    assert unreadable(browser) == []
 
 
 def test_the_page_follows_when_the_colours_or_the_width_change(
