@@ -10,6 +10,8 @@ import re
 import struct
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,8 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.dataset import photo
+from pipeline.dataset.jpeg import read_structure
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.dataset.photo import MAXIMUM_PIXELS, MAXIMUM_SCANNED_PIXELS, CheckedPhoto, Dimensions, check_photo
+from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
 
 SIZE = (160, 120)
@@ -26,9 +31,15 @@ ORIENTATION = 0x0112
 END = b"\xff\xd9"
 
 
-def encoded(mode: str = "RGB", size: tuple[int, int] = SIZE, kind: str = "JPEG", **options: Any) -> bytes:
+def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    return Image.frombytes("L", size, Random(seed).randbytes(size[0] * size[1]))
+
+
+def encoded(
+    mode: str = "RGB", size: tuple[int, int] = SIZE, kind: str = "JPEG", seed: int = 0, **options: Any
+) -> bytes:
     stream = io.BytesIO()
-    Image.effect_noise(size, 60).convert(mode).save(stream, kind, **options)
+    noise(size, seed).convert(mode).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -145,6 +156,35 @@ def test_padding_between_segments_is_noticed(padding: bytes) -> None:
 def test_zeros_between_coded_data_and_end_marker_are_noticed(progressive: bool) -> None:
     content = encoded(progressive=progressive)
     assert codes(check_photo(content[:-2] + bytes(1000) + END)) == ["photo_padding"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 1000])
+@pytest.mark.parametrize(("seed", "zeros"), [(0, 0), (1, 1), (32, 2), (34, 2)])
+def test_zeros_that_are_coded_are_told_from_padding_in_each_scan(seed: int, zeros: int, count: int) -> None:
+    content = encoded(seed=seed, progressive=True)
+    coded = [end - start for start, end, _ in read_structure(content).coded_padding]
+    assert max(coded, default=0) == zeros
+    ends = [match.start() for match in re.finditer(rb"\xff[\xc4\xda\xd9]", content)]
+    scans = [end for end in ends if end > content.index(b"\xff\xda")]
+    for padded in (scans, scans[-1:], scans[:1], scans[::2]):
+        parts = [content[start:end] for start, end in pairwise([0, *padded, len(content)])]
+        found = check_photo(bytes(count).join(parts))
+        told = f"{count * len(padded)} bytes of padding between the segments"
+        if count > 8:  # the decoder tolerates fewer behind a scan
+            assert found.deviations == (Deviation("photo_padding", told),)
+
+
+def test_padding_takes_a_bounded_number_of_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bytes] = []
+
+    def refuse(content: bytes, _: str) -> bool:
+        tried.append(content)
+        return False
+
+    monkeypatch.setattr(photo, "_is_decodable", refuse)
+    monkeypatch.setattr(photo, "_ATTEMPTED_PIXELS", 5 * SIZE[0] * SIZE[1])
+    assert refusal(encoded()[:-2] + bytes(1000) + END) == "photo_undecodable"
+    assert len(tried) == 6
 
 
 @pytest.mark.parametrize("version", [0, 2, 255])
@@ -301,7 +341,7 @@ def test_the_worst_photo_that_the_limits_let_pass_takes_less_than_ten_seconds(na
 def test_a_photo_with_a_second_picture_in_it_has_the_dimensions_of_the_first() -> None:
     stream = io.BytesIO()
     second = Image.new("RGB", (8, 8))
-    Image.effect_noise(SIZE, 60).convert("RGB").save(stream, "MPO", save_all=True, append_images=[second])
+    noise(SIZE).convert("RGB").save(stream, "MPO", save_all=True, append_images=[second])
     assert dimensions(stream.getvalue()) == Dimensions(*SIZE, 1)
 
 
