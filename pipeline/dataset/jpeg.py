@@ -121,10 +121,11 @@ def read_structure(content: bytes) -> Structure:
             found.scans.append(payload)
             following = _MARKER.search(content, position)
             start, position = position, following.start() if following is not None else len(content)
-            if content[position - 1] == 0:
-                data = content[start:position].rstrip(b"\0")
+            if content[position - 1] in b"\0\xff":
+                scan = content[start:position].rstrip(b"\xff")  # fill bytes, which decoders pass over
+                data = scan.rstrip(b"\0")
                 last = start + len(data) + data.endswith(b"\xff")  # FF 00 is a coded FF
-                found.coded_padding += [(last, position, b"")] if last < position else []
+                found.coded_padding += [(last, position, b"")] if last < start + len(scan) else []
     found.is_whole = False
     return found
 

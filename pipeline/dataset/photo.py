@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.dataset.jpeg import END, SHOWN, Edit, Structure, edited, read_structure
@@ -17,11 +18,8 @@ from pipeline.units import counted
 MAXIMUM_PIXELS = 120_000_000
 #: The decoder keeps all coefficients of a photo with several scans in memory, whatever the output scale.
 MAXIMUM_COEFFICIENT_BYTES = 48 << 20
-#: Each scan visits all pixels: about a second of processor time; further attempts, for padding, take three together.
+#: Each scan visits all pixels: about a second of processor time; padding makes four attempts at most.
 MAXIMUM_SCANNED_PIXELS = 1_000_000_000
-_ATTEMPTED_PIXELS = 3 * MAXIMUM_SCANNED_PIXELS
-#: Zeros at the end of a scan that may be coded.
-_MAXIMUM_ZEROS = 8
 
 # One photo with several scans is decoded at a time, because the limit above is for the process.
 _coefficients = threading.Lock()
@@ -78,11 +76,10 @@ def check_photo(content: bytes) -> CheckedPhoto:
             deviations.append(Deviation("photo_trailing_bytes", f"{trailing} the end of the picture"))
     with _coefficients if several_scans else contextlib.nullcontext():
         colorspace = "CMYK" if components == 4 else "GRAY"
-        attempts = _ATTEMPTED_PIXELS // (len(found.scans) * dimensions.width * dimensions.height)
-        edits = _find_edits(whole, found, colorspace, attempts)
+        edits = next((edits for edits in _edits(found) if _is_decodable(edited(whole, edits), colorspace)), None)
     if edits is None:
         sampling = found.header[7::3]
-        is_usual = sampling[0] in _SAMPLING and not sampling[1:3].strip(b"\x11")
+        is_usual = sampling[0] in _SAMPLING and not sampling[1:3].strip(b"\x11") and sampling[3:] in (b"", sampling[:1])
         raise _damaged(
             content, found, "its data is damaged" + ("" if is_usual else ", or its sampling factors unusual")
         )
@@ -93,29 +90,16 @@ def check_photo(content: bytes) -> CheckedPhoto:
     return CheckedPhoto(dimensions, tuple(deviations))
 
 
-def _find_edits(whole: bytes, found: Structure, colorspace: str, attempts: int) -> list[Edit] | None:
-    """Return edits that take out what browsers pass over, None if the photo cannot be decoded with any.
+def _edits(found: Structure) -> Iterator[list[Edit]]:
+    """Yield what browsers pass over: also zeros at the end of the last scan, whose first may be coded, or of all scans.
 
-    Zeros at the end of a scan may be padding, coded bytes, or coded bytes and padding. The picture up to the end of a
-    scan tells, since that of the scans before is known then.
+    More zeros may be coded, but a copy that was cut off ends in zeros as well, and must not pass for a whole photo.
     """
-    if _is_decodable(edited(whole, found.edits), colorspace):
-        return found.edits
-    edits = found.edits
-    for start, end, _ in found.coded_padding:
-        first = whole[:end] + END
-        before = [one for one in edits if one[0] < end]
-        kept = range(min(_MAXIMUM_ZEROS, end - start))
-        for padding in [[], *([(start + count, end, b"")] for count in kept)]:
-            if first == whole and edits == found.edits and not padding:
-                continue  # known not to be decodable
-            attempts -= 1
-            if attempts >= 0 and _is_decodable(edited(first, before + padding), colorspace):
-                edits = edits + padding
-                break
-        else:
-            return None
-    return edits if _is_decodable(edited(whole, edits), colorspace) else None
+    yield found.edits
+    for start, end, new in found.coded_padding[-1:]:
+        yield from ([*found.edits, (first, end, new)] for first in range(start, min(start + 2, end)))
+    if len(found.coded_padding) > 1:
+        yield found.edits + found.coded_padding
 
 
 def _is_decodable(content: bytes, colorspace: str) -> bool:
