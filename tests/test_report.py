@@ -29,7 +29,7 @@ from pipeline.dataset.annotations import ANNOTATIONS
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.errors import ObjectNotFound, StorageError
 from pipeline.observe.metrics import Metrics
-from pipeline.report import charts
+from pipeline.report import charts, texts
 from pipeline.report.gather import write_report
 from pipeline.report.page import draw_chart
 from pipeline.report.pictures import MAXIMUM_BOXES, MAXIMUM_ITEMS
@@ -221,7 +221,7 @@ def test_the_distribution_of_durations_has_every_bucket_and_says_what_is_not_kno
     assert charts.latency("Uploads", "", {}, 600) is None
 
 
-@given(st.dictionaries(st.integers(-60, 40).map(str), st.integers(1, 10**6), min_size=1), spans, st.integers(1, 10**7))
+@given(st.dictionaries(st.integers(-60, 40).map(str), st.integers(1, 10**6), min_size=1), spans, st.integers(1, 10**15))
 def test_texts_are_inside_the_chart_and_none_lies_on_another(
     histogram: dict[str, int], given_spans: list[Span], recognitions: int
 ) -> None:
@@ -231,11 +231,12 @@ def test_texts_are_inside_the_chart_and_none_lies_on_another(
     for chart in [*drawn, distribution] if distribution else drawn:
         for row in (chart.x_texts, chart.labels):
             ends = sorted(text.ends for text in row)
-            assert all(-0.01 <= left < right <= charts.WIDTH + 0.01 for left, right in ends)
+            assert all(-0.01 <= left < right <= texts.WIDTH + 0.01 for left, right in ends)
             assert all(one[1] <= after[0] for one, after in itertools.pairwise(ends))
-        names = [charts.Text(chart.left - 8, tick.at, tick.text, "end") for tick in chart.y_ticks]
+        names = [texts.Text(chart.left - 8, tick.at, tick.text, "end") for tick in chart.y_ticks]
         assert all(name.ends[0] >= 0 for name in names)
     if distribution:
+        assert all(label.ends[0] >= distribution.left - 0.01 for label in distribution.labels)
         assert "99 %" in [label.text for label in distribution.labels]
 
 

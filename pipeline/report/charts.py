@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import accumulate
 
 from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
+from pipeline.errors import printable
 from pipeline.observe.metrics import bound_of, quantile
+from pipeline.report.texts import WIDTH, Text, fit, width_of
 from pipeline.report.timeline import Clock, Row, Span, rates
 from pipeline.units import counted, duration, size
 
@@ -22,12 +24,8 @@ MAXIMUM_ROWS = 48
 #: Fewest durations for a distribution or a quantile.
 FEWEST = 5
 
-#: Size of the SVG and of the margins around the plot, in user units, of which a narrow window has fewer pixels.
-WIDTH = 640
+#: Margins around the plot in user units.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 54
-#: Font size in a narrow window (page.css), and the widths of letters in it in DejaVu Sans, a wide font.
-_EM = 19
-_NARROW, _WIDE = " ,.:;|/()[]-ijlrtfI", "mwMW%…"
 _LANE = 20
 _BINS = 120
 _TICKS = [step * 10**decade for decade in range(-4, 4) for step in (1, 2, 5)]
@@ -56,23 +54,6 @@ class Line:
     name: str
     points: str
     area: bool = False
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text at its baseline; `anchor` is SVG's text-anchor."""
-
-    x: float
-    y: float
-    text: str
-    anchor: str = "middle"
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Return the x of its left and of its right end, in a narrow window."""
-        width = _width(self.text)
-        left = self.x - {"start": 0, "middle": width / 2, "end": width}[self.anchor]
-        return left, left + width
 
 
 @dataclass(frozen=True)
@@ -133,29 +114,12 @@ class Chart:
     @property
     def x_texts(self) -> list[Text]:
         """Return the texts of the ticks at the bottom, those that there is room for."""
-        return _fit(Text(tick.at, self.bottom + 24, tick.text) for tick in self.x_ticks)
-
-
-def _width(text: str) -> float:
-    """Return the width of a text in a narrow window, rounded up."""
-    return _EM * sum(0.42 if letter in _NARROW else 1 if letter in _WIDE else 0.65 for letter in text)
+        return fit(Text(tick.at, self.bottom + 24, tick.text) for tick in self.x_ticks)
 
 
 def _left_of(ticks: Sequence[Tick]) -> int:
     """Return the left edge of a plot that has room for the texts of its ticks."""
-    return max(_LEFT, round(16 + max((_width(tick.text) for tick in ticks), default=0)))
-
-
-def _fit(texts: Iterable[Text]) -> list[Text]:
-    """Move the texts of a row into the SVG, and leave out each that would lie on one before it."""
-    fitting: list[Text] = []
-    for text in texts:
-        left, right = text.ends
-        moved = replace(text, x=round(text.x - min(left, 0) - max(right - WIDTH, 0), 2))
-        left, right = moved.ends
-        if all(right < start or end < left for start, end in (one.ends for one in fitting)):
-            fitting.append(moved)
-    return fitting
+    return max(_LEFT, round(16 + max((width_of(tick.text) for tick in ticks), default=0)))
 
 
 class _Scale:
@@ -176,7 +140,7 @@ class _Scale:
 
 
 def _steps() -> Iterable[float]:
-    for decade in range(-3, 13):
+    for decade in range(-3, 300):
         for step in (1, 2, 5):
             yield step * 10.0**decade
 
@@ -219,7 +183,7 @@ def timeline(rows: Sequence[Row], clock: Clock) -> Chart:
         middles,
         bars=bars,
         marks=[x(pause.at) for pause in clock.pauses],
-        labels=_fit(Text(x(pause.at), _TOP - 6, f"{duration(pause.seconds)} later") for pause in clock.pauses),
+        labels=fit(Text(x(pause.at), _TOP - 6, f"{duration(pause.seconds)} later") for pause in clock.pauses),
         legend=[(step, step) for step in STEPS if step in done],
     )
 
@@ -264,6 +228,7 @@ def short_names(rows: Sequence[Row]) -> dict[str, str]:
     for row in rows:
         host, _, pid = row.worker.rpartition(":")
         pid = pid.rpartition("/")[2]
+        host = printable(host)
         host = host if len(host) <= 12 else f"{host[:11]}…"
         name = f"pid {pid}" if len(hosts) == 1 else f"{host}:{pid}"
         names[row.worker] = f"run {row.run}, {name}" if several else name
@@ -347,28 +312,35 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
     y = _Scale(0, max(counts.values()), height - _BOTTOM, _TOP)
     y_ticks = [Tick(y(tick), _number(tick)) for tick in y.ticks(5)]
     # On this axis, bucket b spans from b - 1 to b.
-    x = _Scale(first - 1.5, last + 0.5, _left_of(y_ticks), WIDTH - _RIGHT)
+    left = _left_of(y_ticks)
+    x = _Scale(first - 1.5, last + 0.5, left, WIDTH - _RIGHT)
     bars = []
     for bucket in range(first, last + 1):
-        count, left, top = counts.get(bucket, 0), x(bucket - 0.97), y(counts.get(bucket, 0))
+        count, begin, top = counts.get(bucket, 0), x(bucket - 0.97), y(counts.get(bucket, 0))
         text = f"{count} from {milliseconds(bound_of(bucket - 1))} to {milliseconds(bound_of(bucket))}"
-        bars.append(Bar(UPLOAD, left, top, round(x(bucket - 0.03) - left, 2), round(y(0) - top, 2), text))
+        bars.append(Bar(UPLOAD, begin, top, round(x(bucket - 0.03) - begin, 2), round(y(0) - top, 2), text))
     return Chart(
         "latency",
         title,
         words,
         height,
-        _left_of(y_ticks),
+        left,
         "duration, logarithmic scale",
         [Tick(x(_place(seconds)), milliseconds(seconds)) for seconds in ticks],
         y_ticks,
         bars=bars,
         marks=[x(_place(seconds)) for _, seconds in quantiles],
-        labels=_fit(
-            Text(
-                x(_place(seconds)) + (4 if name == "99 %" else -4), _TOP - 6, name, "start" if name == "99 %" else "end"
-            )
-            for name, seconds in reversed(quantiles)
+        labels=fit(
+            [
+                Text(
+                    x(_place(seconds)) + (4 if name == "99 %" else -4),
+                    _TOP - 6,
+                    name,
+                    "start" if name == "99 %" else "end",
+                )
+                for name, seconds in reversed(quantiles)
+            ],
+            left,
         ),
     )
 

@@ -70,15 +70,12 @@ class Clock:
             self._stretches.append((begin, end, now))
             now += end - begin
         self.total = now
+        self._begins = [begin for begin, *_ in self._stretches]
 
     def __call__(self, moment: float) -> float:
         """Return the clock value at a Unix time at which a step was running."""
-        shown = 0.0
-        for begin, end, at in self._stretches:
-            if moment < begin:
-                break
-            shown = at + min(moment, end) - begin
-        return shown
+        begin, end, at = self._stretches[max(0, bisect_right(self._begins, moment) - 1)]
+        return at + max(0.0, min(moment, end) - begin)
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -196,6 +196,13 @@ def hardest_charts() -> Iterator[charts.Chart]:
             chart = charts.latency("Durations", "", histogram, 0)
             assert chart
             yield chart
+    for histogram in ({"-4": 5, "10": 1}, {"-6": 1000, "39": 10}, {"-43": 1_000_000, "29": 7}):
+        chart = charts.latency("A tick at the top, a mark at the left", "", histogram, 0)
+        assert chart
+        yield chart
+    hosts = ("OQOQOQOQOQOQ", "GOODHOUNDQUAD", "@@@@####&&&&", "ЩЖШЩЖШЩЖШЩЖШ", "a\x1b\x1b\x1b\x1b")
+    named = [Span("copy", 1, f"{host}:{4_000_000 + nth}", nth, nth + 2) for nth, host in enumerate(hosts)]
+    yield charts.timeline(rows(named), Clock(named))
     for seconds, shards, size in ((0.2, 3, 7), (170, 40, 16_000), (9_000, 48, 999_000), (300_000, 12, 100_000_000)):
         worked = [
             Span(
