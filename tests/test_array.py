@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from benchmarks.processes import tree
+from embedded_supabase.files import wait_until
 from pipeline import cli
 from pipeline.batches.lock import BatchLock
 from pipeline.batches.state import ALONE, ARRAY
@@ -29,10 +31,12 @@ from pipeline.config import Settings
 from pipeline.graph.run import registry
 from pipeline.graph.tasks import CopyShard, TransformBatch, send_shard
 from pipeline.sample.writer import ANNOTATIONS
+from pipeline.steps import transform
 from pipeline.storage import Storage
 from tests import world
 from tests.database_support import recorded_statements
 from tests.listeners import listening
+from tests.reset_support import WAITING
 from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset, RunPipeline, subprocess_environment
 from tests.sweeps import PARTS
@@ -330,6 +334,50 @@ def test_a_shard_that_a_load_does_in_the_meantime_is_done(
 
     monkeypatch.setattr(array, "send_shard", late)
     assert here.shard(0, of=1) == 0
+
+
+def test_a_batch_that_a_load_publishes_in_the_meantime_loses_no_shard(
+    here: Here,
+    settings: Settings,
+    run_pipeline: RunPipeline,
+    small_dataset: MakeDataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = small_dataset(4)
+    here.discover(dataset)
+    assert here.shard(0, of=1) == 0
+    withdraw = transform._withdraw
+
+    def late(*arguments: Any, **options: Any) -> bool:
+        monkeypatch.setattr(transform, "_withdraw", withdraw)
+        load = run_pipeline("load", "--batch-id", "a1", "--source", dataset, "--local-scheduler")
+        assert load.returncode == 0, load.stderr
+        return withdraw(*arguments, **options)
+
+    monkeypatch.setattr(Storage, "list_objects", lambda *_: iter(()))  # as the bucket was before it was repaired
+    monkeypatch.setattr(transform, "_withdraw", late)
+    assert here.finish() == 0, here.err
+    monkeypatch.undo()
+    world.check(settings, (dataset, "a1", None))
+
+
+def test_finish_waits_for_the_commit_of_a_load(
+    here: Here, runner: Runner, settings: Settings, small_dataset: MakeDataset
+) -> None:
+    here.discover(small_dataset(4))
+    assert here.shard(0, of=1) == 0
+    dsn = settings.database_url.reveal()
+    with closing(psycopg2.connect(dsn)) as load, load.cursor() as cursor:
+        cursor.execute("UPDATE ingest.batches SET state = 'done', version = 1, finished_at = clock_timestamp()")
+        marker = (
+            "INSERT INTO ingest.batch_state (batch_id, step, started_at, worker) VALUES ('a1', 'transform', now(), '')"
+        )
+        cursor.execute(marker)
+        finish = runner.start("finish", "--batch-id", "a1")
+        assert wait_until(lambda: world.query(dsn, WAITING) == [(1,)], 30)
+        load.commit()
+    ended = finish.finish()
+    assert ended.code == 0, ended
 
 
 def test_a_load_groups_shards_into_its_tasks(

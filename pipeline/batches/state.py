@@ -91,6 +91,12 @@ def hold(connection: Connection, batch_id: str, *, state: str = "loading", creat
     return batch
 
 
+def hold_unpublished(connection: Connection, batch_id: str) -> Batch | None:
+    """Lock the batch as `hold` does; return None where another process has published it meanwhile."""
+    connection.enqueue("hold_batch", batch_id=batch_id)  # first, since it waits for the commit that publishes
+    return None if is_done(connection, batch_id, TRANSFORM) else hold(connection, batch_id)
+
+
 def held_error(connection: Connection, batch_id: str) -> HeldError:
     """Return the error of a batch that is held."""
     batch = require_batch(connection, batch_id)

@@ -44,9 +44,9 @@ def transform_batch(
         report("waiting for the commits of other batches")
         connection.enqueue("lock_batch", batch_id=batch_id)
         connection.enqueue("lock_commits")
-        if batch_state.is_done(connection, batch_id, TRANSFORM):
+        held = batch_state.hold_unpublished(connection, batch_id)
+        if held is None:
             return None
-        held = batch_state.hold(connection, batch_id)
         # A marker of COPY implies that of the upload: it is written after it, and deleted with it.
         if missing := held.shards - connection.one("count_markers", batch_id=batch_id, step=COPY).done:
             message = f"Batch {batch_id}: {missing} of {held.shards} shards are not copied yet."
@@ -111,27 +111,28 @@ def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) ->
                 found = next(stored, None)
             is_there = found is not None and (found.key, found.size) == (wanted.key, wanted.size)
             differ += not (is_there and found is not None and found.md5 in (None, wanted.md5))
-        if differ:
+        if differ and database.run(partial(_withdraw, batch_id=batch_id, shard=shard)):
             logger.warning("transform: shard %d lost objects (%d) and is sent again", shard, differ)
-            database.run(partial(_withdraw, batch_id=batch_id, shard=shard))
             lost.append(shard)
     return lost
 
 
-def _withdraw(connection: Connection, batch_id: str, shard: int) -> None:
-    batch_state.hold(connection, batch_id)
+def _withdraw(connection: Connection, batch_id: str, shard: int) -> bool:
+    """Forget that a shard was sent and copied; return False where another process has published the batch."""
+    if batch_state.hold_unpublished(connection, batch_id) is None:
+        return False
     for step in (UPLOAD, COPY):
         batch_state.await_step(connection, batch_id, step, shard)
     connection.execute("withdraw_shard", batch_id=batch_id, shard=shard)
+    return True
 
 
 def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:
     """Remove the objects of recognitions that were rejected after their upload, which no row will name."""
 
     def work(connection: Connection, after: int) -> int | None:
-        if batch_state.is_done(connection, batch_id, TRANSFORM):
+        if batch_state.hold_unpublished(connection, batch_id) is None:
             return None
-        batch_state.hold(connection, batch_id)
         rows = connection.execute("list_rejected_keys", batch_id=batch_id, after=after)
         storage.remove([key for row in rows for key in row.keys_of_photos])
         return rows[-1].recognition_id if rows else None
