@@ -375,6 +375,14 @@ def test_what_is_unknown_has_the_nearest_as_a_hint(
     assert f"\nHint: {hint}" in capsys.readouterr().err
 
 
+def test_the_hint_has_the_form_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/pipeline"])
+    assert main(("load", "--xyzzy")) == 2
+    assert "\nHint: `pipeline load --help` shows what there is." in capsys.readouterr().err
+
+
 def test_an_unknown_batch(run_pipeline: RunPipeline) -> None:
     done = run_pipeline("status", "--batch-id", "nobody")
     assert done.returncode == 2
@@ -398,8 +406,8 @@ def test_a_dataset_that_vanishes_in_the_middle_leaves_a_batch_that_says_so(
     world.query(dsn, "ALTER TABLE raw.menus DROP CONSTRAINT never")
     shutil.move(dataset, dataset.with_name("moved"))
     done = run_pipeline("load", "--batch-id", "b1")
-    assert done.returncode == 2
-    assert complains(done.stderr, str(dataset), "does not exist")
+    assert done.returncode == 3
+    assert complains(done.stderr, str(dataset), "does not exist", "Mount or restore it")
     shutil.move(dataset.with_name("moved"), dataset)
     assert run_pipeline("load", "--batch-id", "b1").returncode == 0
     world.check(settings, (dataset, "b1", None))

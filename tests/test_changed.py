@@ -159,7 +159,7 @@ def test_exactly_what_changed_is_loaded_anew(
     for name in ("found", "already_loaded", "changed_since_load", "beyond_limit", "known_rejects", "files"):
         assert dry[name] == json.loads(done.out)[name], name
     shown = run("status", "--batch-id", "b2").out
-    assert f"{len(changed)} of them are new versions of recognitions that changed.\n" in shown
+    assert f"{len(changed)} loaded recognitions are new versions of what changed.\n" in shown
     assert "changed since" not in shown
     nothing = run("load", "--source", dataset, "--changed", "--dry-run")
     assert nothing.out.startswith(f"Nothing to load: {dataset} has 16 recognitions. Nothing was written.\n")

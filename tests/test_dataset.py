@@ -19,7 +19,7 @@ from pipeline.dataset.documents import check_menu, check_receipt, json_of
 from pipeline.dataset.layout import find_source, list_folders
 from pipeline.dataset.photo import check_photo
 from pipeline.dataset.recognition import inspect_folder
-from pipeline.dataset.records import Folder, Recognition, Reject
+from pipeline.dataset.records import Folder, Notice, Recognition, Reject
 from pipeline.errors import BadInput, UsageError
 
 
@@ -46,6 +46,16 @@ GOOD = {
 def look(tmp_path: Path, files: dict[str, bytes], name: str = "recognition_7") -> Recognition | Reject:
     make(tmp_path / name, files)
     return inspect_folder(tmp_path, Folder(7, name)).result
+
+
+def test_a_hidden_folder_is_not_searched_and_says_so(tmp_path: Path) -> None:
+    photo = tmp_path / ".hidden" / "recognition_5" / "5_Main.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.touch()
+    [notice] = list_folders(tmp_path, Counter())
+    assert isinstance(notice, Notice)
+    assert (notice.code, notice.path) == ("folder_unknown", ".hidden")
+    assert notice.message == "a folder whose name begins with a dot is not searched; it has 1 file"
 
 
 def test_both_layouts_and_names_are_found(tmp_path: Path) -> None:

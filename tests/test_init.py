@@ -369,6 +369,24 @@ def test_services_that_up_started_need_no_settings(
     assert dotenv_values(folder / ".env.local") == dict(zip(REQUIRED, GOOD, strict=True))
 
 
+def test_nightly_jobs_use_the_services_that_are_checked(
+    folder: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home at 100%"
+    home.mkdir(mode=0o700)
+    (home / "env").touch(mode=0o600)
+    (home / "env").write_text(environment_file(settings), encoding="utf-8")
+    monkeypatch.setenv("PIPELINE_HOME", str(home))
+    for options in ((), ("--systemd",)):
+        run("--non-interactive", *options)
+    table = (folder / "crontab").read_text(encoding="utf-8").splitlines()
+    assert table.index(f"PIPELINE_HOME={home}") == table.index(f"DATASET_DIR={init._DATASET}") + 1
+    for name in ("load", "verify"):
+        unit = (folder / "systemd" / f"pipeline-{name}.service").read_text(encoding="utf-8")
+        assert unit.count('Environment="PIPELINE_HOME=' + str(home).replace("%", "%%") + '"\n') == 1
+        assert unit.count('Environment="DATASET_DIR=') == 1
+
+
 def test_the_new_luigi_cfg_is_what_is_checked(folder: Path) -> None:
     command = (sys.executable, "-m", "pipeline", "init", "--non-interactive", "--json")
     environment = subprocess_environment(dict(zip(REQUIRED, GOOD, strict=True)))

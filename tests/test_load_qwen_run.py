@@ -70,6 +70,14 @@ def test_json_tells_the_same_and_status_keeps_it(run: Run, small_dataset: MakeDa
     assert "storage_upload" not in kept["operations"]
 
 
+def test_photos_whose_recognition_is_not_loaded_are_in_the_file(run: Run, own_dataset: MakeDataset, dsn: str) -> None:
+    dataset = own_dataset(4)
+    assert run("load", "--source", dataset, "--batch-id", "b1", "--limit", "1").code == 0
+    arguments = ("load-qwen", "--file", dataset / ANNOTATIONS, "--max-rejects", "100%", "--json")
+    assert json.loads(run(*arguments).out)["found"] == 8
+    assert json.loads(run(*arguments).out)["found"] == 8  # of a look that made no batch
+
+
 def test_the_numbers_are_told_as_text_and_kept(run: Run, small_dataset: MakeDataset, dsn: str) -> None:
     dataset = small_dataset(6)
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0

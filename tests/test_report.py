@@ -43,6 +43,7 @@ from tests.proxies import BAD_GATEWAY, INTERNAL, NO_SERVICE, Fault, StorageProxy
 from tests.reset_support import Command, LoadBatch, fail_at
 from tests.services import MakeDataset, Start, after_target, environment_file
 from tests.sweeps import sweep
+from tests.test_kill import unusable
 
 command = reset_support.command
 load = reset_support.load
@@ -755,6 +756,22 @@ def test_a_version_that_readers_do_not_see_any_more_has_its_photos_and_says_whos
     assert all(report("b2").boxes.values())
 
 
+def test_a_batch_that_was_held_says_when_it_was_published(
+    command: Command, load: LoadBatch, report: Report, own_dataset: MakeDataset
+) -> None:
+    dataset = unusable(own_dataset(14))
+    assert command("load", "--source", dataset, "--batch-id", "b1").code == 6
+    assert "Published at" not in report("b1").text
+    assert command("publish", "--batch-id", "b1").code == 0
+    assert re.search(r"Held 10 of 14 .* allows\. .* Published at 20[0-9-]+T", report("b1").text)
+    write_one = next(dataset.rglob("*_Qualifying.jpg"))
+    write_one.unlink()  # of a recognition that is rejected anyway, whose message changes
+    assert command("load", "--source", dataset, "--batch-id", "b2").code == 6
+    text = report("b2").text
+    assert "1 input left out" in text
+    assert "Known rejects 9" in text
+
+
 def test_retries_are_told_by_code(load: LoadBatch, report: Report, dsn: str, small_dataset: MakeDataset) -> None:
     load(small_dataset(), "b1")
     world.query(
@@ -785,6 +802,29 @@ def test_a_photo_that_is_turned_is_shown_as_it_is_stored_and_said_to_be(
     turned = decoded(Thumbnail(pictures[0]["href"], 160, 120))
     assert turned.size == (160, 120)
     assert (is_red(turned, (20, 60)), is_red(turned, (140, 60))) == (True, False)
+
+
+def test_the_notes_of_a_photo_are_its_own_and_none_hides_another(
+    load: LoadBatch, report: Report, settings: Settings, dsn: str, own_dataset: MakeDataset
+) -> None:
+    dataset = own_dataset(1)
+    (turned,) = dataset.rglob("*Qualifying.jpg")
+    turned.write_bytes(jpeg(160, 120, orientation=6))
+    boxes = json.loads((dataset / ANNOTATIONS).read_text(encoding="utf-8"))
+    of_turned = {key: value for key, value in boxes.items() if key.endswith("Qualifying.jpg")}
+    (dataset / ANNOTATIONS).write_text(json.dumps(of_turned), encoding="utf-8")
+    load(dataset, "b1")
+    load(dataset, "q1", qwen=True)
+    differs = "The stored object differs from the loaded photo: its SHA-256 does not match."
+    turn = "EXIF orientation 6 is not applied, to the photo or its boxes."
+    for batch_id in ("b1", "q1"):
+        text = report(batch_id).text
+        assert (text.count(turn), text.count(differs)) == (1, 0)
+    with closing(Storage(settings)) as storage:
+        (key,) = [row[2] for row in world.domain(dsn).images if row[2].endswith("camera2.jpg")]
+        storage.upload(key, jpeg(160, 120, orientation=6, progressive=True))
+    for batch_id in ("b1", "q1"):
+        assert report(batch_id).text.count(f"{differs} {turn}") == 1
 
 
 def test_what_the_bucket_lost_or_holds_otherwise_is_said_of_the_photo(

@@ -21,7 +21,7 @@ from pipeline.dataset.annotations import find_annotations
 from pipeline.dataset.frame import PIXELS, frame_of
 from pipeline.dataset.layout import find_source
 from pipeline.dataset.records import MAXIMUM_BIGINT
-from pipeline.errors import RefusedError, SettingsError, UsageError
+from pipeline.errors import RefusedError, SettingsError, SourceUnavailable, UsageError
 from pipeline.units import counted
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -123,7 +123,7 @@ def resolve_batch(
                 raise RefusedError(f"Batch {batch.id} is being reset.", f"Finish that first: `{command}`.")
             _require_same(LoadRequest.of(batch), batch.bucket, settings, request)
             if batch.state != "done" and batch.released_at is None:
-                _source(settings, replace(request, source=batch.source))  # raises an error if it is gone
+                _require_there(settings, replace(request, source=batch.source))
             done = batch.state == "done"
             resumed = "" if done else _describe_resumed(connection, batch.id, request.kind)
             return ResolvedBatch(batch.id, batch.source, done, batch.marked, resumed)
@@ -159,6 +159,15 @@ def _source(settings: Settings, request: LoadRequest) -> str:
     if request.kind == KIND_LOAD:
         return str(find_source(request.source, settings.dataset_dir))
     return str(find_annotations(request.source, settings.qwen_annotations, settings.dataset_dir))
+
+
+def _require_there(settings: Settings, request: LoadRequest) -> None:
+    """Raise SourceUnavailable if the source of a batch on record is gone."""
+    try:
+        _source(settings, request)
+    except UsageError as exc:
+        hint = "Mount or restore it, then run the same command again; nothing was rejected."
+        raise SourceUnavailable(exc.message, hint) from exc
 
 
 def require_schema(connection: Connection) -> None:

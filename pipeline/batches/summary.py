@@ -148,11 +148,11 @@ def performance_metrics(summary: Mapping[str, Any], *, everything: bool = False)
         count, rate = throughput[name]["count"], throughput[name]["per_second"]
         numbers = f"{size(count)} ({size(rate)}/s)" if name.startswith("bytes") else f"{count} ({rate:.1f}/s)"
         lines.append(f"    {name}: {numbers}")
-    lines.append("  Operation timings:")
-    for name in sorted(operations, key=lambda name: (-operations[name]["total_seconds"], name)):
-        if everything or name in _TIMINGS:
-            ops, average, total = (operations[name][key] for key in ("ops", "average_seconds", "total_seconds"))
-            lines.append(f"    {name}: {counted(ops, 'op')}, avg {average * 1000:.2f} ms, total {total:.2f} s")
+    timed = [name for name in operations if everything or name in _TIMINGS]
+    lines += ["  Operation timings:"] if timed else []
+    for name in sorted(timed, key=lambda name: (-operations[name]["total_seconds"], name)):
+        ops, average, total = (operations[name][key] for key in ("ops", "average_seconds", "total_seconds"))
+        lines.append(f"    {name}: {counted(ops, 'op')}, avg {average * 1000:.2f} ms, total {total:.2f} s")
     in_flight = summary["gauges"].get("requests_in_flight")  # of annotations there are none
     if everything and in_flight:
         refused = summary["counters"].get("requests_refused", 0)
@@ -235,8 +235,8 @@ def _describe_rest(summary: Mapping[str, Any], rejects: int) -> list[str]:
         lines.append(f"{twice} was taken, {copies} left.")
     if changed := summary.get("changed_since_load"):
         if (versions := summary.get("new_versions")) and summary["state"] == "done":
-            what = "is a new version of a recognition" if versions == 1 else "are new versions of recognitions"
-            lines.append(f"{versions} of them {what} that changed.")
+            new = counted(versions, "loaded recognition is a new version", "loaded recognitions are new versions")
+            lines.append(f"{new} of what changed.")
         else:
             lines.append(describe_changed(summary["kind"], changed, summary["changed"]))
     if known := summary.get("known_rejects"):

@@ -120,7 +120,7 @@ def _dry_run(options: argparse.Namespace) -> None:
 
 
 def _describe(found: Discovery, taken: bool, strict: bool) -> str:
-    holders = f" {', '.join(found.held_by)}" if found.held_by else ""
+    holders = ", ".join(found.held_by) or "batches"
     rejects = f"\nRejects seen so far: {describe_codes(found.rejects)}." if found.rejects else ""
     if found.known_rejects:
         rejects += f"\n{describe_known(found.known_rejects)}"
@@ -130,7 +130,7 @@ def _describe(found: Discovery, taken: bool, strict: bool) -> str:
     return (
         f"{_describe_plan(found, strict)}\n"
         f"Dataset: {found.source}: {counted(found.found, 'recognition')}, {found.already_loaded} already loaded, "
-        f"{found.held_elsewhere} held by unfinished batches{holders}, {found.beyond_limit} beyond the limit, "
+        f"{found.held_elsewhere} held by unfinished {holders}, {found.beyond_limit} beyond the limit, "
         f"{counted(found.superseded_copies, 'other copy', 'other copies')}.\n"
         f"Files: {describe_files(found.files)}.{rejects}{notices}"
     )

@@ -50,7 +50,7 @@ def init(options: argparse.Namespace) -> int:
         raise UsageError(message, f"Install the package, as with `uv tool install {DISTRIBUTION}`, and run that.")
     folder = Path.cwd()
     dataset = _dataset(options.source)
-    for path in (folder, dataset, Path(sys.executable)):
+    for path in (folder, dataset, Path(sys.executable), home_directory()):
         if _SYNTAX.search(str(path)) or not str(path).isprintable():
             message = f"{path} has characters that a shell, cron or systemd would take as syntax."
             hint = "Use a path without quotes, backslashes, dollar signs and control characters."
@@ -160,7 +160,10 @@ def _jobs(folder: Path, dataset: Path, options: argparse.Namespace, is_embedded:
     texts = {former: str(path).replace("%", "%%") if options.systemd else str(path) for former, path in paths.items()}
     texts |= {"BIN=.venv/bin": f"BIN={programs}", "User=pipeline": f"User={getpass.getuser()}"}
     if is_embedded:
-        texts["#@reboot"] = "@reboot"
+        home = str(home_directory()).replace("%", "%%" if options.systemd else "%")
+        line = 'Environment="{}={}"' if options.systemd else "{}={}"
+        lines = line.format("DATASET_DIR", texts[_DATASET]), line.format("PIPELINE_HOME", home)
+        texts = {"#@reboot": "@reboot", line.format("DATASET_DIR", _DATASET): "\n".join(lines), **texts}
     if not options.production:
         texts |= {" --production": "", ".env.production": ".env.local"}
     # In one pass: a new path may contain a former one.

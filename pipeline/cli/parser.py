@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.cli.completion import complete_values
+from pipeline.config import command_line
 from pipeline.errors import UsageError
 from pipeline.observe.logger import say, show, writes_json
 
@@ -55,7 +56,8 @@ class _Parser(argparse.ArgumentParser):
         """Show the usage, and return an error."""
         if not writes_json():
             say(self.format_usage().rstrip())
-        return UsageError(f"{message.rstrip('.')}.", hint or f"`python -m {self.prog} --help` shows what there is.")
+        usage = command_line(" ".join([*self.prog.split(" ")[1:], "--help"]))
+        return UsageError(f"{message.rstrip('.')}.", hint or f"`{usage}` shows what there is.")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

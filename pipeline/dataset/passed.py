@@ -117,6 +117,8 @@ def pass_folder(source: Path, path: str, files: Counter[str]) -> Notice:
         one = Deviation("folder_unknown", why)
     elif below.nested:
         one = _nested(below)
+    elif last(path).startswith("."):
+        one = Deviation("folder_unknown", f"a folder whose name begins with a dot is not searched; {content}")
     elif nearly := near_recognition(last(path)):
         message = f"the name resembles recognition_{nearly}, and only a folder of exactly that name is loaded"
         one = Deviation("folder_name", f"{message}; {content}")

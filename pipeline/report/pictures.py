@@ -132,11 +132,12 @@ class Trays:
 
     def _photo(self, row: Any, boxes: Sequence[Any]) -> Photo:
         picture, note = self._picture(row)
+        notes = [note] if note else []
         if picture is not None and (row.orientation or 1) != 1:
-            note = f"EXIF orientation {row.orientation} is not applied, to the photo or its boxes."
+            notes.append(f"EXIF orientation {row.orientation} is not applied, to the photo or its boxes.")
         if boxes and boxes[0].boxes > len(boxes):
-            note = f"{note} The first {len(boxes)} of {boxes[0].boxes} boxes.".strip()
-        return Photo(row.camera_number, picture, note, boxes)
+            notes.append(f"The first {len(boxes)} of {boxes[0].boxes} boxes.")
+        return Photo(row.camera_number, picture, " ".join(notes), boxes)
 
     def _picture(self, row: Any) -> tuple[Thumbnail | None, str]:
         """Return a thumbnail of the stored object and a note about it, or None and the reason."""

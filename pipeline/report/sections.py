@@ -53,10 +53,12 @@ def numbers(summary: Mapping[str, Any], spans: Sequence[Span]) -> dict[str, Any]
     if retries := sum(count for _, count in _retries(summary)):
         cards.append(Card("Retries", _grouped(retries)))
     rejected, noticed = summary["rejected"], summary.get("noticed", 0)  # earlier versions recorded no notices
-    about, kind = ("inputs left out", "bad") if rejected else ("", "")
+    about, kind = (f"input{'s' if rejected != 1 else ''} left out", "bad") if rejected else ("", "")
     cards.append(Card("Rejected", _grouped(rejected), about, "rejects", kind))
     if noticed:
-        cards.append(Card("Noticed", _grouped(noticed), "inputs to look at", "notices", "odd"))
+        cards.append(
+            Card("Noticed", _grouped(noticed), f"input{'s' if noticed != 1 else ''} to look at", "notices", "odd")
+        )
     return {"summary": summary, "cards": cards, "facts": list(_facts(summary, spans)), "spans": spans}
 
 
@@ -71,7 +73,8 @@ def _facts(summary: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[tuple[
         if summary.get(name):  # a look that made no batch has none
             yield name.replace("_at", "").capitalize(), summary[name]
     if reason := summary.get("held_reason"):
-        yield "Held", reason
+        published = summary.get("released_at")
+        yield "Held", f"{reason} Published at {published}." if published else reason
     if summary.get("version") is not None:
         yield "Version", str(summary["version"])
     options = [name for name in ("force", "changed", "strict") if summary.get(name)]
@@ -83,8 +86,8 @@ def _facts(summary: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[tuple[
         yield "Runs", str(max(runs(spans).values()))
     done = ", ".join(f"{count} {step}" for step, count in summary["shards_done"].items() if count)
     yield "Shards", f"{summary['shards']}{f', done: {done}' if done else ''}"
-    for name in ("already_loaded", "held_elsewhere", "superseded_copies", "beyond_limit"):
-        if summary[name]:
+    for name in ("already_loaded", "held_elsewhere", "superseded_copies", "beyond_limit", "known_rejects"):
+        if summary.get(name):
             yield name.replace("_", " ").capitalize(), _grouped(summary[name])
     if files := summary.get("files"):  # earlier versions did not count them
         yield "Files", describe_files(files)

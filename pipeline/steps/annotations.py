@@ -108,7 +108,7 @@ def _read(
         recognition_id, camera = photo_of(entry.key)
     except BadInput as exc:
         one = entry.problem or exc  # a line that cannot be read names no photo, either
-        return [], b"", [Reject(None, shown, one.code, one.message)]
+        return [], b"", [Reject(None, shown or "(empty)", one.code, one.message)]
     usable: int | None = None
     lines: list[str] = []
     try:

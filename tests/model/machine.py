@@ -139,7 +139,8 @@ class Machine(RuleBasedStateMachine):
         chosen = batch.numbers
         for other in self.model.unfinished():  # what an unfinished batch holds is not for another
             if self.model.batches[other].kind == kind:
-                for number in {*self.model.batches[other].numbers, *self.model.batches[other].aside}:
+                aside = self.model.batches[other].aside & self._claimed(other)  # at its commit, not by discovery
+                for number in self.model.batches[other].numbers | aside:
                     (batch.trays if kind == "load" else batch.boxes).pop(number, None)
         self._names += 1
         name = f"{kind}{self._names}"
@@ -183,6 +184,9 @@ class Machine(RuleBasedStateMachine):
             assert state in ("loading", "held")
             self.model.batches[name].is_held = state == "held"
             self._leave_aside(name, self._listed(name))
+
+    def _claimed(self, name: str) -> set[int]:
+        return {number for (number,) in self._sql("SELECT recognition_id FROM ingest.claims WHERE batch_id = %s", name)}
 
     def _listed(self, name: str) -> set[int]:
         found = self._sql("SELECT recognition_id FROM ingest.manifest WHERE batch_id = %s AND NOT rejected", name)

@@ -62,8 +62,8 @@ LEFT JOIN pg_temp.staged s USING (number)
 WHERE p.is_changed
 
 -- name: count_annotated
--- Photos in the annotations file; superseded are entries of a photo that has another one.
-SELECT count(image_id) AS found,
+-- Photos in the annotations file, loaded or not; superseded are entries of a photo that has another one.
+SELECT count(*) AS found,
     count(*) FILTER (WHERE loaded) AS already_loaded,
     count(*) FILTER (WHERE NOT loaded AND is_held) AS held_elsewhere,
     coalesce(array_agg(DISTINCT holder) FILTER (WHERE is_held), '{}') AS held_by,

@@ -6,7 +6,7 @@ INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
 SELECT recognition_id, paths[1], 'not_adopted', :message, true FROM pg_temp.candidates WHERE of_others;
 -- Recognitions that were loaded from this source and are not in a folder that cannot be read.
 INSERT INTO pg_temp.found (recognition_id, path, code, message, is_notice)
-SELECT r.id, m.photo_paths[1], 'folder_vanished', 'the folder is gone from the dataset; what was loaded of it stays', true
+SELECT r.id, regexp_replace(m.photo_paths[1], '(/photos)?/[^/]*$', '', 'i'), 'folder_vanished', 'the folder is gone from the dataset; what was loaded of it stays', true
 FROM ingest.batches b
 JOIN ingest.manifest m ON m.batch_id = b.id
 JOIN public.recognitions r ON r.id = m.recognition_id AND r.batch_id = b.id

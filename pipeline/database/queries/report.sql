@@ -67,7 +67,12 @@ SELECT m.recognition_id, camera.number AS camera_number, r.batch_id AS shown_bat
     coalesce(m.sha256s[camera.number], i.sha256) AS sha256,
     coalesce(m.orientations[camera.number], i.orientation) AS orientation,
     CASE WHEN i.storage_path = coalesce(m.object_keys[camera.number], i.storage_path) THEN i.id END AS image_id
-FROM ingest.manifest m
+FROM (
+    -- Annotations have neither: their arrays are of the cameras that they are for, and the digests of their boxes.
+    SELECT batch_id, recognition_id, object_keys, CASE WHEN cameras IS NULL THEN sha256s END AS sha256s,
+        CASE WHEN cameras IS NULL THEN orientations END AS orientations
+    FROM ingest.manifest
+) m
 CROSS JOIN (VALUES (1), (2)) AS camera (number)
 LEFT JOIN public.recognitions r ON r.id = m.recognition_id
 LEFT JOIN public.images i ON i.recognition_id = m.recognition_id AND i.camera_number = camera.number
