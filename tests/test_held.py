@@ -258,6 +258,9 @@ def test_the_next_night_loads_what_a_held_batch_does_not_claim(
     ids = ids_of(dataset)
     strip(dataset, ids[:10])
     later = shutil.move(world.folders(dataset)[ids[-1]], dataset.parent / "later")
+    foreseen = "Rejects seen so far: photo_count 10. The batch would be held for them, until somebody publishes"
+    assert foreseen in run("load", "--source", dataset, "--dry-run").out
+    assert "would be held" not in run("load", "--source", dataset, "--dry-run", "--max-rejects", "70%").out
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 6
     claimed = run("load", "--source", dataset)
     assert claimed.code == 3

@@ -27,6 +27,13 @@ def check_max_rejects(text: str) -> tuple[int, bool]:
     return int(found[1]), bool(found[2])
 
 
+def is_held(rejected: int, usable: int, max_rejects: str) -> bool:
+    """Return whether a batch is held for its rejects: nothing of it is usable, or more is rejected than may be."""
+    limit, is_percentage = check_max_rejects(max_rejects)
+    excess = rejected * 100 > limit * (usable + rejected) if is_percentage else rejected > limit
+    return (rejected > 0 and not usable) or (rejected >= _FEWEST and excess)
+
+
 def find_claimed(connection: Connection, weight: Any) -> ClaimedError | None:
     """Return the error of a batch whose inputs are all claimed by others, or rejected as before; None if one is not."""
     is_empty = not (weight.usable or weight.rejected or weight.transient)
@@ -47,24 +54,23 @@ def find_reason(connection: Connection, batch_id: str, weight: Any, max_rejects:
 
     `weight` is the row of `count_usable`, here and above.
     """
-    limit, is_percentage = check_max_rejects(max_rejects)
     if weight.released_at is not None:
         return None
     if weight.held_reason is not None:  # set by an earlier step
         return str(weight.held_reason)
+    if not is_held(weight.rejected, weight.usable, max_rejects):
+        return None
     unit = "recognition" if weight.kind == KIND_LOAD else "photo"
     total = weight.usable + weight.rejected
-    is_first = not weight.already_loaded and not weight.held_elsewhere
     main = connection.execute("find_main_reject", batch_id=batch_id)
     most_often = "".join(f" Most often {row.code}: {row.message}." for row in main)
-    if not weight.usable and weight.rejected:
+    if not weight.usable:
+        is_first = not weight.already_loaded and not weight.held_elsewhere
         new = unit if is_first else f"new {unit}"
         return f"No {new} of {weight.source} can be used ({weight.rejected} rejected).{most_often}"
-    excess = weight.rejected * 100 > limit * total if is_percentage else weight.rejected > limit
-    if weight.rejected >= _FEWEST and excess:
-        reason = f"{weight.rejected} of {total} {unit}s are rejected, more than --max-rejects {max_rejects} allows."
-        return reason + most_often
-    return None
+    return (
+        f"{weight.rejected} of {total} {unit}s are rejected, more than --max-rejects {max_rejects} allows.{most_often}"
+    )
 
 
 def release(connection: Connection, batch_id: str, production: bool) -> Batch:

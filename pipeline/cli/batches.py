@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import doctor
-from pipeline.batches.held import release
+from pipeline.batches.held import is_held, release
 from pipeline.batches.looks import describe_changed, describe_known
 from pipeline.batches.proofs import find_proofs
 from pipeline.batches.resolve import LoadRequest, next_step, require_schema, resolve_batch
@@ -115,20 +115,22 @@ def _dry_run(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"batch_id": batch.batch_id, "discovered": True}
     text = f"{batch.batch_id} is on record already; nothing new would be selected."
     if not batch.done and (found := discover(database, request, dry_run=True)) is not None:
-        result, text = asdict(found), _describe(found, options.changed, options.strict)
+        result, text = asdict(found), _describe(found, options)
     print_result(options, {"dry_run": True, **result}, text)
 
 
-def _describe(found: Discovery, taken: bool, strict: bool) -> str:
+def _describe(found: Discovery, options: argparse.Namespace) -> str:
     holders = ", ".join(found.held_by) or "batches"
     rejects = f"\nRejects seen so far: {describe_codes(found.rejects)}." if found.rejects else ""
+    if is_held(sum(found.rejects.values()), found.recognitions, options.max_rejects):
+        rejects += " The batch would be held for them, until somebody publishes or resets it."
     if found.known_rejects:
         rejects += f"\n{describe_known(found.known_rejects)}"
     if found.changed_since_load:
-        rejects += f"\n{describe_changed(KIND_LOAD, found.changed_since_load, taken)}"
+        rejects += f"\n{describe_changed(KIND_LOAD, found.changed_since_load, options.changed)}"
     notices = f"\nNotices: {describe_codes(found.notices)}." if found.notices else ""
     return (
-        f"{_describe_plan(found, strict)}\n"
+        f"{_describe_plan(found, options.strict)}\n"
         f"Dataset: {found.source}: {counted(found.found, 'recognition')}, {found.already_loaded} already loaded, "
         f"{found.held_elsewhere} held by unfinished {holders}, {found.beyond_limit} beyond the limit, "
         f"{counted(found.superseded_copies, 'other copy', 'other copies')}.\n"
