@@ -363,7 +363,7 @@ def test_a_file_that_is_broken_as_a_whole_is_one_sentence_and_nothing_is_written
     lines = done.err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("Error: The annotations file is not a JSON object: at byte ")
-    assert lines[1].startswith("Hint: ")
+    assert lines[1] == f"Hint: The file is {file}. Create or copy it again; nothing was loaded."
     assert world.query(dsn, "SELECT id FROM ingest.batches") == [("b1",)]
     assert run("load-qwen", "--file", dataset / ANNOTATIONS, "--batch-id", "q1").code == 0
     world.check(settings, (dataset, "b1", None), qwen=dataset / ANNOTATIONS)

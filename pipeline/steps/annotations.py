@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,7 @@ from pipeline.dataset.annotations import Entry, read_entries
 from pipeline.dataset.detections import detections_of, photo_of, rank_of
 from pipeline.dataset.frame import LARGE, contradiction, frame_of
 from pipeline.dataset.records import Deviation, Notice, Reject
-from pipeline.errors import BadInput, UnfinishedError
+from pipeline.errors import BadInput, UnfinishedError, UsageError
 from pipeline.steps.in_use import not_adopted
 from pipeline.steps.staging import Seen, copy_found
 
@@ -54,7 +54,7 @@ def stage_annotations(seen: Seen, batch_id: str, coordinates: str, *, exif_turne
 
     with _opened(path) as stream:
         total, size, numbers = os.fstat(stream.fileno()).st_size, 0, itertools.count()
-        for entry in read_entries(stream, forms):
+        for entry in _entries(path, stream, forms):
             number = next(numbers)
             row, detections, problems = _read(number, entry, forms, f"{coordinates} {exif_turned}")
             # Free this entry before the next one is parsed; enumerate() would keep it.
@@ -127,6 +127,14 @@ def _read(
     row = (number, recognition_id, camera, entry.key, rank_of(entry.key), entry.size, digest, usable)
     rejects = [Reject(recognition_id, shown, one.code, one.message) for one in problems]
     return [row], "".join([f"{number}{line}" for line in lines]).encode(), rejects
+
+
+def _entries(path: Path, stream: BinaryIO, forms: set[Deviation]) -> Iterator[Entry]:
+    """Yield the entries of a file; an error names it, since it may be one that was found in a usual place."""
+    try:
+        yield from read_entries(stream, forms)
+    except UsageError as exc:
+        raise UsageError(exc.message, f"The file is {path}. {exc.hint}") from exc
 
 
 def _opened(path: Path) -> BinaryIO:
