@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -281,3 +283,28 @@ def test_a_small_compressed_file_does_not_cost_minutes(text: bytes) -> None:
     with pytest.raises(UsageError, match=r"unpacks to more|ends too early"):
         list(read_entries(packed, set()))
     assert time.process_time() - started < 20
+
+
+def test_finalizers_do_not_run_deep_in_a_nested_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+
+    class Finalized:
+        def __init__(self) -> None:
+            self.own = self  # which only a collection frees
+
+        def __del__(self) -> None:
+            self.dig(500)
+
+        def dig(self, depth: int) -> None:
+            if depth:
+                self.dig(depth - 1)
+
+    gc.collect()
+    garbage = [Finalized() for _ in range(100)]
+    del garbage
+    deep = "[" * 100_000 + "]" * 100_000
+    [entry] = read_entries(io.BytesIO(f'{{"a": {deep}}}'.encode()), set())
+    assert entry.problem is not None
+    gc.collect()
+    assert failed == []

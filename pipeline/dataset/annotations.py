@@ -13,6 +13,7 @@ each line; it can be in a block of Markdown, and compressed with gzip.
 from __future__ import annotations
 
 import codecs
+import gc
 import gzip
 import io
 import itertools
@@ -320,10 +321,21 @@ _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 _FLOAT_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_int=float)
 
 
+def _decode(text: str, start: int, decoder: json.JSONDecoder) -> tuple[object, int]:
+    """Decode without garbage collection: deep in a nested value, a finalizer that it runs would have no stack left."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return decoder.raw_decode(text, start)
+    finally:
+        if is_enabled:
+            gc.enable()
+
+
 def _parse(text: str, start: int, decoder: json.JSONDecoder = _DECODER) -> tuple[object, int, BadInput | None]:
     """Return the value that begins at `start`, its end, and its problem if it is not JSON."""
     try:
-        value, end = decoder.raw_decode(text, start)
+        value, end = _decode(text, start, decoder)
         if text[start] not in _OPENING and not _DELIMITER.match(text, end):
             raise json.JSONDecodeError("Extra data", text, end)  # the first part of a number is also a number
     except json.JSONDecodeError as exc:
