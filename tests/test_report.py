@@ -764,8 +764,7 @@ def test_a_batch_that_was_held_says_when_it_was_published(
     assert "Published at" not in report("b1").text
     assert command("publish", "--batch-id", "b1").code == 0
     assert re.search(r"Held 10 of 14 .* allows\. .* Published at 20[0-9-]+T", report("b1").text)
-    write_one = next(dataset.rglob("*_Qualifying.jpg"))
-    write_one.unlink()  # of a recognition that is rejected anyway, whose message changes
+    next(dataset.rglob("*_Qualifying.jpg")).unlink()  # of a recognition that is rejected anyway, whose message changes
     assert command("load", "--source", dataset, "--batch-id", "b2").code == 6
     text = report("b2").text
     assert "1 input left out" in text

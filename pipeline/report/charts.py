@@ -274,13 +274,14 @@ def _over_time(
     unit, height = _Unit(clock.total), 220
     y = _Scale(0, max(value for *_, points in lines for _, value in points), height - _BOTTOM, _TOP)
     y_ticks = [Tick(y(tick), _number(tick)) for tick in y.ticks(5)]
-    x = _Scale(0, clock.total, _left_of(y_ticks), WIDTH - _RIGHT)
+    left = _left_of(y_ticks)
+    x = _Scale(0, clock.total, left, WIDTH - _RIGHT)
     return Chart(
         name,
         title,
         words,
         height,
-        _left_of(y_ticks),
+        left,
         unit.title,
         _time_ticks(x, unit),
         y_ticks,
@@ -311,8 +312,8 @@ def latency(title: str, about: str, histogram: Mapping[str, int], ops: int) -> C
     height = 240
     y = _Scale(0, max(counts.values()), height - _BOTTOM, _TOP)
     y_ticks = [Tick(y(tick), _number(tick)) for tick in y.ticks(5)]
-    # On this axis, bucket b spans from b - 1 to b.
     left = _left_of(y_ticks)
+    # On this axis, bucket b spans from b - 1 to b.
     x = _Scale(first - 1.5, last + 0.5, left, WIDTH - _RIGHT)
     bars = []
     for bucket in range(first, last + 1):
