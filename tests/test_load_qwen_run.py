@@ -132,7 +132,7 @@ def test_memory_stays_bounded_whatever_the_values_hold(
     large = f"[{','.join([nested] * ((5 << 19) // len(nested)))}]"
     wrong = '{"dishes": {"qwen_detections": [' + "0," * 500_000 + "0]}}"
     kept = {key_of(ids[4]): value_of("dish_0", "plate"), key_of(ids[5], "Qualifying"): value_of("plate")}
-    entries = [(key_of(number), large) for number in ids[:2]] + [(key_of(ids[2]), wrong)]
+    entries = [("nobody.jpg", large), *((key_of(number), large) for number in ids[:2]), (key_of(ids[2]), wrong)]
     entries += [(key, json.dumps(value)) for key, value in kept.items()]
     file = tmp_path / "a.json"
     file.write_text("{" + ",\n".join(f'"{key}": {value}' for key, value in entries) + "}", encoding="utf-8")

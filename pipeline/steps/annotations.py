@@ -107,8 +107,8 @@ def _read(
     try:
         recognition_id, camera = photo_of(entry.key)
     except BadInput as exc:
-        one = entry.problem or exc  # a line that cannot be read names no photo, either
-        return [], b"", [Reject(None, shown or "(empty)", one.code, one.message)]
+        # A line that cannot be read names no photo, either.
+        return [], b"", [_reject(None, shown or "(empty)", entry.problem or exc)]
     usable: int | None = None
     lines: list[str] = []
     try:
@@ -122,11 +122,15 @@ def _read(
             for position, (label, x1, y1, x2, y2) in enumerate(detections, 1)
         ]
     except BadInput as exc:
-        problems = [exc]
+        problems = [exc.with_traceback(None)]  # a traceback keeps this frame, and so the entry
     digest = hashlib.sha256("".join((options, *lines)).encode()).hexdigest()
     row = (number, recognition_id, camera, entry.key, rank_of(entry.key), entry.size, digest, usable)
-    rejects = [Reject(recognition_id, shown, one.code, one.message) for one in problems]
+    rejects = [_reject(recognition_id, shown, one) for one in problems]
     return [row], "".join([f"{number}{line}" for line in lines]).encode(), rejects
+
+
+def _reject(recognition_id: int | None, shown: str, problem: BadInput) -> Reject:
+    return Reject(recognition_id, shown, problem.code, problem.message)
 
 
 def _entries(path: Path, stream: BinaryIO, forms: set[Deviation]) -> Iterator[Entry]:
