@@ -28,6 +28,7 @@ from pipeline.dataset.records import (
     Reject,
     is_text,
 )
+from pipeline.dataset.usual import find_usual
 from pipeline.units import counted
 
 #: Names that the message of a reject lists.
@@ -66,6 +67,8 @@ def is_incomplete(found: Inspected) -> bool:
 
 def inspect_folder(source: Path, folder: Folder) -> Inspected:
     """Return the recognition of a folder, or the reason to reject it, and what is passed over in it."""
+    if usual := find_usual(source, folder):
+        return Inspected(usual, [], Counter({USED: len(usual.files)}))
     number = folder.recognition_id
     below = count_below(source, folder.path, REJECTED, is_listed=True)
     files = _files(source, below)
