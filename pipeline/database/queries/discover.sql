@@ -42,7 +42,9 @@ LEFT JOIN ingest.claims c ON c.kind = 'load' AND c.recognition_id = f.recognitio
 CROSS JOIN LATERAL (
     SELECT NOT :force AND EXISTS (SELECT FROM public.recognitions r WHERE r.id = f.recognition_id) AS loaded
 ) known;
-CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id)
+CREATE UNIQUE INDEX candidates_recognition ON pg_temp.candidates (recognition_id);
+-- Without it, each page of list_candidates is a sort of all that follow.
+ANALYZE pg_temp.candidates
 
 -- name: insert_claims
 ANALYZE pg_temp.staged;
