@@ -292,6 +292,35 @@ def test_a_reset_of_an_adopted_batch_removes_its_rows_and_objects_alone(run: Run
     assert world.query(dsn, "SELECT * FROM public.recognitions") == []
 
 
+def test_a_load_by_the_name_of_an_adopted_batch_that_was_reset_is_one_of_ours(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *_ = project.numbers
+    assert run("reset", "--batch-id", "manual_load", "--confirm").code == 0
+    give_receipt(project.dataset, first, RECEIPT)
+    assert run("load", "--source", project.dataset, "--batch-id", "manual_load").code == 0
+    assert world.query(dsn, "SELECT batch_id FROM public.recognitions WHERE id = %s", (first,)) == [("manual_load",)]
+    assert ", adopted" not in run("status", "--batch-id", "manual_load").out
+    done = run("load-qwen", "--file", write(tmp_path / "1.json", {key_of(first): value_of("dish_0", "plate")}))
+    assert done.code == 0, done.err
+    assert run("verify", "--deep").code == 0
+    assert run("adopt", "--undo", "--confirm").code == 0
+    assert world.query(dsn, "SELECT id FROM ingest.batches WHERE kind = 'load'") == [("manual_load",)]
+    assert run("reset", "--batch-id", "manual_load", "--confirm").code == 0
+    assert world.query(dsn, "SELECT id FROM public.recognitions WHERE id = %s", (first,)) == []
+
+
+def test_a_batch_that_is_adopted_again_has_no_numbers_of_its_reset(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    assert run("reset", "--batch-id", "manual_load", "--confirm").code == 0
+    world.query(dsn, "INSERT INTO public.recognitions (id, batch_id) VALUES (7, 'manual_load')")
+    assert run("adopt", "--confirm").code == 0
+    assert world.query(dsn, "SELECT adopted, metrics FROM ingest.batches WHERE id = 'manual_load'") == [(True, {})]
+
+
 def test_what_an_adopted_tray_lacks_is_noticed_and_no_difference(run: Run, project: Project, dsn: str) -> None:
     first, second, *_ = project.numbers
     with closing(Storage(project.settings)) as storage:

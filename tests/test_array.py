@@ -348,7 +348,7 @@ def test_a_batch_that_a_load_publishes_in_the_meantime_loses_no_shard(
     assert here.shard(0, of=1) == 0
     withdraw = transform._withdraw
 
-    def late(*arguments: Any, **options: Any) -> bool:
+    def late(*arguments: Any, **options: Any) -> bool | None:
         monkeypatch.setattr(transform, "_withdraw", withdraw)
         load = run_pipeline("load", "--batch-id", "a1", "--source", dataset, "--local-scheduler")
         assert load.returncode == 0, load.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,8 @@ import pytest
 
 from embedded_supabase.storage.auth import mint_key
 from pipeline.config import Settings
+from pipeline.database import Database
+from pipeline.steps import transform
 from pipeline.storage import Storage
 from tests import reset_support, verify_support, world
 from tests.proxies import Fault, Request, StorageProxy, error, first
@@ -82,6 +85,34 @@ def test_a_photo_that_changed_since_is_rejected_when_its_object_is_lost(
     number = int(lost.split("/")[2])
     assert world.query(dsn, "SELECT recognition_id, code FROM ingest.rejects") == [(number, "photo_changed")]
     world.check(settings, (dataset, "b1", [one for one in world.folders(dataset) if one != number]))
+
+
+def test_what_another_process_rejects_while_a_shard_is_withdrawn_leaves_no_object(
+    command: Command,
+    dsn: str,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    stored: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = small_dataset(6)
+    uncommitted(command, dsn, dataset)
+    stored.remove(stored.listed()[5])
+    number = int(stored.listed()[6].split("/")[2])
+    remove, turns = transform._remove_rejected, itertools.count()
+
+    def removing(database: Database, storage: Storage, batch_id: str) -> set[int]:
+        removed = remove(database, storage, batch_id)
+        if not next(turns):
+            database.run(lambda one: one.execute("leave_out_copy", batch_id=batch_id, recognition_ids=[number]))
+        return removed
+
+    monkeypatch.setattr(transform, "_remove_rejected", removing)
+    done = command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler")
+    assert done.code == 0, done.err
+    assert number not in {row[0] for row in world.query(dsn, "SELECT id FROM public.recognitions")}
+    assert [key for key in stored.listed() if f"/{number}/" in key] == []
+    assert world.inconsistencies(settings) == []
 
 
 def test_a_lost_object_that_cannot_be_sent_leaves_the_batch_unfinished(

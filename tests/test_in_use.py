@@ -18,8 +18,11 @@ from PIL import Image
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
-from pipeline.database import Database
+from pipeline.database import Connection, Database
 from pipeline.database.migrate import migrate
+from pipeline.errors import DatabaseUnavailable
+from pipeline.steps import transform
+from pipeline.steps.in_use import set_aside
 from pipeline.storage import Storage
 from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
@@ -378,6 +381,54 @@ def test_a_recognition_inserted_while_its_batch_commits_is_found_by_the_next_att
     assert inserted == [first]
     assert notices(dsn, "b1") == [(first, "not_adopted", "transform")]
     assert shown(dsn, [first, second]) == ["batch_20250601_021500", "b1"]
+
+
+@pytest.mark.parametrize("is_other", [False, True], ids=["unanswered", "another process"])
+def test_objects_of_what_is_left_out_at_the_commit_go_whoever_left_it_out(
+    run: Run,
+    people: People,
+    dataset: Path,
+    settings: Settings,
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    is_other: bool,
+) -> None:
+    first, *_ = changed(dataset)
+    begun: list[str] = []
+    remove = transform._remove_rejected
+    commit = Connection.commit
+
+    def removing(database: Database, storage: Storage, batch_id: str) -> set[int]:
+        removed = remove(database, storage, batch_id)
+        if not begun:
+            people.begin(first)
+            begun.append("work")
+            if is_other:
+                assert database.run(lambda connection: set_aside(connection, batch_id))
+        return removed
+
+    def setting_aside(connection: Connection, batch_id: str) -> bool:
+        is_any = set_aside(connection, batch_id)
+        if is_any:
+            begun.append("left out")
+        return is_any
+
+    def committing(connection: Connection) -> None:
+        commit(connection)
+        if begun[-1:] == ["left out"]:
+            begun.append("unanswered")
+            raise DatabaseUnavailable("The connection was lost.", "")
+
+    monkeypatch.setattr(transform, "_remove_rejected", removing)
+    monkeypatch.setattr(transform, "set_aside", setting_aside)
+    monkeypatch.setattr(Connection, "commit", committing)
+    monkeypatch.setenv("PIPELINE_RETRY_BACKOFF_FACTOR", "1.01")
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert done.code == 0, done.err
+    assert begun == (["work"] if is_other else ["work", "left out", "unanswered"])
+    assert notices(dsn, "b2") == [(first, "in_use", "transform")]
+    assert [key for key in world.objects(settings) if key.startswith(f"b2/recognitions/{first}/")] == []
+    assert world.inconsistencies(settings) == []
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)], ids=["incremental", "forced"])

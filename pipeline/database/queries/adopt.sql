@@ -72,7 +72,7 @@ FROM pg_temp.adopted_batches a
 ORDER BY a.id COLLATE "C"
 ON CONFLICT (id) DO UPDATE
     SET state = 'done', version = coalesce(batches.version, excluded.version), finished_at = excluded.finished_at,
-        reset_at = NULL, shards = CASE batches.state WHEN 'reset' THEN 0 ELSE batches.shards END,
+        reset_at = NULL, metrics = '{}', shards = CASE batches.state WHEN 'reset' THEN 0 ELSE batches.shards END,
         bucket = CASE batches.state WHEN 'reset' THEN excluded.bucket ELSE batches.bucket END,
         bucket_created_at = CASE batches.state WHEN 'reset' THEN excluded.bucket_created_at
             ELSE batches.bucket_created_at END;

@@ -254,7 +254,7 @@ ON CONFLICT (id) DO UPDATE
         already_loaded = excluded.already_loaded, held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
         superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, held_reason = NULL,
         released_at = NULL, version = NULL, created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL,
-        metrics = '{}'
+        adopted = false, adopted_from = NULL, metrics = '{}'
     WHERE batches.state = 'reset'
 RETURNING id
 

@@ -10,6 +10,12 @@ WHERE batch_id = :batch_id AND rejected AND recognition_id > :after
 ORDER BY recognition_id
 LIMIT 500
 
+-- name: count_unremoved
+SELECT count(*) AS recognitions
+FROM ingest.manifest m
+WHERE m.batch_id = :batch_id AND m.rejected
+    AND NOT EXISTS (SELECT FROM unnest(CAST(:removed AS bigint[])) AS r (recognition_id) WHERE r.recognition_id = m.recognition_id)
+
 -- name: list_sent
 -- The objects of a shard, in the order of their keys, but those that a rejected recognition leaves.
 SELECT m.object_keys[c] AS key, m.photo_sizes[c] AS size, m.md5s[c] AS md5
