@@ -431,6 +431,27 @@ def test_objects_of_what_is_left_out_at_the_commit_go_whoever_left_it_out(
     assert world.inconsistencies(settings) == []
 
 
+def test_objects_of_what_is_left_out_at_the_commit_are_not_believed_to_be_gone(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = changed(dataset)
+
+    def late(connection: Connection, batch_id: str) -> bool:
+        people.begin(first)
+        monkeypatch.setattr(transform, "set_aside", set_aside)
+        return set_aside(connection, batch_id)
+
+    monkeypatch.setattr(transform, "set_aside", late)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "remove", lambda _, keys: list(keys))
+        failed = run("load", "--source", dataset, "--batch-id", "b2", "--force")
+    assert failed.code == 3
+    assert f"Storage still holds objects that it was asked to delete, b2/recognitions/{first}/" in failed.err
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert notices(dsn, "b2") == [(first, "in_use", "transform")]
+    assert world.inconsistencies(settings) == []
+
+
 @pytest.mark.parametrize("options", [(), ("--force",)], ids=["incremental", "forced"])
 def test_photos_that_no_batch_has_on_record_get_no_boxes(
     options: tuple[str, ...],

@@ -94,7 +94,7 @@ def test_a_delete_that_deletes_nothing_is_not_believed(
         patch.setattr(Storage, "remove", lambda self, keys: list(keys))
         done = command("reset", "--batch-id", "b1", "--confirm")
     assert done.code == 3
-    assert "Storage still holds objects of batch b1" in done.err
+    assert "Storage still holds objects that it was asked to delete, b1/recognitions/" in done.err
     assert batch_states(dsn) == {"b1": "resetting"}
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0
     world.nothing(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 from pipeline.batches.lock import BatchLock
 from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.errors import RefusedError
+from pipeline.errors import RefusedError, StorageError
 from pipeline.steps.verify import Verification
 from pipeline.storage import Storage, StoredObject
 from tests import reset_support, test_luigi, verify_support, world
@@ -49,7 +50,7 @@ def test_what_its_source_no_longer_has_is_not_mended_and_repair_says_why(
     photos[gone].unlink()
     reasons = [
         f"{changed}: {photos[changed]} is no longer what was loaded",
-        f"{gone}: {photos[gone]} cannot be read: No such file or directory",
+        f"{gone}: {photos[gone]}: the file vanished since it was loaded",
         f"{spoiled}: {photos[spoiled]} is no longer what was loaded",
     ]
     done = command("verify", "--repair", "--quiet")
@@ -86,6 +87,52 @@ def test_what_the_bucket_does_not_keep_is_not_mended(
     for key in (lost, spoiled):
         assert f"Not repaired: {key}: Storage does not keep what it is sent\n" in done.out
     assert done.out.endswith("Repaired: 0; remaining: 2.\n")
+
+
+def test_what_storage_refuses_stops_nothing_else(
+    command: Command,
+    load: LoadBatch,
+    small_dataset: MakeDataset,
+    stored: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(small_dataset(2), "b1")
+    refused, *others = keys = stored.listed()
+    stored.remove(*keys)
+    stranger = "b1/recognitions/9/camera1.jpg"
+    put_stranger(stored, stranger)
+    upload = Storage.upload
+
+    def refusing(storage: Storage, key: str, content: bytes) -> None:
+        if key == refused:
+            raise StorageError("The object exceeded the maximum allowed size.", "")
+        upload(storage, key, content)
+
+    monkeypatch.setattr(Storage, "upload", refusing)
+    monkeypatch.setattr(Storage, "remove", lambda _, keys: list(keys))
+    done = command("verify", "--repair", "--quiet")
+    assert done.code == 5, done.err
+    assert f"Not repaired: {refused}: Storage refuses it: The object exceeded the maximum allowed size.\n" in done.out
+    assert f"Not repaired: {stranger}: Storage does not delete it\n" in done.out
+    assert done.out.endswith("Repaired: 3; remaining: 2.\n")
+    assert stored.listed() == sorted([*others, stranger])
+
+
+def test_a_file_in_the_place_of_a_photo_is_not_read_beyond_its_size(
+    command: Command, load: LoadBatch, own_dataset: MakeDataset, stored: Bucket
+) -> None:
+    dataset = own_dataset(1)
+    load(dataset, "b1")
+    large, pipe = keys = stored.listed()
+    paths = [photo_of(dataset, key) for key in keys]
+    stored.remove(*keys)
+    paths[1].unlink()
+    os.truncate(paths[0], 1 << 40)
+    os.mkfifo(paths[1])
+    done = command("verify", "--repair", "--quiet")
+    assert done.code == 5, done.err
+    for key, path in zip((large, pipe), paths, strict=True):
+        assert f"Not repaired: {key}: {path} is no longer what was loaded\n" in done.out
 
 
 def test_a_bucket_of_strangers_is_left_alone(

@@ -146,7 +146,7 @@ def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> set
         if batch_state.hold_unpublished(connection, batch_id) is None:
             return None
         rows = connection.execute("list_rejected_keys", batch_id=batch_id, after=after)
-        storage.remove([key for row in rows for key in row.keys_of_photos])
+        storage.remove_all([key for row in rows for key in row.keys_of_photos])
         removed.update(row.recognition_id for row in rows)
         return rows[-1].recognition_id if rows else None
 

@@ -131,7 +131,7 @@ class Uploader:
         try:
             with self._database.transaction() as connection:  # without retries, so that stopping takes no time
                 if batch_state.is_gone(connection, started.batch_id, started.held.created_at):
-                    self._storage.remove(started.keys)
+                    self._storage.remove_all(started.keys)
         except PipelineError as exc:
             logger.info("upload: cannot find out whether batch %s was reset: %s", started.batch_id, exc.message)
 
@@ -179,7 +179,7 @@ class Uploader:
             wrong = {key for key, one in wanted.items() if stored.get(key) not in (one, replace(one, md5=None))}
             if wrong:
                 return wrong
-            storage.remove([key for key in stored if key not in wanted])
+            storage.remove_all([key for key in stored if key not in wanted])
             _record(connection, batch_id, shard, facts, rejects)
             storage.limiter.report(started.metrics)
             batch_state.mark(connection, batch_id, UPLOAD, shard, started.held.now, started.metrics.as_dict())
@@ -218,7 +218,7 @@ def _roll_back(
             batch_state.is_gone(connection, batch_id, created_at)
             or batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=created_at) is not None
         ):
-            storage.remove(keys)
+            storage.remove_all(keys)
 
     try:
         database.run(work)

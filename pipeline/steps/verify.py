@@ -6,7 +6,6 @@ load or a reset may change a batch in the meantime; a difference counts only if 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import itertools
@@ -14,7 +13,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter, methodcaller
@@ -25,8 +24,17 @@ from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import ADOPTED_PREFIX, KEY_FORM, prove_bucket
 from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
-from pipeline.errors import ObjectNotFound, RefusedError, StorageError, StorageUnavailable, UnfinishedError, UsageError
+from pipeline.errors import (
+    BadInput,
+    ObjectNotFound,
+    RefusedError,
+    StorageError,
+    StorageUnavailable,
+    UnfinishedError,
+    UsageError,
+)
 from pipeline.steps.parallel import in_threads, pages
+from pipeline.steps.read import BUDGET, Budget, read_up_to
 from pipeline.storage import PAGE, Storage, StoredObject
 from pipeline.units import counted
 
@@ -40,6 +48,7 @@ CHECKS = [f"check_{what}" for what in ("versions", "images", "raw", "receipts", 
 
 #: How often what was read is recorded: an interruption forgets no more.
 _RECORD_SECONDS = 1.0
+_KNOWN = "a batch has it on record, or an image names it"
 
 
 @dataclass(frozen=True)
@@ -313,29 +322,40 @@ class Verification:
             keys = [finding.key for finding in group]
             rows = connection.execute("list_known_keys", batch_id=batch_id, is_here=is_here, keys=keys)
             known = {row.key for row in rows}
-            self._storage.remove([one.key for one in group if one.kind == ORPHAN and one.key not in known])
-            repair = partial(self._repair_object, Path(before.source if before is not None else ""), known)
-            reasons = in_threads(self._storage, min(8, self._storage.threads), repair, group)
-            return list(zip(group, reasons, strict=True))
+            orphans = [one.key for one in group if one.kind == ORPHAN and one.key not in known]
+            kept = {key for key in self._storage.remove(orphans) if self._storage.find(key) is not None}
+            reasons = dict.fromkeys(known, _KNOWN) | dict.fromkeys(kept, "Storage does not delete it")
+            source = Path(before.source if before is not None else "")
+            repair = partial(self._repair_object, source, Budget(BUDGET), reasons)
+            repaired = in_threads(self._storage, min(8, self._storage.threads), repair, group)
+            return list(zip(group, repaired, strict=True))
 
         return self._database.run(work, timeout=0)
 
-    def _repair_object(self, source: Path, known: set[str], finding: Finding) -> str:
-        """Upload an object again; return the reason why it is not repaired, empty if it is."""
+    def _repair_object(self, source: Path, budget: Budget, reasons: Mapping[str, str], finding: Finding) -> str:
+        """Upload an object again; return the reason why it is not repaired, empty if it is.
+
+        `reasons` are those of orphans, by their keys.
+        """
         if finding.kind == ORPHAN:
-            return "a batch has it on record, or an image names it" if finding.key in known else ""
+            return reasons.get(finding.key, "")
         if not finding.path:
             return f"batch {finding.batch_id} was adopted, so that its source is not known"
-        try:
-            content = (source / finding.path).read_bytes()
-        except OSError as exc:
-            return f"{source / finding.path} cannot be read: {exc.strerror}"
-        if hashlib.sha256(content).hexdigest() != finding.sha256:
-            return f"{source / finding.path} is no longer what was loaded"
-        self._storage.upload(finding.key, content)
-        with contextlib.suppress(ObjectNotFound):
-            if self._storage.digest(finding.key, finding.size) == (finding.size, finding.sha256):
-                return ""
+        path = source / finding.path
+        with budget.reserved(finding.size):
+            try:
+                content, _ = read_up_to(str(path), finding.size + 1, "photo", "it was loaded")
+                if hashlib.sha256(content).hexdigest() != finding.sha256:
+                    return f"{path} is no longer what was loaded"
+                self._storage.upload(finding.key, content)
+                if self._storage.digest(finding.key, finding.size) == (finding.size, finding.sha256):
+                    return ""
+            except BadInput as exc:
+                return f"{path}: {exc.message}"
+            except ObjectNotFound:
+                pass
+            except StorageError as exc:
+                return f"Storage refuses it: {exc.message}"
         return "Storage does not keep what it is sent"
 
 

@@ -189,6 +189,17 @@ class Storage:
             deleted.update(_parsed(partial(_names, gone)))
         return [key for key in keys if key not in deleted]
 
+    def remove_all(self, keys: Sequence[str]) -> int:
+        """Delete objects by their exact keys; return how many were not there. Raises StorageError if one still is.
+
+        Neither a list nor the response proves that an object is gone: each that was not deleted is requested.
+        """
+        remaining = self.remove(keys)
+        if kept := next((key for key in remaining if self.find(key) is not None), None):
+            message = f"Storage still holds objects that it was asked to delete, {kept} for one."
+            raise StorageError(message, "Look at the Storage server's log.")
+        return len(remaining)
+
     def ensure_bucket(self) -> dict[str, Any]:
         """Create the bucket, private, if it does not exist; return its settings, as `find_bucket` does.
 
