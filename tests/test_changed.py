@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Settings
+from pipeline.steps import changed
 from pipeline.storage import Storage
 from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of
@@ -287,3 +288,23 @@ def test_strict_refuses_what_changed_into_something_unusable(
 def test_force_and_changed_exclude_each_other(run: Run, own_dataset: MakeDataset) -> None:
     done = run("load", "--source", own_dataset(4), "--force", "--changed")
     assert (done.code, "--changed" in done.err) == (2, True)
+
+
+def test_a_look_locks_what_it_compared_only_at_its_end(
+    run: Run, own_dataset: MakeDataset, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = own_dataset(3)
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    for path in dataset.rglob("*.jpg"):
+        os.utime(path)
+    compare, free = changed._compare, []
+
+    def beside(*arguments: Any) -> Any:
+        free.append(len(world.query(dsn, "SELECT recognition_id FROM ingest.manifest FOR UPDATE NOWAIT")))
+        return compare(*arguments)
+
+    monkeypatch.setattr(changed, "_PAGE", 1)
+    monkeypatch.setattr(changed, "_compare", beside)
+    assert run("load", "--source", dataset, "--batch-id", "b2").code == 0
+    assert free == [3, 3, 3]
+    assert world.query(dsn, "SELECT count(*) FROM ingest.manifest WHERE seen IS NOT NULL") == [(3,)]

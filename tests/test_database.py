@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from embedded_supabase.files import wait_until
 from pipeline.database import Connection, Database
 from pipeline.errors import DatabaseError, DatabaseUnavailable, StorageUnavailable
 from tests import database_support
@@ -338,3 +340,20 @@ def test_a_child_that_only_ends_does_not_break_the_sessions_of_its_parent(databa
     assert os.waitpid(pid, 0)[1] == 0
     with database.transaction() as connection:
         assert backend(connection) == ours
+
+
+def test_the_commit_of_another_batch_is_waited_for_beyond_the_limit_of_other_locks(empty_database_url: str) -> None:
+    def take(waiting: Database) -> str:
+        with waiting.transaction() as connection:
+            connection.run_script("SET LOCAL lock_timeout = '50ms'")
+            connection.execute("lock_commits")
+            return str(ask(connection, "SHOW lock_timeout"))
+
+    long = "now() - query_start > interval '1 s'"
+    waited = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND {long}"
+    with closing(door(empty_database_url)) as waiting, ThreadPoolExecutor(1) as executor:
+        with closing(door(empty_database_url)) as committing, committing.transaction() as connection:
+            connection.execute("lock_commits")
+            taken = executor.submit(take, waiting)
+            assert wait_until(lambda: execute(empty_database_url, waited) == [(1,)], 30)
+        assert taken.result() == "50ms"

@@ -527,6 +527,29 @@ def test_a_recognition_that_the_app_deleted_is_loaded_again_beside_its_receipt(
     assert world.inconsistencies(settings) == []
 
 
+def test_an_item_of_another_tool_on_a_line_of_ours_stops_neither_a_load_nor_a_reset(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str
+) -> None:
+    world.query(
+        dsn,
+        "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_option_id)"
+        " SELECT recognition_id, item_type, source, recipe_line_option_id FROM public.initial_tray_items"
+        " WHERE recipe_line_option_id IS NOT NULL",
+    )
+    numbers = changed(dataset)
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert shown(dsn, numbers) == ["b2"] * 3
+    world.query(
+        dsn,
+        "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_option_id)"
+        " SELECT recognition_id, item_type, source, recipe_line_option_id FROM public.initial_tray_items"
+        " WHERE recipe_line_option_id IS NOT NULL",
+    )
+    assert run("reset", "--batch-id", "b2", "--confirm").code == 0
+    assert shown(dsn, numbers) == ["b1"] * 3
+    assert world.inconsistencies(settings) == []
+
+
 # While a batch commits
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import sys
 from contextlib import closing
@@ -142,6 +145,34 @@ def test_memory_stays_bounded_whatever_the_values_hold(
     assert code == 0
     assert int(after_target(stderr)) < 250_000
     world.check(settings, (dataset, "b1", None), qwen=write(tmp_path / "kept.json", kept))
+
+
+class Failing(io.FileIO):
+    """A file whose rest cannot be read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size) or self.fail()
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return super().readline(size) or self.fail()
+
+    def fail(self) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("start", ["", "{", '{"a": 1}\n', "\x1f\x8b"])
+def test_a_file_that_stops_being_readable_is_named(
+    run: Run, small_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start: str
+) -> None:
+    dataset = small_dataset(1)
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    file = tmp_path / "a.json"
+    file.write_bytes(start.encode("latin-1"))
+    monkeypatch.setattr("pipeline.steps.annotations._opened", Failing)
+    failed = run("load-qwen", "--file", file, "--batch-id", "q1")
+    assert failed.code == 3
+    assert f"The annotations file {file} cannot be read: Input/output error." in failed.err
+    assert "Restore it" in failed.err
 
 
 # Luigi

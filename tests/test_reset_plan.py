@@ -12,7 +12,7 @@ import pytest
 
 from embedded_supabase.files import wait_until
 from pipeline.config import Settings
-from pipeline.database import Database
+from pipeline.database import Connection, Database
 from pipeline.errors import RefusedError
 from pipeline.steps import reset
 from tests import reset_support, world
@@ -47,6 +47,31 @@ def ids(dsn: str) -> dict[str, set[Any]]:
 
 
 # The plan
+
+
+def test_a_plan_keeps_nobody_from_work(
+    load: LoadBatch,
+    command: Command,
+    small_dataset: MakeDataset,
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load(small_dataset(2), "b1")
+    execute, tried = Connection.execute, []
+
+    def beside(connection: Connection, name: str, /, **parameters: object) -> object:
+        found = execute(connection, name, **parameters)
+        if name == "plan_reset":
+            tried.append(parameters["locks"])
+            for table in ("recognitions", "initial_tray_items"):
+                world.query(dsn, f"SELECT id FROM public.{table} FOR UPDATE NOWAIT")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "execute", beside)
+        assert command("reset", "--batch-id", "b1", "--dry-run").code == 0
+    assert tried == [False]
+    assert command("reset", "--batch-id", "b1", "--confirm").code == 0
 
 
 def test_a_dry_run_changes_nothing_and_counts_what_then_goes(

@@ -129,8 +129,8 @@ def _read(
     return [row], "".join([f"{number}{line}" for line in lines]).encode(), rejects
 
 
-def _reject(recognition_id: int | None, shown: str, problem: BadInput) -> Reject:
-    return Reject(recognition_id, shown, problem.code, problem.message)
+def _reject(recognition_id: int | None, shown: str, one: BadInput) -> Reject:
+    return Reject(recognition_id, shown, one.code, one.message)
 
 
 def _entries(path: Path, stream: BinaryIO, forms: set[Deviation]) -> Iterator[Entry]:
@@ -139,11 +139,17 @@ def _entries(path: Path, stream: BinaryIO, forms: set[Deviation]) -> Iterator[En
         yield from read_entries(stream, forms)
     except UsageError as exc:
         raise UsageError(exc.message, f"The file is {path}. {exc.hint}") from exc
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
 
 
 def _opened(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as exc:
-        message = f"The annotations file {path} cannot be read: {exc.strerror}."
-        raise UnfinishedError(message, "Restore it, then run the command again.") from exc
+        raise _unreadable(path, exc) from exc
+
+
+def _unreadable(path: Path, exc: OSError) -> UnfinishedError:
+    message = f"The annotations file {path} cannot be read: {exc.strerror}."
+    return UnfinishedError(message, "Restore it, then run the command again.")

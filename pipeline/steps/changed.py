@@ -36,8 +36,9 @@ def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any
     `check` finds that out for --strict.
     """
     connection, source, files, after = seen.connection, seen.source, seen.files, -1
+    connection.enqueue("create_remembered")
     while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
-        after = page[-1].recognition_id
+        before, after = after, page[-1].recognition_id
         untouched = list(spread(partial(_count_untouched, str(source)), page, executor))
         alone = [bool(count) and len(row.paths) == 1 for row, count in zip(page, untouched, strict=True)]
         files[UNCHANGED] += sum(compress(untouched, alone))
@@ -69,10 +70,11 @@ def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any
                 notices += one.notices
         if staged := [one.result for one in changed.values() if isinstance(one.result, Recognition)]:
             copy_staged(connection, staged, {row.recognition_id: row.former for row in suspects})
-            seen.drop_known()
+            seen.drop_known(before)
         copy_found(connection, notices)
         copy_found(connection, rejects, is_taken=seen.is_taken)
         seen.advance(row.captured_on for row in page)
+    connection.execute("remember_seen")  # at the end, since it locks rows of other batches
 
 
 def _count_untouched(source: str, row: Any) -> int:
@@ -129,9 +131,9 @@ def _compare(connection: Connection, source: Path, suspects: Sequence[Any], exec
     adopted = [number for number in same if recorded[number].adopted and isinstance(same[number].result, Recognition)]
     for number in _find_other_documents(connection, source, [same[one].result for one in adopted]) if adopted else ():
         changed[number] = same.pop(number)
-    usable = {number: one.result.identity for number, one in same.items() if isinstance(one.result, Recognition)}
-    ids = {"recognition_ids": list(usable), "batch_ids": [recorded[number].batch_id for number in usable]}
-    connection.execute("remember_seen", **ids, identities=list(usable.values()))
+    usable = [one.result for one in same.values() if isinstance(one.result, Recognition)]
+    rows = [(recorded[one.recognition_id].batch_id, one.recognition_id, one.identity) for one in usable]
+    connection.copy_in("pg_temp.remembered", ("batch_id", "recognition_id", "identity"), rows)
     return changed
 
 

@@ -251,7 +251,7 @@ def _stage(seen: Seen, limit: int | None, executor: Executor, check: Callable[[A
     connection.execute("create_staged")
     # No page is larger than the rest of the limit, so that no recognition is inspected needlessly.
     while page := connection.execute("list_candidates", after=last, count=min(_PAGE, wanted)):
-        last = page[-1].recognition_id
+        before, last = last, page[-1].recognition_id
         found = list(executor.map(check, page) if check else spread(partial(_inspect, seen.source), page, executor))
         usable = [one.result for one in found if isinstance(one.result, Recognition)]
         rejects = [one.result for one in found if isinstance(one.result, Reject)]
@@ -261,7 +261,7 @@ def _stage(seen: Seen, limit: int | None, executor: Executor, check: Callable[[A
         for one in found:
             seen.files.update(one.files)
         seen.advance(one.result.captured_on if isinstance(one.result, Recognition) else None for one in found)
-        wanted -= len(usable) - (seen.drop_known() if usable else 0)
+        wanted -= len(usable) - (seen.drop_known(before) if usable else 0)
     return last
 
 

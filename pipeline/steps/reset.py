@@ -70,7 +70,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
         batch = find_batch_to_reset(connection, batch_id)
         if batch.state in ("resetting", "reset"):
             return Plan(batch, {}, 0, 0, {}, [])
-        connection.execute("plan_reset", batch_id=batch_id)
+        connection.execute("plan_reset", batch_id=batch_id, locks=False)
         raw = connection.one("count_raw", batch_id=batch_id)._asdict()
         rows = {f"raw.{name}": count for name, count in raw.items() if count}
         rows.update({row.name: row.going for row in connection.execute("list_stale")})
@@ -157,7 +157,7 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
             # The summary of an unfinished batch comes from its markers, which a reset deletes.
             summary = json.dumps(summarise(connection, batch_id), ensure_ascii=False)
             connection.execute("update_batch_metrics", batch_id=batch_id, metrics=summary)
-        connection.execute("plan_reset", batch_id=batch_id)
+        connection.execute("plan_reset", batch_id=batch_id, locks=True)
         removed = connection.one("execute_reset", batch_id=batch_id).removed
         connection.execute("mark_resetting", batch_id=batch_id)
         logger.info("reset: %s of public and raw", counted(removed, "row"))

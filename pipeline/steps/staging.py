@@ -60,11 +60,14 @@ class Seen:
         self.newest = max(filter(None, (self.newest, *known)), default=None)
         self.progress(self.found.found, self._done)
 
-    def drop_known(self) -> int:
-        """Reject what of pg_temp.staged an earlier upload or copy rejected and did not change; return its number."""
+    def drop_known(self, after: int) -> int:
+        """Reject what an earlier upload or copy rejected and did not change, of a page of pg_temp.staged.
+
+        The page is what has larger ids than `after`. Return the number of rejects.
+        """
         if self.is_forced:
             return 0
-        known = self.connection.one("drop_known_staged")
+        known = self.connection.one("drop_known_staged", after=after)
         self.files.update({USED: -known.files, REJECTED: known.files})
         return int(known.recognitions)
 

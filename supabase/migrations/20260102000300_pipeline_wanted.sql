@@ -86,9 +86,9 @@ BEGIN
     CREATE TEMP TABLE present_items ON COMMIT DROP AS
     SELECT i.recognition_id, i.id, i.item_type::text AS item_type, i.source::text AS source, place.line_id,
         place.line_number,
-        coalesce(i.ordinal, row_number() OVER (
-            PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number
-            ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
+        -- Items of others have no ordinal, and come after ours of the same line.
+        coalesce(i.ordinal, coalesce(max(i.ordinal) OVER own, 0)
+            + row_number() OVER (own ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
         i.line_number AS stored_number, i.ordinal AS stored_ordinal,
         t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id) AS stays,
         i.metadata ->> 'qwen_label' AS label,
@@ -107,7 +107,8 @@ BEGIN
                 THEN coalesce(i.line_number, ingest.line_of(i.metadata ->> 'qwen_label')) END AS line_number
     ) place
     LEFT JOIN public.recipe_lines line ON line.id = place.line_id
-    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE');
+    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE')
+    WINDOW own AS (PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number);
     CREATE UNIQUE INDEX ON pg_temp.present_items (id);
     CREATE INDEX ON pg_temp.present_items (line_id, nth);
     CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);

@@ -188,10 +188,10 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.plan_affected(batch text) RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_affected(batch text, locks boolean) RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Plan what readers see of pg_temp.affected once `batch` is committed or reset.
+-- Plan what readers see of pg_temp.affected once `batch` is committed or reset; with `locks` for a plan that is carried out.
 BEGIN
     IF EXISTS (SELECT FROM ingest.batches b WHERE b.kind = 'qwen' AND (b.state = 'done') <> (b.id = batch)) THEN
         UPDATE pg_temp.affected t
@@ -208,10 +208,10 @@ BEGIN
     ANALYZE pg_temp.affected;
     -- Work on a recognition that begins now waits for the commit, and then finds its new rows; so does a choice.
     PERFORM FROM public.recognitions r
-    WHERE r.id IN (SELECT t.recognition_id FROM pg_temp.affected t WHERE t.existing)
+    WHERE locks AND r.id IN (SELECT t.recognition_id FROM pg_temp.affected t WHERE t.existing)
     ORDER BY r.id FOR UPDATE;
     PERFORM FROM public.initial_tray_items i
-    WHERE i.recognition_id IN (SELECT t.recognition_id FROM pg_temp.affected t WHERE t.existing)
+    WHERE locks AND i.recognition_id IN (SELECT t.recognition_id FROM pg_temp.affected t WHERE t.existing)
     ORDER BY i.id FOR UPDATE;
     PERFORM ingest.plan_lines();
     PERFORM ingest.plan_items();

@@ -101,7 +101,7 @@ BEGIN
             AND NOT EXISTS (SELECT FROM pg_temp.unannotated u WHERE u.recognition_id = p.id);
     END IF;
     PERFORM ingest.plan_adopted();
-    PERFORM ingest.plan_affected(batch);
+    PERFORM ingest.plan_affected(batch, true);
     RETURN QUERY
     SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
     FROM ingest.find_references(true) f
@@ -262,7 +262,7 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.plan_reset(batch text) RETURNS void
+CREATE OR REPLACE FUNCTION ingest.plan_reset(batch text, locks boolean) RETURNS void
 LANGUAGE plpgsql
 SET search_path = ''
 SET jit = off
@@ -306,7 +306,7 @@ BEGIN
     END IF;
     PERFORM ingest.plan_adopted();
     PERFORM ingest.restore_adopted();
-    PERFORM ingest.plan_affected(batch);
+    PERFORM ingest.plan_affected(batch, locks);
 END
 $$;
 

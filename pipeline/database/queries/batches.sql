@@ -273,8 +273,11 @@ WHERE kind = 'load' AND bucket = :bucket AND state <> 'reset'
 SELECT id FROM ingest.batches WHERE id = :batch_id FOR UPDATE
 
 -- name: lock_commits
--- One batch commits at a time: versions follow the order of commits. The number spells "comm".
-SELECT pg_advisory_xact_lock(1668246893)
+-- One batch commits at a time: versions follow the order of commits. That of a large batch takes minutes. The number
+-- spells "comm".
+SELECT set_config('pipeline.lock_timeout', current_setting('lock_timeout'), true), set_config('lock_timeout', '1h', true);
+SELECT pg_advisory_xact_lock(1668246893);
+SELECT set_config('lock_timeout', current_setting('pipeline.lock_timeout'), true)
 
 -- name: lock_step
 -- Whoever writes a marker, or removes what its absence allows to remove, goes alone until the end of the transaction.

@@ -203,11 +203,11 @@ WITH known AS (
 SELECT count(*) FILTER (WHERE NOT is_notice) AS rejects FROM known
 
 -- name: drop_known_staged
--- What an upload or a copy rejected, and is what it was then: it is a reject of this look.
+-- What an upload or a copy rejected, and is what it was then: it is a reject of this look. A page of it.
 WITH known AS (
     DELETE FROM pg_temp.staged s
     USING ingest.rejects e
-    WHERE e.recognition_id = s.recognition_id AND e.identity = s.identity AND e.over_at IS NULL
+    WHERE s.recognition_id > :after AND e.recognition_id = s.recognition_id AND e.identity = s.identity AND e.over_at IS NULL
     RETURNING s.recognition_id, e.path, e.code, e.message,
         cardinality(photo_paths) + num_nonnulls(menu_path, receipt_path) AS files
 ), rejected AS (
@@ -400,11 +400,13 @@ WHERE is_notice AND code IN ('folder_name', 'folder_nested', 'file_archive')
 ORDER BY path COLLATE "C"
 LIMIT :count
 
+-- name: create_remembered
+CREATE TEMP TABLE remembered (batch_id text, recognition_id bigint, identity text) ON COMMIT DROP
+
 -- name: remember_seen
 UPDATE ingest.manifest m
 SET seen = u.identity
-FROM unnest(CAST(:recognition_ids AS bigint[]), CAST(:batch_ids AS text[]), CAST(:identities AS text[]))
-    AS u (recognition_id, batch_id, identity)
+FROM pg_temp.remembered u
 WHERE m.batch_id = u.batch_id AND m.recognition_id = u.recognition_id AND m.seen IS DISTINCT FROM u.identity
 
 -- name: sample_manifest

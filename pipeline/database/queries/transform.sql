@@ -110,7 +110,7 @@ WITH left_out AS (
     SELECT every(r.code ~ '_(changed|vanished)$') AS is_transient
     FROM ingest.batches b
     JOIN ingest.rejects r ON r.batch_id = b.id
-        AND (r.recognition_id IS NULL OR r.recognition_id NOT IN (SELECT recognition_id FROM left_out))
+        AND NOT EXISTS (SELECT FROM left_out l WHERE l.recognition_id = r.recognition_id)
     CROSS JOIN LATERAL (SELECT regexp_replace(r.path, '.*[/\\]', '') AS name) last
     CROSS JOIN LATERAL (SELECT CASE WHEN last.name ~* 'main' THEN 1 WHEN last.name ~* 'qualifying' THEN 2
         WHEN r.path ~* 'main' THEN 1 ELSE 2 END AS camera) photo
@@ -153,7 +153,7 @@ WHERE l.batch_id = :batch_id AND b.id = l.batch_id
 
 -- name: forget_batch
 -- One in which nothing can be used.
-SELECT ingest.plan_reset(:batch_id);
+SELECT ingest.plan_reset(:batch_id, true);
 SELECT ingest.execute_reset(:batch_id);
 DELETE FROM ingest.manifest WHERE batch_id = :batch_id;
 DELETE FROM ingest.batch_state WHERE batch_id = :batch_id;
