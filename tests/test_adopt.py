@@ -17,6 +17,8 @@ import pytest
 
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
+from pipeline.database import Connection
+from pipeline.errors import DatabaseUnavailable
 from pipeline.storage import Storage
 from tests import annotating, older_script, world
 from tests.annotating import Run, give_receipt, ids_of, key_of, value_of, write
@@ -523,3 +525,34 @@ def test_a_bucket_without_the_photos_is_refused(
     refused = run("adopt", "--confirm")
     assert (refused.code, "STORAGE_BUCKET" in refused.err) == (4, True)
     assert world.query(dsn, "SELECT * FROM ingest.batches") == []
+
+
+def test_an_adoption_whose_commit_is_not_answered_is_told(
+    run: Run, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("migrate").code == 0
+    commit, lost = Connection.commit, list[str]()
+
+    def unanswered(connection: Connection) -> None:
+        commit(connection)
+        if changes and not lost:
+            lost.append("answer")
+            raise DatabaseUnavailable("The connection was lost.", "")
+
+    changes: list[str] = []
+    execute = Connection.execute
+
+    def noting(connection: Connection, name: str, /, **parameters: object) -> object:
+        changes.extend([name] if name in ("insert_adopted", "forget_adopted") else [])
+        return execute(connection, name, **parameters)
+
+    monkeypatch.setattr(Connection, "commit", unanswered)
+    monkeypatch.setattr(Connection, "execute", noting)
+    monkeypatch.setenv("PIPELINE_RETRY_BACKOFF_FACTOR", "1.01")
+    for options, kept in (((), 4), (("--undo",), 0)):
+        changes.clear()
+        lost.clear()
+        done = run("adopt", *options, "--confirm", "--json")
+        assert (done.code, lost) == (0, ["answer"]), done.err
+        assert len(json.loads(done.out)["batches"]) == 4
+        assert len(world.query(project.settings.database_url.reveal(), "SELECT id FROM ingest.batches")) == kept

@@ -55,6 +55,7 @@ def adopt(database: Database, storage: Storage, *, keep: bool) -> Adoption:
     Raises UsageError if the bucket does not exist, RefusedError if it has none of the photos, UnfinishedError if the
     reset of an adopted batch was interrupted.
     """
+    made: list[Adoption] = []
 
     def work(connection: Connection) -> Adoption:
         require_schema(connection)
@@ -78,7 +79,9 @@ def adopt(database: Database, storage: Storage, *, keep: bool) -> Adoption:
         bucket = {"bucket": storage.bucket, "bucket_created_at": found["created_at"]}
         largest = max((one["recognitions"] for one in batches), default=0)
         connection.execute("insert_adopted", **bucket, shard_size=shard_size(largest, 100))
-        return Adoption(storage.bucket, batches=batches, **counts)
+        if batches or not made:  # else an earlier attempt made them, whose commit was not answered
+            made[:] = [Adoption(storage.bucket, batches=batches, **counts)]
+        return made[0]
 
     adoption = database.run(work, timeout=0, keep=keep)
     if keep:
@@ -105,6 +108,7 @@ def forget(database: Database, *, keep: bool) -> Forgotten:
 
     Raises RefusedError while batches of ours have recognitions of theirs, UnfinishedError while one is being reset.
     """
+    made: list[Forgotten] = []
 
     def work(connection: Connection) -> Forgotten:
         require_schema(connection)
@@ -118,7 +122,9 @@ def forget(database: Database, *, keep: bool) -> Forgotten:
             raise _unfinished(connection, left[0].id)
         batches = [row._asdict() for row in connection.execute("list_adopted")]
         connection.execute("forget_adopted")
-        return Forgotten(batches)
+        if batches or not made:
+            made[:] = [Forgotten(batches)]
+        return made[0]
 
     return database.run(work, timeout=0, keep=keep)
 
