@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ from pipeline.batches.lock import BatchLock
 from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.batches.state import COPY, UPLOAD
 from pipeline.config import Settings
-from pipeline.database import Database
-from pipeline.errors import RefusedError, StorageError, UnfinishedError
+from pipeline.database import Connection, Database
+from pipeline.errors import (
+    AccessDenied,
+    DatabaseError,
+    DatabaseUnavailable,
+    PipelineError,
+    RefusedError,
+    SettingsError,
+    StorageError,
+    UnfinishedError,
+)
 from pipeline.observe.metrics import Metrics
 from pipeline.steps import discover as discover_module
 from pipeline.steps import parallel
@@ -465,6 +475,31 @@ def test_a_lock_whose_connection_broke_is_taken_again(load: Load, lock: BatchLoc
     assert wait_until(lambda: is_locked(load), 20)
     with pytest.raises(RefusedError, match="Another run of batch b1"):
         BatchLock(load.settings, "b1", print, patience=0)
+
+
+@pytest.mark.parametrize("error", [AccessDenied, SettingsError, DatabaseError, DatabaseUnavailable])
+def test_a_lock_is_taken_again_after_any_error_of_the_database(
+    load: Load, lock: BatchLock, error: type[PipelineError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[str] = []
+
+    def fail(where: str) -> None:
+        raised.append(where)
+        raise error("The database refuses it.")
+
+    def one(self: Connection, name: str, /, **parameters: object) -> Any:
+        return fail(name) if name == "now" else Connection.one(self, name, **parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "_connect", lambda _: fail("connect"))
+        if error is DatabaseError:  # a statement that somebody cancels
+            assert lock._connection is not None
+            patch.setattr(lock._connection, "one", partial(one, lock._connection))
+        else:
+            load.query(LOSE)
+        assert wait_until(lambda: "connect" in raised, 20)
+        assert not is_locked(load)
+    assert wait_until(lambda: is_locked(load), 20)
 
 
 def test_a_run_whose_lock_another_run_took_is_told(load: Load) -> None:

@@ -104,12 +104,14 @@ class BatchLock:
             if self._connection is not None:
                 self._connection.one("now")
                 return
-        except DatabaseUnavailable:
+        except PipelineError:
             logger.warning("lock: the connection that held the lock of batch %s broke", self._batch_id)
             self._disconnect()
         try:
             self._take()
-        except DatabaseUnavailable as exc:
+        except RefusedError:
+            raise
+        except PipelineError as exc:  # a pooler that restarts may refuse the login
             logger.info("lock: the lock of batch %s cannot be taken again yet: %s", self._batch_id, exc.message)
 
     def _disconnect(self) -> None:
