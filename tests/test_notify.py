@@ -116,6 +116,22 @@ def test_a_held_batch_is_told_once_until_somebody_decides(
     assert heads(team) == ["load succeeds again"]
 
 
+@pytest.mark.parametrize("state", ["loading", "resetting"])
+def test_a_batch_that_nobody_finishes_is_told_beside_one_that_is_held(
+    state: str, run: Run, own_dataset: MakeDataset, team: Listener, dsn: str
+) -> None:
+    dataset = own_dataset(16)
+    strip(dataset, ids_of(dataset)[:10])
+    load = ("load", "--source", dataset)
+    assert run(*load, "--batch-id", "b1", "--limit", "4").code == 6
+    assert heads(team) == ["load holds a batch back"]
+    assert run("discover", *load[1:], "--batch-id", "b2").code == 0
+    world.query(dsn, f"UPDATE ingest.batches SET state = '{state}' WHERE id = 'b2'")
+    for titles in (["load failed with exit code 3"], []):
+        assert run(*load, "--batch-id", "b3").code == 3
+        assert heads(team) == titles
+
+
 def test_a_database_that_is_away_is_told_once_too(
     run: Run, small_dataset: MakeDataset, team: Listener, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,7 +242,7 @@ def test_a_problem_is_told_in_words(problem: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "told", "held", "new", "over"),
+    ("problem", "told", "held", "new", "over"),  # `others` after the held ones: one that is not held is unfinished
     [
         ("", "", "", "", ""),
         ("a", "", "", "a", ""),
@@ -238,6 +254,11 @@ def test_a_problem_is_told_in_words(problem: str, words: str) -> None:
         ("HeldError", "held_x", "x y", "held y", ""),
         ("ClaimedError", "held_x", "x", "", ""),
         ("ClaimedError", "", "", "ClaimedError", ""),
+        ("ClaimedError", "held_x", "x others", "ClaimedError", ""),
+        ("ClaimedError", "held_x ClaimedError", "x others", "", ""),
+        ("ClaimedError", "held_x held_y", "x y others", "ClaimedError", ""),
+        ("HeldError", "held_x", "x others", "", ""),
+        ("", "held_x ClaimedError", "x", "", "ClaimedError"),
         ("", "held_x a", "x", "", "a"),
         ("", "held_x held_y", "y", "", "held_x"),
         ("a", "held_x", "x", "a", ""),
@@ -247,7 +268,8 @@ def test_only_news_are_told(problem: str, told: str, held: str, new: str, over: 
     def names(text: str) -> frozenset[str]:
         return frozenset(one.replace("_", " ") for one in text.replace("held ", "held_").split())
 
-    assert news(problem, Memory(names(told), frozenset(held.split()))) == (names(new), names(over))
+    memory = Memory(names(told), frozenset(held.split()) - {"others"}, "others" in held)
+    assert news(problem, memory) == (names(new), names(over))
 
 
 def test_a_usage_error_of_a_cron_table_is_told(

@@ -36,10 +36,14 @@ _SHOWN_CHARACTERS = 3000
 
 
 class Memory(NamedTuple):
-    """What people know of: problems of a command, as `problem_of` names them, and the batches that are held."""
+    """What people know of: problems of a command, as `problem_of` names them, and the batches that are held.
+
+    `unfinished` says whether another batch is neither held nor done: it may claim what is new as well.
+    """
 
     told: frozenset[str] = frozenset()
     held: frozenset[str] = frozenset()
+    unfinished: bool = False
 
 
 def problem_of(code: int, error: PipelineError | None, detail: str = "") -> str:
@@ -70,7 +74,8 @@ def news(problem: str, memory: Memory) -> tuple[frozenset[str], frozenset[str]]:
     held = frozenset(f"held {batch_id}" for batch_id in memory.held)
     if not problem:
         return frozenset(), memory.told - held
-    found = held if held and problem in ("HeldError", "ClaimedError") else frozenset({problem})
+    is_of_held = problem == "HeldError" or (problem == "ClaimedError" and not memory.unfinished)
+    found = held if held and is_of_held else frozenset({problem})
     return found - memory.told, frozenset()
 
 
@@ -125,14 +130,15 @@ class Alarm:
 
     def _read(self) -> Memory:
         """Return what people know from the database and from the file."""
-        told, held = set(self._read_file().get(self._command, ())), frozenset[str]()
+        told, held, unfinished = set(self._read_file().get(self._command, ())), frozenset[str](), False
         with suppress(PipelineError):
             if (database := self._find_database()) is not None:
                 with database.transaction(_STATEMENT_SECONDS, read_only=True) as connection:
                     told |= {row.problem for row in connection.execute("list_told", command=self._command)}
-                    rows = connection.execute("list_held", kind=WATCHED[self._command])
-                    held = frozenset(row.id for row in rows)
-        return Memory(frozenset(told), held)
+                    rows = connection.execute("list_states", kind=WATCHED[self._command])
+                    held = frozenset(row.id for row in rows if row.state == "held")
+                    unfinished = len(held) < len(rows)
+        return Memory(frozenset(told), held, unfinished)
 
     def _write(self, new: frozenset[str], over: frozenset[str]) -> None:
         """Record what people were told, in the file as long as the database does not respond."""

@@ -164,9 +164,6 @@ WHERE state IN ('loading', 'held', 'resetting') OR NOT :unfinished
 ORDER BY coalesce(reset_at, finished_at, created_at) DESC, id DESC
 LIMIT :count
 
--- name: list_held
-SELECT id FROM ingest.batches WHERE state = 'held' AND kind LIKE :kind
-
 -- name: list_last_loads
 -- The last finished batch of each kind.
 SELECT DISTINCT ON (kind) kind, id AS batch_id, finished_at, recognitions
@@ -229,6 +226,10 @@ WHERE b.state = 'loading'
             AND l.objid::bigint = key.value & 4294967295
     )
 ORDER BY b.created_at
+
+-- name: list_states
+-- The unfinished batches of a kind.
+SELECT id, state FROM ingest.batches WHERE state IN ('loading', 'held', 'resetting') AND kind LIKE :kind
 
 -- name: list_told
 SELECT problem FROM ingest.notifications WHERE command = :command
