@@ -333,6 +333,41 @@ def test_a_starter_that_shares_does_not_send_ahead(
     world.check(settings, (small_dataset(8), "b1", None))
 
 
+def limit_tasks(workdir: Path, seconds: int) -> None:
+    """Let Luigi end a task after so many seconds, or never."""
+    path = workdir / "luigi.cfg"
+    text = re.sub(r"timeout = \d+\n", "", path.read_text(encoding="utf-8"))
+    assert "[worker]\n" in text
+    path.write_text(text.replace("[worker]\n", f"[worker]\ntimeout = {seconds}\n"), encoding="utf-8")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_task_that_luigi_ends_after_a_time_is_a_failure_with_a_cause(
+    workers: str, luigid: MakeLuigid, start: Start, workdir: Path, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    service = luigid()
+    arguments = ("--source", small_dataset(12))
+    with holding(settings.database_url.reveal(), *range(1, 7)) as held:
+        starter = start(*LOAD, *arguments, env=SMALL)
+        until(lambda: started_by(service), starter)
+        limit_tasks(workdir, 2)
+        helper = start(*HELP, "--workers", workers, env=SMALL)
+        code, stdout, stderr = finish(helper)
+        assert (code, stdout) == (3, ""), stderr
+        assert re.search(r"3 shards in a row failed here, the last: Task UploadShard\S+ timed out after 2 sec", stderr)
+        starter.terminate()
+        assert finish(starter)[0] == 130
+        for shard in range(2, 7):
+            held.let_go(shard)
+        code, _, stderr = finish(start(*LOAD, *arguments, "--workers", workers, "--local-scheduler", env=SMALL))
+        assert code == 3, stderr
+        assert re.search(r"Failed: UploadShard\(.*shard=1, .* timed out after 2 seconds", stderr)
+        assert "Batch b1 is unfinished: 1 task failed." in stderr
+    limit_tasks(workdir, 0)
+    assert finish(start(*LOAD, *arguments, env=SMALL))[0] == 0
+    world.check(settings, (small_dataset(12), "b1", None))
+
+
 # Without work, or without what it takes
 
 

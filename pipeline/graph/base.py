@@ -97,6 +97,7 @@ class BatchTask(luigi.Task):
         return status_thread(read, partial(status.report, self.task_id)) if status is not None else nullcontext()
 
 
+@BatchTask.event_handler(luigi.Event.TIMEOUT)  # type: ignore[no-untyped-call,untyped-decorator]
 @BatchTask.event_handler(luigi.Event.PROCESS_FAILURE)  # type: ignore[no-untyped-call,untyped-decorator]
 def _record_process_failure(task: BatchTask, message: str) -> None:
     task.active_run.failures.add(Failure(str(task), "", message, ""))
