@@ -256,6 +256,27 @@ def test_a_worker_that_is_told_to_leave_hands_on_what_it_was_at(
     assert by(starter, settings) >= {1, 2}
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_worker_that_is_told_to_take_no_further_task_ends_with_what_it_did(
+    workers: str, luigid: MakeLuigid, start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    service = luigid()
+    with holding(settings.database_url.reveal(), *range(1, 9)) as held:
+        starter = start(*LOAD, "--source", small_dataset(16), env=SMALL)
+        until(lambda: started_by(service), starter)
+        helper = start(*HELP, "--workers", workers, env=SMALL)
+        until(lambda: len(service.running(f"workers={workers}, host")) == int(workers), starter, helper)
+        helper.send_signal(signal.SIGUSR1)
+        for shard in range(2, 9):
+            held.let_go(shard)
+        code, stdout, stderr = finish(helper, 30)
+        what = "1 shard" if workers == "1" else "2 shards"
+        assert (code, stdout) == (0, f"Batch b1: {what}: upload.\n"), stderr
+        held.let_go(1)
+        assert finish(starter)[0] == 0
+    world.check(settings, (small_dataset(16), "b1", None))
+
+
 def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
 

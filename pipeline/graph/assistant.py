@@ -43,11 +43,15 @@ _FRUITLESS_LIMIT = 3
 
 @dataclass
 class Help:
-    """What this process has done for others: tasks by batch and step, failed tasks, ids of batches."""
+    """What this process has done for others: tasks by batch and step, failed tasks, ids of batches.
+
+    `is_over` says that it was told to take no further task.
+    """
 
     done: Counter[tuple[str, str]] = field(default_factory=Counter)
     failed: list[ShardTask] = field(default_factory=list)
     joined: set[str] = field(default_factory=set)
+    is_over: bool = False
 
 
 class Assistant(PooledWorker):
@@ -57,10 +61,12 @@ class Assistant(PooledWorker):
         self._environment: Environment = kwargs["registry"].environment(production)
         place = f"host={socket.gethostname()}, project={self._environment.project}, pid={os.getpid()}"
         self._worker_id = f"Worker(salt={uuid.uuid4().hex}, workers={worker_processes}, {place})"
-        super().__init__(worker_id=self._worker_id, worker_processes=worker_processes, **kwargs)
         self._production, self._help, self._idle = production, help, idle
         self._idle_from: float | None = None
         self.is_phased_out = False
+        super().__init__(worker_id=self._worker_id, worker_processes=worker_processes, **kwargs)
+        if help.is_over:  # by a signal that the worker before this one received
+            self._phase_out()
 
     def run(self) -> bool:
         """Run until there is no task for a while; an end before that gives luigid the tasks back at once."""
@@ -74,9 +80,13 @@ class Assistant(PooledWorker):
             raise
 
     def handle_interrupt(self, signum: int, frame: Any) -> None:
-        """Take no further task; Luigi calls this on SIGUSR1."""
+        """Take no further task, and let no other worker follow; Luigi calls this on SIGUSR1."""
+        self._help.is_over = True
+        self._phase_out()
+
+    def _phase_out(self) -> None:
         self.is_phased_out = True
-        super().handle_interrupt(signum, frame)  # type: ignore[no-untyped-call]
+        super().handle_interrupt(signal.SIGUSR1, None)  # type: ignore[no-untyped-call]
 
     def _get_work(self) -> Any:
         if self.is_phased_out:
@@ -102,7 +112,7 @@ class Assistant(PooledWorker):
             return response
         # Its starter has left, and luigid would offer it to this worker again and again.
         self._give_back([response.task_id])
-        self.handle_interrupt(signal.SIGUSR1, None)
+        self._phase_out()
         return response._replace(task_id=None)
 
     def _ask_for_more(self, running: Sequence[str]) -> bool:
@@ -155,7 +165,7 @@ class Assistant(PooledWorker):
         if status == FAILED:
             # luigid would offer the task to this worker again; the next worker has another id, and leaves it out.
             self._help.failed.append(task)
-            self.handle_interrupt(signal.SIGUSR1, None)
+            self._phase_out()
         super()._add_task(*args, **{**kwargs, "assistant": True})  # type: ignore[no-untyped-call]
 
     def _keep_alive(self, response: Any) -> bool:
@@ -207,7 +217,7 @@ def assist(
         for error in errors:
             if isinstance(error, UsageError):  # these settings would be wrong for the next shard as well
                 raise error
-        if not worker.is_phased_out:
+        if help.is_over or not worker.is_phased_out:
             batch_ids = sorted({batch_id for batch_id, _ in help.done})
             batches = {name: {step: help.done[name, step] for step in (UPLOAD, COPY)} for name in batch_ids}
             return {"tasks": help.done.total(), "failed": len(help.failed), "batches": batches}
