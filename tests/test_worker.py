@@ -248,6 +248,7 @@ def test_a_worker_that_is_told_to_leave_hands_on_what_it_was_at(
         helper.send_signal(signal.SIGTERM)
         code, _, stderr = finish(helper)
         assert (code, "Traceback" in stderr) == (130, False), stderr
+        assert "Interrupted. Run the same command again." in stderr
         assert not any(Path(f"/proc/{pid}").exists() for pid in children)
         held.let_go(1)
         held.let_go(2)

@@ -149,6 +149,7 @@ class Assistant(PooledWorker):
             message = f"Batch {batch.id} goes into the bucket {batch.bucket}, not into {bucket}."
             raise SettingsError(message, "Set STORAGE_BUCKET as it is where the batch was started.")
         self._help.joined.add(batch.id)
+        self.registry.find(batch.id, self._production).command = ""  # what goes on with it is the same command
         say(f"Helping with batch {batch.id}: {batch.source}", logging.INFO, batch_id=batch.id)
 
     def require_source(self, task: ShardTask) -> Batch:
