@@ -466,6 +466,18 @@ def test_done_and_total_of_each_shard_are_readable() -> None:
     assert counter.read_shard(3) == (0, 0)
 
 
+@pytest.mark.parametrize("shard", [1, 1022, 1023, 1024, 2046, 2047, 10 * 1024 - 1])
+def test_what_other_workers_did_replaces_the_count_of_no_shard(shard: int) -> None:
+    counter = ProgressCounter()
+    counter.start("upload", 100)
+    add = counter.start_shard(shard, 4)
+    for others in (5, 7):
+        add(2)
+        counter.set_done_by_others(others)
+    assert counter.read() == (4 + 7, 0, 100)
+    assert counter.read_shard(shard) == (4, 4)
+
+
 # Status messages
 
 

@@ -94,7 +94,7 @@ class ProgressCounter:
 
     def start_shard(self, shard: int, total: int = 0) -> Callable[[int], None]:
         """Set a shard to zero, and return a thread-safe function that adds to it."""
-        slot, lock, part = shard % _SLOTS, threading.Lock(), [0, total]
+        slot, lock, part = self._slot(shard), threading.Lock(), [0, total]
         done, former = self._parts.get(shard, (0, 0))
         self._parts[shard] = part
         self._done[slot] -= done
@@ -119,7 +119,11 @@ class ProgressCounter:
 
     def read_shard(self, shard: int) -> tuple[int, int]:
         """Return done and total of a shard; the total is 0 if it is unknown."""
-        return int(self._done[shard % _SLOTS]), int(self._totals[shard % _SLOTS])
+        return int(self._done[self._slot(shard)]), int(self._totals[self._slot(shard)])
+
+    @staticmethod
+    def _slot(shard: int) -> int:
+        return shard % (_SLOTS - 1)
 
     def read(self, phase: str = "") -> tuple[int, int, int]:
         """Return done, done by earlier runs, and total, of the current phase; zeros if `phase` is another one."""
