@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
 import os
 import re
 import sys
+import time
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -105,6 +108,37 @@ def test_of_luigis_errors_only_the_one_that_ends_its_command_is_logged(monkeypat
     configure_logging(verbose=True)
     interface.error("a task failed")
     assert stderr.getvalue().endswith("[ERROR] a task failed\n")
+
+
+@pytest.mark.parametrize("number", [2, 64, 1000])
+def test_a_warning_never_keeps_another_one_from_the_log(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    stderr = terminal(monkeypatch)
+    configure_logging()
+    logger, formats = logging.getLogger("pipeline.storage"), [f"the {n}th request: %s" for n in range(number)]
+    if number == 2:  # the slots of a table of 64 by checksum would be the same
+        slots = {zlib.crc32(one.encode()) % 64: one for one in (f"another {n}: %s" for n in range(1000))}
+        formats[1] = slots[zlib.crc32(formats[0].encode()) % 64]
+    for one in formats:
+        logger.warning(one, "failed")
+        logger.warning(one, "failed again")
+    assert stderr.getvalue() == "".join(f"[WARNING] {one % 'failed'}\n" for one in formats)
+    logger.warning(formats[-1], "failed once more")
+    assert "once more" not in stderr.getvalue()
+
+
+def test_a_warning_passes_once_a_minute_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal(monkeypatch)
+    configure_logging()
+    logger, context = logging.getLogger("pipeline.storage"), multiprocessing.get_context("fork")
+    child = context.Process(target=logger.warning, args=("the request %d failed", 1))
+    child.start()
+    child.join()
+    logger.warning("the request %d failed", 2)
+    assert stderr.getvalue() == ""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    logger.warning("the request %d failed", 3)
+    assert stderr.getvalue() == "[WARNING] the request 3 failed\n"
 
 
 @pytest.mark.parametrize("verbose", [False, True])

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import sys
 import time
-import zlib
 from collections import deque
 from datetime import datetime
 from typing import Any, TextIO
@@ -61,8 +60,9 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no sub
 class _BriefFilter(logging.Filter):
     """Shorten what is logged without `--verbose`, so that the log of an outage of hours can be read.
 
-    A warning, told by its format string, passes once a minute over all worker processes. A PipelineError has message
-    and hint in place of a traceback. Of Luigi's errors only the one that ends `luigi` passes: tasks report their own.
+    A warning, told by its format string, passes once a minute over all worker processes; of more than 64 in a minute,
+    the oldest may pass again. A PipelineError has message and hint in place of a traceback. Of Luigi's errors only the
+    one that ends `luigi` passes: tasks report their own.
     """
 
     _SECONDS = 60.0
@@ -70,6 +70,8 @@ class _BriefFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
+        # Shared with forked processes, in which `hash` returns the same.
+        self._formats = multiprocessing.RawArray("q", self._SLOTS)
         self._next = multiprocessing.RawArray("d", self._SLOTS)
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -81,10 +83,11 @@ class _BriefFilter(logging.Filter):
             return record.funcName == "run_with_retcodes"
         if record.levelno != logging.WARNING:
             return True
-        slot, now = zlib.crc32(str(record.msg).encode()) % self._SLOTS, time.monotonic()
-        if now < self._next[slot]:
+        key, now, formats = hash(str(record.msg)), time.monotonic(), list(self._formats)
+        slot = formats.index(key) if key in formats else min(range(self._SLOTS), key=self._next.__getitem__)
+        if formats[slot] == key and now < self._next[slot]:
             return False
-        self._next[slot] = now + self._SECONDS
+        self._formats[slot], self._next[slot] = key, now + self._SECONDS
         return True
 
 
