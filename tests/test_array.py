@@ -24,10 +24,12 @@ from benchmarks.processes import tree
 from embedded_supabase.files import wait_until
 from pipeline import cli
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.state import ALONE, ARRAY
+from pipeline.batches.state import ALONE, ARRAY, COPY, UPLOAD
 from pipeline.cli import array
 from pipeline.cli.array import INDEX_VARIABLES
 from pipeline.config import Settings
+from pipeline.database import Database
+from pipeline.graph.markers import BatchStateTarget, MarkerCache
 from pipeline.graph.run import registry
 from pipeline.graph.tasks import CopyShard, TransformBatch, send_shard
 from pipeline.sample.writer import ANNOTATIONS
@@ -397,6 +399,20 @@ def test_a_load_groups_shards_into_its_tasks(
     assert here("load", "--source", small_dataset(14), "--batch-id", "a1", "--local-scheduler") == 0, here.err
     assert sorted(ran) == [[1, 2, 3], [4, 5, 6], [7]]
     world.check(settings, (small_dataset(14), "a1", None))
+
+
+@pytest.mark.parametrize("before", [[], [1], [2], [1, 2], [3]])
+def test_shards_of_a_group_that_others_do_after_the_first_question_are_found(
+    before: list[int], here: Here, settings: Settings, database: Database, small_dataset: MakeDataset
+) -> None:
+    assert here.discover(small_dataset(6)) == 3
+    for shard in before:
+        assert here.shard(shard - 1, of=3) == 0
+    markers = MarkerCache(database, "a1", schedules=True)
+    tasks = [BatchStateTarget(markers, "a1", step, range(1, 4)) for step in (COPY, UPLOAD)]
+    assert [one.exists() for one in tasks] == [False, False]
+    assert here.shard("0-2", of=3) == 0
+    assert [one.exists() for one in tasks] == [True, True]
 
 
 def test_a_load_has_less_than_a_thousand_tasks_for_any_number_of_shards(here: Here, small_dataset: MakeDataset) -> None:

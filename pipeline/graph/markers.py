@@ -56,4 +56,6 @@ class BatchStateTarget(luigi.Target):
 
     def exists(self) -> bool:
         """Return whether the markers are there."""
-        return all(self.markers.exists(self.step, shard) for shard in self.shards)
+        # Ask about every shard, also after one that is missing: the list answers the first question about each.
+        found = [self.markers.exists(self.step, shard) for shard in self.shards]
+        return all(found)
