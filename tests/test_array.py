@@ -43,6 +43,7 @@ from tests.runner import ForkServer, Runner, moments
 from tests.services import MakeDataset, RunPipeline, subprocess_environment
 from tests.sweeps import PARTS
 from tests.test_kill import SERIAL, killed, unusable
+from tests.test_prometheus import samples
 
 MARKED = "SELECT step, count(*) FROM ingest.batch_state WHERE batch_id = 'a1' GROUP BY step ORDER BY step"
 
@@ -224,6 +225,33 @@ def test_finish_decides_what_may_be_rejected(here: Here, settings: Settings, own
     assert here.shard("0-1", of=2) == 0
     assert here("finish", "--batch-id", "a1", "--max-rejects", "90%") == 0
     world.check(settings, (dataset, "a1", sorted(world.folders(dataset))[10:]))
+
+
+def test_finish_writes_the_numbers_of_the_batch_however_it_ends(
+    here: Here, settings: Settings, own_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    dataset, dsn, file = unusable(own_dataset(14)), settings.database_url.reveal(), tmp_path / "finish.prom"
+    finish = ("finish", "--batch-id", "a1", "--metrics-file", file)
+
+    def ends(code: int, state: str, *options: str) -> None:
+        file.unlink(missing_ok=True)
+        assert here(*finish, *options) == code
+        found = samples(file, "finish")
+        assert (found["pipeline_batch_info a1"], found[f"pipeline_batch_state {state}"]) == (1, 1)
+        assert sum(value for name, value in found.items() if name.startswith("pipeline_batch_rejects")) == 10
+
+    assert here.discover(dataset) == 2
+    assert here.shard(0, of=2) == 0
+    ends(3, "loading")
+    assert here.shard(1, of=2) == 0
+    never = "ALTER TABLE ingest.batch_state ADD CONSTRAINT never CHECK (step <> 'transform') NOT VALID"
+    world.query(dsn, never)
+    ends(3, "loading", "--max-rejects", "90%")
+    world.query(dsn, "ALTER TABLE ingest.batch_state DROP CONSTRAINT never")
+    ends(6, "held")
+    ends(6, "held")
+    assert here("publish", "--batch-id", "a1") == 0
+    ends(0, "done")
 
 
 def test_another_bucket_is_refused(

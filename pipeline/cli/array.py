@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import groupby
 
@@ -23,7 +23,7 @@ from pipeline.batches.summary import describe, headline, keep_summary, summarise
 from pipeline.cli.completion import remember
 from pipeline.cli.output import print_result
 from pipeline.database import Connection
-from pipeline.errors import DataError, HeldError, RefusedError, UnfinishedError, UsageError
+from pipeline.errors import DataError, HeldError, PipelineError, RefusedError, UnfinishedError, UsageError
 from pipeline.graph.run import Run, registry
 from pipeline.graph.tasks import LoadBatch, LoadQwen, TransformBatch, TransformQwen, send_shard, task_of
 from pipeline.observe.logger import say
@@ -107,17 +107,26 @@ def finish(options: argparse.Namespace) -> None:
     """Publish a batch whose shards are done."""
     run, batch = _join(options)
     run.was_done = batch is None or batch.marked
-    if batch is not None and not batch.marked:
-        family = TransformBatch if batch.kind == KIND_LOAD else TransformQwen
-        values = {"batch_id": batch.id, "production": options.production, "max_rejects": options.max_rejects}
-        with run.shared(), ProgressDisplay(run.counter, batch_id=batch.id):
-            for _ in family(**values).run():  # it yields while shards are not done
-                raise _unfinished(run, batch)
-            if not run.target.exists():
-                run.database.run(partial(keep_summary, batch_id=batch.id))
+    try:
+        if batch is not None and not batch.marked:
+            _publish(run, batch, options)
+    except PipelineError:
+        with suppress(PipelineError), run.database.transaction(read_only=True) as connection:
+            options.families += batch_metrics(summarise(connection, run.batch_id))
+        raise
     summary = run.database.run(partial(summarise, batch_id=run.batch_id))
-    print_result(options, summary, describe(summary, was_done=run.was_done, everything=options.verbose))
     options.families += batch_metrics(summary)
+    print_result(options, summary, describe(summary, was_done=run.was_done, everything=options.verbose))
+
+
+def _publish(run: Run, batch: Batch, options: argparse.Namespace) -> None:
+    family = TransformBatch if batch.kind == KIND_LOAD else TransformQwen
+    values = {"batch_id": batch.id, "production": options.production, "max_rejects": options.max_rejects}
+    with run.shared(), ProgressDisplay(run.counter, batch_id=batch.id):
+        for _ in family(**values).run():  # it yields while shards are not done
+            raise _unfinished(run, batch)
+        if not run.target.exists():
+            run.database.run(partial(keep_summary, batch_id=batch.id))
 
 
 def _join(options: argparse.Namespace) -> tuple[Run, Batch | None]:
