@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import uuid
@@ -18,6 +19,7 @@ import pytest
 from embedded_supabase.files import wait_until
 from embedded_supabase.ports import free_port
 from embedded_supabase.postgres.server import EmbeddedPostgres
+from pipeline.cli import main
 from pipeline.config import Secret
 from pipeline.database import Connection, Database
 from pipeline.database.address import split_parameters
@@ -587,6 +589,45 @@ def test_a_value_that_libpq_refuses_is_a_wrong_setting_and_is_named(parameter: s
     assert type(error) is SettingsError
     assert named in error.message
     assert "127.0.0.1" not in error.message
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "correct horse",
+        "correct horse dbname=d",
+        " correct  horse\tdbname=d",
+        "correct battery horse user=u",
+        "correct h=orse horse",
+        "'correct' horse' dbname=d",
+        "'correct'horse' dbname=d",
+        "''correct horse'' dbname=d",
+        '"correct horse" dbname=d',
+        'correct ho"rse horse" dbname=d',
+        "correct\\ battery horse dbname=d",
+        "correct s3cr3t=horse dbname=d",
+    ],
+)
+def test_no_word_of_an_unquoted_password_is_shown(
+    password: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workdir: Path
+) -> None:
+    for keyword in ("password=", "password = ", "sslpassword="):
+        url = f"host=127.0.0.1 user=u {keyword}{password}"
+        error = connection_error(url)
+        assert type(error) is SettingsError
+        monkeypatch.setenv("DATABASE_URL", url)
+        assert main(["status", "--verbose"]) == 2
+        assert main(["load", "--verbose"]) == 2
+        written = "".join([error.message, *capsys.readouterr()])
+        assert "DATABASE_URL is not understood" in written
+        assert not re.search("correct|battery|s3cr3t|ho.?rse", written), written
+    assert "needs quotes" in error.hint
+
+
+def test_a_keyword_that_libpq_does_not_know_is_named() -> None:
+    for keyword in ("pgbouncer", "SSLMODE"):
+        for text in ("host=h {}=x", "password=secret host=h {}=x", "{}=x password=secret", "password='a b' {}=x"):
+            assert f'"{keyword}"' in connection_error(text.format(keyword)).message
 
 
 @pytest.mark.parametrize("parameter", ["sslmode=require", "sslmode=verify-full", "target_session_attrs=read-write"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import unquote
 
 import psycopg2
@@ -12,6 +13,9 @@ from pipeline.config import Settings, redact
 from pipeline.errors import SettingsError
 
 _VARIABLES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
+
+#: In the keyword form: a password, with what follows it up to the next name.
+_PASSWORD = re.compile(r"password\s*=(.*?)(?=\s[a-z_]+\s*=|$)", re.IGNORECASE | re.DOTALL)
 
 
 def split_parameters(url: str) -> tuple[str, list[str]]:
@@ -38,7 +42,7 @@ def _parameters(url: str) -> tuple[dict[str, str], str]:
     try:
         given = parse_dsn(split_parameters(url)[0])
     except psycopg2.ProgrammingError as exc:
-        raise malformed_url(exc) from exc
+        raise malformed_url(exc, url) from None
     service = given.get("service") or os.environ.get("PGSERVICE") or ""
     environ = {} if service else os.environ  # a service takes precedence over the environment
     return {name: given.get(name) or environ.get(one) or "" for name, one in _VARIABLES.items()}, service
@@ -56,16 +60,22 @@ def address_of(url: str) -> tuple[str, int, str]:
     return (found["host"] or found["hostaddr"]).split(",")[0], int(port), found["user"]
 
 
-def malformed_url(exc: Exception) -> SettingsError:
-    """Return the error for a DATABASE_URL that libpq does not parse."""
+def malformed_url(exc: Exception, url: str) -> SettingsError:
+    """Return the error for a DATABASE_URL that libpq does not parse; raise it without its cause.
+
+    In the keyword form, where a password with spaces needs quotes, libpq may quote a word of the password.
+    """
+    text, password = str(exc).replace('"="', "="), _PASSWORD.search(url)
+    if password is not None and not url.startswith("postgresql://"):
+        text = re.sub('"(.*)"', lambda word: '"***"' if word[1] in password[1] else word[0], text)
     hint = (
         "Copy it again from Connect in the dashboard. Parameters are in small letters, TLS is sslmode and not ssl, "
-        "and what libpq does not know is left out of a URL only."
+        "what libpq does not know is left out of a URL only, and without a URL a value with spaces needs quotes."
     )
-    return SettingsError(f"DATABASE_URL is not understood: {sentence_of(exc)}", hint)
+    return SettingsError(f"DATABASE_URL is not understood: {sentence_of(text)}", hint)
 
 
-def sentence_of(exc: BaseException) -> str:
+def sentence_of(exc: BaseException | str) -> str:
     """Return the text of an error as one sentence without secrets."""
     text = redact(" ".join(str(exc).split())).split(" Is the server running")[0]
     return text if text.endswith((".", "?")) else f"{text}."

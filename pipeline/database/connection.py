@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import psycopg2 as postgresql
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from pipeline.config import Settings
-from pipeline.database.address import split_parameters
+from pipeline.database.address import malformed_url, split_parameters
 from pipeline.database.copy import CopySource, line_of
 from pipeline.database.errors import connection_error, translated
 from pipeline.database.queries import statement
@@ -185,7 +185,9 @@ class Database:
                 if name in _NUMBERS and not re.fullmatch(r"\s*[-+]?\d+\s*", value):  # which libpq does not see
                     raise psycopg2.OperationalError(f'invalid integer value "{value}" for connection option "{name}"')
             connection: extensions.connection = psycopg2.connect(dsn, **ours)
-        except (psycopg2.OperationalError, psycopg2.ProgrammingError) as exc:
+        except psycopg2.ProgrammingError as exc:
+            raise malformed_url(exc, dsn) from None
+        except psycopg2.OperationalError as exc:
             raise connection_error(exc, dsn, self._settings.environment) from exc
         connection.autocommit = True  # `Connection` manages transactions
         self._opened[connection] = time.monotonic()

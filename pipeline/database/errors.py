@@ -11,7 +11,7 @@ import psycopg2
 import sqlalchemy.exc
 
 from pipeline.config import command_line, redact
-from pipeline.database.address import address_of, malformed_url, sentence_of
+from pipeline.database.address import address_of, sentence_of
 from pipeline.database.login import login_refusal
 from pipeline.errors import AccessDenied, DatabaseError, DatabaseUnavailable, DataError, PipelineError, RefusedError
 
@@ -105,8 +105,6 @@ def _foreign_function(context: str) -> str:
 
 def connection_error(exc: psycopg2.Error, dsn: str, environment: str) -> PipelineError:
     """Return the error for a connection that failed, by the text of libpq or the server, else by a lookup."""
-    if isinstance(exc, psycopg2.ProgrammingError):
-        return malformed_url(exc)
     message = sentence_of(exc)
     if (refusal := login_refusal(message, is_answer=_ANSWER.search(str(exc)) is not None)) is not None:
         return refusal
