@@ -212,11 +212,6 @@ def _new_id(connection: Connection, kind: str, taken: Collection[str]) -> str:
         moment += timedelta(seconds=1)
 
 
-def reset_command(batch_id: str, production: bool) -> str:
-    """Return the command that resets a batch."""
-    return command_line(f"reset --batch-id {batch_id}", production)
-
-
 def next_step(batch: Mapping[str, Any], production: bool) -> str:
     """Return the command that finishes a batch of the summary or the status, or what to decide about one that is held.
 
@@ -227,4 +222,6 @@ def next_step(batch: Mapping[str, Any], production: bool) -> str:
     if batch["state"] == "held":
         usable = batch.get("recognitions", batch.get("recognitions_processed")) != 0
         return batch_state.held_hint(batch["batch_id"], partial(command_line, production=production), usable=usable)
-    return reset_command(batch["batch_id"], production) if batch["state"] == "resetting" else ""
+    if batch["state"] == "resetting":
+        return command_line(f"reset --batch-id {batch['batch_id']}", production)
+    return ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded
-from pipeline.batches.resolve import next_step, reset_command
+from pipeline.batches.resolve import next_step
 from pipeline.batches.state import Batch
 from pipeline.config import Settings, command_line
 from pipeline.database import Connection, Database, address_of
@@ -353,6 +353,6 @@ def batch_finding(batch: Batch, now: datetime, *, running: bool, production: boo
         return warning("batches", f"{message}. {batch.held_reason}", step)
     remedy = f"Finish it: {step}"
     if batch.state == "loading" and age > _OLD:
-        remedy += f", or remove it: {reset_command(batch.id, production)}"
+        remedy += f", or remove it: {command_line(f'reset --batch-id {batch.id}', production)}"
         message += "; it holds its recognitions, and its objects are in the bucket"
     return warning("batches", f"{message}.", remedy)
