@@ -251,14 +251,9 @@ class Load(RootTask, RequestTask):
     def resolve(cls, values: dict[str, Any]) -> None:
         """Fill in the batch and the source that the parameters mean."""
         check_max_rejects(values["max_rejects"])
-        run = cls.run_of(values)
+        run = registry.resolve(cls.request_of(values), values["production"])
         values["batch_id"], values[cls.named] = run.batch_id, run.source
         super().resolve(values)
-
-    @classmethod
-    def run_of(cls, values: dict[str, Any]) -> Run:
-        """Return the run that the parameters mean."""
-        return registry.resolve(cls.request_of(values), values["production"])
 
     @classmethod
     def request_of(cls, values: dict[str, Any]) -> LoadRequest:
@@ -270,7 +265,7 @@ class Load(RootTask, RequestTask):
     @property
     def active_run(self) -> Run:
         """Return the run of the task's parameters; a task that is built again begins another one."""
-        return self.run_of(self.param_kwargs)
+        return registry.resolve(self.request_of(self.param_kwargs), self.production)
 
     def requires(self) -> Any:
         """Take the lock, and return the transform, and through it everything else."""
