@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batches import state as batch_state
 from pipeline.config import Settings
 from pipeline.database import Database
 from pipeline.sample.writer import ANNOTATIONS
@@ -47,7 +46,7 @@ def states(dsn: str) -> dict[str, str]:
 
 
 def doubt(database: Database, batch_id: str) -> None:
-    database.run(lambda connection: batch_state.set_held_reason(connection, batch_id, REASON))
+    database.run(lambda connection: connection.enqueue("set_held_reason", batch_id=batch_id, reason=REASON))
 
 
 def fail_uploads(dsn: str, *, on: bool) -> None:

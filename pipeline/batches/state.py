@@ -185,8 +185,3 @@ def add_inputs(
         columns = ("batch_id", "recognition_id", "path", "code", "message", "step", "shard")
         rows = ((batch_id, one.recognition_id, one.path, one.code, one.message, step, shard) for one in inputs)
         connection.copy_in(table, columns, rows)
-
-
-def set_held_reason(connection: Connection, batch_id: str, reason: str) -> None:
-    """Record why the batch is not to be published."""
-    connection.enqueue("set_held_reason", batch_id=batch_id, reason=reason)

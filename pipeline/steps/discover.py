@@ -201,7 +201,7 @@ def _write_batch(connection: Connection, request: Request, seen: Seen, held_reas
     if not is_load:
         connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
     if held_reason:
-        batch_state.set_held_reason(connection, batch_id, held_reason)
+        connection.enqueue("set_held_reason", batch_id=batch_id, reason=held_reason)
     return dict(counts._asdict())
 
 
