@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -48,12 +48,14 @@ class Interrupts:
 
     A thread in a system call cannot be interrupted, and Python waits for its threads when it ends. So six seconds after
     the first signal the process ends as it is, with 130; its work is left as after a crash, for the next run to resume.
-    `resume_hint` returns what is said about that.
+    `resume_hint` returns what is said about that. Once the command has ended with a code, a signal raises nothing, and
+    the process ends with that code.
     """
 
     def __init__(self, cancel_statements: Callable[[], None], resume_hint: Callable[[], str]) -> None:
         self._cancel_statements, self._resume_hint, self._owner = cancel_statements, resume_hint, os.getpid()
         self._defers = self._received = self._announced = False
+        self._code: int | None = None  # once the command has ended
         self._handled = threading.Event()
         self._former_hook = sys.unraisablehook
         self._former: dict[signal.Signals, Any] = {}
@@ -111,11 +113,15 @@ class Interrupts:
         self.alarm = alarm
         alarm.start()
 
+    def settle(self, code: int) -> None:
+        """Let no signal change any more how the command ended."""
+        self._code = code
+
     def finish(self, code: int, error: PipelineError | None = None) -> None:
-        """Let the alarm of the command tell how it ended; a signal changes nothing of that any more."""
+        """Let the alarm of the command tell how it ended."""
+        self.settle(code)
         if self.alarm is not None:
-            with suppress(KeyboardInterrupt), self.deferred():
-                self.alarm.finish(code, error)
+            self.alarm.finish(code, error)
 
     def _watch(self, reader: socket.socket) -> None:
         ending = threading.Thread(target=self._end, name="end", daemon=True)
@@ -142,16 +148,17 @@ class Interrupts:
 
     def _end(self) -> None:
         time.sleep(_END_SECONDS)
-        works: list[Callable[[], None]] = [self.announce]
+        code = INTERRUPTED if self._code is None else self._code
+        works: list[Callable[[], None]] = [self.announce] if self._code is None else []
         if self.alarm is not None:
-            works.append(partial(self.alarm.ping, INTERRUPTED))
+            works.append(partial(self.alarm.ping, code))
         for work in works:  # stderr may be a full pipe
             message = threading.Thread(target=work, name="message", daemon=True)
             message.start()
             message.join(_MESSAGE_SECONDS)
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(INTERRUPTED)
+        os._exit(code)
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Repeat a signal whose exception a finalizer swallowed."""
@@ -167,5 +174,5 @@ class Interrupts:
             os._exit(128 + number)  # a child that has not installed its own handlers yet
         self._handled.set()
         repeated, self._received = self._received, True
-        if not self._announced and (repeated or not self._defers):
+        if self._code is None and not self._announced and (repeated or not self._defers):
             raise KeyboardInterrupt

@@ -208,9 +208,9 @@ class Run:
             return
         rejects = 0 if self.target.step == RESET else 10
         if summary["state"] == "done" and not self.was_done:
-            show(describe(summary, rejects))
+            show(describe(summary, rejects), flush=True)
             return
-        show(headline(summary, rejects, was_done=self.was_done))
+        show(headline(summary, rejects, was_done=self.was_done), flush=True)
         if summary["state"] == "held":
             usable = summary["recognitions_processed"] > 0
             say(state.held_hint(self.batch_id, self.environment.settings.command, usable=usable))

@@ -1,0 +1,59 @@
+"""A signal after a command has ended changes neither its exit code nor what its alarm tells."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from pipeline.config import Settings
+from tests import world
+from tests.listeners import listening
+from tests.services import MakeDataset, Start
+from tests.test_interrupts import BARE, LOCAL, OURS, SECONDS
+
+#: They wait more than they compute.
+pytestmark = pytest.mark.slow
+
+FAILURE, SUCCESS = "/gone", ""
+
+
+def ends(running: subprocess.Popen[str], code: int) -> str:
+    """Send SIGTERM; return what the command prints when it ends in time with its own exit code."""
+    began = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    stdout, stderr = running.communicate(timeout=3 * SECONDS)
+    assert (running.returncode, "Traceback" in stderr, "Interrupted" in stderr) == (code, False, False), stderr
+    assert time.monotonic() - began < SECONDS
+    return str(stdout)
+
+
+@pytest.mark.parametrize(
+    ("form", "source", "code"),
+    [
+        ((*OURS, "load"), SUCCESS, 0),
+        ((*OURS, "load"), FAILURE, 2),
+        ((*BARE, "LoadBatch"), SUCCESS, 0),
+        ((*BARE, "LoadBatch"), FAILURE, 40),
+    ],
+    ids=["load", "load fails", "luigi", "luigi fails"],
+)
+def test_a_notification_without_a_response(
+    form: tuple[str, ...], source: str, code: int, start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    if not code:  # a first success after a problem is told, too
+        told = "INSERT INTO ingest.notifications (command, problem) VALUES ('load', 'exit code 1')"
+        world.query(settings.database_url.reveal(), told)
+    with listening() as monitor, socket.socket() as team:
+        team.bind(("127.0.0.1", 0))
+        team.listen(8)
+        team.settimeout(60)
+        env = {"PING_URL": monitor.url, "NOTIFY_URLS": f"json://127.0.0.1:{team.getsockname()[1]}/?rto=60"}
+        running = start(*form, "--source", source or small_dataset(3), *LOCAL, env=env)
+        with team.accept()[0]:
+            stdout = ends(running, code)
+        assert monitor.paths() == ["/start", f"/{code}" if code else "/"]
+    assert ("Performance Metrics" in stdout) == (code == 0)
