@@ -6,14 +6,16 @@ import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from pipeline.config import Settings
 from tests import world
 from tests.listeners import listening
-from tests.services import MakeDataset, Start
-from tests.test_interrupts import BARE, LOCAL, OURS, SECONDS
+from tests.proxies import DatabaseProxy
+from tests.services import MakeDataset, RunPipeline, Start
+from tests.test_interrupts import BARE, LOCAL, OURS, SECONDS, table_locked, waits
 
 #: They wait more than they compute.
 pytestmark = pytest.mark.slow
@@ -57,3 +59,35 @@ def test_a_notification_without_a_response(
             stdout = ends(running, code)
         assert monitor.paths() == ["/start", f"/{code}" if code else "/"]
     assert ("Performance Metrics" in stdout) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [(("verify",), 0), (("load", "--source", FAILURE), 2)], ids=["verify", "load fails"]
+)
+@pytest.mark.parametrize("hangs", [False, True], ids=["lock", "hangs"])
+def test_metrics_that_wait_for_the_database(
+    hangs: bool,
+    command: tuple[str, ...],
+    code: int,
+    start: Start,
+    run_pipeline: RunPipeline,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    assert run_pipeline("load", "--source", small_dataset(3)).returncode == 0
+    file, dsn = tmp_path / "end.prom", settings.database_url.reveal()
+    with listening() as monitor, DatabaseProxy(dsn) as proxy, table_locked(settings, "ingest.looks") as waiting:
+
+        def hang(message: object) -> None:
+            if "FROM ingest.looks" in str(message):
+                proxy.hung.set()
+
+        proxy.plan = hang if hangs else None
+        env = {"PING_URL": monitor.url, "DATABASE_URL": proxy.url}
+        running = start(*OURS, *command, "--metrics-file", file, env=env)
+        waits(running, proxy.hung.is_set if hangs else waiting)
+        time.sleep(0.5)  # the command is in libpq by then, and nothing shows that from outside
+        ends(running, code)
+        assert monitor.paths() == ["/start", f"/{code}" if code else "/"]
+    assert hangs or f'pipeline_last_run_exit_code{{command="{command[0]}"}} {code}.0' in file.read_text("utf-8")

@@ -77,6 +77,7 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
             interrupts.announce()
             code = INTERRUPTED
         finally:
+            interrupts.settle(code)
             seconds = time.monotonic() - began
             if (defect := sys.exc_info()[1]) is not None:
                 error = PermanentError(f"{type(defect).__name__}: {defect}", code=type(defect).__name__)
