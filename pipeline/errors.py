@@ -150,3 +150,9 @@ class BadInput(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code, self.message = code, message
+
+
+def unexpected(exception: BaseException) -> PermanentError:
+    """Return the error that an alarm tells of an exception of any other class."""
+    name = type(exception).__name__
+    return PermanentError(f"{name}: {exception}", code=name)

@@ -27,7 +27,7 @@ from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from tests import processes, world
 from tests.listeners import listening
-from tests.proxies import SILENT, SLOW_DOWN, STALLED, DatabaseProxy, Fault, StorageProxy, first
+from tests.proxies import LOST, SILENT, SLOW_DOWN, STALLED, DatabaseProxy, Fault, StorageProxy, first
 from tests.services import (
     REPOSITORY,
     MakeDataset,
@@ -330,6 +330,24 @@ def test_a_database_that_is_tried_again(start: Start, small_dataset: MakeDataset
     running = start(*OURS, "load", "--verbose", "--source", small_dataset(3), env=env)
     read_until(running, "Trying again in")
     ended(running)
+
+
+@pytest.mark.parametrize("form", [LOAD, LUIGI], ids=["load", "luigi"])
+def test_a_database_that_goes_away_before_the_summary(
+    form: tuple[str, ...], start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    dsn = settings.database_url.reveal()
+    world.query(dsn, "ALTER TABLE raw.menus ADD CONSTRAINT never CHECK (shard < 0)")  # the first summary is the last
+    with (
+        DatabaseProxy(dsn, lambda one: LOST if "SELECT step, shard, started_at" in one.text else None) as proxy,
+        listening() as monitor,
+    ):
+        slow = {"PIPELINE_RETRY_BACKOFF_FACTOR": "10", "PIPELINE_RETRY_MAX_ATTEMPTS": "10"}
+        env = {"DATABASE_URL": proxy.url, "PING_URL": monitor.url, **slow}
+        running = start(*form, "--source", small_dataset(3), *LOCAL, env=env)
+        waits(running, proxy.met)
+        ended(running)
+        assert monitor.paths() == ["/start", "/130"]
 
 
 @signals

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,14 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.batches.alarm import Alarm
 from pipeline.cli import batches
 from pipeline.config import Secret, Settings
+from pipeline.errors import RefusedError
+from pipeline.graph.failures import exit_on_error
+from pipeline.graph.luigid import use_packaged_settings
+from pipeline.graph.process import Interrupts
 from pipeline.observe import ping
 from pipeline.observe.ping import BODY_BYTES, Ping
 from tests import annotating, world
 from tests.annotating import Run
 from tests.listeners import Listener, listening
-from tests.services import MakeDataset, RunPipeline, Start
+from tests.services import MakeDataset, RunLuigi, RunPipeline, Start, subprocess_environment
 
 run = annotating.run
 OURS = (sys.executable, "-m", "pipeline")
@@ -122,6 +129,60 @@ def test_the_luigi_command_pings_its_own_exit_codes(
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == code, stderr
         assert monitor.paths() == ["/ping/5f0c/start", f"/ping/5f0c/{code}" if code else "/ping/5f0c"]
+
+
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_the_luigi_command_pings_an_output_that_cannot_be_written(
+    output: str, small_dataset: MakeDataset, monitor: Listener, workdir: Path
+) -> None:
+    command = [*BARE, "LoadBatch", "--local-scheduler", "--source", str(small_dataset(3))]
+    if output == "full":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reads, stdout = os.pipe()
+        os.close(reads)
+    try:
+        done = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, env=subprocess_environment(env(monitor)), check=False
+        )
+    finally:
+        os.close(stdout)
+    assert done.returncode == 40, done.stderr
+    assert monitor.paths() == ["/ping/5f0c/start", "/ping/5f0c/40"]
+
+
+@pytest.mark.parametrize("option", ["no_lock = false", "no_lock = false\nlock_size = 0", "lock_size = 0"])
+def test_the_lock_of_luigi_does_not_end_a_load_in_silence(
+    option: str, run_luigi: RunLuigi, small_dataset: MakeDataset, monitor: Listener, workdir: Path
+) -> None:
+    (workdir / "luigi.cfg").write_text(f"[core]\n{option}\nlock_pid_dir = {workdir}/pids\n", encoding="utf-8")
+    load = ("luigi", "--module", "pipeline", "LoadBatch", "--local-scheduler", "--source", small_dataset(3))
+    done = run_luigi(*load, env=env(monitor))
+    assert done.code == 0, done.stderr
+    assert monitor.paths() == ["/ping/5f0c/start", "/ping/5f0c"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), 40),
+        (ZeroDivisionError("a defect"), 40),
+        (RefusedError("Refused."), 40),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, BaseException) else str(one),
+)
+def test_any_error_of_the_luigi_command_is_heard_of(
+    error: BaseException, code: int, monitor: Listener, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PING_URL", monitor.url)
+    use_packaged_settings()
+    interrupts = Interrupts(lambda: None, str)
+    interrupts.watch(Alarm("load", False, lambda: None))
+    with pytest.raises(SystemExit) as exits, exit_on_error(interrupts):
+        raise error
+    assert exits.value.code == code
+    assert monitor.paths() == ["/start", f"/{code}"]
 
 
 # The protocol

@@ -26,7 +26,15 @@ from pipeline.config import home_directory, load_settings
 from pipeline.database import Database
 from pipeline.database.migrate import export, migrate, release_history
 from pipeline.doctor.obstacles import refuse_obstacles
-from pipeline.errors import DatabaseUnavailable, PermanentError, PipelineError, SettingsError, UsageError, remedy_of
+from pipeline.errors import (
+    DatabaseUnavailable,
+    PermanentError,
+    PipelineError,
+    SettingsError,
+    UsageError,
+    remedy_of,
+    unexpected,
+)
 from pipeline.extras import extra
 from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
 from pipeline.graph.run import registry
@@ -80,7 +88,7 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
             interrupts.settle(code)
             seconds = time.monotonic() - began
             if (defect := sys.exc_info()[1]) is not None:
-                error = PermanentError(f"{type(defect).__name__}: {defect}", code=type(defect).__name__)
+                error = unexpected(defect)
             if is_watched:
                 _write_metrics(options, code, seconds)
             interrupts.finish(code, error)

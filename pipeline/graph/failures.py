@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -15,9 +16,11 @@ import luigi.retcodes
 
 from pipeline import errors
 from pipeline.config import redact
-from pipeline.errors import PipelineError, remedy_of
+from pipeline.errors import PipelineError, remedy_of, unexpected
 from pipeline.graph.process import INTERRUPTED, Interrupts
 from pipeline.observe.logger import say, say_error
+
+logger = logging.getLogger(__name__)
 
 _PRINTED = 5  # failures; the others most often say the same
 
@@ -74,15 +77,23 @@ def print_failures(failures: Sequence[Failure]) -> None:
 
 @contextmanager
 def exit_on_error(interrupts: Interrupts) -> Iterator[None]:
-    """End Luigi's command with an error of the block, and with the exit code of Luigi's [retcode], or with 130."""
+    """End Luigi's command with an error of the block, and with the exit code of Luigi's [retcode], or with 130.
+
+    Any other exception ends it in the same way, with its traceback.
+    """
     try:
         yield
-    except PipelineError as exc:
-        say_error(exc)
-        code: int = luigi.retcodes.retcode().unhandled_exception
-        interrupts.finish(code, exc)
-        sys.exit(code)
+        return
     except KeyboardInterrupt:
         interrupts.announce()
         interrupts.finish(INTERRUPTED)
         sys.exit(INTERRUPTED)
+    except PipelineError as exc:
+        say_error(exc)
+        error = exc
+    except Exception as exc:
+        logger.exception("The command failed with an unexpected error.")
+        error = unexpected(exc)
+    code: int = luigi.retcodes.retcode().unhandled_exception  # Luigi itself may have read it without our defaults
+    interrupts.finish(code, error)
+    sys.exit(code)

@@ -105,14 +105,14 @@ class RunWorker(PooledWorker):
                 self._run_tasks()
             except RPCError as exc:
                 raise UnfinishedError(f"luigid was lost: {exc}", f"To go on: {self._run.command}") from exc
-        self._run.print_summary()
-        codes = luigi.retcodes.retcode()
-        code = codes.missing_data if self._waits_for_input else codes.not_run
-        code = code if self.run_succeeded else codes.task_failed
-        code = code if self.add_succeeded else codes.scheduling_error
-        code = 0 if self._run.is_finished() else int(code)  # whoever did the last task
-        self.interrupts.finish(code, next(filter(None, map(Failure.as_error, self._run.failures.read())), None))
-        raise SystemExit(code)
+            self._run.print_summary()
+            codes = luigi.retcodes.retcode()
+            code = codes.missing_data if self._waits_for_input else codes.not_run
+            code = code if self.run_succeeded else codes.task_failed
+            code = code if self.add_succeeded else codes.scheduling_error
+            code = 0 if self._run.is_finished() else int(code)  # whoever did the last task
+            self.interrupts.finish(code, next(filter(None, map(Failure.as_error, self._run.failures.read())), None))
+            raise SystemExit(code)
 
     def _run_tasks(self) -> bool:
         run, status = self._run, self.registry.status
