@@ -213,7 +213,7 @@ def bare_nothing_was_begun(bare: Bare) -> Ended:
 
 def bare_interrupted(bare: Bare) -> Ended:
     with closing(psycopg2.connect(bare.settings.database_url.reveal())) as connection, connection.cursor() as cursor:
-        cursor.execute("LOCK TABLE public.images IN ACCESS EXCLUSIVE MODE")  # the transform waits for it
+        cursor.execute("LOCK TABLE public.images IN EXCLUSIVE MODE")  # the transform waits for it
         running = bare.start(*BARE, "LoadBatch", "--batch-id", "b1", "--source", bare.dataset, "--local-scheduler")
         assert wait_until(lambda: waits_for_a_lock(bare.settings) or running.poll() is not None, 60)
         running.terminate()

@@ -83,14 +83,14 @@ def ended(running: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) 
 
 
 @contextmanager
-def table_locked(settings: Settings, table: str) -> Iterator[Callable[[], bool]]:
+def table_locked(settings: Settings, table: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[Callable[[], bool]]:
     """Lock a table; yield whether a session waits for a lock."""
     dsn = settings.database_url.reveal()
     waiting = (
         "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
-        cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        cursor.execute(f"LOCK TABLE {table} IN {mode} MODE")
         yield lambda: bool(world.query(dsn, waiting)[0][0])
 
 
@@ -330,6 +330,26 @@ def test_a_database_that_is_tried_again(start: Start, small_dataset: MakeDataset
     running = start(*OURS, "load", "--verbose", "--source", small_dataset(3), env=env)
     read_until(running, "Trying again in")
     ended(running)
+
+
+@pytest.mark.parametrize(
+    ("command", "table", "hint"),
+    [
+        ((*LOAD, "--strict"), "ingest.looks", "Run the same command again."),
+        ((*LUIGI, "--strict"), "ingest.looks", "Run the same command again."),
+        ((*LOAD, "--workers", "2"), "ingest.looks", "Run the same command again."),
+        ((*LOAD, "--workers", "2"), "raw.receipts", "To go on: python -m pipeline load --batch-id b1"),
+        ((*LUIGI, "--workers", "2"), "raw.receipts", "To go on: luigi --module pipeline LoadBatch --batch-id b1"),
+    ],
+    ids=["load", "luigi", "workers", "after discovery", "luigi, after discovery"],
+)
+def test_the_hint_names_the_batch_once_it_is_on_record(
+    command: tuple[str, ...], table: str, hint: str, start: Start, small_dataset: MakeDataset, settings: Settings
+) -> None:
+    with table_locked(settings, table, "EXCLUSIVE") as waiting:  # it is readable
+        running = start(*command, "--source", small_dataset(6), *LOCAL, env=SMALL)
+        waits(running, waiting)
+        assert f"Interrupted. {hint}\n" in ended(running)
 
 
 @pytest.mark.parametrize("form", [LOAD, LUIGI], ids=["load", "luigi"])

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _UNAVAILABLE_LIMIT = 3
 _FOLLOW_SECONDS = 2.0
+_AGAIN = "Run the same command again."
 
 
 class Environment:
@@ -99,6 +100,8 @@ class Run:
         self.database: Database = environment.database
         self.requests: set[LoadRequest] = set()  # those that resolve to this run
         self.markers = MarkerCache(self.database, batch_id, schedules=found is not None or request is None)
+        is_on_record = request is None or (found is not None and (found.done or bool(found.resumed)))
+        self.is_on_record = multiprocessing.RawValue("b", is_on_record)  # else its id alone does not resume the batch
         found = found or ResolvedBatch(batch_id, "")
         self.source, self.was_done, self.resumed = found.source, found.done, found.resumed  # before the run
         if found.marked:
@@ -175,6 +178,10 @@ class Run:
             return bool(self.target.exists())
         except PipelineError:
             return False
+
+    def resume_hint(self) -> str:
+        """Return how the run is resumed; before discovery has committed, only the same command has all its options."""
+        return f"To go on: {self.command}" if self.command and self.is_on_record.value else _AGAIN
 
     def failed(self, task: luigi.Task, exception: BaseException) -> Failure:
         """Record a failure; several in a row because a service is away end the run: each task retries for minutes."""
@@ -303,7 +310,7 @@ class RunRegistry:
     def resume_hint(self) -> str:
         """Return how an interrupted command is resumed."""
         run = next(iter(self._runs.values()), None)
-        return f"To go on: {run.command}" if run is not None and run.command else "Run the same command again."
+        return run.resume_hint() if run is not None else _AGAIN
 
     def attend(self, run: Run) -> bool:
         """Follow the worker that schedules a run, if it is Luigi's own; return whether it is."""

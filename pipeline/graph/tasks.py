@@ -156,6 +156,7 @@ class Discover(RequestTask):
 
         with self.reporting(lambda: progress[0]):
             found = discover(run.database, request, progress=show)
+            run.is_on_record.value = True
             if found is not None and not found.batch_made:
                 progress[0] = "nothing to load", 100
             elif found is not None:

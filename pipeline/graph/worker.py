@@ -104,7 +104,7 @@ class RunWorker(PooledWorker):
             try:
                 self._run_tasks()
             except RPCError as exc:
-                raise UnfinishedError(f"luigid was lost: {exc}", f"To go on: {self._run.command}") from exc
+                raise UnfinishedError(f"luigid was lost: {exc}", self._run.resume_hint()) from exc
             self._run.print_summary()
             codes = luigi.retcodes.retcode()
             code = codes.missing_data if self._waits_for_input else codes.not_run
