@@ -28,7 +28,7 @@ class BatchLock:
 
     A thread checks the lock every two seconds and replaces a connection that broke; it calls `on_lost` with the error
     if another run took the lock meanwhile. Raises RefusedError if another run holds the lock after `patience` seconds,
-    DatabaseUnavailable if the database has not responded by then.
+    DatabaseUnavailable if the database has not responded by then. Without `waits`, another run is refused at once.
 
     `mode` is RUN; ARRAY, which processes of an array share beside a run; or ALONE, for what removes the batch.
     """
@@ -41,6 +41,7 @@ class BatchLock:
         *,
         mode: str = RUN,
         patience: float = 10.0,
+        waits: bool = True,
     ) -> None:
         self._settings, self._batch_id, self._on_lost, self._patience = settings, batch_id, on_lost, patience
         self._mode = mode
@@ -50,7 +51,7 @@ class BatchLock:
         word = "array" if mode == ARRAY else "lock"
         self._application = f"pipeline {word} {batch_id}"[:63]  # PostgreSQL truncates the name to 63 bytes
         self._released = threading.Event()
-        self._take()
+        self._take(waits=waits)
         self._thread = threading.Thread(target=self._keep, name=self._application, daemon=True)
         self._thread.start()
 
@@ -59,7 +60,7 @@ class BatchLock:
         self._released.set()
         self._thread.join(_RELEASE_SECONDS)
 
-    def _take(self) -> None:
+    def _take(self, *, waits: bool = True) -> None:
         deadline = time.monotonic() + self._patience
         refused = f"Another run of batch {self._batch_id} is going on.", "Wait for it, or stop it; nothing was changed."
         while not self._released.is_set():
@@ -69,7 +70,7 @@ class BatchLock:
                     return
             except DatabaseUnavailable as exc:
                 error = exc
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not (waits or isinstance(error, DatabaseUnavailable)):
                 self._disconnect()
                 raise error
             self._released.wait(_POLL_SECONDS)

@@ -207,9 +207,14 @@ def _new_id(connection: Connection, kind: str, taken: Collection[str]) -> str:
     prefix, moment = "batch" if kind == KIND_LOAD else "qwen", datetime.now()
     while True:
         batch_id = f"{prefix}_{moment:%Y%m%d_%H%M%S}"
-        if batch_id not in taken and not connection.one("is_taken", batch_id=batch_id).taken:
+        if batch_id not in taken and not is_taken(connection, batch_id):
             return batch_id
         moment += timedelta(seconds=1)
+
+
+def is_taken(connection: Connection, batch_id: str) -> bool:
+    """Return whether a batch or a look has the id."""
+    return bool(connection.one("is_taken", batch_id=batch_id).taken)
 
 
 def next_step(batch: Mapping[str, Any], production: bool) -> str:

@@ -46,7 +46,8 @@ def discover(options: argparse.Namespace) -> None:
         hint = "Give options of load, to discover a dataset, or of load-qwen, for an annotations file."
         raise UsageError("There are options of load and of load-qwen.", hint)
     registry.open(options.production)
-    load = task_of(LoadQwen if of_qwen else LoadBatch, vars(options))
+    with registry.reserving():
+        load = task_of(LoadQwen if of_qwen else LoadBatch, vars(options))
     run = registry.find(load.batch_id, options.production)
     options.batch_id = run.batch_id  # for the log
     remember([run.batch_id])
@@ -56,6 +57,7 @@ def discover(options: argparse.Namespace) -> None:
         run.open_bucket()
         if not discovery.complete():
             discovery.run()
+        run.compare()  # another discovery may have had the same id beside this one
     summary = run.database.run(partial(summarise, batch_id=run.batch_id))
     command, shards, text = run.environment.settings.command, summary["shards"], headline(summary)
     if summary["state"] == "loading":

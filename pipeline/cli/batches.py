@@ -55,7 +55,9 @@ def load(options: argparse.Namespace, family: type[Load] = LoadBatch) -> None:
         _dry_run(options)
         return
     registry.open(options.production)
-    _run_load(task_of(family, vars(options)), options, workers=options.workers, local_scheduler=options.local_scheduler)
+    with registry.reserving():
+        task = task_of(family, vars(options))
+    _run_load(task, options, workers=options.workers, local_scheduler=options.local_scheduler)
 
 
 def publish(options: argparse.Namespace) -> None:

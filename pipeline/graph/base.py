@@ -163,7 +163,8 @@ class RootTask(BatchTask):
             use_packaged_settings()
             # The lock of a batch is in the database; Luigi's own would end the process before its alarm tells of it.
             luigi.configuration.get_config().set("core", "no_lock", "true")
-            values = super().get_param_values(params, args, kwargs)
+            with registry.reserving():
+                values = super().get_param_values(params, args, kwargs)
         named = dict(values)
         run = registry.find(named["batch_id"], named["production"], reset=cls.step == RESET)
         registry.owns_worker = True

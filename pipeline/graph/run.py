@@ -25,7 +25,7 @@ from pipeline.batches import state
 from pipeline.batches.alarm import Alarm
 from pipeline.batches.bucket import open_bucket
 from pipeline.batches.lock import BatchLock
-from pipeline.batches.resolve import LoadRequest, ResolvedBatch, resolve_batch
+from pipeline.batches.resolve import LoadRequest, ResolvedBatch, is_taken, resolve_batch
 from pipeline.batches.state import ALONE, ARRAY, COPY, KIND_LOAD, KIND_QWEN, LOAD, RESET, RUN, UPLOAD, WHOLE
 from pipeline.batches.summary import describe, headline, summarise
 from pipeline.config import Settings, load_settings
@@ -102,6 +102,7 @@ class Run:
         self.markers = MarkerCache(self.database, batch_id, schedules=found is not None or request is None)
         is_on_record = request is None or (found is not None and (found.done or bool(found.resumed)))
         self.is_on_record = multiprocessing.RawValue("b", is_on_record)  # else its id alone does not resume the batch
+        self._asked = replace(request, batch_id=batch_id, source=found.source) if request and found else None
         found = found or ResolvedBatch(batch_id, "")
         self.source, self.was_done, self.resumed = found.source, found.done, found.resumed  # before the run
         if found.marked:
@@ -121,6 +122,7 @@ class Run:
         self.discovery: luigi.Task | None = None  # once it is scheduled
         self.maximum_shards = MAXIMUM_SHARDS  # of a batch that this run discovers
         self.lock: BatchLock | None = None
+        self._is_claimed = False  # its lock may be taken before
         self.lost: RefusedError | None = None  # to raise once another run has taken the batch
         self.worker_pid = 0  # the process whose worker takes no further task after SIGUSR1
         self.is_announced = False  # the user has seen the plan of the reset
@@ -139,26 +141,46 @@ class Run:
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Keep a reset away during the block, and nothing else; raise RefusedError where one goes on."""
-        self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost, mode=ARRAY)
         try:
+            self._take_lock(ARRAY)
             yield
         finally:
             self.release()
 
+    def reserve(self) -> bool:
+        """Take the lock of a new batch at once; return whether no other run has it, or has used the id before."""
+        try:
+            self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost, waits=False)
+        except RefusedError:
+            return False
+        if self.database.run(lambda connection: is_taken(connection, self.batch_id)):
+            self.release()
+        return self.lock is not None
+
     def claim(self) -> None:
         """Take the batch's lock and make the bucket, once; raise RefusedError where another run goes on."""
-        if self.lock is not None:
+        if self._is_claimed:
             return
-        mode = ALONE if self.target.step == RESET else RUN
-        self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost, mode=mode)
         try:
+            self._take_lock(ALONE if self.target.step == RESET else RUN)
             self.open_bucket()
         except BaseException:
             self.release()
             raise
+        self._is_claimed = True
         if self.resumed:
             text = f"Resuming batch {self.batch_id}: {self.resumed}."
             say(text, logging.INFO, event="resumed", batch_id=self.batch_id)
+
+    def _take_lock(self, mode: str) -> None:
+        if self.lock is None:
+            self.lock = BatchLock(self.environment.settings, self.batch_id, self._on_lost, mode=mode)
+            self.compare()
+
+    def compare(self) -> None:
+        """Compare the request with what is on record now; raise RefusedError where another run put that there."""
+        if self._asked is not None:
+            self.was_done = resolve_batch(self.environment.settings, self.database, self._asked).done
 
     def require_lock(self) -> Run:
         """Return the run; raise RefusedError once another run has taken the batch: Luigi's own worker goes on."""
@@ -171,6 +193,7 @@ class Run:
         if self.lock is not None:
             self.lock.release()
             self.lock = None
+        self._is_claimed = False
 
     def is_finished(self) -> bool:
         """Return whether the database says that nothing is left to do; False where it does not answer."""
@@ -231,7 +254,7 @@ class RunRegistry:
     def __init__(self) -> None:
         self.environments: dict[bool, Environment] = {}
         self.status: StatusReporter | None = None
-        self.owns_worker = False
+        self.owns_worker = self._reserves = False
         self._databases: weakref.WeakSet[Database] = weakref.WeakSet()
         self._runs: dict[tuple[str, str, bool], Run] = {}
 
@@ -265,6 +288,15 @@ class RunRegistry:
         self._runs.clear()
         return self.environment(production)
 
+    @contextmanager
+    def reserving(self) -> Iterator[None]:
+        """Take the lock of a new batch with its id in the block, whose command begins the load at once."""
+        self._reserves = True
+        try:
+            yield
+        finally:
+            self._reserves = False
+
     def alarm(self, command: str, production: bool) -> Alarm:
         """Return the alarm of a command that is watched."""
         return Alarm(command, production, lambda: getattr(self.environments.get(production), "database", None))
@@ -280,12 +312,17 @@ class RunRegistry:
             hint = "Give it a batch_id, or return it from requires()."
             raise UsageError("A load that a run() yields in a process of its own needs the id of its batch.", hint)
         taken = {run.batch_id for run in self._runs.values()}
-        batch = resolve_batch(environment.settings, environment.database, request, taken)
+        while True:
+            batch = resolve_batch(environment.settings, environment.database, request, taken)
+            run = Run(environment, batch.batch_id, request, batch)
+            if not self._reserves or request.batch_id is not None or batch.resumed or run.reserve():
+                break
+            taken.add(batch.batch_id)
         # The parameters of the task made from it are a request with the same answer.
         whole = replace(request, batch_id=batch.batch_id, source=batch.source)
         found = self._runs.get((LOAD, batch.batch_id, production))
         if found is None or not found.requests:
-            found = self._runs[LOAD, batch.batch_id, production] = Run(environment, batch.batch_id, request, batch)
+            found = self._runs[LOAD, batch.batch_id, production] = run
         elif whole not in found.requests:
             message = f"Batch {batch.batch_id} is being loaded by this process with other parameters."
             raise RefusedError(message, "Give each load a --batch-id of its own.")

@@ -231,7 +231,7 @@ class SchedulerFactory:
             if assistant:
                 hint = f"Leave it out; on further machines, run `{self._run.environment.settings.command('worker')}`."
                 raise UsageError("--assistant would take any task that luigid has, those of others included.", hint)
-            if not self._run.target.exists():
+            if not (self._run.was_done and self._run.target.exists()):
                 self._run.claim()
         # Stable, so that luigid gives the tasks of a killed run to its successor; unique through the lock.
         project, batch_id = self._run.environment.project, self._run.batch_id
