@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg2
 
-from embedded_supabase.errors import ServiceFailed
+from embedded_supabase.errors import ServiceFailed, SetupError
 from embedded_supabase.files import lock_home, make_home, write_atomically
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from embedded_supabase.storage.process import EmbeddedStorage
@@ -123,8 +123,12 @@ def down(home: Path) -> Stopped:
     """
     begin = time.monotonic()
     home = Path(os.path.abspath(home))
-    if not home.is_dir():
-        return Stopped(postgres=False, storage=False, seconds=0.0)
+    try:
+        if not home.is_dir():
+            return Stopped(postgres=False, storage=False, seconds=0.0)
+    except OSError as exc:
+        hint = "Set PIPELINE_HOME to a folder of yours."
+        raise SetupError(f"The folder {home} cannot be used: {exc.strerror}.", hint) from exc
     with lock_home(home, "lock"):
         try:
             storage = EmbeddedStorage(home).stop()

@@ -137,7 +137,15 @@ def command_line(arguments: str, production: bool = False) -> str:
 
 def home_directory(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the absolute path of the folder of the embedded services: `PIPELINE_HOME` or `.pipeline`."""
-    return Path(environ.get("PIPELINE_HOME") or ".pipeline").expanduser().absolute()
+    return expanded("PIPELINE_HOME", environ.get("PIPELINE_HOME") or ".pipeline").absolute()
+
+
+def expanded(name: str, path: str) -> Path:
+    """Return the path that an argument or a variable names, `~` expanded; raise SettingsError where that is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        raise SettingsError(f"{name} is {path}, in an unknown home directory.", "Write the path without `~`.") from exc
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,10 @@ def read_alarms(production: bool) -> Alarms:
     # A part of them may be in the message of a library.
     for secret in (*ping.split("?"), *re.split(r"[\s,]+", notify)):
         Secret(secret)
-    return Alarms(Secret(ping) if ping else None, Secret(notify) if notify else None, home_directory(values))
+    home = home_directory({})
+    with suppress(SettingsError):
+        home = home_directory(values)
+    return Alarms(Secret(ping) if ping else None, Secret(notify) if notify else None, home)
 
 
 def load_settings(

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline import doctor
@@ -22,7 +21,7 @@ from pipeline.batches.summary import describe, headline, nothing_to_load, read_s
 from pipeline.cli.completion import remember
 from pipeline.cli.output import DIFFERENCES, DONE, exit_code, print_result, require_typed
 from pipeline.cli.verify_report import VerifyReport
-from pipeline.config import Settings, read_alarms
+from pipeline.config import Settings, expanded, read_alarms
 from pipeline.database import Database, target_of
 from pipeline.dataset.records import describe_codes, describe_files
 from pipeline.errors import ClaimedError, HeldError, PipelineError, RefusedError, UnfinishedError, UsageError
@@ -302,7 +301,7 @@ def report(options: argparse.Namespace) -> None:
     with extra("report"):
         from pipeline.report.gather import write_report
 
-    path = Path(options.out or f"report-{options.batch_id}.html").expanduser()
+    path = expanded("--out", options.out or f"report-{options.batch_id}.html")
     page = write_report(*_open(options), options.batch_id, path, options.sample)
     if page.unavailable:
         say(f"The page is without photos from Storage: {page.unavailable}", logging.WARNING)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 from pipeline.batches.alarm import WATCHED, Alarm
@@ -22,7 +21,7 @@ from pipeline.cli.completion import script
 from pipeline.cli.init import init
 from pipeline.cli.output import DONE, UNFINISHED, exit_code, print_result
 from pipeline.cli.parser import Command, build_parser, log_format, parse
-from pipeline.config import home_directory, load_settings
+from pipeline.config import expanded, home_directory, load_settings
 from pipeline.database import Database
 from pipeline.database.migrate import export, migrate, release_history
 from pipeline.doctor.obstacles import refuse_obstacles
@@ -173,7 +172,7 @@ def down(options: argparse.Namespace) -> None:
 def apply_migrations(options: argparse.Namespace) -> None:
     """Apply the pending migrations, export them to an app's repository, or move their records."""
     if options.export is not None:
-        word, names = "exported", [str(path) for path in export(Path(options.export).expanduser())]
+        word, names = "exported", [str(path) for path in export(expanded("--export", options.export))]
         some, none = "to apply with the Supabase CLI", f"{options.export} has all migrations"
     else:
         with closing(registry.open(options.production).database) as database:
@@ -192,7 +191,7 @@ def sample(options: argparse.Namespace) -> None:
     """Write a synthetic dataset."""
     with extra("embedded"):
         from pipeline.sample import write_sample
-    directory = Path(options.directory).expanduser()
+    directory = expanded("DIR", options.directory)
     counter = ProgressCounter()
     count, seed = options.recognitions, options.seed
     counter.start("sample", count)

@@ -59,7 +59,7 @@ def init(options: argparse.Namespace) -> int:
     planned: dict[Path, str] = {}
     services = home_directory() / "env"
     named = options.production or options.url or settings_file.exists() or all(map(os.environ.get, REQUIRED))
-    is_embedded = not named and services.is_file()
+    is_embedded = not named and os.path.isfile(services)  # False where it cannot be looked up
     if is_embedded:
         settings_file = services
     elif not settings_file.exists():

@@ -244,9 +244,10 @@ def _add_metrics_file(one: _Parser) -> None:
 
 def _new_file(text: str) -> Path:
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{text} is no file in an existing, writable folder")
-    return path
+    with suppress(OSError):  # of a name that is too long, or in a folder that may not be searched
+        if not path.is_dir() and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK):
+            return path
+    raise argparse.ArgumentTypeError(f"{text} is no file in an existing, writable folder")
 
 
 def _max_rejects(text: str) -> str:

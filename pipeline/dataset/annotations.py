@@ -74,10 +74,11 @@ def find_annotations(given: str | None, setting: str | None, dataset_dir: str | 
     name = given or setting
     if not name:
         folders = [os.path.expanduser(dataset_dir)] if dataset_dir else list(usual_sources())[:1]
-        usual = (os.path.join(place, ANNOTATIONS) for place in (*folders, "", Path.home() / "Downloads", Path.home()))
+        places = (*folders, "", *map(os.path.expanduser, ("~/Downloads", "~")))
+        usual = (os.path.join(place, ANNOTATIONS) for place in places)
         name = next(filter(os.path.isfile, usual), None)  # False, not an error, if a folder cannot be searched
-    places = f"{ANNOTATIONS} in the dataset's folder, ., ~/Downloads and ~"
-    return find_input("annotations file", "file", name, places, "Name it with --file or QWEN_ANNOTATIONS.")
+    looked_for = f"{ANNOTATIONS} in the dataset's folder, ., ~/Downloads and ~"
+    return find_input("annotations file", "file", name, looked_for, "Name it with --file or QWEN_ANNOTATIONS.")
 
 
 def read_entries(stream: BinaryIO, forms: set[Deviation]) -> Iterator[Entry]:

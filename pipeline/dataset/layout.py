@@ -61,7 +61,7 @@ def find_input(what: str, kind: str, name: str | None, places: str, hint: str) -
 
 def usual_sources() -> Iterator[Path]:
     """Yield the existing folders in the default places, in order."""
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # `Path.home()` raises an error for a user without one
     places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
     for folder, pattern in (*places, (home, "RRS_Dataset*")):
         yield from (path for path in sorted(folder.glob(pattern)) if path.is_dir())
