@@ -26,6 +26,7 @@ from PIL import Image
 from embedded_supabase.ports import free_port
 from pipeline.config import Settings
 from pipeline.dataset.annotations import ANNOTATIONS
+from pipeline.dataset.jpeg import END
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
 from pipeline.errors import ObjectNotFound, StorageError
 from pipeline.observe.metrics import Metrics
@@ -318,6 +319,53 @@ def test_a_picture_that_would_take_much_memory_has_no_thumbnail() -> None:
     frame = content.index(b"\xff\xc0")
     content[frame + 5 : frame + 9] = (20_000).to_bytes(2, "big") * 2
     assert thumbnail(bytes(content), 320, damaged=True) is None
+
+
+def grey(side: int, **options: Any) -> bytes:
+    """A picture that is dark on the left and light on the right."""
+    image = Image.new("L", (side, side), 20)
+    image.paste(220, (side // 2, 0, side, side))
+    out = io.BytesIO()
+    image.save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def first_scan_of_three(side: int) -> bytes:
+    """A photo whose components have a scan each, without the second and third."""
+    frame = b"\xff\xc0\0\x0b\x08" + side.to_bytes(2, "big") * 2
+    content = grey(side)
+    assert frame in content
+    components = b"\x03" + b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    start = content.index(frame)
+    header = frame.replace(b"\x0b", b"\x11") + components
+    return content[:start] + header + content[start + len(frame) + 4 :]
+
+
+def repeated(side: int, scans: int, between: bytes = b"", end: bytes = END) -> bytes:
+    content = grey(side, progressive=True)
+    start = content.rindex(b"\xff\xda")
+    return content[:start] + (between + content[start:-2]) * scans + end
+
+
+def commented(count: int) -> bytes:
+    return b"\xff\xd8" + b"\xff\xfe\0\2" * count + grey(64)[2:]
+
+
+@pytest.mark.parametrize(
+    ("small", "large"),
+    [
+        (first_scan_of_three(320), first_scan_of_three(3000)),
+        (grey(320, progressive=True), grey(5100, progressive=True)),
+        (repeated(320, 3), repeated(2048, 250)),
+        (repeated(320, 3, end=b""), repeated(2048, 250, end=b"")),
+        (repeated(320, 3, between=b"junk"), repeated(2048, 250, between=b"junk")),
+        (commented(10), commented(2100)),
+    ],
+    ids=["scan for each component", "progressive", "scans", "scans without end", "scans behind junk", "segments"],
+)
+def test_a_rejected_photo_is_decoded_within_the_limits_only(small: bytes, large: bytes) -> None:
+    assert decoded(thumbnail(small, 320, damaged=True)).size[0] <= 320
+    assert thumbnail(large, 320, damaged=True) is None
 
 
 # Trays

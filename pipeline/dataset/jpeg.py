@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 MAXIMUM_SEGMENTS = 2000
 
 _TEM, _SOI, _EOI, _SOS, _DQT, _APP0, _APP1 = 0x01, 0xD8, 0xD9, 0xDA, 0xDB, 0xE0, 0xE1
-#: The marker at the end of a picture, as bytes.
-END = bytes((0xFF, _EOI))
+#: The markers at the end of a picture and at the beginning of a scan, as bytes.
+END, SCAN = bytes((0xFF, _EOI)), bytes((0xFF, _SOS))
 _WITHOUT_LENGTH = frozenset((_TEM, *range(0xD0, 0xD9)))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = frozenset((0xC0, 0xC1))

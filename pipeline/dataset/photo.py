@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.dataset.jpeg import END, SHOWN, Edit, Structure, edited, read_structure
+from pipeline.dataset.jpeg import END, SCAN, SHOWN, Edit, Structure, edited, read_structure
 from pipeline.dataset.kinds import kind_of
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput
@@ -60,7 +60,7 @@ def check_photo(content: bytes) -> CheckedPhoto:
     if not content.startswith(b"\xff\xd8"):
         raise BadInput("photo_not_jpeg", f"the file is {kind_of(content) or 'not a JPEG'}")
     found = read_structure(content)
-    dimensions, components, several_scans = _read_frame(content, found)
+    dimensions, components, several_scans = read_frame(content, found)
     deviations = []
     if not found.has_all_scans():
         raise _damaged(content, found, "some of its scans are missing")
@@ -120,7 +120,7 @@ def _damaged(content: bytes, found: Structure, why: str) -> BadInput:
     return BadInput("photo_undecodable", f"the picture cannot be shown: {why}")
 
 
-def _read_frame(content: bytes, found: Structure) -> tuple[Dimensions, int, bool]:
+def read_frame(content: bytes, found: Structure) -> tuple[Dimensions, int, bool]:
     """Return the dimensions, the number of components, and whether the decoder keeps coefficients for several scans.
 
     Raises:
@@ -147,6 +147,8 @@ def _read_frame(content: bytes, found: Structure) -> tuple[Dimensions, int, bool
     # Two bytes a coefficient; the component with the most samples has one for each pixel.
     if several_scans and 2 * width * height * sum(factors) // max(factors) > MAXIMUM_COEFFICIENT_BYTES:
         raise BadInput("photo_too_large", f"a progressive picture of {width} x {height} pixels")
-    if len(found.scans) * width * height > MAXIMUM_SCANNED_PIXELS:
-        raise BadInput("photo_too_large", f"the picture has {len(found.scans)} scans of {width} x {height} pixels")
+    # A lenient decoder finds further scans behind data that is no segment.
+    scans = len(found.scans) if found.end is not None else content.count(SCAN)
+    if scans * width * height > MAXIMUM_SCANNED_PIXELS:
+        raise BadInput("photo_too_large", f"the picture has {scans} scans of {width} x {height} pixels")
     return Dimensions(width, height, found.orientation), components, several_scans

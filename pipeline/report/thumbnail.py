@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile
 
-from pipeline.dataset.photo import MAXIMUM_COEFFICIENT_BYTES, MAXIMUM_PIXELS
+from pipeline.dataset.jpeg import read_structure
+from pipeline.dataset.photo import MAXIMUM_PIXELS, read_frame
+from pipeline.errors import BadInput
 
+_JPEG = b"\xff\xd8"
 _QUALITY = 72
 #: Memory limit of a decoded picture before it is scaled down.
 _MAXIMUM_DECODED_BYTES = 64 << 20
@@ -38,27 +41,21 @@ def thumbnail(content: bytes, longest: int, *, damaged: bool = False) -> Thumbna
         damaged: accept a truncated file; the missing part is grey.
     """
     try:
+        if content.startswith(_JPEG):
+            read_frame(content, read_structure(content))
         with (
             _leniently() if damaged else nullcontext(),
             Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as one,
         ):
             width, height = one.size
-            if not _is_affordable(one):
+            if width * height > MAXIMUM_PIXELS:
                 return None
             one.draft("RGB", (longest, longest))
             if one.size[0] * one.size[1] * len(one.getbands()) > _MAXIMUM_DECODED_BYTES:
                 return None
             one.thumbnail((longest, longest))
             small = one.convert("RGB")
-    except (
-        Image.DecompressionBombError,
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-    ):
+    except (BadInput, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, IndexError):
         return None
     if damaged and _is_blank(small):
         return None
@@ -71,13 +68,6 @@ def _is_blank(picture: Image.Image) -> bool:
     """Return whether nothing was decoded: all pixels are equal, except for rounding."""
     pixels = picture.convert("L").tobytes()
     return max(pixels) - min(pixels) <= _ROUNDING
-
-
-def _is_affordable(picture: Image.Image) -> bool:
-    """Return whether decoding fits in memory; a progressive JPEG holds all coefficients, even at a reduced scale."""
-    pixels = picture.size[0] * picture.size[1]
-    coefficients = 2 * 3 * pixels if picture.info.get("progressive") else 0
-    return pixels <= MAXIMUM_PIXELS and coefficients <= MAXIMUM_COEFFICIENT_BYTES
 
 
 @contextmanager
