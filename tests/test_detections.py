@@ -55,6 +55,8 @@ def test_a_key_names_a_photo(key: str, photo: tuple[int, int]) -> None:
     [
         ("", "annotation_key"),
         ("Main", "annotation_key"),
+        ("recognıtıon_7/photos/Main.jpg", "annotation_key"),
+        ("RECOGNİTİON_7_Main.jpg", "annotation_key"),
         ("recognition_4048/photos/recognition_4049_2025-10-11_Main.jpg", "annotation_key"),
         ("recognition_4048/recognition_4049_Main.jpg", "annotation_key"),
         (r"a\4048\photos\recognition_4049_Main.jpg", "annotation_key"),

@@ -90,6 +90,29 @@ def test_a_load_counts_each_file_once_and_names_what_it_passes_over(
     assert f"Files: {MIXED}." in done.stdout
 
 
+def test_letters_that_only_resemble_those_of_a_name_are_not_taken_for_them(
+    run_pipeline: RunPipeline, settings: Settings, own_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    source = tmp_path / "letters"
+    folders = {"recognıtıon_5": 5, "RECOGNİTİON_6": 6, "export/recognıtion_7": 7, "export/ｒecognition_8": 8}
+    for name, number in {"export/RECOGNITION_1": 1, **folders}.items():
+        tray(own_dataset, source / name, number)
+    files = ("9_Main.jfıf", "9_correct_diſhes.json", "9_AM.jſon", "9_Main.JFİF")
+    for name in files:
+        (source / "export/RECOGNITION_1" / name).write_bytes(b"{}")
+    (source / "recognition_٩").mkdir()
+    checked = run_pipeline("status", "--check", "--source", source)
+    assert checked.returncode == 0
+    assert "1 usable recognition, " in checked.stdout
+    assert run_pipeline("load", "--source", source, "--batch-id", "b1").returncode == 0
+    assert loaded(settings) == [1]
+    assert set(noticed(settings)) == {
+        *(("folder_name", name) for name in folders if name != "export/ｒecognition_8"),
+        *(("folder_unknown", name) for name in ("export/ｒecognition_8", "recognition_٩")),
+        *(("file_unknown", f"export/RECOGNITION_1/{name}") for name in files),
+    }
+
+
 def test_summary_dry_run_status_doctor_and_report_show_the_same_numbers(
     run_pipeline: RunPipeline, settings: Settings, mixed: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.dataset.forms import unwrapped
-from pipeline.dataset.names import FOLDER, camera_of, numbers_of
+from pipeline.dataset.names import ANY_CASE, FOLDER, camera_of, numbers_of
 from pipeline.dataset.records import MAXIMUM_BIGINT, Deviation, is_text
 from pipeline.errors import BadInput
 
@@ -18,7 +18,7 @@ MAXIMUM_DETECTIONS = 10_000
 _FARTHEST = 1_000_000
 _NUMBERS = frozenset((int, float))
 _SECTIONS = ("dishes", "plates")
-_ID = re.compile(r"recognition_([0-9]+)", re.IGNORECASE)
+_ID = re.compile(r"recognition_([0-9]+)", ANY_CASE)
 _DIGITS = re.compile(r"[0-9]+")
 _DISH = re.compile(r"dish_([0-9]{1,6})")
 

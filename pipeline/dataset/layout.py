@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.dataset.clutter import is_clutter
-from pipeline.dataset.names import FOLDER, last, near_recognition
+from pipeline.dataset.names import FOLDER, near_recognition
 from pipeline.dataset.passed import as_text, count_below, is_folder, is_searched, pass_file, pass_folder
 from pipeline.dataset.records import CLUTTER, MAXIMUM_BIGINT, REJECTED, Folder, Notice, Reject, is_text
 from pipeline.errors import UsageError
@@ -105,8 +105,8 @@ def _level(
                 yield pass_file(entry, path, files)
             elif entry.is_symlink() and is_searched(source, entry):
                 yield Notice(None, as_text(path), "folder_link", "the link leads to a folder that is searched anyway")
-            elif FOLDER.fullmatch(entry.name):
-                found = _folder(path, rank)
+            elif match := FOLDER.fullmatch(entry.name):
+                found = _folder(path, match[1], rank)
                 if isinstance(found, Reject):
                     files.update(count_below(source, path, REJECTED).files)
                 yield found
@@ -134,10 +134,9 @@ def holds_recognitions(directory: Path, is_one: Callable[[str], object] = FOLDER
         return any(is_one(entry.name) and is_folder(entry) for entry in entries)
 
 
-def _folder(path: str, rank: int) -> Folder | Reject:
+def _folder(path: str, digits: str, rank: int) -> Folder | Reject:
     if not is_text(path):
         return Reject(None, as_text(path), "path_encoding", "the folder's name is not UTF-8")
-    digits = last(path).lower().removeprefix("recognition_")
     number = int(digits)  # which accepts up to 4,300 digits; a file name has at most 255
     if number > MAXIMUM_BIGINT:
         return Reject(None, path, "id_invalid", f"the number {digits} is too large for a bigint")

@@ -7,12 +7,14 @@ import re
 
 from pipeline.dataset.records import Deviation
 
+#: Any letter case of a name that is used; without re.ASCII, `i` also matches `ı` and `İ`, `s` matches `ſ`.
+ANY_CASE = re.IGNORECASE | re.ASCII
 #: The folder of a recognition.
-FOLDER = re.compile(r"(?:recognition_)?([0-9]+)", re.IGNORECASE)
-MENU = re.compile(r"(?:.*_)?AM\.json", re.IGNORECASE)
-RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", re.IGNORECASE)
+FOLDER = re.compile(r"(?:recognition_)?([0-9]+)", ANY_CASE)
+MENU = re.compile(r"(?:.*_)?AM\.json", ANY_CASE)
+RECEIPT = re.compile(r"(?:.*_)?(?:correct_dishes|CD)\.json", ANY_CASE)
 
-_PHOTO = re.compile(r"[^.].*\.(jpe?g|jpe|jfif)", re.IGNORECASE | re.DOTALL)
+_PHOTO = re.compile(r"[^.].*\.(jpe?g|jpe|jfif)", ANY_CASE | re.DOTALL)
 #: What systems add to the name of a copy: `x (1)`, `x - Copy`, `x copy 2`, `x 2`, `x - копия`, `Copy of x`.
 _COPY = re.compile(
     r"(?:\([0-9]+\)|(?<=[a-z]) [0-9]+|[-_ ]\s*(?:copy|copie|c[oó]pia|kopie|копия)\b.*)\Z|\A(?:copy of|копия)\b",
@@ -24,13 +26,13 @@ _DATE = re.compile(
     r"|(?:19|20)[0-9]{2}([-_. ])[0-9]{1,2}\1[0-9]{1,2}|[0-9]{1,2}([-_. ])[0-9]{1,2}\2(?:19|20)[0-9]{2}"
     r"|[0-9]{1,2}([-_. ])[0-9]{1,2}\3[0-9]{1,2}(?!\3[0-9]))(?![0-9])"
 )
-_NUMBER = re.compile(r"([0-9]+)[-_ ](?=recognition)|recognition[-_ ]?([0-9]+)", re.IGNORECASE)
+_NUMBER = re.compile(r"([0-9]+)[-_ ](?=recognition)|recognition[-_ ]?([0-9]+)", ANY_CASE)
 _NEAR_FOLDER = re.compile(
     r".*recogn[^0-9]*([0-9]+).*|\W*([0-9]+)(?:\s*\([0-9]+\)|[-_. ]*(?:copy|копия|bak|old)\b.*)?\W*",
     re.IGNORECASE | re.DOTALL,
 )
 _ARCHIVE = re.compile(r".*\.(?:zip|rar|7z|tar|tgz|tbz2?|txz|tar\.\w+)", re.IGNORECASE | re.DOTALL)
-_ANNOTATIONS = re.compile(r".*annotations.*\.json.*", re.IGNORECASE | re.DOTALL)
+_ANNOTATIONS = re.compile(r".*annotations.*\.json.*", ANY_CASE | re.DOTALL)
 
 
 def last(path: str) -> str:
