@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import socket
 import subprocess
@@ -779,6 +780,44 @@ def test_the_disks_of_the_embedded_services(
     assert "of the dataset's photos" in home.message
     monkeypatch.setattr(EmbeddedPostgres, "data_path", Path("/proc/data"))  # on another device
     assert len(list(machine.examine_disks(embedded, None))) == 3
+
+
+def record(home: Path, text: str) -> None:
+    (home / "postgres.json").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda home: record(home, ""), "is damaged"),
+        (lambda home: record(home, "[]"), "is damaged"),
+        (lambda home: record(home, '{"home": "/x"}'), "is damaged"),
+        (lambda home: (home / "postgres.json").write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda home: ((home / "postgres.json").unlink(), (home / "postgres.json").mkdir()), "is damaged"),
+        (lambda home: record(home, '{"home": "/", "base": "/elsewhere", "socket": "/s"}'), "is a copy of /"),
+        (lambda home: home.chmod(0o777), "Other users can write"),
+        pytest.param(
+            lambda home: (home / "postgres.json").chmod(0),
+            "belongs to another user",
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything"),
+        ),
+        pytest.param(
+            lambda home: os.chown(home, 65534, -1),
+            "belongs to another user",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away"),
+        ),
+    ],
+)
+def test_an_embedded_postgresql_whose_record_cannot_be_used(
+    settings: Settings, tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(0o700)
+    record(home, json.dumps({"home": str(home), "base": "/elsewhere", "socket": "/s"}))
+    spoil(home)
+    found = list(machine.examine_disks(replace(settings, environment="embedded", home=home), None))
+    assert (found[-1].check, found[-1].level, words in found[-1].message) == ("disk", PROBLEM, True)
+    assert found[-1].remedy
 
 
 def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,14 +182,14 @@ class EmbeddedPostgres(HomeServer):
             return Place(inside, inside / "socket")
         except PermissionError as exc:
             raise SetupError(f"{self._record} belongs to another user.", "Run as that user.") from exc
-        except (ValueError, KeyError, TypeError) as exc:
+        except (IsADirectoryError, ValueError, KeyError, TypeError) as exc:
             raise SetupError(f"{self._record} is damaged.", "Restore it; it records where the data is.") from exc
         if recorded_home == self.home:
             return Place(base, socket)
         # The home was moved or copied, and the data with it if it is below the home.
         if base == recorded_home / "postgres":
             return Place(inside, inside / "socket")
-        if recorded_home.exists():
+        if os.path.exists(recorded_home):  # False as well if it cannot be seen
             raise SetupError(
                 f"{self.home} is a copy of {recorded_home}, and the data, in {base}, was not copied.",
                 "Remove postgres.json and env from the copy to begin with an empty database.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import stat
@@ -18,6 +19,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from embedded_supabase.errors import SetupError
 from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from pipeline.database import foreign_remark, override_remark
@@ -177,13 +179,17 @@ def examine_disks(settings: Settings | None, dataset: Dataset | None) -> Iterato
         return
     needed = dataset.bytes if dataset is not None else 0
     yield disk_finding("the embedded Storage", settings.home, needed)
-    data = EmbeddedPostgres(settings.home).data_path
+    try:
+        data = EmbeddedPostgres(settings.home).data_path
+    except SetupError as exc:
+        yield problem("disk", exc.message, exc.hint)
+        return
     if _existing(data).stat().st_dev != _existing(settings.home).stat().st_dev:
         yield disk_finding("the embedded PostgreSQL", data)
 
 
 def _existing(path: Path) -> Path:
-    return next(one for one in (path, *path.parents) if one.exists())
+    return next(one for one in (path, *path.parents) if os.path.exists(one))
 
 
 def disk_finding(purpose: str, path: Path, needed: int = 0) -> Finding:
