@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
@@ -752,6 +753,47 @@ def test_no_luigid_and_what_is_none() -> None:
         with scripted(lambda _, status=status, value=value: (status, value)) as (url, _):  # type: ignore[misc]
             [other] = machine.examine_luigid(url)
         assert (other.level, "is not a luigid" in other.message) == (WARNING, True)
+
+
+@contextmanager
+def speaking(words: bytes) -> Iterator[str]:
+    """Say the same to each connection, whatever is asked, and close it."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(words)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"220 mail ESMTP\r\n",
+        b"HTTP/1.1 2x OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_service_that_does_not_speak_http_is_no_luigid(words: bytes) -> None:
+    with speaking(words) as url:
+        [finding] = doctor.gather({"luigid": machine.examine_luigid(url)}, 10)
+    assert (finding.level, "is not a luigid" in finding.message) == (WARNING, True)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc/", "http://127.0.0.1:99999/", "http://[::1/", "http://[x]/"])
+def test_an_address_of_luigid_that_is_no_url(url: str) -> None:
+    [finding] = doctor.gather({"luigid": machine.examine_luigid(url)}, 10)
+    assert (finding.level, "is not a URL" in finding.message) == (WARNING, True)
+    assert "scheduler_url" in finding.remedy
 
 
 def test_the_addresses_of_this_machine_are_not_its_loopback() -> None:

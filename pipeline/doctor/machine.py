@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -94,14 +95,18 @@ def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
 
 def examine_luigid(url: str) -> Iterator[Finding]:
     """Yield whether a luigid answers at the URL, and whether other machines can reach it."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 8082
+    remedy = "Correct scheduler_url in luigi.cfg, or load with --local-scheduler."
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 8082
+    except ValueError:
+        yield warning("luigid", f"The address of luigid, {url}, is not a URL.", remedy)
+        return
     server = _ask_luigid(f"{parts.scheme}://{parts.netloc}{parts.path}")
     if server is None:
         yield ok("luigid", f"No luigid answers at {url}: each load uses its own scheduler.")
         return
     if not server.is_luigid:
-        remedy = "Correct scheduler_url in luigi.cfg, or load with --local-scheduler."
         yield warning("luigid", f"The server at {url} is not a luigid.", remedy)
         return
     yield ok(
@@ -134,6 +139,8 @@ def _ask_luigid(url: str) -> _Server | None:
             reply, name = response.read(_REPLY_BYTES), response.headers.get("Server", "")
     except urllib.error.HTTPError as exc:
         exc.close()
+        return _Server(False, "")
+    except http.client.HTTPException:
         return _Server(False, "")
     except (OSError, ValueError):
         return None
