@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -34,6 +35,7 @@ from pipeline import doctor
 from pipeline.batches.lock import BatchLock
 from pipeline.cli import main
 from pipeline.config import Secret, Settings
+from pipeline.dataset.passed import count_below
 from pipeline.doctor import bucket as bucket_part
 from pipeline.doctor import clock, machine, network, postgres
 from pipeline.doctor.finding import OK, PROBLEM, WARNING, Finding
@@ -665,6 +667,30 @@ def test_a_dataset_is_looked_at_for_a_time(small_dataset: MakeDataset) -> None:
     cut = machine.look_at_dataset(source, None, -1)
     assert (cut.photos, cut.whole) == (0, False)
     assert "there are more" in machine.dataset_finding(cut).message
+
+
+def test_incomplete_recognitions_are_counted_until_the_time_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for number in range(100):
+        (tmp_path / f"recognition_{number}").mkdir()
+    whole = machine.look_at_dataset(tmp_path, None, 60)
+    assert (whole.unusable, whole.whole) == (100, True)
+
+    def count_slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return count_below(*arguments)
+
+    monkeypatch.setattr(machine, "count_below", count_slowly)
+    started = time.monotonic()
+    cut = machine.look_at_dataset(tmp_path, None, 2)
+    assert time.monotonic() - started < 10
+    assert (cut.unusable < 100, cut.whole) == (True, False)
+    assert "there are more" in machine.dataset_finding(cut).message
+
+
+def test_the_time_limits_of_the_parts_add_up_to_less_than_a_minute() -> None:
+    assert doctor.SERVICE_SECONDS + doctor.ADOPTION_SECONDS + doctor.DATASET_SECONDS < 55
 
 
 def test_a_dataset_that_is_not_there_or_holds_nothing(tell: Told, tmp_path: Path) -> None:

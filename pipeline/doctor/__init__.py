@@ -27,9 +27,10 @@ from pipeline.units import counted
 
 __all__ = ["Finding", "alarm_findings", "as_dict", "as_text", "examine", "verdict"]
 
-#: Time limits for all services together, and for listing the dataset.
+#: Time limits for all services together, then for a photo to adopt, and for listing the dataset.
 SERVICE_SECONDS = 25.0
-DATASET_SECONDS = 20.0
+ADOPTION_SECONDS = 10.0
+DATASET_SECONDS = 15.0
 
 
 def examine(
@@ -58,7 +59,7 @@ def examine(
     findings += gather(parts, SERVICE_SECONDS)
     findings += _examine_key(settings, facts)
     if facts.older_photo:
-        findings += gather({"Adoption": bucket.examine_adoption(settings, facts.older_photo)}, SERVICE_SECONDS)
+        findings += gather({"Adoption": bucket.examine_adoption(settings, facts.older_photo)}, ADOPTION_SECONDS)
     dataset = None
     try:
         dataset = _dataset(settings, source, facts)

@@ -271,6 +271,9 @@ def look_at_dataset(source: Path, limit: int | None, seconds: float) -> Dataset:
             found.files.update(count_below(source, newer, PASSED_OVER).files)
         _add(found, inspected.result, limit)
     for newest, *older in incomplete.values():
+        if time.monotonic() > deadline:
+            found.whole = False
+            break
         found.unusable += 1
         found.files.update(count_below(source, newest, REJECTED).files)
         for path in older:
