@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trustme
 
 from embedded_supabase.files import wait_until
 from embedded_supabase.ports import free_port
@@ -643,12 +645,25 @@ def test_a_server_that_says_nothing_is_given_up(
     assert len(server.requests) == 3
 
 
-def test_a_certificate_that_is_not_accepted_is_told_at_once(server: ScriptedServer, waits: list[float]) -> None:
+def test_a_server_without_tls_at_an_https_address_is_told_at_once(server: ScriptedServer, waits: list[float]) -> None:
     server.will(stored)
     with closing(Storage(settings_for(server.url.replace("http://", "https://")))) as storage:
         found = failure(storage)
     assert isinstance(found, StorageError)
     assert "TLS" in found.message
+    assert "certificate" not in found.message
+    assert "NEXT_PUBLIC_SUPABASE_URL" in found.hint
+    assert waits == []
+
+
+def test_a_certificate_that_is_not_accepted_is_told_at_once(waits: list[float]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with ScriptedServer(context) as server, closing(Storage(settings_for(server.url))) as storage:
+        found = failure(storage)
+    assert isinstance(found, StorageError)
+    assert "The TLS certificate of" in found.message
+    assert "REQUESTS_CA_BUNDLE" in found.hint
     assert waits == []
 
 

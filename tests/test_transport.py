@@ -7,6 +7,7 @@ import select
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -249,6 +250,69 @@ def test_a_certificate_of_an_authority_that_nobody_knows_is_refused(secure: Scri
 @pytest.mark.usefixtures("trusted")
 def test_a_certificate_of_another_host_is_refused(elsewhere: ScriptedServer) -> None:
     check_refused(elsewhere)
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAA\n"])
+def test_a_file_of_certificates_without_any_is_named_in_the_hint(
+    secure: ScriptedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "bad.pem").write_bytes(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "bad.pem"))
+    found = failure(secure.url)
+    assert isinstance(found, StorageError)
+    assert "REQUESTS_CA_BUNDLE" in found.hint
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_server_of_other_tls_versions_is_not_said_to_have_a_wrong_certificate(authority: trustme.CA) -> None:
+    context = context_of(authority, "127.0.0.1")
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        context.minimum_version = ssl.TLSVersion.TLSv1
+    with ScriptedServer(context) as server:
+        found = failure(server.url)
+    assert isinstance(found, StorageError)
+    assert "certificate" not in found.message
+    assert "TLS 1.2" in found.hint
+
+
+#: Records of TLS: data that is not encrypted with the key, and an alert in plain text.
+FORGED = bytes((23, 3, 3, 0, 64)) + bytes(64)
+ALERT = bytes((21, 3, 3, 0, 2, 2, 20))
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize(
+    "said", [b"", b"HTTP/1", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx"], ids=["nothing", "status", "head"]
+)
+@pytest.mark.parametrize(
+    "then",
+    [FORGED, ALERT, b"HTTP/1.1 502 Bad Gateway\r\n\r\n", bytes(100), b""],
+    ids=["forged record", "alert", "HTTP", "zeros", "end"],
+)
+def test_tls_that_breaks_within_a_response_is_an_interrupted_connection(
+    authority: trustme.CA, said: bytes, then: bytes
+) -> None:
+    def respond() -> None:
+        connection, _ = listening.accept()
+        with context_of(authority, "127.0.0.1").wrap_socket(connection, server_side=True) as tls:
+            tls.recv(1 << 16)
+            tls.sendall(said)
+            with socket.socket(fileno=tls.detach()) as plain:
+                plain.sendall(then)
+                plain.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionError):
+                    while plain.recv(1 << 16):
+                        pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=respond)
+        thread.start()
+        found = failure(f"https://127.0.0.1:{listening.getsockname()[1]}")
+        thread.join(SECONDS)
+    assert isinstance(found, StorageUnavailable)
 
 
 @pytest.mark.usefixtures("trusted")

@@ -35,6 +35,13 @@ _BLOCK = 1 << 18
 #: send or to receive that allow one second more.
 READ_TIMEOUT = 60.0
 _SLOWEST = 1 << 16
+#: Reasons of OpenSSL for a handshake that may succeed the next time.
+_INTERRUPTED = (
+    "TLSV1_ALERT_INTERNAL_ERROR",
+    "DECRYPTION_FAILED_OR_BAD_RECORD_MAC",
+    "SSLV3_ALERT_BAD_RECORD_MAC",
+    "TLSV1_ALERT_DECRYPT_ERROR",
+)
 _TIMEOUTS = (TimeoutError, urllib3.exceptions.ReadTimeoutError)
 
 
@@ -60,7 +67,10 @@ class _TimedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> Any:
         self._sock.settimeout(_left(self._deadline))
-        return self._raw.readinto(buffer)
+        try:
+            return self._raw.readinto(buffer)
+        except ssl.SSLError as exc:  # after the handshake, it is no question of certificates or versions
+            raise ConnectionAbortedError(str(exc)) from exc
 
     def close(self) -> None:
         self._raw.close()
@@ -108,7 +118,11 @@ class _Connection(HTTPConnection):
 
 
 class _TLSConnection(_Connection, HTTPSConnection):
-    pass
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)
+        except ssl.SSLError as exc:
+            raise ConnectionAbortedError(str(exc)) from exc
 
 
 class Transport:
@@ -150,8 +164,8 @@ class Transport:
         """Send a request to a percent-encoded path; yield the response, of any status, to be read within the block.
 
         The attempt lasts READ_TIMEOUT, and longer for what is sent and for `expected` bytes of the response. Raises
-        StorageUnavailable without a complete response, StorageError if the certificate or the URL is not accepted,
-        SettingsError if the file of certificates does not exist.
+        StorageUnavailable without a complete response, StorageError if the certificate or the URL is not accepted or
+        the server does not speak TLS, SettingsError if the file of certificates does not exist.
         """
         length = {} if body is None else {"Content-Length": str(len(body))}
         try:
@@ -176,8 +190,15 @@ class Transport:
                     response.close()  # the next request would read the rest of this body
                 response.release_conn()
         except (ssl.SSLError, urllib3.exceptions.SSLError, urllib3.util.ssl_match_hostname.CertificateError) as exc:
-            if _is_interrupted(_cause(exc)):
+            cause = _cause(exc)
+            if _is_interrupted(cause):
                 raise self._unreachable(exc) from exc
+            is_certificate = isinstance(cause, ssl.SSLCertVerificationError)
+            if isinstance(cause, ssl.SSLError) and cause.library == "SSL" and not is_certificate:
+                raise StorageError(
+                    f"There is no TLS connection to {self._base}: {cause.reason or cause}.",
+                    "Check NEXT_PUBLIC_SUPABASE_URL: the server of an https address must speak TLS 1.2 or newer.",
+                ) from exc
             raise StorageError(
                 f"The TLS certificate of {self._base} is not accepted.",
                 "Set REQUESTS_CA_BUNDLE to the authority's certificate.",
@@ -218,9 +239,9 @@ class Transport:
 
 
 def _is_interrupted(error: BaseException) -> bool:
-    """Return whether the server closed the connection during the handshake, as during a restart."""
+    """Return whether the handshake was closed by the server, as during a restart, or damaged on the way."""
     return isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)) or (
-        isinstance(error, ssl.SSLError) and error.reason == "TLSV1_ALERT_INTERNAL_ERROR"
+        isinstance(error, ssl.SSLError) and error.reason in _INTERRUPTED
     )
 
 
