@@ -37,6 +37,8 @@ from pipeline.errors import BadInput, UsageError
 ANNOTATIONS = "qwen_annotations.json"
 
 _CHUNK = 1 << 20
+#: Characters that may be kept before a broken value: each error of the decoder counts the lines in them.
+_CONSUMED = 1 << 14
 #: A compressed file may unpack to so many bytes, or to so many times its size if that is more.
 _UNPACKED, _RATIO = 32 << 20, 100
 _NO_SPACE = re.compile(r"[^ \t\n\r]")
@@ -210,6 +212,7 @@ class _Window:
         # Bytes that are not UTF-8 become surrogates, which make one entry unusable instead of the file.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._at = "", 0
+        self._is_ended = False  # whether the stream is read to its end
         self._is_begun = False  # whether the beginning was as expected
         self._offset = 0  # of the text in the file, in bytes
         if self.peek() == "\ufeff":
@@ -217,12 +220,20 @@ class _Window:
 
     def _fill(self) -> bool:
         """Drop what is consumed and read the next chunk; return whether there was one."""
+        if self._is_ended:
+            return False
         chunk = self._stream.read(_CHUNK)
+        self._is_ended = not chunk
         self._head = self._head or chunk[:_HEAD]
         more = self._decoder.decode(chunk, final=not chunk)
-        self._offset += _size(self._text[: self._at])
-        self._text, self._at = self._text[self._at :] + more, 0
+        self._drop()
+        self._text += more
         return bool(chunk or more)
+
+    def _drop(self) -> None:
+        """Drop what is consumed."""
+        self._offset += _size(self._text[: self._at])
+        self._text, self._at = self._text[self._at :], 0
 
     def peek(self) -> str:
         """Skip white space and return the next character, empty at the end of the file."""
@@ -276,6 +287,8 @@ class _Window:
             # What is cut at the end of the window is broken as well, and may be whole with the next chunk.
             if problem is None or len(self._text) - self._at > MAXIMUM_DOCUMENT_BYTES or not self._fill():
                 break
+        if problem is not None and self._at > _CONSUMED:
+            self._drop()
         size = self._take(end) if problem is None else self._skip()
         if size > MAXIMUM_DOCUMENT_BYTES:
             return 0, None, BadInput("json_too_large", f"the value has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
