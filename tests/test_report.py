@@ -166,6 +166,16 @@ def test_charts_escape_tags_and_control_characters() -> None:
         (["a:1", "a:22"], ["pid 1", "pid 22"]),
         (["a:1", "b:1"], ["a:1", "b:1"]),
         (["loader-0.example.org:1", "b:1"], ["loader-0.ex…:1", "b:1"]),
+        (["pipeline-shards-0-abcde:1", "pipeline-shards-1-fghij:1"], ["…rds-0-abcde:1", "…rds-1-fghij:1"]),
+        (
+            ["pipeline-shards-0-abcde:1", "pipeline-shards-1-fghij:1", "b:1"],
+            ["…rds-0-abcde:1", "…rds-1-fghij:1", "b:1"],
+        ),
+        (["loader-1.example.org:1", "loader-2.example.org:1"], ["loader-1.ex…:1", "loader-2.ex…:1"]),
+        (
+            ["a-shards-of-the-pipeline:1", "b-shards-of-the-pipeline:1", "a-shards-of-the-pipelink:1"],
+            ["a-sha…peline:1", "b-sha…peline:1", "a-sha…pelink:1"],
+        ),
         (["::1:5"], ["pid 5"]),
         ([""], ["pid "]),
         (["a:1/22", "a:1/23"], ["pid 22", "pid 23"]),

@@ -222,17 +222,28 @@ def short_names(rows: Sequence[Row]) -> dict[str, str]:
 
     The host is left out if all share it, else truncated. Of a process that a run forked, its own pid is left.
     """
-    hosts = {row.worker.rpartition(":")[0] for row in rows}
+    hosts = _short_hosts({row.worker.rpartition(":")[0] for row in rows})
     several = len({row.run for row in rows}) > 1
     names = {}
     for row in rows:
         host, _, pid = row.worker.rpartition(":")
         pid = pid.rpartition("/")[2]
-        host = printable(host)
-        host = host if len(host) <= 12 else f"{host[:11]}…"
-        name = f"pid {pid}" if len(hosts) == 1 else f"{host}:{pid}"
+        name = f"pid {pid}" if len(hosts) == 1 else f"{hosts[host]}:{pid}"
         names[row.worker] = f"run {row.run}, {name}" if several else name
     return names
+
+
+def _short_hosts(hosts: Iterable[str]) -> dict[str, str]:
+    """Return hosts truncated at their end, at their beginning or between, whichever leaves the names different."""
+    printed = {host: printable(host) for host in hosts}
+    for first, last in ((11, 0), (0, 11), (5, 6)):
+        short = {
+            host: name if len(name) <= 12 else f"{name[:first]}…{name[len(name) - last :]}"
+            for host, name in printed.items()
+        }
+        if len(set(short.values())) == len(short):
+            break
+    return short
 
 
 def throughput(clock: Clock, spans: Sequence[Span], recognitions: Mapping[int, int]) -> list[Chart]:
