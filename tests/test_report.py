@@ -964,9 +964,12 @@ def test_no_file_outside_the_source_is_shown_and_no_pipe_is_waited_for(
     outside.write_bytes(jpeg())
     (dataset / "link.jpg").symlink_to(outside)
     (dataset / "folder.jpg").mkdir()
-    (dataset / "inside.jpg").write_bytes(jpeg())
+    inside = ("inside.jpg", "inside.JPEG", "inside.jpe", "inside.JFIF")
+    for name in inside:
+        (dataset / name).write_bytes(jpeg())
     os.mkfifo(dataset / "pipe.jpg")
-    for path in ("../outside.jpg", str(outside), "link.jpg", "folder.jpg", "pipe.jpg", "none.jpg", "inside.jpg"):
+    unshown = ("../outside.jpg", str(outside), "link.jpg", "folder.jpg", "pipe.jpg", "none.jfif")
+    for path in (*unshown, *inside, "menu.json"):
         world.query(
             dsn,
             "INSERT INTO ingest.rejects (batch_id, path, code, message, step)"
@@ -975,8 +978,8 @@ def test_no_file_outside_the_source_is_shown_and_no_pipe_is_waited_for(
         )
     world.query(dsn, "UPDATE ingest.batches SET metrics = '{}'")
     page = report("b1")
-    assert len(page.all("img")) == 1
-    assert page.source.count('class="nopicture"') == 6
+    assert len(page.all("img")) == len(inside)
+    assert page.source.count('class="nopicture"') == len(unshown)
 
 
 def test_many_boxes_and_items_are_cut_and_counted(

@@ -15,6 +15,7 @@ from pipeline.batches.state import KIND_LOAD
 from pipeline.database import Connection, Database
 from pipeline.dataset.jpeg import END
 from pipeline.dataset.layout import MAXIMUM_PHOTO_BYTES
+from pipeline.dataset.names import is_photo
 from pipeline.errors import ObjectNotFound, PipelineError, StorageError, TransientError, UsageError
 from pipeline.report.thumbnail import Thumbnail, thumbnail
 from pipeline.report.trays import Photo, Tray, tray_of
@@ -55,7 +56,7 @@ def read_rejects(summary: Mapping[str, Any]) -> dict[str, Any]:
     pictures = (
         {
             **one,
-            "is_photo": is_load and _is_photo(one["path"]),
+            "is_photo": is_load and is_photo(one["path"]),
             "picture": _damaged(source, one["path"]) if there else None,
         }
         for one in summary["rejected_inputs"]
@@ -73,13 +74,9 @@ def read_rejects(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_photo(path: str) -> bool:
-    return path.lower().endswith((".jpg", ".jpeg"))
-
-
 def _damaged(source: Path, path: str) -> Thumbnail | None:
     """Return a thumbnail of what decodes of a rejected photo; None for a file outside the source folder."""
-    if not _is_photo(path):
+    if not is_photo(path):
         return None
     try:
         file = (source / path).resolve(strict=True)
