@@ -42,8 +42,9 @@ def lock_home(home: Path, name: str) -> Iterator[None]:
         with locked(home / name):
             yield
     except OSError as exc:
+        why = " ".join(str(part) for part in (exc.filename, exc.strerror) if part) or exc
         raise SetupError(
-            f"{home} cannot be used: {exc.filename or ''} {exc.strerror}.",
+            f"{home} cannot be used: {why}.",
             "Check its owner, its modes and the free space of its disk, or set PIPELINE_HOME to another folder.",
         ) from exc
 

