@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
 
 
+def run_as(
+    user: User | None, command: list[str], variables: Mapping[str, str] = {}, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command as a user (None: the current one) without input, in the environment of the binaries and `/`."""
+    return subprocess.run(
+        command,
+        cwd="/",
+        env={**environment(), **variables},
+        stdin=subprocess.DEVNULL,
+        check=False,
+        **options,
+        **(user.options() if user else {}),
+    )
+
+
 def runnable_binaries(user: User | None) -> Path:
     """Return a folder of binaries that a user (None: the current one) can run: the wheel's own, or a copy.
 
@@ -113,17 +129,9 @@ def _run_problem(folder: Path, user: User | None) -> str:
     """Return why a user cannot run the binaries or read their data files; an empty text if it can."""
     check = 'test -r "$1" && exec "$2" --version'
     catalog = folder.parent / "share" / "postgres.bki"
+    command = ["/bin/sh", "-c", check, "sh", str(catalog), str(folder / "postgres")]
     try:
-        done = subprocess.run(
-            ["/bin/sh", "-c", check, "sh", str(catalog), str(folder / "postgres")],
-            cwd="/",
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=False,
-            **(user.options() if user else {}),
-        )
+        done = run_as(user, command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     except OSError as exc:
         # Typically a container without CAP_SETUID.
         return f"no command can run as the user {user.name if user else 'of this process'}, {exc.strerror}"
@@ -196,4 +204,4 @@ def shared_folder() -> Path:
 def can_enter(path: Path, user: User) -> bool:
     """Return whether a user can traverse a folder and all folders above it."""
     command = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
-    return subprocess.run(command, cwd="/", env=environment(), check=False, **user.options()).returncode == 0
+    return run_as(user, command).returncode == 0

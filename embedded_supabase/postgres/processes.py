@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from embedded_supabase.postgres.installation import User, environment
+from embedded_supabase.postgres.installation import User, run_as
 
 
 def postgres_processes(data: Path, user: User | None) -> set[int]:
@@ -14,16 +14,8 @@ def postgres_processes(data: Path, user: User | None) -> set[int]:
     The check runs as the server's user, because in a container root may not read `/proc/<pid>/cwd` of other users.
     """
     script = 'for process in /proc/[0-9]*; do [ "$process/cwd" -ef "$1" ] && echo "${process#/proc/}"; done'
-    done = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", str(data)],
-        cwd="/",
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        check=False,
-        **(user.options() if user else {}),
-    )
+    command = ["/bin/sh", "-c", script, "sh", str(data)]
+    done = run_as(user, command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return {int(pid) for pid in done.stdout.split() if _is_postgres(int(pid))}
 
 

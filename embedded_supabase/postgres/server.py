@@ -16,7 +16,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -38,8 +37,8 @@ from embedded_supabase.postgres.installation import (
     binaries,
     can_enter,
     check_own_user,
-    environment,
     postgres_version,
+    run_as,
     runnable_binaries,
     shared_folder,
     unprivileged_user,
@@ -332,7 +331,7 @@ class EmbeddedPostgres(HomeServer):
         """Return the result of pg_isready; unlike the pid file, it is correct after a crash."""
         command = [str(binaries() / "pg_isready"), "-q", "-t", "3", "-h", str(place.socket), "-p", str(PORT)]
         command += ["-U", "postgres", "-d", "postgres"]
-        done = subprocess.run(command, cwd="/", env=environment(), stdin=subprocess.DEVNULL, check=False)
+        done = run_as(None, command)
         return done.returncode if done.returncode in (_READY, _REJECTING) else _NO_RESPONSE
 
     def _postmaster(self, place: Place) -> int | None:
@@ -354,16 +353,7 @@ class EmbeddedPostgres(HomeServer):
         descriptor = os.open(place.log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(descriptor, "rb") as log:
             before = os.fstat(descriptor).st_size
-            done = subprocess.run(
-                command,
-                cwd="/",
-                env={**environment(), "PGDATA": str(place.data)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=False,
-                **(user.options() if user else {}),
-            )
+            done = run_as(user, command, {"PGDATA": str(place.data)}, stdout=log, stderr=log)
             if done.returncode == 0:
                 return None
             log.seek(before)
