@@ -36,13 +36,8 @@ def key_missing() -> ApiError:
     return ApiError(404, "not_found", "Object not found", "NoSuchKey")
 
 
-def bucket_exists() -> ApiError:
-    """Return the error for a bucket whose id or name exists."""
-    return ApiError(409, "Duplicate", "The resource already exists", "BucketAlreadyExists")
-
-
 def key_exists(code: str = "KeyAlreadyExists") -> ApiError:
-    """Return the error for a key that exists."""
+    """Return the error for a key that exists, or for a bucket whose id or name exists."""
     return ApiError(409, "Duplicate", "The resource already exists", code)
 
 

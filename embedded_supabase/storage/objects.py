@@ -169,9 +169,6 @@ class AuthenticatedObject(OneObject):
         self.is_anonymous = False
         Handler.authenticate(self)
 
-    def begin(self) -> None:
-        """Prepare no upload."""
-
 
 class PublicObject(OneObject):
     """`/object/public/<bucket>/<key>`: requires no token."""
@@ -180,9 +177,6 @@ class PublicObject(OneObject):
 
     def authenticate(self) -> None:
         """Require no token."""
-
-    def begin(self) -> None:
-        """Prepare no upload."""
 
     def visible(self, bucket_id: str, key: str) -> Object:
         """Return the object of a public bucket.
@@ -199,9 +193,6 @@ class Info(OneObject):
     """`/object/info/<bucket>/<key>`: the metadata of an object."""
 
     methods = ("GET", "HEAD")
-
-    def begin(self) -> None:
-        """Prepare no upload."""
 
     async def get(self, bucket_id: str, key: str) -> None:
         """Return the metadata."""

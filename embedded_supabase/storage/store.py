@@ -31,7 +31,6 @@ from pathlib import Path
 
 from embedded_supabase.disk import DURABLE, Disk
 from embedded_supabase.storage.errors import (
-    bucket_exists,
     bucket_missing,
     bucket_not_empty,
     key_exists,
@@ -101,7 +100,7 @@ class ObjectStore:
             try:
                 index.execute("INSERT INTO buckets VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             except sqlite3.IntegrityError as exc:
-                raise bucket_exists() from exc
+                raise key_exists("BucketAlreadyExists") from exc
 
         await self._commits.run(change)
 

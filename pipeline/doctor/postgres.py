@@ -318,8 +318,10 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
     looks = database.run(lambda connection: connection.execute("list_looks"), _SECONDS, read_only=True)
     yield look_finding(looks, facts.max_age)
     now, batches = database.run(ask, _SECONDS, read_only=True)
-    find = partial(_list_other_buckets, bucket=settings.bucket)
-    for one in database.run(find, _SECONDS, read_only=True):
+    others = database.run(
+        lambda one: one.execute("list_other_buckets", bucket=settings.bucket), _SECONDS, read_only=True
+    )
+    for one in others:
         there = counted(one.batches, "finished batch is", "finished batches are")
         message = f"{there} in the bucket {one.bucket}, not in {settings.bucket}, for example {one.batch_id}."
         remedy = f"Set STORAGE_BUCKET={one.bucket}, unless the app reads photos from both buckets."
@@ -335,10 +337,6 @@ def _examine_batches(settings: Settings, database: Database, facts: Facts) -> It
             f"{counted(more, 'more batch is', 'more batches are')} unfinished.",
             f"`{settings.command('status')}` lists them all.",
         )
-
-
-def _list_other_buckets(connection: Connection, *, bucket: str) -> Sequence[Any]:
-    return connection.execute("list_other_buckets", bucket=bucket)
 
 
 def batch_finding(batch: Batch, now: datetime, *, running: bool, production: bool) -> Finding:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import accumulate
+from typing import ClassVar
 
 from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
 from pipeline.errors import printable
@@ -71,7 +72,8 @@ class Chart:
 
     Attributes:
         name: id of the SVG element.
-        height, left: height of the SVG and left edge of the plot; the other edges are properties.
+        height, left: height of the SVG and left edge of the plot.
+        width, right, top, bottom: width of the SVG and the other edges of the plot.
         x_ticks, y_ticks: ticks at the bottom and at the left.
         marks: x of vertical dotted lines.
         legend: CSS class and name of each colour.
@@ -90,21 +92,9 @@ class Chart:
     marks: Sequence[float] = ()
     labels: Sequence[Text] = ()
     legend: Sequence[tuple[str, str]] = ()
-
-    @property
-    def width(self) -> float:
-        """Return the width of the SVG."""
-        return WIDTH
-
-    @property
-    def right(self) -> float:
-        """Return the right edge of the plot."""
-        return WIDTH - _RIGHT
-
-    @property
-    def top(self) -> float:
-        """Return the top edge of the plot."""
-        return _TOP
+    width: ClassVar[float] = WIDTH
+    right: ClassVar[float] = WIDTH - _RIGHT
+    top: ClassVar[float] = _TOP
 
     @property
     def bottom(self) -> float:
