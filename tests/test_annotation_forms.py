@@ -285,15 +285,14 @@ def test_a_small_compressed_file_does_not_cost_minutes(text: bytes) -> None:
     assert time.process_time() - started < 20
 
 
-@pytest.mark.parametrize(
-    "member", sweep(zip([b'"a":x,', b'"a":1x,', b'"a":[x],', b'"a":"\n",', b'"a":{"b":1,"b":1},']))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("member", [b'"a":x,', b'"a":1x,', b'"a":[x],', b'"a":"\n",', b'"a":{"b":1,"b":1},'])
 def test_many_tiny_broken_values_take_seconds(member: bytes) -> None:
     count = (3 << 20) // len(member)
     content = io.BytesIO(b"{" + (member * count)[:-1] + b"}")
     started = time.process_time()
     assert sum(entry.problem is not None for entry in read_entries(content, set())) == count
-    assert time.process_time() - started < 20  # that of whole values is 3
+    assert time.process_time() - started < 40  # that of whole values is 3, of a quadratic one a minute
 
 
 def test_finalizers_do_not_run_deep_in_a_nested_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pipeline.config import Settings
 from tests import annotating, world
 from tests.annotating import Run
 from tests.services import MakeDataset, RunPipeline, Start
+from tests.sweeps import sweep
 
 run = annotating.run
 OURS = (sys.executable, "-m", "pipeline")
@@ -38,13 +39,16 @@ def seconds_taken(settings: Settings, prefix: str, seconds: int) -> Iterator[set
 
 @pytest.mark.parametrize(
     ("command", "prefix"),
-    [
-        ((*OURS, "load", "--local-scheduler", "--source"), "batch"),
-        ((*OURS, "load-qwen", "--local-scheduler", "--file"), "qwen"),
-        ((*OURS, "discover", "--source"), "batch"),
-        ((*BARE, "LoadBatch", "--local-scheduler", "--source"), "batch"),
-        ((*BARE, "LoadQwen", "--local-scheduler", "--file"), "qwen"),
-    ],
+    sweep(
+        [
+            ((*OURS, "load", "--local-scheduler", "--source"), "batch"),
+            ((*OURS, "load-qwen", "--local-scheduler", "--file"), "qwen"),
+            ((*OURS, "discover", "--source"), "batch"),
+            ((*BARE, "LoadBatch", "--local-scheduler", "--source"), "batch"),
+            ((*BARE, "LoadQwen", "--local-scheduler", "--file"), "qwen"),
+        ],
+        every=3,
+    ),
     ids=lambda one: one if isinstance(one, str) else " ".join(one[2:]),
 )
 def test_a_new_batch_takes_no_id_of_a_run_that_is_not_on_record(
