@@ -35,7 +35,7 @@ def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any
     What changed is added to pg_temp.staged, unless it is rejected already. What cannot be used of it is a reject;
     `check` finds that out for --strict.
     """
-    connection, source, files, after = seen.connection, seen.source, seen.files, -1
+    connection, source, files, after, remembered = seen.connection, seen.source, seen.files, -1, 0
     connection.enqueue("create_remembered")
     while page := connection.execute("list_left", after=after, last=last, count=_PAGE):
         before, after = after, page[-1].recognition_id
@@ -46,7 +46,8 @@ def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any
         looks = list(spread(partial(_look, source), rest, executor))
         pairs = zip(page, untouched, strict=True)
         suspects = [row for row, count in pairs if row.loaded and row.identity is not None and not count]
-        changed = _compare(connection, source, suspects, executor) if suspects else {}
+        changed, equal = _compare(connection, source, suspects, executor) if suspects else ({}, 0)
+        remembered += equal
         if check is not None and seen.is_taken:
             usable = [row for row in suspects if row.recognition_id in changed and row.holder is None]
             changed |= {row.recognition_id: one for row, one in zip(usable, executor.map(check, usable), strict=True)}
@@ -74,7 +75,8 @@ def look_at_left(seen: Seen, last: int, executor: Executor, check: Callable[[Any
         copy_found(connection, notices)
         copy_found(connection, rejects, is_taken=seen.is_taken)
         seen.advance(row.captured_on for row in page)
-    connection.execute("remember_seen")  # at the end, since it locks rows of other batches
+    if remembered:
+        connection.execute("remember_seen")  # at the end, since it locks rows of other batches
 
 
 def _count_untouched(source: str, row: Any) -> int:
@@ -119,8 +121,10 @@ def _look(source: Path, row: Any) -> tuple[Counter[str], list[Notice]]:
     return files, notices
 
 
-def _compare(connection: Connection, source: Path, suspects: Sequence[Any], executor: Executor) -> dict[int, Inspected]:
-    """Inspect the folders of recognitions; return those that are not what was loaded, and remember the others."""
+def _compare(
+    connection: Connection, source: Path, suspects: Sequence[Any], executor: Executor
+) -> tuple[dict[int, Inspected], int]:
+    """Inspect the folders of recognitions; return those that are not what was loaded, and how many are to remember."""
     numbers = [row.recognition_id for row in suspects]
     recorded = {row.recognition_id: row for row in connection.execute("list_recorded", recognition_ids=numbers)}
     pairs = [(row, recorded[row.recognition_id]) for row in suspects if row.recognition_id in recorded]
@@ -133,8 +137,7 @@ def _compare(connection: Connection, source: Path, suspects: Sequence[Any], exec
         changed[number] = same.pop(number)
     usable = [one.result for one in same.values() if isinstance(one.result, Recognition)]
     rows = [(recorded[one.recognition_id].batch_id, one.recognition_id, one.identity) for one in usable]
-    connection.copy_in("pg_temp.remembered", ("batch_id", "recognition_id", "identity"), rows)
-    return changed
+    return changed, connection.copy_in("pg_temp.remembered", ("batch_id", "recognition_id", "identity"), rows)
 
 
 def _inspect(source: Path, pair: tuple[Any, Any]) -> tuple[Inspected, bool]:
