@@ -243,6 +243,40 @@ def test_forced_annotations_of_an_adopted_tray_go_back_row_by_row(
     project.check()
 
 
+def test_plates_of_an_adopted_tray_come_first_in_each_annotation_of_it(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    number = project.numbers[0]
+    items = "public.initial_tray_items WHERE recognition_id = %s AND item_type = 'PLATE'"
+    plates = f"SELECT id, ordinal FROM {items} ORDER BY id"
+    boxes = (
+        "SELECT DISTINCT a.initial_tray_item_id FROM public.initial_annotations a"
+        f" WHERE a.initial_tray_item_id IN (SELECT id FROM {items}) ORDER BY 1"
+    )
+    [(adopted, _)] = world.query(dsn, plates, (number,))
+    rows = []
+    for at in range(2):
+        value = {
+            "dishes": {"qwen_detections": []},
+            "plates": {
+                "qwen_detections": [{"label": "plate", "bbox_2d": [10 * n + at, 1, 10 * n + 9, 9]} for n in range(3)]
+            },
+        }
+        file = write(tmp_path / f"{at}.json", {key_of(number): value})
+        done = run("load-qwen", "--file", file, "--batch-id", f"q{at}", "--force")
+        assert done.code == 0, done.err
+        rows.append(world.query(dsn, plates, (number,)))
+        assert rows[-1][0][0] == adopted
+        assert world.query(dsn, boxes, (number,)) == [(one,) for one, _ in rows[-1]]
+    assert len(rows[1]) == 3
+    assert run("reset", "--batch-id", "q1", "--confirm").code == 0
+    assert world.query(dsn, plates, (number,)) == rows[0]
+    assert run("reset", "--batch-id", "q0", "--confirm").code == 0
+    project.check()
+
+
 def test_what_people_set_on_rows_that_stay_survives_the_way_back(run: Run, project: Project, dsn: str) -> None:
     assert run("migrate").code == 0
     assert run("adopt", "--confirm").code == 0

@@ -448,6 +448,7 @@ import os, signal, sys
 from pipeline.graph.process import Interrupts
 with Interrupts(lambda: None, lambda: "Again.") as interrupts:
     try:
+        interrupts.begin()
         eval("os.kill(os.getpid(), signal.SIGINT) or sum(range(10 ** 8))")
     except KeyboardInterrupt:
         interrupts.announce()

@@ -527,26 +527,34 @@ def test_a_recognition_that_the_app_deleted_is_loaded_again_beside_its_receipt(
     assert world.inconsistencies(settings) == []
 
 
-def test_an_item_of_another_tool_on_a_line_of_ours_stops_neither_a_load_nor_a_reset(
+def test_an_item_of_another_tool_on_a_line_of_ours_is_not_deleted_and_stops_nothing_else(
     run: Run, people: People, dataset: Path, settings: Settings, dsn: str
 ) -> None:
-    world.query(
-        dsn,
+    first, *others = changed(dataset)
+    item = (
         "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_option_id)"
         " SELECT recognition_id, item_type, source, recipe_line_option_id FROM public.initial_tray_items"
-        " WHERE recipe_line_option_id IS NOT NULL",
+        " WHERE recipe_line_option_id IS NOT NULL AND recognition_id = %s"
     )
-    numbers = changed(dataset)
+    foreign = "DELETE FROM public.initial_tray_items WHERE ordinal IS NULL AND recognition_id = %s"
+    world.query(dsn, item, (first,))
+    before = rows_of(dsn, first)
     assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
-    assert shown(dsn, numbers) == ["b2"] * 3
-    world.query(
-        dsn,
-        "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_option_id)"
-        " SELECT recognition_id, item_type, source, recipe_line_option_id FROM public.initial_tray_items"
-        " WHERE recipe_line_option_id IS NOT NULL",
-    )
-    assert run("reset", "--batch-id", "b2", "--confirm").code == 0
-    assert shown(dsn, numbers) == ["b1"] * 3
+    assert notices(dsn, "b2") == [(first, "in_use", "discover")]
+    assert shown(dsn, [first, *others]) == ["b1", "b2", "b2"]
+    assert rows_of(dsn, first) == before
+    refused = run("reset", "--batch-id", "b1", "--confirm")
+    assert (refused.code, "initial_tray_items" in refused.err) == (4, True)
+    assert rows_of(dsn, first) == before
+    world.query(dsn, foreign, (first,))
+    assert run("load", "--source", dataset, "--batch-id", "b3", "--force").code == 0
+    assert shown(dsn, [first, *others]) == ["b3"] * 3
+    world.query(dsn, item, (first,))
+    refused = run("reset", "--batch-id", "b3", "--confirm")
+    assert (refused.code, "initial_tray_items" in refused.err) == (4, True)
+    world.query(dsn, foreign, (first,))
+    assert run("reset", "--batch-id", "b3", "--confirm").code == 0
+    assert shown(dsn, [first, *others]) == ["b1", "b2", "b2"]
     assert world.inconsistencies(settings) == []
 
 

@@ -137,6 +137,19 @@ def test_a_signal_during_an_import(
     assert ended(running, how) == "Interrupted. Run the same command again.\n"
 
 
+@pytest.mark.parametrize("form", [(*OURS, "status"), LUIGI], ids=["status", "luigi"])
+def test_a_signal_while_the_handlers_are_set(form: tuple[str, ...], tmp_path: Path, start: Start) -> None:
+    stub = "import signal\nfrom pipeline.graph import process\n"
+    stub += "def enter(self, _enter=process.Interrupts.__enter__):\n    _enter(self)\n    signal.raise_signal(15)\n"
+    stub += "    return self\nprocess.Interrupts.__enter__ = enter\n"
+    (tmp_path / "sent.py").write_text(stub, encoding="utf-8")
+    program = "import runpy, sys, sent; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__')"
+    command = ["luigi", *form[form.index("--module") :]] if form is LUIGI else ["pipeline", *form[3:]]
+    running = start(sys.executable, "-c", program, *command, env={"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"})
+    _, stderr = running.communicate(timeout=3 * SECONDS)
+    assert (running.returncode, after_target(stderr)) == (130, "Interrupted. Run the same command again.\n")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc has the handlers of a process")
 @pytest.mark.parametrize("form", [OURS, SCRIPT], ids=["module", "script"])
 def test_a_signal_at_any_moment_of_the_start(form: tuple[str, ...], start: Start) -> None:

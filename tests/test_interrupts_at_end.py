@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -91,3 +92,50 @@ def test_metrics_that_wait_for_the_database(
         ends(running, code)
         assert monitor.paths() == ["/start", f"/{code}" if code else "/"]
     assert hangs or f'pipeline_last_run_exit_code{{command="{command[0]}"}} {code}.0' in file.read_text("utf-8")
+
+
+STUCK = """
+import sys
+import time
+
+from pipeline.graph.process import Interrupts
+
+
+class Alarm:
+    def start(self):
+        pass
+
+    def finish(self, code, error=None):
+        print(f"told {code}", flush=True)
+        time.sleep(float(sys.argv[2]))
+
+
+with Interrupts(lambda: None, lambda: "Run it again.") as interrupts:
+    interrupts.begin()
+    interrupts.watch(Alarm())
+    while True:
+        try:
+            if sys.argv[1] == "ended":
+                interrupts.finish(7)
+            print("began", flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "code"), [("works", 0, 130), ("works", 60, 130), ("ended", 60, 7), ("ended", 0, 7)]
+)
+def test_people_hear_once_of_a_command_that_does_not_stop_in_order(
+    state: str, seconds: int, code: int, start: Start
+) -> None:
+    running = start(sys.executable, "-c", STUCK, state, str(seconds))
+    assert running.stdout is not None
+    assert running.stdout.readline() == ("told 7\n" if state == "ended" else "began\n")
+    began = time.monotonic()
+    running.send_signal(signal.SIGTERM)
+    stdout, _ = running.communicate(timeout=3 * SECONDS)
+    assert running.returncode == code
+    assert "told" not in stdout if state == "ended" else stdout.count("told 130") == 1
+    assert time.monotonic() - began < SECONDS

@@ -73,6 +73,7 @@ def _run_interruptibly(options: argparse.Namespace) -> int:
     with Interrupts(registry.cancel_statements, registry.resume_hint) as interrupts:
         options.interrupts = interrupts
         try:
+            interrupts.begin()
             configure_logging(options.verbose, options.log_format)
             if is_watched:
                 interrupts.watch(registry.alarm(options.name, options.production))

@@ -26,7 +26,7 @@ _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLER_SECONDS = 0.2
 _REPEAT_SECONDS = 0.05
 #: From the first signal to the end of the process, whatever it waits for, and for the message and the ping at that end.
-_END_SECONDS, _MESSAGE_SECONDS = 6.0, 1.0
+_END_SECONDS, _MESSAGE_SECONDS, _ALARM_SECONDS = 6.0, 1.0, 2.0
 _CANCEL_SECONDS = 3
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3): least size of a block with its own mapping, number of arenas
 
@@ -54,8 +54,9 @@ class Interrupts:
 
     def __init__(self, cancel_statements: Callable[[], None], resume_hint: Callable[[], str]) -> None:
         self._cancel_statements, self._resume_hint, self._owner = cancel_statements, resume_hint, os.getpid()
-        self._defers = self._received = self._announced = False
+        self._defers, self._received, self._announced = True, False, False
         self._code: int | None = None  # once the command has ended
+        self._turn, self._told = threading.Lock(), threading.Event()  # to let the alarm tell it once
         self._handled = threading.Event()
         self._former_hook = sys.unraisablehook
         self._former: dict[signal.Signals, Any] = {}
@@ -84,6 +85,12 @@ class Interrupts:
             signal.set_wakeup_fd(-1)
             self._writer.close()  # which ends the thread
 
+    def begin(self) -> None:
+        """Raise what a signal asks for, also if it came before; for a block that handles KeyboardInterrupt."""
+        self._defers = False
+        if self._received and os.getpid() == self._owner:
+            raise KeyboardInterrupt
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Raise what a signal asks for at the end of the block; a second signal raises at once."""
@@ -92,8 +99,7 @@ class Interrupts:
             yield
         finally:
             self._defers = False
-        if self._received and os.getpid() == self._owner:
-            raise KeyboardInterrupt
+        self.begin()
 
     def announce(self) -> None:
         """Say once that the command was interrupted, and how it is resumed; a further signal changes nothing."""
@@ -120,8 +126,14 @@ class Interrupts:
     def finish(self, code: int, error: PipelineError | None = None) -> None:
         """Let the alarm of the command tell how it ended."""
         self.settle(code)
-        if self.alarm is not None:
+        self._tell(code, error)
+
+    def _tell(self, code: int, error: PipelineError | None = None) -> None:
+        if self.alarm is not None and self._turn.acquire(blocking=False):
             self.alarm.finish(code, error)
+            self._told.set()
+        elif self.alarm is not None:  # another thread tells it
+            self._told.wait(_ALARM_SECONDS)
 
     def _watch(self, reader: socket.socket) -> None:
         ending = threading.Thread(target=self._end, name="end", daemon=True)
@@ -149,13 +161,13 @@ class Interrupts:
     def _end(self) -> None:
         time.sleep(_END_SECONDS)
         code = INTERRUPTED if self._code is None else self._code
-        works: list[Callable[[], None]] = [self.announce] if self._code is None else []
-        if self.alarm is not None:
-            works.append(partial(self.alarm.ping, code))
-        for work in works:  # stderr may be a full pipe
+        works: list[tuple[Callable[[], None], float]] = [(partial(self._tell, code), _ALARM_SECONDS)]
+        if self._code is None:
+            works.insert(0, (self.announce, _MESSAGE_SECONDS))
+        for work, seconds in works:  # stderr may be a full pipe
             message = threading.Thread(target=work, name="message", daemon=True)
             message.start()
-            message.join(_MESSAGE_SECONDS)
+            message.join(seconds)
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(code)

@@ -137,8 +137,9 @@ class RunWorker(PooledWorker):
 
     def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
         """Schedule a task and what it requires; the first one is the root of the run."""
-        self._root = self._root or task
-        with exit_on_error(self.interrupts) if self._bare else contextlib.nullcontext():
+        is_root, self._root = self._root is None, self._root or task
+        # Of what is added later, `run` handles the errors.
+        with exit_on_error(self.interrupts) if self._bare and is_root else contextlib.nullcontext():
             return bool(super().add(task, *args, **kwargs))  # type: ignore[no-untyped-call]
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:

@@ -86,9 +86,9 @@ BEGIN
     CREATE TEMP TABLE present_items ON COMMIT DROP AS
     SELECT i.recognition_id, i.id, i.item_type::text AS item_type, i.source::text AS source, place.line_id,
         place.line_number,
-        -- Items of others have no ordinal, and come after ours of the same line.
-        coalesce(i.ordinal, coalesce(max(i.ordinal) OVER own, 0)
-            + row_number() OVER (own ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
+        coalesce(i.ordinal, row_number() OVER (
+            PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number
+            ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
         i.line_number AS stored_number, i.ordinal AS stored_ordinal,
         t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id) AS stays,
         i.metadata ->> 'qwen_label' AS label,
@@ -107,8 +107,22 @@ BEGIN
                 THEN coalesce(i.line_number, ingest.line_of(i.metadata ->> 'qwen_label')) END AS line_number
     ) place
     LEFT JOIN public.recipe_lines line ON line.id = place.line_id
-    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE')
-    WINDOW own AS (PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number);
+    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE');
+    -- An item without ordinal in a place that one of ours has is of others: it has no place, and is not deleted.
+    IF EXISTS (SELECT FROM pg_temp.present_items p WHERE p.stored_ordinal IS NULL AND NOT p.stays) THEN
+        UPDATE pg_temp.present_items p
+        SET nth = p.nth + g.places, is_decided = true
+        FROM (
+            SELECT recognition_id, item_type, source, line_id, line_number,
+                (count(*) + max(stored_ordinal))::integer AS places
+            FROM pg_temp.present_items
+            GROUP BY recognition_id, item_type, source, line_id, line_number
+            HAVING count(DISTINCT nth) < count(*)
+        ) g
+        WHERE p.stored_ordinal IS NULL AND NOT p.stays
+            AND (p.recognition_id, p.item_type, p.source) = (g.recognition_id, g.item_type, g.source)
+            AND (p.line_id, p.line_number) IS NOT DISTINCT FROM (g.line_id, g.line_number);
+    END IF;
     CREATE UNIQUE INDEX ON pg_temp.present_items (id);
     CREATE INDEX ON pg_temp.present_items (line_id, nth);
     CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);
