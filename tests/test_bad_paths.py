@@ -14,6 +14,7 @@ from pipeline.observe.ping import Ping
 from tests import annotating
 from tests.annotating import Run
 from tests.services import MakeDataset, RunLuigi
+from tests.sweeps import sweep
 
 run = annotating.run
 
@@ -45,19 +46,23 @@ bad = pytest.mark.parametrize("path", [TOO_LONG, NOBODY], ids=["too long", "nobo
 @bad
 @pytest.mark.parametrize(
     "command",
-    [
-        "load --source",
-        "load --metrics-file",
-        "load-qwen --file",
-        "discover --source",
-        "discover --file",
-        "verify --metrics-file",
-        "finish --batch-id b1 --metrics-file",
-        "sample --recognitions 1",
-        "migrate --export",
-        "init --non-interactive --source",
-        "status --check --source",
-    ],
+    sweep(
+        zip(
+            [
+                "load --source",
+                "load --metrics-file",
+                "load-qwen --file",
+                "discover --source",
+                "discover --file",
+                "verify --metrics-file",
+                "finish --batch-id b1 --metrics-file",
+                "sample --recognitions 1",
+                "migrate --export",
+                "init --non-interactive --source",
+                "status --check --source",
+            ]
+        )
+    ),
 )
 def test_an_argument(command: str, path: str, run: Run) -> None:
     done = run(*command.split(), path)
@@ -73,7 +78,7 @@ def test_the_file_of_a_report(path: str, run: Run, small_dataset: MakeDataset) -
 
 
 @bad
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sweep(zip(COMMANDS)))
 def test_the_home(command: str, path: str, run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (workdir / ".env.local").unlink()
     monkeypatch.setenv("PIPELINE_HOME", path)
