@@ -96,14 +96,10 @@ class Alarm:
         if self._ping is not None:
             self._ping.start()
 
-    def ping(self, code: int, error: PipelineError | None = None) -> None:
-        """Tell the monitor how the command ended."""
-        if self._ping is not None:
-            self._ping.finish(code, _text(error))
-
     def finish(self, code: int, error: PipelineError | None = None) -> None:
         """Tell the monitor and, if there is news, people how the command ended."""
-        self.ping(code, error)
+        if self._ping is not None:
+            self._ping.finish(code, _text(error))
         if self._settings.notify_urls is None or not is_installed():
             return
         arguments = self._settings.notify_urls, code, error

@@ -25,7 +25,7 @@ INTERRUPTED = 130  # exit code
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _HANDLER_SECONDS = 0.2
 _REPEAT_SECONDS = 0.05
-#: From the first signal to the end of the process, whatever it waits for, and for the message and the ping at that end.
+#: From the first signal to the end of the process, whatever it waits for; then for the message and the alarm.
 _END_SECONDS, _MESSAGE_SECONDS, _ALARM_SECONDS = 6.0, 1.0, 2.0
 _CANCEL_SECONDS = 3
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # mallopt(3): least size of a block with its own mapping, number of arenas
@@ -129,10 +129,12 @@ class Interrupts:
         self._tell(code, error)
 
     def _tell(self, code: int, error: PipelineError | None = None) -> None:
-        if self.alarm is not None and self._turn.acquire(blocking=False):
+        if self.alarm is None:
+            return
+        if self._turn.acquire(blocking=False):
             self.alarm.finish(code, error)
             self._told.set()
-        elif self.alarm is not None:  # another thread tells it
+        else:  # another thread tells it
             self._told.wait(_ALARM_SECONDS)
 
     def _watch(self, reader: socket.socket) -> None:

@@ -108,25 +108,22 @@ BEGIN
     ) place
     LEFT JOIN public.recipe_lines line ON line.id = place.line_id
     WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE');
+    CREATE UNIQUE INDEX ON pg_temp.present_items (id);
+    CREATE INDEX ON pg_temp.present_items (line_id, nth);
+    CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);
+    ANALYZE pg_temp.present_items;
     -- An item without ordinal in a place that one of ours has is of others: it has no place, and is not deleted.
     IF EXISTS (SELECT FROM pg_temp.present_items p WHERE p.stored_ordinal IS NULL AND NOT p.stays) THEN
-        UPDATE pg_temp.present_items p
-        SET nth = p.nth + g.places, is_decided = true
+        UPDATE pg_temp.present_items p SET nth = p.nth + g.places, is_decided = true
         FROM (
-            SELECT recognition_id, item_type, source, line_id, line_number,
-                (count(*) + max(stored_ordinal))::integer AS places
+            SELECT recognition_id, item_type, source, line_id, line_number, count(*) + max(stored_ordinal) AS places
             FROM pg_temp.present_items
-            GROUP BY recognition_id, item_type, source, line_id, line_number
-            HAVING count(DISTINCT nth) < count(*)
+            GROUP BY 1, 2, 3, 4, 5 HAVING count(DISTINCT nth) < count(*)
         ) g
         WHERE p.stored_ordinal IS NULL AND NOT p.stays
             AND (p.recognition_id, p.item_type, p.source) = (g.recognition_id, g.item_type, g.source)
             AND (p.line_id, p.line_number) IS NOT DISTINCT FROM (g.line_id, g.line_number);
     END IF;
-    CREATE UNIQUE INDEX ON pg_temp.present_items (id);
-    CREATE INDEX ON pg_temp.present_items (line_id, nth);
-    CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);
-    ANALYZE pg_temp.present_items;
 
     CREATE TEMP TABLE wanted_items ON COMMIT DROP AS
     SELECT w.recognition_id, 'FOOD' AS item_type, 'RECIPE_LINE_OPTION' AS source, w.line_number, n.ordinal,

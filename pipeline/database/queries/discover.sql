@@ -203,7 +203,7 @@ WITH known AS (
 SELECT count(*) FILTER (WHERE NOT is_notice) AS rejects FROM known
 
 -- name: drop_known_staged
--- What an upload or a copy rejected, and is what it was then: it is a reject of this look. A page of it.
+-- Of a page: what an upload or a copy rejected, and is what it was then. It is a reject of this look.
 WITH known AS (
     DELETE FROM pg_temp.staged s
     USING ingest.rejects e

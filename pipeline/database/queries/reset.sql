@@ -71,5 +71,5 @@ ORDER BY former.batch_id
 UPDATE ingest.batches SET state = 'resetting' WHERE id = :batch_id
 
 -- name: plan_reset
--- With locks for a plan that is carried out: work that begins then waits for the reset.
+-- A plan that is carried out takes locks: work that begins then waits for the reset.
 SELECT ingest.plan_reset(:batch_id, :locks)

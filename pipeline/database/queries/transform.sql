@@ -11,6 +11,7 @@ ORDER BY recognition_id
 LIMIT 500
 
 -- name: count_unremoved
+-- Recognitions that were rejected, and are not among those whose objects were removed.
 SELECT count(*) AS recognitions
 FROM ingest.manifest m
 WHERE m.batch_id = :batch_id AND m.rejected
