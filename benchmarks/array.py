@@ -20,7 +20,6 @@ from benchmarks.rows import Row
 from pipeline.batches.resolve import LoadRequest, resolve_batch
 from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.observe.metrics import Metrics
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.upload import Uploader
@@ -109,4 +108,4 @@ def _work(settings: Settings, numbers: Sequence[int]) -> None:
     ):
         for number in numbers:
             uploader.upload("a1", number + 1)
-            copy_shard(database, storage, "a1", number + 1, Metrics())
+            copy_shard(database, settings, "a1", number + 1)

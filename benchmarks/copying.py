@@ -18,8 +18,8 @@ from benchmarks.bench import SMALL, Bench, World
 from benchmarks.rows import Row, middle
 from embedded_supabase.postgres.installation import binaries
 from pipeline.batches.resolve import LoadRequest, resolve_batch
+from pipeline.config import Settings
 from pipeline.database import Database
-from pipeline.observe.metrics import Metrics
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import Request, discover
 from pipeline.steps.upload import Uploader
@@ -74,7 +74,7 @@ def copying(place: Bench, recognitions: int, repeats: int) -> list[Row]:
     ):
         shards = _prepare(world, database, storage, dataset)
         ready = _export(world, place.folder / "ready", shards)
-        return _compare(world, database, storage, shards, ready, repeats)
+        return _compare(world, database, shards, ready, repeats)
 
 
 def _prepare(world: World, database: Database, storage: Storage, source: Path) -> range:
@@ -87,7 +87,7 @@ def _prepare(world: World, database: Database, storage: Storage, source: Path) -
     with closing(Uploader(database, storage)) as uploader:
         for shard in shards:
             uploader.upload(_BATCH, shard)
-            copy_shard(database, storage, _BATCH, shard, Metrics())
+            copy_shard(database, world.settings, _BATCH, shard)
     return shards
 
 
@@ -114,15 +114,13 @@ def _export(world: World, folder: Path, shards: Sequence[int]) -> _Ready:
     return _Ready(single, whole, rows, size / 1e6)
 
 
-def _compare(
-    world: World, database: Database, storage: Storage, shards: range, ready: _Ready, repeats: int
-) -> list[Row]:
+def _compare(world: World, database: Database, shards: range, ready: _Ready, repeats: int) -> list[Row]:
     python = 0.0
 
     def ours() -> None:
         nonlocal python
         begin = time.process_time()
-        _copy_all(database, storage, shards)
+        _copy_all(database, world.settings, shards)
         python = time.process_time() - begin
 
     def by_workers() -> None:
@@ -142,7 +140,7 @@ def _compare(
             twice.append((ready.rows / both, ready.rows / peer))
             at_once.append((ready.rows / mine, ready.rows / whole))
             shares.append((python, mine))
-    turns, peer_turns = _turns(world, storage, shards, ready)
+    turns, peer_turns = _turns(world, shards, ready)
     first = middle("photos and documents, a transaction a shard / psql \\copy, the same", each, "rows/s")
     scale = ready.megabytes / ready.rows
     return [
@@ -164,23 +162,23 @@ def _workers(world: World, count: int) -> Iterator[ProcessPoolExecutor]:
         yield workers
 
 
-_doors: list[tuple[Database, Storage]] = []
+_doors: list[tuple[Database, Settings]] = []
 
 
 def _connect(world: World) -> None:
     database = Database(world.settings)
     with database.transaction() as connection:
         connection.execute("now")
-    _doors.append((database, Storage(world.settings)))
+    _doors.append((database, world.settings))
 
 
 def _copy(shard: int) -> None:
     _copy_all(*_doors[0], (shard,))
 
 
-def _copy_all(database: Database, storage: Storage, shards: Sequence[int]) -> None:
+def _copy_all(database: Database, settings: Settings, shards: Sequence[int]) -> None:
     for shard in shards:
-        copy_shard(database, storage, _BATCH, shard, Metrics())
+        copy_shard(database, settings, _BATCH, shard)
 
 
 def _seconds(world: World, work: Callable[[], None]) -> float:
@@ -195,7 +193,7 @@ def _seconds(world: World, work: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
-def _turns(world: World, storage: Storage, shards: range, ready: _Ready) -> tuple[int, int]:
+def _turns(world: World, shards: range, ready: _Ready) -> tuple[int, int]:
     """Return how often we and psql wait for the database, connecting left out; the batch has its rows in the end."""
     with world.database_relay() as relay, closing(Database(world.through(relay).settings)) as database:
         with _psql(world.through(relay)) as psql:
@@ -205,7 +203,7 @@ def _turns(world: World, storage: Storage, shards: range, ready: _Ready) -> tupl
         with database.transaction() as connection:
             connection.execute("now")
         relay.forget()
-        _seconds(world, lambda: _copy_all(database, storage, shards))
+        _seconds(world, lambda: _copy_all(database, world.settings, shards))
         return relay.turns, peer
 
 

@@ -39,11 +39,9 @@ def _database() -> Database:
 
 def work(batch_id: str, shard: int) -> None:
     """Upload and copy a shard."""
-    metrics = Metrics()
-    with closing(Storage(_settings(), metrics)) as storage:
-        with closing(Uploader(_database(), storage)) as uploader:
-            uploader.upload(batch_id, shard)
-        copy_shard(_database(), storage, batch_id, shard, metrics)
+    with closing(Storage(_settings())) as storage, closing(Uploader(_database(), storage)) as uploader:
+        uploader.upload(batch_id, shard)
+    copy_shard(_database(), _settings(), batch_id, shard)
 
 
 def main() -> None:

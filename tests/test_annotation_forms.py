@@ -19,6 +19,8 @@ from pipeline.config import Settings
 from pipeline.dataset import annotations as module
 from pipeline.dataset.annotations import read_entries
 from pipeline.dataset.detections import detections_of
+from pipeline.dataset.documents import check_menu
+from pipeline.dataset.forms import unwrapped
 from pipeline.dataset.records import Deviation
 from pipeline.errors import BadInput, UsageError
 from tests import annotating, world
@@ -30,6 +32,7 @@ run = annotating.run
 dsn = annotating.dsn
 
 PLAIN = {key_of(1): value_of("dish_0", "plate"), key_of(2, "Qualifying"): value_of("plate")}
+DEEP = "[" * 100_000 + "]" * 100_000
 GZIP, FENCED, LINES, NESTED = "annotations_gzip", "annotations_fenced", "annotations_jsonl", "annotations_nested_text"
 
 
@@ -295,7 +298,24 @@ def test_many_tiny_broken_values_take_seconds(member: bytes) -> None:
     assert time.process_time() - started < 40  # that of whole values is 3, of a quadratic one a minute
 
 
-def test_finalizers_do_not_run_deep_in_a_nested_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def deep_value() -> None:
+    [entry] = read_entries(io.BytesIO(f'{{"a": {DEEP}}}'.encode()), set())
+    assert entry.problem is not None
+
+
+def deep_text() -> None:
+    assert unwrapped(DEEP, set()) == DEEP
+
+
+def deep_document() -> None:
+    with pytest.raises(BadInput):
+        check_menu(DEEP.encode())
+
+
+@pytest.mark.parametrize("read", [deep_value, deep_text, deep_document])
+def test_finalizers_do_not_run_deep_in_a_nested_value(
+    read: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", failed.append)
 
@@ -313,8 +333,6 @@ def test_finalizers_do_not_run_deep_in_a_nested_value(monkeypatch: pytest.Monkey
     gc.collect()
     garbage = [Finalized() for _ in range(100)]
     del garbage
-    deep = "[" * 100_000 + "]" * 100_000
-    [entry] = read_entries(io.BytesIO(f'{{"a": {deep}}}'.encode()), set())
-    assert entry.problem is not None
+    read()
     gc.collect()
     assert failed == []

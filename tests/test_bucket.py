@@ -101,11 +101,11 @@ def test_what_another_process_rejects_while_a_shard_is_withdrawn_leaves_no_objec
     number = int(stored.listed()[6].split("/")[2])
     remove, turns = transform._remove_rejected, itertools.count()
 
-    def removing(database: Database, storage: Storage, batch_id: str) -> set[int]:
-        removed = remove(database, storage, batch_id)
+    def removing(database: Database, storage: Storage, batch_id: str) -> None:
+        remove(database, storage, batch_id)
         if not next(turns):
+            world.query(dsn, f"DELETE FROM raw.receipts WHERE recognition_id = {number}")  # COPY has none of it
             database.run(lambda one: one.execute("leave_out_copy", batch_id=batch_id, recognition_ids=[number]))
-        return removed
 
     monkeypatch.setattr(transform, "_remove_rejected", removing)
     done = command("load", "--source", dataset, "--batch-id", "b1", "--local-scheduler")

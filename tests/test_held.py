@@ -46,7 +46,8 @@ def states(dsn: str) -> dict[str, str]:
 
 
 def doubt(database: Database, batch_id: str) -> None:
-    database.run(lambda connection: connection.enqueue("set_held_reason", batch_id=batch_id, reason=REASON))
+    statement = f"UPDATE ingest.batches SET held_reason = '{REASON}' WHERE id = '{batch_id}'"
+    database.run(lambda connection: connection.run_script(statement))
 
 
 def fail_uploads(dsn: str, *, on: bool) -> None:

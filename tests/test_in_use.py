@@ -398,14 +398,13 @@ def test_objects_of_what_is_left_out_at_the_commit_go_whoever_left_it_out(
     remove = transform._remove_rejected
     commit = Connection.commit
 
-    def removing(database: Database, storage: Storage, batch_id: str) -> set[int]:
-        removed = remove(database, storage, batch_id)
+    def removing(database: Database, storage: Storage, batch_id: str) -> None:
+        remove(database, storage, batch_id)
         if not begun:
             people.begin(first)
             begun.append("work")
             if is_other:
                 assert database.run(lambda connection: set_aside(connection, batch_id))
-        return removed
 
     def setting_aside(connection: Connection, batch_id: str) -> bool:
         is_any = set_aside(connection, batch_id)

@@ -150,6 +150,21 @@ def test_a_signal_while_the_handlers_are_set(form: tuple[str, ...], tmp_path: Pa
     assert (running.returncode, after_target(stderr)) == (130, "Interrupted. Run the same command again.\n")
 
 
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_signal_in_code_of_luigi(where: str, workdir: Path, tmp_path: Path, start: Start) -> None:
+    """It comes before or after Luigi has its worker schedule the load."""
+    stub = "import signal\nfrom pipeline.graph.worker import RunWorker\n"
+    stub += "def add(self, *args, _add=RunWorker.add):\n    before and signal.raise_signal(15)\n"
+    stub += "    added = _add(self, *args)\n    before or signal.raise_signal(15)\n    return added\n"
+    stub += f"before, RunWorker.add = {where == 'before'}, add\n"
+    (tmp_path / "sent.py").write_text(stub, encoding="utf-8")
+    program = "import runpy, sys, sent; sys.argv = sys.argv[1:]; runpy.run_module('luigi', run_name='__main__')"
+    command = ["luigi", *LUIGI[LUIGI.index("--module") :], "--source", str(tmp_path), *LOCAL]
+    running = start(sys.executable, "-c", program, *command, env={"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"})
+    _, stderr = running.communicate(timeout=3 * SECONDS)
+    assert (running.returncode, after_target(stderr)) == (130, "Interrupted. Run the same command again.\n")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc has the handlers of a process")
 @pytest.mark.parametrize("form", [OURS, SCRIPT], ids=["module", "script"])
 def test_a_signal_at_any_moment_of_the_start(form: tuple[str, ...], start: Start) -> None:

@@ -209,11 +209,13 @@ def test_base_paths_and_queries_are_kept(path: str, sent: str, monitor: Listener
     ]
 
 
-def test_a_run_ends_once(monitor: Listener) -> None:
-    pings = Ping(Secret(monitor.url))
-    pings.finish(130, "")
-    pings.finish(130, "")
-    assert monitor.paths() == ["/130"]
+def test_a_run_ends_once(monitor: Listener, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PING_URL", monitor.url)
+    interrupts = Interrupts(lambda: None, str)
+    interrupts.watch(Alarm("load", False, lambda: None))
+    interrupts.finish(130)
+    interrupts.finish(130)
+    assert monitor.paths() == ["/start", "/130"]
 
 
 def test_the_body_is_the_end_of_the_log(monitor: Listener) -> None:

@@ -76,8 +76,7 @@ class Load:
             uploader.upload("b1", shard)
 
     def copy(self, shard: int = 1) -> None:
-        with closing(Storage(self.settings, self.metrics)) as storage:
-            copy_shard(self.database, storage, "b1", shard, self.metrics)
+        copy_shard(self.database, self.settings, "b1", shard)
 
     def transform(self) -> None:
         with closing(Storage(self.settings, self.metrics)) as storage:
@@ -217,13 +216,13 @@ class Forgetful(Storage):
         super().__init__(settings)
         self._times, self._content = times, content
 
-    def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
+    def upload(self, key: str, content: bytes) -> None:
         if key.endswith("camera2.jpg") and self._times > 0:
             self._times -= 1
             if self._content is not None:
-                super().upload(key, self._content, content_type)
+                super().upload(key, self._content)
             return
-        super().upload(key, content, content_type)
+        super().upload(key, content)
 
 
 @pytest.mark.parametrize("content", [None, b"something else"])
@@ -300,14 +299,14 @@ class Overtaken(Storage):
         self._failure = failure
         self._lock = threading.Lock()
 
-    def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
+    def upload(self, key: str, content: bytes) -> None:
         with self._lock:
             overtake, self._overtake = self._overtake, None
             if overtake is not None:
                 overtake()
         if self._failure is not None:
             raise self._failure
-        super().upload(key, content, content_type)
+        super().upload(key, content)
 
 
 def test_a_run_that_was_overtaken_and_then_fails_removes_nothing(load: Load) -> None:
@@ -518,8 +517,8 @@ def test_documents_are_not_copied_into_a_batch_of_annotations(load: Load) -> Non
     load.discover()
     load.upload()
     load.query("UPDATE ingest.batches SET kind = 'qwen' WHERE id = 'b1'")
-    with closing(Storage(load.settings)) as storage, pytest.raises(RefusedError, match="started anew"):
-        copy_shard(load.database, storage, "b1", 1, load.metrics)
+    with pytest.raises(RefusedError, match="started anew"):
+        load.copy()
     assert not load.done(COPY)
     assert load.done(UPLOAD)
 

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.config import command_line
-from pipeline.database import Connection
 from pipeline.units import counted, moment
 
 
-class Proofs(NamedTuple):
-    """How many objects there are, how many were read, when the longest unread of these was, and the database's time."""
-
-    objects: int
-    proven: int
-    oldest: datetime | None
-    now: datetime
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        oldest = self.oldest.isoformat() if self.oldest else None
-        days = (self.now - self.oldest).total_seconds() / 86400 if self.oldest else None
-        return {"objects": self.objects, "never_read": self.objects - self.proven, "oldest": oldest, "days": days}
-
-
-def find_proofs(connection: Connection, bucket: str, batch_id: str | None = None) -> Proofs:
-    """Return the proofs of the finished batches in a bucket, or of one batch."""
-    return Proofs(*connection.one("count_proofs", bucket=bucket, batch_id=batch_id))
-
-
 def describe_proofs(proofs: dict[str, Any], production: bool) -> str:
-    """Return the values of `as_dict` as a sentence, empty without objects."""
+    """Return a row of count_proofs as a sentence, empty without objects; its values are those of JSON."""
     objects, never, oldest = proofs["objects"], proofs["never_read"], proofs["oldest"]
     if not objects:
         return ""

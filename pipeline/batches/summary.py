@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.batches import state as batch_state
 from pipeline.batches.bucket import list_recorded, prove_bucket
 from pipeline.batches.looks import Look, describe_changed, describe_known, find_look
-from pipeline.batches.proofs import describe_proofs, find_proofs
+from pipeline.batches.proofs import describe_proofs
 from pipeline.batches.resolve import next_step
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
 from pipeline.config import Settings, command_line
@@ -313,7 +313,7 @@ def _read_tables(connection: Connection, *, bucket: str, lists_all: bool) -> dic
     return {
         "rows": connection.one("count_rows")._asdict(),
         "newest": {name: one and one.isoformat() for name, one in newest._asdict().items() if name != "batches"},
-        "proofs": find_proofs(connection, bucket).as_dict(),
+        "proofs": _as_json(connection.one("count_proofs", bucket=bucket, batch_id=None)),
         "last_looks": list(map(_as_json, connection.execute("list_looks"))),
         "last_loads": list(map(_as_json, connection.execute("list_last_loads"))),
         "batches": list(map(_as_json, batches)),

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import groupby
 
@@ -30,7 +30,6 @@ from pipeline.observe.logger import say
 from pipeline.observe.progress import ProgressDisplay
 from pipeline.observe.prometheus import batch_metrics
 from pipeline.steps.source import require_dataset
-from pipeline.storage import Storage
 from pipeline.units import counted
 
 #: Kubernetes, Slurm and AWS Batch name a process's index in these; the first that is set counts.
@@ -88,11 +87,11 @@ def _process(run: Run, batch: Batch, shards: Sequence[int]) -> None:
     count = {"batch_id": run.batch_id, "shards": shards}
     total = run.database.run(lambda connection: connection.one("count_recognitions", **count).recognitions)
     run.counter.start("upload", total)
-    with environment.keeping_uploader(ahead=False), closing(Storage(environment.settings)) as storage:
+    with environment.keeping_uploader(ahead=False):
         for number in shards:
             run.require_lock()
             try:
-                send_shard(environment, storage, run.batch_id, number, run.counter.start_shard)
+                send_shard(environment, run.batch_id, number, run.counter.start_shard)
             except DataError as exc:  # of this shard alone: the others go on, as in a load
                 say(f"Failed: shard {number} of batch {run.batch_id}: {exc.message}", logging.ERROR)
                 failed = failed or exc

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from pipeline import doctor
 from pipeline.batches.held import is_held, release
 from pipeline.batches.looks import describe_changed, describe_known
-from pipeline.batches.proofs import find_proofs
 from pipeline.batches.resolve import LoadRequest, next_step, require_schema, resolve_batch
 from pipeline.batches.state import KIND_LOAD
 from pipeline.batches.summary import describe, headline, nothing_to_load, read_status, status_text, summarise
@@ -283,7 +283,7 @@ def verify(options: argparse.Namespace) -> int:
                 deadline = max(started + 60 * minutes, time.monotonic() + 6 * minutes)
                 for finding in verification.read_longest_unread(deadline):
                     report.found(finding, again=True)
-                count = partial(find_proofs, bucket=storage.bucket, batch_id=options.batch_id)
+                count = methodcaller("one", "count_proofs", bucket=storage.bucket, batch_id=options.batch_id)
                 report.was_read(verification.read, database.run(count, read_only=True))
             report.total()
             if options.repair:

@@ -7,8 +7,8 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
-from pipeline.batches.proofs import Proofs
 from pipeline.config import redact
 from pipeline.errors import printable
 from pipeline.observe.logger import show
@@ -62,10 +62,9 @@ class VerifyReport:
             self.remaining += 1
             self._spool.write(json.dumps(asdict(finding)) + "\n")
 
-    def was_read(self, count: int, proofs: Proofs) -> None:
-        """Keep how many objects were read in the time there was, and what is on record after that."""
-        left, never = max(0, proofs.objects - count), proofs.objects - proofs.proven
-        self._read = {"read": count, "left": left, "never_read": never}
+    def was_read(self, count: int, proofs: Any) -> None:
+        """Keep how many objects were read in the time there was, and the row of count_proofs after that."""
+        self._read = {"read": count, "left": max(0, proofs.objects - count), "never_read": proofs.never_read}
 
     def differences(self) -> Iterator[Finding]:
         """Yield the differences found so far."""

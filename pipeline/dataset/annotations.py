@@ -13,7 +13,6 @@ each line; it can be in a block of Markdown, and compressed with gzip.
 from __future__ import annotations
 
 import codecs
-import gc
 import gzip
 import io
 import itertools
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.dataset.detections import photo_of
-from pipeline.dataset.documents import unique_keys
+from pipeline.dataset.documents import uncollected, unique_keys
 from pipeline.dataset.forms import FENCED, GZIP, LINES
 from pipeline.dataset.kinds import JSON_OBJECT, kind_of
 from pipeline.dataset.layout import MAXIMUM_DOCUMENT_BYTES, find_input, usual_sources
@@ -335,21 +334,11 @@ _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 _FLOAT_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_int=float)
 
 
-def _decode(text: str, start: int, decoder: json.JSONDecoder) -> tuple[object, int]:
-    """Decode without garbage collection: deep in a nested value, a finalizer that it runs would have no stack left."""
-    is_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return decoder.raw_decode(text, start)
-    finally:
-        if is_enabled:
-            gc.enable()
-
-
 def _parse(text: str, start: int, decoder: json.JSONDecoder = _DECODER) -> tuple[object, int, BadInput | None]:
     """Return the value that begins at `start`, its end, and its problem if it is not JSON."""
     try:
-        value, end = _decode(text, start, decoder)
+        with uncollected():
+            value, end = decoder.raw_decode(text, start)
         if text[start] not in _OPENING and not _DELIMITER.match(text, end):
             raise json.JSONDecodeError("Extra data", text, end)  # the first part of a number is also a number
     except json.JSONDecodeError as exc:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import json
 import math
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pipeline.dataset.kinds import JSON_ARRAY, JSON_OBJECT, kind_of
@@ -84,6 +86,18 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return value
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage in the block: deep in a nested value, a finalizer that runs then would have no stack left."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
+
+
 def _check_count(line: dict[str, object], where: str, found: dict[str, Deviation]) -> int:
     """Return the number of items of a receipt line: its Count, or one if that is the amount of weighed goods."""
     count = _field(line, "Count", (int, float), where)
@@ -139,9 +153,9 @@ def _parse(
     """
     try:
         text = json_of(content).decode()
-        value = json.loads(
-            text, object_pairs_hook=unique_keys, parse_constant=_no_constant, parse_float=_number, parse_int=_number
-        )
+        numbers: dict[str, Any] = {"parse_constant": _no_constant, "parse_float": _number, "parse_int": _number}
+        with uncollected():
+            value = json.loads(text, object_pairs_hook=unique_keys, **numbers)
     except (UnicodeDecodeError, json.JSONDecodeError) as exc:
         kind = kind_of(content)
         if kind in ("", JSON_ARRAY, JSON_OBJECT):

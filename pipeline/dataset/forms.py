@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 
-from pipeline.dataset.documents import unique_keys
+from pipeline.dataset.documents import uncollected, unique_keys
 from pipeline.dataset.records import Deviation
 
 GZIP = Deviation("annotations_gzip", "the file is compressed with gzip")
@@ -29,7 +29,8 @@ def unwrapped(value: object, forms: set[Deviation]) -> object:
     if not text.startswith(("{", "[")):
         return value
     try:
-        found: object = json.loads(text, object_pairs_hook=unique_keys)
+        with uncollected():
+            found: object = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         return value
     forms.add(form)

@@ -151,7 +151,6 @@ class RootTask(BatchTask):
         interrupts = Interrupts(registry.cancel_statements, registry.resume_hint)
         interrupts.__enter__()  # until the process ends
         with exit_on_error(interrupts):
-            interrupts.begin()
             try:
                 given = dict(super(BatchTask, cls).get_param_values(params, args, kwargs))  # type: ignore[no-untyped-call]
             except luigi.parameter.MissingParameterException as exc:

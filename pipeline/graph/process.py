@@ -91,10 +91,14 @@ class Interrupts:
         if self._received and os.getpid() == self._owner:
             raise KeyboardInterrupt
 
+    def defer(self) -> None:
+        """Raise what a signal asks for at the next `begin`; a second signal raises at once."""
+        self._defers = True
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Raise what a signal asks for at the end of the block; a second signal raises at once."""
-        self._defers = True
+        """Raise what a signal asks for at the end of the block."""
+        self.defer()
         try:
             yield
         finally:
@@ -124,11 +128,8 @@ class Interrupts:
         self._code = code
 
     def finish(self, code: int, error: PipelineError | None = None) -> None:
-        """Let the alarm of the command tell how it ended."""
+        """Let the alarm of the command tell once how it ended."""
         self.settle(code)
-        self._tell(code, error)
-
-    def _tell(self, code: int, error: PipelineError | None = None) -> None:
         if self.alarm is None:
             return
         if self._turn.acquire(blocking=False):
@@ -163,7 +164,7 @@ class Interrupts:
     def _end(self) -> None:
         time.sleep(_END_SECONDS)
         code = INTERRUPTED if self._code is None else self._code
-        works: list[tuple[Callable[[], None], float]] = [(partial(self._tell, code), _ALARM_SECONDS)]
+        works: list[tuple[Callable[[], None], float]] = [(partial(self.finish, code), _ALARM_SECONDS)]
         if self._code is None:
             works.insert(0, (self.announce, _MESSAGE_SECONDS))
         for work, seconds in works:  # stderr may be a full pipe

@@ -84,10 +84,10 @@ class CopyShard(ShardTask):
         """Copy and mark, a transaction for each shard."""
         messages = ["copying"]
         reporting = self.reporting(lambda: (messages[-1], 100 * (len(messages) - 1) // self.shards))
-        with closing(Storage(self.active_run.environment.settings)) as storage, reporting:
+        with reporting:
             for shard in self.shard_numbers:
                 run = self.active_run.require_lock()
-                arguments = run.database, storage, self.batch_id, shard, Metrics(), messages.append
+                arguments = run.database, run.environment.settings, self.batch_id, shard, messages.append
                 try:
                     copy_shard(*arguments, may_reject=run.environment.may_reject)
                 except (DataError, UnfinishedError):
@@ -214,7 +214,7 @@ class Transform(RequestTask):
             messages.append("comparing the bucket with what was sent")
             for shard in withdraw_lost_shards(run.database, storage, self.batch_id):
                 run.markers.present -= {(UPLOAD, shard), (COPY, shard)}
-                send_shard(run.environment, storage, self.batch_id, shard)  # an error leaves it to the next run
+                send_shard(run.environment, self.batch_id, shard)  # an error leaves it to the next run
             arguments = run.database, storage, self.batch_id, metrics, messages.append
             transform_batch(*arguments, max_rejects=self.max_rejects)
             percents.append(100)
@@ -331,12 +331,12 @@ class LoadQwen(Load, QwenParameters):
 
 
 def send_shard(
-    environment: Environment, storage: Storage, batch_id: str, shard: int, show: ProgressOf = lambda *_: lambda _: None
+    environment: Environment, batch_id: str, shard: int, show: ProgressOf = lambda *_: lambda _: None
 ) -> None:
     """Upload and copy a shard without Luigi."""
     with environment.uploader() as uploader:
         uploader.upload(batch_id, shard, show)
-    copy_shard(environment.database, storage, batch_id, shard, Metrics(), may_reject=environment.may_reject)
+    copy_shard(environment.database, environment.settings, batch_id, shard, may_reject=environment.may_reject)
 
 
 def task_of(family: type[Load], values: Mapping[str, Any]) -> Load:

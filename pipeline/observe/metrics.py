@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
-_BUCKETS_PER_DOUBLING = 4  # each bound is 19 % above the one before
+BUCKETS_PER_DOUBLING = 4  # each bound is 19 % above the one before
 #: 60 microseconds and 17 minutes.
-SHORTEST, LONGEST = -14 * _BUCKETS_PER_DOUBLING, 10 * _BUCKETS_PER_DOUBLING
+SHORTEST, LONGEST = -14 * BUCKETS_PER_DOUBLING, 10 * BUCKETS_PER_DOUBLING
 
 
 class Metrics:
@@ -43,10 +43,10 @@ class Metrics:
         yield
         self.add(operation, time.perf_counter() - started)
 
-    def add(self, operation: str, seconds: float, ops: int = 1) -> None:
-        """Add `ops` operations that took `seconds` in total; the histogram counts only single operations."""
-        histogram = {str(bucket_of(seconds)): 1} if ops == 1 else {}
-        self._merge({"operations": {operation: {"ops": ops, "seconds": seconds, "histogram": histogram}}})
+    def add(self, operation: str, seconds: float) -> None:
+        """Add an operation."""
+        histogram = {str(bucket_of(seconds)): 1}
+        self._merge({"operations": {operation: {"ops": 1, "seconds": seconds, "histogram": histogram}}})
 
     def count(self, counter: str, by: int = 1) -> None:
         """Add to a counter."""
@@ -90,22 +90,4 @@ def bucket_of(seconds: float) -> int:
     """Return the bucket of a duration."""
     if seconds <= 0:
         return SHORTEST
-    return min(max(math.ceil(math.log2(seconds) * _BUCKETS_PER_DOUBLING), SHORTEST), LONGEST)
-
-
-def bound_of(bucket: float) -> float:
-    """Return the upper bound of a bucket in seconds."""
-    return float(2 ** (bucket / _BUCKETS_PER_DOUBLING))
-
-
-def quantile(histogram: Mapping[str, int], share: float) -> float:
-    """Return the duration that a share of the durations in a non-empty histogram does not exceed.
-
-    Within a bucket, durations are assumed to be evenly distributed on the logarithmic scale.
-    """
-    missing = share * sum(histogram.values())
-    for bucket, n in sorted((int(bucket), n) for bucket, n in histogram.items() if n):
-        if n >= missing:
-            return bound_of(bucket - 1 + missing / n)
-        missing -= n
-    raise ValueError("the histogram is empty")
+    return min(max(math.ceil(math.log2(seconds) * BUCKETS_PER_DOUBLING), SHORTEST), LONGEST)

@@ -46,19 +46,13 @@ class Ping:
     def __init__(self, url: Secret) -> None:
         self._url = url
         self._last: threading.Thread | None = None
-        self._is_finished = False
 
     def start(self) -> None:
         """Report the begin."""
         self._send("/start", "", _START_SECONDS)
 
     def finish(self, code: int, text: str) -> None:
-        """Report the exit code, with the end of a text; a second call only waits for the first one's ping."""
-        if self._is_finished:
-            if self._last is not None:
-                self._last.join(_END_SECONDS)
-            return
-        self._is_finished = True
+        """Report the exit code, with the end of a text."""
         if not self._send(f"/{code}" if code else "", text, _END_SECONDS):
             logger.warning("The monitor of PING_URL did not respond within %.0f s.", _END_SECONDS)
 

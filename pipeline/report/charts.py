@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from pipeline.batches.state import COPY, DISCOVER, LOAD, TRANSFORM, UPLOAD
 from pipeline.errors import printable
-from pipeline.observe.metrics import bound_of, quantile
+from pipeline.report.quantiles import bound_of, quantile
 from pipeline.report.texts import WIDTH, Text, fit, width_of
 from pipeline.report.timeline import Clock, Row, Span, rates
 from pipeline.units import counted, duration, size

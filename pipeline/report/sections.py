@@ -9,8 +9,9 @@ from typing import Any
 from pipeline.batches.resolve import next_step
 from pipeline.batches.state import COPY, KIND_LOAD, KIND_QWEN, UPLOAD
 from pipeline.dataset.records import describe_files
-from pipeline.observe.metrics import merge, quantile
+from pipeline.observe.metrics import merge
 from pipeline.report import charts
+from pipeline.report.quantiles import quantile
 from pipeline.report.timeline import Clock, Span, rows, runs, union
 from pipeline.units import duration, size
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from pipeline.batches import state as batch_state
 from pipeline.batches.state import COPY, KIND_LOAD
+from pipeline.config import Settings
 from pipeline.database import Connection, Database, line_of
 from pipeline.dataset.documents import json_of
 from pipeline.dataset.records import Reject
@@ -33,10 +35,9 @@ _AHEAD = 1 << 20  # maximum bytes of a shard's receipts that are read while Post
 
 def copy_shard(
     database: Database,
-    storage: Storage,
+    settings: Settings,
     batch_id: str,
     shard: int,
-    metrics: Metrics,
     report: Callable[[str], None] = lambda _: None,
     *,
     may_reject: bool = True,
@@ -66,7 +67,7 @@ def copy_shard(
         if not batch.uploaded:
             raise UnfinishedError(f"Shard {shard} of batch {batch_id} is not uploaded.", "Run the same command again.")
         rejects = _copy_documents(connection, batch_id, shard, batch.source, listed, may_reject=may_reject)
-        numbers = metrics.copy()
+        numbers = Metrics()
         numbers.add("db_bulk_copy", time.perf_counter() - begin)
         batch_state.mark(connection, batch_id, COPY, shard, batch.now, numbers.as_dict())
         logger.info("copy: shard %d: %s, %s", shard, counted(len(listed), "recognition"), counted(rejects, "reject"))
@@ -75,7 +76,8 @@ def copy_shard(
     try:
         database.run(work, timeout=_TIMEOUT)
     except DataError:
-        roll_back_upload(database, storage, batch_id, shard)
+        with closing(Storage(settings)) as storage:
+            roll_back_upload(database, storage, batch_id, shard)
         raise
 
 

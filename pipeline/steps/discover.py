@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,7 @@ from pipeline.steps.annotations import stage_annotations
 from pipeline.steps.changed import look_at_left
 from pipeline.steps.in_use import leave_in_use, not_adopted
 from pipeline.steps.parallel import spread
-from pipeline.steps.read import BUDGET, DECODERS, Budget, ValidMenus, check_photos, read_files, size_of
+from pipeline.steps.read import Checker, size_of
 from pipeline.steps.source import require_source
 from pipeline.steps.staging import Progress, Seen, copy_found, copy_staged
 from pipeline.units import counted
@@ -88,18 +87,18 @@ class Discovery:
     held_by: list[str]
     superseded_copies: int
     beyond_limit: int
-    recognitions: int
-    photos: int
-    bytes: int
-    retried: int
-    retried_bytes: int
-    shards: int
     rejects: dict[str, int]
     known_rejects: int
     notices: dict[str, int]
     files: dict[str, int]
     newest: date | None
     batch_made: bool
+    recognitions: int = 0
+    photos: int = 0
+    bytes: int = 0
+    retried: int = 0
+    retried_bytes: int = 0
+    shards: int = 0
 
 
 def discover(
@@ -137,18 +136,14 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
             held_reason = stage_annotations(
                 seen, request.batch_id, request.coordinates, exif_turned=request.exif_turned
             )
-    rejects = _count_rejects(connection)
-    if request.strict and rejects:
+    if request.strict and (rejects := dict(connection.execute("count_found_rejects"))):
         _refuse(connection, rejects)
     connection.execute("mark_over", kind=request.kind, source=request.source)
     known = connection.one("drop_known", force=request.force).rejects
     seen.changed += connection.one("drop_not_taken").changed
-    rejects = _count_rejects(connection)
-    notices = {row.code: row.notices for row in connection.execute("count_found_notices")}
+    rejects, notices = (dict(connection.execute(f"count_found_{what}")) for what in ("rejects", "notices"))
     is_made = bool(rejects or connection.one("count_staged").staged)
-    numbers = seen.counts() | dict.fromkeys(
-        ("recognitions", "photos", "bytes", "shards", "retried", "retried_bytes"), 0
-    )
+    numbers = seen.counts()
     if request.kind == KIND_LOAD:
         numbers |= connection.one("count_retried")._asdict()
     if is_made:
@@ -180,14 +175,10 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     return found
 
 
-def _count_rejects(connection: Connection) -> dict[str, int]:
-    return {row.code: row.rejects for row in connection.execute("count_found_rejects")}
-
-
 def _write_batch(connection: Connection, request: Request, seen: Seen, held_reason: str) -> dict[str, Any]:
     """Write the batch, its claims, its manifest and its rejects; return its counts."""
     batch_id, is_load = request.batch_id, request.kind == KIND_LOAD
-    if not connection.execute("insert_batch", **asdict(request), **seen.counts()):
+    if not connection.execute("insert_batch", **asdict(request), **seen.counts(), held_reason=held_reason or None):
         raise RefusedError(f"Another run started batch {batch_id} in the meantime.", "Run the same command again.")
     connection.execute("insert_claims", batch_id=batch_id, kind=request.kind)
     drop_late = "drop_late_claims" if is_load else "drop_late_annotations"
@@ -200,8 +191,6 @@ def _write_batch(connection: Connection, request: Request, seen: Seen, held_reas
     counts = connection.one("update_batch_counts", batch_id=batch_id, kind=request.kind, files=files)
     if not is_load:
         connection.execute("insert_annotation_notices", batch_id=batch_id, step=DISCOVER)
-    if held_reason:
-        connection.enqueue("set_held_reason", batch_id=batch_id, reason=held_reason)
     return dict(counts._asdict())
 
 
@@ -213,12 +202,11 @@ def _stage_dataset(request: Request, metrics: Metrics, seen: Seen) -> None:
         copy_found(connection, list_folders(source, seen.files))
         connection.execute("create_candidates", batch_id=request.batch_id, force=request.force)
         seen.found = connection.one("count_found")
-        if not seen.found.found and not _count_rejects(connection):
+        if not seen.found.found and not connection.execute("count_found_rejects"):
             _refuse_empty(connection, source)
         connection.execute("add_found", message=not_adopted(connection.command), source=request.source)
     with metrics.timed("discover_inspect"), ThreadPoolExecutor(min(8, request.threads)) as executor:
-        strictly = partial(_inspect_strictly, source, Budget(BUDGET), threading.Semaphore(DECODERS), ValidMenus())
-        check = strictly if request.strict else None
+        check = partial(_inspect_strictly, source, Checker()) if request.strict else None
         last = _stage(seen, request.limit, executor, check)
         look_at_left(seen, last, executor, check)
         staged = connection.one("count_changed")
@@ -269,20 +257,14 @@ def _inspect(source: Path, row: Any) -> Inspected:
     return inspect_copies(source, row.recognition_id, row.paths)
 
 
-def _inspect_strictly(
-    source: Path, budget: Budget, decoders: threading.Semaphore, valid_menus: ValidMenus, row: Any
-) -> Inspected:
+def _inspect_strictly(source: Path, checker: Checker, row: Any) -> Inspected:
     """Inspect a folder; also read and check its files, which otherwise the upload does."""
     found = _inspect(source, row)
     if isinstance(found.result, Reject):
         return found
-    with budget.reserved(size_of(found.result)):
-        files = read_files(source, found.result, Metrics(), valid_menus)
-        if isinstance(files, Reject):
-            return replace(found, result=files)
-        with decoders:
-            photos = check_photos(found.result, files, Metrics())
-    return replace(found, result=photos) if isinstance(photos, Reject) else found
+    with checker.budget.reserved(size_of(found.result)):
+        checked = checker.check(source, found.result, Metrics())
+    return replace(found, result=checked) if isinstance(checked, Reject) else found
 
 
 def _refuse(connection: Connection, rejects: dict[str, int]) -> None:

@@ -39,7 +39,7 @@ def leave_in_use(connection: Connection, batch_id: str, source: Path) -> None:
 def set_aside(connection: Connection, batch_id: str) -> bool:
     """Plan the commit, and leave out recognitions that are to stay as they are; return whether there are any.
 
-    Their objects are removed with those of rejects, after this transaction and before the one that publishes the rest.
+    They are removed with what was rejected, after this transaction and before the one that publishes the rest.
     """
     reasons = {"in_use": _IN_USE, "not_adopted": not_adopted(connection.command)}
     if not connection.one("plan_batch", batch_id=batch_id, **reasons).recognitions:

@@ -25,9 +25,6 @@ DECODERS = os.cpu_count() or 1
 _KNOWN_MENUS = 1000
 _CHUNK = 1 << 20
 
-#: What is unusual about each menu that was found valid, by the SHA-256 (hex) of its file.
-ValidMenus = dict[str, tuple[Deviation, ...]]
-
 
 @dataclass(frozen=True)
 class PhotoFacts:
@@ -36,14 +33,14 @@ class PhotoFacts:
     dimensions: Dimensions
     sha256: str
     md5: str
-    notices: tuple[Notice, ...]
 
 
 @dataclass(frozen=True)
-class Files:
-    """The unchecked photos of a recognition, the SHA-256 (hex) of its checked documents, and what is unusual there."""
+class Facts:
+    """What a check finds out about a recognition: its usable files, and what is unusual there; digests are hex."""
 
-    photos: tuple[bytes, bytes]
+    recognition: Recognition
+    photos: tuple[PhotoFacts, PhotoFacts]
     menu_sha256: str | None
     receipt_sha256: str | None
     notices: tuple[Notice, ...]
@@ -70,54 +67,60 @@ class Budget:
                 self._condition.notify_all()
 
 
-def read_files(source: Path, recognition: Recognition, metrics: Metrics, valid_menus: ValidMenus) -> Files | Reject:
-    """Read the files of a recognition; check the documents, which are read first.
+class Checker:
+    """Read and check recognitions, in several threads: their photos in memory and concurrent decodes are limited."""
 
-    `valid_menus` has the menus that need no check; it is filled, as many recognitions share a day's menu.
-    """
-    number = recognition.recognition_id
-    notices = _notices(number, recognition.photos[0].path, check_date(recognition.photos[0].path, number))
-    try:
+    def __init__(self) -> None:
+        self.budget = Budget(BUDGET)
+        self._decoders = threading.BoundedSemaphore(DECODERS)
+        self._menus: dict[str, tuple[Deviation, ...]] = {}
+
+    def check(self, source: Path, found: Recognition, metrics: Metrics) -> tuple[Facts, list[bytes]] | Reject:
+        """Read the files of a recognition, documents first, and check them; return facts and photos.
+
+        The caller has reserved `size_of` the recognition in the budget, as long as it has the photos.
+        """
+        number, path = found.recognition_id, found.photos[0].path
+        notices = _notices(number, path, check_date(path, number))
         menu_sha256 = receipt_sha256 = None
-        if recognition.menu is not None:
-            path = recognition.menu.path
-            content = read_file(source, recognition.menu, "json")
-            menu_sha256 = hashlib.sha256(content).hexdigest()
-            if menu_sha256 not in valid_menus:
-                deviations = check_menu(content)
-                if len(valid_menus) >= _KNOWN_MENUS:
-                    valid_menus.clear()
-                valid_menus[menu_sha256] = deviations
-            notices += _notices(number, path, valid_menus[menu_sha256])
-        if recognition.receipt is not None:
-            path = recognition.receipt.path
-            content = read_file(source, recognition.receipt, "json")
-            notices += _notices(number, path, check_receipt(content))
-            receipt_sha256 = hashlib.sha256(content).hexdigest()
-        contents = []
-        for file in recognition.photos:
-            path = file.path
-            with metrics.timed("photo_read"):
-                contents.append(read_file(source, file, "photo"))
-    except BadInput as exc:
-        return Reject(number, path, exc.code, exc.message)
-    return Files((contents[0], contents[1]), menu_sha256, receipt_sha256, notices)
-
-
-def check_photos(recognition: Recognition, files: Files, metrics: Metrics) -> tuple[PhotoFacts, PhotoFacts] | Reject:
-    """Check the photos of a recognition; this is CPU-bound."""
-    photos = []
-    for file, content in zip(recognition.photos, files.photos, strict=True):
+        contents, photos = [], []
         try:
-            with metrics.timed("photo_check"):
-                checked = check_photo(content)
-                sha256 = hashlib.sha256(content).hexdigest()
-                md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-            notices = _notices(recognition.recognition_id, file.path, checked.deviations)
-            photos.append(PhotoFacts(checked.dimensions, sha256, md5, notices))
+            if found.menu is not None:
+                path = found.menu.path
+                content = read_file(source, found.menu, "json")
+                menu_sha256 = hashlib.sha256(content).hexdigest()
+                notices += _notices(number, path, self._check_menu(menu_sha256, content))
+            if found.receipt is not None:
+                path = found.receipt.path
+                content = read_file(source, found.receipt, "json")
+                notices += _notices(number, path, check_receipt(content))
+                receipt_sha256 = hashlib.sha256(content).hexdigest()
+            for file in found.photos:
+                path = file.path
+                with metrics.timed("photo_read"):
+                    contents.append(read_file(source, file, "photo"))
+            with self._decoders:
+                for file, content in zip(found.photos, contents, strict=True):
+                    path = file.path
+                    with metrics.timed("photo_check"):
+                        checked = check_photo(content)
+                        sha256 = hashlib.sha256(content).hexdigest()
+                        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                    notices += _notices(number, path, checked.deviations)
+                    photos.append(PhotoFacts(checked.dimensions, sha256, md5))
         except BadInput as exc:
-            return Reject(recognition.recognition_id, file.path, exc.code, exc.message)
-    return photos[0], photos[1]
+            return Reject(number, path, exc.code, exc.message)
+        return Facts(found, (photos[0], photos[1]), menu_sha256, receipt_sha256, notices), contents
+
+    def _check_menu(self, sha256: str, content: bytes) -> tuple[Deviation, ...]:
+        """Check a menu, once for the many recognitions of a day that share it."""
+        deviations = self._menus.get(sha256)
+        if deviations is None:
+            deviations = check_menu(content)
+            if len(self._menus) >= _KNOWN_MENUS:
+                self._menus.clear()
+            self._menus[sha256] = deviations
+        return deviations
 
 
 def _notices(recognition_id: int, path: str, deviations: Iterable[Deviation]) -> tuple[Notice, ...]:

@@ -7,16 +7,15 @@ last responses of a shard arrive.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.dataset.records import Notice, Recognition, Reject
+from pipeline.dataset.records import Recognition, Reject
 from pipeline.errors import StorageError, StorageUnavailable
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.read import BUDGET, DECODERS, Budget, PhotoFacts, ValidMenus, check_photos, read_files, size_of
+from pipeline.steps.read import Checker, Facts, size_of
 from pipeline.storage import Storage, StoredObject
 
 #: Threads that read and check while the others wait for responses.
@@ -40,25 +39,12 @@ class Entry:
     former: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the upload adds to a row of the manifest; digests are hex."""
-
-    entry: Entry
-    photos: tuple[PhotoFacts, PhotoFacts]
-    menu_sha256: str | None
-    receipt_sha256: str | None
-    notices: tuple[Notice, ...]
-
-
 class UploadThreads:
     """The threads of a process that upload, with what they share."""
 
     def __init__(self, senders: int) -> None:
         self.executor = ThreadPoolExecutor(senders + _AHEAD, thread_name_prefix="upload")
-        self.budget = Budget(BUDGET)
-        self.decoders = threading.BoundedSemaphore(DECODERS)
-        self.valid_menus: ValidMenus = {}
+        self.checker = Checker()
 
 
 class ShardTransfer:
@@ -106,20 +92,17 @@ class ShardTransfer:
         wait(self._futures)
 
     def _transfer(self, entry: Entry) -> Facts | Reject:
-        with self._threads.budget.reserved(size_of(entry.recognition)):
+        with self._threads.checker.budget.reserved(size_of(entry.recognition)):
             result = self._read_and_send(entry)
         self._progress(1)
         return result
 
     def _read_and_send(self, entry: Entry) -> Facts | Reject:
-        files = read_files(self._source, entry.recognition, self._metrics, self._threads.valid_menus)
-        if isinstance(files, Reject):
-            return files
-        with self._threads.decoders:
-            photos = check_photos(entry.recognition, files, self._metrics)
-        if isinstance(photos, Reject):
-            return photos
-        for content, photo, key, file in zip(files.photos, photos, entry.keys, entry.recognition.photos, strict=True):
+        checked = self._threads.checker.check(self._source, entry.recognition, self._metrics)
+        if isinstance(checked, Reject):
+            return checked
+        facts, contents = checked
+        for content, photo, key, file in zip(contents, facts.photos, entry.keys, entry.recognition.photos, strict=True):
             if self._present.get(key) == StoredObject(key, len(content), photo.md5):
                 self._metrics.count("objects_found")
                 continue
@@ -132,8 +115,7 @@ class ShardTransfer:
                     raise
                 message = f"the file has {len(content)} bytes, more than {_TOO_LARGE[exc.code]} takes"
                 return Reject(entry.recognition.recognition_id, file.path, "photo_too_large", message)
-        notices = files.notices + photos[0].notices + photos[1].notices
-        return Facts(entry, photos, files.menu_sha256, files.receipt_sha256, notices)
+        return facts
 
     def _is_copied(self, former: str, key: str) -> bool:
         """Copy an object in the bucket instead of sending its content; return whether Storage did."""

@@ -51,7 +51,7 @@ def transform_batch(
         if missing := held.shards - connection.one("count_markers", batch_id=batch_id, step=COPY).done:
             message = f"Batch {batch_id}: {missing} of {held.shards} shards are not copied yet."
             raise UnfinishedError(message, "Run the same command again.")
-        if not _are_removed(connection, batch_id, removed):
+        if connection.one("has_rejected", batch_id=batch_id).there:  # by another process, or before a lost response
             return True
         connection.execute("settle_rejected", batch_id=batch_id)
         weight = connection.one("count_usable", batch_id=batch_id)
@@ -82,11 +82,10 @@ def transform_batch(
         report("\n".join([counted(done.recognitions, "recognition"), *parts]))
         return None
 
-    removed: set[int] = set()
     outcome: HeldError | ClaimedError | bool | None = True
     while outcome is True:
         report("removing what was rejected")
-        removed |= _remove_rejected(database, storage, batch_id)
+        _remove_rejected(database, storage, batch_id)
         with references_refused():
             outcome = database.run(work, timeout=0)
     if isinstance(outcome, PipelineError):
@@ -101,7 +100,7 @@ def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) ->
     batch = database.run(lambda connection: batch_state.require_batch(connection, batch_id))
     if batch.kind != KIND_LOAD or batch.state == "done":
         return []
-    removed = _remove_rejected(database, storage, batch_id)  # whose rows in the manifest go with their shard
+    _remove_rejected(database, storage, batch_id)
     prove_bucket(storage, {batch_id: batch.bucket_created_at}, RefusedError)
     stored = storage.list_objects(f"{batch_id}/recognitions/")
     found = next(stored, None)
@@ -115,22 +114,22 @@ def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) ->
             is_there = found is not None and (found.key, found.size) == (wanted.key, wanted.size)
             differ += not (is_there and found is not None and found.md5 in (None, wanted.md5))
         is_withdrawn: bool | None = False
-        while differ and (is_withdrawn := database.run(partial(_withdraw, batch_id, shard, removed))) is None:
-            removed |= _remove_rejected(database, storage, batch_id)
+        while differ and (is_withdrawn := database.run(partial(_withdraw, batch_id, shard))) is None:
+            _remove_rejected(database, storage, batch_id)
         if is_withdrawn:
             logger.warning("transform: shard %d lost objects (%d) and is sent again", shard, differ)
             lost.append(shard)
     return lost
 
 
-def _withdraw(batch_id: str, shard: int, removed: set[int], connection: Connection) -> bool | None:
+def _withdraw(batch_id: str, shard: int, connection: Connection) -> bool | None:
     """Forget that a shard was sent and copied; return False where another process has published the batch.
 
     The result is None while objects are to be removed first.
     """
     if batch_state.hold_unpublished(connection, batch_id) is None:
         return False
-    if not _are_removed(connection, batch_id, removed):
+    if connection.one("has_rejected", batch_id=batch_id).there:
         return None
     for step in (UPLOAD, COPY):
         batch_state.await_step(connection, batch_id, step, shard)
@@ -138,27 +137,17 @@ def _withdraw(batch_id: str, shard: int, removed: set[int], connection: Connecti
     return True
 
 
-def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> set[int]:
-    """Remove the objects of recognitions that were rejected after their upload; return those recognitions."""
-    removed: set[int] = set()
+def _remove_rejected(database: Database, storage: Storage, batch_id: str) -> None:
+    """Remove recognitions that were rejected after their upload: objects, then rows of the manifest."""
 
-    def work(connection: Connection, after: int) -> int | None:
+    def work(connection: Connection) -> bool:
         if batch_state.hold_unpublished(connection, batch_id) is None:
-            return None
-        rows = connection.execute("list_rejected_keys", batch_id=batch_id, after=after)
+            return False
+        rows = connection.execute("list_rejected_keys", batch_id=batch_id)
         storage.remove_all([key for row in rows for key in row.keys_of_photos])
-        removed.update(row.recognition_id for row in rows)
-        return rows[-1].recognition_id if rows else None
+        ids = [row.recognition_id for row in rows]
+        connection.execute("delete_manifest_rejected", batch_id=batch_id, recognition_ids=ids)
+        return bool(rows)
 
-    last: int | None = -1
-    while last is not None:
-        last = database.run(partial(work, after=last))
-    return removed
-
-
-def _are_removed(connection: Connection, batch_id: str, removed: set[int]) -> bool:
-    """Return whether no recognition is rejected but those whose objects were removed.
-
-    Another process that finishes the batch may have left out more, or an earlier attempt whose commit was not answered.
-    """
-    return not connection.one("count_unremoved", batch_id=batch_id, removed=list(removed)).recognitions
+    while database.run(work):
+        pass

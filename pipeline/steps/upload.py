@@ -16,7 +16,8 @@ from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
 from pipeline.errors import DataError, PipelineError, RefusedError, StorageError
 from pipeline.observe.metrics import Metrics
-from pipeline.steps.send import Entry, Facts, ShardTransfer, UploadThreads
+from pipeline.steps.read import Facts
+from pipeline.steps.send import Entry, ShardTransfer, UploadThreads
 from pipeline.steps.source import require_source
 from pipeline.storage import PAGE, Storage, StoredObject
 from pipeline.units import counted
@@ -165,10 +166,13 @@ class Uploader:
         Under the lock of the step: of two runs that upload the same shard, only the first one here changes anything.
         """
         batch_id, shard, storage, created_at = started.batch_id, started.shard, started.storage, started.held.created_at
+        keys = {entry.recognition.recognition_id: entry.keys for entry in started.entries}
         wanted = {
             key: StoredObject(key, file.size, photo.md5)
-            for fact in facts
-            for key, file, photo in zip(fact.entry.keys, fact.entry.recognition.photos, fact.photos, strict=True)
+            for one in facts
+            for key, file, photo in zip(
+                keys[one.recognition.recognition_id], one.recognition.photos, one.photos, strict=True
+            )
         }
 
         def work(connection: Connection) -> set[str]:
@@ -260,7 +264,7 @@ def _record(connection: Connection, batch_id: str, shard: int, facts: list[Facts
     connection.execute("create_facts")
     rows = [
         (
-            fact.entry.recognition.recognition_id,
+            fact.recognition.recognition_id,
             [photo.dimensions.width for photo in fact.photos],
             [photo.dimensions.height for photo in fact.photos],
             [photo.dimensions.orientation for photo in fact.photos],

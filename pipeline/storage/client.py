@@ -98,9 +98,9 @@ class Storage:
         other._metrics, other._stopped = metrics, threading.Event()
         return other
 
-    def upload(self, key: str, content: bytes, content_type: str = "image/jpeg") -> None:
+    def upload(self, key: str, content: bytes) -> None:
         """Store an object under a key; replace an existing one."""
-        headers = {"Content-Type": content_type, "x-upsert": "true", "Cache-Control": "max-age=3600"}
+        headers = {"Content-Type": _PHOTO_TYPE, "x-upsert": "true", "Cache-Control": "max-age=3600"}
         with self._metrics.timed("storage_upload"):
             stored = self._send("POST", self._path("/object", key), content, headers)
         name = stored.get("Key") if isinstance(stored, dict) else None

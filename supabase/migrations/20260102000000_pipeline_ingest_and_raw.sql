@@ -122,7 +122,7 @@ CREATE TABLE IF NOT EXISTS ingest.manifest (
     photo_sha256s text[],
     -- As ingest.identity_of gives it, of the files that a later look found equal in content to what was loaded.
     seen text,
-    -- Left out after its photos were uploaded; the commit removes its objects and this row.
+    -- Left out after its photos were uploaded; before the commit, its objects are removed and this row.
     rejected boolean NOT NULL DEFAULT false,
     PRIMARY KEY (batch_id, recognition_id)
 ) WITH (fillfactor = 60);

@@ -292,9 +292,6 @@ SELECT clock_timestamp() AS now, current_setting('server_version_num')::int AS v
 -- samples are enough for temporary tables.
 SELECT set_config('enable_seqscan', 'off', true), set_config('default_statistics_target', '10', true)
 
--- name: set_held_reason
-UPDATE ingest.batches SET held_reason = :reason WHERE id = :batch_id
-
 -- name: try_lock_alone
 -- What removes something of a batch runs beside no other; a lock ends with its transaction.
 SELECT CASE WHEN pg_try_advisory_xact_lock(hashtextextended('pipeline.batch:' || :batch_id, 0))

@@ -242,9 +242,11 @@ SELECT recognition_id, regexp_replace(path, '(/photos)?/[^/]*$', '', 'i'), 'in_u
 
 -- name: insert_batch
 INSERT INTO ingest.batches (id, kind, state, source, recognition_limit, force, changed, strict, bucket,
-    bucket_created_at, coordinates, exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit)
+    bucket_created_at, coordinates, exif_turned, found, already_loaded, held_elsewhere, held_by, superseded_copies, beyond_limit,
+    held_reason)
 VALUES (:batch_id, :kind, 'loading', :source, :limit, :force, :changed, :strict, :bucket,
-    :bucket_created_at, :coordinates, :exif_turned, :found, :already_loaded, :held_elsewhere, :held_by, :superseded_copies, :beyond_limit)
+    :bucket_created_at, :coordinates, :exif_turned, :found, :already_loaded, :held_elsewhere, :held_by, :superseded_copies, :beyond_limit,
+    :held_reason)
 ON CONFLICT (id) DO UPDATE
     SET kind = excluded.kind, state = 'loading', source = excluded.source,
         recognition_limit = excluded.recognition_limit, force = excluded.force,
@@ -252,7 +254,7 @@ ON CONFLICT (id) DO UPDATE
         bucket = excluded.bucket, bucket_created_at = excluded.bucket_created_at,
         coordinates = excluded.coordinates, exif_turned = excluded.exif_turned, found = excluded.found,
         already_loaded = excluded.already_loaded, held_elsewhere = excluded.held_elsewhere, held_by = excluded.held_by,
-        superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, held_reason = NULL,
+        superseded_copies = excluded.superseded_copies, beyond_limit = excluded.beyond_limit, held_reason = excluded.held_reason,
         released_at = NULL, version = NULL, created_at = clock_timestamp(), finished_at = NULL, reset_at = NULL,
         adopted = false, adopted_from = NULL, metrics = '{}'
     WHERE batches.state = 'reset'

@@ -4,18 +4,15 @@
 DELETE FROM ingest.claims WHERE batch_id = :batch_id
 
 -- name: list_rejected_keys
+-- Of recognitions that were left out after their upload.
 SELECT recognition_id, object_keys AS keys_of_photos
 FROM ingest.manifest
-WHERE batch_id = :batch_id AND rejected AND recognition_id > :after
+WHERE batch_id = :batch_id AND rejected
 ORDER BY recognition_id
 LIMIT 500
 
--- name: count_unremoved
--- Recognitions that were rejected, and are not among those whose objects were removed.
-SELECT count(*) AS recognitions
-FROM ingest.manifest m
-WHERE m.batch_id = :batch_id AND m.rejected
-    AND NOT EXISTS (SELECT FROM unnest(CAST(:removed AS bigint[])) AS r (recognition_id) WHERE r.recognition_id = m.recognition_id)
+-- name: has_rejected
+SELECT EXISTS (SELECT FROM ingest.manifest WHERE batch_id = :batch_id AND rejected) AS there
 
 -- name: list_sent
 -- The objects of a shard, in the order of their keys, but those that a rejected recognition leaves.
@@ -163,7 +160,6 @@ DELETE FROM ingest.batches WHERE id = :batch_id
 
 -- name: settle_rejected
 UPDATE ingest.batches b SET files = ingest.files_of(b) WHERE id = :batch_id;
-DELETE FROM ingest.manifest WHERE batch_id = :batch_id AND rejected;
 -- What was rejected or noticed since discovery, and the look before had, is not told again, but for notices of a forced
 -- load and of what is loaded, rejects of files that have another size since, and files that changed during the load.
 WITH batch AS (
@@ -218,7 +214,7 @@ WHERE e.batch_id = k.id AND k.kind = 'load' AND e.over_at IS NULL
             WHERE r.batch_id = b.id AND r.step <> 'discover' AND r.recognition_id = e.recognition_id))
 
 -- name: withdraw_shard
--- Forget the upload and the copy of a shard, so that both are done anew, and what was rejected in between.
+-- Forget the upload and the copy of a shard, so that both are done anew.
 WITH photos AS (
     DELETE FROM raw.photos p USING ingest.manifest m
     WHERE m.batch_id = :batch_id AND m.shard = :shard
@@ -231,7 +227,5 @@ WITH photos AS (
     DELETE FROM raw.menus WHERE batch_id = :batch_id AND shard = :shard
 ), notices AS (
     DELETE FROM ingest.notices WHERE batch_id = :batch_id AND shard = :shard AND step IN ('upload', 'copy')
-), rejected AS (
-    DELETE FROM ingest.manifest WHERE batch_id = :batch_id AND shard = :shard AND rejected
 )
 DELETE FROM ingest.batch_state WHERE batch_id = :batch_id AND shard = :shard AND step IN ('upload', 'copy')

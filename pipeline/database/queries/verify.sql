@@ -211,9 +211,11 @@ WHERE p.batch_id = u.batch_id AND p.recognition_id = split_part(u.key, '/', -2):
     AND p.camera_number = CASE WHEN u.key LIKE '%camera1.jpg' THEN 1 ELSE 2 END
 
 -- name: count_proofs
--- The objects of finished batches in a bucket, or of one batch; how many of them were read, and when the first of these.
-SELECT coalesce(sum(b.photos), 0)::bigint AS objects, coalesce(sum(p.proven), 0)::bigint AS proven,
-    min(p.oldest) AS oldest, clock_timestamp() AS now
+-- The objects of finished batches in a bucket, or of one batch; how many of them were never read, and when the longest
+-- unread of the others was, also in days before now.
+SELECT coalesce(sum(b.photos), 0)::bigint AS objects,
+    coalesce(sum(b.photos - coalesce(p.proven, 0)), 0)::bigint AS never_read,
+    min(p.oldest) AS oldest, extract(epoch FROM clock_timestamp() - min(p.oldest))::float8 / 86400 AS days
 FROM ingest.batches b
 LEFT JOIN (
     SELECT batch_id, count(*) AS proven, min(read_at) AS oldest FROM ingest.proofs GROUP BY batch_id
