@@ -55,7 +55,7 @@ QUESTIONS: dict[str, Question] = {
         "Upload at distance: photos of 120 kB",
         uploading,
         {"recognitions": 40, "far": 30, "repeats": 1},
-        {"recognitions": 800, "far": 2000, "repeats": 5},
+        {"recognitions": 800, "far": 1400, "repeats": 5},
     ),
     "copy": Question(
         "COPY: rows of a load",
@@ -79,7 +79,7 @@ QUESTIONS: dict[str, Question] = {
         "An app's project: adopting trays, and a load into its tables",
         adopting,
         {"trays": 100, "entries": 20, "added": 20, "repeats": 1},
-        {"trays": 5000, "entries": 200, "added": 500, "repeats": 5},
+        {"trays": 3000, "entries": 200, "added": 500, "repeats": 5},
     ),
     "rerun": Question(
         "No-op re-run",
@@ -91,7 +91,7 @@ QUESTIONS: dict[str, Question] = {
         "A night without anything to load: the look at what is loaded",
         nights,
         {"recognitions": 200, "repeats": 1},
-        {"recognitions": 16_000, "repeats": 5},
+        {"recognitions": 10_000, "repeats": 5},
     ),
     "graph": Question(
         "Graph: shards of one small recognition",
@@ -103,7 +103,7 @@ QUESTIONS: dict[str, Question] = {
         "Array: shards of one small recognition, xargs -P 4",
         array,
         {"shards": (10, 40)},
-        {"shards": (100, 2000)},
+        {"shards": (100, 1500)},
     ),
     "growth": Question(
         "Growth: small photos, one process",
@@ -121,7 +121,7 @@ QUESTIONS: dict[str, Question] = {
         "Scaling: luigid, a second worker, bytes and seconds of a recognition",
         scaling,
         {"tasks": (5, 20), "shared": 30, "seeded": 50, "listed": (20, 40)},
-        {"tasks": (50, 490), "shared": 250, "seeded": 10_000, "listed": (500, 2000)},
+        {"tasks": (50, 490), "shared": 150, "seeded": 6000, "listed": (500, 2000)},
     ),
     "memory": Question(
         "Memory: the largest process, photos of 120 kB",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import io
 import itertools
 import json
 import os
@@ -171,17 +170,13 @@ def _read_line(line: bytes) -> list[Entry]:
     """Return the entries of a line: the members of its object, or the photo that it names in a field."""
     if len(line) > MAXIMUM_DOCUMENT_BYTES:
         raise BadInput("json_too_large", f"the line has more than {MAXIMUM_DOCUMENT_BYTES} bytes")
-    if not line.strip():
+    text = line.decode("utf-8-sig", "surrogateescape").strip(" \t\n\r")
+    if not text:
         return []
-    window = _Window(io.BytesIO(line))
-    try:
-        size, value, problem = window.value()
-        is_whole = not window.peek()
-    except UsageError:
-        size, value, problem, is_whole = 0, None, None, False
+    value, end, problem = _parse(text, 0)
     if problem is not None:
         raise problem
-    if not (is_whole and isinstance(value, dict)):
+    if end < len(text) or not isinstance(value, dict):
         raise BadInput("json_broken", "the line is not one whole JSON object")
     photos = [value[field] for field in _NAMES if isinstance(value.get(field), str)]
     if len(photos) > 1:
@@ -189,10 +184,10 @@ def _read_line(line: bytes) -> list[Entry]:
     if photos:
         rest = {field: one for field, one in value.items() if field not in _NAMES}
         is_only = len(rest) == 1 and not _SECTIONS & rest.keys()  # a field that has the detections
-        return [Entry(photos[0], size, next(iter(rest.values())) if is_only else rest, None)]
+        return [Entry(photos[0], _size(text), next(iter(rest.values())) if is_only else rest, None)]
     if len(value) > 1 and not any(map(_is_photo, value)):
         raise BadInput("annotation_key", "the line names no photo")
-    return [Entry(key, size, one, None) for key, one in value.items()]
+    return [Entry(key, _size(text), one, None) for key, one in value.items()]
 
 
 def _is_photo(key: str) -> bool:

@@ -303,7 +303,6 @@ CREATE TABLE IF NOT EXISTS raw.photos (
     sha256 text NOT NULL,
     PRIMARY KEY (batch_id, recognition_id, camera_number)
 );
-CREATE INDEX IF NOT EXISTS photos_recognition ON raw.photos (recognition_id);
 
 CREATE TABLE IF NOT EXISTS raw.receipts (
     batch_id text NOT NULL,
@@ -335,7 +334,6 @@ CREATE TABLE IF NOT EXISTS raw.detections (
     y2 numeric NOT NULL,
     PRIMARY KEY (batch_id, recognition_id, camera_number, detection)
 );
-CREATE INDEX IF NOT EXISTS detections_recognition ON raw.detections (recognition_id);
 COMMENT ON TABLE raw.detections IS
     'One row a detection, numbered from 1 on its photo; corners in pixels of the photo as it is stored, to 3 decimals.';
 
