@@ -195,12 +195,13 @@ def test_a_photo_that_comes_back_has_its_boxes_again(
 RESETS = [
     ("b2", "q2", "q1", "b3", "b1"),
     ("q1", "b3", "q2", "b2", "b1"),
-    pytest.param(("b1", "b3", "q1", "b2", "q2"), marks=pytest.mark.slow),
-    pytest.param(("q2", "b3", "b2", "b1", "q1"), marks=pytest.mark.slow),
-    pytest.param(("b3", "b2", "b1", "q2", "q1"), marks=pytest.mark.slow),
+    ("b1", "b3", "q1", "b2", "q2"),
+    ("q2", "b3", "b2", "b1", "q1"),
+    ("b3", "b2", "b1", "q2", "q1"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", RESETS, ids="-".join)
 def test_after_resets_in_any_order_boxes_are_those_of_the_photo_shown(
     run: Run, dataset: Path, file: Path, settings: Settings, dsn: str, order: tuple[str, ...]
@@ -249,10 +250,8 @@ def runner(workdir: Path, fork_server: ForkServer) -> Runner:
     return Runner(fork_server, workdir, {"PIPELINE_THREAD_COUNT": "1"})
 
 
-MOMENTS = [3, *(pytest.param(moment, marks=pytest.mark.slow) for moment in (12, 20))]
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [3, 12, 20])
 def test_boxes_go_and_come_back_once_where_runs_are_killed_between(
     run: Run, runner: Runner, dataset: Path, file: Path, settings: Settings, dsn: str, moment: int
 ) -> None:

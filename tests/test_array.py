@@ -554,7 +554,8 @@ def disturbed(
     return kills
 
 
-@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 4), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [range(1), range(1, 4)])
 def test_killed_at_random_the_same_processes_end_as_if_undisturbed(
     seeds: range, runner: Runner, settings: Settings, small_dataset: MakeDataset
 ) -> None:

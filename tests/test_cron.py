@@ -180,6 +180,7 @@ def test_wrong_settings_and_a_missing_folder_are_mailed(cron: Cron, settings: Se
     assert "my pipeline" in cron.run(first)
 
 
+@pytest.mark.slow
 def test_two_loads_at_once_run_one_after_the_other(cron: Cron, settings: Settings, dataset: Path) -> None:
     cron.set(PIPELINE_BATCH_SIZE="2")
     first, second = cron.loads
@@ -225,6 +226,7 @@ def waits_for_the_lock(shell: subprocess.Popen[str]) -> bool:
     return ("flock", "S") in map(processes.state, processes.children(shell.pid))
 
 
+@pytest.mark.slow
 def test_the_nightly_verify_mails_a_difference(cron: Cron, settings: Settings) -> None:
     assert cron.run(cron.loads[0]) == ""
     key = next(iter(world.objects(settings)))
@@ -235,6 +237,7 @@ def test_the_nightly_verify_mails_a_difference(cron: Cron, settings: Settings) -
     assert "11 equal" in mail
 
 
+@pytest.mark.slow
 def test_luigid_listens_on_loopback_and_mails_why_it_fails(cron: Cron) -> None:
     [line] = cron.table.line("luigid")
     assert line.when == "@reboot"
@@ -249,6 +252,7 @@ def test_luigid_listens_on_loopback_and_mails_why_it_fails(cron: Cron) -> None:
     assert "Address already in use" in mail
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_units_load_and_verify(cron: Cron, settings: Settings, dataset: Path) -> None:
     # As systemd runs them: in their folder, with little in the environment.
     given = {**GIVEN, "HOME": str(cron.folder.parent / "home"), "USER": "somebody"}

@@ -317,6 +317,7 @@ def runs(settings: Settings) -> bool:
     return bool(world.query(settings.database_url.reveal(), others)[0][0])
 
 
+@pytest.mark.slow
 def test_what_nohup_started_outlives_its_terminal(
     workdir: Path, small_dataset: MakeDataset, settings: Settings
 ) -> None:

@@ -87,6 +87,7 @@ FAULTS: list[tuple[str, Callable[[Path], object]]] = [
 ]
 
 
+@pytest.mark.slow
 def test_what_the_look_before_did_not_have_is_told_again(run: Run, own_dataset: MakeDataset, dsn: str) -> None:
     dataset = own_dataset(9)
     numbers = ids_of(dataset)[: len(FAULTS)]

@@ -356,6 +356,7 @@ def test_an_id_that_cannot_be_one_is_refused(batch_id: str, run: Run, small_data
     assert world.query(dsn, "SELECT id FROM ingest.batches") == []
 
 
+@pytest.mark.slow
 def test_without_an_id_the_newest_unfinished_batch_like_it_is_resumed(
     run: Run, own_dataset: MakeDataset, settings: Settings, dsn: str, tmp_path: Path
 ) -> None:

@@ -175,7 +175,8 @@ def test_stopped_in_the_middle_the_same_command_finishes_it(
     world.check(settings, (small_dataset(40), "b1", None))
 
 
-@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_statement_that_waits_in_postgresql_does_not_hold_up_a_stop(
     workers: str, start: Start, small_dataset: MakeDataset, settings: Settings
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_statement_that_waits_in_postgresql_does_not_hold_up_a_stop(
     world.check(settings, (small_dataset(6), "b1", None))
 
 
+@pytest.mark.slow
 @habit("Workers", "`kill -9` of a load under luigid, and the same command again", "works: it goes on at once")
 def test_stopped_under_luigid_the_same_command_finishes_it_at_once(
     luigid: str, start: Start, run_luigi: RunLuigi, small_dataset: MakeDataset, settings: Settings

@@ -6,6 +6,8 @@ import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pytest
+
 from pipeline.config import Settings
 from tests import world
 from tests.habits import habit
@@ -154,6 +156,7 @@ class Plenty(LoadBatch):
 """
 
 
+@pytest.mark.slow
 @habit(OWN, "a subclass of ours", "works: with our worker, its summary and its exit codes")
 @habit(OWN, "an `ExternalTask` that our task requires", "works: exit code 20 until it is there")
 @habit(OWN, "`priority`", "works")
@@ -216,6 +219,7 @@ def test_a_range_of_days_is_completed_by_one_load(
     assert world.query(dsn, "SELECT count(*) FROM ingest.looks") == [(2,)]
 
 
+@pytest.mark.slow
 @habit(DAYS, "`ResetBatch` of what a day loaded", "works: the days that were done are not, and are loaded again")
 def test_days_are_not_done_any_more_once_a_batch_is_reset(
     service: SharedLuigid, run_luigi: RunLuigi, workdir: Path, small_dataset: MakeDataset, settings: Settings

@@ -195,6 +195,7 @@ def test_a_full_disk_under_stdout_is_a_fault_of_the_output(
     assert hint.startswith("Hint: Free space there")
 
 
+@pytest.mark.slow
 def test_a_limit_of_open_files_does_not_make_the_dataset_vanish(
     workdir: Path, small_dataset: MakeDataset, settings: Settings, run_pipeline: RunPipeline
 ) -> None:

@@ -131,6 +131,7 @@ def test_the_luigi_command_pings_its_own_exit_codes(
         assert monitor.paths() == ["/ping/5f0c/start", f"/ping/5f0c/{code}" if code else "/ping/5f0c"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["full", "closed"])
 def test_the_luigi_command_pings_an_output_that_cannot_be_written(
     output: str, small_dataset: MakeDataset, monitor: Listener, workdir: Path

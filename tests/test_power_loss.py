@@ -51,7 +51,8 @@ def test_no_state_after_a_power_failure_breaks_a_promise(number: int) -> None:
     assert len(part.count.contents) > 60
 
 
-@pytest.mark.parametrize("missing", sweep(zip(syncs.SYNCS)))
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", syncs.SYNCS)
 def test_a_missing_sync_is_noticed(recordings: list[Recording], folder: Path, missing: str) -> None:
     assert syncs.first_violation(recordings, missing, folder, SEED, Count()) is not None
 

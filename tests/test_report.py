@@ -643,6 +643,7 @@ def test_the_page_without_photos_is_small_and_names_no_address(
     assert re.search(r"https?:", page.source) is None
 
 
+@pytest.mark.slow
 def test_the_page_of_the_largest_batch_is_small_without_photos(
     load: LoadBatch, report: Report, dsn: str, small_dataset: MakeDataset
 ) -> None:

@@ -201,6 +201,7 @@ def typed(workdir: Path, letters: bytes) -> tuple[int, str]:
         return process.wait(60), shown.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_at_a_terminal_the_id_has_to_be_typed(
     load: LoadBatch, small_dataset: MakeDataset, settings: Settings, workdir: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_plan_keeps_nobody_from_work(
     assert command("reset", "--batch-id", "b1", "--confirm").code == 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_changes_nothing_and_counts_what_then_goes(
     load: LoadBatch,
     command: Command,

@@ -7,6 +7,8 @@ import re
 from functools import partial
 from typing import Any
 
+import pytest
+
 from pipeline.config import Settings
 from pipeline.sample.writer import ANNOTATIONS
 from tests import reset_support, world
@@ -131,6 +133,7 @@ def test_reset_of_the_superseded_version_changes_nothing_that_readers_see(
     world.nothing(settings)
 
 
+@pytest.mark.slow
 def test_of_three_versions_the_middle_one_goes_first_and_the_last_gives_each_recognition_its_own_former_one(
     load: LoadBatch,
     command: Command,

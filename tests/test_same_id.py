@@ -37,6 +37,7 @@ def seconds_taken(settings: Settings, prefix: str, seconds: int) -> Iterator[set
         yield set(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "prefix"),
     sweep(

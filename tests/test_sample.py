@@ -91,6 +91,7 @@ def detections(written: Written, identifiers: list[int]) -> Iterator[tuple[Path,
                 yield path, group, value[group]["qwen_detections"]
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_number_of_processes(small: Written, tmp_path: Path) -> None:
     write_sample(tmp_path, 310, size=SMALL, broken=True, workers=2)
     assert digests(tmp_path) == digests(small.directory)
@@ -311,6 +312,7 @@ def test_the_command_says_that_a_load_of_a_small_sample_is_held(
     assert ("More than 20% of it are broken: a load is held" in capsys.readouterr().out) == is_held
 
 
+@pytest.mark.slow
 def test_unusual_recognitions_follow_the_broken_ones_and_change_nothing_else(small: Written, tmp_path: Path) -> None:
     written = write(tmp_path / "both", 310, size=SMALL, broken=True, unusual=True, workers=1)
     ids = written.summary.unusual_ids
@@ -460,6 +462,7 @@ def test_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_error_of_the_file_system_is_told_as_it_is(workers: int, tmp_path: Path) -> None:
     def obstruct(_: int) -> None:

@@ -6,6 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from pipeline.config import Settings
 from pipeline.sample import write_sample
 from pipeline.sample.writer import ANNOTATION_LINES, ANNOTATIONS, EXPORT
@@ -60,6 +62,7 @@ def test_the_sample_has_each_code_of_the_reference(
     assert rejects | notices >= ABSENT.keys()
 
 
+@pytest.mark.slow
 def test_each_planted_recognition_is_rejected_or_noticed_for_itself(
     run_pipeline: RunPipeline, settings: Settings, tmp_path: Path
 ) -> None:

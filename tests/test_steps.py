@@ -49,7 +49,6 @@ from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage, StoredObject
 from tests import world
 from tests.services import MakeDataset
-from tests.sweeps import sweep
 
 
 class Load:
@@ -477,7 +476,8 @@ def test_a_lock_whose_connection_broke_is_taken_again(load: Load, lock: BatchLoc
         BatchLock(load.settings, "b1", print, patience=0)
 
 
-@pytest.mark.parametrize("error", sweep(zip([AccessDenied, SettingsError, DatabaseError, DatabaseUnavailable])))
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [AccessDenied, SettingsError, DatabaseError, DatabaseUnavailable])
 def test_a_lock_is_taken_again_after_any_error_of_the_database(
     load: Load, lock: BatchLock, error: type[PipelineError], monkeypatch: pytest.MonkeyPatch
 ) -> None:

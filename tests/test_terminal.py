@@ -80,6 +80,7 @@ def test_a_handled_signal_does_not_end_the_wait(keys: int) -> None:
     assert came.is_set()
 
 
+@pytest.mark.slow
 def test_a_resumed_load_says_so_and_a_terminal_shows_each_phase(
     workdir: Path, run_pipeline: RunPipeline, small_dataset: MakeDataset, settings: Settings
 ) -> None:

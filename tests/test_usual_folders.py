@@ -83,6 +83,7 @@ def folders(draw: st.DrawFn) -> tuple[int, str, dict[str, int | str]]:
     return number, named, {name: draw(kinds) for name in sorted(chosen)}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(folders())
 @example((7, "recognition_7", dict.fromkeys(names(7, "2025-10-11"), "link")))

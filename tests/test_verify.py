@@ -82,6 +82,7 @@ def test_before_the_first_load_there_is_nothing_that_differs(command: Command, s
     assert command("verify", "--repair").code == 0
 
 
+@pytest.mark.slow
 def test_many_pages_and_many_shards_are_merged_without_a_slip(
     command: Command,
     load: LoadBatch,
@@ -238,6 +239,7 @@ def spoil_by_cutting(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [spoil_by_removal, spoil_by_cutting])
 def test_an_object_that_is_listed_and_cannot_be_read_is_damaged(
     spoil: Callable[[Path], None],

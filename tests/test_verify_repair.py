@@ -304,6 +304,7 @@ def test_what_changes_while_it_is_looked_at_is_no_difference(
     assert command("verify", "--deep", "--quiet").code == 0
 
 
+@pytest.mark.slow
 def test_verify_beside_a_load_and_a_reset_in_other_processes(
     command: Command,
     load: LoadBatch,
@@ -341,6 +342,7 @@ def test_verify_beside_a_load_and_a_reset_in_other_processes(
     assert command("verify", "--deep", "--quiet").code == 0
 
 
+@pytest.mark.slow
 def test_repair_leaves_alone_what_was_changed_since_it_was_looked_at(
     command: Command,
     load: LoadBatch,
