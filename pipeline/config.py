@@ -218,22 +218,22 @@ def _is_ours(variable: str) -> bool:
 def _choose(production: bool, environ: Mapping[str, str], directory: Path) -> tuple[str, Path | None]:
     if production:
         path = directory / ".env.production"
-        if path.is_file():
+        if os.path.isfile(path):
             return "production", path
         hint = f"`{command_line('init', production)}` writes it; an empty one will do if the environment has all."
         raise SettingsError(f"--production needs the file {path}, which does not exist.", hint)
     local, home = directory / ".env.local", home_directory(environ)
-    if local.is_file():
+    if os.path.isfile(local):
         return "local", local
     _check_private(home, 0o022, "write to", "go-w")
     path = home / "env"
     _check_private(path, 0o077, "read", "600")
-    if path.is_file():
+    if os.path.isfile(path):
         return "embedded", path
     if all(environ.get(name) for name in REQUIRED):
         return "process", None
     hint = f"Start the services with `{command_line('up')}`, or let `{command_line('init')}` write .env.local."
-    if local.with_name(".env.production").is_file():
+    if os.path.isfile(local.with_name(".env.production")):
         hint = "Add --production, so that .env.production is used."
     raise SettingsError(f"There is neither {local} nor {path}, so no environment to work with.", hint)
 

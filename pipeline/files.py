@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from typing import IO
 def replacing(path: Path) -> Iterator[IO[str]]:
     """Yield a new UTF-8 file for its owner alone, which replaces the one at `path` unless the block raises.
 
-    Readers see the former file until then. Raises OSError.
+    Readers see the former file until then; a link stays, and leads to the new one. Raises OSError, also for a device.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(descriptor, "w", encoding="utf-8", newline="\n") as file:

@@ -31,8 +31,8 @@ def ask(connection: Connection, query: str) -> Any:
     return value
 
 
-def transact(database: Database, work: Callable[[Connection], object]) -> None:
-    with database.transaction() as connection:
+def transact(database: Database, work: Callable[[Connection], object], timeout: float = 60) -> None:
+    with database.transaction(timeout) as connection:
         work(connection)
 
 

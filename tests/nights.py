@@ -164,7 +164,8 @@ def year(kinds: list[str]) -> Iterator[Night]:
         alert = None
         checked_at = number * DAY + CHECK_AT
         age = (checked_at - looked_at) * 3600
-        looks = [SimpleNamespace(kind="load", age_seconds=age, interval_seconds=DAY * 3600, newest=None)]
+        every = {"interval_seconds": DAY * 3600, "span_seconds": 4 * DAY * 3600}
+        looks = [SimpleNamespace(kind="load", age_seconds=age, newest=None, **every)]
         if look_finding(looks, MAX_AGE).level == PROBLEM:
             alert = checked_at
         held = frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 from pathlib import Path
 
@@ -75,6 +76,25 @@ def test_the_file_of_a_report(path: str, run: Run, small_dataset: MakeDataset) -
     assert run("load", "--source", small_dataset(2), "--batch-id", "b1").code == 0
     done = run("report", "--batch-id", "b1", "--out", path)
     assert (done.code, path in done.err) == (2, True), done.err
+
+
+def test_a_file_that_is_none_is_not_replaced(run: Run, small_dataset: MakeDataset, tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    load = ("load", "--source", small_dataset(2), "--batch-id", "b1", "--metrics-file")
+    assert [run(*load, file).code for file in (pipe, link)] == [2, 0]
+    assert target.read_text(encoding="utf-8").startswith("# HELP ")
+    report = ("report", "--batch-id", "b1", "--out")
+    assert [run(*report, file).code for file in (pipe, link)] == [2, 0]
+    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (pipe.is_fifo(), link.is_symlink()) == (True, True)
+
+
+@pytest.mark.parametrize("option", ["load --limit", "load --workers", "report --batch-id b1 --sample"])
+def test_a_number_of_any_size(option: str, run: Run) -> None:
+    done = run(*option.split(), "9" * 30)
+    assert (done.code, "is too large" in done.err) == (2, True), done.err
 
 
 @bad

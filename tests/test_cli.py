@@ -21,7 +21,7 @@ from pipeline.cli import completion
 from pipeline.cli.output import exit_code
 from pipeline.config import Settings
 from tests import world
-from tests.services import MakeDataset, RunPipeline, after_target, subprocess_environment
+from tests.services import MakeDataset, RunPipeline, Start, after_target, subprocess_environment
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,17 @@ def test_an_output_that_is_not_utf_8_and_a_name_that_pretends_to_be_a_line_of_ou
     shown = "\\u0432\\u044b\\u0433\\u0440\\u0443\\u0437\\u043a\\u0430\\nError: fake\\x1b[31m/recognition_1"
     assert f"  photo_count: {shown}: 0 photos" in done.stdout
     assert "\nError" not in done.stdout
+
+
+def test_luigi_escapes_what_the_encoding_of_its_output_lacks(
+    start: Start, own_dataset: MakeDataset, workdir: Path
+) -> None:
+    dataset = own_dataset(3)
+    (dataset / "выгрузка/recognition_1").mkdir(parents=True)
+    command = ("luigi", "--module", "pipeline", "LoadBatch", "--source", str(dataset), "--local-scheduler")
+    running = start(sys.executable, "-m", *command, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    _, stderr = running.communicate(timeout=60)
+    assert (running.returncode, "Traceback" in stderr) == (0, False), stderr
 
 
 def test_a_dry_run_of_a_batch_that_is_done_is_json_as_well(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.cli import main
 from pipeline.config import Secret
 from pipeline.database import Connection, Database
+from pipeline.database import connection as database_connection
 from pipeline.database.address import split_parameters
 from pipeline.database.login import login_refusal
 from pipeline.errors import (
@@ -105,6 +108,35 @@ def test_a_server_that_goes_away_during_a_copy_is_unavailable_and_nothing_stays(
     with pytest.raises(DatabaseUnavailable):
         transact(database, work)
     assert numbers(empty_database_url) == []
+
+
+def select(connection: Connection) -> None:
+    ask(connection, "SELECT 1")
+
+
+def copy(connection: Connection) -> None:
+    connection.copy_in("numbers", ["n", "word"], [(1, "one")])
+
+
+@pytest.mark.parametrize("timeout", [0.2, 0])
+@pytest.mark.parametrize("work", [select, copy])
+def test_a_server_that_is_silent_ends_a_statement_after_its_timeout(
+    work: Callable[[Connection], None], timeout: float, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("_MARGIN", 0.1), ("_LONGEST_STATEMENT", 0.3), ("_LOOK", 0.05)):
+        monkeypatch.setattr(database_connection, name, seconds)
+    stopped = []
+
+    def stop(connection: Connection) -> None:
+        stopped.append(backend(connection))
+        os.kill(stopped[0], signal.SIGSTOP)
+        work(connection)
+
+    with pytest.raises(DatabaseUnavailable):
+        transact(database, stop, timeout)
+    os.kill(stopped[0], signal.SIGCONT)
+    with database.transaction() as connection:
+        assert backend(connection) not in stopped
 
 
 def test_work_is_tried_again_on_a_new_connection(

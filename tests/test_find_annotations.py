@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import load_settings
 from pipeline.dataset.annotations import ANNOTATIONS, find_annotations
-from pipeline.errors import UsageError
+from pipeline.dataset.layout import find_source, usual_sources
+from pipeline.errors import SettingsError, UsageError
 
 # Where the file is
 
@@ -97,6 +99,22 @@ def test_a_place_without_permission_does_not_hide_the_others(places: dict[str, P
         assert find_annotations(None, None, None) == (places["home"] / ANNOTATIONS).resolve()
     finally:
         places["Downloads"].chmod(0o755)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_home_without_permission_has_no_dataset_and_no_settings(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places["home"].chmod(0)
+    try:
+        assert list(usual_sources()) == [Path("RRS_Dataset 2")]
+        with pytest.raises(SettingsError, match="There is neither"):
+            load_settings(environ={"PIPELINE_HOME": str(places["setting"])}, directory=places["home"])
+        monkeypatch.chdir(places["setting"])
+        with pytest.raises(UsageError, match="No dataset was named"):
+            find_source(None, None)
+    finally:
+        places["home"].chmod(0o755)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -56,7 +56,7 @@ def test_what_is_looked_at_regularly_is_expected_again(
         "an annotations file": ("load-qwen", "--file", str(dataset / "qwen_annotations.json")),
     }
     for late in commands:
-        for _ in range(2):
+        for _ in range(3):
             for command in commands.values():
                 assert run(*command).code == 0
             world.query(dsn, "UPDATE ingest.looks SET looked_at = looked_at - interval '24 hours'")
@@ -66,6 +66,30 @@ def test_what_is_looked_at_regularly_is_expected_again(
             assert run(*commands[name]).code == 0
         code, message = look(run, "--source", str(dataset), "--max-age", "36")
         assert (code, message.endswith(f" More than 36 h ago: {late}.")) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("ages", "code"),
+    [
+        ([72, 120, 144, 168, 192, 216], 3),  # every night but one, and then no more
+        ([40, 40.1], 0),  # twice by hand
+        ([40, 64], 0),
+        ([40, 40.1, 40.2, 40.3, 200], 0),
+        ([40, 64, 88], 3),
+        ([40, 240, 440], 0),
+    ],
+)
+def test_the_last_looks_say_whether_another_one_is_expected(
+    ages: list[float], code: int, run: Run, small_dataset: MakeDataset, settings: Settings, workdir: Path
+) -> None:
+    dataset, dsn = small_dataset(3), settings.database_url.reveal()
+    assert run("load", "--source", dataset).code == 0
+    assert run("load-qwen", "--file", dataset / "qwen_annotations.json").code == 0
+    changes = "jsonb_build_object('batch_id', 'k' || age, 'looked_at', now() - age * interval '1 hour')"
+    rows = f"(jsonb_populate_record(l, {changes})).* FROM ingest.looks l, unnest(%s::float8[]) age"
+    world.query(dsn, f"INSERT INTO ingest.looks SELECT {rows} WHERE l.kind = 'qwen'", (ages,))
+    world.query(dsn, "DELETE FROM ingest.looks WHERE kind = 'qwen' AND looked_at > now() - interval '1 hour'")
+    assert look(run, "--source", str(dataset), "--max-age", "36")[0] == code
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "soon", ""])

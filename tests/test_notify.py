@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg2
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from pipeline.batches import alarm
 from pipeline.batches.alarm import Memory, in_words, news, problem_of
 from pipeline.config import Settings
+from pipeline.database import Database
 from pipeline.errors import ClaimedError, DatabaseUnavailable, HeldError, RefusedError, SettingsError, UnfinishedError
 from pipeline.observe import notify
 from tests import annotating, world
@@ -285,6 +287,27 @@ def test_a_usage_error_of_a_cron_table_is_told(
     assert heads(team) == []
 
 
+def test_a_database_that_is_silent_keeps_no_news_back(
+    workdir: Path, team: Listener, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(alarm, "_ANSWER_SECONDS", 0.2)
+    over = threading.Event()
+
+    class Silent(Database):
+        def _connect(self) -> NoReturn:
+            over.wait(60)
+            raise DatabaseUnavailable("There is no answer.")
+
+    with closing(Silent(settings)) as database:
+        for told in (["load failed with exit code 3"], []):
+            alarm.Alarm("load", False, lambda: database).finish(3, DatabaseUnavailable("There is no answer."))
+            assert heads(team) == told
+        over.set()
+        for thread in threading.enumerate():
+            if thread.name == "alarm-database":
+                thread.join(60)
+
+
 def test_what_hangs_or_breaks_does_not_hold_up_the_command(
     run: Run, team: Listener, settings: Settings, monkeypatch: pytest.MonkeyPatch, small_dataset: MakeDataset
 ) -> None:
@@ -304,7 +327,7 @@ def test_what_hangs_or_breaks_does_not_hold_up_the_command(
         assert (done.code, "Nobody was notified within" in done.err) == (2, True)
     # What hung goes on now, and its log needs the streams of this test.
     for thread in threading.enumerate():
-        if thread.name in ("alarm", "notify"):
+        if thread.name in ("alarm", "alarm-database", "notify"):
             thread.join(60)
             assert not thread.is_alive()
     monkeypatch.undo()

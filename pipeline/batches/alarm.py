@@ -14,12 +14,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipeline import errors
 from pipeline.batches.state import KIND_LOAD, KIND_QWEN
 from pipeline.config import Secret, read_alarms, redact
-from pipeline.database import Database
+from pipeline.database import Connection, Database
 from pipeline.errors import PipelineError, RefusedError, UsageError
 from pipeline.files import replacing
 from pipeline.observe.logger import log_tail
@@ -28,10 +28,12 @@ from pipeline.observe.ping import Ping
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 #: Commands that are watched, and the kind of batch that they hold back, as a pattern.
 WATCHED = {"load": KIND_LOAD, "load-qwen": KIND_QWEN, "finish": "%", "verify": ""}
-_STATEMENT_SECONDS = 5.0
-_NEWS_SECONDS = 30.0  # to look up what people know, and to notify them
+_NEWS_SECONDS = 30.0  # to look up what people know, to notify them, and to record that
+_ANSWER_SECONDS = 7.0  # of the database, to each of the two
 _SHOWN_CHARACTERS = 3000
 
 
@@ -126,25 +128,25 @@ class Alarm:
 
     def _read(self) -> Memory:
         """Return what people know from the database and from the file."""
-        told, held, unfinished = set(self._read_file().get(self._command, ())), frozenset[str](), False
-        with suppress(PipelineError):
-            if (database := self._find_database()) is not None:
-                with database.transaction(_STATEMENT_SECONDS, read_only=True) as connection:
-                    told |= {row.problem for row in connection.execute("list_told", command=self._command)}
-                    rows = connection.execute("list_states", kind=WATCHED[self._command])
-                    held = frozenset(row.id for row in rows if row.state == "held")
-                    unfinished = len(held) < len(rows)
-        return Memory(frozenset(told), held, unfinished)
+
+        def read(connection: Connection) -> Memory:
+            told = {row.problem for row in connection.execute("list_told", command=self._command)}
+            rows = connection.execute("list_states", kind=WATCHED[self._command])
+            held = frozenset(row.id for row in rows if row.state == "held")
+            return Memory(frozenset(told), held, len(held) < len(rows))
+
+        memory = self._ask(read) or Memory()
+        return memory._replace(told=memory.told.union(self._read_file().get(self._command, ())))
 
     def _write(self, new: frozenset[str], over: frozenset[str]) -> None:
         """Record what people were told, in the file as long as the database does not respond."""
-        is_kept = False
-        with suppress(PipelineError):
-            if (database := self._find_database()) is not None:
-                with database.transaction(_STATEMENT_SECONDS) as connection:
-                    connection.execute("insert_told", command=self._command, problems=[*new])
-                    connection.execute("delete_told", command=self._command, problems=[*over])
-                is_kept = True
+
+        def write(connection: Connection) -> bool:
+            connection.execute("insert_told", command=self._command, problems=[*new])
+            connection.execute("delete_told", command=self._command, problems=[*over])
+            return True
+
+        is_kept = self._ask(write)
         known = self._read_file()
         here = set(known.get(self._command, ())) - over | (frozenset() if is_kept else new)
         if here != set(known.get(self._command, ())):
@@ -154,6 +156,22 @@ class Alarm:
                     json.dump({**known, self._command: sorted(here)}, file)
             except OSError as exc:
                 logger.warning("%s cannot be written: %s. The next run tells the same again.", self._file, exc.strerror)
+
+    def _ask(self, work: Callable[[Connection], Result]) -> Result | None:
+        """Return what `work` returns, None without an answer in time: a silent host may have many addresses."""
+        answers: list[Result] = []
+
+        def ask() -> None:
+            with suppress(PipelineError):
+                if (database := self._find_database()) is not None:
+                    with database.transaction(_ANSWER_SECONDS) as connection:
+                        answer = work(connection)
+                    answers.append(answer)
+
+        thread = threading.Thread(target=ask, name="alarm-database", daemon=True)
+        thread.start()
+        thread.join(_ANSWER_SECONDS)
+        return answers[0] if answers else None
 
     def _read_file(self) -> dict[str, list[str]]:
         try:

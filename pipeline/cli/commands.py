@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import shlex
 import sys
 import time
@@ -35,7 +34,7 @@ from pipeline.errors import (
     unexpected,
 )
 from pipeline.extras import extra
-from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory
+from pipeline.graph.process import INTERRUPTED, Interrupts, bound_memory, escape_output
 from pipeline.graph.run import registry
 from pipeline.graph.tasks import LoadQwen
 from pipeline.observe.logger import OutputError, configure_logging, log_event, say, say_error, show
@@ -48,9 +47,7 @@ _DEFECT = 1  # exit code of an exception that nobody catches
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for characters that the terminal's encoding lacks
+    escape_output()
     given = sys.argv[1:] if arguments is None else arguments
     try:
         configure_logging(log_format=log_format(given))

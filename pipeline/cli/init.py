@@ -64,7 +64,7 @@ def init(options: argparse.Namespace) -> int:
         settings_file = services
     elif not settings_file.exists():
         values = _variables(options)
-        if dataset.is_dir():
+        if os.path.isdir(dataset):
             values["DATASET_DIR"] = str(dataset)
         _, _, rest = _template("env.example").partition("\n")  # without the line that says to copy it
         first = f"# Settings of the loads {'with' if options.production else 'without'} --production.\n"
@@ -75,7 +75,7 @@ def init(options: argparse.Namespace) -> int:
     if settings_file not in planned:
         kept.insert(0, str(settings_file))
     read_again()  # luigi.cfg
-    findings = examine(options, str(dataset) if dataset.is_dir() else None)
+    findings = examine(options, str(dataset) if os.path.isdir(dataset) else None)
     result = {"written": written, "kept": kept, **doctor.as_dict(findings)}
     text = [*(f"written  {path}" for path in written), *(f"kept     {path}, which was there" for path in kept)]
     # What `migrate`, one of the next steps, does is not wrong yet.
@@ -198,7 +198,7 @@ def _write(planned: Mapping[Path, str]) -> tuple[list[str], list[str]]:
 def _next_steps(options: argparse.Namespace, dataset: Path, is_embedded: bool, is_migrated: bool) -> Iterator[str]:
     if not is_migrated:  # `up` does that as well
         yield f"  {command_line('up' if is_embedded else 'migrate', options.production)}"
-    source = "" if dataset.is_dir() else " --source PATH"
+    source = "" if os.path.isdir(dataset) else " --source PATH"
     yield f"  {command_line(f'load --dry-run{source}', options.production)}"
     if source:
         yield f"  Name the dataset in place of {_DATASET}, in {'systemd/' if options.systemd else 'crontab'}."

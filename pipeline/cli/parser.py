@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from pipeline.batches.held import MAXIMUM_REJECTS, check_max_rejects
 from pipeline.cli.completion import complete_values
 from pipeline.config import command_line
+from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import UsageError
 from pipeline.observe.logger import say, show, writes_json
 
@@ -243,9 +244,9 @@ def _add_metrics_file(one: _Parser) -> None:
 
 
 def _new_file(text: str) -> Path:
-    path = Path(text)
+    path = Path(os.path.realpath(text))  # what writes it replaces a link, and would replace a device
     with suppress(OSError):  # of a name that is too long, or in a folder that may not be searched
-        if not path.is_dir() and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK):
+        if (path.is_file() or not path.exists()) and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK):
             return path
     raise argparse.ArgumentTypeError(f"{text} is no file in an existing, writable folder")
 
@@ -265,8 +266,9 @@ def _above_zero(text: str, most: float = sys.float_info.max) -> float:
 
 def _number(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        if not least <= int(text) <= MAXIMUM_BIGINT:
+            bound = f"less than {least}" if int(text) < least else "too large"
+            raise argparse.ArgumentTypeError(f"{text} is {bound}")
         return int(text)
 
     return number

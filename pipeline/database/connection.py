@@ -13,11 +13,13 @@ import itertools
 import logging
 import os
 import re
+import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from functools import cache
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import backoff
@@ -39,8 +41,11 @@ from pipeline.errors import DatabaseError, DatabaseUnavailable
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+_Block = AbstractContextManager[None]
 
 _LONGEST_WAIT = 60.0
+#: Seconds: how much longer than its timeout a statement is waited for; for one without a timeout; between two looks.
+_MARGIN, _LONGEST_STATEMENT, _LOOK = 30.0, 12 * 3600.0, 5.0
 
 _LOCAL_SETTINGS = {
     "lock_timeout": "60s",
@@ -61,9 +66,11 @@ _NUMBERS: dict[str, Any] = {"connect_timeout": 10, **_KEEPALIVES}
 class Connection:
     """A connection in a transaction; runs statements of `pipeline.database.queries` by name, rows are named tuples."""
 
-    def __init__(self, driver: extensions.connection, begin: str, command: Callable[[str], str]) -> None:
+    def __init__(
+        self, driver: extensions.connection, begin: str, command: Callable[[str], str], bounded: Callable[[], _Block]
+    ) -> None:
         self.command = command  # returns a command line of ours for this environment
-        self._driver = driver
+        self._driver, self._bounded = driver, bounded
         self._queued = begin.encode()
         self._is_begun = False
         self._streams = itertools.count(1)
@@ -107,7 +114,8 @@ class Connection:
             self._send("")
         cursor = self._driver.cursor()
         try:
-            cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", source, size=CopySource.CHUNK)
+            with self._bounded():
+                cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", source, size=CopySource.CHUNK)
         except psycopg2.Error as exc:
             if source.failure is not None:  # the driver keeps only its message
                 raise source.failure from exc
@@ -119,7 +127,7 @@ class Connection:
         # After the end of the transaction, the statements would run outside of one.
         if self._is_begun and self._driver.info.transaction_status == extensions.TRANSACTION_STATUS_IDLE:
             raise DatabaseUnavailable("The transaction was ended by PostgreSQL.", "Run the same command again.")
-        with translated(self.command):
+        with translated(self.command), self._bounded():
             cursor = self._driver.cursor(cursor_factory=NamedTupleCursor)
             message = self._queued + (cursor.mogrify(text, parameters) if text else b"")
             self._queued, self._is_begun = b"", True
@@ -135,6 +143,16 @@ class Connection:
 def _roll_back(driver: extensions.connection) -> None:
     if driver.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
         driver.cursor().execute("ROLLBACK")
+
+
+def _end_overdue(closed: threading.Event, deadlines: Mapping[extensions.connection, float]) -> None:
+    """End the connection of a statement past its deadline: the server, which ends it in time, is silent."""
+    while not closed.wait(_LOOK):
+        for driver, deadline in list(deadlines.items()):
+            if time.monotonic() > deadline:
+                # libpq sees the end of its connection.
+                with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(driver.fileno())) as door:
+                    door.shutdown(socket.SHUT_RDWR)
 
 
 @cache
@@ -160,14 +178,27 @@ class Database:
         self._pid = 0
         self._broke = 0.0
         self._opened: weakref.WeakKeyDictionary[extensions.connection, float] = weakref.WeakKeyDictionary()
+        self._deadlines: dict[extensions.connection, float] = {}  # of statements that run
+        self._closed = threading.Event()
 
     def pool(self) -> QueuePool:
         """Return the pool of this process; one inherited through a fork is neither used nor closed."""
         if self._pool is None or self._pid != os.getpid():
             create, events = cast(Any, self._connect), [(self._on_checkout, "checkout"), (self._on_reset, "reset")]
             self._pool = QueuePool(create, self.connections, max_overflow=0, reset_on_return=None, events=events)
-            self._pid = os.getpid()
+            self._pid, self._closed, self._deadlines = os.getpid(), threading.Event(), {}
+            arguments = self._closed, self._deadlines
+            threading.Thread(target=_end_overdue, args=arguments, name="statements", daemon=True).start()
         return self._pool
+
+    @contextmanager
+    def _bounded(self, driver: extensions.connection, seconds: float) -> Iterator[None]:
+        """Limit how long a statement of the block is waited for."""
+        self._deadlines[driver] = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadlines.pop(driver, None)
 
     def _on_checkout(self, driver: Any, *_: object) -> None:
         if self._opened[driver] <= self._broke:
@@ -196,6 +227,7 @@ class Database:
     def close(self) -> None:
         """Close the connections of this process."""
         if self._pool is not None and self._pid == os.getpid():
+            self._closed.set()
             self._pool.dispose()
         self._pool = None
 
@@ -216,7 +248,8 @@ class Database:
         """
         with translated(self.command), closing(self.pool().connect()) as pooled:
             driver = cast(extensions.connection, pooled.driver_connection)
-            connection = Connection(driver, _begin(timeout, read_only=read_only), self.command)
+            bounded = partial(self._bounded, driver, timeout + _MARGIN if timeout else _LONGEST_STATEMENT)
+            connection = Connection(driver, _begin(timeout, read_only=read_only), self.command, bounded)
             try:
                 yield connection
                 if keep:
@@ -225,7 +258,8 @@ class Database:
                     _roll_back(driver)
             except BaseException:
                 try:
-                    _roll_back(driver)
+                    with self._bounded(driver, _MARGIN):
+                        _roll_back(driver)
                 except psycopg2.Error:
                     # The connection is broken: report the error of the block instead. Most often the others are broken
                     # too, so none that was opened before is used again.

@@ -20,6 +20,8 @@ _NUMBERS = frozenset((int, float))
 _SECTIONS = ("dishes", "plates")
 _ID = re.compile(r"recognition_([0-9]+)", ANY_CASE)
 _DIGITS = re.compile(r"[0-9]+")
+#: A camera as a word in the names of folders: `domain` names none.
+_CAMERA = re.compile(r"(?<![a-z])(?:main|qualifying)(?![a-z])", ANY_CASE)
 _DISH = re.compile(r"dish_([0-9]{1,6})")
 
 #: A labelled box: (`dish_<k>` or `plate`, x1, y1, x2, y2), corners in pixels, x1 < x2 and y1 < y2. A plain tuple, since
@@ -47,7 +49,7 @@ def photo_of(key: str) -> tuple[int, int]:
     if len(found) > 1:
         shown = " and ".join(sorted(digits[:40] for digits in found))
         raise BadInput("annotation_key", f"the key names different recognitions, {shown[:100]}")
-    camera = camera_of(path) or camera_of(path.replace("/", " "))
+    camera = camera_of(path) or camera_of(" ".join([*_CAMERA.findall("/".join(folders)), name]))
     if camera is None:
         raise BadInput("annotation_key", "the key does not name one of Main and Qualifying")
     [digits] = found

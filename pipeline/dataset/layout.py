@@ -64,7 +64,7 @@ def usual_sources() -> Iterator[Path]:
     home = Path(os.path.expanduser("~"))  # `Path.home()` raises an error for a user without one
     places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
     for folder, pattern in (*places, (home, "RRS_Dataset*")):
-        yield from (path for path in sorted(folder.glob(pattern)) if path.is_dir())
+        yield from filter(os.path.isdir, sorted(folder.glob(pattern)))  # False where it cannot be looked up
 
 
 def list_folders(source: Path, files: Counter[str]) -> Iterator[Folder | Reject | Notice]:

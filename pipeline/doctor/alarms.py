@@ -19,8 +19,8 @@ _SOURCES = {"load": ("a dataset", "load"), "qwen": ("an annotations file", "load
 def look_finding(looks: Sequence[Any], max_age: float | None) -> Finding:
     """Return how old the last looks are, by the rows of list_looks: a problem if one is older than so many hours.
 
-    A kind of source at which nobody looks regularly, with at most so many hours in between, is not expected again while
-    there are younger looks at another one.
+    A kind of source at which nobody looks regularly is not expected again while there are younger looks at another one.
+    Looks are regular if the last ones came at most so many hours apart on average, and not all in one such time.
     """
     message, old = "No source was looked at yet.", list[str]()
     if looks:
@@ -31,7 +31,7 @@ def look_finding(looks: Sequence[Any], max_age: float | None) -> Finding:
     if max_age is not None:
         seconds = max_age * 3600
         late = [row for row in looks if row.age_seconds > seconds]
-        regular = [row.kind for row in late if row.interval_seconds is not None and row.interval_seconds <= seconds]
+        regular = [row.kind for row in late if row.span_seconds and row.interval_seconds <= seconds < row.span_seconds]
         old = regular or [row.kind for row in late if len(late) == len(looks)] or ([] if looks else ["load"])
     if not old:
         return ok("look", message)

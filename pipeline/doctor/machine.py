@@ -74,16 +74,16 @@ def _file_finding(environment: str, path: Path | None) -> Finding:
 def luigi_finding(directory: Path, environ: Mapping[str, str]) -> Finding:
     """Return which luigi.cfg or luigi.toml files Luigi reads; later ones override earlier ones."""
     named = environ.get("LUIGI_CONFIG_PATH")
-    toml = (directory / "luigi.toml").is_file() or Path(named or "").suffix == ".toml"
+    toml = os.path.isfile(directory / "luigi.toml") or Path(named or "").suffix == ".toml"
     name = f"luigi.{environ.get('LUIGI_CONFIG_PARSER') or ('toml' if toml else 'cfg')}"
-    if named and not Path(named).is_file():
+    if named and not os.path.isfile(named):
         return warning(
             "luigi.cfg", f"LUIGI_CONFIG_PATH names {named}, which does not exist.", "Correct it, or unset it."
         )
     found = [
         str(path)
         for path in (Path("/etc/luigi", name), directory / name, *([Path(named)] if named else []))
-        if path.is_file()
+        if os.path.isfile(path)
     ]
     if found:
         return ok("luigi.cfg", f"Luigi reads {', then '.join(found)}.")

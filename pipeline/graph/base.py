@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError, RefusedError, UsageError
 from pipeline.graph.failures import Failure, exit_on_error
 from pipeline.graph.luigid import announce, scheduler_url, typed, use_packaged_settings
 from pipeline.graph.markers import BatchStateTarget
-from pipeline.graph.process import Interrupts, bound_memory
+from pipeline.graph.process import Interrupts, bound_memory, escape_output
 from pipeline.graph.run import Run, registry
 from pipeline.graph.worker import SchedulerFactory
 from pipeline.observe.logger import configure_logging
@@ -144,6 +144,7 @@ class RootTask(BatchTask):
         if parser is None or parser.known_args.root_task != family or registry.owns_worker:
             return super().get_param_values(params, args, kwargs)
         bound_memory()
+        escape_output()
         # `core()` would warn of options that it does not know, before `use_packaged_settings` names them.
         file = luigi.configuration.get_config().get("core", "logging_conf_file", "")
         if not (logging.getLogger().handlers or file or typed("logging_conf_file")):

@@ -58,8 +58,11 @@ class FailureLog:
         weakref.finalize(self, self._file.close)
 
     def add(self, failure: Failure) -> None:
-        """Append a failure."""
-        self._file.write(json.dumps(asdict(failure)).encode() + b"\n")
+        """Append a failure; where the disk is full, it is in the log alone."""
+        try:
+            self._file.write(json.dumps(asdict(failure)).encode() + b"\n")
+        except OSError as exc:
+            logger.error("A failure cannot be recorded (%s): %s", exc.strerror, failure)
 
     def read(self) -> list[Failure]:
         """Return the failures in their order."""

@@ -56,9 +56,9 @@ def choose_parser(*, late: bool = False) -> None:
     if "LUIGI_CONFIG_PARSER" in os.environ:
         return
     named = Path(os.environ.get("LUIGI_CONFIG_PATH", ""))
-    if named.suffix != ".toml" and not Path("luigi.toml").is_file():
+    if named.suffix != ".toml" and not os.path.isfile("luigi.toml"):
         return
-    if late or Path("luigi.cfg").is_file():
+    if late or os.path.isfile("luigi.cfg"):
         which = named if named.suffix == ".toml" else "the luigi.toml in this folder"
         hint = "Set LUIGI_CONFIG_PARSER=toml; or cfg, if luigi.cfg is meant."
         raise SettingsError(f"Luigi does not read {which}.", hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import multiprocessing
 import os
 import signal
@@ -38,6 +39,13 @@ def bound_memory() -> None:
     if mallopt is not None:  # musl has none and needs none
         mallopt(_M_MMAP_THRESHOLD, 256 << 10)
         mallopt(_M_ARENA_MAX, 2)
+
+
+def escape_output() -> None:
+    """Let the outputs escape characters that the encoding of the terminal lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Interrupts:

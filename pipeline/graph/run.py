@@ -216,7 +216,7 @@ class Run:
         self.failures.add(failure)
         if isinstance(exception, TransientError):
             self.unavailable.value += 1
-            if self.unavailable.value == _UNAVAILABLE_LIMIT:
+            if self.unavailable.value >= _UNAVAILABLE_LIMIT:
                 self._phase_out()
         return failure
 

@@ -49,7 +49,7 @@ def read_rejects(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rejects with thumbnails of rejected photos, read one at a time while the page is written."""
     source = Path(summary["source"])
     is_load = summary["kind"] == KIND_LOAD
-    there = is_load and source.is_dir()
+    there = is_load and os.path.isdir(source)
     note = ""
     if is_load and not there:
         note = "The source folder does not exist on this machine, so there are no pictures of rejects."

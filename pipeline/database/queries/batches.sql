@@ -172,11 +172,22 @@ WHERE state = 'done' AND NOT adopted
 ORDER BY kind, version DESC
 
 -- name: list_looks
--- The last look at a source of each kind, its age, and how long it came after the one before it.
-SELECT DISTINCT ON (kind) *, extract(epoch FROM clock_timestamp() - looked_at)::float8 AS age_seconds,
-    extract(epoch FROM looked_at - lag(looked_at) OVER (PARTITION BY kind ORDER BY looked_at))::float8 AS interval_seconds
-FROM ingest.looks
-ORDER BY kind, looked_at DESC
+-- The last look at a source of each kind, its age, the mean time between it and the five before it, and the whole of that.
+SELECT DISTINCT ON (l.kind) l.*, extract(epoch FROM clock_timestamp() - l.looked_at)::float8 AS age_seconds,
+    recent.interval_seconds, recent.span_seconds
+FROM ingest.looks l
+JOIN (
+    SELECT kind, extract(epoch FROM avg(gap))::float8 AS interval_seconds,
+        extract(epoch FROM sum(gap))::float8 AS span_seconds
+    FROM (
+        SELECT kind, looked_at - lag(looked_at) OVER (PARTITION BY kind ORDER BY looked_at) AS gap,
+            row_number() OVER (PARTITION BY kind ORDER BY looked_at DESC) AS nth
+        FROM ingest.looks
+    ) one
+    WHERE nth <= 5
+    GROUP BY kind
+) recent ON recent.kind = l.kind
+ORDER BY l.kind, l.looked_at DESC
 
 -- name: list_marked
 SELECT step, shard FROM ingest.batch_state WHERE batch_id = :batch_id
