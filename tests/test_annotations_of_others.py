@@ -97,6 +97,22 @@ def test_a_photo_that_only_others_annotated_is_annotated(run: Run, dataset: Path
     assert (len(boxes(dsn)), len(of_others(dsn))) == (1, 2)
 
 
+@pytest.mark.parametrize("bbox", ["[1, 2, 3, 4]", '"none"', "null", '{"x": "left", "y": {}, "w": null, "h": 4}'])
+def test_a_box_of_others_in_another_form_stops_nothing(
+    run: Run, dataset: Path, dsn: str, tmp_path: Path, bbox: str
+) -> None:
+    annotate(dsn, "MODEL")
+    ours = world.ours("public.initial_annotations")
+    world.query(dsn, f"UPDATE public.initial_annotations SET bbox = %s WHERE {ours}", (bbox,))
+    [number] = ids_of(dataset)
+    before, file = boxes(dsn), write(tmp_path / "1.json", {key_of(number): value_of("plate")})
+    done = run("load-qwen", "--file", file, "--batch-id", "q1")
+    assert (done.code, boxes(dsn)) == (0, before), done.err
+    assert "1 photo changed since it was loaded" in done.out
+    done = run("load-qwen", "--file", file, "--batch-id", "q2", "--changed")
+    assert (done.code, [detection for detection, _ in boxes(dsn)]) == (0, [1]), done.err
+
+
 def test_a_receipt_line_whose_item_others_annotated_is_not_removed(
     run: Run, own_dataset: MakeDataset, dsn: str
 ) -> None:

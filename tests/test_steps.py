@@ -7,9 +7,9 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,12 @@ from pipeline.errors import (
     AccessDenied,
     DatabaseError,
     DatabaseUnavailable,
+    HeldError,
     PipelineError,
     RefusedError,
     SettingsError,
     StorageError,
+    StorageUnavailable,
     UnfinishedError,
 )
 from pipeline.observe.metrics import Metrics
@@ -43,8 +45,9 @@ from pipeline.steps import upload as upload_module
 from pipeline.steps.copy import copy_shard
 from pipeline.steps.discover import MAXIMUM_SHARDS, Discovery, Request, discover, shard_size
 from pipeline.steps.read import Budget
+from pipeline.steps.reset import reset_batch
 from pipeline.steps.send import ShardTransfer
-from pipeline.steps.transform import transform_batch
+from pipeline.steps.transform import transform_batch, withdraw_lost_shards
 from pipeline.steps.upload import Uploader
 from pipeline.storage import Storage, StoredObject
 from tests import world
@@ -335,6 +338,216 @@ def test_a_run_that_was_overtaken_and_then_rejects_removes_nothing(load: Load) -
     load.copy()
     load.transform()
     assert load.query("SELECT count(*) FROM ingest.rejects") == [(0,)]
+    world.check(load.settings, (load.dataset, "b1", None))
+
+
+class OvertakenWhenRead(Overtaken):
+    """A Storage of a run that another one overtakes when all six recognitions are read and none is sent.
+
+    If there is a failure, it is that of the last response.
+    """
+
+    def __init__(self, settings: Settings, overtake: Callable[[], None], failure: Exception | None = None) -> None:
+        self._arrived: list[str] = []
+        self._failure_of_last = failure
+
+        def wait_and_overtake() -> None:
+            assert wait_until(lambda: len(self._arrived) == 6, 20.0)
+            overtake()
+
+        super().__init__(settings, wait_and_overtake, None)
+
+    def upload(self, key: str, content: bytes) -> None:
+        self._arrived.append(key)
+        super().upload(key, content)
+        if self._failure_of_last is not None and len(self._arrived) == 12:
+            raise self._failure_of_last
+
+
+def one_with_receipt(load: Load) -> int:
+    return next(number for number, one in world.folders(load.dataset).items() if [*one.rglob("*correct_dishes.json")])
+
+
+def spoil(load: Load, pattern: str, *numbers: int) -> None:
+    """Change a file of recognitions, so that they are rejected from now on."""
+    for number in numbers:
+        with open(next(world.folders(load.dataset)[number].rglob(pattern)), "ab") as file:
+            file.write(b" ")
+
+
+def reject_in_upload(load: Load) -> None:
+    spoil(load, "*_Main.jpg", one_with_receipt(load))
+    load.upload()
+
+
+def reject_in_copy(load: Load) -> None:
+    load.upload()
+    spoil(load, "*correct_dishes.json", one_with_receipt(load))
+    load.copy()
+
+
+def reject_and_remove(load: Load) -> None:
+    reject_in_copy(load)
+    with closing(Storage(load.settings)) as storage:
+        assert withdraw_lost_shards(load.database, storage, "b1") == []
+
+
+def reject_and_publish(load: Load) -> None:
+    reject_in_copy(load)
+    load.transform()
+
+
+def reject_and_withdraw(load: Load) -> None:
+    reject_in_upload(load)
+    load.copy()
+    with closing(Storage(load.settings)) as storage:
+        storage.remove_all([min(world.objects(load.settings))])
+        assert withdraw_lost_shards(load.database, storage, "b1") == [1]
+
+
+@pytest.mark.parametrize(
+    ("overtake", "failure"),
+    [
+        (reject_in_upload, None),
+        (reject_and_remove, None),
+        (reject_and_publish, None),
+        (reject_and_withdraw, None),
+        (reject_in_upload, StorageError("Storage answers InvalidKey.")),
+        (reject_and_publish, StorageUnavailable("Storage is unreachable.")),
+    ],
+)
+def test_what_a_run_sends_after_another_one_rejected_it_is_removed(
+    load: Load, overtake: Callable[[Load], None], failure: PipelineError | None
+) -> None:
+    load.discover()
+    gone = one_with_receipt(load)
+    with suppress(PipelineError):
+        load.upload(storage=OvertakenWhenRead(load.settings, partial(overtake, load), failure))
+    if not load.done(COPY):
+        load.copy()
+    load.transform()
+    assert load.query("SELECT recognition_id FROM ingest.rejects") == [(gone,)]
+    world.check(load.settings, (load.dataset, "b1", [one for one in world.folders(load.dataset) if one != gone]))
+
+
+def test_what_a_run_sends_for_a_batch_that_is_held_without_it_is_removed(load: Load) -> None:
+    load.discover()
+
+    def hold() -> None:
+        spoil(load, "*_Main.jpg", *world.folders(load.dataset))
+        load.upload()
+        load.copy()
+        load.query("UPDATE ingest.rejects SET code = 'photo_damaged'")
+        with pytest.raises(HeldError):
+            load.transform()
+
+    with pytest.raises(HeldError):
+        load.upload(storage=OvertakenWhenRead(load.settings, hold))
+    assert world.objects(load.settings) == {}
+
+
+def test_what_a_run_sends_for_a_batch_that_is_forgotten_is_removed(load: Load) -> None:
+    load.discover()
+
+    def forget() -> None:
+        load.upload()
+        load.copy()
+        load.query("INSERT INTO public.recognitions (id) SELECT recognition_id FROM ingest.manifest")
+        load.transform()
+        assert load.query("SELECT id FROM ingest.batches") == []
+
+    with pytest.raises(RefusedError, match="unknown, not loading"):
+        load.upload(storage=OvertakenWhenRead(load.settings, forget))
+    assert world.objects(load.settings) == {}
+
+
+def test_what_a_run_sends_for_a_batch_that_was_started_anew_without_it_is_removed(load: Load) -> None:
+    load.discover()
+
+    def start_anew() -> None:
+        reset_batch(load.database, load.settings, "b1")
+        load.discover(limit=4)
+        load.upload()
+        load.copy()
+        load.transform()
+
+    with pytest.raises(RefusedError, match="started anew"):
+        load.upload(storage=OvertakenWhenRead(load.settings, start_anew))
+    world.check(load.settings, (load.dataset, "b1", sorted(world.folders(load.dataset))[:4]))
+
+
+def test_what_a_run_sent_ahead_and_another_one_rejected_is_removed(load: Load) -> None:
+    load.discover(batch_size=3)
+    [(gone,)] = load.query("SELECT min(recognition_id) FROM ingest.manifest WHERE shard = 2")
+    with (
+        closing(Storage(load.settings)) as storage,
+        closing(Uploader(load.database, storage, ahead=True)) as uploader,
+    ):
+        uploader.upload("b1", 1)
+        assert wait_until(lambda: len(world.objects(load.settings)) == 12, 20.0)
+        spoil(load, "*_Main.jpg", gone)
+        load.upload(2)
+        storage.upload(f"b1/recognitions/{gone}/camera1.jpg", b"as if the network had delivered it only now")
+    for shard in (1, 2):
+        load.copy(shard)
+    load.transform()
+    world.check(load.settings, (load.dataset, "b1", [one for one in world.folders(load.dataset) if one != gone]))
+
+
+def is_waited_for(load: Load) -> bool:
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    database = "(SELECT oid FROM pg_database WHERE datname = current_database())"
+    return wait_until(lambda: load.query(f"{waiting} AND database = {database}") == [(1,)], 20.0)
+
+
+def test_a_run_that_fails_waits_for_the_one_that_marks_its_shard(load: Load) -> None:
+    load.discover()
+    gone = one_with_receipt(load)
+    failure = StorageError("Storage answers InvalidKey.")
+    with ThreadPoolExecutor(1) as executor:
+        with load.database.transaction() as connection:
+            held = batch_state.hold_step(connection, "b1", UPLOAD, 1)
+            assert held is not None
+            second = executor.submit(load.upload, storage=OvertakenWhenRead(load.settings, lambda: None, failure))
+            assert is_waited_for(load)
+            connection.execute("delete_manifest_rejected", batch_id="b1", recognition_ids=[gone])
+            batch_state.mark(connection, "b1", UPLOAD, 1, held.now, {})
+        assert second.exception(20.0) is failure
+    listed = {key for (key,) in load.query("SELECT unnest(object_keys) FROM ingest.manifest")}
+    assert set(world.objects(load.settings)) == listed
+    assert len(listed) == 10
+
+
+class Rediscovered(OvertakenWhenRead):
+    """A Storage of a run that removes what it sent while the same batch is discovered anew."""
+
+    def __init__(self, load: Load, overtake: Callable[[], None], executor: ThreadPoolExecutor) -> None:
+        super().__init__(load.settings, overtake)
+        self._load, self._executor = load, executor
+        self.discovery: Future[Discovery] | None = None
+
+    def remove(self, keys: Sequence[str]) -> list[str]:
+        self.discovery = self._executor.submit(self._load.discover)
+        assert is_waited_for(self._load)
+        return super().remove(keys)
+
+
+def test_a_batch_is_not_made_anew_while_a_run_removes_its_objects(load: Load) -> None:
+    load.discover()
+
+    def forget() -> None:
+        load.query("DELETE FROM ingest.looks; DELETE FROM ingest.claims; DELETE FROM ingest.manifest")
+        load.query("DELETE FROM ingest.batch_state; DELETE FROM ingest.batches")
+
+    with ThreadPoolExecutor(1) as executor:
+        storage = Rediscovered(load, forget, executor)
+        with pytest.raises(RefusedError, match="unknown, not loading"):
+            load.upload(storage=storage)
+        assert storage.discovery is not None
+        assert storage.discovery.result(20.0).recognitions == 6
+    load.upload()
+    load.copy()
+    load.transform()
     world.check(load.settings, (load.dataset, "b1", None))
 
 

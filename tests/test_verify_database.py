@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -204,6 +205,20 @@ def test_each_check_finds_what_contradicts_itself_and_nothing_in_a_sound_databas
             connection.rollback()
             seen.add(flaw.check)
     assert seen == set(CHECKS)
+    assert world.inconsistencies(settings) == []
+
+
+def test_items_of_others_contradict_nothing(
+    load: LoadBatch, small_dataset: MakeDataset, settings: Settings, dsn: str
+) -> None:
+    dataset = small_dataset(2)
+    load(dataset, "b1")
+    load(dataset, "q1", qwen=True)
+    first, second = sorted(world.folders(dataset))
+    for item_type, source in itertools.product(("BOTTLE", "FOOD", "PLATE"), ("MODEL", "RECIPE_LINE_OPTION")):
+        values = f"({first}, '{item_type}', '{source}')"
+        world.query(dsn, f"INSERT INTO public.initial_tray_items (recognition_id, item_type, source) VALUES {values}")
+    world.query(dsn, f"UPDATE public.initial_tray_items SET item_type = 'BOTTLE' WHERE recognition_id = {second}")
     assert world.inconsistencies(settings) == []
 
 

@@ -14,7 +14,7 @@ from pipeline.batches.bucket import KEY_FORM, prove_bucket
 from pipeline.batches.state import COPY, KIND_LOAD, UPLOAD, Batch
 from pipeline.database import Connection, Database
 from pipeline.dataset.records import File, Recognition, Reject
-from pipeline.errors import DataError, PipelineError, RefusedError, StorageError
+from pipeline.errors import DatabaseUnavailable, DataError, Interrupted, PipelineError, RefusedError, StorageError
 from pipeline.observe.metrics import Metrics
 from pipeline.steps.read import Facts
 from pipeline.steps.send import Entry, ShardTransfer, UploadThreads
@@ -44,10 +44,6 @@ class _StartedShard:
     metrics: Metrics
     transfer: ShardTransfer
 
-    @property
-    def keys(self) -> list[str]:
-        return [key for entry in self.entries for key in entry.keys]
-
 
 class Uploader:
     """Upload shards to one bucket, one after another, with the same threads and connections.
@@ -66,8 +62,10 @@ class Uploader:
     def upload(self, batch_id: str, shard: int, progress_of: ProgressOf = lambda *_: lambda _: None) -> None:
         """Upload the photos of a shard and write its marker; do nothing if the marker exists.
 
-        Raises DataError, or RefusedError if the batch is not being loaded; the objects of a shard that is refused, or
-        of a batch that was reset, are removed. After StorageError, StorageUnavailable or SourceUnavailable they stay.
+        Raises DataError, after which the objects of the shard are removed, or RefusedError or HeldError if the batch is
+        not being loaded. After StorageError, StorageUnavailable or SourceUnavailable the objects stay. After any of
+        them, and where the marker exists in the end, those are removed that the batch does not have: another run has
+        rejected them, or the batch was reset.
         """
         if self._next is not None and (self._next.batch_id, self._next.shard) != (batch_id, shard):
             self._abandon_next()
@@ -81,8 +79,9 @@ class Uploader:
             self._finish(started)
         except BaseException as exc:  # an interrupt included
             started.transfer.stop()
-            if isinstance(exc, (RefusedError, DataError)):
-                _roll_back(self._database, self._storage, batch_id, shard, started.held.created_at, started.keys)
+            if isinstance(exc, PipelineError) and not isinstance(exc, (Interrupted, DatabaseUnavailable)):
+                invalid = started.held.created_at if isinstance(exc, DataError) else None
+                _clean_up(self._database, self._storage, batch_id, shard, started.entries, invalid)
             raise
 
     def close(self) -> None:
@@ -124,17 +123,16 @@ class Uploader:
             logger.debug("upload: the next shard is not started ahead: %s", exc.message)
 
     def _abandon_next(self) -> None:
-        """Stop a shard that was started ahead; keep its objects for a later run, unless the batch was reset."""
+        """Stop a shard that was started ahead; keep for a later run what the batch has of its objects."""
         started, self._next = self._next, None
         if started is None:
             return
         started.transfer.stop()
         try:
             with self._database.transaction() as connection:  # without retries, so that stopping takes no time
-                if batch_state.is_gone(connection, started.batch_id, started.held.created_at):
-                    self._storage.remove_all(started.keys)
+                _remove_late(connection, self._storage, started.batch_id, started.shard, started.entries)
         except PipelineError as exc:
-            logger.info("upload: cannot find out whether batch %s was reset: %s", started.batch_id, exc.message)
+            logger.info("upload: cannot find out what batch %s has: %s", started.batch_id, exc.message)
 
     def _finish(self, started: _StartedShard) -> None:
         """Wait for the photos, verify and mark the shard."""
@@ -163,28 +161,35 @@ class Uploader:
     def _verify_and_mark(self, started: _StartedShard, facts: list[Facts], rejects: list[Reject]) -> set[str]:
         """Compare the bucket with what was sent, and mark the shard if they agree; return the keys that differ.
 
-        Under the lock of the step: of two runs that upload the same shard, only the first one here changes anything.
+        Under the lock of the step: of two runs that upload the same shard, only the first one here records anything.
+        What the manifest has lost, because a run before rejected it, is removed.
         """
         batch_id, shard, storage, created_at = started.batch_id, started.shard, started.storage, started.held.created_at
         keys = {entry.recognition.recognition_id: entry.keys for entry in started.entries}
-        wanted = {
-            key: StoredObject(key, file.size, photo.md5)
-            for one in facts
-            for key, file, photo in zip(
-                keys[one.recognition.recognition_id], one.recognition.photos, one.photos, strict=True
-            )
-        }
 
         def work(connection: Connection) -> set[str]:
-            if batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=created_at) is None:
+            batch_state.hold(connection, batch_id, created_at=created_at)
+            connection.enqueue("lock_step", batch_id=batch_id, step=UPLOAD, shard=shard)
+            found = connection.one("find_upload", batch_id=batch_id, shard=shard)
+            listed = set(found.recognition_ids)
+            if found.marked:
+                storage.remove_all([key for number, pair in keys.items() if number not in listed for key in pair])
                 return set()
+            usable = [one for one in facts if one.recognition.recognition_id in listed]
+            wanted = {
+                key: StoredObject(key, file.size, photo.md5)
+                for one in usable
+                for key, file, photo in zip(
+                    keys[one.recognition.recognition_id], one.recognition.photos, one.photos, strict=True
+                )
+            }
             stored = {one.key: one for one in _stored_range(storage, started.entries)}
             # Storage may not report an MD5.
             wrong = {key for key, one in wanted.items() if stored.get(key) not in (one, replace(one, md5=None))}
             if wrong:
                 return wrong
             storage.remove_all([key for key in stored if key not in wanted])
-            _record(connection, batch_id, shard, facts, rejects)
+            _record(connection, batch_id, shard, usable, [one for one in rejects if one.recognition_id in listed])
             storage.limiter.report(started.metrics)
             batch_state.mark(connection, batch_id, UPLOAD, shard, started.held.now, started.metrics.as_dict())
             return set()
@@ -195,13 +200,13 @@ class Uploader:
 def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard: int) -> None:
     """Undo the upload of a shard whose COPY failed permanently, unless another run copied it."""
 
-    def work(connection: Connection) -> tuple[datetime, list[str]] | None:
+    def work(connection: Connection) -> tuple[list[Entry], datetime] | None:
         held = batch_state.hold_step(connection, batch_id, COPY, shard)
         if held is None or held.kind != KIND_LOAD:
             return None
         # Before the objects, so that a crash in between leaves no marker without objects.
         connection.execute("delete_marker", batch_id=batch_id, step=UPLOAD, shard=shard)
-        return held.created_at, [key for entry in _entries(connection, batch_id, shard) for key in entry.keys]
+        return _entries(connection, batch_id, shard), held.created_at
 
     try:
         found = database.run(work)
@@ -209,25 +214,40 @@ def roll_back_upload(database: Database, storage: Storage, batch_id: str, shard:
         logger.warning("copy: the objects of a failed shard remain: %s", exc.message)
         return
     if found is not None:
-        _roll_back(database, storage, batch_id, shard, *found)
+        _clean_up(database, storage, batch_id, shard, *found)
 
 
-def _roll_back(
-    database: Database, storage: Storage, batch_id: str, shard: int, created_at: datetime, keys: Sequence[str]
+def _clean_up(
+    database: Database, storage: Storage, batch_id: str, shard: int, entries: Sequence[Entry], invalid: datetime | None
 ) -> None:
-    """Try to remove the objects of a shard that failed permanently, if its batch was reset or it has no marker."""
-
-    def work(connection: Connection) -> None:
-        if (
-            batch_state.is_gone(connection, batch_id, created_at)
-            or batch_state.hold_step(connection, batch_id, UPLOAD, shard, created_at=created_at) is not None
-        ):
-            storage.remove_all(keys)
-
+    """Try to do what `_remove_late` does, after a shard failed."""
     try:
-        database.run(work)
+        database.run(lambda connection: _remove_late(connection, storage, batch_id, shard, entries, invalid))
     except PipelineError as exc:
         logger.warning("upload: the objects of a failed shard remain: %s", exc.message)
+
+
+def _remove_late(
+    connection: Connection,
+    storage: Storage,
+    batch_id: str,
+    shard: int,
+    entries: Sequence[Entry],
+    invalid: datetime | None = None,
+) -> None:
+    """Remove the objects of entries that the batch of this id does not have.
+
+    It rejected them, was reset or forgotten, or was started anew without them. A batch that was started at the time
+    `invalid` has none of a shard without a marker. Until the transaction ends, no other run marks the shard, makes the
+    batch or starts it anew.
+    """
+    connection.enqueue("hold_batch", batch_id=batch_id)
+    connection.enqueue("lock_absent", batch_id=batch_id)
+    connection.enqueue("lock_step", batch_id=batch_id, step=UPLOAD, shard=shard)
+    given = {"batch_id": batch_id, "shard": shard, "invalid": invalid}
+    ids = [entry.recognition.recognition_id for entry in entries]
+    kept = {key for row in connection.execute("list_kept", recognition_ids=ids, **given) for key in row.object_keys}
+    storage.remove_all([key for entry in entries for key in entry.keys if key not in kept])
 
 
 def _entries(connection: Connection, batch_id: str, shard: int) -> list[Entry]:

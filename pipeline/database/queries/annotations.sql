@@ -260,7 +260,12 @@ WITH given AS (
     JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
     LEFT JOIN public.recipe_line_options option ON option.id = item.recipe_line_option_id
     LEFT JOIN public.recipe_lines line ON line.id = coalesce(item.recipe_line_id, option.recipe_line_id)
-    CROSS JOIN LATERAL jsonb_to_record(a.bbox) AS box (x numeric, y numeric, w numeric, h numeric)
+    -- What others wrote may be anything: what is no number is not there.
+    CROSS JOIN LATERAL jsonb_to_record((
+        SELECT coalesce(jsonb_object_agg(side, a.bbox -> side), '{}')
+        FROM unnest(ARRAY['x', 'y', 'w', 'h']) AS side
+        WHERE jsonb_typeof(a.bbox -> side) = 'number'
+    )) AS box (x numeric, y numeric, w numeric, h numeric)
     WHERE p.is_suspect AND p.former IS NULL
     GROUP BY p.number
 )

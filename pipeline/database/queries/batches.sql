@@ -281,6 +281,11 @@ SELECT DISTINCT ON (bucket_created_at) id, bucket_created_at
 FROM ingest.batches
 WHERE kind = 'load' AND bucket = :bucket AND state <> 'reset'
 
+-- name: lock_absent
+-- Where there is no batch of an id, keep discovery from making one: it holds this lock of its step.
+SELECT pg_advisory_xact_lock(hashtextextended('pipeline.step:' || :batch_id || '/discover/0', 0))
+WHERE NOT EXISTS (SELECT FROM ingest.batches WHERE id = :batch_id)
+
 -- name: lock_batch
 SELECT id FROM ingest.batches WHERE id = :batch_id FOR UPDATE
 

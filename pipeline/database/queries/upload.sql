@@ -20,6 +20,25 @@ WHERE batch_id = :batch_id AND recognition_id = ANY (CAST(:recognition_ids AS bi
 -- Of a former upload of the shard, which was rolled back.
 DELETE FROM ingest.notices WHERE batch_id = :batch_id AND step = 'upload' AND shard = :shard
 
+-- name: find_upload
+-- Whether the upload of a shard is marked, and the recognitions that it has.
+SELECT EXISTS (
+        SELECT FROM ingest.batch_state WHERE batch_id = :batch_id AND step = 'upload' AND shard = :shard
+    ) AS marked,
+    ARRAY(SELECT recognition_id FROM ingest.manifest WHERE batch_id = :batch_id AND shard = :shard AND NOT rejected)
+        AS recognition_ids
+
+-- name: list_kept
+-- The objects that the batch of an id has of recognitions. One that is being reset has none; nor has one that was started
+-- at the time :invalid while the shard is not marked.
+SELECT m.object_keys
+FROM ingest.batches b
+JOIN ingest.manifest m ON m.batch_id = b.id
+WHERE b.id = :batch_id AND b.state <> 'resetting' AND NOT m.rejected
+    AND m.recognition_id = ANY (CAST(:recognition_ids AS bigint[]))
+    AND (b.created_at <> CAST(:invalid AS timestamptz) OR EXISTS (
+        SELECT FROM ingest.batch_state s WHERE s.batch_id = b.id AND s.step = 'upload' AND s.shard = :shard)) IS NOT FALSE
+
 -- name: list_manifest
 -- In a batch that takes what changed, with the photos of the version that readers see: what did not change is copied.
 SELECT m.recognition_id, m.photo_paths, m.photo_sizes, m.photo_mtimes, m.object_keys,

@@ -3,6 +3,7 @@
 
 -- name: check_annotations
 -- Each detection of the newest finished annotations that are for a photo is one annotation, and the model has no other.
+-- Items without ordinal, or of other types, are of others.
 SELECT coalesce(newest.batch_id, shown.batch_id) AS batch_id, 'recognition ' || i.recognition_id || ', camera ' || i.camera_number AS what,
     'has ' || found.annotations || ' annotations instead of ' || wanted.detections AS message
 FROM public.images i
@@ -26,7 +27,7 @@ SELECT r.batch_id, 'tray item ' || i.id, 'is of the model, and no annotation sho
 FROM public.initial_tray_items i
 JOIN public.recognitions r ON r.id = i.recognition_id
 JOIN ingest.batches shown ON shown.id = r.batch_id AND NOT shown.adopted
-WHERE i.source = 'MODEL'
+WHERE i.source = 'MODEL' AND i.item_type IN ('FOOD', 'PLATE') AND i.ordinal IS NOT NULL
     AND NOT EXISTS (SELECT FROM public.initial_annotations a WHERE a.initial_tray_item_id = i.id)
 
 -- name: check_images
@@ -112,7 +113,8 @@ LEFT JOIN ingest.batches b ON b.id = m.batch_id AND b.kind = 'load' AND b.state 
 WHERE b.id IS NULL
 
 -- name: check_receipts
--- Lines and their items are those of the receipt that the shown version has.
+-- Lines and their items are those of the receipt that the shown version has. Items without ordinal are of others; a person
+-- may have changed the type of ours.
 SELECT r.batch_id, 'recognition ' || r.id AS what,
     'has ' || found.lines || ' receipt lines with ' || found.items || ' items instead of ' || wanted.lines || ' with '
         || wanted.items AS message
@@ -128,7 +130,7 @@ CROSS JOIN LATERAL (
         (SELECT count(*) FROM public.recipes p JOIN public.recipe_lines l ON l.recipe_id = p.id
          WHERE p.recognition_id = r.id) AS lines,
         (SELECT count(*) FROM public.initial_tray_items i
-         WHERE i.recognition_id = r.id AND i.source = 'RECIPE_LINE_OPTION') AS items
+         WHERE i.recognition_id = r.id AND i.source = 'RECIPE_LINE_OPTION' AND i.ordinal IS NOT NULL) AS items
 ) found
 WHERE (found.lines, found.items) IS DISTINCT FROM (wanted.lines, wanted.items)
 
