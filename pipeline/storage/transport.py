@@ -27,6 +27,7 @@ from urllib3.response import BaseHTTPResponse as Response
 
 from pipeline.config import Settings, command_line, redact
 from pipeline.errors import SettingsError, StorageError, StorageUnavailable
+from pipeline.storage.deadline import TimedResponse, seconds_left
 
 #: Seconds to connect, with the TLS handshake, and to send a block of a body; bytes in a block.
 CONNECT_TIMEOUT = 10.0
@@ -49,40 +50,6 @@ def _seconds_for(count: int) -> float:
     return READ_TIMEOUT + count / _SLOWEST
 
 
-def _left(deadline: float) -> float:
-    """Return the seconds until a deadline; raise TimeoutError after it."""
-    if (seconds := deadline - time.monotonic()) > 0:
-        return seconds
-    raise TimeoutError("timed out")
-
-
-class _TimedReader(io.RawIOBase):
-    """Read from a socket until a deadline: the timeout of a socket begins anew with each byte that arrives."""
-
-    def __init__(self, sock: Any, raw: Any, deadline: float) -> None:
-        self._sock, self._raw, self._deadline = sock, raw, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> Any:
-        self._sock.settimeout(_left(self._deadline))
-        try:
-            return self._raw.readinto(buffer)
-        except ssl.SSLError as exc:  # after the handshake, it is no question of certificates or versions
-            raise ConnectionAbortedError(str(exc)) from exc
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: Any, *arguments: Any, deadline: float, **keywords: Any) -> None:
-        super().__init__(sock, *arguments, **keywords)
-        self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach(), deadline))
-
-
 class _Connection(HTTPConnection):
     """Send the head of a request in one message with its body: in two, they wake the server twice.
 
@@ -94,7 +61,7 @@ class _Connection(HTTPConnection):
 
     def connect(self) -> None:
         deadline = time.monotonic() + CONNECT_TIMEOUT  # of the request for a proxy's tunnel, and its response
-        self._deadline, self.response_class = max(deadline, self._deadline), partial(_Response, deadline=deadline)
+        self._deadline, self.response_class = max(deadline, self._deadline), partial(TimedResponse, deadline=deadline)
         super().connect()
 
     def request(self, method: str, url: str, body: Any = None, *arguments: Any, **keywords: Any) -> None:
@@ -104,12 +71,12 @@ class _Connection(HTTPConnection):
 
     def getresponse(self) -> Any:
         assert isinstance(self.timeout, float)  # what the pool has left of the attempt
-        self.response_class = partial(_Response, deadline=time.monotonic() + self.timeout)
+        self.response_class = partial(TimedResponse, deadline=time.monotonic() + self.timeout)
         return super().getresponse()
 
     def send(self, data: Any) -> None:
         if self.sock is not None:
-            self.sock.settimeout(min(CONNECT_TIMEOUT, _left(self._deadline)))
+            self.sock.settimeout(min(CONNECT_TIMEOUT, seconds_left(self._deadline)))
         if self._awaits_head:
             self._awaits_head, self._head = False, data
         else:
