@@ -93,6 +93,21 @@ def test_every_failure_pings_its_exit_code_and_its_cause(
         assert monitor.paths()[-1] == f"/ping/5f0c/{code}?create=1"
 
 
+def test_a_luigi_cfg_that_cannot_be_read_is_heard_of(start: Start, workdir: Path, monitor: Listener) -> None:
+    (workdir / "luigi.cfg").write_text("[pipeline]\n[pipeline]\n", encoding="utf-8")
+    with open(workdir / ".env.local", "a", encoding="utf-8") as file:
+        file.write(f"PING_URL={monitor.url}/ping\n")
+    commands = (("load",), ("load", "--dry-run"), ("status",))
+    running = [start(*OURS, *command, env={}) for command in commands]
+    for process in running:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "luigi.cfg" in stderr
+    assert "section 'pipeline' already exists" in monitor.heard[0].body
+    assert "Hint: Correct it" in monitor.heard[0].body
+    assert monitor.paths() == ["/ping/2"]
+
+
 def test_a_defect_is_heard_of_with_its_cause(run: Run, monitor: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
