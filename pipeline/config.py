@@ -171,8 +171,8 @@ def read_alarms(production: bool) -> Alarms:
     # A part of them may be in the message of a library.
     for url in (ping, *re.split(r"[\s,]+", notify)):
         address, _, query = url.partition("?")
-        path = address.partition("://")[2].partition("/")[2].rstrip("/")
-        for secret in (url, address, query, f"/{path}"):
+        below = address.partition("://")[2].partition("/")[2].rstrip("/")
+        for secret in (url, address, query, f"/{below}"):
             Secret(secret)
     home = home_directory({})
     with suppress(SettingsError):

@@ -135,7 +135,7 @@ def test_a_worker_starts_no_process_that_a_kill_would_leave_behind(name: str, mo
     try:
         interrupts = Interrupts(lambda: None, str)
         worker = PooledWorker(registry=RunRegistry(), scheduler=Scheduler(), interrupts=interrupts)
-        assert worker.add(luigi.WrapperTask(), True)  # type: ignore[no-untyped-call]
+        assert worker.add(luigi.WrapperTask(), True)
     finally:
         configuration.remove_option("worker", "cache_task_completion")
 
