@@ -38,11 +38,20 @@ try:
 except (configparser.Error, ValueError, TypeError, AttributeError, LookupError, FileNotFoundError) as exc:
     if not _IS_COMMAND:
         raise  # the error is theirs
-    what, hint, code = f"{_FILE} cannot be read: {' '.join(str(exc).split())}", _SAVE, 2
-    if isinstance(exc, FileNotFoundError):
-        what, hint, code = f"{exc.strerror}.", _FREE, 3
-    sys.stderr.write(f"Error: {what}\nHint: {hint}\n")
-    raise SystemExit(code) from exc
+    if isinstance(exc, FileNotFoundError):  # an alarm needs a temporary file, too
+        sys.stderr.write(f"Error: {exc.strerror}.\nHint: {_FREE}\n")
+        raise SystemExit(3) from exc
+    from pipeline.batches.alarm import WATCHED, Alarm
+    from pipeline.errors import SettingsError
+    from pipeline.observe.logger import configure_logging, say_error
+
+    error = SettingsError(f"{_FILE} cannot be read: {' '.join(str(exc).split())}", _SAVE)
+    configure_logging()
+    say_error(error)
+    name = next(iter(sys.argv[1:]), "")
+    if name in WATCHED and "--dry-run" not in sys.argv:
+        Alarm(name, "--production" in sys.argv, lambda: None).finish(2, error)
+    raise SystemExit(2) from exc
 else:
     from pipeline.graph.tasks import CopyShard as CopyShard
     from pipeline.graph.tasks import DiscoverBatch as DiscoverBatch

@@ -46,12 +46,15 @@ def known_secrets() -> set[str]:
 
 
 def redact(text: str) -> str:
-    """Replace every secret of this process, and text shaped like one, by `***`."""
+    """Replace every secret of this process, and text shaped like one, by `***`.
+
+    Bytes of file names that are not UTF-8 are escaped, so that the text can be sent and recorded.
+    """
     for secret in sorted(known_secrets(), key=len, reverse=True):  # a secret may contain another one
         text = text.replace(secret, "***")
     for shape, replacement in _SHAPES:
         text = shape.sub(replacement, text)
-    return text
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,11 @@ def read_alarms(production: bool) -> Alarms:
     values |= {name: value for name, value in os.environ.items() if value}
     ping, notify = (values.get("PING_URL") or "").strip(), (values.get("NOTIFY_URLS") or "").strip()
     # A part of them may be in the message of a library.
-    for secret in (*ping.split("?"), *re.split(r"[\s,]+", notify)):
-        Secret(secret)
+    for url in (ping, *re.split(r"[\s,]+", notify)):
+        address, _, query = url.partition("?")
+        below = address.partition("://")[2].partition("/")[2].rstrip("/")
+        for secret in (url, address, query, f"/{below}"):
+            Secret(secret)
     home = home_directory({})
     with suppress(SettingsError):
         home = home_directory(values)

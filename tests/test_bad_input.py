@@ -423,6 +423,13 @@ def test_a_source_that_is_no_path(source: str, run_pipeline: RunPipeline, settin
     assert nothing_written(settings)
 
 
+@pytest.mark.parametrize("command", ["status", "report", "reset", "publish", "verify"])
+def test_a_batch_id_that_is_not_utf_8(command: str, run_pipeline: RunPipeline) -> None:
+    done = run_pipeline(command, "--batch-id", "a\udcff")
+    assert done.returncode == 2
+    assert complains(done.stderr, r"a\udcff")
+
+
 def test_a_limit_beyond_all_numbers(run_pipeline: RunPipeline, small_dataset: MakeDataset) -> None:
     done = run_pipeline("load", "--source", small_dataset(3), "--limit", "9" * 20)
     assert done.returncode == 2

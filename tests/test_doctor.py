@@ -43,6 +43,7 @@ from pipeline.errors import AccessDenied, DatabaseError, SettingsError, Transien
 from pipeline.units import counted
 from tests.pooler import Pooler
 from tests.services import MakeDataset, StorageServer, end, environment_file, execute, subprocess_environment
+from tests.test_luigid import drips, server
 
 #: Nobody listens there, so that a luigid of this machine is none of a test's.
 NO_LUIGID = "http://127.0.0.1:1/"
@@ -813,6 +814,12 @@ def test_a_service_that_does_not_speak_http_is_no_luigid(words: bytes) -> None:
     with speaking(words) as url:
         [finding] = doctor.gather({"luigid": machine.examine_luigid(url)}, 10)
     assert (finding.level, "is not a luigid" in finding.message) == (WARNING, True)
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_no_luigid() -> None:
+    with server(drips(b"HTTP/1.1 200 OK\r\n")) as url:
+        [finding] = doctor.gather({"luigid": machine.examine_luigid(url)}, 10)
+    assert (finding.level, "No luigid answers" in finding.message) == (OK, True)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:abc/", "http://127.0.0.1:99999/", "http://[::1/", "http://[x]/"])

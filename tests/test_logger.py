@@ -84,9 +84,10 @@ def test_libraries_log_warnings_and_luigi_nothing_unless_verbose(
 ) -> None:
     stderr = terminal(monkeypatch)
     configure_logging()
-    logging.getLogger("urllib3").info("a connection")
+    logging.getLogger("sqlalchemy").info("a connection")
     logging.getLogger("luigi-interface").error("a task failed, with a traceback")
-    logging.getLogger("urllib3").warning("odd")
+    logging.getLogger("sqlalchemy").warning("odd")
+    logging.getLogger("urllib3.connection").warning("Failed to parse headers (url=http://monitor:80/5f0c)")
     assert stderr.getvalue() == "[WARNING] odd\n"
     configure_logging(verbose=True)
     logging.getLogger("luigi-interface").info("scheduled")
@@ -168,7 +169,7 @@ def test_secrets_are_redacted_in_messages_arguments_and_tracebacks(monkeypatch: 
         raise ValueError(f"could not log in with {PASSWORD}")
     except ValueError:
         logger.exception("failed")
-    logging.getLogger("urllib3").warning("retry of http://u:hunter2@proxy:3128 with %s", {"key": PASSWORD})
+    logging.getLogger("sqlalchemy").warning("retry of http://u:hunter2@proxy:3128 with %s", {"key": PASSWORD})
     written = stderr.getvalue()
     assert PASSWORD not in written
     assert "pa55" not in written

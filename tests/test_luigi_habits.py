@@ -270,9 +270,8 @@ def states(tree: str) -> set[tuple[str, str]]:
 
 
 @habit(WORKER, "`--workers 3`", "works: processes, each with shards of its own")
-@habit(WORKER, "`--parallel-scheduling`", "works")
 @habit(WORKER, "`--worker-timeout`, `[worker] timeout`", "works: a process for each task, so that it can be ended")
-@habit(WORKER, "`[worker] force_multiprocessing`, `cache_task_completion`", "works")
+@habit(WORKER, "`[worker] force_multiprocessing`", "works")
 @habit(WORKER, "`[worker] keep_alive`", "works")
 @habit(WORKER, "`--no-lock`", "works; the lock of a batch is in the database, and not this one")
 def test_workers_and_their_options(
@@ -288,6 +287,35 @@ def test_workers_and_their_options(
     done = run_luigi(*load, "--batch-id", "b2", "--force", "--worker-timeout", "60", env=sharded)
     assert (done.code, after_target(done.stderr)) == (0, "")
     assert loaded(settings) == {"b1": (6, 3), "b2": (6, 3)}
+
+
+@habit(
+    WORKER,
+    "`--parallel-scheduling`, `[worker] cache_task_completion`",
+    "works, with nothing to gain: one statement reads all markers, and Luigi's processes for it are not started",
+)
+def test_after_a_kill_no_process_has_the_lock(
+    fork_server: ForkServer,
+    workdir: Path,
+    tmp_path: Path,
+    small_dataset: MakeDataset,
+    settings: Settings,
+    run_luigi: RunLuigi,
+) -> None:
+    (workdir / "luigi.cfg").write_text("[worker]\ncache_task_completion = true\n[core]\nparallel_scheduling = true\n")
+    load = ("--module", "pipeline", "LoadBatch", "--source", str(small_dataset(4)), LOCAL, "--batch-id", "b1")
+    env = subprocess_environment({"PIPELINE_BATCH_SIZE": "2"})
+    output = tmp_path / "output"
+    output.mkdir()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with holding(settings.database_url.reveal(), 1):
+        running = start_forked(fork_server, output, workdir, load, env, "luigi")
+        assert wait_until(lambda: world.query(settings.database_url.reveal(), waiting)[0][0] > 0, 60)
+        running.signal(signal.SIGKILL, group=False)
+        running.finish()
+    again = run_luigi("luigi", *load, env=env)
+    assert again.code == 0, again.stderr
+    assert loaded(settings) == {"b1": (4, 2)}
 
 
 @habit(WORKER, "`--take-lock`", "refused: the lock of a batch is in the database")

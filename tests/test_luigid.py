@@ -54,6 +54,24 @@ def closes(connection: socket.socket, over: threading.Event) -> None:
     pass
 
 
+def drips(head: bytes) -> Callable[[socket.socket, threading.Event], None]:
+    """Send a byte every now and then, for ever."""
+
+    def send(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(head)
+        while not over.wait(0.05):
+            connection.sendall(b"x")
+
+    return send
+
+
+def floods(connection: socket.socket, over: threading.Event) -> None:
+    """Send a body without an end, as fast as it is taken."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while not over.is_set():
+        connection.sendall(b"[" * (1 << 16))
+
+
 @contextmanager
 def server(*behaviours: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
     """Serve on loopback, one behaviour a connection, the last one for ever; yield the address."""
@@ -99,6 +117,10 @@ WRONG = {
     "HTML": says(b"<html>Welcome</html>"),
     "JSON of another server": says(b"[1, 2]"),
     "half of a response": says(b'{"response": '),
+    "drips headers": drips(b"HTTP/1.1 200 OK\r\n"),
+    "drips a body": drips(b"HTTP/1.1 200 OK\r\n\r\n"),
+    "floods": floods,
+    "nests": says(b"[" * 100_000),
 }
 
 
@@ -151,7 +173,7 @@ def test_a_call_whose_loss_does_no_harm_is_tried_once(
         assert time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize("behave", [says_nothing, closes, says(b"<html>Welcome</html>")])
+@pytest.mark.parametrize("behave", WRONG.values(), ids=WRONG)
 def test_a_server_that_does_not_respond_within_a_second_is_no_luigid(
     behave: Callable[[socket.socket, threading.Event], None],
 ) -> None:
@@ -159,6 +181,21 @@ def test_a_server_that_does_not_respond_within_a_second_is_no_luigid(
         began = time.monotonic()
         assert not answers(url)
         assert time.monotonic() - began < 2
+
+
+def test_a_response_without_an_end_is_read_up_to_a_bound() -> None:
+    sent: list[int] = []
+
+    def count(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while not over.is_set():
+            sent.append(connection.send(bytes(1 << 16)))
+
+    with server(count) as url:
+        assert not answers(url)
+        assert sum(sent) < 1 << 23, "what is on its way included"
+        with pytest.raises(LuigidUnavailable, match=r"more than 16\.8 MB"):
+            call(url, "task_list")
 
 
 # Commands

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.batches.alarm import Alarm
 from pipeline.cli import batches
-from pipeline.config import Secret, Settings
+from pipeline.config import Secret, Settings, redact
 from pipeline.errors import RefusedError
 from pipeline.graph.failures import exit_on_error
 from pipeline.graph.luigid import use_packaged_settings
@@ -28,6 +28,7 @@ from tests import annotating, world
 from tests.annotating import Run
 from tests.listeners import Listener, listening
 from tests.services import MakeDataset, RunLuigi, RunPipeline, Start, subprocess_environment
+from tests.test_luigid import server
 
 run = annotating.run
 OURS = (sys.executable, "-m", "pipeline")
@@ -90,6 +91,21 @@ def test_every_failure_pings_its_exit_code_and_its_cause(
         assert done.returncode == code, done.stderr
         assert text in monitor.heard[-1].body
         assert monitor.paths()[-1] == f"/ping/5f0c/{code}?create=1"
+
+
+def test_a_luigi_cfg_that_cannot_be_read_is_heard_of(start: Start, workdir: Path, monitor: Listener) -> None:
+    (workdir / "luigi.cfg").write_text("[pipeline]\n[pipeline]\n", encoding="utf-8")
+    with open(workdir / ".env.local", "a", encoding="utf-8") as file:
+        file.write(f"PING_URL={monitor.url}/ping\n")
+    commands = (("load",), ("load", "--dry-run"), ("status",))
+    running = [start(*OURS, *command, env={}) for command in commands]
+    for process in running:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "luigi.cfg" in stderr
+    assert "section 'pipeline' already exists" in monitor.heard[0].body
+    assert "Hint: Correct it" in monitor.heard[0].body
+    assert monitor.paths() == ["/ping/2"]
 
 
 def test_a_defect_is_heard_of_with_its_cause(run: Run, monitor: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +202,32 @@ def test_any_error_of_the_luigi_command_is_heard_of(
     assert monitor.paths() == ["/start", f"/{code}"]
 
 
+def test_a_folder_whose_name_is_no_utf_8_is_heard_of(
+    run: Run, monitor: Listener, monkeypatch: pytest.MonkeyPatch, workdir: Path
+) -> None:
+    folder = os.fsencode(workdir) + b"/d\xe4n"
+    os.mkdir(folder)
+    os.rename(workdir / ".env.local", folder + b"/.env.local")
+    monkeypatch.chdir(os.fsdecode(folder))
+    monkeypatch.setenv("PING_URL", f"{monitor.url}/ping")
+    monkeypatch.setenv("STORAGE_BUCKET", "another")  # which a notice names, with the file
+    assert run("load", "--source", "gone").code == 2
+    assert "d\\udce4n/.env.local" in monitor.heard[-1].body
+    assert monitor.paths() == ["/ping/start", "/ping/2"]
+
+
+def test_a_response_that_is_not_http_shows_no_secret(run: Run, monkeypatch: pytest.MonkeyPatch, workdir: Path) -> None:
+    def respond(connection: socket.socket, _: object) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nno header\r\n\r\n")
+
+    with server(respond) as url:
+        monkeypatch.setenv("PING_URL", f"{url}/5f0c-secret")
+        done = run("load", "--source", "gone", "--verbose")
+    assert "Failed to parse" not in done.err
+    port = url.rpartition(":")[2]
+    assert "5f0c-secret" not in redact(f"http://monitor:{port}/5f0c-secret/start")
+
+
 # The protocol
 
 
@@ -254,6 +296,21 @@ def test_a_monitor_that_is_away_changes_nothing_but_the_log(
             assert done.returncode == 0, done.stderr
             assert text in done.stderr
             assert "5f0c-secret" not in done.stderr + done.stdout
+
+
+def test_a_text_that_is_no_utf_8_is_escaped(monitor: Listener) -> None:
+    Ping(Secret(monitor.url)).finish(3, "d\udce4n")
+    assert monitor.heard[0].body == "d\\udce4n"
+
+
+def test_a_file_of_certificates_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ping, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    Ping(Secret("https://127.0.0.1:9/5f0c-secret")).finish(0, "")
+    assert "/nowhere/ca.pem" in caplog.text
+    assert "5f0c-secret" not in caplog.text
 
 
 @pytest.mark.parametrize("swallows", ["packets", "requests"])

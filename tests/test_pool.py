@@ -11,9 +11,13 @@ from typing import Any
 
 import luigi
 import pytest
+from luigi.scheduler import Scheduler
 
 from embedded_supabase.files import wait_until
 from pipeline.graph.pool import Pool, PooledTask
+from pipeline.graph.process import Interrupts
+from pipeline.graph.run import RunRegistry
+from pipeline.graph.worker import PooledWorker
 
 SECONDS = 20
 
@@ -118,6 +122,22 @@ def test_what_is_around_is_entered_once_in_a_process_and_left_at_its_end(place: 
     place.pool.close()
     assert [place.around.recv(), place.around.recv()] == ["entered", "left"]
     assert not place.around.poll()
+
+
+@pytest.mark.parametrize("name", ["Manager", "Pool"])
+def test_a_worker_starts_no_process_that_a_kill_would_leave_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        pytest.fail(f"multiprocessing.{name} was started")
+
+    monkeypatch.setattr(multiprocessing, name, start)
+    configuration = luigi.configuration.get_config()
+    configuration.set("worker", "cache_task_completion", "true")
+    try:
+        interrupts = Interrupts(lambda: None, str)
+        worker = PooledWorker(registry=RunRegistry(), scheduler=Scheduler(), interrupts=interrupts)
+        assert worker.add(luigi.WrapperTask(), True)
+    finally:
+        configuration.remove_option("worker", "cache_task_completion")
 
 
 def test_a_process_that_is_killed_shows_and_is_replaced(place: Place) -> None:

@@ -7,18 +7,25 @@ import select
 import socket
 import ssl
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import trustme
+import urllib3
+from urllib3.connection import HTTPConnection
 
 from embedded_supabase.ports import free_port
 from pipeline.errors import PipelineError, StorageError, StorageUnavailable
 from pipeline.storage.transport import Transport
 from tests.scripted import KEY, SECONDS, Answer, ScriptedServer, leave_surroundings, settings_for
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: More than one piece, and no whole number of them.
 LARGE = bytes(range(256)) * 10_000 + b"end"
@@ -44,18 +51,21 @@ class Tunnels:
 
     def _carry(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._target)) as origin, suppress(ConnectionError):
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):
-                head += client.recv(1)
-            self.heads.append(head)
-            client.sendall(self._answer)
+            self._open(client)
             while True:
                 for side in select.select([client, origin], [], [], SECONDS)[0]:
                     if not (data := side.recv(1 << 16)):
                         return
                     (origin if side is client else client).sendall(data)
 
-    def __enter__(self) -> Tunnels:
+    def _open(self, client: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        self.heads.append(head)
+        client.sendall(self._answer)
+
+    def __enter__(self) -> Self:
         self._threads[0].start()
         return self
 
@@ -64,6 +74,18 @@ class Tunnels:
         self._listening.close()
         for thread in self._threads:
             thread.join(SECONDS)
+
+
+class Socks(Tunnels):
+    """The same by SOCKS 5 (RFC 1928), with the name of a host."""
+
+    def _open(self, client: socket.socket) -> None:
+        methods = client.recv(2)[1]
+        client.recv(methods, socket.MSG_WAITALL)
+        client.sendall(b"\x05\x00")  # no authentication
+        length = client.recv(5, socket.MSG_WAITALL)[4]
+        self.heads.append(client.recv(length + 2, socket.MSG_WAITALL)[:-2])
+        client.sendall(b"\x05\x00\x00\x01" + bytes(6))
 
 
 @pytest.fixture(autouse=True)
@@ -365,3 +387,62 @@ def test_a_proxy_that_does_not_speak_tls_is_not_said_to_have_storages_certificat
     found = failure("https://abc.supabase.invalid")
     assert isinstance(found, StorageUnavailable)
     assert "certificate" not in found.message
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_socks_proxy_is_used(
+    scheme: str, plain: ScriptedServer, elsewhere: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("socks")
+    server = plain if scheme == "http" else elsewhere
+    server.will(Answer(body=1))
+    with Socks(port_of(server)) as proxy:
+        monkeypatch.setenv("all_proxy", f"socks5h://127.0.0.1:{proxy.port}")
+        with closing(Transport(settings_for(f"{scheme}://abc.supabase.invalid"), 4)) as transport:
+            assert ask(transport, LARGE) == (200, b"1")
+    assert proxy.heads == [b"abc.supabase.invalid"]
+    assert server.requests[0].body == LARGE
+
+
+def test_connections_are_still_those_of_their_pool(plain: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = []
+
+    class Own(HTTPConnection):
+        def connect(self) -> None:
+            connected.append(self.port)
+            super().connect()
+
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", Own)
+    plain.will(Answer(body=1))
+    with closing(Transport(settings_for(plain.url), 4)) as transport:
+        assert ask(transport) == (200, b"1")
+    assert connected == [port_of(plain)]
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://loader:s3cr/etpw@127.0.0.1:3128",
+        "http://loader:s3 cretpw@127.0.0.1:99999",
+        "http://loader:s3cretpw@[::1",
+        "socks6://loader:s3cretpw@127.0.0.1:1080",
+        "ftp://loader:s3cretpw@127.0.0.1:21",
+        "http://",
+    ],
+)
+def test_a_proxy_with_a_wrong_address_is_refused_without_its_password(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    found = failure("http://127.0.0.1:9")
+    assert isinstance(found, StorageError)
+    assert "HTTP_PROXY" in found.hint
+    told = found.message + "".join(traceback.format_exception(found))
+    assert not [part for part in ("s3cr", "cretpw") if part in told]
+
+
+def test_a_project_with_a_wrong_host_name_is_named() -> None:
+    found = failure(f"http://{'a' * 64}.example")
+    assert isinstance(found, StorageError)
+    assert "NEXT_PUBLIC_SUPABASE_URL" in found.hint

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import doctor
 from pipeline.batches.held import is_held, release
 from pipeline.batches.looks import describe_changed, describe_known
-from pipeline.batches.resolve import LoadRequest, next_step, require_schema, resolve_batch
+from pipeline.batches.resolve import LoadRequest, check_batch_id, next_step, require_schema, resolve_batch
 from pipeline.batches.state import KIND_LOAD
 from pipeline.batches.summary import describe, headline, nothing_to_load, read_status, status_text, summarise
 from pipeline.cli.completion import remember
@@ -234,6 +234,7 @@ def status(options: argparse.Namespace) -> int:
     settings = replace(settings, tuning=replace(settings.tuning, retry_max_attempts=0))  # show errors at once
     with closing(registry.watch(Database(settings))) as database:
         if options.batch_id:
+            check_batch_id(options.batch_id)
             database.run(require_schema, read_only=True)
             summary = database.run(lambda connection: summarise(connection, options.batch_id), read_only=True)
             text = describe(summary, rejects=100, everything=options.verbose)
@@ -301,6 +302,7 @@ def report(options: argparse.Namespace) -> None:
     with extra("report"):
         from pipeline.report.gather import write_report
 
+    check_batch_id(options.batch_id)
     path = expanded("--out", options.out or f"report-{options.batch_id}.html")
     page = write_report(*_open(options), options.batch_id, path, options.sample)
     if page.unavailable:

@@ -11,7 +11,6 @@ import stat
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from pipeline.dataset.records import (
 )
 from pipeline.doctor.finding import Finding, ok, problem, warning
 from pipeline.errors import PermanentError, printable
+from pipeline.storage.deadline import open_url
 from pipeline.units import counted, size
 
 SCARCE_BYTES = 64 << 20
@@ -135,7 +135,7 @@ class _Server:
 def _ask_luigid(url: str) -> _Server | None:
     """Request `is_paused`, which every luigid answers; return None if there is no response."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/is_paused", timeout=_LUIGID_SECONDS) as response:
+        with open_url(f"{url.rstrip('/')}/api/is_paused", None, _LUIGID_SECONDS) as response:
             reply, name = response.read(_REPLY_BYTES), response.headers.get("Server", "")
     except urllib.error.HTTPError as exc:
         exc.close()

@@ -9,7 +9,6 @@ import logging
 import os
 import time
 import urllib.parse
-import urllib.request
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,18 @@ from pipeline.config import redact
 from pipeline.errors import SettingsError
 from pipeline.observe.logger import say
 from pipeline.observe.progress import StatusMessage
+from pipeline.storage.deadline import open_url
+from pipeline.units import size
 
 logger = logging.getLogger(__name__)
 
 _STATUS_SECONDS, _CALL_SECONDS, _PAUSE_SECONDS = 1.0, 3.0, 30.0
 #: For how long luigid may be silent before a run ends, unless Luigi's own retries end earlier.
 _SILENT_SECONDS = 60.0
+#: Most bytes of a response: of a list of all tasks, and of the response that shows whether this is a luigid.
+_MOST_BYTES, _MOST_PROOF_BYTES = 1 << 24, 1 << 16
 #: Of a call: luigid cannot be reached, or another server answers.
-_FAILURES = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
+_FAILURES = (OSError, ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException)
 #: What Luigi reads without its parameter classes, and warns about as unused wherever luigi.cfg has it; luigid may
 #: restart in the middle of a run, so the defaults are ours.
 _RPC: dict[str, Any] = {
@@ -131,18 +134,24 @@ class LuigidUnavailable(Exception):
 def answers(url: str) -> bool:
     """Return whether a luigid answers at the URL within a second."""
     try:
-        call(url, "is_paused", 1.0)
+        call(url, "is_paused", 1.0, _MOST_PROOF_BYTES)
     except LuigidUnavailable:
         return False
     return True
 
 
-def call(url: str, function: str, timeout: float = _CALL_SECONDS, **arguments: Any) -> Any:
-    """Call a function of luigid's HTTP API (luigi.server) and return its response; raises LuigidUnavailable."""
+def call(url: str, function: str, timeout: float = _CALL_SECONDS, most: int = _MOST_BYTES, **arguments: Any) -> Any:
+    """Call a function of luigid's HTTP API (luigi.server) and return its response; raises LuigidUnavailable.
+
+    The response ends before the timeout, and has so many bytes at most.
+    """
     body = urllib.parse.urlencode({"data": json.dumps(arguments)}).encode()
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/{function}", body, timeout) as response:
-            return json.load(response)["response"]
+        with open_url(f"{url.rstrip('/')}/api/{function}", body, timeout) as response:
+            reply = response.read(most + 1)
+        if len(reply) > most:
+            raise ValueError(f"more than {size(most)}")
+        return json.loads(reply)["response"]
     except _FAILURES as exc:
         raise LuigidUnavailable(f"{url}: {exc or type(exc).__name__}") from exc
 

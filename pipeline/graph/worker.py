@@ -40,10 +40,14 @@ _REPEATS = 3  # in a row, after luigid has lost a run by a restart or after a lo
 
 
 class PooledWorker(luigi.worker.Worker):
-    """A worker whose processes run one task after another, and end at once when it is interrupted."""
+    """A worker whose processes run one task after another, and end at once when it is interrupted or killed.
+
+    For a shared cache of completed tasks, and to schedule in parallel, Luigi would start processes that outlive a kill,
+    with the lock of the batch that they inherit. One statement reads all markers, so there is nothing to gain.
+    """
 
     def __init__(self, *, registry: RunRegistry, scheduler: Any, interrupts: Interrupts, **kwargs: Any) -> None:
-        super().__init__(scheduler=scheduler, **kwargs)  # type: ignore[no-untyped-call]
+        super().__init__(scheduler=scheduler, cache_task_completion=False, **kwargs)  # type: ignore[no-untyped-call]
         self.registry, self.scheduler, self.interrupts = registry, scheduler, interrupts
         self.shares = isinstance(scheduler, RemoteScheduler)  # other workers may run tasks of the same batch
         config = luigi.worker.worker()
@@ -64,6 +68,10 @@ class PooledWorker(luigi.worker.Worker):
             # The thread of the queue may wait for a lock that the interrupt left behind; Python must not wait for it.
             self._task_result_queue.cancel_join_thread()
             raise
+
+    def add(self, task: luigi.Task, *_: Any, **__: Any) -> bool:
+        """Schedule a task and what it requires in this process, also with --parallel-scheduling."""
+        return bool(super().add(task))  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[None]:
@@ -135,12 +143,12 @@ class RunWorker(PooledWorker):
         run.require_lock()
         return succeeded
 
-    def add(self, task: luigi.Task, *args: Any, **kwargs: Any) -> bool:
+    def add(self, task: luigi.Task, *_: Any, **__: Any) -> bool:
         """Schedule a task and what it requires; the first one is the root of the run."""
         is_root, self._root = self._root is None, self._root or task
         # Of what is added later, `run` handles the errors.
         with exit_on_error(self.interrupts) if self._bare and is_root else contextlib.nullcontext():
-            return bool(super().add(task, *args, **kwargs))  # type: ignore[no-untyped-call]
+            return super().add(task)
 
     def _add_task(self, *args: Any, **kwargs: Any) -> None:
         status, task_id = kwargs["status"], kwargs["task_id"]

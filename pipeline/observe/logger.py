@@ -170,6 +170,8 @@ def configure_logging(verbose: bool = False, log_format: str = "text") -> None:
     logging.getLogger("pipeline").setLevel(logging.INFO if verbose else logging.WARNING)
     for name in ("pipeline.say", "pipeline.event"):
         logging.getLogger(name).setLevel(logging.INFO)
+    # Its warnings contain URLs, which may be secrets; its errors are raised.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     # Luigi logs every task that it schedules; the progress display replaces that.
     logging.getLogger("luigi").setLevel(logging.WARNING)
     logging.getLogger("luigi-interface").setLevel(logging.INFO if verbose else logging.ERROR)

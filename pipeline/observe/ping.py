@@ -63,7 +63,7 @@ class Ping:
             return True
         parts = urlsplit(self._url.reveal())
         url = parts._replace(path=parts.path.rstrip("/") + suffix, fragment="").geturl()
-        body = text.encode()[-BODY_BYTES:].decode(errors="ignore").encode()
+        body = text.encode(errors="backslashreplace")[-BODY_BYTES:].decode(errors="ignore").encode()
         thread = threading.Thread(target=_post, args=(url, body, self._last), name=PING, daemon=True)
         self._last = thread
         thread.start()
@@ -83,7 +83,8 @@ def _post(url: str, body: bytes, earlier: threading.Thread | None) -> None:
                 failure = "" if response.ok else f"responded with status {response.status_code}"
                 if response.status_code < 500:
                     break
-        except (requests.RequestException, ValueError) as exc:  # its message contains the URL
-            failure = f"cannot be reached ({type(exc).__name__})"
+        except (OSError, ValueError) as exc:
+            # Only a plain one, as of a wrong REQUESTS_CA_BUNDLE, has a message without the URL.
+            failure = f"cannot be reached ({exc if type(exc) is OSError else type(exc).__name__})"
     if failure:
         logger.warning("The monitor of PING_URL %s.", failure)

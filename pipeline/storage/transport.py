@@ -25,8 +25,9 @@ import urllib3.util
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.response import BaseHTTPResponse as Response
 
-from pipeline.config import Settings, command_line, redact
+from pipeline.config import Settings, command_line
 from pipeline.errors import SettingsError, StorageError, StorageUnavailable
+from pipeline.storage.deadline import TimedResponse, seconds_left
 
 #: Seconds to connect, with the TLS handshake, and to send a block of a body; bytes in a block.
 CONNECT_TIMEOUT = 10.0
@@ -49,40 +50,6 @@ def _seconds_for(count: int) -> float:
     return READ_TIMEOUT + count / _SLOWEST
 
 
-def _left(deadline: float) -> float:
-    """Return the seconds until a deadline; raise TimeoutError after it."""
-    if (seconds := deadline - time.monotonic()) > 0:
-        return seconds
-    raise TimeoutError("timed out")
-
-
-class _TimedReader(io.RawIOBase):
-    """Read from a socket until a deadline: the timeout of a socket begins anew with each byte that arrives."""
-
-    def __init__(self, sock: Any, raw: Any, deadline: float) -> None:
-        self._sock, self._raw, self._deadline = sock, raw, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> Any:
-        self._sock.settimeout(_left(self._deadline))
-        try:
-            return self._raw.readinto(buffer)
-        except ssl.SSLError as exc:  # after the handshake, it is no question of certificates or versions
-            raise ConnectionAbortedError(str(exc)) from exc
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: Any, *arguments: Any, deadline: float, **keywords: Any) -> None:
-        super().__init__(sock, *arguments, **keywords)
-        self.fp = io.BufferedReader(_TimedReader(sock, self.fp.detach(), deadline))
-
-
 class _Connection(HTTPConnection):
     """Send the head of a request in one message with its body: in two, they wake the server twice.
 
@@ -94,7 +61,7 @@ class _Connection(HTTPConnection):
 
     def connect(self) -> None:
         deadline = time.monotonic() + CONNECT_TIMEOUT  # of the request for a proxy's tunnel, and its response
-        self._deadline, self.response_class = max(deadline, self._deadline), partial(_Response, deadline=deadline)
+        self._deadline, self.response_class = max(deadline, self._deadline), partial(TimedResponse, deadline=deadline)
         super().connect()
 
     def request(self, method: str, url: str, body: Any = None, *arguments: Any, **keywords: Any) -> None:
@@ -104,12 +71,12 @@ class _Connection(HTTPConnection):
 
     def getresponse(self) -> Any:
         assert isinstance(self.timeout, float)  # what the pool has left of the attempt
-        self.response_class = partial(_Response, deadline=time.monotonic() + self.timeout)
+        self.response_class = partial(TimedResponse, deadline=time.monotonic() + self.timeout)
         return super().getresponse()
 
     def send(self, data: Any) -> None:
         if self.sock is not None:
-            self.sock.settimeout(min(CONNECT_TIMEOUT, _left(self._deadline)))
+            self.sock.settimeout(min(CONNECT_TIMEOUT, seconds_left(self._deadline)))
         if self._awaits_head:
             self._awaits_head, self._head = False, data
         else:
@@ -164,7 +131,7 @@ class Transport:
         """Send a request to a percent-encoded path; yield the response, of any status, to be read within the block.
 
         The attempt lasts READ_TIMEOUT, and longer for what is sent and for `expected` bytes of the response. Raises
-        StorageUnavailable without a complete response, StorageError if the certificate or the URL is not accepted or
+        StorageUnavailable without a complete response, StorageError if the certificate or an address is not accepted or
         the server does not speak TLS, SettingsError if the file of certificates does not exist.
         """
         length = {} if body is None else {"Content-Length": str(len(body))}
@@ -203,8 +170,8 @@ class Transport:
                 f"The TLS certificate of {self._base} is not accepted.",
                 "Set REQUESTS_CA_BUNDLE to the authority's certificate.",
             ) from exc
-        except (urllib3.exceptions.LocationValueError, requests.exceptions.RequestException) as exc:
-            raise StorageError(f"Storage cannot be asked: {redact(str(exc))}", "Check the settings.") from exc
+        except urllib3.exceptions.LocationValueError:
+            raise self._invalid() from None
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as exc:
             raise self._unreachable(exc) from exc
 
@@ -212,6 +179,16 @@ class Transport:
         cause = _cause(exc)
         what = "does not respond in time" if isinstance(cause, _TIMEOUTS) else "cannot be reached"
         return StorageUnavailable(f"{self._where} {what} ({type(cause).__name__}).", self.hint_unreachable)
+
+    def _invalid(self) -> StorageError:
+        """Return the error of an address; that of a library may contain parts of the password of a proxy."""
+        if not self.proxied:
+            return StorageError(f"{self._base} is not a valid address.", "Check NEXT_PUBLIC_SUPABASE_URL.")
+        return StorageError(
+            f"Storage at {self._base} cannot be asked through a proxy whose address is not valid.",
+            "Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY: percent-encode special characters in the password, and "
+            "install PySocks for a SOCKS proxy.",
+        )
 
     def close(self) -> None:
         """Close the connections of this process; a further request opens new ones."""
@@ -226,13 +203,16 @@ class Transport:
             first.url = self._base
             adapter = requests.adapters.HTTPAdapter(1, self._connections, pool_block=True)
             verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-            pool: Any = adapter.get_connection_with_tls_context(first, verify, proxies=self._proxies)
             try:
+                pool: Any = adapter.get_connection_with_tls_context(first, verify, proxies=self._proxies)
                 adapter.cert_verify(pool, self._base, verify, None)  # type: ignore[no-untyped-call]
+            except (ValueError, requests.exceptions.RequestException):
+                raise self._invalid() from None
             except OSError as exc:
                 raise SettingsError(f"{exc}.", "Set REQUESTS_CA_BUNDLE to a file of certificates.") from exc
             pool.conn_kw["blocksize"] = _BLOCK
-            pool.ConnectionCls = _TLSConnection if isinstance(pool, urllib3.HTTPSConnectionPool) else _Connection
+            ours = _TLSConnection if isinstance(pool, urllib3.HTTPSConnectionPool) else _Connection
+            pool.ConnectionCls = type("Connection", (ours, pool.ConnectionCls), {})  # through a SOCKS proxy, its own
             self._prefix = urllib3.util.parse_url(adapter.request_url(first, self._proxies)).url  # in ASCII
             self._pool, self._pid = pool, os.getpid()
         return self._pool
