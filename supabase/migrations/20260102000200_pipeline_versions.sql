@@ -62,16 +62,6 @@ $$;
 
 -- What readers see, and what stands in the way
 
-CREATE OR REPLACE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
-LANGUAGE sql STABLE
-AS $$
--- Whether a finished batch of kind 'load' has a recognition. What none has is of others: their own, or not adopted yet.
-    SELECT EXISTS (
-        SELECT FROM ingest.manifest m
-        JOIN ingest.batches b ON b.id = m.batch_id
-        WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done')
-$$;
-
 CREATE OR REPLACE FUNCTION ingest.is_there(recognition bigint) RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
@@ -90,6 +80,18 @@ AS $$
     WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done' AND b.id <> besides
     ORDER BY b.version DESC
     LIMIT 1
+$$;
+
+CREATE OR REPLACE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether the newest finished batch of kind 'load' that has a recognition is the one whose id the domain shows, or the
+-- domain has none. Any other is of others: it was not adopted yet, or they loaded it anew or took it over.
+    SELECT EXISTS (
+        SELECT FROM ingest.newest_version(recognition, '') newest (id)
+        JOIN ingest.batches b ON b.id = newest.id
+        LEFT JOIN public.recognitions r ON r.id = recognition
+        WHERE r.id IS NULL OR coalesce(r.batch_id, '') = CASE WHEN b.adopted THEN coalesce(b.adopted_from, '') ELSE b.id END)
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.was_adopted(recognition bigint, besides text) RETURNS boolean
