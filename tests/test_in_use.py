@@ -246,6 +246,27 @@ def test_another_photo_of_boxes_that_people_work_on_is_neither_sent_nor_shown(
     assert world.inconsistencies(settings) == []
 
 
+@pytest.mark.parametrize("option", ["--changed", "--force"])
+def test_what_the_model_saw_in_the_place_of_a_new_line_and_people_work_on_is_not_sent(
+    option: str, run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, second, _ = numbers = ids_of(dataset)
+    values = {key_of(one): value_of("dish_0", "dish_3", "plate") for one in numbers}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    for number in numbers:
+        give_receipt(dataset, number, [*RECEIPT, {"Count": 1, "Dishes": [{"Name": "Сок", "ExternalId": "41"}]}])
+    people.begin(first)
+    before = rows_of(dsn, first)
+    assert run("load", "--source", dataset, "--batch-id", "b2", option).code == 0
+    assert notices(dsn, "b2") == [(first, "in_use", "discover")]
+    assert (rows_of(dsn, first), shown(dsn, numbers)) == (before, ["b1", "b2", "b2"])
+    assert world.inconsistencies(settings) == []
+    people.end(first)
+    assert run("load", "--source", dataset, "--batch-id", "b3", option).code == 0
+    assert shown(dsn, [first, second]) == ["b3", "b3" if option == "--force" else "b2"]
+    assert world.inconsistencies(settings) == []
+
+
 def jpeg(number: int) -> bytes:
     """Return a photo of the size of the sample's, and of another size in bytes."""
     photo = io.BytesIO()

@@ -149,6 +149,20 @@ BEGIN
         SELECT FROM public.initial_annotations o
         WHERE o.initial_tray_item_id = p.id AND NOT EXISTS (
             SELECT FROM pg_temp.stale g WHERE g.relation = 'public.initial_annotations'::regclass AND g.id = o.id));
+    -- A receipt line takes over what only the model saw in its place, unless others or another label show it as well, or
+    -- equal boxes may part.
+    INSERT INTO pg_temp.stale
+    SELECT 'public.initial_tray_items'::regclass, p.id, p.recognition_id
+    FROM pg_temp.present_items p
+    JOIN pg_temp.wanted_lines w ON w.recognition_id = p.recognition_id AND w.line_number = p.line_number AND w.quantity > 0
+    WHERE p.source = 'MODEL' AND NOT EXISTS (
+            SELECT FROM pg_temp.stale g WHERE g.relation = 'public.initial_tray_items'::regclass AND g.id = p.id)
+        AND NOT EXISTS (
+            SELECT FROM public.initial_annotations a
+            WHERE a.initial_tray_item_id = p.id AND (a.source IS DISTINCT FROM 'MODEL'
+                OR coalesce(ingest.line_of(a.label), p.line_number) <> p.line_number OR EXISTS (
+                    SELECT FROM public.initial_annotations o
+                    WHERE o.image_id = a.image_id AND o.bbox = a.bbox AND o.id <> a.id)));
     ANALYZE pg_temp.stale;
     RETURN QUERY
     SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
