@@ -62,6 +62,21 @@ $$;
 
 -- What readers see, and what stands in the way
 
+CREATE OR REPLACE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether the newest finished batch of kind 'load' that has a recognition is the one whose id the domain shows, or the
+-- domain has none. Any other is of others: it was not adopted yet, or they loaded it anew or took it over.
+    SELECT coalesce((
+        SELECT r.id IS NULL OR coalesce(r.batch_id, '') = CASE WHEN b.adopted THEN coalesce(b.adopted_from, '') ELSE b.id END
+        FROM ingest.manifest m
+        JOIN ingest.batches b ON b.id = m.batch_id
+        LEFT JOIN public.recognitions r ON r.id = m.recognition_id
+        WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done'
+        ORDER BY b.version DESC
+        LIMIT 1), false)
+$$;
+
 CREATE OR REPLACE FUNCTION ingest.is_there(recognition bigint) RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
@@ -80,18 +95,6 @@ AS $$
     WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done' AND b.id <> besides
     ORDER BY b.version DESC
     LIMIT 1
-$$;
-
-CREATE OR REPLACE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
-LANGUAGE sql STABLE
-AS $$
--- Whether the newest finished batch of kind 'load' that has a recognition is the one whose id the domain shows, or the
--- domain has none. Any other is of others: it was not adopted yet, or they loaded it anew or took it over.
-    SELECT EXISTS (
-        SELECT FROM ingest.newest_version(recognition, '') newest (id)
-        JOIN ingest.batches b ON b.id = newest.id
-        LEFT JOIN public.recognitions r ON r.id = recognition
-        WHERE r.id IS NULL OR coalesce(r.batch_id, '') = CASE WHEN b.adopted THEN coalesce(b.adopted_from, '') ELSE b.id END)
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.was_adopted(recognition bigint, besides text) RETURNS boolean
