@@ -381,6 +381,52 @@ def test_what_an_adopted_tray_lacks_is_noticed_and_no_difference(run: Run, proje
     assert run("verify").code == 5
 
 
+def test_a_tray_that_was_deleted_and_loaded_anew_is_of_its_former_batch_no_more(
+    run: Run, project: Project, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, second, *_ = project.numbers
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    found = "SELECT batch_id FROM ingest.manifest WHERE recognition_id = %s ORDER BY 1"
+    kept = [first, second]
+    world.query(dsn, "DELETE FROM public.recognitions WHERE id = ANY (%s)", (kept,))
+    world.query(dsn, "DELETE FROM public.recipes WHERE recognition_id = ANY (%s)", (kept,))
+    boxes = {(number, 1): BOXES[:2] for number in kept}
+    older_script.load(project.settings, project.dataset, kept, "batch_20250601_021500", boxes)
+    rows, objects = project.now()
+    # Until it is adopted anew, no load compares it with the former version, and its photos are not those of the batch.
+    give_receipt(project.dataset, first, RECEIPT[1:])
+    looked = run("load", "--source", project.dataset, "--batch-id", "n1", "--changed", "--json")
+    assert (looked.code, json.loads(looked.out)["changed_since_load"]) == (0, 0)
+    refused = run("reset", "--batch-id", "manual_load", "--confirm")
+    assert (refused.code, f"would be deleted: {first}." in refused.err) == (4, True)
+    adopted = run("adopt", "--confirm", "--json")
+    assert adopted.code == 0, adopted.err
+    assert [(one["id"], one["recognitions"]) for one in json.loads(adopted.out)["batches"]] == [("adopted_3", 2)]
+    assert [world.query(dsn, found, (number,)) for number in kept] == [[("adopted_3",), ("b1",)]] * 2
+    assert json.loads(run("adopt", "--confirm", "--json").out)["batches"] == []
+    counts = "SELECT id, recognitions, photos, bytes > 0 FROM ingest.batches WHERE adopted ORDER BY id"
+    assert world.query(dsn, counts) == [
+        ("adopted_1", 1, 2, True),
+        ("adopted_2", 1, 2, True),
+        ("adopted_3", 2, 4, True),
+        ("batch_20250601_021500", 0, 0, False),
+        ("manual_load", 0, 0, False),
+    ]
+    for name in ("manual_load", "b1"):
+        done = run("reset", "--batch-id", name, "--confirm")
+        assert done.code == 0, done.err
+    now = project.now()
+    assert [one for one in now[0]["public.images"] if one[1] in kept] == [
+        one for one in rows["public.images"] if one[1] in kept
+    ]
+    assert {key: now[1].get(key) for key in objects if key.startswith("recognitions/")} == {
+        key: value for key, value in objects.items() if key.startswith("recognitions/")
+    }
+    assert run("verify").code == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_any_history_over_adopted_trays_can_be_undone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.batches.held import find_claimed
 from pipeline.config import Settings
-from pipeline.database import Database
+from pipeline.database import Connection, Database
+from pipeline.errors import ClaimedError, DatabaseUnavailable
 from pipeline.sample.writer import ANNOTATIONS
+from pipeline.steps import transform
 from tests import annotating, test_luigi, world
 from tests.annotating import Run, ids_of, key_of, value_of, write
 from tests.proxies import Fault, Request, StorageProxy, page
@@ -419,3 +423,38 @@ def test_a_night_whose_new_trays_are_all_claimed_makes_no_batch(run: Run, own_da
     assert world.query(dsn, "SELECT DISTINCT batch_id FROM ingest.claims") == [("b1",)]
     assert run("publish", "--batch-id", "b1").code == 0
     assert world.counts(dsn)["public.recognitions"] == 18
+
+
+def test_what_others_have_claimed_is_told_where_the_answer_to_the_commit_is_lost(
+    run: Run, own_dataset: MakeDataset, tmp_path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = own_dataset(3)
+    first, _, third = ids_of(dataset)
+    truncate(dataset, [first])
+    late = world.folders(dataset)[third]
+    shutil.move(late, tmp_path / "late")
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    shutil.move(tmp_path / "late", late)
+    assert run("discover", "--source", dataset, "--batch-id", "b2").code == 0
+    # It is read again, and rejected as before.
+    os.utime(next(world.folders(dataset)[first].rglob("*_Main.jpg")))
+    commit, seen = Connection.commit, list[str]()
+
+    def finding(connection: Connection, weight: object) -> ClaimedError | None:
+        found = find_claimed(connection, weight)
+        seen.extend(["claimed"] if found else [])
+        return found
+
+    def committing(connection: Connection) -> None:
+        commit(connection)
+        if seen[-1:] == ["claimed"]:
+            seen.append("lost")
+            raise DatabaseUnavailable("The connection was lost.", "")
+
+    monkeypatch.setattr(transform, "find_claimed", finding)
+    monkeypatch.setattr(Connection, "commit", committing)
+    monkeypatch.setenv("PIPELINE_RETRY_BACKOFF_FACTOR", "1.01")
+    night = run("load", "--source", dataset, "--batch-id", "b3")
+    assert (night.code, seen) == (3, ["claimed", "lost"]), night.err
+    assert "All that is new belongs to unfinished b2" in night.err
+    assert states(dsn) == {"b1": "done", "b2": "loading"}

@@ -20,9 +20,10 @@ from embedded_supabase.postgres.server import EmbeddedPostgres
 from pipeline.config import Settings
 from pipeline.database import Connection, Database
 from pipeline.database.migrate import migrate
-from pipeline.errors import DatabaseUnavailable
+from pipeline.errors import DatabaseUnavailable, RefusedError
 from pipeline.steps import transform
 from pipeline.steps.in_use import set_aside
+from pipeline.steps.reset import reset_batch
 from pipeline.storage import Storage
 from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
@@ -245,6 +246,27 @@ def test_another_photo_of_boxes_that_people_work_on_is_neither_sent_nor_shown(
     assert world.inconsistencies(settings) == []
 
 
+@pytest.mark.parametrize("option", ["--changed", "--force"])
+def test_what_the_model_saw_in_the_place_of_a_new_line_and_people_work_on_is_not_sent(
+    option: str, run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, second, _ = numbers = ids_of(dataset)
+    values = {key_of(one): value_of("dish_0", "dish_3", "plate") for one in numbers}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    for number in numbers:
+        give_receipt(dataset, number, [*RECEIPT, {"Count": 1, "Dishes": [{"Name": "Сок", "ExternalId": "41"}]}])
+    people.begin(first)
+    before = rows_of(dsn, first)
+    assert run("load", "--source", dataset, "--batch-id", "b2", option).code == 0
+    assert notices(dsn, "b2") == [(first, "in_use", "discover")]
+    assert (rows_of(dsn, first), shown(dsn, numbers)) == (before, ["b1", "b2", "b2"])
+    assert world.inconsistencies(settings) == []
+    people.end(first)
+    assert run("load", "--source", dataset, "--batch-id", "b3", option).code == 0
+    assert shown(dsn, [first, second]) == ["b3", "b3" if option == "--force" else "b2"]
+    assert world.inconsistencies(settings) == []
+
+
 def jpeg(number: int) -> bytes:
     """Return a photo of the size of the sample's, and of another size in bytes."""
     photo = io.BytesIO()
@@ -281,10 +303,26 @@ SCRIPT = """
     VALUES ({0}, 'PLATE', 'MODEL', '{{"qwen_label": "plate"}}')
 """
 
+BOX = """
+    INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, bbox)
+    SELECT i.id, t.id, '{{"x": 1, "y": 2, "w": 3, "h": 4}}'
+    FROM public.images i JOIN public.initial_tray_items t USING (recognition_id) WHERE i.recognition_id = {0}
+"""
+
 
 def script(dsn: str, number: int) -> None:
     """Load a recognition as another tool would."""
     world.query(dsn, SCRIPT.format(number))
+
+
+def adopted_beside(run: Run, settings: Settings, dsn: str) -> None:
+    """Let another tool load a recognition, and adopt it."""
+    script(dsn, 7)
+    moved = "UPDATE public.images SET storage_path = replace(storage_path, 'older/', 'recognitions/')"
+    with closing(Storage(settings)) as storage:
+        for (key,) in world.query(dsn, f"{moved} WHERE recognition_id = 7 RETURNING storage_path"):
+            storage.upload(key, b"photo")
+    assert run("adopt", "--confirm").code == 0
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)], ids=["incremental", "forced"])
@@ -489,15 +527,102 @@ def test_a_reset_leaves_what_another_tool_loaded_in_the_place_of_a_batch(
     assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
     assert run("reset", "--batch-id", "b1", "--confirm").code == 0
     script(dsn, first)
-    box = """
-        INSERT INTO public.initial_annotations (image_id, initial_tray_item_id, bbox)
-        SELECT i.id, t.id, '{{"x": 1, "y": 2, "w": 3, "h": 4}}'
-        FROM public.images i JOIN public.initial_tray_items t USING (recognition_id) WHERE i.recognition_id = {0}
-    """
-    world.query(dsn, box.format(first))
+    world.query(dsn, BOX.format(first))
     before = rows_of(dsn, first)
     assert run("reset", "--batch-id", "q1", "--confirm").code == 0
     assert rows_of(dsn, first) == before
+
+
+@pytest.mark.parametrize("command", ["load --force", "load-qwen", "load-qwen beside adopted ones"])
+def test_what_another_tool_loaded_anew_after_a_batch_is_left_to_it(
+    command: str, run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, *others = changed(dataset)
+    if "adopted" in command:
+        adopted_beside(run, settings, dsn)
+    world.query(dsn, f"DELETE FROM public.recognitions WHERE id = {first}")
+    world.query(dsn, f"DELETE FROM public.recipes WHERE recognition_id = {first}")
+    script(dsn, first)
+    name, *options = command.partition(" beside")[0].split()
+    if name == "load":
+        world.query(dsn, BOX.format(first))
+        arguments: tuple[str | Path, ...] = ("load", "--source", dataset)
+    else:
+        values = {key_of(one): value_of("dish_0", "plate") for one in (first, *others)}
+        arguments = ("load-qwen", "--file", write(tmp_path / "1.json", values))
+    before, objects = rows_of(dsn, first), world.objects(settings)
+    done = run(*arguments, "--batch-id", "n1", *options)
+    assert done.code == 0, done.err
+    assert notices(dsn, "n1") == [(first, "not_adopted", "discover")]
+    assert rows_of(dsn, first) == before
+    assert {key for key in world.objects(settings).keys() - objects if f"/{first}/" in key} == set()
+    assert world.query(dsn, "SELECT recognition_id FROM ingest.manifest WHERE batch_id = 'n1' ORDER BY 1") == [
+        (number,) for number in others
+    ]
+    for batch_id in ("n1", "b1"):
+        done = run("reset", "--batch-id", batch_id, "--confirm")
+        assert done.code == 0, done.err
+    assert rows_of(dsn, first) == before
+
+
+def test_what_another_tool_loads_anew_during_load_qwen_is_left_to_it(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, *_ = numbers = ids_of(dataset)
+    adopted_beside(run, settings, dsn)
+    values = {key_of(one): value_of("dish_0", "plate") for one in numbers}
+    arguments = ("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1")
+    assert run("discover", *arguments[1:]).code == 0
+    world.query(dsn, f"DELETE FROM public.recognitions WHERE id = {first}")
+    world.query(dsn, f"DELETE FROM public.recipes WHERE recognition_id = {first}")
+    script(dsn, first)
+    before = rows_of(dsn, first)
+    assert run(*arguments).code == 0
+    assert notices(dsn, "q1") == [(first, "not_adopted", "transform")]
+    assert rows_of(dsn, first) == before
+
+
+def test_a_recognition_whose_batch_id_the_app_changed_is_left_to_it_with_its_photos(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, *_ = numbers = ids_of(dataset)
+    world.query(dsn, "UPDATE public.recognitions SET batch_id = 'training' WHERE id = %s", (first,))
+    before, objects = rows_of(dsn, first), world.objects(settings)
+    values = {key_of(one): value_of("dish_0", "plate") for one in numbers}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    assert notices(dsn, "q1") == [(first, "not_adopted", "discover")]
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert notices(dsn, "b2") == [(first, "not_adopted", "discover")]
+    for batch_id in ("b2", "q1"):
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+    told = run("reset", "--batch-id", "b1", "--dry-run")
+    assert (told.code, f"name objects that would be deleted: {first}\n" in told.out) == (0, True)
+    refused = run("reset", "--batch-id", "b1", "--confirm")
+    assert (refused.code, f"name objects that would be deleted: {first}." in refused.err) == (4, True)
+    with closing(Database(settings)) as database, pytest.raises(RefusedError, match=str(first)):
+        reset_batch(database, settings, "b1")
+    assert (rows_of(dsn, first), world.objects(settings)) == (before, objects)
+    world.query(dsn, "UPDATE public.recognitions SET batch_id = 'b1' WHERE id = %s", (first,))
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert (shown(dsn, numbers), world.objects(settings)) == ([], {})
+
+
+def test_photos_of_a_recognition_that_the_app_took_over_stay_while_it_may_get_them_back(
+    run: Run, people: People, dataset: Path, settings: Settings, dsn: str
+) -> None:
+    first, *_ = numbers = ids_of(dataset)
+    adopted_beside(run, settings, dsn)
+    world.query(dsn, "UPDATE public.recognitions SET batch_id = 'training' WHERE id = %s", (first,))
+    before, objects = rows_of(dsn, first), world.objects(settings)
+    adopted = run("adopt", "--confirm")
+    assert adopted.code == 0, adopted.err
+    assert "batch training: 1 recognition\n  photos with a row and without an object: 0 " in adopted.out
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert shown(dsn, numbers) == ["b2"] * 3
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 4
+    assert run("reset", "--batch-id", "b2", "--confirm").code == 0
+    assert (rows_of(dsn, first), world.objects(settings)) == (before, objects)
+    assert run("adopt", "--undo", "--confirm").code == 0
 
 
 def test_a_batch_with_the_name_of_another_tool_takes_none_of_its_rows(

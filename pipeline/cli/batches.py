@@ -37,7 +37,7 @@ from pipeline.observe.prometheus import batch_metrics, verify_metrics
 from pipeline.steps.adopt import Adoption, Forgotten, forget
 from pipeline.steps.adopt import adopt as put_on_record
 from pipeline.steps.discover import Discovery, Request, discover
-from pipeline.steps.reset import Plan, describe_reset, plan_reset
+from pipeline.steps.reset import Plan, describe_reset, lost_error, plan_reset
 from pipeline.steps.verify import EQUAL, Verification
 from pipeline.storage import Storage
 from pipeline.units import counted, moment, size
@@ -187,6 +187,8 @@ def _execute(options: argparse.Namespace, plan: Plan) -> None:
         found = ", ".join(f"{table} ({rows}, to {target})" for table, rows, target in references)
         message = f"Batch {plan.batch.id} is not reset: rows of other tables reference what would be deleted: {found}."
         raise RefusedError(message, "Remove those rows, or keep this batch; nothing was changed.")
+    if plan.lost:
+        raise lost_error(plan.batch.id, plan.lost)
     if not options.confirm:
         target = target_of(registry.environment(options.production).settings)
         question = f"Type the batch's id, {plan.batch.id}, to delete all this from {target}: "

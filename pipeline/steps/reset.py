@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _THREADS = 4
 _ROUNDS = 3
+_SHOWN = 10
 _HINT = "Look at the Storage server's log; is another machine still uploading?"
 
 
@@ -40,7 +41,8 @@ _HINT = "Look at the Storage server's log; is another machine still uploading?"
 class Plan:
     """What a reset would do: rows (by table) and objects to delete, and the references that prevent it (see its query).
 
-    `returning` are the recognitions whose earlier version readers see again, by the batch of that version.
+    `returning` are the recognitions whose earlier version readers see again, by the batch of that version. `lost` are
+    those that others loaded anew or took over, and whose images name objects of the batch: they prevent it, too.
     """
 
     batch: Batch
@@ -49,6 +51,7 @@ class Plan:
     bytes: int
     returning: dict[str, int]
     blocking: list[dict[str, Any]]
+    lost: list[int]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -69,7 +72,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
     def work(connection: Connection) -> Plan:
         batch = find_batch_to_reset(connection, batch_id)
         if batch.state in ("resetting", "reset"):
-            return Plan(batch, {}, 0, 0, {}, [])
+            return Plan(batch, {}, 0, 0, {}, [], [])
         connection.execute("plan_reset", batch_id=batch_id, locks=False)
         raw = connection.one("count_raw", batch_id=batch_id)._asdict()
         rows = {f"raw.{name}": count for name, count in raw.items() if count}
@@ -77,7 +80,7 @@ def plan_reset(database: Database, settings: Settings, batch_id: str) -> Plan:
         returning = {row.batch_id: row.recognitions for row in connection.execute("list_returning", batch_id=batch_id)}
         blocking = [row._asdict() for row in connection.execute("find_references")]
         objects, total = connection.one("count_objects", batch_id=batch_id) if batch.adopted else (0, 0)
-        return Plan(batch, rows, objects, total, returning, blocking)
+        return Plan(batch, rows, objects, total, returning, blocking, _list_lost(connection, batch_id))
 
     plan = database.run(work, timeout=0, keep=False)
     if plan.batch.kind != KIND_LOAD or plan.batch.state == "reset":
@@ -118,14 +121,16 @@ def describe_reset(plan: Plan) -> str:
     for one in plan.blocking:
         rows = counted(one["rows"], "row references", "rows reference")
         lines.append(f"  blocked by {one['table']}: {rows} rows of {one['target']} that would be deleted")
+    if plan.lost:
+        lines.append(f"  blocked by {_describe_lost(plan.lost)}")
     return "\n".join(lines)
 
 
 def reset_batch(database: Database, settings: Settings, batch_id: str, counter: ProgressCounter | None = None) -> None:
     """Remove a batch; do nothing if it was reset before. `counter` counts the deleted photos.
 
-    Raises RefusedError if a foreign table references rows to delete, or if the bucket is another one, and AccessDenied
-    if the key does not see it; nothing was changed.
+    Raises RefusedError if a foreign table references rows to delete, if images of others name objects to delete, or if
+    the bucket is another one, and AccessDenied if the key does not see it; nothing was changed.
     """
     batch = database.run(lambda connection: find_batch_to_reset(connection, batch_id))
     if batch.kind == KIND_LOAD and batch.state != "reset":
@@ -158,10 +163,29 @@ def _unpublish(connection: Connection, batch_id: str) -> Batch | None:
             summary = json.dumps(summarise(connection, batch_id), ensure_ascii=False)
             connection.execute("update_batch_metrics", batch_id=batch_id, metrics=summary)
         connection.execute("plan_reset", batch_id=batch_id, locks=True)
+        if lost := _list_lost(connection, batch_id):
+            raise lost_error(batch_id, lost)
         removed = connection.one("execute_reset", batch_id=batch_id).removed
         connection.execute("mark_resetting", batch_id=batch_id)
         logger.info("reset: %s of public and raw", counted(removed, "row"))
     return batch
+
+
+def _list_lost(connection: Connection, batch_id: str) -> list[int]:
+    """Return the recognitions of `Plan.lost`."""
+    return [row.recognition_id for row in connection.execute("list_lost", batch_id=batch_id)]
+
+
+def _describe_lost(lost: Sequence[int]) -> str:
+    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+    which = f"{counted(len(lost), 'recognition')} that others loaded anew or took over"
+    return f"images of {which} name objects that would be deleted: {', '.join(map(str, lost[:_SHOWN]))}{more}"
+
+
+def lost_error(batch_id: str, lost: Sequence[int]) -> RefusedError:
+    """Return the error of a reset that would delete objects which images of others name."""
+    hint = "Give them the batch_id again that they had, or adopt what another tool loaded; nothing was changed."
+    return RefusedError(f"Batch {batch_id} is not reset: {_describe_lost(lost)}.", hint)
 
 
 def _list_objects(storage: Storage, batch_id: str) -> Iterator[StoredObject]:

@@ -40,10 +40,14 @@ def transform_batch(
     look completes the load.
     """
 
+    forgotten: list[ClaimedError | None] = []  # why, also if the answer to the commit is lost
+
     def work(connection: Connection) -> HeldError | ClaimedError | bool | None:
         report("waiting for the commits of other batches")
         connection.enqueue("lock_batch", batch_id=batch_id)
         connection.enqueue("lock_commits")
+        if forgotten and batch_state.find_batch(connection, batch_id) is None:
+            return forgotten[0]
         held = batch_state.hold_unpublished(connection, batch_id)
         if held is None:
             return None
@@ -57,8 +61,8 @@ def transform_batch(
         weight = connection.one("count_usable", batch_id=batch_id)
         claimed = find_claimed(connection, weight)
         if claimed or not (weight.listed or weight.rejected or weight.transient or weight.held_reason):
-            for statement in ("empty_look" if claimed is None else "delete_look", "forget_batch"):
-                connection.execute(statement, batch_id=batch_id)
+            forgotten[:] = [claimed]
+            _forget(connection, batch_id, "empty_look" if claimed is None else "delete_look")
             return claimed
         if reason := find_reason(connection, batch_id, weight, max_rejects):
             connection.execute("update_batch_complete", batch_id=batch_id, state="held", reason=reason)
@@ -90,6 +94,12 @@ def transform_batch(
             outcome = database.run(work, timeout=0)
     if isinstance(outcome, PipelineError):
         raise outcome
+
+
+def _forget(connection: Connection, batch_id: str, look: str) -> None:
+    """Delete a batch of which nothing is published, and empty or delete its look."""
+    for statement in (look, "forget_batch"):
+        connection.execute(statement, batch_id=batch_id)
 
 
 def withdraw_lost_shards(database: Database, storage: Storage, batch_id: str) -> list[int]:

@@ -65,11 +65,16 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.is_on_record(recognition bigint) RETURNS boolean
 LANGUAGE sql STABLE
 AS $$
--- Whether a finished batch of kind 'load' has a recognition. What none has is of others: their own, or not adopted yet.
-    SELECT EXISTS (
-        SELECT FROM ingest.manifest m
+-- Whether the newest finished batch of kind 'load' that has a recognition is the one whose id the domain shows, or the
+-- domain has none. Any other is of others: it was not adopted yet, or they loaded it anew or took it over.
+    SELECT coalesce((
+        SELECT r.id IS NULL OR coalesce(r.batch_id, '') = CASE WHEN b.adopted THEN coalesce(b.adopted_from, '') ELSE b.id END
+        FROM ingest.manifest m
         JOIN ingest.batches b ON b.id = m.batch_id
-        WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done')
+        LEFT JOIN public.recognitions r ON r.id = m.recognition_id
+        WHERE m.recognition_id = recognition AND b.kind = 'load' AND b.state = 'done'
+        ORDER BY b.version DESC
+        LIMIT 1), false)
 $$;
 
 CREATE OR REPLACE FUNCTION ingest.is_there(recognition bigint) RETURNS boolean

@@ -377,9 +377,9 @@ BEGIN
         AND photo.same = cardinality(m.cameras) AND photo.annotated = 0
         AND item.placed = item.found AND item.placed = receipt.places
         AND NOT EXISTS (
-            SELECT FROM ingest.manifest o
-            JOIN ingest.batches b ON b.id = o.batch_id
-            WHERE o.recognition_id = r.id AND o.batch_id <> batch AND b.state = 'done' AND (b.kind = 'qwen' OR b.adopted));
+            SELECT FROM ingest.manifest o JOIN ingest.batches b ON b.id = o.batch_id
+            WHERE o.recognition_id = r.id AND o.batch_id <> batch AND b.state = 'done'
+                AND (b.kind = 'qwen' OR b.adopted OR b.version > shown.version));
     CREATE UNIQUE INDEX ON pg_temp.unannotated (recognition_id);
     ANALYZE pg_temp.unannotated;
     CREATE TEMP TABLE unannotated_photos ON COMMIT DROP AS

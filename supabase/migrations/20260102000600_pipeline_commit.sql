@@ -76,30 +76,23 @@ BEGIN
             adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted
         FROM raw.receipts r
         WHERE r.batch_id = batch;
-        RETURN QUERY
-        DELETE FROM pg_temp.affected t
-        WHERE t.existing AND NOT ingest.is_on_record(t.recognition_id)
-        RETURNING t.recognition_id, NULL::regclass, NULL::bigint;
     ELSE
         PERFORM ingest.plan_unannotated(batch);
-        RETURN QUERY
-        SELECT p.id, NULL::regclass, NULL::bigint
+        CREATE TEMP TABLE affected ON COMMIT DROP AS
+        SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
+            shown.adopted AS is_adopted, adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
         FROM (
             SELECT m.recognition_id FROM ingest.manifest m WHERE m.batch_id = batch AND NOT m.rejected
             EXCEPT SELECT u.recognition_id FROM pg_temp.unannotated u
         ) m
         JOIN public.recognitions p ON p.id = m.recognition_id
-        WHERE NOT ingest.is_on_record(p.id);
-        CREATE TEMP TABLE affected ON COMMIT DROP AS
-        SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
-            shown.adopted AS is_adopted, adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
-        FROM ingest.manifest m
-        JOIN public.recognitions p ON p.id = m.recognition_id
-        JOIN ingest.batches shown ON shown.id = CASE WHEN adopting
-            THEN (SELECT v FROM ingest.newest_version(p.id, batch) v) ELSE p.batch_id END
-        WHERE m.batch_id = batch AND NOT m.rejected
-            AND NOT EXISTS (SELECT FROM pg_temp.unannotated u WHERE u.recognition_id = p.id);
+        LEFT JOIN LATERAL ingest.newest_version(p.id, batch) newest (id) ON true
+        LEFT JOIN ingest.batches shown ON shown.id = newest.id;
     END IF;
+    RETURN QUERY
+    DELETE FROM pg_temp.affected t
+    WHERE t.existing AND NOT ingest.is_on_record(t.recognition_id)
+    RETURNING t.recognition_id, NULL::regclass, NULL::bigint;
     PERFORM ingest.plan_adopted();
     PERFORM ingest.plan_affected(batch, true);
     RETURN QUERY
@@ -156,6 +149,20 @@ BEGIN
         SELECT FROM public.initial_annotations o
         WHERE o.initial_tray_item_id = p.id AND NOT EXISTS (
             SELECT FROM pg_temp.stale g WHERE g.relation = 'public.initial_annotations'::regclass AND g.id = o.id));
+    -- A receipt line takes over what only the model saw in its place, unless others or another label show it as well, or
+    -- equal boxes may part.
+    INSERT INTO pg_temp.stale
+    SELECT 'public.initial_tray_items'::regclass, p.id, p.recognition_id
+    FROM pg_temp.present_items p
+    JOIN pg_temp.wanted_lines w ON w.recognition_id = p.recognition_id AND w.line_number = p.line_number AND w.quantity > 0
+    WHERE p.source = 'MODEL' AND NOT EXISTS (
+            SELECT FROM pg_temp.stale g WHERE g.relation = 'public.initial_tray_items'::regclass AND g.id = p.id)
+        AND NOT EXISTS (
+            SELECT FROM public.initial_annotations a
+            WHERE a.initial_tray_item_id = p.id AND (a.source IS DISTINCT FROM 'MODEL'
+                OR coalesce(ingest.line_of(a.label), p.line_number) <> p.line_number OR EXISTS (
+                    SELECT FROM public.initial_annotations o
+                    WHERE o.image_id = a.image_id AND o.bbox = a.bbox AND o.id <> a.id)));
     ANALYZE pg_temp.stale;
     RETURN QUERY
     SELECT f.recognition_id, f.app, sum(f.referencing)::bigint
@@ -288,7 +295,7 @@ BEGIN
         LEFT JOIN LATERAL ingest.newest_version(p.id, batch) newest (id) ON true
         LEFT JOIN ingest.batches former ON former.id = newest.id
         WHERE m.batch_id = batch AND target.state = 'done' AND NOT m.rejected
-            AND (target.adopted OR p.batch_id = batch);
+            AND (target.adopted OR p.batch_id = batch) AND ingest.is_on_record(p.id);
     ELSE
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
@@ -297,7 +304,7 @@ BEGIN
         JOIN public.recognitions p ON p.id = m.recognition_id
         CROSS JOIN LATERAL ingest.newest_version(p.id, batch) newest (id)
         JOIN ingest.batches shown ON shown.id = newest.id
-        WHERE m.batch_id = batch AND target.state = 'done' AND EXISTS (
+        WHERE m.batch_id = batch AND target.state = 'done' AND ingest.is_on_record(p.id) AND EXISTS (
             SELECT FROM unnest(m.cameras) AS camera
             CROSS JOIN LATERAL ingest.photo_of(shown.id, shown.adopted, p.id, camera) f
             CROSS JOIN LATERAL ingest.annotations_of_photo(

@@ -392,7 +392,7 @@ CROSS JOIN LATERAL (
     ORDER BY f.batch_id IS DISTINCT FROM r.batch_id, b.version DESC
     LIMIT 1
 ) m
-WHERE r.id = ANY (CAST(:recognition_ids AS bigint[]))
+WHERE r.id = ANY (CAST(:recognition_ids AS bigint[])) AND ingest.is_on_record(r.id)
 
 -- name: list_near_notices
 -- What explains that no recognition was found.

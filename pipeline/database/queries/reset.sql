@@ -45,6 +45,20 @@ WHERE m.batch_id = :batch_id AND m.recognition_id > :after AND :sent = EXISTS (
 ORDER BY m.recognition_id
 LIMIT :count
 
+-- name: list_lost
+-- Recognitions of a batch that others loaded anew or took over, and whose images name objects of it, or will again with
+-- the reset of a later batch.
+SELECT DISTINCT m.recognition_id
+FROM ingest.manifest m
+JOIN ingest.batches b ON b.id = m.batch_id
+JOIN public.images i ON i.recognition_id = m.recognition_id
+WHERE m.batch_id = :batch_id
+    AND NOT EXISTS (SELECT FROM pg_temp.affected t WHERE t.recognition_id = m.recognition_id)
+    AND (i.storage_path = ANY (m.object_keys) OR NOT b.adopted AND EXISTS (
+        SELECT FROM ingest.adopted_rows k
+        WHERE k.relation = 'public.images' AND k.id = i.id AND k.content ->> 'storage_path' = ANY (m.object_keys)))
+ORDER BY m.recognition_id
+
 -- name: list_stale
 -- Rows that go, by table, in the order in which they are listed.
 SELECT n.nspname || '.' || c.relname AS name, d.going
