@@ -224,6 +224,37 @@ def test_annotations_leave_a_line_that_the_app_added_to_an_adopted_tray(
         assert receipts() == before
 
 
+def test_an_adopted_item_of_another_type_keeps_it_whatever_is_loaded(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    bottle = (
+        "UPDATE public.initial_tray_items i SET item_type = 'BOTTLE' FROM public.recipe_line_options o"
+        " WHERE o.id = i.recipe_line_option_id AND o.name = 'bread'"
+    )
+    world.query(dsn, bottle)
+    project.then = project.now()
+    items = "SELECT id, item_type::text, source::text FROM public.initial_tray_items ORDER BY id"
+    before = world.query(dsn, items)
+    values = {key_of(number): value_of("dish_0", "dish_2", "plate") for number in project.numbers}
+    for command in (
+        ("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1", "--force"),
+        ("load", "--source", project.dataset, "--batch-id", "b1", "--force"),
+        ("load", "--source", project.dataset, "--batch-id", "b2", "--force"),
+    ):
+        done = run(*command)
+        assert done.code == 0, done.err
+        assert "in_use" not in done.out
+        found = world.query(dsn, items)
+        assert [row for row in found if row[2] == "RECIPE_LINE_OPTION"] == [
+            row for row in before if row[2] == "RECIPE_LINE_OPTION"
+        ]
+    for name in ("q1", "b1", "b2"):
+        assert run("reset", "--batch-id", name, "--confirm").code == 0
+    project.check()
+
+
 def test_what_changed_since_another_tool_loaded_it_is_loaded_anew(
     run: Run, project: Project, tmp_path: Path, dsn: str
 ) -> None:

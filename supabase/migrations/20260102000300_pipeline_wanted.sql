@@ -85,8 +85,7 @@ AS $$
 -- person has chosen what the receipt leaves open, or another type or line; by its place, an item is FOOD or PLATE.
 BEGIN
     CREATE TEMP TABLE present_items ON COMMIT DROP AS
-    SELECT i.recognition_id, i.id, kind.item_type, i.source::text AS source, place.line_id,
-        place.line_number,
+    SELECT i.recognition_id, i.id, kind.item_type, i.source::text AS source, place.line_id, place.line_number,
         coalesce(i.ordinal, row_number() OVER (
             PARTITION BY i.recognition_id, kind.item_type, i.source, place.line_id, place.line_number
             ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
@@ -116,7 +115,8 @@ BEGIN
     ) kind
     LEFT JOIN pg_temp.present_lines line ON line.id = place.line_id
     WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
-        AND (i.ordinal IS NOT NULL OR i.item_type IN ('FOOD', 'PLATE'));
+        AND (i.ordinal IS NOT NULL OR i.item_type IN ('FOOD', 'PLATE') OR (t.was_adopted
+            AND i.source = 'RECIPE_LINE_OPTION' AND ingest.is_adopted_row('public.initial_tray_items', i.id)));
     CREATE UNIQUE INDEX ON pg_temp.present_items (id);
     CREATE INDEX ON pg_temp.present_items (line_id, nth);
     CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);
