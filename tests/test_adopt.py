@@ -179,6 +179,82 @@ def test_a_forced_reload_over_an_adopted_tray_goes_back_row_by_row(
     assert run("verify").code == 0
 
 
+LINE_OF_THE_APP = """
+    WITH l AS (
+        INSERT INTO public.recipe_lines (recipe_id, line_number, quantity)
+        SELECT id, 9, 1 FROM public.recipes RETURNING id, recipe_id
+    ), o AS (
+        INSERT INTO public.recipe_line_options (recipe_line_id, external_id, name) SELECT id, '500', 'x' FROM l
+    )
+    INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_id, metadata)
+    SELECT p.recognition_id, 'FOOD', 'RECIPE_LINE_OPTION', l.id, '{"qwen_label": "dish_8"}'
+    FROM l JOIN public.recipes p ON p.id = l.recipe_id;
+    UPDATE public.recipe_lines SET quantity = 3 WHERE line_number = 1
+"""
+
+
+def test_annotations_leave_a_line_that_the_app_added_to_an_adopted_tray(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+
+    def annotate(name: str, left: float) -> None:
+        values = {key_of(number): value_of("dish_0", "dish_8", "plate", left=left) for number in project.numbers}
+        done = run("load-qwen", "--file", write(tmp_path / name, values), "--batch-id", name, "--force")
+        assert done.code == 0, done.err
+
+    def receipts() -> list[list[tuple[object, ...]]]:
+        names = ("recipes x", "recipe_lines x", "recipe_line_options x", "initial_tray_items x WHERE source <> 'MODEL'")
+        return world.queries(dsn, [f"SELECT x::text FROM public.{name} ORDER BY 1" for name in names])
+
+    annotate("q1", 10)
+    world.query(dsn, LINE_OF_THE_APP)
+    before = receipts()
+    annotate("q2", 30)
+    assert receipts() == before
+    shown = (
+        "SELECT count(*) FROM public.initial_annotations a"
+        " JOIN public.initial_tray_items i ON i.id = a.initial_tray_item_id"
+        " JOIN public.recipe_lines l ON l.id = i.recipe_line_id AND l.line_number = 9"
+    )
+    assert world.query(dsn, shown) == [(len(project.numbers),)]
+    for name in ("q2", "q1"):
+        assert run("reset", "--batch-id", name, "--confirm").code == 0
+        assert receipts() == before
+
+
+def test_an_adopted_item_of_another_type_keeps_it_whatever_is_loaded(
+    run: Run, project: Project, tmp_path: Path, dsn: str
+) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    bottle = (
+        "UPDATE public.initial_tray_items i SET item_type = 'BOTTLE' FROM public.recipe_line_options o"
+        " WHERE o.id = i.recipe_line_option_id AND o.name = 'bread'"
+    )
+    world.query(dsn, bottle)
+    project.then = project.now()
+    items = "SELECT id, item_type::text, source::text FROM public.initial_tray_items ORDER BY id"
+    before = world.query(dsn, items)
+    values = {key_of(number): value_of("dish_0", "dish_2", "plate") for number in project.numbers}
+    for command in (
+        ("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1", "--force"),
+        ("load", "--source", project.dataset, "--batch-id", "b1", "--force"),
+        ("load", "--source", project.dataset, "--batch-id", "b2", "--force"),
+    ):
+        done = run(*command)
+        assert done.code == 0, done.err
+        assert "in_use" not in done.out
+        found = world.query(dsn, items)
+        assert [row for row in found if row[2] == "RECIPE_LINE_OPTION"] == [
+            row for row in before if row[2] == "RECIPE_LINE_OPTION"
+        ]
+    for name in ("q1", "b1", "b2"):
+        assert run("reset", "--batch-id", name, "--confirm").code == 0
+    project.check()
+
+
 def test_what_changed_since_another_tool_loaded_it_is_loaded_anew(
     run: Run, project: Project, tmp_path: Path, dsn: str
 ) -> None:

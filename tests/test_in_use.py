@@ -6,6 +6,7 @@ import io
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests import annotating, world
 from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
 from tests.people import NOTES, WORK, People
 from tests.services import MakeDataset, fresh_database
+from tests.sweeps import sweep
 
 run = annotating.run
 dsn = annotating.dsn
@@ -680,6 +682,210 @@ def test_an_item_of_another_tool_on_a_line_of_ours_is_not_deleted_and_stops_noth
     assert run("reset", "--batch-id", "b3", "--confirm").code == 0
     assert shown(dsn, [first, *others]) == ["b1", "b2", "b2"]
     assert world.inconsistencies(settings) == []
+
+
+# Lines, options and items that people edited
+
+
+def line_of(dsn: str, number: int, name: str) -> tuple[int, int]:
+    """Return the ids of a receipt line and of its option with this name."""
+    found = world.query(
+        dsn,
+        "SELECT l.id, o.id FROM public.recipe_line_options o JOIN public.recipe_lines l ON l.id = o.recipe_line_id"
+        " JOIN public.recipes p ON p.id = l.recipe_id WHERE p.recognition_id = %s AND o.name = %s",
+        (number, name),
+    )
+    return found[0][0], found[0][1]
+
+
+def give_menu(dataset: Path, number: int, *external_ids: str) -> None:
+    folder = world.folders(dataset)[number]
+    for path in folder.glob("*AM.json"):
+        path.unlink()
+    menu = [{"ExternalId": one, "Name": f"dish {one}", "Category": "c", "Price": 10} for one in external_ids]
+    (folder / f"{number}_recognition_2025-10-11_AM.json").write_text(json.dumps(menu), encoding="utf-8")
+
+
+ITEMS = """
+    SELECT item_type::text, source::text, line_number, ordinal, recipe_line_id, recipe_line_option_id, id
+    FROM public.initial_tray_items WHERE recognition_id = %s ORDER BY id"""
+EDITS = {
+    "quantity": "UPDATE public.recipe_lines SET quantity = 2 WHERE id = {line}",
+    "name": "UPDATE public.recipe_line_options SET name = 'Хлеб ржаной' WHERE id = {option}",
+    "option": "INSERT INTO public.recipe_line_options (recipe_line_id, external_id, name) VALUES ({line}, '99', 'x')",
+    "line": "WITH l AS (INSERT INTO public.recipe_lines (recipe_id, line_number, quantity) SELECT recipe_id, 9, 1"
+    " FROM public.recipe_lines WHERE id = {line} RETURNING id)"
+    " INSERT INTO public.recipe_line_options (recipe_line_id, external_id, name) SELECT id, '500', 'x' FROM l",
+    "no line": "DELETE FROM public.initial_tray_items WHERE recipe_line_option_id = {option};"
+    "DELETE FROM public.recipe_lines WHERE id = {line}",
+    "no item": "DELETE FROM public.initial_tray_items"
+    " WHERE recognition_id = {number} AND line_number = 3 AND ordinal = 1",
+    "type": "UPDATE public.initial_tray_items SET item_type = 'BOTTLE' WHERE recipe_line_option_id = {option}",
+    "place": "UPDATE public.initial_tray_items i SET recipe_line_id = o.recipe_line_id, recipe_line_option_id = o.id,"
+    " metadata = '{{}}' FROM public.recipe_line_options o JOIN public.recipe_lines l ON l.id = o.recipe_line_id"
+    " JOIN public.recipes p ON p.id = l.recipe_id AND p.recognition_id = {number} AND o.name = 'Чай'"
+    " WHERE i.recipe_line_option_id = {option}",
+    "foreign item": "INSERT INTO public.initial_tray_items (recognition_id, item_type, source, recipe_line_option_id)"
+    " VALUES ({number}, 'FOOD', 'RECIPE_LINE_OPTION', {option})",
+}
+
+
+@pytest.mark.parametrize("edit", sweep(zip(EDITS.values()), 4), ids=EDITS)
+def test_annotations_leave_a_receipt_that_people_edited_as_it_is(
+    edit: str, run: Run, people: People, dataset: Path, dsn: str, tmp_path: Path
+) -> None:
+    first, second, _ = ids_of(dataset)
+    line, option = line_of(dsn, first, "Хлеб")
+    world.query(dsn, edit.format(line=line, option=option, number=first))
+
+    def receipt() -> list[list[tuple[Any, ...]]]:
+        _, _, *rows = rows_of(dsn, first)
+        items = world.query(dsn, f"SELECT * FROM ({ITEMS}) i WHERE source = 'RECIPE_LINE_OPTION'", (first,))
+        return [*rows[:3], items]
+
+    before = receipt()
+    labels = ("dish_0", "dish_0", "dish_1", "dish_1", "dish_2", "dish_2", "dish_2", "plate")
+    for name, left in (("q1", 10), ("q2", 30)):
+        values = {key_of(one): value_of(*labels, left=left) for one in (first, second)}
+        done = run("load-qwen", "--file", write(tmp_path / name, values), "--batch-id", name, "--changed")
+        assert (done.code, notices(dsn, name)) == (0, []), done.err
+        assert receipt() == before
+        counts = Counter(row[0] for row in world.domain(dsn).annotations)
+        assert (counts[first], counts[second]) == (len(labels), len(labels))
+    for name in ("q2", "q1"):
+        assert run("reset", "--batch-id", name, "--confirm").code == 0
+        assert receipt() == before
+    assert annotating.annotated(dsn) & {first, second} == set()
+
+
+@pytest.mark.parametrize("edit", ["type", "place"])
+def test_an_item_of_another_type_or_line_does_not_stop_a_batch(
+    edit: str, run: Run, people: People, dataset: Path, settings: Settings, dsn: str, tmp_path: Path
+) -> None:
+    first, *others = ids_of(dataset)
+    values = {key_of(first): value_of("dish_1", "dish_2")}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    line, option = line_of(dsn, first, "Хлеб")
+    world.query(dsn, EDITS[edit].format(line=line, option=option, number=first))
+    before, items = rows_of(dsn, first), world.query(dsn, ITEMS, (first,))
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert world.query(dsn, ITEMS, (first,)) == items
+    if edit == "place":
+        assert notices(dsn, "b2") == [(first, "in_use", "discover")]
+        assert rows_of(dsn, first) == before
+    else:
+        assert notices(dsn, "b2") == []
+    left = "b1" if edit == "place" else "b2"
+    assert shown(dsn, [first, *others]) == [left, "b2", "b2"]
+    # Nor where the line of the item goes.
+    for number in (first, *others):
+        give_receipt(dataset, number, [RECEIPT[0], RECEIPT[2]])
+    assert run("load", "--source", dataset, "--batch-id", "b3", "--changed").code == 0
+    # What is in use for the same reason is not told again.
+    assert notices(dsn, "b3") == ([(first, "in_use", "discover")] if edit == "type" else [])
+    assert shown(dsn, [first, *others]) == [left, "b3", "b3"]
+    assert world.query(dsn, ITEMS, (first,)) == items
+    assert world.dangling(settings) == []
+
+
+def test_an_item_of_the_model_whose_type_people_changed_keeps_its_box(
+    run: Run, people: People, dataset: Path, dsn: str, tmp_path: Path
+) -> None:
+    first, second, _ = ids_of(dataset)
+
+    def annotate(name: str, *labels: str, left: float = 10) -> None:
+        values = {key_of(one): value_of(*labels, left=left) for one in (first, second)}
+        done = run("load-qwen", "--file", write(tmp_path / name, values), "--batch-id", name, "--force")
+        assert done.code == 0, done.err
+
+    annotate("q1", "dish_7", "plate")
+    world.query(
+        dsn,
+        "UPDATE public.initial_tray_items SET item_type = 'BOTTLE' WHERE line_number = 8 AND recognition_id = %s",
+        (first,),
+    )
+    items = world.query(dsn, ITEMS, (first,))
+    boxes = (
+        "SELECT a.bbox -> 'x', t.id FROM public.initial_annotations a JOIN public.initial_tray_items t"
+        " ON t.id = a.initial_tray_item_id WHERE recognition_id = %s AND line_number = 8"
+    )
+    for name, left in (("q2", 10), ("q3", 30)):
+        annotate(name, "dish_7", "plate", left=left)
+        assert world.query(dsn, ITEMS, (first,)) == items
+        assert world.query(dsn, boxes, (first,)) == [(left, items[-2][-1])]
+    # Without a box, it still is what a person made of it.
+    annotate("q4", "plate", left=50)
+    assert notices(dsn, "q4") == [(first, "in_use", "transform")]
+    assert world.query(dsn, ITEMS, (first,)) == items
+    assert world.query(dsn, boxes, (second,)) == []
+
+
+@pytest.mark.parametrize("project", ["app"], indirect=True)
+def test_a_choice_that_the_new_menu_lacks_is_in_use(
+    run: Run, people: People, own_dataset: MakeDataset, dsn: str
+) -> None:
+    dataset = own_dataset(3)
+    first, second, third = ids_of(dataset)
+    for number in (first, second, third):
+        give_receipt(dataset, number, RECEIPT)
+        give_menu(dataset, number, "11", "12", "21", "31")
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    line, option = line_of(dsn, first, "Щи")
+    choice = (
+        "UPDATE public.initial_tray_items SET recipe_line_option_id = %s, menu_item_external_id = '12'"
+        " WHERE recipe_line_id = %s AND ordinal = 1"
+    )
+    world.query(dsn, choice, (option, line))
+    before = rows_of(dsn, first)
+    for number in (first, second):
+        give_menu(dataset, number, "11", "21", "31")
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--changed")
+    assert done.code == 0, done.err
+    assert [(number, code) for number, code, _ in notices(dsn, "b2")] == [(first, "in_use")]
+    assert shown(dsn, [first, second, third]) == ["b1", "b2", "b1"]
+    assert rows_of(dsn, first) == before
+
+
+def test_an_item_of_the_model_that_people_gave_an_option_that_goes_is_in_use(
+    run: Run, people: People, dataset: Path, dsn: str, tmp_path: Path
+) -> None:
+    first, second, third = ids_of(dataset)
+    values = {key_of(one): value_of("dish_0", "dish_7", "plate") for one in (first, second)}
+    assert run("load-qwen", "--file", write(tmp_path / "1.json", values), "--batch-id", "q1").code == 0
+    _, option = line_of(dsn, first, "Хлеб")
+    another, _ = line_of(dsn, second, "Хлеб")
+    chosen = "UPDATE public.initial_tray_items SET {} = %s WHERE recognition_id = %s AND line_number = 8"
+    world.query(dsn, chosen.format("recipe_line_option_id"), (option, first))
+    world.query(dsn, chosen.format("recipe_line_id"), (another, second))
+    before = [rows_of(dsn, number) for number in (first, second)]
+    for number in (first, second, third):
+        give_receipt(dataset, number, [RECEIPT[0], RECEIPT[2]])
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--changed")
+    assert done.code == 0, done.err
+    assert notices(dsn, "b2") == [(first, "in_use", "discover"), (second, "in_use", "discover")]
+    assert [rows_of(dsn, number) for number in (first, second)] == before
+    assert shown(dsn, [first, second, third]) == ["b1", "b1", "b2"]
+
+
+@pytest.mark.parametrize("ambiguity", ["true", "false", "NULL"])
+def test_a_choice_counts_whatever_has_ambiguity_says(
+    ambiguity: str, run: Run, people: People, dataset: Path, dsn: str
+) -> None:
+    first, *others = ids_of(dataset)
+    line, option = line_of(dsn, first, "Щи")
+    world.query(
+        dsn,
+        f"UPDATE public.recipe_lines SET has_ambiguity = {ambiguity} WHERE id = {line};"
+        f"UPDATE public.initial_tray_items SET recipe_line_option_id = {option}"
+        f" WHERE recipe_line_id = {line} AND ordinal = 1",
+    )
+    before = rows_of(dsn, first)
+    changed(dataset)
+    done = run("load", "--source", dataset, "--batch-id", "b2", "--changed")
+    assert done.code == 0, done.err
+    assert notices(dsn, "b2") == [(first, "in_use", "discover")]
+    assert shown(dsn, [first, *others]) == ["b1", "b2", "b2"]
+    assert rows_of(dsn, first) == before
 
 
 # While a batch commits

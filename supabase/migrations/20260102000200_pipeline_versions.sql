@@ -6,7 +6,8 @@
 --     recognition_id, batch_id (of its photos; NULL when none is left, so that its rows go), qwen_batch_ids (of the
 --     annotations of camera 1 and 2; NULL where there are none), existing (whether the domain has it already),
 --     is_adopted (batch_id is an adopted batch, whose rows stay as they are), was_adopted (an adopted batch has it, whose
---     annotations stay on photos of the same size until others take their place)
+--     annotations stay on photos of the same size until others take their place), keeps_receipt (a batch of kind 'qwen' is
+--     committed or reset: lines, options and their items stay as they are, with what people changed)
 --
 -- ingest.plan_affected() fills in qwen_batch_ids and works out from the raw rows what is wanted, and which rows are stale (pg_temp.stale), and
 -- changes nothing; ingest.publish_affected() writes the one and deletes the other. Rows go by natural key: those that
@@ -226,7 +227,11 @@ BEGIN
             || CASE c.conrelid
                 WHEN 'public.initial_annotations'::regclass THEN ' AND app.source IS DISTINCT FROM ''MODEL'''
                 WHEN 'public.initial_tray_items'::regclass
-                    THEN ' AND (app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'') OR app.item_type NOT IN (''FOOD'', ''PLATE''))'
+                    THEN ' AND (app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'') OR app.item_type NOT IN (''FOOD'', ''PLATE'')'
+                        -- One that stays, and that a person gave an option, a line or an entry that goes.
+                        ' OR EXISTS (SELECT FROM pg_temp.present_items p WHERE p.id = app.id AND p.is_decided)'
+                        ' AND NOT EXISTS (SELECT FROM pg_temp.stale g'
+                        ' WHERE g.relation = ''public.initial_tray_items''::regclass AND g.id = app.id))'
                 WHEN 'public.recognition_active_menu_items'::regclass
                     THEN ' AND target.menu_id IS NOT NULL AND NOT EXISTS (SELECT FROM pg_temp.stale g'
                         ' WHERE g.relation = ''public.recognition_active_menu_items''::regclass AND g.id = app.id)'

@@ -5,7 +5,7 @@ CREATE OR REPLACE FUNCTION ingest.plan_lines() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out menu_of and wanted_lines; line_id is that of the line that is there already and means the same. What an
--- adopted batch holds has no raw rows: it stays as it is.
+-- adopted batch holds has no raw rows: it stays as it is, and so does every line that keeps_receipt.
 BEGIN
     CREATE TEMP TABLE menu_of ON COMMIT DROP AS
     SELECT DISTINCT ON (m.batch_id, m.sha256)
@@ -29,19 +29,20 @@ BEGIN
         CASE WHEN (l.line -> 'Count')::double precision <> ingest.quantity_of(l.line -> 'Count')
             THEN l.line -> 'Count' END AS amount,
         ingest.options_of(l.line -> 'Dishes') AS options, NULL::bigint AS line_id, NULL::integer AS former_number,
-        t.is_adopted
+        false AS stays
     FROM pg_temp.affected t
     JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
-    CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number);
+    CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number)
+    WHERE NOT t.keeps_receipt;
     CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
     -- Before the update below: the transaction could not use an index that is created after it.
     CREATE INDEX ON pg_temp.wanted_lines (line_id);
     ANALYZE pg_temp.wanted_lines;
 
     CREATE TEMP TABLE present_lines ON COMMIT DROP AS
-    SELECT t.recognition_id, l.id, l.line_number, m.meaning,
+    SELECT t.recognition_id, l.id, l.line_number, m.meaning, jsonb_array_length(o.options) AS options,
         row_number() OVER (PARTITION BY t.recognition_id, m.meaning ORDER BY l.line_number) AS nth,
-        t.is_adopted AND ingest.is_adopted_row('public.recipe_lines', l.id) AS stays
+        t.keeps_receipt OR (t.is_adopted AND ingest.is_adopted_row('public.recipe_lines', l.id)) AS stays
     FROM pg_temp.affected t
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     CROSS JOIN LATERAL (
@@ -69,7 +70,7 @@ BEGIN
     ) a
     JOIN pg_temp.present_lines p USING (recognition_id, meaning, nth)
     WHERE w.recognition_id = a.recognition_id AND w.line_number = a.line_number;
-    INSERT INTO pg_temp.wanted_lines (recognition_id, existing, line_number, quantity, line_id, former_number, is_adopted)
+    INSERT INTO pg_temp.wanted_lines (recognition_id, existing, line_number, quantity, line_id, former_number, stays)
     SELECT p.recognition_id, true, p.line_number, 0, p.id, p.line_number, true
     FROM pg_temp.present_lines p
     WHERE p.stays;
@@ -81,21 +82,23 @@ CREATE OR REPLACE FUNCTION ingest.plan_items() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out present_items and wanted_items; item_id is that of the item that is there already. `is_decided` says that a
--- person has chosen what the receipt leaves open.
+-- person has chosen what the receipt leaves open, or another type or line; by its place, an item is FOOD or PLATE.
 BEGIN
     CREATE TEMP TABLE present_items ON COMMIT DROP AS
-    SELECT i.recognition_id, i.id, i.item_type::text AS item_type, i.source::text AS source, place.line_id,
-        place.line_number,
+    SELECT i.recognition_id, i.id, kind.item_type, i.source::text AS source, place.line_id, place.line_number,
         coalesce(i.ordinal, row_number() OVER (
-            PARTITION BY i.recognition_id, i.item_type, i.source, place.line_id, place.line_number
+            PARTITION BY i.recognition_id, kind.item_type, i.source, place.line_id, place.line_number
             ORDER BY i.ordinal NULLS FIRST, i.id))::integer AS nth,
         i.line_number AS stored_number, i.ordinal AS stored_ordinal,
-        t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id) AS stays,
+        (t.keeps_receipt AND i.source = 'RECIPE_LINE_OPTION')
+            OR (t.is_adopted AND ingest.is_adopted_row('public.initial_tray_items', i.id)) AS stays,
         i.metadata ->> 'qwen_label' AS label,
-        CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
-            (i.recipe_line_option_id IS NOT NULL AND line.has_ambiguity)
+        coalesce(i.item_type::text <> kind.item_type OR CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
+            (i.recipe_line_option_id IS NOT NULL AND line.options > 1) OR o.recipe_line_id <> place.line_id
+            OR (i.line_number IS NOT NULL AND i.line_number IS DISTINCT FROM line.line_number)
             OR (i.menu_item_external_id IS NOT NULL AND i.menu_item_external_id IS DISTINCT FROM o.external_id)
-            ELSE i.menu_item_external_id IS NOT NULL OR i.recipe_line_option_id IS NOT NULL END AS is_decided
+            ELSE num_nonnulls(i.menu_item_external_id, i.recipe_line_option_id, i.recipe_line_id) > 0 END, false)
+            AS is_decided
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
@@ -106,24 +109,26 @@ BEGIN
             CASE WHEN i.source = 'MODEL'
                 THEN coalesce(i.line_number, ingest.line_of(i.metadata ->> 'qwen_label')) END AS line_number
     ) place
-    LEFT JOIN public.recipe_lines line ON line.id = place.line_id
-    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL') AND i.item_type IN ('FOOD', 'PLATE');
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN i.source = 'MODEL' AND i.ordinal IS NULL THEN i.item_type::text
+            WHEN place.line_number = 0 THEN 'PLATE' ELSE 'FOOD' END AS item_type
+    ) kind
+    LEFT JOIN pg_temp.present_lines line ON line.id = place.line_id
+    WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
+        AND (i.ordinal IS NOT NULL OR i.item_type IN ('FOOD', 'PLATE') OR (t.was_adopted
+            AND i.source = 'RECIPE_LINE_OPTION' AND ingest.is_adopted_row('public.initial_tray_items', i.id)));
     CREATE UNIQUE INDEX ON pg_temp.present_items (id);
     CREATE INDEX ON pg_temp.present_items (line_id, nth);
     CREATE INDEX ON pg_temp.present_items (recognition_id, item_type, line_number, nth);
     ANALYZE pg_temp.present_items;
-    -- An item without ordinal in a place that one of ours has is of others: it has no place, and is not deleted.
-    IF EXISTS (SELECT FROM pg_temp.present_items p WHERE p.stored_ordinal IS NULL AND NOT p.stays) THEN
-        UPDATE pg_temp.present_items p SET nth = p.nth + g.places, is_decided = true
-        FROM (
-            SELECT recognition_id, item_type, source, line_id, line_number, count(*) + max(stored_ordinal) AS places
-            FROM pg_temp.present_items
-            GROUP BY 1, 2, 3, 4, 5 HAVING count(DISTINCT nth) < count(*)
-        ) g
-        WHERE p.stored_ordinal IS NULL AND NOT p.stays
-            AND (p.recognition_id, p.item_type, p.source) = (g.recognition_id, g.item_type, g.source)
-            AND (p.line_id, p.line_number) IS NOT DISTINCT FROM (g.line_id, g.line_number);
-    END IF;
+    -- An item without ordinal in a place that one of ours has is of others, and one of another line was moved there by a
+    -- person: it has no place, and is not deleted.
+    UPDATE pg_temp.present_items p SET nth = p.nth + 1000000, is_decided = true
+    WHERE (p.stored_ordinal IS NULL OR p.is_decided) AND NOT p.stays AND EXISTS (
+        SELECT FROM pg_temp.present_items o
+        WHERE (o.recognition_id, o.item_type, o.source) = (p.recognition_id, p.item_type, p.source)
+            AND (o.line_id, o.line_number) IS NOT DISTINCT FROM (p.line_id, p.line_number)
+        HAVING count(DISTINCT o.nth) < count(*));
 
     CREATE TEMP TABLE wanted_items ON COMMIT DROP AS
     SELECT w.recognition_id, 'FOOD' AS item_type, 'RECIPE_LINE_OPTION' AS source, w.line_number, n.ordinal,
@@ -136,14 +141,17 @@ BEGIN
     FROM pg_temp.wanted_lines w
     CROSS JOIN LATERAL generate_series(1, w.quantity) AS n (ordinal)
     LEFT JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.nth = n.ordinal
-    WHERE NOT w.is_adopted;
+    WHERE NOT w.stays;
     INSERT INTO pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal, item_id, stays)
-    SELECT p.recognition_id, p.item_type, p.source, p.stored_number, p.stored_ordinal, p.id, true
+    SELECT p.recognition_id, p.item_type, p.source, p.stored_number, CASE p.source WHEN 'MODEL' THEN p.stored_ordinal END,
+        p.id, true
     FROM pg_temp.present_items p
     WHERE p.stays;
     UPDATE pg_temp.wanted_lines w
-    SET quantity = (SELECT count(*) FROM pg_temp.present_items p WHERE p.line_id = w.line_id AND p.stays)
-    WHERE w.is_adopted;
+    SET quantity = (
+        SELECT coalesce(nullif(count(p.stored_ordinal), 0), count(*)) FROM pg_temp.present_items p
+        WHERE p.line_id = w.line_id AND p.stays)
+    WHERE w.stays;
     CREATE UNIQUE INDEX ON pg_temp.wanted_items (recognition_id, item_type, source, line_number, ordinal);
     CREATE INDEX ON pg_temp.wanted_items (item_id);
     ANALYZE pg_temp.wanted_items;
@@ -159,19 +167,8 @@ AS $$
 -- model alone saw there. The j-th plate belongs to the j-th PLATE item.
 BEGIN
     CREATE TEMP TABLE wanted_detections (
-        recognition_id bigint,
-        camera_number smallint,
-        detection integer,
-        label text,
-        bbox jsonb,
-        adopted_id bigint,
-        annotation_id bigint,
-        item_id bigint,
-        item_type text,
-        source text,
-        line_number integer,
-        nth integer,
-        ordinal integer
+        recognition_id bigint, camera_number smallint, detection integer, label text, bbox jsonb, adopted_id bigint,
+        annotation_id bigint, item_id bigint, item_type text, source text, line_number integer, nth integer, ordinal integer
     ) ON COMMIT DROP;
     IF NOT EXISTS (SELECT FROM pg_temp.affected t WHERE t.qwen_batch_ids IS NOT NULL OR t.was_adopted)
         AND NOT EXISTS (SELECT FROM pg_temp.present_items p WHERE p.source = 'MODEL') THEN
@@ -257,8 +254,11 @@ BEGIN
     UPDATE pg_temp.wanted_detections d
     SET item_id = p.id
     FROM pg_temp.wanted_lines w
-    JOIN pg_temp.present_items p ON p.line_id = w.line_id AND p.stays
-    WHERE w.is_adopted AND w.recognition_id = d.recognition_id AND w.line_number = d.line_number
+    CROSS JOIN LATERAL (
+        SELECT one.id, row_number() OVER (ORDER BY one.stored_ordinal, one.nth, one.id) AS nth
+        FROM pg_temp.present_items one WHERE one.line_id = w.line_id AND one.stays
+    ) p
+    WHERE w.stays AND w.recognition_id = d.recognition_id AND w.line_number = d.line_number
         AND d.item_id IS NULL AND d.source = 'RECIPE_LINE_OPTION' AND p.nth = d.ordinal;
     ANALYZE pg_temp.wanted_detections;
 

@@ -25,7 +25,7 @@ BEGIN
     JOIN public.recipes p ON p.recognition_id = t.recognition_id
     LEFT JOIN raw.receipts r ON r.batch_id = t.batch_id AND r.recognition_id = t.recognition_id
     -- That of an adopted recognition stays without lines, so that those can come back to it.
-    WHERE t.existing AND r.receipt IS NULL
+    WHERE t.existing AND r.receipt IS NULL AND NOT t.keeps_receipt
         AND NOT (t.was_adopted AND ingest.is_adopted_row('public.recipes', p.id));
 
     INSERT INTO pg_temp.stale

@@ -316,8 +316,7 @@ BEGIN
         initial_tray_item_id = coalesce(d.item_id, item.id)
     FROM pg_temp.wanted_detections d
     LEFT JOIN public.initial_tray_items item ON d.item_id IS NULL AND item.recognition_id = d.recognition_id
-        AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
-        AND item.line_number = d.line_number AND item.ordinal = d.ordinal
+        AND item.source = d.source::public.tray_item_source AND item.line_number = d.line_number AND item.ordinal = d.ordinal
     WHERE a.id = d.annotation_id AND (a.detection, a.label, a.initial_tray_item_id)
         IS DISTINCT FROM (d.detection, d.label, coalesce(d.item_id, item.id));
     GET DIAGNOSTICS moved = ROW_COUNT;
@@ -328,8 +327,7 @@ BEGIN
     FROM pg_temp.wanted_detections d
     JOIN public.images i ON i.recognition_id = d.recognition_id AND i.camera_number = d.camera_number
     LEFT JOIN public.initial_tray_items item ON d.item_id IS NULL AND item.recognition_id = d.recognition_id
-        AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
-        AND item.line_number = d.line_number AND item.ordinal = d.ordinal
+        AND item.source = d.source::public.tray_item_source AND item.line_number = d.line_number AND item.ordinal = d.ordinal
     WHERE d.annotation_id IS NULL AND d.adopted_id IS NULL
     ORDER BY i.id, d.detection;
     GET DIAGNOSTICS written = ROW_COUNT;

@@ -73,14 +73,14 @@ BEGIN
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT r.recognition_id, r.batch_id, NULL::text[] AS qwen_batch_ids,
             ingest.is_there(r.recognition_id) AS existing, false AS is_adopted,
-            adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted
+            adopting AND ingest.was_adopted(r.recognition_id, batch) AS was_adopted, false AS keeps_receipt
         FROM raw.receipts r
         WHERE r.batch_id = batch;
     ELSE
         PERFORM ingest.plan_unannotated(batch);
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
-            shown.adopted AS is_adopted, adopting AND ingest.was_adopted(p.id, batch) AS was_adopted
+            shown.adopted AS is_adopted, adopting AND ingest.was_adopted(p.id, batch) AS was_adopted, true AS keeps_receipt
         FROM (
             SELECT m.recognition_id FROM ingest.manifest m WHERE m.batch_id = batch AND NOT m.rejected
             EXCEPT SELECT u.recognition_id FROM pg_temp.unannotated u
@@ -119,7 +119,7 @@ AS $$
 BEGIN
     CREATE TEMP TABLE affected ON COMMIT DROP AS
     SELECT r.recognition_id, r.batch_id, true AS existing, false AS is_adopted,
-        ingest.was_adopted(r.recognition_id, batch) AS was_adopted
+        ingest.was_adopted(r.recognition_id, batch) AS was_adopted, false AS keeps_receipt
     FROM raw.receipts r WHERE r.batch_id = batch;
     IF NOT EXISTS (SELECT FROM pg_temp.affected) THEN
         RETURN;
@@ -289,7 +289,8 @@ BEGIN
         -- An adopted version may have given annotations to those that came after it.
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, former.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
-            coalesce(former.adopted, false) AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted
+            coalesce(former.adopted, false) AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted,
+            false AS keeps_receipt
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
         LEFT JOIN LATERAL ingest.newest_version(p.id, batch) newest (id) ON true
@@ -299,7 +300,7 @@ BEGIN
     ELSE
         CREATE TEMP TABLE affected ON COMMIT DROP AS
         SELECT p.id AS recognition_id, shown.id AS batch_id, NULL::text[] AS qwen_batch_ids, true AS existing,
-            shown.adopted AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted
+            shown.adopted AS is_adopted, ingest.was_adopted(p.id, batch) AS was_adopted, true AS keeps_receipt
         FROM ingest.manifest m
         JOIN public.recognitions p ON p.id = m.recognition_id
         CROSS JOIN LATERAL ingest.newest_version(p.id, batch) newest (id)

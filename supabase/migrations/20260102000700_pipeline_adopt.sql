@@ -196,7 +196,8 @@ BEGIN
     SELECT k.recognition_id, k.relation, k.id, k.content
     FROM pg_temp.affected t
     JOIN pg_temp.kept_rows k ON k.recognition_id = t.recognition_id
-    WHERE t.is_adopted AND NOT k.is_new AND k.content IS NOT NULL;
+    WHERE t.is_adopted AND NOT k.is_new AND k.content IS NOT NULL
+        AND (NOT t.keeps_receipt OR k.relation = 'public.initial_annotations');
     IF NOT EXISTS (SELECT FROM pg_temp.restored) THEN
         RETURN;
     END IF;
@@ -239,12 +240,12 @@ BEGIN
     SET line_number = s.line_number, ordinal = s.ordinal,
         metadata = ingest.label_with(i.metadata, s.metadata ->> 'qwen_label'),
         menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND (i.menu_item_external_id IS NULL
-            OR i.menu_item_external_id = o.external_id AND NOT coalesce(l.has_ambiguity, false))
+            OR i.menu_item_external_id = o.external_id AND NOT EXISTS (SELECT FROM public.recipe_line_options other
+                WHERE other.recipe_line_id = o.recipe_line_id AND other.id <> o.id))
             THEN s.menu_item_external_id ELSE i.menu_item_external_id END
     FROM pg_temp.restored k
     CROSS JOIN LATERAL jsonb_populate_record(NULL::public.initial_tray_items, k.content) s
     LEFT JOIN public.recipe_line_options o ON o.id = s.recipe_line_option_id
-    LEFT JOIN public.recipe_lines l ON l.id = o.recipe_line_id
     WHERE k.relation = 'public.initial_tray_items' AND i.id = k.id
         AND (i.line_number, i.ordinal, i.metadata ->> 'qwen_label', i.menu_item_external_id)
             IS DISTINCT FROM (s.line_number, s.ordinal, s.metadata ->> 'qwen_label', s.menu_item_external_id);
@@ -319,8 +320,8 @@ BEGIN
         FROM pg_temp.wanted_detections d
         JOIN pg_temp.kept_rows k ON k.relation = 'public.initial_annotations' AND k.id = d.adopted_id
         LEFT JOIN public.initial_tray_items item ON d.item_id IS NULL AND item.recognition_id = d.recognition_id
-            AND item.item_type = d.item_type::public.item_type AND item.source = d.source::public.tray_item_source
-            AND item.line_number = d.line_number AND item.ordinal = d.ordinal
+            AND item.source = d.source::public.tray_item_source AND item.line_number = d.line_number
+            AND item.ordinal = d.ordinal
         WHERE d.annotation_id IS NULL;
         PERFORM ingest.insert_missing('public.initial_annotations');
     END IF;

@@ -21,6 +21,7 @@ SET_BY_PEOPLE = {
     ("initial_tray_items", "bottle_orientation"): "'vertical'",
     ("recipe_line_options", "model_score"): "coalesce(model_score, 0) + 0.5",
     ("recipe_line_options", "is_selected"): "NOT is_selected",
+    ("recipe_lines", "has_ambiguity"): "NOT has_ambiguity",
 }
 ROWS_OF_PEOPLE = (
     *("validation_work_log", "work_items", "work_annotations", "test_split_log", "split_items", "split_annotations"),
@@ -40,8 +41,9 @@ _CHOOSE = """
     LEFT JOIN public.recipes p ON p.id = l.recipe_id
     LEFT JOIN public.recognition_active_menu_items m
         ON m.recognition_id = p.recognition_id AND m.external_id = o.external_id
-    WHERE t.recipe_line_id = l.id AND l.has_ambiguity AND t.recognition_id = %s
-        AND o.id = (SELECT max(other.id) FROM public.recipe_line_options other WHERE other.recipe_line_id = l.id)
+    WHERE t.recipe_line_id = l.id AND t.recognition_id = %s AND o.id = (
+        SELECT max(other.id) FROM public.recipe_line_options other
+        WHERE other.recipe_line_id = l.id HAVING count(*) > 1)
     RETURNING t.id
 """
 _UNDO = """
@@ -198,6 +200,11 @@ class People(Array, Disturbances):
         place = "SELECT recognition_id, item_type::text, source::text, line_number, ordinal"
         rows = self._sql(f"{place} FROM public.initial_tray_items WHERE id = ANY (%s)", [*chosen])
         found.items = [(*row[:5], None, None) if row[:5] in rows else row for row in found.items]
+        place = (
+            "SELECT recognition_id, line_number FROM public.recipe_lines l JOIN public.recipes p ON p.id = recipe_id"
+        )
+        lines = self._sql(f"{place} WHERE l.id = ANY (%s)", [*self.set["recipe_lines", "has_ambiguity"]])
+        found.lines = [(*row[:3], len(row[5]) > 1, *row[4:]) if row[:2] in lines else row for row in found.lines]
         return found
 
     @invariant()
