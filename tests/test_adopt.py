@@ -34,6 +34,7 @@ RECEIPT = [
     {"Count": 1, "Dishes": [{"Name": "tea", "ExternalId": "2"}, {"Name": "juice", "ExternalId": "3"}]},
     {"Count": 1, "Dishes": [{"Name": "bread", "ExternalId": "4"}]},
 ]
+ENTRIES = "public.recognition_active_menu_items"
 #: What the older script kept of the model's boxes, of camera 1.
 BOXES = (("dish_0", 10, 20.5, 50, 40), ("dish_1", 60.125, 20, 30, 30), ("dish_7", 5, 5, 9, 9), ("plate", 1, 1, 99, 88))
 
@@ -326,6 +327,43 @@ def test_a_reset_of_an_adopted_batch_removes_its_rows_and_objects_alone(run: Run
     assert run("reset", "--batch-id", "b1", "--confirm").code == 0
     assert world.objects(project.settings) == {}
     assert world.query(dsn, "SELECT * FROM public.recognitions") == []
+
+
+def test_a_reset_of_an_adopted_batch_is_refused_over_work_on_its_entries(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *_ = project.numbers
+    reset = ("reset", "--batch-id", "manual_load", "--confirm")
+    world.query(
+        dsn,
+        f"CREATE TABLE public.entry_work (entry bigint REFERENCES {ENTRIES} (id) ON DELETE CASCADE);"
+        f"INSERT INTO public.entry_work SELECT id FROM {ENTRIES}",
+    )
+    refused = run(*reset)
+    assert (refused.code, "public.entry_work (" in refused.err) == (4, True)
+    project.check()
+    world.query(dsn, "DROP TABLE public.entry_work")
+    # Nor does an entry go that is newer than the adoption.
+    world.query(dsn, f"INSERT INTO {ENTRIES} (recognition_id, external_id, name) VALUES (%s, '888', 'x')", (first,))
+    refused = run(*reset)
+    assert (refused.code, f"{ENTRIES} (1 row, to public.recognitions)" in refused.err) == (4, True)
+    world.query(dsn, f"DELETE FROM {ENTRIES} WHERE external_id = '888'")
+    project.check()
+    assert run(*reset).code == 0
+    assert world.query(dsn, f"SELECT id FROM {ENTRIES} WHERE recognition_id = {first}") == []
+
+
+def test_entries_of_an_adopted_version_go_with_its_reset(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *_ = project.numbers
+    for path in project.dataset.rglob("*AM.json"):
+        path.unlink()
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    assert run("reset", "--batch-id", "manual_load", "--confirm").code == 0
+    assert world.query(dsn, f"SELECT id FROM {ENTRIES} WHERE recognition_id = {first}") == []
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert world.query(dsn, f"SELECT id FROM public.recognitions WHERE id = {first}") == []
 
 
 def test_a_load_by_the_name_of_an_adopted_batch_that_was_reset_is_one_of_ours(

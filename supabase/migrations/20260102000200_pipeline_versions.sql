@@ -223,7 +223,7 @@ BEGIN
                 WHEN 'public.initial_tray_items'::regclass
                     THEN ' AND (app.source NOT IN (''RECIPE_LINE_OPTION'', ''MODEL'') OR app.item_type NOT IN (''FOOD'', ''PLATE''))'
                 WHEN 'public.recognition_active_menu_items'::regclass
-                    THEN ' AND target.menu_id IS NOT NULL AND NOT EXISTS (SELECT FROM pg_temp.stale g'
+                    THEN ' AND NOT EXISTS (SELECT FROM pg_temp.stale g'
                         ' WHERE g.relation = ''public.recognition_active_menu_items''::regclass AND g.id = app.id)'
                 ELSE '' END
         FROM pg_catalog.pg_constraint c
