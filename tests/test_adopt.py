@@ -366,6 +366,35 @@ def test_entries_of_an_adopted_version_go_with_its_reset(run: Run, project: Proj
     assert world.query(dsn, f"SELECT id FROM public.recognitions WHERE id = {first}") == []
 
 
+def test_entries_that_the_app_deleted_do_not_stop_the_way_back(run: Run, project: Project, dsn: str) -> None:
+    world.query(
+        dsn,
+        f"INSERT INTO {ENTRIES} (recognition_id, external_id, name) SELECT id, n, 'x'"
+        " FROM public.recognitions, unnest('{1,4}'::text[]) AS n ON CONFLICT DO NOTHING;"
+        "UPDATE public.initial_tray_items i SET menu_item_external_id = o.external_id"
+        " FROM public.recipe_line_options o WHERE o.id = i.recipe_line_option_id",
+    )
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *others = project.numbers
+    # The line of 1 goes, that of 4 stays.
+    for number in project.numbers:
+        give_receipt(project.dataset, number, RECEIPT[1:])
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    world.query(
+        dsn, f"UPDATE public.initial_tray_items SET menu_item_external_id = NULL WHERE recognition_id = {first}"
+    )
+    world.query(dsn, f"DELETE FROM {ENTRIES} WHERE recognition_id = {first} AND external_id IN ('1', '4')")
+    done = run("reset", "--batch-id", "b1", "--confirm")
+    assert done.code == 0, done.err
+    found = world.query(
+        dsn,
+        "SELECT recognition_id, menu_item_external_id FROM public.initial_tray_items"
+        " WHERE recipe_line_option_id IS NOT NULL ORDER BY 1, 2",
+    )
+    assert found == sorted([(first, None)] * 3 + [(one, entry) for one in others for entry in "114"])
+
+
 def test_a_load_by_the_name_of_an_adopted_batch_that_was_reset_is_one_of_ours(
     run: Run, project: Project, tmp_path: Path, dsn: str
 ) -> None:

@@ -94,7 +94,7 @@ BEGIN
         i.metadata ->> 'qwen_label' AS label,
         CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
             (i.recipe_line_option_id IS NOT NULL AND line.has_ambiguity)
-            OR (i.menu_item_external_id IS NOT NULL AND i.menu_item_external_id IS DISTINCT FROM o.external_id)
+            OR ingest.is_chosen(i.menu_item_external_id, i.recognition_id, i.ordinal, o.external_id)
             ELSE i.menu_item_external_id IS NOT NULL OR i.recipe_line_option_id IS NOT NULL END AS is_decided
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (

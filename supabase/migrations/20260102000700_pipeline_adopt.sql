@@ -136,21 +136,32 @@ CREATE OR REPLACE FUNCTION ingest.insert_missing(wanted text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Insert the rows of pg_temp.missing (id, content) into a table, and note that they are there again; but for those that
--- reference what others deleted. A column that is newer than the copy gets its default.
+-- reference what others deleted, or without that reference if it is of several columns, as to an entry of a menu. A column
+-- that is newer than the copy gets its default.
 DECLARE
     columns text;
     condition text;
+    optional text[];
     names text[];
 BEGIN
-    FOR condition IN
-        SELECT format('(m.content ->> %1$L) IS NOT NULL AND NOT EXISTS (SELECT FROM %2$s p WHERE p.%3$I = (m.content ->> %1$L)::%4$s)',
-            a.attname, c.confrelid::regclass, b.attname, format_type(b.atttypid, NULL))
+    FOR condition, optional IN
+        SELECT string_agg(format('(m.content ->> %L) IS NOT NULL AND ', a.attname), '')
+            || format('NOT EXISTS (SELECT FROM %s p WHERE %s)', c.confrelid::regclass, string_agg(format(
+                'p.%I = (m.content ->> %L)::%s', b.attname, a.attname, format_type(b.atttypid, NULL)), ' AND ')),
+            array_agg(a.attname::text) FILTER (WHERE cardinality(c.conkey) > 1 AND NOT a.attnotnull)
         FROM pg_catalog.pg_constraint c
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
-        JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = c.confkey[1]
-        WHERE c.contype = 'f' AND c.conrelid = wanted::regclass AND cardinality(c.conkey) = 1
+        CROSS JOIN LATERAL unnest(c.conkey, c.confkey) AS k (own, target)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.own
+        JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = k.target
+        WHERE c.contype = 'f' AND c.conrelid = wanted::regclass
+        GROUP BY c.oid, c.confrelid
     LOOP
-        EXECUTE 'DELETE FROM pg_temp.missing m WHERE ' || condition;
+        IF optional IS NULL THEN
+            EXECUTE 'DELETE FROM pg_temp.missing m WHERE ' || condition;
+        ELSE
+            EXECUTE 'UPDATE pg_temp.missing m SET content = m.content || (SELECT jsonb_object_agg(name, NULL) '
+                'FROM unnest($1) AS name) WHERE ' || condition USING optional;
+        END IF;
     END LOOP;
     FOR names IN
         SELECT DISTINCT ARRAY(SELECT key FROM jsonb_object_keys(m.content) AS key ORDER BY key) FROM pg_temp.missing m
@@ -240,7 +251,11 @@ BEGIN
         metadata = ingest.label_with(i.metadata, s.metadata ->> 'qwen_label'),
         menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND (i.menu_item_external_id IS NULL
             OR i.menu_item_external_id = o.external_id AND NOT coalesce(l.has_ambiguity, false))
-            THEN s.menu_item_external_id ELSE i.menu_item_external_id END
+            -- Without the entry, if others deleted that.
+            THEN (SELECT s.menu_item_external_id WHERE NOT ingest.has_menu_table() OR EXISTS (
+                SELECT FROM public.recognition_active_menu_items e
+                WHERE e.recognition_id = i.recognition_id AND e.external_id = s.menu_item_external_id OFFSET 0))
+            ELSE i.menu_item_external_id END
     FROM pg_temp.restored k
     CROSS JOIN LATERAL jsonb_populate_record(NULL::public.initial_tray_items, k.content) s
     LEFT JOIN public.recipe_line_options o ON o.id = s.recipe_line_option_id
