@@ -21,7 +21,7 @@ from pipeline.database import Connection
 from pipeline.errors import DatabaseUnavailable
 from pipeline.storage import Storage
 from tests import annotating, older_script, world
-from tests.annotating import Run, give_receipt, ids_of, key_of, value_of, write
+from tests.annotating import Run, give_menu, give_receipt, ids_of, key_of, value_of, write
 from tests.random_trays import random_boxes, random_receipt
 from tests.services import MakeDataset, Start, fresh_database
 from tests.test_app_project import COLUMNS, rows_of
@@ -364,6 +364,38 @@ def test_entries_of_an_adopted_version_go_with_its_reset(run: Run, project: Proj
     assert world.query(dsn, f"SELECT id FROM {ENTRIES} WHERE recognition_id = {first}") == []
     assert run("reset", "--batch-id", "b1", "--confirm").code == 0
     assert world.query(dsn, f"SELECT id FROM public.recognitions WHERE id = {first}") == []
+
+
+def test_entries_that_people_changed_after_a_forced_load_stay(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, second, *_ = project.numbers
+    row = f"SELECT e.*::text FROM {ENTRIES} e WHERE recognition_id = {second} ORDER BY id"
+    before = world.query(dsn, row)
+    [(edited,)] = world.query(dsn, f"SELECT min(external_id) FROM {ENTRIES} WHERE recognition_id = {first}")
+
+    def prices(number: int) -> dict[str, int | None]:
+        shown = f"SELECT external_id, price::integer FROM {ENTRIES} WHERE recognition_id = {number}"
+        return dict(world.query(dsn, f"{shown} AND external_id IN ('777', '888', '{edited}')"))
+
+    menus = {"b1": ["888", edited], "b2": ["888", edited], "b3": [edited], "b4": ["777"]}
+    for batch_id, menu in menus.items():
+        for number in project.numbers:
+            give_menu(project.dataset, number, menu)
+        done = run("load", "--source", project.dataset, "--batch-id", batch_id, "--force")
+        assert done.code == 0, done.err
+        assert prices(second) == {edited: None} | dict.fromkeys(menu, 10)
+        if batch_id == "b1":
+            assert prices(first) == prices(second)
+            world.query(dsn, f"UPDATE {ENTRIES} SET price = 3 WHERE recognition_id = {first} AND price = 10")
+        else:
+            assert prices(first) == {"888": 3, edited: 3} | ({"777": 10} if "777" in menu else {})
+    kept = "SELECT batch_id, right(message, 3) FROM ingest.notices WHERE code = 'menu_entry_kept' ORDER BY id"
+    assert world.query(dsn, kept) == [("b2", ": 2"), ("b3", ": 1")]
+    for batch_id in reversed(menus):
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+    assert prices(first) == {"888": 3, edited: 3}
+    assert world.query(dsn, row) == before
 
 
 def test_entries_that_the_app_deleted_do_not_stop_the_way_back(run: Run, project: Project, dsn: str) -> None:

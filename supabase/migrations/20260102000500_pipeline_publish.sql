@@ -102,8 +102,8 @@ CREATE OR REPLACE FUNCTION ingest.publish_menu_entries() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Fill the app's table of menu entries, if there is one; of an entry that a menu has twice, the first counts. What others
--- added or changed stays: only an entry that is as the former menu has it is updated. ON CONFLICT costs a look-up of each
--- entry: a recognition that has none yet does without.
+-- added or changed stays: only an entry that is as the former menu or the adopted version has it is updated. ON CONFLICT
+-- costs a look-up of each entry: a recognition that has none yet does without.
 DECLARE
     written bigint := 0;
     n bigint;
@@ -143,14 +143,13 @@ BEGIN
                        recognition_active_menu_items.price, recognition_active_menu_items.metadata)
                     IS DISTINCT FROM (excluded.name, excluded.category, excluded.price, excluded.metadata)
                 AND (EXISTS (
-                    SELECT FROM pg_temp.affected t WHERE t.recognition_id = excluded.recognition_id AND t.was_adopted)
-                OR EXISTS (
                     SELECT FROM pg_temp.menu_former m
                     JOIN public.menu_items f ON f.menu_id = m.menu_id AND f.external_id = excluded.external_id
                     WHERE m.recognition_id = excluded.recognition_id
                         AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM
                             (recognition_active_menu_items.name, recognition_active_menu_items.category,
-                             recognition_active_menu_items.price, recognition_active_menu_items.metadata)))
+                             recognition_active_menu_items.price, recognition_active_menu_items.metadata))
+                OR ingest.is_as_adopted(to_jsonb(recognition_active_menu_items)))
         $conflict$ ELSE '' END
         USING filled;
         GET DIAGNOSTICS n = ROW_COUNT;

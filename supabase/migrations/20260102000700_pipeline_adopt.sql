@@ -115,19 +115,53 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION ingest.is_as_adopted(entry jsonb) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether a menu entry, with its columns as an object, is as its copy from before the first batch of ours has it.
+    SELECT EXISTS (
+        SELECT FROM ingest.adopted_rows k
+        WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = (entry ->> 'id')::bigint
+            AND (k.content -> 'name', k.content -> 'category', k.content -> 'price', k.content -> 'metadata')
+                = (entry -> 'name', entry -> 'category', entry -> 'price', entry -> 'metadata'))
+$$;
+
 CREATE OR REPLACE FUNCTION ingest.keep_adopted_entries() RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Copy the menu entries of adopted recognitions that the next statement overwrites.
+-- Give back the menu entries of adopted recognitions that the former menu has, and the new one has not; copy those that
+-- the next statement overwrites. What others changed since a batch of ours wrote it stays.
 BEGIN
+    UPDATE public.recognition_active_menu_items e
+    SET name = s.name, category = s.category, price = s.price, metadata = s.metadata
+    FROM pg_temp.affected t
+    JOIN pg_temp.menu_former m ON m.recognition_id = t.recognition_id
+    JOIN public.recognitions r ON r.id = t.recognition_id
+    JOIN pg_temp.kept_rows k ON k.recognition_id = t.recognition_id
+        AND k.relation = 'public.recognition_active_menu_items'
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::public.recognition_active_menu_items, k.content) s
+    WHERE t.was_adopted AND k.content IS NOT NULL AND e.id = k.id
+        AND EXISTS (
+            SELECT FROM public.menu_items f
+            WHERE f.menu_id = m.menu_id AND f.external_id = e.external_id
+                AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata)
+            OFFSET 0)
+        AND NOT EXISTS (
+            SELECT FROM public.menu_items i WHERE i.menu_id = r.menu_id AND i.external_id = e.external_id OFFSET 0);
     INSERT INTO ingest.adopted_rows (relation, id, recognition_id, content)
     SELECT 'public.recognition_active_menu_items', e.id, t.recognition_id, to_jsonb(e)
     FROM pg_temp.affected t
     JOIN public.recognitions r ON r.id = t.recognition_id
     JOIN public.menu_items i ON i.menu_id = r.menu_id
     JOIN public.recognition_active_menu_items e ON e.recognition_id = r.id AND e.external_id = i.external_id
+    LEFT JOIN pg_temp.menu_former m ON m.recognition_id = r.id
     WHERE t.was_adopted AND NOT t.is_adopted
         AND (e.name, e.category, e.price, e.metadata) IS DISTINCT FROM (i.name, i.category, i.price, i.metadata)
+        AND (m.menu_id IS NULL OR EXISTS (
+            SELECT FROM public.menu_items f
+            WHERE f.menu_id = m.menu_id AND f.external_id = e.external_id
+                AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata)
+            OFFSET 0))
     ON CONFLICT (relation, id) DO NOTHING;
 END
 $$;
@@ -264,14 +298,6 @@ BEGIN
         AND (i.line_number, i.ordinal, i.metadata ->> 'qwen_label', i.menu_item_external_id)
             IS DISTINCT FROM (s.line_number, s.ordinal, s.metadata ->> 'qwen_label', s.menu_item_external_id);
     PERFORM ingest.insert_adopted('public.initial_tray_items');
-
-    IF ingest.has_menu_table() THEN
-        UPDATE public.recognition_active_menu_items e
-        SET name = s.name, category = s.category, price = s.price, metadata = s.metadata
-        FROM pg_temp.restored k
-        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.recognition_active_menu_items, k.content) s
-        WHERE k.relation = 'public.recognition_active_menu_items' AND e.id = k.id;
-    END IF;
 END
 $$;
 
