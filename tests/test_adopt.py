@@ -427,6 +427,31 @@ def test_entries_that_the_app_deleted_do_not_stop_the_way_back(run: Run, project
     assert found == sorted([(first, None)] * 3 + [(one, entry) for one in others for entry in "114"])
 
 
+def test_an_entry_that_a_person_chose_or_cleared_survives_the_way_back(run: Run, project: Project, dsn: str) -> None:
+    first, second, third, fourth = project.numbers
+    bread = "public.initial_tray_items SET menu_item_external_id = %s WHERE metadata ->> 'name' = 'bread'"
+    known = f"INSERT INTO {ENTRIES} (recognition_id, external_id, name) VALUES (%s, '4', 'x')"
+    for number in (second, third):
+        world.query(dsn, known, (number,))
+        world.query(dsn, f"UPDATE {bread} AND recognition_id = %s", ("4", number))
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    for number in project.numbers:
+        give_menu(project.dataset, number, ["1"] if number == fourth else ["1", "4"])
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    found = "SELECT recognition_id, menu_item_external_id FROM public.initial_tray_items"
+    found += " WHERE metadata ->> 'name' = 'bread' ORDER BY 1"
+    assert world.query(dsn, found) == [(first, "4"), (second, "4"), (third, "4"), (fourth, None)]
+    world.query(dsn, f"UPDATE {bread} AND recognition_id = %s", (None, second))
+    world.query(dsn, known, (fourth,))
+    world.query(dsn, f"UPDATE {bread} AND recognition_id = %s", ("4", fourth))
+    assert run("load", "--source", project.dataset, "--batch-id", "b2", "--force").code == 0
+    assert world.query(dsn, found) == [(first, "4"), (second, None), (third, "4"), (fourth, "4")]
+    for batch_id in ("b2", "b1"):
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+    assert world.query(dsn, found) == [(first, None), (second, None), (third, "4"), (fourth, "4")]
+
+
 def test_a_load_by_the_name_of_an_adopted_batch_that_was_reset_is_one_of_ours(
     run: Run, project: Project, tmp_path: Path, dsn: str
 ) -> None:

@@ -279,12 +279,13 @@ BEGIN
     ) was
     WHERE k.relation = 'public.recognitions' AND i.id = one.id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
         AND (i.line_number IS NOT NULL OR NOT was.adopted);
-    -- What a person chose since stays chosen.
+    -- What a person chose or cleared since stays so: what is not as the menu gave it to an item of the version that goes.
     UPDATE public.initial_tray_items i
     SET line_number = s.line_number, ordinal = s.ordinal,
         metadata = ingest.label_with(i.metadata, s.metadata ->> 'qwen_label'),
-        menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND (i.menu_item_external_id IS NULL
-            OR i.menu_item_external_id = o.external_id AND NOT coalesce(l.has_ambiguity, false))
+        menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND i.ordinal IS NOT NULL
+            AND CASE WHEN menu.has_entry THEN i.menu_item_external_id = o.external_id AND NOT coalesce(l.has_ambiguity, false)
+                ELSE i.menu_item_external_id IS NULL END
             -- Without the entry, if others deleted that.
             THEN (SELECT s.menu_item_external_id WHERE NOT ingest.has_menu_table() OR EXISTS (
                 SELECT FROM public.recognition_active_menu_items e
@@ -294,6 +295,12 @@ BEGIN
     CROSS JOIN LATERAL jsonb_populate_record(NULL::public.initial_tray_items, k.content) s
     LEFT JOIN public.recipe_line_options o ON o.id = s.recipe_line_option_id
     LEFT JOIN public.recipe_lines l ON l.id = o.recipe_line_id
+    CROSS JOIN LATERAL (
+        SELECT EXISTS (
+            SELECT FROM public.recognitions r
+            JOIN public.menu_items m ON m.menu_id = r.menu_id AND m.external_id = o.external_id
+            WHERE r.id = k.recognition_id OFFSET 0) AS has_entry
+    ) menu
     WHERE k.relation = 'public.initial_tray_items' AND i.id = k.id
         AND (i.line_number, i.ordinal, i.metadata ->> 'qwen_label', i.menu_item_external_id)
             IS DISTINCT FROM (s.line_number, s.ordinal, s.metadata ->> 'qwen_label', s.menu_item_external_id);
