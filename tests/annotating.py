@@ -171,3 +171,11 @@ def give_receipt(dataset: Path, number: int, receipt: list[Any] | None) -> None:
     if receipt is not None:
         path = folder / f"{number}_recognition_2025-10-11_correct_dishes.json"
         path.write_text(json.dumps(receipt, ensure_ascii=False), encoding="utf-8")
+
+
+def give_menu(dataset: Path, number: int, external_ids: Iterable[str]) -> None:
+    folder = world.folders(dataset)[number]
+    for path in folder.glob("*AM.json"):
+        path.unlink()
+    entries = [{"ExternalId": one, "Name": f"dish {one}", "Category": "", "Price": 10} for one in external_ids]
+    (folder / f"{number}_recognition_2025-10-11_AM.json").write_text(json.dumps(entries), encoding="utf-8")

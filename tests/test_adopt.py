@@ -21,7 +21,7 @@ from pipeline.database import Connection
 from pipeline.errors import DatabaseUnavailable
 from pipeline.storage import Storage
 from tests import annotating, older_script, world
-from tests.annotating import Run, give_receipt, ids_of, key_of, value_of, write
+from tests.annotating import Run, give_menu, give_receipt, ids_of, key_of, value_of, write
 from tests.random_trays import random_boxes, random_receipt
 from tests.services import MakeDataset, Start, fresh_database
 from tests.test_app_project import COLUMNS, rows_of
@@ -34,6 +34,7 @@ RECEIPT = [
     {"Count": 1, "Dishes": [{"Name": "tea", "ExternalId": "2"}, {"Name": "juice", "ExternalId": "3"}]},
     {"Count": 1, "Dishes": [{"Name": "bread", "ExternalId": "4"}]},
 ]
+ENTRIES = "public.recognition_active_menu_items"
 #: What the older script kept of the model's boxes, of camera 1.
 BOXES = (("dish_0", 10, 20.5, 50, 40), ("dish_1", 60.125, 20, 30, 30), ("dish_7", 5, 5, 9, 9), ("plate", 1, 1, 99, 88))
 
@@ -402,6 +403,129 @@ def test_a_reset_of_an_adopted_batch_removes_its_rows_and_objects_alone(run: Run
     assert run("reset", "--batch-id", "b1", "--confirm").code == 0
     assert world.objects(project.settings) == {}
     assert world.query(dsn, "SELECT * FROM public.recognitions") == []
+
+
+def test_a_reset_of_an_adopted_batch_is_refused_over_work_on_its_entries(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *_ = project.numbers
+    reset = ("reset", "--batch-id", "manual_load", "--confirm")
+    world.query(
+        dsn,
+        f"CREATE TABLE public.entry_work (entry bigint REFERENCES {ENTRIES} (id) ON DELETE CASCADE);"
+        f"INSERT INTO public.entry_work SELECT id FROM {ENTRIES}",
+    )
+    refused = run(*reset)
+    assert (refused.code, "public.entry_work (" in refused.err) == (4, True)
+    project.check()
+    world.query(dsn, "DROP TABLE public.entry_work")
+    # Nor does an entry go that is newer than the adoption.
+    world.query(dsn, f"INSERT INTO {ENTRIES} (recognition_id, external_id, name) VALUES (%s, '888', 'x')", (first,))
+    refused = run(*reset)
+    assert (refused.code, f"{ENTRIES} (1 row, to public.recognitions)" in refused.err) == (4, True)
+    world.query(dsn, f"DELETE FROM {ENTRIES} WHERE external_id = '888'")
+    project.check()
+    assert run(*reset).code == 0
+    assert world.query(dsn, f"SELECT id FROM {ENTRIES} WHERE recognition_id = {first}") == []
+
+
+def test_entries_of_an_adopted_version_go_with_its_reset(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *_ = project.numbers
+    for path in project.dataset.rglob("*AM.json"):
+        path.unlink()
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    assert run("reset", "--batch-id", "manual_load", "--confirm").code == 0
+    assert world.query(dsn, f"SELECT id FROM {ENTRIES} WHERE recognition_id = {first}") == []
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0
+    assert world.query(dsn, f"SELECT id FROM public.recognitions WHERE id = {first}") == []
+
+
+def test_entries_that_people_changed_after_a_forced_load_stay(run: Run, project: Project, dsn: str) -> None:
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, second, *_ = project.numbers
+    row = f"SELECT e.*::text FROM {ENTRIES} e WHERE recognition_id = {second} ORDER BY id"
+    before = world.query(dsn, row)
+    [(edited,)] = world.query(dsn, f"SELECT min(external_id) FROM {ENTRIES} WHERE recognition_id = {first}")
+
+    def prices(number: int) -> dict[str, int | None]:
+        shown = f"SELECT external_id, price::integer FROM {ENTRIES} WHERE recognition_id = {number}"
+        return dict(world.query(dsn, f"{shown} AND external_id IN ('777', '888', '{edited}')"))
+
+    menus = {"b1": ["888", edited], "b2": ["888", edited], "b3": [edited], "b4": ["777"]}
+    for batch_id, menu in menus.items():
+        for number in project.numbers:
+            give_menu(project.dataset, number, menu)
+        done = run("load", "--source", project.dataset, "--batch-id", batch_id, "--force")
+        assert done.code == 0, done.err
+        assert prices(second) == {edited: None} | dict.fromkeys(menu, 10)
+        if batch_id == "b1":
+            assert prices(first) == prices(second)
+            world.query(dsn, f"UPDATE {ENTRIES} SET price = 3 WHERE recognition_id = {first} AND price = 10")
+        else:
+            assert prices(first) == {"888": 3, edited: 3} | ({"777": 10} if "777" in menu else {})
+    kept = "SELECT batch_id, right(message, 3) FROM ingest.notices WHERE code = 'menu_entry_kept' ORDER BY id"
+    assert world.query(dsn, kept) == [("b2", ": 2"), ("b3", ": 1")]
+    for batch_id in reversed(menus):
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+    assert prices(first) == {"888": 3, edited: 3}
+    assert world.query(dsn, row) == before
+
+
+def test_entries_that_the_app_deleted_do_not_stop_the_way_back(run: Run, project: Project, dsn: str) -> None:
+    world.query(
+        dsn,
+        f"INSERT INTO {ENTRIES} (recognition_id, external_id, name) SELECT id, n, 'x'"
+        " FROM public.recognitions, unnest('{1,4}'::text[]) AS n ON CONFLICT DO NOTHING;"
+        "UPDATE public.initial_tray_items i SET menu_item_external_id = o.external_id"
+        " FROM public.recipe_line_options o WHERE o.id = i.recipe_line_option_id",
+    )
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    first, *others = project.numbers
+    # The line of 1 goes, that of 4 stays.
+    for number in project.numbers:
+        give_receipt(project.dataset, number, RECEIPT[1:])
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    world.query(
+        dsn, f"UPDATE public.initial_tray_items SET menu_item_external_id = NULL WHERE recognition_id = {first}"
+    )
+    world.query(dsn, f"DELETE FROM {ENTRIES} WHERE recognition_id = {first} AND external_id IN ('1', '4')")
+    done = run("reset", "--batch-id", "b1", "--confirm")
+    assert done.code == 0, done.err
+    found = world.query(
+        dsn,
+        "SELECT recognition_id, menu_item_external_id FROM public.initial_tray_items"
+        " WHERE recipe_line_option_id IS NOT NULL ORDER BY 1, 2",
+    )
+    assert found == sorted([(first, None)] * 3 + [(one, entry) for one in others for entry in "114"])
+
+
+def test_an_entry_that_a_person_chose_or_cleared_survives_the_way_back(run: Run, project: Project, dsn: str) -> None:
+    first, second, third, fourth = project.numbers
+    bread = "public.initial_tray_items SET menu_item_external_id = %s WHERE metadata ->> 'name' = 'bread'"
+    known = f"INSERT INTO {ENTRIES} (recognition_id, external_id, name) VALUES (%s, '4', 'x')"
+    for number in (second, third):
+        world.query(dsn, known, (number,))
+        world.query(dsn, f"UPDATE {bread} AND recognition_id = %s", ("4", number))
+    assert run("migrate").code == 0
+    assert run("adopt", "--confirm").code == 0
+    for number in project.numbers:
+        give_menu(project.dataset, number, ["1"] if number == fourth else ["1", "4"])
+    assert run("load", "--source", project.dataset, "--batch-id", "b1", "--force").code == 0
+    found = "SELECT recognition_id, menu_item_external_id FROM public.initial_tray_items"
+    found += " WHERE metadata ->> 'name' = 'bread' ORDER BY 1"
+    assert world.query(dsn, found) == [(first, "4"), (second, "4"), (third, "4"), (fourth, None)]
+    world.query(dsn, f"UPDATE {bread} AND recognition_id = %s", (None, second))
+    world.query(dsn, known, (fourth,))
+    world.query(dsn, f"UPDATE {bread} AND recognition_id = %s", ("4", fourth))
+    assert run("load", "--source", project.dataset, "--batch-id", "b2", "--force").code == 0
+    assert world.query(dsn, found) == [(first, "4"), (second, None), (third, "4"), (fourth, "4")]
+    for batch_id in ("b2", "b1"):
+        assert run("reset", "--batch-id", batch_id, "--confirm").code == 0
+    assert world.query(dsn, found) == [(first, None), (second, None), (third, "4"), (fourth, "4")]
 
 
 def test_a_load_by_the_name_of_an_adopted_batch_that_was_reset_is_one_of_ours(

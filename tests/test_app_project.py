@@ -133,3 +133,25 @@ def test_what_people_work_on_stays_and_is_noticed(
     kept = {key: digest for key, digest in world.objects(settings).items() if not key.startswith("b2/")}
     assert kept == objects
     assert not any(key.startswith(f"b2/recognitions/{first}/") for key in world.objects(settings))
+
+
+def test_a_reset_that_would_delete_entries_of_others_is_refused(run: Run, own_dataset: MakeDataset, dsn: str) -> None:
+    assert run("migrate").code == 0
+    dataset = own_dataset(2)
+    for path in dataset.rglob("*AM.json"):
+        path.unlink()
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    table = "public.recognition_active_menu_items"
+    world.query(
+        dsn,
+        f"CREATE TABLE public.entry_work (entry bigint REFERENCES {table} (id) ON DELETE CASCADE);"
+        f"INSERT INTO {table} (recognition_id, external_id, name) VALUES (%s, '888', 'of the app')",
+        (ids_of(dataset)[0],),
+    )
+    world.query(dsn, f"INSERT INTO public.entry_work SELECT id FROM {table} WHERE external_id = '888'")
+    assert f"blocked by {table}: 1 row" in run("reset", "--batch-id", "b1", "--dry-run").out
+    refused = run("reset", "--batch-id", "b1", "--confirm")
+    assert (refused.code, f"{table} (1 row, to public.recognitions)" in refused.err) == (4, True)
+    assert world.query(dsn, "SELECT count(*) FROM public.entry_work") == [(1,)]
+    world.query(dsn, f"DELETE FROM {table} WHERE external_id = '888'")
+    assert run("reset", "--batch-id", "b1", "--confirm").code == 0

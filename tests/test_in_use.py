@@ -27,7 +27,7 @@ from pipeline.steps.in_use import set_aside
 from pipeline.steps.reset import reset_batch
 from pipeline.storage import Storage
 from tests import annotating, world
-from tests.annotating import RECEIPT, Run, give_receipt, ids_of, key_of, value_of, write
+from tests.annotating import RECEIPT, Run, give_menu, give_receipt, ids_of, key_of, value_of, write
 from tests.people import NOTES, WORK, People
 from tests.services import MakeDataset, fresh_database
 from tests.sweeps import sweep
@@ -971,6 +971,74 @@ def test_menu_entries_that_others_added_or_changed_stay(
     world.query(dsn, f"DELETE FROM {table} WHERE external_id IN ('888', %s)", (edited,))
     assert run("reset", "--batch-id", "b1", "--confirm").code == 0
     assert shown() == {}
+
+
+@pytest.mark.parametrize("project", ["app"], indirect=True)
+@pytest.mark.parametrize("how", ["load", "load-qwen"])
+def test_an_entry_that_a_person_added_and_chose_stays_chosen(
+    how: str, run: Run, people: People, own_dataset: MakeDataset, dsn: str, tmp_path: Path
+) -> None:
+    dataset = own_dataset(2)
+    first, second = numbers = ids_of(dataset)
+    for number in numbers:
+        give_receipt(dataset, number, RECEIPT[1:])
+        give_menu(dataset, number, ["11", "12", "31"])
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    world.query(
+        dsn,
+        "INSERT INTO public.recognition_active_menu_items (recognition_id, external_id, name) VALUES (%s, '21', 'x');"
+        "UPDATE public.initial_tray_items SET menu_item_external_id = '21'"
+        " WHERE recognition_id = %s AND line_number = 1",
+        (first, first),
+    )
+    chosen = "SELECT recognition_id FROM public.initial_tray_items WHERE menu_item_external_id = '21'"
+    if how == "load":
+        for number in numbers:
+            next(world.folders(dataset)[number].rglob("*_Main.jpg")).write_bytes(jpeg(number))
+        assert run("load", "--source", dataset, "--batch-id", "b2", "--changed").code == 0
+        assert (notices(dsn, "b2"), shown(dsn, numbers)) == ([], ["b2"] * 2)
+    else:
+        for batch_id, left in (("q1", 10), ("q2", 30)):
+            file = write(tmp_path / "1.json", {key_of(number): value_of("dish_0", left=left) for number in numbers})
+            assert run("load-qwen", "--file", file, "--batch-id", batch_id, "--changed").code == 0
+            assert notices(dsn, batch_id) == []
+    assert world.query(dsn, chosen) == [(first,)]
+    # Without its line, the choice keeps the recognition.
+    for number in numbers:
+        give_receipt(dataset, number, RECEIPT[2:])
+    assert run("load", "--source", dataset, "--batch-id", "b3", "--changed").code == 0
+    assert (notices(dsn, "b3"), world.query(dsn, chosen)) == ([(first, "in_use", "discover")], [(first,)])
+    assert shown(dsn, [second]) == ["b3"]
+
+
+@pytest.mark.parametrize("project", ["app"], indirect=True)
+def test_an_entry_that_a_person_deleted_is_no_obstacle(
+    run: Run, people: People, own_dataset: MakeDataset, dsn: str, tmp_path: Path
+) -> None:
+    dataset = own_dataset(2)
+    first, second = numbers = ids_of(dataset)
+    for number in numbers:
+        give_receipt(dataset, number, RECEIPT)
+        give_menu(dataset, number, ["11", "12", "21", "31"])
+    assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
+    file = write(tmp_path / "1.json", {key_of(number): value_of("dish_0") for number in numbers})
+    assert run("load-qwen", "--file", file, "--batch-id", "q1").code == 0
+    world.query(
+        dsn,
+        "UPDATE public.initial_tray_items SET menu_item_external_id = NULL"
+        " WHERE recognition_id = %s AND menu_item_external_id = '21';"
+        "DELETE FROM public.recognition_active_menu_items WHERE recognition_id = %s AND external_id = '21'",
+        (first, first),
+    )
+    chosen = "SELECT recognition_id FROM public.initial_tray_items WHERE menu_item_external_id = '21'"
+    write(file, {key_of(number): value_of("dish_0", "dish_1", left=30) for number in numbers})
+    done = run("load-qwen", "--file", file, "--batch-id", "q2", "--changed")
+    assert (done.code, notices(dsn, "q2")) == (0, []), done.err
+    assert run("reset", "--batch-id", "q2", "--confirm").code == 0
+    assert world.query(dsn, chosen) == [(second,)]
+    # A load publishes the entry, and leaves the item as it is.
+    assert run("load", "--source", dataset, "--batch-id", "b2", "--force").code == 0
+    assert (shown(dsn, numbers), world.query(dsn, chosen)) == (["b2"] * 2, [(second,)])
 
 
 def test_an_adopted_recognition_is_loaded_by_force_once_nobody_works_on_it(

@@ -96,7 +96,7 @@ BEGIN
         coalesce(i.item_type::text <> kind.item_type OR CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
             (i.recipe_line_option_id IS NOT NULL AND line.options > 1) OR o.recipe_line_id <> place.line_id
             OR (i.line_number IS NOT NULL AND i.line_number IS DISTINCT FROM line.line_number)
-            OR (i.menu_item_external_id IS NOT NULL AND i.menu_item_external_id IS DISTINCT FROM o.external_id)
+            OR ingest.is_chosen(i.menu_item_external_id, i.recognition_id, i.ordinal, o.external_id)
             ELSE num_nonnulls(i.menu_item_external_id, i.recipe_line_option_id, i.recipe_line_id) > 0 END, false)
             AS is_decided
     FROM pg_temp.affected t

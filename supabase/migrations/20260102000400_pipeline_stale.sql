@@ -157,11 +157,11 @@ BEGIN
         JOIN public.menu_items f ON f.menu_id = t.menu_id AND f.external_id <> ALL (t.external_ids)
         JOIN public.recognition_active_menu_items e
             ON e.recognition_id = t.recognition_id AND e.external_id = f.external_id
-        -- An adopted recognition keeps the entries that it had, and any other what others added or changed.
-        WHERE CASE WHEN t.was_adopted THEN EXISTS (
+        -- What others added or changed stays, and an adopted recognition keeps the entries that it had.
+        WHERE (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata)
+            AND (NOT t.was_adopted OR EXISTS (
                 SELECT FROM pg_temp.kept_rows k
-                WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = e.id AND k.content IS NULL)
-            ELSE (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata) END
+                WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = e.id AND k.content IS NULL))
         GROUP BY e.id, t.recognition_id;
     END IF;
 

@@ -31,20 +31,18 @@ $$;
 CREATE OR REPLACE FUNCTION ingest.publish_menus() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
--- Store each menu content that pg_temp.affected needs and that is not there; note for publish_menu_entries() which menus the
--- recognitions have so far.
+-- Store each menu content that pg_temp.affected needs and that is not there; note in menu_former for the parts that follow
+-- which menus the recognitions have so far.
 DECLARE
     stored bigint;
 BEGIN
-    IF ingest.has_menu_table() THEN
-        CREATE TEMP TABLE menu_former ON COMMIT DROP AS
-        SELECT r.id AS recognition_id, r.menu_id
-        FROM pg_temp.affected t
-        JOIN public.recognitions r ON r.id = t.recognition_id
-        WHERE t.existing AND r.menu_id IS NOT NULL;
-        CREATE INDEX ON pg_temp.menu_former (recognition_id);
-        ANALYZE pg_temp.menu_former;
-    END IF;
+    CREATE TEMP TABLE menu_former ON COMMIT DROP AS
+    SELECT r.id AS recognition_id, r.menu_id
+    FROM pg_temp.affected t
+    JOIN public.recognitions r ON r.id = t.recognition_id
+    WHERE t.existing AND r.menu_id IS NOT NULL;
+    CREATE INDEX ON pg_temp.menu_former (recognition_id);
+    ANALYZE pg_temp.menu_former;
     WITH stored_menus AS (
         INSERT INTO public.menus (content_sha256)
         SELECT DISTINCT content_sha256 FROM pg_temp.menu_of ORDER BY content_sha256
@@ -104,8 +102,8 @@ CREATE OR REPLACE FUNCTION ingest.publish_menu_entries() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- Fill the app's table of menu entries, if there is one; of an entry that a menu has twice, the first counts. What others
--- added or changed stays: only an entry that is as the former menu has it is updated. ON CONFLICT costs a look-up of each
--- entry: a recognition that has none yet does without.
+-- added or changed stays: only an entry that is as the former menu or the adopted version has it is updated. ON CONFLICT
+-- costs a look-up of each entry: a recognition that has none yet does without.
 DECLARE
     written bigint := 0;
     n bigint;
@@ -145,14 +143,13 @@ BEGIN
                        recognition_active_menu_items.price, recognition_active_menu_items.metadata)
                     IS DISTINCT FROM (excluded.name, excluded.category, excluded.price, excluded.metadata)
                 AND (EXISTS (
-                    SELECT FROM pg_temp.affected t WHERE t.recognition_id = excluded.recognition_id AND t.was_adopted)
-                OR EXISTS (
                     SELECT FROM pg_temp.menu_former m
                     JOIN public.menu_items f ON f.menu_id = m.menu_id AND f.external_id = excluded.external_id
                     WHERE m.recognition_id = excluded.recognition_id
                         AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM
                             (recognition_active_menu_items.name, recognition_active_menu_items.category,
-                             recognition_active_menu_items.price, recognition_active_menu_items.metadata)))
+                             recognition_active_menu_items.price, recognition_active_menu_items.metadata))
+                OR ingest.is_as_adopted(to_jsonb(recognition_active_menu_items)))
         $conflict$ ELSE '' END
         USING filled;
         GET DIAGNOSTICS n = ROW_COUNT;
@@ -244,26 +241,33 @@ CREATE OR REPLACE FUNCTION ingest.publish_tray_items() RETURNS bigint
 LANGUAGE plpgsql
 AS $$
 -- A line of quantity n gives n FOOD items, of its option if it has only one; the model may add others. An item that
--- stays keeps all but its place, and the entry of the menu, unless a person chose that.
+-- stays keeps all but its place and, where menus are published, the entry of the menu, unless a person chose or cleared it.
 DECLARE
+    has_menus CONSTANT boolean := to_regclass('pg_temp.menu_former') IS NOT NULL;
     written bigint;
     moved bigint;
-    chosen bigint;
+    chosen bigint := 0;
 BEGIN
-    UPDATE public.initial_tray_items i
-    SET menu_item_external_id = menu.external_id
-    FROM pg_temp.wanted_items w
-    JOIN pg_temp.present_items p ON p.id = w.item_id AND NOT p.is_decided
-    LEFT JOIN LATERAL (
-        SELECT m.external_id
-        FROM public.recognitions r
-        JOIN public.menu_items m ON m.menu_id = r.menu_id AND m.external_id = w.option ->> 0
-        WHERE r.id = w.recognition_id
-        LIMIT 1
-    ) menu ON true
-    WHERE i.id = w.item_id AND w.source = 'RECIPE_LINE_OPTION' AND w.stays IS NOT true
-        AND i.menu_item_external_id IS DISTINCT FROM menu.external_id;
-    GET DIAGNOSTICS chosen = ROW_COUNT;
+    IF has_menus THEN
+        UPDATE public.initial_tray_items i
+        SET menu_item_external_id = menu.external_id
+        FROM pg_temp.wanted_items w
+        JOIN pg_temp.present_items p ON p.id = w.item_id AND NOT p.is_decided
+        LEFT JOIN LATERAL (
+            SELECT m.external_id
+            FROM public.recognitions r
+            JOIN public.menu_items m ON m.menu_id = r.menu_id AND m.external_id = w.option ->> 0
+            WHERE r.id = w.recognition_id
+            LIMIT 1
+        ) menu ON true
+        WHERE i.id = w.item_id AND w.source = 'RECIPE_LINE_OPTION' AND w.stays IS NOT true
+            AND i.menu_item_external_id IS DISTINCT FROM menu.external_id
+            AND (i.menu_item_external_id IS NOT NULL OR NOT EXISTS (
+                SELECT FROM pg_temp.menu_former f
+                JOIN public.menu_items m ON m.menu_id = f.menu_id AND m.external_id = menu.external_id
+                WHERE f.recognition_id = w.recognition_id OFFSET 0));
+        GET DIAGNOSTICS chosen = ROW_COUNT;
+    END IF;
 
     UPDATE public.initial_tray_items i
     SET line_number = w.line_number, ordinal = w.ordinal,
@@ -288,7 +292,10 @@ BEGIN
         SELECT i.external_id
         FROM public.recognitions r
         JOIN public.menu_items i ON i.menu_id = r.menu_id AND i.external_id = w.option ->> 0
-        WHERE r.id = w.recognition_id
+        -- Others may have deleted the entry since the menu was published.
+        WHERE r.id = w.recognition_id AND (has_menus OR EXISTS (
+            SELECT FROM public.recognition_active_menu_items e
+            WHERE e.recognition_id = r.id AND e.external_id = i.external_id OFFSET 0))
         LIMIT 1
     ) menu ON true
     WHERE w.item_id IS NULL

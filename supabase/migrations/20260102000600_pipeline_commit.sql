@@ -315,6 +315,23 @@ BEGIN
     PERFORM ingest.plan_adopted();
     PERFORM ingest.restore_adopted();
     PERFORM ingest.plan_affected(batch, locks);
+    -- The entries of an adopted version go with it; those that are newer than its adoption are of others.
+    IF target.adopted AND ingest.has_menu_table() THEN
+        INSERT INTO pg_temp.stale
+        SELECT 'public.recognition_active_menu_items'::regclass, e.id, t.recognition_id
+        FROM pg_temp.affected t
+        JOIN ingest.manifest m ON m.batch_id = batch AND m.recognition_id = t.recognition_id
+        JOIN ingest.batch_state s ON s.batch_id = batch AND s.step = 'copy' AND s.shard = m.shard
+        JOIN public.recognition_active_menu_items e ON e.recognition_id = t.recognition_id
+        WHERE (e.created_at > s.started_at) IS NOT TRUE
+            AND NOT EXISTS (SELECT FROM pg_temp.stale d
+                WHERE d.relation = 'public.recognition_active_menu_items'::regclass AND d.id = e.id)
+            AND NOT EXISTS (
+                SELECT FROM public.recognitions r
+                JOIN public.menu_items i ON i.menu_id = r.menu_id AND i.external_id = e.external_id
+                WHERE r.id = t.recognition_id AND t.batch_id IS NOT NULL);
+        ANALYZE pg_temp.stale;
+    END IF;
 END
 $$;
 

@@ -115,19 +115,53 @@ BEGIN
 END
 $$;
 
+CREATE OR REPLACE FUNCTION ingest.is_as_adopted(entry jsonb) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$
+-- Whether a menu entry, with its columns as an object, is as its copy from before the first batch of ours has it.
+    SELECT EXISTS (
+        SELECT FROM ingest.adopted_rows k
+        WHERE k.relation = 'public.recognition_active_menu_items' AND k.id = (entry ->> 'id')::bigint
+            AND (k.content -> 'name', k.content -> 'category', k.content -> 'price', k.content -> 'metadata')
+                = (entry -> 'name', entry -> 'category', entry -> 'price', entry -> 'metadata'))
+$$;
+
 CREATE OR REPLACE FUNCTION ingest.keep_adopted_entries() RETURNS void
 LANGUAGE plpgsql
 AS $$
--- Copy the menu entries of adopted recognitions that the next statement overwrites.
+-- Give back the menu entries of adopted recognitions that the former menu has, and the new one has not; copy those that
+-- the next statement overwrites. What others changed since a batch of ours wrote it stays.
 BEGIN
+    UPDATE public.recognition_active_menu_items e
+    SET name = s.name, category = s.category, price = s.price, metadata = s.metadata
+    FROM pg_temp.affected t
+    JOIN pg_temp.menu_former m ON m.recognition_id = t.recognition_id
+    JOIN public.recognitions r ON r.id = t.recognition_id
+    JOIN pg_temp.kept_rows k ON k.recognition_id = t.recognition_id
+        AND k.relation = 'public.recognition_active_menu_items'
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::public.recognition_active_menu_items, k.content) s
+    WHERE t.was_adopted AND k.content IS NOT NULL AND e.id = k.id
+        AND EXISTS (
+            SELECT FROM public.menu_items f
+            WHERE f.menu_id = m.menu_id AND f.external_id = e.external_id
+                AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata)
+            OFFSET 0)
+        AND NOT EXISTS (
+            SELECT FROM public.menu_items i WHERE i.menu_id = r.menu_id AND i.external_id = e.external_id OFFSET 0);
     INSERT INTO ingest.adopted_rows (relation, id, recognition_id, content)
     SELECT 'public.recognition_active_menu_items', e.id, t.recognition_id, to_jsonb(e)
     FROM pg_temp.affected t
     JOIN public.recognitions r ON r.id = t.recognition_id
     JOIN public.menu_items i ON i.menu_id = r.menu_id
     JOIN public.recognition_active_menu_items e ON e.recognition_id = r.id AND e.external_id = i.external_id
+    LEFT JOIN pg_temp.menu_former m ON m.recognition_id = r.id
     WHERE t.was_adopted AND NOT t.is_adopted
         AND (e.name, e.category, e.price, e.metadata) IS DISTINCT FROM (i.name, i.category, i.price, i.metadata)
+        AND (m.menu_id IS NULL OR EXISTS (
+            SELECT FROM public.menu_items f
+            WHERE f.menu_id = m.menu_id AND f.external_id = e.external_id
+                AND (f.name, f.category, f.price, f.metadata) IS NOT DISTINCT FROM (e.name, e.category, e.price, e.metadata)
+            OFFSET 0))
     ON CONFLICT (relation, id) DO NOTHING;
 END
 $$;
@@ -136,21 +170,32 @@ CREATE OR REPLACE FUNCTION ingest.insert_missing(wanted text) RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Insert the rows of pg_temp.missing (id, content) into a table, and note that they are there again; but for those that
--- reference what others deleted. A column that is newer than the copy gets its default.
+-- reference what others deleted, or without that reference if it is of several columns, as to an entry of a menu. A column
+-- that is newer than the copy gets its default.
 DECLARE
     columns text;
     condition text;
+    optional text[];
     names text[];
 BEGIN
-    FOR condition IN
-        SELECT format('(m.content ->> %1$L) IS NOT NULL AND NOT EXISTS (SELECT FROM %2$s p WHERE p.%3$I = (m.content ->> %1$L)::%4$s)',
-            a.attname, c.confrelid::regclass, b.attname, format_type(b.atttypid, NULL))
+    FOR condition, optional IN
+        SELECT string_agg(format('(m.content ->> %L) IS NOT NULL AND ', a.attname), '')
+            || format('NOT EXISTS (SELECT FROM %s p WHERE %s)', c.confrelid::regclass, string_agg(format(
+                'p.%I = (m.content ->> %L)::%s', b.attname, a.attname, format_type(b.atttypid, NULL)), ' AND ')),
+            array_agg(a.attname::text) FILTER (WHERE cardinality(c.conkey) > 1 AND NOT a.attnotnull)
         FROM pg_catalog.pg_constraint c
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
-        JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = c.confkey[1]
-        WHERE c.contype = 'f' AND c.conrelid = wanted::regclass AND cardinality(c.conkey) = 1
+        CROSS JOIN LATERAL unnest(c.conkey, c.confkey) AS k (own, target)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.own
+        JOIN pg_catalog.pg_attribute b ON b.attrelid = c.confrelid AND b.attnum = k.target
+        WHERE c.contype = 'f' AND c.conrelid = wanted::regclass
+        GROUP BY c.oid, c.confrelid
     LOOP
-        EXECUTE 'DELETE FROM pg_temp.missing m WHERE ' || condition;
+        IF optional IS NULL THEN
+            EXECUTE 'DELETE FROM pg_temp.missing m WHERE ' || condition;
+        ELSE
+            EXECUTE 'UPDATE pg_temp.missing m SET content = m.content || (SELECT jsonb_object_agg(name, NULL) '
+                'FROM unnest($1) AS name) WHERE ' || condition USING optional;
+        END IF;
     END LOOP;
     FOR names IN
         SELECT DISTINCT ARRAY(SELECT key FROM jsonb_object_keys(m.content) AS key ORDER BY key) FROM pg_temp.missing m
@@ -235,29 +280,33 @@ BEGIN
     ) was
     WHERE k.relation = 'public.recognitions' AND i.id = one.id AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
         AND (i.line_number IS NOT NULL OR NOT was.adopted);
-    -- What a person chose since stays chosen.
+    -- What a person chose or cleared since stays so: what is not as the menu gave it to an item of the version that goes.
     UPDATE public.initial_tray_items i
     SET line_number = s.line_number, ordinal = s.ordinal,
         metadata = ingest.label_with(i.metadata, s.metadata ->> 'qwen_label'),
-        menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND (i.menu_item_external_id IS NULL
-            OR i.menu_item_external_id = o.external_id AND NOT EXISTS (SELECT FROM public.recipe_line_options other
-                WHERE other.recipe_line_id = o.recipe_line_id AND other.id <> o.id))
-            THEN s.menu_item_external_id ELSE i.menu_item_external_id END
+        menu_item_external_id = CASE WHEN i.source = 'RECIPE_LINE_OPTION' AND i.ordinal IS NOT NULL
+            AND CASE WHEN menu.has_entry THEN i.menu_item_external_id = o.external_id AND NOT EXISTS (
+                    SELECT FROM public.recipe_line_options other
+                    WHERE other.recipe_line_id = o.recipe_line_id AND other.id <> o.id)
+                ELSE i.menu_item_external_id IS NULL END
+            -- Without the entry, if others deleted that.
+            THEN (SELECT s.menu_item_external_id WHERE NOT ingest.has_menu_table() OR EXISTS (
+                SELECT FROM public.recognition_active_menu_items e
+                WHERE e.recognition_id = i.recognition_id AND e.external_id = s.menu_item_external_id OFFSET 0))
+            ELSE i.menu_item_external_id END
     FROM pg_temp.restored k
     CROSS JOIN LATERAL jsonb_populate_record(NULL::public.initial_tray_items, k.content) s
     LEFT JOIN public.recipe_line_options o ON o.id = s.recipe_line_option_id
+    CROSS JOIN LATERAL (
+        SELECT EXISTS (
+            SELECT FROM public.recognitions r
+            JOIN public.menu_items m ON m.menu_id = r.menu_id AND m.external_id = o.external_id
+            WHERE r.id = k.recognition_id OFFSET 0) AS has_entry
+    ) menu
     WHERE k.relation = 'public.initial_tray_items' AND i.id = k.id
         AND (i.line_number, i.ordinal, i.metadata ->> 'qwen_label', i.menu_item_external_id)
             IS DISTINCT FROM (s.line_number, s.ordinal, s.metadata ->> 'qwen_label', s.menu_item_external_id);
     PERFORM ingest.insert_adopted('public.initial_tray_items');
-
-    IF ingest.has_menu_table() THEN
-        UPDATE public.recognition_active_menu_items e
-        SET name = s.name, category = s.category, price = s.price, metadata = s.metadata
-        FROM pg_temp.restored k
-        CROSS JOIN LATERAL jsonb_populate_record(NULL::public.recognition_active_menu_items, k.content) s
-        WHERE k.relation = 'public.recognition_active_menu_items' AND e.id = k.id;
-    END IF;
 END
 $$;
 
