@@ -698,14 +698,6 @@ def line_of(dsn: str, number: int, name: str) -> tuple[int, int]:
     return found[0][0], found[0][1]
 
 
-def give_menu(dataset: Path, number: int, *external_ids: str) -> None:
-    folder = world.folders(dataset)[number]
-    for path in folder.glob("*AM.json"):
-        path.unlink()
-    menu = [{"ExternalId": one, "Name": f"dish {one}", "Category": "c", "Price": 10} for one in external_ids]
-    (folder / f"{number}_recognition_2025-10-11_AM.json").write_text(json.dumps(menu), encoding="utf-8")
-
-
 ITEMS = """
     SELECT item_type::text, source::text, line_number, ordinal, recipe_line_id, recipe_line_option_id, id
     FROM public.initial_tray_items WHERE recognition_id = %s ORDER BY id"""
@@ -828,7 +820,7 @@ def test_a_choice_that_the_new_menu_lacks_is_in_use(
     first, second, third = ids_of(dataset)
     for number in (first, second, third):
         give_receipt(dataset, number, RECEIPT)
-        give_menu(dataset, number, "11", "12", "21", "31")
+        give_menu(dataset, number, ["11", "12", "21", "31"])
     assert run("load", "--source", dataset, "--batch-id", "b1").code == 0
     line, option = line_of(dsn, first, "Щи")
     choice = (
@@ -838,7 +830,7 @@ def test_a_choice_that_the_new_menu_lacks_is_in_use(
     world.query(dsn, choice, (option, line))
     before = rows_of(dsn, first)
     for number in (first, second):
-        give_menu(dataset, number, "11", "21", "31")
+        give_menu(dataset, number, ["11", "21", "31"])
     done = run("load", "--source", dataset, "--batch-id", "b2", "--changed")
     assert done.code == 0, done.err
     assert [(number, code) for number, code, _ in notices(dsn, "b2")] == [(first, "in_use")]
