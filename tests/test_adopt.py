@@ -581,9 +581,7 @@ def test_what_an_adopted_tray_lacks_is_noticed_and_no_difference(run: Run, proje
     assert run("verify").code == 5
 
 
-def test_a_tray_that_was_deleted_and_loaded_anew_is_of_its_former_batch_no_more(
-    run: Run, project: Project, dsn: str
-) -> None:
+def test_a_tray_that_was_deleted_and_loaded_anew_leaves_its_adopted_batch(run: Run, project: Project, dsn: str) -> None:
     assert run("migrate").code == 0
     assert run("adopt", "--confirm").code == 0
     first, second, *_ = project.numbers
@@ -605,7 +603,6 @@ def test_a_tray_that_was_deleted_and_loaded_anew_is_of_its_former_batch_no_more(
     assert adopted.code == 0, adopted.err
     assert [(one["id"], one["recognitions"]) for one in json.loads(adopted.out)["batches"]] == [("adopted_3", 2)]
     assert [world.query(dsn, found, (number,)) for number in kept] == [[("adopted_3",), ("b1",)]] * 2
-    assert json.loads(run("adopt", "--confirm", "--json").out)["batches"] == []
     counts = "SELECT id, recognitions, photos, bytes > 0 FROM ingest.batches WHERE adopted ORDER BY id"
     assert world.query(dsn, counts) == [
         ("adopted_1", 1, 2, True),
@@ -624,7 +621,6 @@ def test_a_tray_that_was_deleted_and_loaded_anew_is_of_its_former_batch_no_more(
     assert {key: now[1].get(key) for key in objects if key.startswith("recognitions/")} == {
         key: value for key, value in objects.items() if key.startswith("recognitions/")
     }
-    assert run("verify").code == 0
 
 
 @pytest.mark.slow
