@@ -81,7 +81,7 @@ CREATE OR REPLACE FUNCTION ingest.plan_items() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out present_items and wanted_items; item_id is that of the item that is there already. `is_decided` says that a
--- person has chosen what the receipt leaves open.
+-- person has chosen what the receipt leaves open, or an entry that the menu of the shown version lacks.
 BEGIN
     CREATE TEMP TABLE present_items ON COMMIT DROP AS
     SELECT i.recognition_id, i.id, i.item_type::text AS item_type, i.source::text AS source, place.line_id,
@@ -94,7 +94,9 @@ BEGIN
         i.metadata ->> 'qwen_label' AS label,
         CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
             (i.recipe_line_option_id IS NOT NULL AND line.has_ambiguity)
-            OR ingest.is_chosen(i.menu_item_external_id, i.recognition_id, i.ordinal, o.external_id)
+            OR (i.menu_item_external_id IS NOT NULL AND (i.menu_item_external_id IS DISTINCT FROM o.external_id
+                OR (i.ordinal IS NOT NULL AND NOT EXISTS (SELECT FROM public.recognitions r JOIN public.menu_items m
+                    ON m.menu_id = r.menu_id AND m.external_id = o.external_id WHERE r.id = i.recognition_id OFFSET 0))))
             ELSE i.menu_item_external_id IS NOT NULL OR i.recipe_line_option_id IS NOT NULL END AS is_decided
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
@@ -190,9 +192,7 @@ BEGIN
     ) a
     JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
     LEFT JOIN pg_temp.kept_rows kept ON kept.relation = 'public.initial_annotations' AND kept.id = a.id
-    CROSS JOIN LATERAL (
-        SELECT coalesce(a.label, kept.label, item.metadata ->> 'qwen_label', '') AS label
-    ) label
+    CROSS JOIN LATERAL (SELECT coalesce(a.label, kept.label, item.metadata ->> 'qwen_label', '') AS label) label
     WHERE t.existing AND a.source = 'MODEL';
     CREATE INDEX ON pg_temp.present_annotations (recognition_id, camera_number, label, bbox);
     CREATE UNIQUE INDEX ON pg_temp.present_annotations (id);
