@@ -203,17 +203,6 @@ AS $$
     WHERE oid = 'public.recognition_active_menu_items'::regclass
 $$;
 
-CREATE OR REPLACE FUNCTION ingest.is_chosen(entry text, recognition bigint, ordinal integer, option text) RETURNS boolean
-LANGUAGE sql STABLE
-AS $$
--- Whether a person chose the menu entry of an item: another one than that of its option or, of an item of ours, one that
--- the menu lacks with which the recognition was loaded.
-    SELECT entry IS NOT NULL AND (entry IS DISTINCT FROM option OR (ordinal IS NOT NULL AND NOT EXISTS (
-        SELECT FROM public.recognitions r
-        JOIN public.menu_items m ON m.menu_id = r.menu_id AND m.external_id = option
-        WHERE r.id = recognition)))
-$$;
-
 CREATE OR REPLACE FUNCTION ingest.find_references(locking boolean)
 RETURNS TABLE (recognition_id bigint, app regclass, target regclass, referencing bigint)
 LANGUAGE plpgsql

@@ -82,7 +82,8 @@ CREATE OR REPLACE FUNCTION ingest.plan_items() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out present_items and wanted_items; item_id is that of the item that is there already. `is_decided` says that a
--- person has chosen what the receipt leaves open, or another type or line; by its place, an item is FOOD or PLATE.
+-- person has chosen what the receipt leaves open, an entry that the menu of the shown version lacks, or another type or
+-- line; by its place, an item is FOOD or PLATE.
 BEGIN
     CREATE TEMP TABLE present_items ON COMMIT DROP AS
     SELECT i.recognition_id, i.id, kind.item_type, i.source::text AS source, place.line_id, place.line_number,
@@ -96,9 +97,10 @@ BEGIN
         coalesce(i.item_type::text <> kind.item_type OR CASE WHEN i.source = 'RECIPE_LINE_OPTION' THEN
             (i.recipe_line_option_id IS NOT NULL AND line.options > 1) OR o.recipe_line_id <> place.line_id
             OR (i.line_number IS NOT NULL AND i.line_number IS DISTINCT FROM line.line_number)
-            OR ingest.is_chosen(i.menu_item_external_id, i.recognition_id, i.ordinal, o.external_id)
-            ELSE num_nonnulls(i.menu_item_external_id, i.recipe_line_option_id, i.recipe_line_id) > 0 END, false)
-            AS is_decided
+            OR (i.menu_item_external_id IS NOT NULL AND (i.menu_item_external_id IS DISTINCT FROM o.external_id
+                OR (i.ordinal IS NOT NULL AND NOT EXISTS (SELECT FROM public.recognitions r JOIN public.menu_items m
+                    ON m.menu_id = r.menu_id AND m.external_id = o.external_id WHERE r.id = i.recognition_id OFFSET 0))))
+            ELSE num_nonnulls(i.menu_item_external_id, i.recipe_line_option_id, i.recipe_line_id) > 0 END, false) AS is_decided
     FROM pg_temp.affected t
     CROSS JOIN LATERAL (
         SELECT item.* FROM public.initial_tray_items item WHERE item.recognition_id = t.recognition_id OFFSET 0
@@ -187,9 +189,7 @@ BEGIN
     ) a
     JOIN public.initial_tray_items item ON item.id = a.initial_tray_item_id
     LEFT JOIN pg_temp.kept_rows kept ON kept.relation = 'public.initial_annotations' AND kept.id = a.id
-    CROSS JOIN LATERAL (
-        SELECT coalesce(a.label, kept.label, item.metadata ->> 'qwen_label', '') AS label
-    ) label
+    CROSS JOIN LATERAL (SELECT coalesce(a.label, kept.label, item.metadata ->> 'qwen_label', '') AS label) label
     WHERE t.existing AND a.source = 'MODEL';
     CREATE INDEX ON pg_temp.present_annotations (recognition_id, camera_number, label, bbox);
     CREATE UNIQUE INDEX ON pg_temp.present_annotations (id);
