@@ -5,7 +5,8 @@ CREATE OR REPLACE FUNCTION ingest.plan_lines() RETURNS void
 LANGUAGE plpgsql
 AS $$
 -- Work out menu_of and wanted_lines; line_id is that of the line that is there already and means the same. What an
--- adopted batch holds has no raw rows: it stays as it is, and so does every line that keeps_receipt.
+-- adopted batch holds has no raw rows: it stays as it is, and so does every line that keeps_receipt. Of these,
+-- plan_items() counts the items; until then their quantity is a usual one, for the statistics.
 BEGIN
     CREATE TEMP TABLE menu_of ON COMMIT DROP AS
     SELECT DISTINCT ON (m.batch_id, m.sha256)
@@ -35,8 +36,7 @@ BEGIN
     CROSS JOIN LATERAL jsonb_array_elements(ingest.array_of(r.receipt)) WITH ORDINALITY AS l (line, line_number)
     WHERE NOT t.keeps_receipt;
     CREATE UNIQUE INDEX ON pg_temp.wanted_lines (recognition_id, line_number);
-    -- Before the update below: the transaction could not use an index that is created after it.
-    CREATE INDEX ON pg_temp.wanted_lines (line_id);
+    CREATE INDEX ON pg_temp.wanted_lines (line_id); -- before the update below, or the transaction could not use it
     ANALYZE pg_temp.wanted_lines;
 
     CREATE TEMP TABLE present_lines ON COMMIT DROP AS
@@ -71,7 +71,7 @@ BEGIN
     JOIN pg_temp.present_lines p USING (recognition_id, meaning, nth)
     WHERE w.recognition_id = a.recognition_id AND w.line_number = a.line_number;
     INSERT INTO pg_temp.wanted_lines (recognition_id, existing, line_number, quantity, line_id, former_number, stays)
-    SELECT p.recognition_id, true, p.line_number, 0, p.id, p.line_number, true
+    SELECT p.recognition_id, true, p.line_number, 1, p.id, p.line_number, true
     FROM pg_temp.present_lines p
     WHERE p.stays;
     ANALYZE pg_temp.wanted_lines;
