@@ -112,8 +112,8 @@ BEGIN
                 THEN coalesce(i.line_number, ingest.line_of(i.metadata ->> 'qwen_label')) END AS line_number
     ) place
     CROSS JOIN LATERAL (
-        SELECT CASE WHEN i.source = 'MODEL' AND i.ordinal IS NULL THEN i.item_type::text
-            WHEN place.line_number = 0 THEN 'PLATE' ELSE 'FOOD' END AS item_type
+        SELECT CASE WHEN CASE WHEN i.source = 'MODEL' AND num_nulls(i.ordinal, place.line_number) > 0
+            THEN i.item_type = 'PLATE' ELSE place.line_number = 0 END THEN 'PLATE' ELSE 'FOOD' END AS item_type
     ) kind
     LEFT JOIN pg_temp.present_lines line ON line.id = place.line_id
     WHERE t.existing AND i.source IN ('RECIPE_LINE_OPTION', 'MODEL')
