@@ -66,6 +66,7 @@ def test_both_sizes_and_this_test_give_the_same_arguments() -> None:
         assert set(question.small) == set(question.full) == set(TINY[name]) - {"delay"}
 
 
+@pytest.mark.slow
 def test_recognitions_made_with_sql_are_as_finished_batches_leave_them(place: Bench) -> None:
     dataset = place.dataset(3)
     with place.world() as world:

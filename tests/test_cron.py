@@ -149,6 +149,7 @@ def test_a_successful_night_sends_no_mail(cron: Cron, settings: Settings, datase
     assert os.listdir(cron.folder.parent / "home") == []
 
 
+@pytest.mark.slow
 def test_a_failure_sends_its_cause_and_the_second_run_finishes_the_batch(
     cron: Cron, settings: Settings, dataset: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_two_loads_at_once_run_one_after_the_other(cron: Cron, settings: Setting
     world.check(settings, (dataset, first_batch(settings), None))
 
 
+@pytest.mark.slow
 def test_a_killed_load_leaves_no_lock_and_the_next_run_resumes_it(
     cron: Cron, settings: Settings, dataset: Path
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_forced_load_keeps_the_annotations_and_pairs_them_with_the_new_receipt
     assert (third, "FOOD", "MODEL", 1, 1) not in now
 
 
+@pytest.mark.slow
 def test_a_recognition_that_is_loaded_again_after_a_reset_has_its_annotations_again(
     run: Run, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:

@@ -221,6 +221,7 @@ def test_status_shows_the_last_look_and_load_and_how_old_the_data_is(
     assert ("more:" in everything.out, everything.out.count("  reset  ")) == (False, 12)
 
 
+@pytest.mark.slow
 def test_a_bare_luigi_command_ends_with_0_where_nothing_is_to_load(
     run: Run, start: Start, own_dataset: MakeDataset, dsn: str
 ) -> None:

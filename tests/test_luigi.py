@@ -212,6 +212,7 @@ def test_stopped_under_luigid_the_same_command_finishes_it_at_once(
     world.check(settings, (small_dataset(40), "b1", None))
 
 
+@pytest.mark.slow
 @habit("Workers", "the same batch twice at once", "works where the first ends soon, else refused")
 def test_a_second_run_of_a_batch_waits_or_is_refused(
     start: Start, small_dataset: MakeDataset, settings: Settings

@@ -156,6 +156,7 @@ BLOCKING = {
 }
 
 
+@pytest.mark.slow
 def test_rows_of_other_tables_that_reference_what_would_go_refuse_the_reset(
     load: LoadBatch, command: Command, small_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:

@@ -110,6 +110,7 @@ def test_readers_see_the_former_version_until_the_commit_of_the_forced_one(
         assert set(after[name]) > set(before[name]), name
 
 
+@pytest.mark.slow
 def test_reset_of_the_superseded_version_changes_nothing_that_readers_see(
     load: LoadBatch, command: Command, own_dataset: MakeDataset, settings: Settings, dsn: str
 ) -> None:

@@ -299,6 +299,7 @@ def test_broken_recognitions_alone(tmp_path: Path) -> None:
     assert len(written.annotations) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recognitions", "is_held"), [(1, True), (120, False)])
 def test_the_command_says_that_a_load_of_a_small_sample_is_held(
     recognitions: int,

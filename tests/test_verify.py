@@ -312,6 +312,7 @@ def test_a_service_that_is_away_is_no_difference(
 # Which batches
 
 
+@pytest.mark.slow
 def test_unfinished_batches_are_left_out_and_named(
     command: Command,
     load: LoadBatch,
