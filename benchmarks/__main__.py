@@ -91,7 +91,7 @@ QUESTIONS: dict[str, Question] = {
         "A night without anything to load: the look at what is loaded",
         nights,
         {"recognitions": 200, "repeats": 1},
-        {"recognitions": 10_000, "repeats": 5},
+        {"recognitions": 16_000, "repeats": 5},
     ),
     "graph": Question(
         "Graph: shards of one small recognition",
