@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
@@ -64,7 +65,8 @@ def usual_sources() -> Iterator[Path]:
     home = Path(os.path.expanduser("~"))  # `Path.home()` raises an error for a user without one
     places = ((Path(), "dataset"), (Path(), "RRS_Dataset*"), (home / "Downloads", "RRS_Dataset*"))
     for folder, pattern in (*places, (home, "RRS_Dataset*")):
-        yield from filter(os.path.isdir, sorted(folder.glob(pattern)))  # False where it cannot be looked up
+        # These functions of the standard library find nothing where a folder may not be searched; Path's raise.
+        yield from filter(os.path.isdir, (folder / name for name in sorted(glob.glob(pattern, root_dir=folder))))
 
 
 def list_folders(source: Path, files: Counter[str]) -> Iterator[Folder | Reject | Notice]:
