@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
+
+_LISTED = 10
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Return a count with its noun, as `1 photo` or `2 photos`; the plural is given where an s does not make it."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def listed(items: Sequence[object]) -> str:
+    """Return the first ten items, separated by commas, and how many more there are."""
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(map(str, items[:_LISTED])) + more
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ from pipeline.cli.completion import complete_values
 from pipeline.config import command_line
 from pipeline.dataset.records import MAXIMUM_BIGINT
 from pipeline.errors import UsageError
+from pipeline.files import may_replace
 from pipeline.observe.logger import say, show, writes_json
 
 #: Runs a command; returns its exit code, None for success.
@@ -246,7 +247,7 @@ def _add_metrics_file(one: _Parser) -> None:
 def _new_file(text: str) -> Path:
     path = Path(os.path.realpath(text))  # what writes it replaces a link, and would replace a device
     with suppress(OSError):  # of a name that is too long, or in a folder that may not be searched
-        if (path.is_file() or not path.exists()) and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK):
+        if may_replace(path) and path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK):
             return path
     raise argparse.ArgumentTypeError(f"{text} is no file in an existing, writable folder")
 

@@ -20,7 +20,7 @@ def look_finding(looks: Sequence[Any], max_age: float | None) -> Finding:
     """Return how old the last looks are, by the rows of list_looks: a problem if one is older than so many hours.
 
     A kind of source at which nobody looks regularly is not expected again while there are younger looks at another one.
-    Looks are regular if the last ones came at most so many hours apart on average, and not all in one such time.
+    Looks are regular if the last ones came at most so many hours apart on average, and not all within so many.
     """
     message, old = "No source was looked at yet.", list[str]()
     if looks:

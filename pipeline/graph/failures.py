@@ -83,7 +83,7 @@ def exit_on_error(interrupts: Interrupts) -> Iterator[None]:
     """End Luigi's command with an error of the block, and with the exit code of Luigi's [retcode], or with 130.
 
     Any other exception ends it in the same way, with its traceback. A signal between two such blocks, in code of Luigi,
-    is one of the second.
+    is raised in the second one.
     """
     try:
         interrupts.begin()

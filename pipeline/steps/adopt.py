@@ -16,7 +16,7 @@ from pipeline.database import Connection, Database
 from pipeline.errors import RefusedError, UnfinishedError, UsageError
 from pipeline.steps.discover import shard_size
 from pipeline.storage import Storage
-from pipeline.units import counted
+from pipeline.units import counted, listed
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,7 @@ def forget(database: Database, *, keep: bool) -> Forgotten:
         require_schema(connection)
         connection.enqueue("lock_commits")
         if over := [row.id for row in connection.execute("find_over_adopted")]:
-            message = f"Adopted recognitions were loaded or annotated again since, by {', '.join(over[:10])}"
-            message += f" and {len(over) - 10} more." if len(over) > 10 else "."
+            message = f"Adopted recognitions were loaded or annotated again since, by {listed(over)}."
             hint = f"First give them back as they were: `{connection.command(f'reset --batch-id {over[0]}')}`."
             raise RefusedError(message, hint)
         if left := connection.execute("find_adopted_resetting"):

@@ -141,7 +141,8 @@ def _discover(connection: Connection, request: Request, progress: Progress) -> D
     connection.execute("mark_over", kind=request.kind, source=request.source)
     known = connection.one("drop_known", force=request.force).rejects
     seen.changed += connection.one("drop_not_taken").changed
-    rejects, notices = (dict(connection.execute(f"count_found_{what}")) for what in ("rejects", "notices"))
+    rejects = dict(connection.execute("count_found_rejects"))
+    notices = dict(connection.execute("count_found_notices"))
     is_made = bool(rejects or connection.one("count_staged").staged)
     numbers = seen.counts()
     if request.kind == KIND_LOAD:

@@ -27,13 +27,12 @@ from pipeline.observe.logger import say
 from pipeline.observe.progress import ProgressCounter
 from pipeline.steps.parallel import in_threads, pages
 from pipeline.storage import PAGE, Storage, StoredObject
-from pipeline.units import counted, size
+from pipeline.units import counted, listed, size
 
 logger = logging.getLogger(__name__)
 
 _THREADS = 4
 _ROUNDS = 3
-_SHOWN = 10
 _HINT = "Look at the Storage server's log; is another machine still uploading?"
 
 
@@ -177,9 +176,8 @@ def _list_lost(connection: Connection, batch_id: str) -> list[int]:
 
 
 def _describe_lost(lost: Sequence[int]) -> str:
-    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
     which = f"{counted(len(lost), 'recognition')} that others loaded anew or took over"
-    return f"images of {which} name objects that would be deleted: {', '.join(map(str, lost[:_SHOWN]))}{more}"
+    return f"images of {which} name objects that would be deleted: {listed(lost)}"
 
 
 def lost_error(batch_id: str, lost: Sequence[int]) -> RefusedError:
